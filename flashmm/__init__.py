@@ -1,0 +1,38 @@
+"""Many linear mixed models that share one design, fitted from summary statistics."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from flashmm import simulate
+from flashmm.contrast_results import TTestResults
+from flashmm.exceptions import (
+    ConvergenceWarning,
+    FlashMMError,
+    InputError,
+    MissingSamplesWarning,
+)
+from flashmm.feature_results import FeatureResults
+from flashmm.inference.contrasts import contrast_matrix
+from flashmm.model import MultiLMM
+from flashmm.results import MultiLMMResults
+from flashmm.solvers.status import Status
+from flashmm.summary_stats import SummaryStats
+
+try:
+    __version__ = version("flashmm")
+except PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "ConvergenceWarning",
+    "FeatureResults",
+    "FlashMMError",
+    "InputError",
+    "MissingSamplesWarning",
+    "MultiLMM",
+    "MultiLMMResults",
+    "Status",
+    "SummaryStats",
+    "TTestResults",
+    "contrast_matrix",
+    "simulate",
+]

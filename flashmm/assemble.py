@@ -1,0 +1,145 @@
+"""From a solution in internal units to results in the units of Y, verdicts included."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from flashmm.likelihood.estimates import fixed_effects
+from flashmm.results import FitOptions, MultiLMMResults
+from flashmm.solvers.status import Status
+from flashmm.storage import feature_coordinate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.likelihood.general import GeneralLikelihood
+    from flashmm.likelihood.projection import Projection
+    from flashmm.solvers.base import Solution
+    from flashmm.summary_stats import SummaryStats
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["assemble_results"]
+
+# An unfinished ML fit this close to a singular V is on its way to an infinite likelihood.
+_SINGULAR_V = 1e-7
+
+
+def assemble_results(
+    stats: SummaryStats,
+    projection: Projection,
+    likelihood: GeneralLikelihood,
+    solution: Solution,
+    options: FitOptions,
+) -> MultiLMMResults:
+    """Scale a solution back, add the fixed effects, settle the verdicts and label all of it."""
+    status = _verdicts(projection, likelihood, solution, options)
+    theta = solution.theta.copy()
+    theta[status == Status.NO_MAXIMUM] = np.nan
+    beta, se_beta, indefinite = _fixed_effects(stats, projection, theta, options.memory)
+    status[indefinite & (status == Status.CONVERGED)] = Status.INDEFINITE
+
+    known = np.asarray(np.isfinite(theta).all(axis=1))
+    unit = projection.param_scale * projection.scale[:, None]
+    loglik = np.where(known, _natural_loglik(projection, solution, options.method), np.nan)
+    with np.errstate(invalid="ignore"):
+        score = np.where(known[:, None], solution.evaluation.score / unit, np.nan)
+    se_theta = np.full_like(theta, np.nan)
+    se_theta[known] = _standard_errors(solution.evaluation.expected[known]) * unit[known]
+    natural = projection.to_natural(theta)
+    natural[status == Status.ZERO_VARIANCE] = 0.0
+
+    coefs, params = list(stats.coef_names), list(stats.structure.param_names)
+    dims = ("feature", "coef"), ("feature", "param")
+    ds = xr.Dataset(
+        {
+            "beta": (dims[0], beta),
+            "se_beta": (dims[0], se_beta),
+            "theta": (dims[1], natural),
+            "se_theta": (dims[1], se_theta),
+            "score": (dims[1], score),
+            "loglik": (("feature",), loglik),
+            "n_iter": (("feature",), solution.n_iter),
+            "status": (("feature",), status),
+        },
+        coords={
+            "feature": feature_coordinate(stats),
+            "coef": np.array(coefs, dtype=object),
+            "param": np.array(params, dtype=object),
+        },
+        attrs={**asdict(options), "nobs": stats.n, "df_resid": stats.n - stats.p},
+    )
+    return MultiLMMResults(ds, stats, options, projection)
+
+
+def _natural_loglik(projection: Projection, solution: Solution, method: str) -> FloatArray:
+    """Undo the scaling of y; REML loses 1/2 log|X'X| to have lme4's constant."""
+    df = projection.n - (projection.p if method == "REML" else 0)
+    loglik = solution.evaluation.loglik - 0.5 * df * np.log(projection.scale)
+    return loglik - 0.5 * projection.log_det_XX if method == "REML" else loglik
+
+
+def _standard_errors(expected: FloatArray) -> FloatArray:
+    """Sqrt diag E^-1, shape (B, k); works on E scaled to unit diagonal."""
+    length = np.sqrt(np.diagonal(expected, axis1=-2, axis2=-1))
+    inverse = np.linalg.pinv(expected / (length[:, :, None] * length[:, None, :]), hermitian=True)
+    return np.asarray(np.sqrt(np.diagonal(inverse, axis1=-2, axis2=-1)) / length)
+
+
+def _fixed_effects(
+    stats: SummaryStats, projection: Projection, theta: FloatArray, memory: int
+) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+    """Beta and its standard errors (m, p), and where cov(beta) is not positive definite."""
+    m, p = stats.m, stats.p
+    beta, se = np.full((m, p), np.nan), np.full((m, p), np.nan)
+    indefinite = np.zeros(m, dtype=bool)
+    explained = projection.zero_variance
+    beta[explained] = projection.beta_ols[:, explained].T
+    fitted = np.flatnonzero(np.isfinite(theta).all(axis=1))
+    negative = (theta < 0) & stats.structure.is_variance
+    size = max(1, memory // (8 * (4 * projection.r**2 + 4 * p**2 + 2 * projection.r * p + 1)))
+    length = np.sqrt(np.diag(projection.XX_inverse))
+    for start in range(0, fitted.size, size):
+        batch = fitted[start : start + size]
+        estimate = fixed_effects(projection, theta[batch], batch)
+        beta[batch] = estimate.beta
+        variance = np.diagonal(estimate.covariance, axis1=-2, axis2=-1)
+        se[batch] = np.sqrt(np.where(variance > 0, variance, np.nan))
+        # V is positive definite exactly when cov(beta) is, given that the error contrasts are.
+        suspects = np.flatnonzero(negative[batch].any(axis=1) | ~_psd_blocks(stats, theta[batch]))
+        scaled = estimate.covariance[suspects] / np.outer(length, length)
+        if suspects.size:
+            indefinite[batch[suspects]] = np.linalg.eigvalsh(scaled)[:, 0] <= 0
+    return beta, se, indefinite
+
+
+def _psd_blocks(stats: SummaryStats, theta: FloatArray) -> NDArray[np.bool_]:
+    """Which theta have every covariance block of D positive semi-definite."""
+    inside = np.ones(theta.shape[0], dtype=bool)
+    for block in stats.structure.blocks():
+        if block.shape[0] > 1:
+            inside &= np.linalg.eigvalsh(theta[:, block])[:, 0] >= 0
+    return inside
+
+
+def _verdicts(
+    projection: Projection,
+    likelihood: GeneralLikelihood,
+    solution: Solution,
+    options: FitOptions,
+) -> NDArray[np.int8]:
+    status = solution.status.copy()
+    status[projection.zero_variance] = Status.ZERO_VARIANCE
+    status[projection.perfect_fit] = Status.PERFECT_FIT
+    status[projection.non_finite] = Status.NON_FINITE
+    if options.method == "ML" and options.parameter_space == "unconstrained":
+        # |X'V^-1X| does not hold the ML likelihood back where V turns singular.
+        open_ended = (Status.ITERATION_LIMIT, Status.STALLED)
+        unfinished = np.flatnonzero(np.isin(status, open_ended))
+        margin = likelihood.distance_to_singular(solution.theta[unfinished])
+        status[unfinished[margin < _SINGULAR_V]] = Status.NO_MAXIMUM
+    return status

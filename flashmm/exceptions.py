@@ -1,0 +1,40 @@
+"""Errors and warnings that flashmm raises, and the phrasing they share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+__all__ = ["ConvergenceWarning", "FlashMMError", "InputError", "MissingSamplesWarning"]
+
+
+class FlashMMError(Exception):
+    """Base class of every error that flashmm raises on purpose."""
+
+
+class InputError(FlashMMError, ValueError):
+    """Input that no model can be fitted to; the message names the culprit."""
+
+
+class ConvergenceWarning(UserWarning):
+    """Some features ended without a regular fit; see ``results.status``."""
+
+
+class MissingSamplesWarning(UserWarning):
+    """Samples with missing values were dropped, as ``missing="drop"`` asked."""
+
+
+def listing(names: Iterable[object], limit: int = 5) -> str:
+    """Quote the first few names for a message: ``'a', 'b', ... (12 in all)``."""
+    items = [str(name) for name in names]
+    text = ", ".join(repr(item) for item in items[:limit])
+    return text if len(items) <= limit else f"{text}, ... ({len(items)} in all)"
+
+
+def nearest(name: str, options: Sequence[str], limit: int = 3) -> str:
+    """Suggest the nearest valid names: ``Did you mean 'a', 'b'?`` or the list of options."""
+    lowered = {option.lower(): option for option in reversed(options)}
+    close = difflib.get_close_matches(name.lower(), list(lowered), n=limit, cutoff=0.5)
+    if close:
+        return f"Did you mean {', '.join(repr(lowered[item]) for item in close)}?"
+    return f"Available: {listing(options, 10)}."

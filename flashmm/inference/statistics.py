@@ -1,0 +1,95 @@
+"""t statistics, p-values and confidence limits from estimates and standard errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+from scipy import stats
+
+from flashmm.exceptions import InputError, nearest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["TStatistics", "confidence_limits", "resolve_alternative", "t_statistics"]
+
+Alternative = Literal["two-sided", "greater", "less"]
+
+_SPELLINGS = {
+    "two-sided": "two-sided",
+    "two.sided": "two-sided",
+    "two_sided": "two-sided",
+    "greater": "greater",
+    "larger": "greater",
+    "less": "less",
+    "smaller": "less",
+}
+
+
+@dataclass(frozen=True)
+class TStatistics:
+    """Tests of estimates against hypothesised values; all arrays of one shape.
+
+    Parameters
+    ----------
+    t
+        (estimate - value) / standard error; NaN where the standard error is not positive.
+    p
+        p-values, from survival functions, so exact far into the tail.
+    """
+
+    t: FloatArray
+    p: FloatArray
+
+
+def resolve_alternative(alternative: str) -> Alternative:
+    """Bring the spellings of R, scipy and statsmodels to scipy's."""
+    if alternative not in _SPELLINGS:
+        options = ["two-sided", "greater", "less"]
+        raise InputError(
+            f"Unknown alternative {alternative!r}. {nearest(str(alternative), options)}"
+        )
+    return cast("Alternative", _SPELLINGS[alternative])
+
+
+def t_statistics(
+    difference: FloatArray, se: FloatArray, df: FloatArray | float, alternative: Alternative
+) -> TStatistics:
+    """T tests of differences with known standard errors and degrees of freedom.
+
+    Parameters
+    ----------
+    difference, se
+        Estimate minus hypothesised value, and its standard error; same shape.
+    df
+        Degrees of freedom, broadcast.
+    alternative
+        ``"two-sided"``, ``"greater"`` or ``"less"``.
+
+    Returns
+    -------
+    TStatistics
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(se > 0, difference / se, np.nan)
+    if alternative == "two-sided":
+        p = 2.0 * stats.t.sf(np.abs(t), df)
+    elif alternative == "greater":
+        p = stats.t.sf(t, df)
+    else:
+        p = stats.t.cdf(t, df)
+    return TStatistics(t, np.asarray(p, dtype=np.float64))
+
+
+def confidence_limits(
+    estimate: FloatArray, se: FloatArray, df: FloatArray | float, alpha: float
+) -> FloatArray:
+    """Wald limits estimate -/+ t se, stacked on a last axis of length 2."""
+    if not 0.0 < alpha < 1.0:
+        raise InputError(f"`alpha` must lie between 0 and 1, not {alpha!r}.")
+    half = stats.t.isf(alpha / 2.0, df) * se
+    return np.stack([estimate - half, estimate + half], axis=-1)

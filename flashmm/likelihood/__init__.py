@@ -1,0 +1,1 @@
+"""Likelihoods: theta to log-likelihood, score and information, for many features."""

@@ -1,0 +1,21 @@
+"""Solvers: how theta is found. `Solver` is the protocol, `SOLVERS` the ones known by name."""
+
+from collections.abc import Callable
+
+from flashmm.solvers.base import Objective, Solution, Solver, State, standardised_score, verdicts
+from flashmm.solvers.fisher_scoring import FisherScoring
+from flashmm.solvers.status import Status
+
+__all__ = [
+    "SOLVERS",
+    "FisherScoring",
+    "Objective",
+    "Solution",
+    "Solver",
+    "State",
+    "Status",
+    "standardised_score",
+    "verdicts",
+]
+
+SOLVERS: dict[str, Callable[..., Solver]] = {"fisher_scoring": FisherScoring}

@@ -1,0 +1,74 @@
+"""Starting values: the default, one vector for all, one row per feature, or another fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from flashmm.exceptions import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.likelihood.base import Likelihood
+    from flashmm.likelihood.projection import Projection
+    from flashmm.solvers.space import ParameterSpace
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["starting_values"]
+
+
+def starting_values(
+    likelihood: Likelihood,
+    projection: Projection,
+    space: ParameterSpace,
+    theta0: Any,
+    feature_names: NDArray[Any],
+) -> FloatArray:
+    """Internal starting values inside the space, shape (m, k).
+
+    The default has no random-effect variance and the residual variance of the fixed effects
+    alone; zero lies in both spaces. Given values outside the space, or where the likelihood
+    does not exist, fall back to it feature by feature.
+    """
+    m, k = likelihood.m, likelihood.n_params
+    default = np.zeros((m, k))
+    default[:, -1] = 1.0
+    if theta0 is None:
+        return default
+    given = projection.to_internal(_as_rows(theta0, m, k, feature_names))
+    usable = np.isfinite(given).all(axis=1) & projection.usable
+    usable &= space.contains(np.where(np.isfinite(given), given, 0.0))
+    start = np.where(usable[:, None], given, default)
+    step = likelihood.batch_size(2**28)
+    for first in range(0, m, step):
+        features = np.arange(first, min(first + step, m))
+        exists = np.isfinite(likelihood.evaluate(start[features], features).loglik)
+        start[features[~exists]] = default[features[~exists]]
+    return start
+
+
+def _as_rows(theta0: Any, m: int, k: int, feature_names: NDArray[Any]) -> FloatArray:
+    """Starting values in the units of Y, shape (m, k)."""
+    if hasattr(theta0, "theta") and isinstance(theta0.theta, pd.DataFrame):
+        theta0 = theta0.theta
+    if isinstance(theta0, pd.DataFrame):
+        rows = theta0.reindex(pd.Index(feature_names)).to_numpy(dtype=np.float64)
+    else:
+        try:
+            rows = np.asarray(theta0, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise InputError(
+                "`theta0` must be numbers, a DataFrame or the results of a fit."
+            ) from None
+        if rows.ndim == 1 and rows.size == k:
+            rows = np.tile(rows, (m, 1))
+    if rows.shape != (m, k):
+        raise InputError(
+            f"`theta0` has shape {np.shape(theta0)}; it must have {k} values (variance components, "
+            f"the residual last), or be of shape ({m}, {k})."
+        )
+    return np.asarray(rows)

@@ -1,0 +1,184 @@
+"""Saving and loading: statistics and results as netCDF, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import scipy.sparse as sp
+import xarray as xr
+
+from flashmm.design import CovarianceStructure, RandomTerm
+from flashmm.exceptions import InputError
+from flashmm.shifts import Shift
+from flashmm.summary_stats import SummaryStats
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+__all__ = ["FORMAT", "load_dataset", "save_dataset", "stats_from_dataset", "stats_to_dataset"]
+
+FORMAT = 1
+_KIND = "flashmm_kind"
+_FORMAT = "flashmm_format"
+
+
+def stats_to_dataset(stats: SummaryStats) -> xr.Dataset:
+    """The statistics as a Dataset; Z'Z as the row, column and value of its non-zeros."""
+    structure: CovarianceStructure = stats.structure
+    ZZ = stats.ZZ.tocoo()
+    data: dict[str, Any] = {
+        "XX": (("coef", "coef_"), stats.XX),
+        "XY": (("coef", "feature"), stats.XY),
+        "ZX": (("level", "coef"), stats.ZX),
+        "ZY": (("level", "feature"), stats.ZY),
+        "yy": (("feature",), stats.yy),
+        "ZZ_row": (("nonzero",), ZZ.row.astype(np.int32)),
+        "ZZ_column": (("nonzero",), ZZ.col.astype(np.int32)),
+        "ZZ_value": (("nonzero",), ZZ.data),
+        "term_name": (("random_term",), _text([term.name for term in structure.terms])),
+        "term_covariance": (("random_term",), _text([t.covariance for t in structure.terms])),
+        "term_effects": (
+            ("random_term",),
+            np.array([len(t.effects) for t in structure.terms], np.int32),
+        ),
+        "term_columns": (
+            ("random_term",),
+            np.array([t.n_columns for t in structure.terms], np.int32),
+        ),
+    }
+    if stats.shift is not None:
+        shift = stats.shift
+        data |= {
+            "shift_feature": (("shifted",), shift.features.astype(np.int32)),
+            "shift_a": (("coef", "shifted"), shift.a),
+            "shift_XY": (("coef", "shifted"), shift.XY),
+            "shift_ZY": (("level", "shifted"), shift.ZY),
+            "shift_yy": (("shifted",), shift.yy),
+        }
+    names = list(stats.coef_names)
+    coords: dict[str, Any] = {
+        "feature": feature_coordinate(stats),
+        "coef": _text(names),
+        "coef_": _text(names),
+        **level_coordinates(structure),
+    }
+    attrs = {_KIND: "SummaryStats", _FORMAT: FORMAT, "n": stats.n}
+    return xr.Dataset(data, coords=coords, attrs=attrs)
+
+
+def stats_from_dataset(ds: xr.Dataset) -> SummaryStats:
+    """The inverse of `stats_to_dataset`."""
+    q = ds.sizes["level"]
+    terms, start = [], 0
+    for i in range(ds.sizes["random_term"]):
+        s, stop = int(ds["term_effects"][i]), start + int(ds["term_columns"][i])
+        levels = [str(x) for x in ds["group_level"].to_numpy()[start:stop:s]]
+        effects = [str(x) for x in ds["effect"].to_numpy()[start : start + s]]
+        covariance: Any = str(ds["term_covariance"].to_numpy()[i])
+        terms.append(
+            RandomTerm(
+                str(ds["term_name"].to_numpy()[i]),
+                str(ds["group"].to_numpy()[start]),
+                tuple(levels),
+                tuple(effects),
+                covariance,
+            )
+        )
+        start = stop
+    shift = None
+    if "shift_feature" in ds:
+        shift = Shift(
+            ds["shift_feature"].to_numpy().astype(np.intp),
+            *(ds[f"shift_{name}"].to_numpy() for name in ("a", "XY", "ZY", "yy")),
+        )
+    entries = (ds["ZZ_row"].to_numpy(), ds["ZZ_column"].to_numpy())
+    return SummaryStats(
+        n=int(ds.attrs["n"]),
+        XX=ds["XX"].to_numpy(),
+        XY=ds["XY"].to_numpy(),
+        ZX=ds["ZX"].to_numpy(),
+        ZY=ds["ZY"].to_numpy(),
+        ZZ=sp.csr_array((ds["ZZ_value"].to_numpy(), entries), shape=(q, q)),
+        yy=ds["yy"].to_numpy(),
+        feature_names=ds["feature"].to_numpy(),
+        coef_names=[str(x) for x in ds["coef"].to_numpy()],
+        structure=CovarianceStructure(tuple(terms)),
+        shift=shift,
+    )
+
+
+def level_coordinates(structure: CovarianceStructure) -> dict[str, Any]:
+    """The ``level`` coordinate with the term, group, level and effect of each column of Z."""
+    labels = {name: ("level", _text(values)) for name, values in structure.column_labels().items()}
+    return {"level": _text(structure.column_names), **labels}
+
+
+def feature_coordinate(stats: SummaryStats) -> np.ndarray[Any, Any]:
+    """Feature labels as a coordinate: text, or integers when Y had no labels."""
+    names = stats.feature_names
+    return names if names.dtype.kind in "iu" else _text(names)
+
+
+def _text(values: Any) -> np.ndarray[Any, Any]:
+    return np.array([str(value) for value in values], dtype=object)
+
+
+def _has_hdf5() -> bool:
+    return all(find_spec(name) is not None for name in ("h5netcdf", "h5py"))
+
+
+def save_dataset(ds: xr.Dataset, path: str | PathLike[str]) -> None:
+    """Write a Dataset as netCDF under a temporary name, then rename it into place.
+
+    HDF5-based when h5netcdf is installed (the ``io`` extra), else netCDF 3 through scipy.
+    """
+    path = Path(path)
+    engine: Literal["h5netcdf", "scipy"] = "h5netcdf" if _has_hdf5() else "scipy"
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        if engine == "scipy":
+            ds.to_netcdf(temporary, engine="scipy", format="NETCDF3_64BIT")
+        else:
+            ds.to_netcdf(temporary, engine="h5netcdf", format="NETCDF4")
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def load_dataset(path: str | PathLike[str], *, kind: str) -> xr.Dataset:
+    """Read a file that `save_dataset` wrote and check what it is."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"There is no file {str(path)!r}.")
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic.startswith(b"CDF"):
+        engine = "scipy"
+    elif magic == b"\x89HDF":
+        if not _has_hdf5():
+            raise InputError(
+                f"{str(path)!r} is HDF5-based; reading it needs h5netcdf and h5py: "
+                "pip install 'flashmm[io]'."
+            )
+        engine = "h5netcdf"
+    else:
+        raise InputError(f"{str(path)!r} is not a netCDF file.")
+    ds = xr.load_dataset(path, engine=engine)
+    if ds.attrs.get(_KIND) != kind:
+        found = ds.attrs.get(_KIND, "something that flashmm did not write")
+        raise InputError(f"{str(path)!r} holds {found}, not {kind}.")
+    if int(ds.attrs.get(_FORMAT, 0)) > FORMAT:
+        raise InputError(
+            f"{str(path)!r} has format {ds.attrs[_FORMAT]}, but this flashmm reads up to {FORMAT}. "
+            "Update flashmm."
+        )
+    return ds

@@ -1,0 +1,430 @@
+"""SummaryStats: what is left of the data once the samples have been summed over.
+
+Every field is a sum over samples, so the statistics of two sets of samples add up to the
+statistics of their union. Their size does not depend on n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from flashmm.design import Design
+from flashmm.design_arrays import as_structure, design_from_arrays
+from flashmm.exceptions import InputError, listing
+from flashmm.labels import checked_labels, feature_positions
+from flashmm.shifts import Shift, add_shifts, block_sums, shifted_sums
+from flashmm.sources import Source, Transform, make_source
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    import xarray as xr
+    from numpy.typing import ArrayLike, NDArray
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["SummaryStats"]
+
+
+@dataclass(frozen=True, eq=False)
+class SummaryStats:
+    """Cross-products of X, Z and Y: all that a fit needs, of a size free of n.
+
+    Parameters
+    ----------
+    n
+        Number of samples.
+    XX
+        X'X, shape (p, p).
+    XY
+        X'Y', shape (p, m).
+    ZX
+        Z'X, shape (q, p).
+    ZY
+        Z'Y', shape (q, m).
+    ZZ
+        Z'Z, shape (q, q), dense or sparse; kept sparse.
+    yy
+        Sums of squares of the features, shape (m,).
+    feature_names
+        Labels of the m features; 0..m-1 by default.
+    coef_names
+        Labels of the p fixed effects; ``x1``, ``x2``, ... by default.
+    structure
+        Random terms that own the columns of Z; one component by default. A sequence of
+        sizes (FLASHMM's ``d``) or a dict ``{name: size}`` is accepted too.
+
+    Raises
+    ------
+    InputError
+        If shapes do not match, labels repeat, or X, Z products are not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from flashmm import SummaryStats
+    >>> rng = np.random.default_rng(1)
+    >>> X = np.ones((6, 1)); Z = np.kron(np.eye(3), np.ones((2, 1)))
+    >>> stats = SummaryStats.from_arrays(rng.normal(size=(4, 6)), X, Z)
+    >>> stats
+    <SummaryStats: n=6 samples, m=4 features, p=1 fixed effects, q=3 random effects>
+    """
+
+    n: int
+    XX: FloatArray
+    XY: FloatArray
+    ZX: FloatArray
+    ZY: FloatArray
+    ZZ: sp.csr_array
+    yy: FloatArray
+    feature_names: Any = None
+    coef_names: Any = None
+    structure: Any = None
+    shift: Shift | None = None
+
+    def __post_init__(self) -> None:
+        fields: dict[str, Any] = {}
+        for name in ("XX", "XY", "ZX", "ZY", "yy"):
+            value = getattr(self, name)
+            if isinstance(value, pd.DataFrame) and name == "XY" and self.feature_names is None:
+                fields["feature_names"] = list(value.columns)
+            if isinstance(value, pd.DataFrame) and name == "XX" and self.coef_names is None:
+                fields["coef_names"] = list(value.columns)
+            dense = value.toarray() if sp.issparse(value) else value
+            try:
+                fields[name] = np.asarray(dense, dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{name} must be numeric: {error}") from None
+        fields["XY"] = _at_least_2d(fields["XY"])
+        fields["ZY"] = _at_least_2d(fields["ZY"])
+        fields["yy"] = np.atleast_1d(fields["yy"])
+        fields["ZZ"] = sp.csr_array(
+            self.ZZ if sp.issparse(self.ZZ) else np.asarray(self.ZZ, dtype=np.float64)
+        ).astype(np.float64)
+        p, m = fields["XY"].shape
+        q = fields["ZZ"].shape[0]
+        _check_shapes(fields, p, q, m)
+        names = fields.get("feature_names", self.feature_names)
+        fields["feature_names"] = checked_labels(names, m, "feature", default=np.arange(m))
+        coefs = fields.get("coef_names", self.coef_names)
+        fields["coef_names"] = tuple(
+            str(name)
+            for name in checked_labels(
+                coefs, p, "coefficient", default=np.array([f"x{i + 1}" for i in range(p)])
+            )
+        )
+        fields["structure"] = as_structure(self.structure, q)
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def m(self) -> int:
+        """Number of features."""
+        return int(self.yy.size)
+
+    @property
+    def p(self) -> int:
+        """Number of fixed effects."""
+        return int(self.XX.shape[0])
+
+    @property
+    def q(self) -> int:
+        """Number of random effects, the columns of Z."""
+        return int(self.ZZ.shape[0])
+
+    def __repr__(self) -> str:
+        return (
+            f"<SummaryStats: n={self.n} samples, m={self.m} features, p={self.p} fixed effects, "
+            f"q={self.q} random effects>"
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        Y: Any,
+        X: ArrayLike,
+        Z: Any,
+        *,
+        components: Any = None,
+        transform: Transform = None,
+        feature_names: Sequence[object] | None = None,
+        coef_names: Sequence[str] | None = None,
+    ) -> SummaryStats:
+        """Sum Y, X and Z over the samples.
+
+        Parameters
+        ----------
+        Y
+            Features x samples, shape (m, n); see `MultiLMM.from_formula` for the kinds.
+        X
+            Fixed-effects design, shape (n, p); column names of a DataFrame are used.
+        Z
+            Random-effects design, shape (n, q), dense or sparse.
+        components
+            Sizes of the components, summing to q, or a dict ``{name: size}``; one
+            component by default.
+        transform
+            ``"log2p1"``, ``"log1p"``, an elementwise callable, or None.
+        feature_names, coef_names
+            Labels that override those of Y and X.
+
+        Returns
+        -------
+        SummaryStats
+
+        Raises
+        ------
+        InputError
+            If the shapes do not match or a value is missing or infinite.
+        """
+        design = design_from_arrays(X, Z, components=components, coef_names=coef_names)
+        samples = X.index if isinstance(X, pd.DataFrame) else None
+        source = make_source(Y, transform=transform, samples=samples, n=design.n)
+        stats = cls.from_design(source, design)
+        return stats if feature_names is None else replace(stats, feature_names=feature_names)
+
+    @classmethod
+    def from_blocks(
+        cls,
+        blocks: Iterable[tuple[Any, Any, Any]],
+        *,
+        components: Any = None,
+        transform: Transform = None,
+        feature_names: Sequence[object] | None = None,
+        coef_names: Sequence[str] | None = None,
+    ) -> SummaryStats:
+        """Fold blocks of samples, in one pass and one block at a time in memory.
+
+        Parameters
+        ----------
+        blocks
+            Iterable of ``(Y, X, Z)`` for successive sets of samples, shapes (m, n_b),
+            (n_b, p), (n_b, q).
+        components, transform, feature_names, coef_names
+            As in `from_arrays`.
+
+        Returns
+        -------
+        SummaryStats
+
+        Raises
+        ------
+        InputError
+            If there is no block, or blocks differ in features or columns.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from flashmm import SummaryStats
+        >>> Y = np.arange(12.0).reshape(2, 6); X = np.ones((6, 1)); Z = np.eye(6)[:, :2]
+        >>> halves = ((Y[:, s], X[s], Z[s]) for s in (slice(0, 3), slice(3, 6)))
+        >>> SummaryStats.from_blocks(halves).yy
+        array([ 55., 451.])
+        """
+        total: SummaryStats | None = None
+        for Y, X, Z in blocks:
+            part = cls.from_arrays(
+                Y,
+                X,
+                Z,
+                components=components,
+                transform=transform,
+                feature_names=feature_names,
+                coef_names=coef_names,
+            )
+            total = part if total is None else total + part
+        if total is None:
+            raise InputError("`blocks` is empty: there is nothing to sum.")
+        return total
+
+    @classmethod
+    def from_design(cls, source: Source, design: Design) -> SummaryStats:
+        """Sum a source over the samples of a design, block by block of features."""
+        X, Z = design.X, design.Z
+        p, q = X.shape[1], Z.shape[1]
+        transposed_Z = sp.csr_array(Z.T)
+        m = source.m
+        XY, ZY, yy = np.empty((p, m)), np.empty((q, m)), np.empty(m)
+        for block in source.blocks():
+            sums = block_sums(block.values, X, Z, transposed_Z)
+            XY[:, block.features], ZY[:, block.features], yy[block.features] = sums
+        XX = X.T @ X
+        stats = cls(
+            n=design.n,
+            XX=XX,
+            XY=XY,
+            ZX=np.asarray(transposed_Z @ X),
+            ZY=ZY,
+            ZZ=sp.csr_array(transposed_Z @ Z),
+            yy=yy,
+            feature_names=source.feature_names,
+            coef_names=design.coef_names,
+            structure=design.structure,
+        )
+        return replace(stats, shift=shifted_sums(stats, source, design, transposed_Z))
+
+    def centred(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """X'y, Z'y and y'y after subtracting X a, and a, shapes (p, m), (q, m), (m,), (p, m).
+
+        a is zero for all features but those in ``shift``.
+        """
+        a = np.zeros_like(self.XY)
+        XY, ZY, yy = self.XY, self.ZY, self.yy
+        if self.shift is not None:
+            where = self.shift.features
+            XY, ZY, yy = XY.copy(), ZY.copy(), yy.copy()
+            XY[:, where], ZY[:, where], yy[where] = self.shift.XY, self.shift.ZY, self.shift.yy
+            a[:, where] = self.shift.a
+        return XY, ZY, yy, a
+
+    def __add__(self, other: object) -> SummaryStats:
+        """Statistics of the union of two disjoint sets of samples."""
+        if not isinstance(other, SummaryStats):
+            return NotImplemented
+        _check_same_labels(self, other)
+        return SummaryStats(
+            n=self.n + other.n,
+            XX=self.XX + other.XX,
+            XY=self.XY + other.XY,
+            ZX=self.ZX + other.ZX,
+            ZY=self.ZY + other.ZY,
+            ZZ=sp.csr_array(self.ZZ + other.ZZ),
+            yy=self.yy + other.yy,
+            feature_names=self.feature_names,
+            coef_names=self.coef_names,
+            structure=self.structure,
+            shift=add_shifts(self, other),
+        )
+
+    def take(self, features: Any) -> SummaryStats:
+        """Keep some features.
+
+        Parameters
+        ----------
+        features
+            Names, positions, a slice or a boolean mask of length m.
+
+        Returns
+        -------
+        SummaryStats
+            With the same samples, in the order asked for.
+
+        Raises
+        ------
+        InputError
+            If a feature is unknown.
+        """
+        positions = feature_positions(self.feature_names, features)
+        shift = None
+        if self.shift is not None:
+            slots = np.full(self.m, -1, dtype=np.intp)
+            slots[self.shift.features] = np.arange(self.shift.features.size)
+            chosen = slots[positions]
+            slot = chosen[chosen >= 0]
+            if slot.size:
+                shift = Shift(
+                    np.flatnonzero(chosen >= 0),
+                    self.shift.a[:, slot],
+                    self.shift.XY[:, slot],
+                    self.shift.ZY[:, slot],
+                    self.shift.yy[slot],
+                )
+        return replace(
+            self,
+            XY=self.XY[:, positions],
+            ZY=self.ZY[:, positions],
+            yy=self.yy[positions],
+            feature_names=self.feature_names[positions],
+            shift=shift,
+        )
+
+    def to_dataset(self) -> xr.Dataset:
+        """The statistics as an xarray Dataset, labels included."""
+        from flashmm.storage import stats_to_dataset  # noqa: PLC0415  (imports this module)
+
+        return stats_to_dataset(self)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the statistics to a netCDF file, under a temporary name first.
+
+        Parameters
+        ----------
+        path
+            File to write; an existing file is replaced only once the new one is complete.
+        """
+        from flashmm.storage import save_dataset  # noqa: PLC0415
+
+        save_dataset(self.to_dataset(), path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> SummaryStats:
+        """Read statistics that `save` wrote.
+
+        Raises
+        ------
+        InputError
+            If the file holds something else or comes from a later format.
+        """
+        from flashmm.storage import load_dataset, stats_from_dataset  # noqa: PLC0415
+
+        return stats_from_dataset(load_dataset(path, kind="SummaryStats"))
+
+
+def _at_least_2d(values: FloatArray) -> FloatArray:
+    return values[:, None] if values.ndim == 1 else values
+
+
+def _check_shapes(fields: dict[str, Any], p: int, q: int, m: int) -> None:
+    expected = {
+        "XX": (p, p),
+        "XY": (p, m),
+        "ZX": (q, p),
+        "ZY": (q, m),
+        "ZZ": (q, q),
+        "yy": (m,),
+    }
+    for name, shape in expected.items():
+        if fields[name].shape != shape:
+            raise InputError(
+                f"{name} has shape {fields[name].shape}, but must be {shape}: the other "
+                f"statistics say p={p} (XY), q={q} (ZZ), m={m} (XY)."
+            )
+    for name in ("XX", "ZX"):
+        if not np.isfinite(fields[name]).all():
+            raise InputError(f"{name} holds missing or infinite values.")
+    if not np.isfinite(fields["ZZ"].data).all():
+        raise InputError("ZZ holds missing or infinite values.")
+    if not np.allclose(fields["XX"], fields["XX"].T, rtol=1e-8, atol=0.0):
+        raise InputError("XX is not symmetric; it must be X'X.")
+
+
+def _check_same_labels(left: SummaryStats, right: SummaryStats) -> None:
+    pairs = {
+        "coefficients": (list(left.coef_names), list(right.coef_names)),
+        "random effects": (
+            list(left.structure.column_names),
+            list(right.structure.column_names),
+        ),
+        "features": (list(left.feature_names), list(right.feature_names)),
+    }
+    for what, (mine, theirs) in pairs.items():
+        if mine != theirs:
+            missing = [str(x) for x in mine if x not in set(theirs)]
+            extra = [str(x) for x in theirs if x not in set(mine)]
+            detail = (
+                f"only on the left: {listing(missing)}; only on the right: {listing(extra)}"
+                if missing or extra
+                else "they are in a different order"
+            )
+            raise InputError(
+                f"The two SummaryStats have different {what}: {detail}. Build both "
+                "with the same formulas and levels."
+            )
+    if left.structure.param_names != right.structure.param_names:
+        raise InputError("The two SummaryStats have different variance components.")
