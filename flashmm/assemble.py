@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from flashmm.likelihood.estimates import fixed_effects
 from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.solvers.status import Status
 from flashmm.storage import feature_coordinate
@@ -16,12 +15,12 @@ from flashmm.storage import feature_coordinate
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.likelihood.general import GeneralLikelihood
-    from flashmm.likelihood.projection import Projection
+    from flashmm.likelihood import Estimator, Projection
     from flashmm.solvers.base import Solution
     from flashmm.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
+    BoolArray = NDArray[np.bool_]
 
 __all__ = ["assemble_results"]
 
@@ -32,7 +31,7 @@ _SINGULAR_V = 1e-7
 def assemble_results(
     stats: SummaryStats,
     projection: Projection,
-    likelihood: GeneralLikelihood,
+    likelihood: Estimator,
     solution: Solution,
     options: FitOptions,
 ) -> MultiLMMResults:
@@ -40,7 +39,7 @@ def assemble_results(
     status = _verdicts(projection, likelihood, solution, options)
     theta = solution.theta.copy()
     theta[status == Status.NO_MAXIMUM] = np.nan
-    beta, se_beta, indefinite = _fixed_effects(stats, projection, theta, options.memory)
+    beta, se_beta, indefinite = _fixed_effects(stats, projection, likelihood, theta, options.memory)
     status[indefinite & (status == Status.CONVERGED)] = Status.INDEFINITE
 
     known = np.asarray(np.isfinite(theta).all(axis=1))
@@ -91,33 +90,33 @@ def _standard_errors(expected: FloatArray) -> FloatArray:
 
 
 def _fixed_effects(
-    stats: SummaryStats, projection: Projection, theta: FloatArray, memory: int
-) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
-    """Beta and its standard errors (m, p), and where cov(beta) is not positive definite."""
+    stats: SummaryStats,
+    projection: Projection,
+    likelihood: Estimator,
+    theta: FloatArray,
+    memory: int,
+) -> tuple[FloatArray, FloatArray, BoolArray]:
+    """Beta and its standard errors (m, p), and where V is not positive definite."""
     m, p = stats.m, stats.p
     beta, se = np.full((m, p), np.nan), np.full((m, p), np.nan)
     indefinite = np.zeros(m, dtype=bool)
     explained = projection.zero_variance
     beta[explained] = projection.beta_ols[:, explained].T
     fitted = np.flatnonzero(np.isfinite(theta).all(axis=1))
-    negative = (theta < 0) & stats.structure.is_variance
-    size = max(1, memory // (8 * (4 * projection.r**2 + 4 * p**2 + 2 * projection.r * p + 1)))
-    length = np.sqrt(np.diag(projection.XX_inverse))
+    negative = ((theta < 0) & stats.structure.is_variance).any(axis=1)
+    size, identity = likelihood.batch_size(memory), np.eye(p)
     for start in range(0, fitted.size, size):
         batch = fitted[start : start + size]
-        estimate = fixed_effects(projection, theta[batch], batch)
-        beta[batch] = estimate.beta
-        variance = np.diagonal(estimate.covariance, axis1=-2, axis2=-1)
+        beta[batch] = likelihood.beta(theta[batch], batch)
+        variance = likelihood.contrast_variance(theta[batch], batch, identity)
         se[batch] = np.sqrt(np.where(variance > 0, variance, np.nan))
-        # V is positive definite exactly when cov(beta) is, given that the error contrasts are.
-        suspects = np.flatnonzero(negative[batch].any(axis=1) | ~_psd_blocks(stats, theta[batch]))
-        scaled = estimate.covariance[suspects] / np.outer(length, length)
+        suspects = batch[negative[batch] | ~_psd_blocks(stats, theta[batch])]
         if suspects.size:
-            indefinite[batch[suspects]] = np.linalg.eigvalsh(scaled)[:, 0] <= 0
+            indefinite[suspects] = likelihood.definiteness(theta[suspects]) <= 0
     return beta, se, indefinite
 
 
-def _psd_blocks(stats: SummaryStats, theta: FloatArray) -> NDArray[np.bool_]:
+def _psd_blocks(stats: SummaryStats, theta: FloatArray) -> BoolArray:
     """Which theta have every covariance block of D positive semi-definite."""
     inside = np.ones(theta.shape[0], dtype=bool)
     for block in stats.structure.blocks():
@@ -128,7 +127,7 @@ def _psd_blocks(stats: SummaryStats, theta: FloatArray) -> NDArray[np.bool_]:
 
 def _verdicts(
     projection: Projection,
-    likelihood: GeneralLikelihood,
+    likelihood: Estimator,
     solution: Solution,
     options: FitOptions,
 ) -> NDArray[np.int8]:
@@ -140,6 +139,6 @@ def _verdicts(
         # |X'V^-1X| does not hold the ML likelihood back where V turns singular.
         open_ended = (Status.ITERATION_LIMIT, Status.STALLED)
         unfinished = np.flatnonzero(np.isin(status, open_ended))
-        margin = likelihood.distance_to_singular(solution.theta[unfinished])
+        margin = likelihood.definiteness(solution.theta[unfinished])
         status[unfinished[margin < _SINGULAR_V]] = Status.NO_MAXIMUM
     return status

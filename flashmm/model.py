@@ -20,8 +20,7 @@ from flashmm.exceptions import (
     nearest,
 )
 from flashmm.formula import build_design
-from flashmm.likelihood.general import GeneralLikelihood
-from flashmm.likelihood.projection import Projection, project
+from flashmm.likelihood import ENGINES, Projection, make_likelihood, project
 from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.solvers import SOLVERS
 from flashmm.solvers.base import Solver, maximise_in_batches
@@ -33,6 +32,8 @@ from flashmm.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+
+    from flashmm.design import CovarianceStructure
 
 __all__ = ["MultiLMM"]
 
@@ -308,6 +309,7 @@ class MultiLMM:
         epsilon: float = 1e-5,
         parameter_space: Literal["unconstrained", "psd"] = "unconstrained",
         memory: int = 2**30,
+        engine: str = "auto",
     ) -> MultiLMMResults:
         """Fit all features.
 
@@ -331,7 +333,11 @@ class MultiLMM:
             ``"unconstrained"``: variances may be negative, as in FLASHMM; ``"psd"``: D is
             positive semi-definite, as in lme4 and statsmodels.
         memory
-            Bytes that the matrices of one batch of features may take.
+            Bytes that the arrays of one batch of features may take.
+        engine
+            How the likelihood is computed: ``"spectral"`` (one variance component),
+            ``"general"`` (any), or ``"auto"``, which takes the fastest that applies. All give
+            the same answer to rounding.
 
         Returns
         -------
@@ -359,13 +365,14 @@ class MultiLMM:
         _check_option("method", method, METHODS)
         _check_option("parameter_space", parameter_space, SPACES)
         _check_numbers(max_iter, epsilon, memory)
+        _check_engine(engine, self.stats.structure)
         chosen = _make_solver(solver, epsilon)
         projection = self.projection
         structure = self.stats.structure
         space: ParameterSpace = Unconstrained()
         if parameter_space == "psd":
             space = PSD(tuple(structure.blocks()), len(structure.param_names))
-        likelihood = GeneralLikelihood(projection, method)
+        likelihood = make_likelihood(projection, method, engine)
         start = starting_values(likelihood, projection, space, theta0, self.stats.feature_names)
         solution = maximise_in_batches(
             likelihood, space, chosen, start, projection.usable, max_iter=max_iter, memory=memory
@@ -377,6 +384,7 @@ class MultiLMM:
             max_iter=max_iter,
             epsilon=epsilon,
             memory=memory,
+            engine=likelihood.engine,
             fixed=self.fixed,
             random=self.random,
             n_dropped=self.n_dropped,
@@ -410,6 +418,15 @@ def _check_numbers(max_iter: int, epsilon: float, memory: int) -> None:
         raise InputError(f"`epsilon` must be positive, not {epsilon!r}.")
     if memory < 1:
         raise InputError(f"`memory` must be a positive number of bytes, not {memory!r}.")
+
+
+def _check_engine(engine: str, structure: CovarianceStructure) -> None:
+    _check_option("engine", engine, ("auto", *ENGINES))
+    if engine == "spectral" and len(structure.parameters) > 1:
+        raise InputError(
+            "engine='spectral' needs a single variance component; this model has "
+            f"{len(structure.parameters)}. Use 'auto' or 'general'."
+        )
 
 
 def _make_solver(solver: str | Solver, epsilon: float) -> Solver:

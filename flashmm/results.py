@@ -21,9 +21,7 @@ from flashmm.feature_results import FeatureResults
 from flashmm.inference.contrasts import parse_contrasts
 from flashmm.inference.statistics import confidence_limits, resolve_alternative, t_statistics
 from flashmm.labels import feature_positions
-from flashmm.likelihood.estimates import fixed_effects, random_effects
-from flashmm.likelihood.general import GeneralLikelihood
-from flashmm.likelihood.projection import Projection, project
+from flashmm.likelihood import Estimator, Projection, make_likelihood, project
 from flashmm.schema import RESULTS
 from flashmm.solvers.status import Status
 from flashmm.storage import (
@@ -59,6 +57,7 @@ class FitOptions:
     max_iter: int
     epsilon: float
     memory: int
+    engine: str
     fixed: str = ""
     random: str = ""
     n_dropped: int = 0
@@ -106,9 +105,9 @@ class MultiLMMResults:
     def _projection(self) -> Projection:
         return project(self.stats)
 
-    @property
-    def _likelihood(self) -> GeneralLikelihood:
-        return GeneralLikelihood(self._projection, self.options.method)
+    @cached_property
+    def _likelihood(self) -> Estimator:
+        return make_likelihood(self._projection, self.options.method, self.options.engine)
 
     def __repr__(self) -> str:
         s, o = self.stats, self.options
@@ -271,7 +270,7 @@ class MultiLMMResults:
         p = self.stats.p
         result = np.full((positions.size, p, p), np.nan)
         for here, batch, theta in self._batches(positions):
-            result[here] = fixed_effects(self._projection, theta, batch).covariance
+            result[here] = self._likelihood.covariance(theta, batch)
         names = self.ds["coef"].to_numpy()
         return xr.DataArray(
             result,
@@ -322,8 +321,7 @@ class MultiLMMResults:
         estimate = self.ds["beta"].to_numpy()[positions] @ L.T
         variance = np.full(estimate.shape, np.nan)
         for here, batch, theta in self._batches(positions):
-            C = fixed_effects(self._projection, theta, batch).covariance
-            variance[here] = (np.matmul(C, L.T) * L.T).sum(axis=1)
+            variance[here] = self._likelihood.contrast_variance(theta, batch, L)
         with np.errstate(invalid="ignore"):
             se = np.sqrt(np.where(variance > 0, variance, np.nan))
         table = t_statistics(estimate - contrasts.values, se, self.df_resid, side)
@@ -387,7 +385,7 @@ class MultiLMMResults:
             unit = projection.param_scale * projection.scale[batch][:, None]
             expected = self._likelihood.evaluate(theta, batch).expected
             FIM_theta[here] = expected / (unit[:, :, None] * unit[:, None, :])
-            FIM_beta[here] = np.linalg.inv(fixed_effects(projection, theta, batch).covariance)
+            FIM_beta[here] = np.linalg.inv(self._likelihood.covariance(theta, batch))
         coefs, params = self.ds["coef"].to_numpy(), self.ds["param"].to_numpy()
         return xr.Dataset(
             {
@@ -437,7 +435,7 @@ class MultiLMMResults:
         blup = np.full((positions.size, self.stats.q), np.nan)
         errors = np.full_like(blup, np.nan)
         for here, batch, theta in self._batches(positions, width=self.stats.q):
-            effects = random_effects(self._projection, theta, batch, kind)
+            effects = self._likelihood.random_effects(theta, batch, kind)
             blup[here] = effects.blup
             if effects.se is not None:
                 errors[here] = effects.se

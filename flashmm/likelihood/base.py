@@ -1,9 +1,13 @@
-"""What a likelihood offers to a solver: loglik, score and information for a batch of features."""
+"""What a likelihood offers: to a solver loglik, score and information; to results the estimates.
+
+Every theta here is in the internal units of `flashmm.likelihood.projection`; estimates come
+out in the units of Y.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -11,8 +15,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
 
-__all__ = ["Evaluation", "Likelihood"]
+__all__ = ["Estimator", "Evaluation", "Likelihood", "RandomEffects", "StandardErrorKind"]
+
+StandardErrorKind = Literal["conditional", "prediction"]
 
 
 @dataclass(frozen=True)
@@ -43,24 +50,49 @@ class Evaluation:
         """Observed information 2 A - E (Gilmour, Thompson & Cullis 1995), shape (B, k, k)."""
         return 2.0 * self.average - self.expected
 
-    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Evaluation:
+    @classmethod
+    def empty(cls, count: int, k: int) -> Evaluation:
+        """The evaluation of ``count`` features outside the space."""
+        return cls(
+            np.full(count, -np.inf),
+            np.full((count, k), np.nan),
+            np.full((count, k, k), np.nan),
+            np.full((count, k, k), np.nan),
+        )
+
+    def take(self, index: IntArray | NDArray[np.bool_]) -> Evaluation:
         """The same for some of the features."""
         return Evaluation(
             self.loglik[index], self.score[index], self.expected[index], self.average[index]
         )
 
-    def replaced(self, index: NDArray[np.intp] | NDArray[np.bool_], by: Evaluation) -> Evaluation:
-        """A copy in which the features at ``index`` carry the values of ``by``."""
-        parts = []
+    def put(self, index: IntArray | NDArray[np.bool_], values: Evaluation) -> None:
+        """Overwrite the features at ``index``."""
         for name in ("loglik", "score", "expected", "average"):
-            values = getattr(self, name).copy()
-            values[index] = getattr(by, name)
-            parts.append(values)
-        return Evaluation(*parts)
+            getattr(self, name)[index] = getattr(values, name)
+
+
+@dataclass(frozen=True)
+class RandomEffects:
+    """Predictions of the random effects in the units of Y.
+
+    Parameters
+    ----------
+    blup
+        Best linear unbiased predictions, shape (B, q).
+    se
+        Their standard errors, shape (B, q); None when not asked for.
+    """
+
+    blup: FloatArray
+    se: FloatArray | None
 
 
 class Likelihood(Protocol):
-    """A log-likelihood of theta (variance parameters, the residual last) for many features."""
+    """A log-likelihood of theta (variance parameters, the residual last) for many features.
+
+    This is all that a solver sees.
+    """
 
     @property
     def m(self) -> int:
@@ -76,6 +108,37 @@ class Likelihood(Protocol):
         """How many features may be evaluated at once within ``memory`` bytes."""
         ...
 
-    def evaluate(self, theta: FloatArray, features: NDArray[np.intp]) -> Evaluation:
+    def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Evaluate ``theta`` (B, k) for the features at the positions ``features`` (B,)."""
+        ...
+
+
+class Estimator(Likelihood, Protocol):
+    """A likelihood that also tells what theta implies; what `MultiLMM.fit` works with."""
+
+    @property
+    def engine(self) -> str:
+        """Name of the algorithm, e.g. ``"spectral"``."""
+        ...
+
+    def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Fixed effects at theta, shape (B, p)."""
+        ...
+
+    def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
+        """Variances l'Cl of the rows of L (c, p), shape (B, c); negative where undefined."""
+        ...
+
+    def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Covariance matrices C of the fixed effects, shape (B, p, p)."""
+        ...
+
+    def random_effects(
+        self, theta: FloatArray, features: IntArray, se: StandardErrorKind | None
+    ) -> RandomEffects:
+        """Predictions of the random effects, with standard errors if asked for."""
+        ...
+
+    def definiteness(self, theta: FloatArray) -> FloatArray:
+        """Smallest over largest eigenvalue of V, shape (B,); not positive where V is not."""
         ...

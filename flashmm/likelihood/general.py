@@ -2,16 +2,26 @@
 
 Exact for every design that `flashmm.design` can express. Faster likelihoods for special
 structures are checked against it.
+
+What theta implies follows from the projected statistics too: with r = Z'Py and T = Z'PZ,
+
+    beta = (X'X)^-1 X'(y - Z D r)
+    C = cov(beta) = sigma2 (X'X)^-1 + H'(D - D T D) H,   H = Z'X (X'X)^-1
+    b = D r,   var(b - b_hat) = D - D T D,   var(b | y, beta) = D - D Z'V^-1Z D
+
+(Henderson 1975; the first two lines are X'PX = 0 written out). No inverse of D is taken: it may
+be singular or indefinite.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from flashmm.likelihood.base import Evaluation
+from flashmm.likelihood.base import Evaluation, RandomEffects, StandardErrorKind
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,9 +29,10 @@ if TYPE_CHECKING:
     from flashmm.likelihood.projection import Projection
 
     FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
     BoolArray = NDArray[np.bool_]
 
-__all__ = ["GeneralLikelihood", "batched_cholesky", "combine"]
+__all__ = ["GeneralLikelihood", "batched_cholesky"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class GeneralLikelihood:
 
     projection: Projection
     method: Literal["REML", "ML"]
+    engine: str = "general"
 
     @property
     def m(self) -> int:
@@ -47,24 +59,20 @@ class GeneralLikelihood:
         return int(self.projection.A.shape[0]) + 1
 
     def batch_size(self, memory: int) -> int:
-        """How many features fit into ``memory`` bytes: k + 4 matrices of r x r each."""
+        """How many features fit into ``memory`` bytes: k + 5 matrices of r x r each."""
         p = self.projection
-        per_feature = (
-            8 * (self.n_params + 4) * max(p.r, p.r_full if self.method == "ML" else 1) ** 2
-        )
-        return max(1, memory // max(per_feature, 1))
+        rank = max(p.r, p.r_full, 1)
+        return max(1, memory // (8 * ((self.n_params + 5) * rank**2 + 4 * p.p * (rank + p.p))))
 
-    def evaluate(self, theta: FloatArray, features: NDArray[np.intp]) -> Evaluation:
-        """Log-likelihood, score and information at theta (B, k + 1) for chosen features."""
+    def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
+        """Log-likelihood, score and information at theta (B, k) for chosen features."""
         p = self.projection
-        count, k = theta.shape[0], self.n_params
-        M = combine(p.A, theta)
-        feasible, log_det, W = inverse(M)
+        M = _combine(p.A, theta)
+        feasible, log_det, W = _inverse(M)
         sigma2 = theta[:, -1]
         outside = p.n - p.p - p.r
         if self.method == "ML":
-            M_full = combine(p.A_full, theta)
-            inside, log_det, W_trace = inverse(M_full)
+            inside, log_det, W_trace = _inverse(_combine(p.A_full, theta))
             feasible = feasible & inside
             A_trace, df_trace, df = p.A_full, p.n - p.r_full, p.n
         else:
@@ -72,29 +80,110 @@ class GeneralLikelihood:
         if df_trace > 0:
             feasible = feasible & (sigma2 > 0)
 
-        loglik = np.full(count, -np.inf)
-        score = np.full((count, k), np.nan)
-        expected = np.full((count, k, k), np.nan)
-        average = np.full((count, k, k), np.nan)
+        result = Evaluation.empty(theta.shape[0], self.n_params)
         ok = np.flatnonzero(feasible)
-        if ok.size:
-            quadratic = _quadratic_forms(
-                p.A, W[ok], p.u[features[ok]], p.rss[features[ok]], sigma2[ok], outside
-            )
-            trace = _traces(A_trace, W_trace[ok], sigma2[ok], df_trace)
-            total_log_det = log_det[ok]
-            if df_trace > 0:
-                total_log_det = total_log_det + df_trace * np.log(sigma2[ok])
-            loglik[ok] = -0.5 * (df * np.log(2.0 * np.pi) + total_log_det + quadratic.value)
-            score[ok] = 0.5 * (quadratic.first - trace.first)
-            expected[ok] = 0.5 * trace.second
-            average[ok] = 0.5 * quadratic.second
-        return Evaluation(loglik, score, expected, average)
+        if ok.size == 0:
+            return result
+        chosen = features[ok]
+        quadratic = _quadratic_forms(p.A, W[ok], p.u[chosen], p.rss[chosen], sigma2[ok], outside)
+        trace = _traces(A_trace, W_trace[ok], sigma2[ok], df_trace)
+        total = log_det[ok] + df * np.log(2.0 * np.pi) + quadratic.value
+        if df_trace > 0:
+            total = total + df_trace * np.log(sigma2[ok])
+        result.put(
+            ok,
+            Evaluation(
+                -0.5 * total,
+                0.5 * (quadratic.first - trace.first),
+                0.5 * trace.second,
+                0.5 * quadratic.second,
+            ),
+        )
+        return result
 
-    def distance_to_singular(self, theta: FloatArray) -> FloatArray:
-        """Smallest over largest eigenvalue of V on the span of Z, per theta, shape (B,)."""
-        values = np.linalg.eigvalsh(combine(self.projection.A_full, theta))
-        return np.asarray(values[:, 0] / np.abs(values[:, -1]))
+    @cached_property
+    def _fixed(self) -> tuple[FloatArray, FloatArray]:
+        """H'G_iH, shape (k, p, p), and K'G_iH, shape (k, r, p)."""
+        p = self.projection
+        H, K, structure = p.H, p.K, p.structure
+        k = len(structure.parameters)
+        HGH, KGH = np.empty((k, p.p, p.p)), np.empty((k, p.r, p.p))
+        for i, parameter in enumerate(structure.parameters):
+            rows, columns = structure.columns(parameter)
+            HGH[i], KGH[i] = H[rows].T @ H[columns], K[rows].T @ H[columns]
+            if not parameter.is_variance:
+                HGH[i] += HGH[i].T.copy()
+                KGH[i] += K[columns].T @ H[rows]
+        return HGH, KGH
+
+    def _loadings(self, theta: FloatArray) -> FloatArray:
+        """K'DH, shape (B, r, p)."""
+        p, (_, KGH) = self.projection, self._fixed
+        return (theta[:, :-1] @ KGH.reshape(KGH.shape[0], -1)).reshape(-1, p.r, p.p)
+
+    def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Generalised least squares at theta, shape (B, p)."""
+        p = self.projection
+        w = np.linalg.solve(_combine(p.A, theta), p.u[features][:, :, None])
+        correction = np.matmul(np.swapaxes(self._loadings(theta), 1, 2), w)[:, :, 0]
+        beta: FloatArray = p.beta_ols[:, features].T - p.unit[features, None] * correction
+        return beta
+
+    def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Covariance matrices of the fixed effects, shape (B, p, p); indefinite where V is."""
+        p, (HGH, _) = self.projection, self._fixed
+        F = self._loadings(theta)
+        C = (theta[:, :-1] @ HGH.reshape(HGH.shape[0], -1)).reshape(-1, p.p, p.p)
+        C += theta[:, -1, None, None] * p.XX_inverse
+        C -= np.matmul(np.swapaxes(F, 1, 2), np.linalg.solve(_combine(p.A, theta), F))
+        C = 0.5 * (C + np.swapaxes(C, 1, 2)) * p.scale[features, None, None]
+        return np.asarray(C)
+
+    def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
+        """Variances l'Cl of the rows of L (c, p), shape (B, c)."""
+        C = self.covariance(theta, features)
+        return np.asarray((np.matmul(C, L.T) * L.T).sum(axis=1))
+
+    def random_effects(
+        self, theta: FloatArray, features: IntArray, se: StandardErrorKind | None
+    ) -> RandomEffects:
+        """Best linear unbiased predictions, with standard errors if asked for."""
+        p = self.projection
+        structure = p.structure
+        unit = p.unit[features, None] / p.column_scale
+        w = np.linalg.solve(_combine(p.A, theta), p.u[features][:, :, None])[:, :, 0]
+        blup = structure.multiply(theta, w @ p.K.T) * unit
+        if se is None:
+            return RandomEffects(blup, None)
+        A, K = (p.A, p.K) if se == "prediction" else (p.A_full, p.K_full)
+        DK = np.zeros((theta.shape[0], *K.shape))
+        variance = np.zeros((theta.shape[0], K.shape[0]))
+        for i, parameter in enumerate(structure.parameters):
+            rows, columns = structure.columns(parameter)
+            weight = theta[:, i, None, None]
+            DK[:, rows] += weight * K[columns]
+            if parameter.is_variance:
+                variance[:, rows] += theta[:, i, None]
+            else:
+                DK[:, columns] += weight * K[rows]
+        W = np.linalg.inv(_combine(A, theta))
+        variance -= (np.matmul(DK, W) * DK).sum(axis=2)
+        return RandomEffects(blup, standard_errors(variance) * unit)
+
+    def definiteness(self, theta: FloatArray) -> FloatArray:
+        """Smallest over largest eigenvalue of V, shape (B,)."""
+        p = self.projection
+        values = np.linalg.eigvalsh(_combine(p.A_full, theta))
+        lowest, highest = values[:, 0], np.abs(values[:, -1])
+        if p.n > p.r_full:
+            lowest, highest = np.minimum(lowest, theta[:, -1]), np.maximum(highest, theta[:, -1])
+        return np.asarray(lowest / highest)
+
+
+def standard_errors(variance: FloatArray) -> FloatArray:
+    """Square roots; rounding below zero is zero, a truly negative variance is NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(np.where(variance < -1e-12, np.nan, np.maximum(variance, 0.0)))
 
 
 @dataclass(frozen=True)
@@ -106,26 +195,25 @@ class _Forms:
     second: FloatArray
 
 
-def combine(A: FloatArray, theta: FloatArray) -> FloatArray:
+def _combine(A: FloatArray, theta: FloatArray) -> FloatArray:
     """M = sigma2 I + sum_i theta_i A_i for each feature, shape (B, r, r)."""
     k, r = A.shape[0], A.shape[1]
-    M = (theta[:, :k] @ A.reshape(k, r * r)).reshape(-1, r, r)
+    M: FloatArray = (theta[:, :k] @ A.reshape(k, r * r)).reshape(-1, r, r)
     diagonal = np.arange(r)
     M[:, diagonal, diagonal] += theta[:, -1:]
     return M
 
 
-def inverse(M: FloatArray) -> tuple[BoolArray, FloatArray, FloatArray]:
+def _inverse(M: FloatArray) -> tuple[BoolArray, FloatArray, FloatArray]:
     """Which matrices are positive definite, log |M| and M^-1 (NaN where not)."""
     L, ok = batched_cholesky(M)
-    if M.shape[-1] == 0:
-        return ok, np.zeros(M.shape[0]), M
     diagonal = np.diagonal(L, axis1=-2, axis2=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         log_det = 2.0 * np.log(diagonal).sum(axis=-1)
     W = np.full_like(M, np.nan)
-    W[ok] = np.linalg.inv(M[ok])
-    return ok, log_det, 0.5 * (W + np.swapaxes(W, -1, -2))
+    inverse_L = np.linalg.inv(L[ok])
+    W[ok] = np.matmul(np.swapaxes(inverse_L, -1, -2), inverse_L)
+    return ok, np.asarray(log_det), W
 
 
 def batched_cholesky(M: FloatArray) -> tuple[FloatArray, BoolArray]:
@@ -155,10 +243,8 @@ def _quadratic_forms(
     A: FloatArray, W: FloatArray, u: FloatArray, rss: FloatArray, sigma2: FloatArray, outside: int
 ) -> _Forms:
     """y'Py, y'P V_i P y and y'P V_i P V_j P y, the residual (V_i = I) last."""
-    count, r = u.shape
-    k = A.shape[0]
     w = np.matmul(W, u[:, :, None])[:, :, 0]
-    Aw = np.matmul(w[:, None, None, :], A)[:, :, 0, :] if k else np.zeros((count, 0, r))
+    Aw = np.matmul(w[:, None, None, :], A)[:, :, 0, :]
     V = np.concatenate([Aw, w[:, None, :]], axis=1)
     first = np.matmul(V, w[:, :, None])[:, :, 0]
     second = np.matmul(np.matmul(V, W), np.swapaxes(V, 1, 2))

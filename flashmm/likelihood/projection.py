@@ -111,6 +111,11 @@ class Projection:
         """Features that have a likelihood to maximise, shape (m,)."""
         return ~(self.zero_variance | self.perfect_fit | self.non_finite)
 
+    @property
+    def unit(self) -> FloatArray:
+        """Square root of ``scale``, the unit of y, shape (m,)."""
+        return np.sqrt(self.scale)
+
     def to_internal(self, theta: FloatArray) -> FloatArray:
         """Scale theta (m, k + 1) in the units of Y to the internal units."""
         return theta / (self.param_scale * self.scale[:, None])

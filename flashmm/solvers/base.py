@@ -183,11 +183,10 @@ def maximise(
     state = solver.init(objective, theta0)
     final = Solution(
         theta0.copy(),
-        state.evaluation,
+        state.evaluation.take(np.arange(count)),
         np.zeros(count, dtype=np.int64),
         np.full(count, Status.RUNNING, dtype=np.int8),
     )
-    evaluation = state.evaluation.take(np.arange(count))
     running = np.arange(count)
     for iteration in range(max_iter + 1):
         state = solver.step(objective, state)
@@ -200,13 +199,13 @@ def maximise(
         if done.any():
             ended = running[done]
             final.theta[ended] = moved.theta[done]
-            evaluation = evaluation.replaced(ended, moved.evaluation.take(done))
+            final.evaluation.put(ended, moved.evaluation.take(done))
             final.n_iter[ended] = iteration
             final.status[ended] = codes[done]
         if done.all():
             break
         state, running, objective = moved.take(~done), running[~done], objective.take(~done)
-    return replace(final, evaluation=evaluation)
+    return final
 
 
 def _polished(objective: Objective, state: State, codes: NDArray[np.int8]) -> State:
@@ -258,12 +257,12 @@ def _damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
         alpha[pending] *= 0.5
         theta[pending] = state.theta[pending] + alpha[pending, None] * step[pending]
         again = objective.take(pending).evaluate(theta[pending])
-        evaluation = evaluation.replaced(pending, again)
+        evaluation.put(pending, again)
         pending = pending[refused(again, pending)]
     stalled = np.zeros(alpha.size, dtype=bool)
     stalled[pending] = True
     theta[pending] = state.theta[pending]
-    evaluation = evaluation.replaced(pending, before.take(pending))
+    evaluation.put(pending, before.take(pending))
     return State(theta, evaluation, np.zeros_like(theta)), stalled
 
 
@@ -282,15 +281,9 @@ def maximise_in_batches(
     Features that are not usable keep NaN and `Status.RUNNING`; their verdict is the caller's.
     """
     m, k = theta0.shape
-    empty = Evaluation(
-        np.full(m, np.nan),
-        np.full((m, k), np.nan),
-        np.full((m, k, k), np.nan),
-        np.full((m, k, k), np.nan),
-    )
     total = Solution(
         np.full((m, k), np.nan),
-        empty,
+        Evaluation.empty(m, k),
         np.zeros(m, dtype=np.int64),
         np.full(m, Status.RUNNING, dtype=np.int8),
     )
@@ -301,6 +294,5 @@ def maximise_in_batches(
         part = maximise(likelihood, space, solver, theta0[batch], batch, max_iter=max_iter)
         total.theta[batch], total.n_iter[batch] = part.theta, part.n_iter
         total.status[batch] = part.status
-        for name in ("loglik", "score", "expected", "average"):
-            getattr(total.evaluation, name)[batch] = getattr(part.evaluation, name)
+        total.evaluation.put(batch, part.evaluation)
     return total

@@ -1,0 +1,193 @@
+"""One variance component: eigenvectors shared by all features make every matrix diagonal.
+
+With a single G_i = I, M = sigma2 I + theta K'K is diagonal in the basis of
+`flashmm.likelihood.projection` (K'K = diag of the eigenvalues of Z'RZ), and so is Z'Z's
+counterpart in its own basis. All features advance together as (B, r) arrays; nothing of size
+r x r is formed per feature. (The idea behind FaST-LMM, Lippert et al. 2011, applied to
+summary statistics.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from flashmm.likelihood.base import Evaluation, RandomEffects, StandardErrorKind
+from flashmm.likelihood.general import standard_errors
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.likelihood.projection import Projection
+
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
+
+__all__ = ["SpectralLikelihood"]
+
+
+@dataclass(frozen=True)
+class SpectralLikelihood:
+    """REML or ML log-likelihood of (theta, sigma2) for a model with one component."""
+
+    projection: Projection
+    method: Literal["REML", "ML"]
+    engine: str = "spectral"
+
+    @property
+    def m(self) -> int:
+        """Number of features."""
+        return int(self.projection.rss.size)
+
+    @property
+    def n_params(self) -> int:
+        """Two: the component's variance and the residual's."""
+        return 2
+
+    @cached_property
+    def eigenvalues(self) -> FloatArray:
+        """Eigenvalues of the scaled Z'RZ, shape (r,)."""
+        return np.ascontiguousarray(np.diagonal(self.projection.A[0]))
+
+    @cached_property
+    def eigenvalues_full(self) -> FloatArray:
+        """Eigenvalues of the scaled Z'Z, shape (r_full,)."""
+        return np.ascontiguousarray(np.diagonal(self.projection.A_full[0]))
+
+    @cached_property
+    def _squares(self) -> FloatArray:
+        return self.projection.u**2
+
+    @cached_property
+    def _loadings(self) -> FloatArray:
+        """K'H, shape (r, p)."""
+        return self.projection.K.T @ self.projection.H
+
+    def batch_size(self, memory: int) -> int:
+        """How many features fit into ``memory`` bytes: a few vectors of length r each."""
+        p = self.projection
+        return max(1, memory // (8 * (8 * max(p.r, p.r_full, 1) + 4 * p.p + 32)))
+
+    def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
+        """Log-likelihood, score and information at theta (B, 2) for chosen features."""
+        p = self.projection
+        outside, df = p.n - p.p - p.r, p.n - p.p
+        eigenvalues, df_trace = self.eigenvalues, outside
+        if self.method == "ML":
+            eigenvalues, df_trace, df = self.eigenvalues_full, p.n - p.r_full, p.n
+        sigma2 = theta[:, 1]
+        feasible = _lowest(theta, eigenvalues) > 0
+        feasible &= _lowest(theta, self.eigenvalues) > 0
+        if df_trace > 0:
+            feasible &= sigma2 > 0
+
+        result = Evaluation.empty(theta.shape[0], 2)
+        ok = np.flatnonzero(feasible)
+        if ok.size == 0:
+            return result
+        theta, sigma2, chosen = theta[ok], sigma2[ok], features[ok]
+        d = theta[:, :1] * self.eigenvalues + theta[:, 1:]
+        weights = 1.0 / d
+        quadratic = self._squares[chosen] * weights
+        value = quadratic.sum(axis=1)
+        quadratic *= weights
+        first = quadratic @ _powers(self.eigenvalues, 1)
+        quadratic *= weights
+        second = quadratic @ _powers(self.eigenvalues, 2)
+        if self.method == "ML":
+            d = theta[:, :1] * eigenvalues + theta[:, 1:]
+            weights = 1.0 / d
+        log_det = np.log(d).sum(axis=1)
+        trace_first = weights @ _powers(eigenvalues, 1)
+        weights *= weights
+        trace_second = weights @ _powers(eigenvalues, 2)
+        if outside > 0:
+            rss = p.rss[chosen]
+            value += rss / sigma2
+            first[:, 1] += rss / sigma2**2
+            second[:, 2] += rss / sigma2**3
+        if df_trace > 0:
+            log_det += df_trace * np.log(sigma2)
+            trace_first[:, 1] += df_trace / sigma2
+            trace_second[:, 2] += df_trace / sigma2**2
+        result.put(
+            ok,
+            Evaluation(
+                -0.5 * (df * np.log(2.0 * np.pi) + log_det + value),
+                0.5 * (first - trace_first),
+                0.5 * _symmetric(trace_second),
+                0.5 * _symmetric(second),
+            ),
+        )
+        return result
+
+    def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Generalised least squares at theta, shape (B, p)."""
+        p = self.projection
+        w = p.u[features] / (theta[:, :1] * self.eigenvalues + theta[:, 1:])
+        correction = theta[:, :1] * (w @ self._loadings)
+        beta: FloatArray = p.beta_ols[:, features].T - p.unit[features, None] * correction
+        return beta
+
+    def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
+        """Variances l'Cl of the rows of L (c, p), shape (B, c): one matrix product for all."""
+        p = self.projection
+        HL = p.H @ L.T
+        squared = (self._loadings @ L.T) ** 2
+        weights = theta[:, :1] ** 2 / (theta[:, :1] * self.eigenvalues + theta[:, 1:])
+        variance = theta[:, 1:] * ((p.XX_inverse @ L.T) * L.T).sum(axis=0)
+        variance += theta[:, :1] * (HL * HL).sum(axis=0) - weights @ squared
+        return np.asarray(variance * p.scale[features, None])
+
+    def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Covariance matrices of the fixed effects, shape (B, p, p); indefinite where V is."""
+        p, G = self.projection, self._loadings
+        weights = theta[:, :1] ** 2 / (theta[:, :1] * self.eigenvalues + theta[:, 1:])
+        C = theta[:, 1, None, None] * p.XX_inverse + theta[:, 0, None, None] * (p.H.T @ p.H)
+        C -= np.matmul(G.T * weights[:, None, :], G)
+        C = 0.5 * (C + np.swapaxes(C, 1, 2)) * p.scale[features, None, None]
+        return np.asarray(C)
+
+    def random_effects(
+        self, theta: FloatArray, features: IntArray, se: StandardErrorKind | None
+    ) -> RandomEffects:
+        """Best linear unbiased predictions, with standard errors if asked for."""
+        p = self.projection
+        unit = p.unit[features, None] / p.column_scale
+        w = p.u[features] / (theta[:, :1] * self.eigenvalues + theta[:, 1:])
+        blup = theta[:, :1] * (w @ p.K.T) * unit
+        if se is None:
+            return RandomEffects(blup, None)
+        K, values = p.K, self.eigenvalues
+        if se == "conditional":
+            K, values = p.K_full, self.eigenvalues_full
+        weights = theta[:, :1] ** 2 / (theta[:, :1] * values + theta[:, 1:])
+        return RandomEffects(blup, standard_errors(theta[:, :1] - weights @ (K * K).T) * unit)
+
+    def definiteness(self, theta: FloatArray) -> FloatArray:
+        """Smallest over largest eigenvalue of V, shape (B,)."""
+        p = self.projection
+        ends = theta[:, :1] * self.eigenvalues_full[[0, -1]] + theta[:, 1:]
+        if p.n > p.r_full:
+            ends = np.concatenate([ends, theta[:, 1:]], axis=1)
+        return np.asarray(ends.min(axis=1) / np.abs(ends).max(axis=1))
+
+
+def _lowest(theta: FloatArray, eigenvalues: FloatArray) -> FloatArray:
+    """Smallest diagonal element of M; eigenvalues ascend, so an end attains it."""
+    if eigenvalues.size == 0:
+        return np.ones(theta.shape[0])
+    return np.asarray((theta[:, :1] * eigenvalues[[0, -1]] + theta[:, 1:]).min(axis=1))
+
+
+def _powers(eigenvalues: FloatArray, order: int) -> FloatArray:
+    """Columns lambda^order, ..., lambda, 1, shape (r, order + 1)."""
+    return np.vander(eigenvalues, order + 1)
+
+
+def _symmetric(entries: FloatArray) -> FloatArray:
+    """(B, 3) entries 00, 01, 11 as (B, 2, 2) matrices."""
+    return entries[:, [0, 1, 1, 2]].reshape(-1, 2, 2)
