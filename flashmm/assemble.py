@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["assemble_results"]
 
-# An unfinished ML fit this close to a singular V is on its way to an infinite likelihood.
-_SINGULAR_V = 1e-7
+# An unfinished fit this close to the edge of the likelihood's domain is on its way to an
+# infinite likelihood: where the matrix turns singular in a direction that y does not have
+# (under REML that takes two components), log |V| falls without bound.
+_AT_THE_EDGE = 1e-9
 
 
 def assemble_results(
@@ -112,7 +114,7 @@ def _fixed_effects(
         se[batch] = np.sqrt(np.where(variance > 0, variance, np.nan))
         suspects = batch[negative[batch] | ~_psd_blocks(stats, theta[batch])]
         if suspects.size:
-            indefinite[suspects] = likelihood.definiteness(theta[suspects]) <= 0
+            indefinite[suspects] = ~likelihood.is_definite(theta[suspects])
     return beta, se, indefinite
 
 
@@ -135,10 +137,8 @@ def _verdicts(
     status[projection.zero_variance] = Status.ZERO_VARIANCE
     status[projection.perfect_fit] = Status.PERFECT_FIT
     status[projection.non_finite] = Status.NON_FINITE
-    if options.method == "ML" and options.parameter_space == "unconstrained":
-        # |X'V^-1X| does not hold the ML likelihood back where V turns singular.
-        open_ended = (Status.ITERATION_LIMIT, Status.STALLED)
-        unfinished = np.flatnonzero(np.isin(status, open_ended))
-        margin = likelihood.definiteness(solution.theta[unfinished])
-        status[unfinished[margin < _SINGULAR_V]] = Status.NO_MAXIMUM
+    if options.parameter_space == "unconstrained":
+        unfinished = np.flatnonzero(np.isin(status, (Status.ITERATION_LIMIT, Status.STALLED)))
+        distance = likelihood.distance_to_edge(solution.theta[unfinished])
+        status[unfinished[distance < _AT_THE_EDGE]] = Status.NO_MAXIMUM
     return status

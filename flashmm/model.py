@@ -336,8 +336,9 @@ class MultiLMM:
             Bytes that the arrays of one batch of features may take.
         engine
             How the likelihood is computed: ``"spectral"`` (one variance component),
-            ``"general"`` (any), or ``"auto"``, which takes the fastest that applies. All give
-            the same answer to rounding.
+            ``"bordered"`` (several, one with most of the columns), ``"general"`` (any), or
+            ``"auto"``, which takes the fastest that applies. All give the same answer to
+            rounding.
 
         Returns
         -------

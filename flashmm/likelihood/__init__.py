@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from flashmm.likelihood.base import Estimator, Evaluation, Likelihood, RandomEffects
+from flashmm.likelihood.bordered import BorderedLikelihood, border_applies
 from flashmm.likelihood.general import GeneralLikelihood
 from flashmm.likelihood.projection import Projection, project
 from flashmm.likelihood.spectral import SpectralLikelihood
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINES",
+    "BorderedLikelihood",
     "Estimator",
     "Evaluation",
     "GeneralLikelihood",
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 ENGINES: dict[str, Callable[[Projection, Literal["REML", "ML"]], Estimator]] = {
+    "bordered": BorderedLikelihood,
     "general": GeneralLikelihood,
     "spectral": SpectralLikelihood,
 }
@@ -34,7 +37,14 @@ ENGINES: dict[str, Callable[[Projection, Literal["REML", "ML"]], Estimator]] = {
 def make_likelihood(
     projection: Projection, method: Literal["REML", "ML"], engine: str = "auto"
 ) -> Estimator:
-    """The likelihood for a design: ``"spectral"`` for one component, else ``"general"``."""
+    """The likelihood for a design.
+
+    ``"spectral"`` for one component, ``"bordered"`` for several when one of them has most of
+    the columns, else ``"general"``.
+    """
     if engine == "auto":
-        engine = "spectral" if len(projection.structure.parameters) == 1 else "general"
+        if len(projection.structure.parameters) == 1:
+            engine = "spectral"
+        else:
+            engine = "bordered" if border_applies(projection) else "general"
     return ENGINES[engine](projection, method)

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
 
-__all__ = ["Estimator", "Evaluation", "Likelihood", "RandomEffects", "StandardErrorKind"]
+# A covariance matrix is singular when its smallest eigenvalue is below this share of the
+# largest: what lies beyond is rounding.
+SINGULAR = 1e-13
+
+__all__ = [
+    "SINGULAR",
+    "Estimator",
+    "Evaluation",
+    "Likelihood",
+    "RandomEffects",
+    "StandardErrorKind",
+]
 
 StandardErrorKind = Literal["conditional", "prediction"]
 
@@ -139,6 +150,14 @@ class Estimator(Likelihood, Protocol):
         """Predictions of the random effects, with standard errors if asked for."""
         ...
 
-    def definiteness(self, theta: FloatArray) -> FloatArray:
-        """Smallest over largest eigenvalue of V, shape (B,); not positive where V is not."""
+    def is_definite(self, theta: FloatArray) -> NDArray[np.bool_]:
+        """Whether V is positive definite, shape (B,)."""
+        ...
+
+    def distance_to_edge(self, theta: FloatArray) -> FloatArray:
+        """How near the edge of the likelihood's domain theta lies, shape (B,).
+
+        Smallest over largest eigenvalue of V under ML, of the error contrasts' covariance
+        under REML.
+        """
         ...

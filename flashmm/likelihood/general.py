@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from flashmm.likelihood.base import Evaluation, RandomEffects, StandardErrorKind
+from flashmm.likelihood.base import SINGULAR, Evaluation, RandomEffects, StandardErrorKind
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,7 +102,7 @@ class GeneralLikelihood:
         return result
 
     @cached_property
-    def _fixed(self) -> tuple[FloatArray, FloatArray]:
+    def products(self) -> tuple[FloatArray, FloatArray]:
         """H'G_iH, shape (k, p, p), and K'G_iH, shape (k, r, p)."""
         p = self.projection
         H, K, structure = p.H, p.K, p.structure
@@ -118,7 +118,7 @@ class GeneralLikelihood:
 
     def _loadings(self, theta: FloatArray) -> FloatArray:
         """K'DH, shape (B, r, p)."""
-        p, (_, KGH) = self.projection, self._fixed
+        p, (_, KGH) = self.projection, self.products
         return (theta[:, :-1] @ KGH.reshape(KGH.shape[0], -1)).reshape(-1, p.r, p.p)
 
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
@@ -131,7 +131,7 @@ class GeneralLikelihood:
 
     def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Covariance matrices of the fixed effects, shape (B, p, p); indefinite where V is."""
-        p, (HGH, _) = self.projection, self._fixed
+        p, (HGH, _) = self.projection, self.products
         F = self._loadings(theta)
         C = (theta[:, :-1] @ HGH.reshape(HGH.shape[0], -1)).reshape(-1, p.p, p.p)
         C += theta[:, -1, None, None] * p.XX_inverse
@@ -170,14 +170,26 @@ class GeneralLikelihood:
         variance -= (np.matmul(DK, W) * DK).sum(axis=2)
         return RandomEffects(blup, standard_errors(variance) * unit)
 
-    def definiteness(self, theta: FloatArray) -> FloatArray:
-        """Smallest over largest eigenvalue of V, shape (B,)."""
+    def is_definite(self, theta: FloatArray) -> BoolArray:
+        """Whether V is positive definite, shape (B,)."""
         p = self.projection
-        values = np.linalg.eigvalsh(_combine(p.A_full, theta))
-        lowest, highest = values[:, 0], np.abs(values[:, -1])
-        if p.n > p.r_full:
-            lowest, highest = np.minimum(lowest, theta[:, -1]), np.maximum(highest, theta[:, -1])
-        return np.asarray(lowest / highest)
+        _, definite = batched_cholesky(_combine(p.A_full, theta))
+        return np.asarray(definite & ((theta[:, -1] > 0) | (p.n == p.r_full)))
+
+    def distance_to_edge(self, theta: FloatArray) -> FloatArray:
+        """Smallest over largest eigenvalue of V (ML) or the error contrasts' covariance."""
+        p = self.projection
+        if self.method == "ML":
+            return _relative_definiteness(p.A_full, theta, p.n > p.r_full)
+        return _relative_definiteness(p.A, theta, p.n - p.p > p.r)
+
+
+def _relative_definiteness(A: FloatArray, theta: FloatArray, with_residual: bool) -> FloatArray:
+    """Smallest over largest eigenvalue of M, and of sigma2 where it stands alone."""
+    values = np.linalg.eigvalsh(_combine(A, theta))
+    if with_residual:
+        values = np.concatenate([values, theta[:, -1:]], axis=1)
+    return np.asarray(values.min(axis=1) / np.abs(values).max(axis=1))
 
 
 def standard_errors(variance: FloatArray) -> FloatArray:
@@ -208,8 +220,10 @@ def _inverse(M: FloatArray) -> tuple[BoolArray, FloatArray, FloatArray]:
     """Which matrices are positive definite, log |M| and M^-1 (NaN where not)."""
     L, ok = batched_cholesky(M)
     diagonal = np.diagonal(L, axis1=-2, axis2=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore"):
         log_det = 2.0 * np.log(diagonal).sum(axis=-1)
+        if M.shape[-1]:
+            ok &= diagonal.min(axis=-1) ** 2 > SINGULAR * diagonal.max(axis=-1) ** 2
     W = np.full_like(M, np.nan)
     inverse_L = np.linalg.inv(L[ok])
     W[ok] = np.matmul(np.swapaxes(inverse_L, -1, -2), inverse_L)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from flashmm.likelihood.base import Evaluation, RandomEffects, StandardErrorKind
+from flashmm.likelihood.base import SINGULAR, Evaluation, RandomEffects, StandardErrorKind
 from flashmm.likelihood.general import standard_errors
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
+    BoolArray = NDArray[np.bool_]
 
 __all__ = ["SpectralLikelihood"]
 
@@ -79,10 +80,9 @@ class SpectralLikelihood:
         if self.method == "ML":
             eigenvalues, df_trace, df = self.eigenvalues_full, p.n - p.r_full, p.n
         sigma2 = theta[:, 1]
-        feasible = _lowest(theta, eigenvalues) > 0
-        feasible &= _lowest(theta, self.eigenvalues) > 0
-        if df_trace > 0:
-            feasible &= sigma2 > 0
+        feasible = _relative_definiteness(eigenvalues, theta, df_trace > 0) > SINGULAR
+        if self.method == "ML":
+            feasible &= _relative_definiteness(self.eigenvalues, theta, False) > SINGULAR
 
         result = Evaluation.empty(theta.shape[0], 2)
         ok = np.flatnonzero(feasible)
@@ -167,20 +167,30 @@ class SpectralLikelihood:
         weights = theta[:, :1] ** 2 / (theta[:, :1] * values + theta[:, 1:])
         return RandomEffects(blup, standard_errors(theta[:, :1] - weights @ (K * K).T) * unit)
 
-    def definiteness(self, theta: FloatArray) -> FloatArray:
-        """Smallest over largest eigenvalue of V, shape (B,)."""
+    def is_definite(self, theta: FloatArray) -> BoolArray:
+        """Whether V is positive definite, shape (B,)."""
         p = self.projection
-        ends = theta[:, :1] * self.eigenvalues_full[[0, -1]] + theta[:, 1:]
-        if p.n > p.r_full:
-            ends = np.concatenate([ends, theta[:, 1:]], axis=1)
-        return np.asarray(ends.min(axis=1) / np.abs(ends).max(axis=1))
+        return np.asarray(_relative_definiteness(self.eigenvalues_full, theta, p.n > p.r_full) > 0)
+
+    def distance_to_edge(self, theta: FloatArray) -> FloatArray:
+        """Smallest over largest eigenvalue of V (ML) or the error contrasts' covariance."""
+        p = self.projection
+        if self.method == "ML":
+            return _relative_definiteness(self.eigenvalues_full, theta, p.n > p.r_full)
+        return _relative_definiteness(self.eigenvalues, theta, p.n - p.p > p.r)
 
 
-def _lowest(theta: FloatArray, eigenvalues: FloatArray) -> FloatArray:
-    """Smallest diagonal element of M; eigenvalues ascend, so an end attains it."""
-    if eigenvalues.size == 0:
-        return np.ones(theta.shape[0])
-    return np.asarray((theta[:, :1] * eigenvalues[[0, -1]] + theta[:, 1:]).min(axis=1))
+def _relative_definiteness(
+    eigenvalues: FloatArray, theta: FloatArray, with_residual: bool
+) -> FloatArray:
+    """Smallest over largest diagonal element of M, and of sigma2 where it stands alone.
+
+    The eigenvalues ascend, so the ends of M's diagonal are attained at their ends.
+    """
+    ends = theta[:, :1] * eigenvalues[[0, -1]] + theta[:, 1:]
+    if with_residual:
+        ends = np.concatenate([ends, theta[:, 1:]], axis=1)
+    return np.asarray(ends.min(axis=1) / np.abs(ends).max(axis=1))
 
 
 def _powers(eigenvalues: FloatArray, order: int) -> FloatArray:
