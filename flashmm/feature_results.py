@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from flashmm.inference.statistics import t_statistics
+from flashmm.inference.statistics import confidence_limits, t_statistics
 
 if TYPE_CHECKING:
     import xarray as xr
+    from numpy.typing import NDArray
 
     from flashmm.contrast_results import TTestResults
     from flashmm.results import MultiLMMResults
     from flashmm.summary import SummaryPage
+
+    FloatArray = NDArray[np.float64]
 
 __all__ = ["FeatureResults"]
 
@@ -83,18 +86,23 @@ class FeatureResults:
         return pd.concat([self.fe_params, self.theta.iloc[:-1] / self.scale]).rename("params")
 
     @cached_property
-    def bse(self) -> pd.Series[Any]:
-        """Standard errors of `params`; the delta method for the ratios."""
+    def _cov_ratios(self) -> FloatArray:
+        """Covariance of the variance parameters divided by `scale`, by the delta method."""
         theta = self.theta.to_numpy()
         k = theta.size - 1
         FIM = self._results.fim([self._position_name])["FIM_theta"].to_numpy()[0]
-        errors = np.full(k, np.nan)
-        if np.isfinite(FIM).all():
-            gradient = np.hstack([np.eye(k), -theta[:k, None] / self.scale]) / self.scale
-            length = np.sqrt(np.diag(FIM))
-            inverse = np.linalg.pinv(FIM / np.outer(length, length), hermitian=True)
-            covariance = inverse / np.outer(length, length)
-            errors = np.sqrt(((gradient @ covariance) * gradient).sum(axis=1))
+        if not np.isfinite(FIM).all():
+            return np.full((k, k), np.nan)
+        gradient = np.hstack([np.eye(k), -theta[:k, None] / self.scale]) / self.scale
+        length = np.sqrt(np.diag(FIM))
+        inverse = np.linalg.pinv(FIM / np.outer(length, length), hermitian=True)
+        covariance = inverse / np.outer(length, length)
+        return np.asarray(gradient @ covariance @ gradient.T)
+
+    @property
+    def bse(self) -> pd.Series[Any]:
+        """Standard errors of `params`; the delta method for the ratios."""
+        errors = np.sqrt(np.diag(self._cov_ratios))
         ratios = pd.Series(errors, index=self.theta.index[:-1])
         return pd.concat([self.bse_fe, ratios]).rename("bse")
 
@@ -112,14 +120,24 @@ class FeatureResults:
         return pd.Series(table.p, index=self.params.index, name="pvalues")
 
     def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Wald limits of the fixed effects: a DataFrame (p, 2) with columns 0 and 1."""
-        limits = self._results.conf_int(alpha).isel(feature=self._position).to_numpy()
-        return pd.DataFrame(limits, index=self.fe_params.index, columns=[0, 1])
+        """Wald limits of `params`: a DataFrame with columns 0 and 1, as statsmodels gives.
+
+        Parameters
+        ----------
+        alpha
+            One minus the coverage.
+        """
+        limits = confidence_limits(
+            self.params.to_numpy(), self.bse.to_numpy(), float(self.df_resid), alpha
+        )
+        return pd.DataFrame(limits, index=self.params.index, columns=[0, 1])
 
     def cov_params(self) -> pd.DataFrame:
-        """Covariance matrix of the fixed effects, shape (p, p)."""
-        matrix = self._results.cov_params([self._position_name]).to_numpy()[0]
-        names = self.fe_params.index
+        """Covariance matrix of `params`; fixed effects and variances are uncorrelated."""
+        p, names = self.fe_params.size, self.params.index
+        matrix = np.zeros((names.size, names.size))
+        matrix[:p, :p] = self._results.cov_params([self._position_name]).to_numpy()[0]
+        matrix[p:, p:] = self._cov_ratios
         return pd.DataFrame(matrix, index=names, columns=names)
 
     @property

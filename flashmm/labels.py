@@ -19,25 +19,33 @@ def checked_labels(names: Any, size: int, what: str, *, default: NDArray[Any]) -
     """Labels as an array of text or integers, unique and of the right number."""
     if names is None:
         return default
+    if isinstance(names, str):
+        raise InputError(f"The {what} names must be a sequence of names, not the text {names!r}.")
     index = pd.Index(names)
     if index.size != size:
         raise InputError(f"There are {index.size} {what} names for {size} {what}s.")
+    if index.dtype.kind not in "iu":  # two labels may differ as objects but not as text
+        index = pd.Index([str(name) for name in index], dtype=object)
     if not index.is_unique:
         repeated = index[index.duplicated()].unique()
-        raise InputError(f"Duplicate {what} names: {listing(repeated)}.")
-    if index.dtype.kind in "iu":
-        return np.asarray(index)
-    return np.array([str(name) for name in index], dtype=object)
+        raise InputError(f"Duplicate {what} names: {listing(repeated)}. Make them unique.")
+    return np.asarray(index)
 
 
 def feature_positions(names: NDArray[Any], features: Any) -> NDArray[np.intp]:
-    """Positions of the requested features: names, positions, a slice or a boolean mask."""
+    """Positions of the requested features: names, positions, a slice or a boolean mask.
+
+    Integers are names where the features are named by integers, else positions.
+    """
     m = names.size
     if isinstance(features, slice):
         return np.asarray(np.arange(m)[features])
-    requested = np.atleast_1d(np.asarray(features))
+    if pd.api.types.is_bool_dtype(getattr(features, "dtype", None)):  # pandas' nullable too
+        requested = np.asarray(features, dtype=bool)
+    else:
+        requested = np.atleast_1d(np.asarray(features))
     if requested.dtype == bool:
-        if requested.size != m:
+        if requested.shape != (m,):
             raise InputError(f"The mask has {requested.size} entries for {m} features.")
         return np.asarray(np.flatnonzero(requested))
     if requested.dtype.kind in "iu" and names.dtype.kind not in "iu":

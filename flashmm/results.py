@@ -434,7 +434,7 @@ class MultiLMMResults:
         positions = self._positions(features)
         blup = np.full((positions.size, self.stats.q), np.nan)
         errors = np.full_like(blup, np.nan)
-        for here, batch, theta in self._batches(positions, width=self.stats.q):
+        for here, batch, theta in self._batches(positions):
             effects = self._likelihood.random_effects(theta, batch, kind)
             blup[here] = effects.blup
             if effects.se is not None:
@@ -567,7 +567,7 @@ class MultiLMMResults:
         return feature_positions(names, features)
 
     def _batches(
-        self, positions: NDArray[np.intp], width: int = 0
+        self, positions: NDArray[np.intp]
     ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], FloatArray]]:
         """Fitted features among ``positions``, in batches that fit the memory budget.
 
@@ -577,9 +577,7 @@ class MultiLMMResults:
         fitted = np.flatnonzero(
             self._projection.usable[positions] & np.isfinite(theta[positions]).all(axis=1)
         )
-        rank, p = max(self._projection.r_full, 1), self.stats.p
-        per_feature = 8 * (3 * rank**2 + 3 * p**2 + 2 * rank * max(p, width))
-        size = max(1, self.options.memory // per_feature)
+        size = self._likelihood.batch_size(self.options.memory)
         for start in range(0, fitted.size, size):
             here = fitted[start : start + size]
             yield here, positions[here], theta[positions[here]]

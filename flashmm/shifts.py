@@ -1,8 +1,8 @@
 """Shifted sums, for features whose mean dwarfs their spread.
 
 The raw sum of squares of such a feature holds no digits of its variation. Subtracting X a
-first, with a close to its least-squares fit, keeps them; the algebra below moves sums from one
-a to another exactly, so shifted statistics still add up.
+first, with a close to its least-squares fit, keeps them. The algebra below moves sums from one
+a to another, so shifted statistics still add up.
 """
 
 from __future__ import annotations
@@ -49,20 +49,80 @@ class Shift:
     ZY: FloatArray
     yy: FloatArray
 
+    def take(self, positions: NDArray[np.intp], m: int) -> Shift | None:
+        """The sums of the features at ``positions`` among m, renumbered; None if none is here."""
+        slots = np.full(m, -1, dtype=np.intp)
+        slots[self.features] = np.arange(self.features.size)
+        chosen = slots[positions]
+        slot = chosen[chosen >= 0]
+        if slot.size == 0:
+            return None
+        return Shift(
+            np.flatnonzero(chosen >= 0),
+            self.a[:, slot],
+            self.XY[:, slot],
+            self.ZY[:, slot],
+            self.yy[slot],
+        )
+
 
 def block_sums(
     values: Any, X: FloatArray, Z: sp.csr_array, transposed_Z: sp.csr_array
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """X'Y', Z'Y' and the sums of squares of one block of features (f, n)."""
-    if sp.issparse(values):
-        ZY = sp.csr_array(values @ Z)
-        squares = values.multiply(values).sum(axis=1)
-        return (values @ X).T, ZY.toarray().T, np.asarray(squares).ravel()
-    return (values @ X).T, np.asarray(transposed_Z @ values.T), (values * values).sum(axis=1)
+    """X'Y', Z'Y' and the sums of squares of one block of features (f, n).
+
+    Sums that overflow are infinite; their features get a verdict later.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if sp.issparse(values):
+            ZY = sp.csr_array(values @ Z)
+            squares = values.multiply(values).sum(axis=1)
+            return (values @ X).T, ZY.toarray().T, np.asarray(squares).ravel()
+        ZY = np.asarray(transposed_Z @ values.T)
+        return (values @ X).T, ZY, (values * values).sum(axis=1)
+
+
+@dataclass(frozen=True)
+class _Gram:
+    """X'X in its eigenbasis, after scaling the columns of X to unit length.
+
+    Directions in which X is (almost) constant zero have eigenvalue zero. A quadratic form taken
+    here does not cancel, however far a vector reaches into such a direction.
+    """
+
+    length: FloatArray  # (p,)
+    values: FloatArray  # (p,)
+    vectors: FloatArray  # (p, p)
+
+    @classmethod
+    def of(cls, XX: FloatArray) -> _Gram:
+        length = np.sqrt(np.diag(XX))
+        length = np.where(length > 0, length, 1.0)
+        values, vectors = np.linalg.eigh(XX / np.outer(length, length))
+        tolerance = 1e-13 * values.size * max(float(values[-1]), 0.0) if values.size else 0.0
+        return cls(length, np.where(values > tolerance, values, 0.0), vectors)
+
+    def times(self, d: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """X'X d and d'X'X d for the columns of d (p, f)."""
+        coordinates = self.vectors.T @ (d * self.length[:, None])
+        weighted = self.values[:, None] * coordinates
+        return (self.vectors @ weighted) * self.length[:, None], (weighted * coordinates).sum(
+            axis=0
+        )
+
+    def solve(self, XY: FloatArray) -> FloatArray:
+        """A least-squares solution of X'X a = XY, the shortest one in units of X's columns."""
+        inverse = np.divide(1.0, self.values, out=np.zeros_like(self.values), where=self.values > 0)
+        coordinates = self.vectors.T @ (XY / self.length[:, None])
+        return (self.vectors @ (inverse[:, None] * coordinates)) / self.length[:, None]
 
 
 def shifted_sums(
-    stats: SummaryStats, source: Source, design: Design, transposed_Z: sp.csr_array
+    stats: SummaryStats,
+    source: Source,
+    design: Design,
+    transposed_Z: sp.csr_array,
+    block_bytes: int,
 ) -> Shift | None:
     """Sum again, after subtracting X a, the features whose raw sums cancel.
 
@@ -70,25 +130,24 @@ def shifted_sums(
     sums, the second works on what the first left over.
     """
     X = design.X
-    inverse = np.linalg.pinv(stats.XX, hermitian=True)
-    a = inverse @ stats.XY
-    rss = stats.yy - (stats.XY * a).sum(axis=0)
+    gram = _Gram.of(stats.XX)
+    with np.errstate(over="ignore", invalid="ignore"):
+        a = gram.solve(stats.XY)
+        rss = stats.yy - (stats.XY * a).sum(axis=0)
     features = np.flatnonzero((rss < _CANCELLATION * stats.yy) & (stats.yy > 0))
     if features.size == 0:
         return None
-    p, q = X.shape[1], design.Z.shape[1]
-    shape = features.size
+    p, q, count = X.shape[1], design.Z.shape[1], features.size
     shift = Shift(
-        features, a[:, features], np.empty((p, shape)), np.empty((q, shape)), np.empty(shape)
+        features, a[:, features], np.empty((p, count)), np.empty((q, count)), np.empty(count)
     )
     position = 0
-    for block in source.dense_blocks(features):
+    for block in source.dense_blocks(features, block_bytes):
         here = slice(position, position + block.values.shape[0])
         position = here.stop
         left = block.values - (X @ shift.a[:, here]).T
-        correction = inverse @ (left @ X).T
-        left -= (X @ correction).T
-        shift.a[:, here] += correction
+        shift.a[:, here] += gram.solve((left @ X).T)
+        left = block.values - (X @ shift.a[:, here]).T
         shift.XY[:, here], shift.ZY[:, here], shift.yy[here] = block_sums(
             left, X, design.Z, transposed_Z
         )
@@ -99,30 +158,50 @@ def _move(stats: SummaryStats, features: NDArray[np.intp], a: FloatArray) -> Shi
     """The sums of y - X a for some features, from whatever shift the statistics carry."""
     XY, ZY, yy, own = stats.centred()
     delta = a - own[:, features]
-    change = stats.XX @ delta
+    change, square = _Gram.of(stats.XX).times(delta)
     return Shift(
         features,
         a,
         XY[:, features] - change,
         ZY[:, features] - stats.ZX @ delta,
-        yy[features] - 2.0 * (delta * XY[:, features]).sum(axis=0) + (delta * change).sum(axis=0),
+        yy[features] - 2.0 * (delta * XY[:, features]).sum(axis=0) + square,
     )
 
 
-def add_shifts(left: SummaryStats, right: SummaryStats) -> Shift | None:
-    """Shifted sums of the union of two sets of samples, with the a of the left where it has one."""
+def add_shifts(left: SummaryStats, right: SummaryStats, total: SummaryStats) -> Shift | None:
+    """Shifted sums of the union of two sets of samples.
+
+    Parameters
+    ----------
+    left, right
+        Statistics of the two sets, some of whose features are shifted.
+    total
+        Their raw sums, without a shift.
+
+    Returns
+    -------
+    Shift or None
+        About the least-squares fit to all samples, for the features that still need it: a
+        small set of samples may fit X exactly where the union does not.
+    """
     shifted = [part.shift for part in (left, right) if part.shift is not None]
     if not shifted:
         return None
     features = np.unique(np.concatenate([shift.features for shift in shifted]))
-    a = np.zeros((left.p, left.m))
-    for shift in reversed(shifted):
-        a[:, shift.features] = shift.a
-    mine, theirs = _move(left, features, a[:, features]), _move(right, features, a[:, features])
+    score = np.zeros((total.p, features.size))
+    for part in (left, right):
+        XY, _, _, own = part.centred()
+        score += XY[:, features] + part.XX @ own[:, features]
+    gram = _Gram.of(total.XX)
+    a = gram.solve(score)
+    for _ in range(2):  # the second round makes up for rounding in the first
+        mine, theirs = _move(left, features, a), _move(right, features, a)
+        pooled = Shift(features, a, mine.XY + theirs.XY, mine.ZY + theirs.ZY, mine.yy + theirs.yy)
+        a = a + gram.solve(pooled.XY)
+    needed = pooled.yy < _CANCELLATION * total.yy[features]
+    if not needed.any():
+        return None
+    kept = features[needed]
     return Shift(
-        features,
-        a[:, features],
-        mine.XY + theirs.XY,
-        mine.ZY + theirs.ZY,
-        mine.yy + theirs.yy,
+        kept, pooled.a[:, needed], pooled.XY[:, needed], pooled.ZY[:, needed], pooled.yy[needed]
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import stat
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -26,6 +28,8 @@ __all__ = ["FORMAT", "load_dataset", "save_dataset", "stats_from_dataset", "stat
 FORMAT = 1
 _KIND = "flashmm_kind"
 _FORMAT = "flashmm_format"
+_EMPTY = "flashmm_empty"
+_INTEGERS = "flashmm_integers"
 
 
 def stats_to_dataset(stats: SummaryStats) -> xr.Dataset:
@@ -139,14 +143,18 @@ def save_dataset(ds: xr.Dataset, path: str | PathLike[str]) -> None:
     HDF5-based when h5netcdf is installed (the ``io`` extra), else netCDF 3 through scipy.
     """
     path = Path(path)
-    engine: Literal["h5netcdf", "scipy"] = "h5netcdf" if _has_hdf5() else "scipy"
+    if not path.parent.is_dir():
+        raise InputError(f"There is no directory {str(path.parent)!r} to save {path.name!r} in.")
+    if path.is_dir():
+        raise InputError(f"{str(path)!r} is a directory; give the name of a file.")
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     try:
-        if engine == "scipy":
-            ds.to_netcdf(temporary, engine="scipy", format="NETCDF3_64BIT")
-        else:
+        if _has_hdf5():
             ds.to_netcdf(temporary, engine="h5netcdf", format="NETCDF4")
+        else:
+            _for_netcdf3(ds).to_netcdf(temporary, engine="scipy", format="NETCDF3_64BIT")
+        os.chmod(temporary, _permissions(path))
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -154,10 +162,63 @@ def save_dataset(ds: xr.Dataset, path: str | PathLike[str]) -> None:
         raise
 
 
+def _for_netcdf3(ds: xr.Dataset) -> xr.Dataset:
+    """The Dataset without what netCDF 3 cannot hold: empty arrays and 64-bit integers.
+
+    Empty arrays leave a description; wide integers become text, or floats among the attrs.
+    """
+    empty = [str(name) for name, array in ds.variables.items() if array.size == 0]
+    described = {name: [list(ds[name].dims), ds[name].shape, ds[name].dtype.str] for name in empty}
+    limit = np.iinfo(np.int32)
+    wide = {
+        str(name): array
+        for name, array in ds.variables.items()
+        if array.dtype.kind in "iu"
+        and array.size
+        and not limit.min <= array.to_numpy().min() <= array.to_numpy().max() <= limit.max
+    }
+    kept = ds.drop_vars(empty).assign_coords(
+        {name: (array.dims, _text(array.to_numpy())) for name, array in wide.items()}
+    )
+    attrs = {
+        name: float(value)
+        if isinstance(value, (int, np.integer)) and not limit.min <= value <= limit.max
+        else value
+        for name, value in ds.attrs.items()
+    }
+    if empty:
+        attrs[_EMPTY] = json.dumps(described)
+    if wide:
+        attrs[_INTEGERS] = json.dumps(list(wide))
+    return kept.assign_attrs(attrs)
+
+
+def _from_netcdf3(ds: xr.Dataset) -> xr.Dataset:
+    """The inverse of `_for_netcdf3`."""
+    coords: dict[str, Any] = {
+        name: (ds[name].dims, ds[name].to_numpy().astype(np.int64))
+        for name in json.loads(ds.attrs.pop(_INTEGERS, "[]"))
+    }
+    data: dict[str, Any] = {}
+    for name, (dims, shape, dtype) in json.loads(ds.attrs.pop(_EMPTY, "{}")).items():
+        values = (dims, np.empty(shape, dtype=dtype))
+        (coords if [name] == dims else data)[name] = values
+    return ds.assign(data).assign_coords(coords)
+
+
+def _permissions(path: Path) -> int:
+    """Those of the file that is replaced, else what any new file gets (mkstemp: owner only)."""
+    if path.exists():
+        return stat.S_IMODE(path.stat().st_mode)
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
 def load_dataset(path: str | PathLike[str], *, kind: str) -> xr.Dataset:
     """Read a file that `save_dataset` wrote and check what it is."""
     path = Path(path)
-    if not path.exists():
+    if not path.is_file():
         raise InputError(f"There is no file {str(path)!r}.")
     with path.open("rb") as file:
         magic = file.read(4)
@@ -172,7 +233,10 @@ def load_dataset(path: str | PathLike[str], *, kind: str) -> xr.Dataset:
         engine = "h5netcdf"
     else:
         raise InputError(f"{str(path)!r} is not a netCDF file.")
-    ds = xr.load_dataset(path, engine=engine)
+    try:
+        ds = xr.load_dataset(path, engine=engine)
+    except Exception as error:  # whatever the reader meets in a file that is cut short
+        raise InputError(f"{str(path)!r} cannot be read; it may be damaged: {error}") from error
     if ds.attrs.get(_KIND) != kind:
         found = ds.attrs.get(_KIND, "something that flashmm did not write")
         raise InputError(f"{str(path)!r} holds {found}, not {kind}.")
@@ -181,4 +245,7 @@ def load_dataset(path: str | PathLike[str], *, kind: str) -> xr.Dataset:
             f"{str(path)!r} has format {ds.attrs[_FORMAT]}, but this flashmm reads up to {FORMAT}. "
             "Update flashmm."
         )
+    ds = _from_netcdf3(ds)
+    if ds["feature"].dtype.kind in "iu":
+        ds = ds.assign_coords(feature=ds["feature"].astype(np.int64))
     return ds

@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.solvers.status import MEANINGS, Status
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from flashmm.feature_results import FeatureResults
     from flashmm.results import MultiLMMResults
 
-__all__ = ["SummaryPage", "feature_page", "model_page"]
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["SummaryPage", "Table", "feature_page", "model_page"]
 
 WIDTH = 78
 MAX_ROWS = 60
+MAX_LABEL = 44
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text cells with an optional caption; no header means label-value pairs."""
+    """A table of text cells.
+
+    Parameters
+    ----------
+    rows
+        Cells, row by row.
+    header
+        Column heads, or None.
+    caption
+        A line above the table.
+    align
+        One letter per column, ``"l"`` or ``"r"``; by default the first column is on the left
+        and the others are on the right.
+    rule
+        Whether a rule closes the table.
+    """
 
     rows: list[list[str]]
     header: list[str] | None = None
     caption: str = ""
+    align: str = ""
+    rule: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,17 +72,16 @@ class SummaryPage:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        width = max([WIDTH, *(len(line) for table in self.tables for line in _lines(table))])
-        heads = [table for table in self.tables if table.header is None and not table.caption]
+        blocks = [_lines(table) for table in self.tables]
+        width = max([WIDTH, *(len(line) for block in blocks for line in block)])
         parts = [self.title.center(width).rstrip(), "=" * width]
-        for table in self.tables:
-            if table.caption:
-                parts.append(table.caption)
-            parts += _lines(table)
-            if table.header is not None or table.caption or table is heads[-1]:
+        for table, lines in zip(self.tables, blocks, strict=True):
+            parts += [table.caption] * bool(table.caption) + lines
+            if table.rule:
                 parts.append("-" * width)
         parts[-1] = "=" * width
-        return "\n".join([*parts, *self.notes])
+        notes = [line for note in self.notes for line in textwrap.wrap(note, width)]
+        return "\n".join([*parts, *notes])
 
     def __repr__(self) -> str:
         return str(self)
@@ -89,26 +110,30 @@ def _html_row(cells: list[str], tag: str) -> str:
 
 
 def _lines(table: Table) -> list[str]:
-    """A table as aligned text; label-value pairs are left-aligned, columns right-aligned."""
+    """A table as aligned text."""
     rows = table.rows if table.header is None else [table.header, *table.rows]
     if not rows:
         return []
+    align = table.align or "l" + "r" * (len(rows[0]) - 1)
     widths = [max(len(row[j]) for row in rows) for j in range(len(rows[0]))]
-    pairs = table.header is None
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if pairs or j == 0 else cell.rjust(width)
-            for j, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
+    return [
+        "  ".join(
+            cell.ljust(width) if side == "l" else cell.rjust(width)
+            for cell, width, side in zip(row, widths, align, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
 
 
-def _number(value: float, digits: int = 4) -> str:
+def _number(value: float) -> str:
+    """Four significant digits, trailing zeros kept so that columns line up."""
     if np.isnan(value):
         return "NaN"
-    return f"{value:.{digits}g}"
+    return "0" if value == 0.0 else f"{value:#.4g}".rstrip(".")
+
+
+def _t_value(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1e4 else _number(value)
 
 
 def _p_value(value: float) -> str:
@@ -119,111 +144,131 @@ def _p_value(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
 
 
-def _pairs(items: list[tuple[str, Any]]) -> list[Table]:
-    """Label-value pairs: long values on lines of their own, short ones two to a line."""
+def _label(name: object) -> str:
+    text = str(name)
+    return text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 3]}..."
+
+
+def _head(items: list[tuple[str, Any]], formulas: list[tuple[str, str]]) -> list[Table]:
+    """Formulas on lines of their own, then label-value pairs, two to a line."""
     cells = [[f"{label}:", str(value)] for label, value in items]
-    short = [cell for cell in cells if len(cell[1]) <= 20]
-    long = [cell for cell in cells if len(cell[1]) > 20]
-    half = (len(short) + 1) // 2
-    right = [*short[half:], *([["", ""]] * (2 * half - len(short)))]
-    rows = [[*left, *other] for left, other in zip(short[:half], right, strict=True)]
-    return [Table(block) for block in (long, rows) if block]
+    half = (len(cells) + 1) // 2
+    right = [*cells[half:], *([["", ""]] * (2 * half - len(cells)))]
+    pairs = [[*left, *other] for left, other in zip(cells[:half], right, strict=True)]
+    indent = max((len(label) for label, _ in formulas), default=0) + 3
+    lines = [
+        [line]
+        for label, text in formulas
+        for line in textwrap.wrap(
+            f"{label}:".ljust(indent) + text,
+            WIDTH,
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    ]
+    above = [Table(lines, align="l", rule=False)] if lines else []
+    return [*above, Table(pairs, align="llll")]
 
 
-def _truncated(rows: list[list[str]], what: str) -> tuple[list[list[str]], list[str]]:
+def _formulas(results: MultiLMMResults) -> list[tuple[str, str]]:
+    options = results.options
+    return [("Fixed", options.fixed), ("Random", options.random)] if options.fixed else []
+
+
+def _truncated(rows: list[list[str]], what: str, where: str) -> tuple[list[list[str]], list[str]]:
     if len(rows) <= MAX_ROWS:
         return rows, []
-    return rows[:MAX_ROWS], [f"{len(rows) - MAX_ROWS} more {what} not shown."]
+    return rows[:MAX_ROWS], [f"{len(rows) - MAX_ROWS} more {what} not shown; see {where}."]
 
 
 def model_page(results: MultiLMMResults) -> SummaryPage:
     """The page on a whole fit."""
     stats, options = results.stats, results.options
-    head: list[tuple[str, Any]] = []
-    if options.fixed:
-        head += [("Fixed", options.fixed), ("Random", options.random)]
-    head += [
+    status = results.ds["status"].to_numpy()
+    good = results.converged.to_numpy()
+    head: list[tuple[str, Any]] = [
         ("Samples (n)", stats.n),
         ("Features (m)", stats.m),
         ("Fixed effects (p)", stats.p),
         ("Random effects (q)", stats.q),
+        ("Groups", _group_counts(results)),
         ("Method", options.method),
+        ("Parameter space", options.parameter_space),
         ("Solver", options.solver),
-        ("Space", options.parameter_space),
-        ("Iterations (max)", int(results.n_iter.max()) if stats.m else 0),
+        ("Iterations, median", f"{np.median(results.n_iter[good]):g}" if good.any() else "-"),
+        ("Iterations, most", f"{results.n_iter.max()}" if stats.m else "-"),
     ]
     if options.n_dropped:
         head.append(("Samples dropped", options.n_dropped))
-    notes: list[str] = []
-    status = results.ds["status"].to_numpy()
     verdicts = [
         [verdict.label, str(int((status == verdict).sum())), MEANINGS[verdict]]
         for verdict in Status
         if (status == verdict).any()
     ]
-    components, more = _truncated(_component_rows(results), "variance parameters")
-    notes += more
-    coefficients, more = _truncated(_coefficient_rows(results), "coefficients")
+    components, notes = _truncated(
+        _component_rows(results, good), "variance parameters", "results.theta"
+    )
+    coefficients, more = _truncated(
+        _coefficient_rows(results, good), "coefficients", "results.to_frame()"
+    )
     notes += more
     notes.append(
-        f"Tests use the residual degrees of freedom, n - p = {results.df_resid}; FDR by "
-        "Benjamini-Hochberg over features."
+        f"Quantiles and medians are over the {int(good.sum())} converged features. Tests of single "
+        f"coefficients on n - p = {results.df_resid} degrees of freedom; up and down are the "
+        "signs of the coefficients that pass a false discovery rate of 5%, controlled over "
+        "features (Benjamini-Hochberg) for each coefficient."
     )
     return SummaryPage(
         "Linear mixed models, one design",
         [
-            *_pairs(head),
-            Table(verdicts, None, "How the features ended"),
+            *_head(head, _formulas(results)),
+            Table(verdicts, None, "How the features ended", align="lrl"),
             Table(
                 components,
                 ["", "min", "25%", "median", "75%", "max"],
-                "Variance parameters over features",
+                "Variance parameters, quantiles over features",
             ),
             Table(
                 coefficients,
                 ["", "median coef.", "median std.err.", "FDR < 5%", "up", "down"],
-                "Fixed effects over features",
+                "Fixed effects",
             ),
         ],
         notes,
     )
 
 
-def _quantiles(values: pd.DataFrame) -> Any:
-    if np.isfinite(values.to_numpy()).any(axis=0).all() and len(values):
-        return np.nanquantile(values.to_numpy(), [0, 0.25, 0.5, 0.75, 1.0], axis=0).T
-    return np.full((values.shape[1], 5), np.nan)
+def _quantiles(values: FloatArray, at: list[float]) -> FloatArray:
+    """Quantiles of each column without its NaN, shape (columns, len(at)); NaN where empty."""
+    result = np.full((values.shape[1], len(at)), np.nan)
+    known = np.isfinite(values).any(axis=0)
+    if known.any():
+        result[known] = np.nanquantile(values[:, known], at, axis=0).T
+    return result
 
 
-def _component_rows(results: MultiLMMResults) -> list[list[str]]:
+def _component_rows(results: MultiLMMResults, good: NDArray[np.bool_]) -> list[list[str]]:
     theta = results.theta
+    quantiles = _quantiles(theta.to_numpy()[good], [0, 0.25, 0.5, 0.75, 1.0])
     return [
-        [str(name), *(_number(value) for value in row)]
-        for name, row in zip(theta.columns, _quantiles(theta), strict=True)
+        [_label(name), *(_number(value) for value in row)]
+        for name, row in zip(theta.columns, quantiles, strict=True)
     ]
 
 
-def _coefficient_rows(results: MultiLMMResults) -> list[list[str]]:
+def _coefficient_rows(results: MultiLMMResults, good: NDArray[np.bool_]) -> list[list[str]]:
     params = results.params
     adjusted = adjust_pvalues(results.pvalues.to_numpy(), "bh")
-    with np.errstate(invalid="ignore"):
-        found = adjusted < 0.05
+    found = adjusted < 0.05  # False for NaN
     beta = params.to_numpy()
-    rows = []
-    medians = _quantiles(params)[:, 2], _quantiles(results.bse)[:, 2]
-    up, down = (found & (beta > 0)).sum(axis=0), (found & (beta < 0)).sum(axis=0)
-    for j, name in enumerate(params.columns):
-        rows.append(
-            [
-                str(name),
-                _number(medians[0][j]),
-                _number(medians[1][j]),
-                str(int(found[:, j].sum())),
-                str(int(up[j])),
-                str(int(down[j])),
-            ]
-        )
-    return rows
+    median = _quantiles(beta[good], [0.5])[:, 0]
+    median_error = _quantiles(results.bse.to_numpy()[good], [0.5])[:, 0]
+    counts = [found.sum(axis=0), (found & (beta > 0)).sum(axis=0), (found & (beta < 0)).sum(axis=0)]
+    return [
+        [_label(name), _number(median[j]), _number(median_error[j]), *(str(c[j]) for c in counts)]
+        for j, name in enumerate(params.columns)
+    ]
 
 
 def feature_page(feature: FeatureResults) -> SummaryPage:
@@ -231,64 +276,85 @@ def feature_page(feature: FeatureResults) -> SummaryPage:
     results = feature._results
     head: list[tuple[str, Any]] = [
         ("Model", "MixedLM"),
-        ("Dependent Variable", feature.name),
+        ("Dependent Variable", _label(feature.name)),
         ("No. Observations", feature.nobs),
-        ("Method", feature.method),
         ("No. Groups", _group_counts(results)),
-        ("Scale", f"{feature.scale:.4f}" if 1e-3 < feature.scale < 1e6 else _number(feature.scale)),
+        ("Method", feature.method),
+        ("Scale", _number(feature.scale)),
         ("Log-Likelihood", f"{feature.llf:.4f}"),
         ("Converged", "Yes" if feature.converged else "No"),
         ("Verdict", feature.status),
         ("Iterations", feature.n_iter),
     ]
-    if results.options.fixed:
-        head += [("Fixed", results.options.fixed), ("Random", results.options.random)]
-    header = ["", "Coef.", "Std.Err.", "t", "P>|t|", "[0.025", "0.975]"]
-    limits = feature.conf_int()
     p = results.stats.p
-    t, pvalues = feature.fe_params / feature.bse_fe, feature.pvalues.iloc[:p]
-    rows = []
-    for j, name in enumerate(feature.fe_params.index):
-        rows.append(
-            [
-                str(name),
-                _number(feature.fe_params.iloc[j]),
-                _number(feature.bse_fe.iloc[j]),
-                _number(t.iloc[j]),
-                _p_value(pvalues.iloc[j]),
-                _number(limits.iloc[j, 0]),
-                _number(limits.iloc[j, 1]),
-            ]
-        )
-    coefficients, notes = _truncated(rows, "coefficients")
-    variances = [
-        [_variance_label(name), _number(value), _number(error)]
-        for name, value, error in zip(
-            feature.theta.index, feature.theta, feature.bse_theta, strict=True
-        )
+    columns = [
+        feature.fe_params,
+        feature.bse_fe,
+        feature.tvalues.iloc[:p],
+        feature.pvalues.iloc[:p],
+        *(feature.conf_int().iloc[:p, bound] for bound in (0, 1)),
     ]
-    notes.append(f"t tests on n - p = {feature.df_resid} degrees of freedom.")
+    forms = [_number, _number, _t_value, _p_value, _number, _number]
+    rows = [
+        [_label(name), *(form(column.iloc[j]) for form, column in zip(forms, columns, strict=True))]
+        for j, name in enumerate(feature.fe_params.index)
+    ]
+    coefficients, notes = _truncated(rows, "coefficients", "results.sel(...).fe_params")
+    variances, more = _truncated(_variance_rows(feature), "parameters", "results.sel(...).theta")
+    notes += more
+    width = 5 if any(row[4] for row in variances) else 4  # no correlations, no column
+    notes.append(
+        f"t tests on n - p = {feature.df_resid} degrees of freedom. Scale is the residual variance."
+    )
     if feature.status != Status.CONVERGED.label:
         verdict = next(s for s in Status if s.label == feature.status)
         notes.append(f"{feature.status}: {MEANINGS[verdict]}.")
     return SummaryPage(
         "Mixed Linear Model Regression Results",
         [
-            *_pairs(head),
-            Table(coefficients, header),
-            Table(variances, ["", "Estimate", "Std.Err."], "Variance parameters"),
+            *_head(head, _formulas(results)),
+            Table(coefficients, ["", "Coef.", "Std.Err.", "t", "P>|t|", "[0.025", "0.975]"]),
+            Table(
+                [row[:width] for row in variances],
+                ["", "Estimate", "Std.Err.", "Std.Dev.", "Corr."][:width],
+                "Variance parameters",
+            ),
         ],
         notes,
     )
 
 
-def _variance_label(name: object) -> str:
-    text = str(name)
-    return f"{text} {'Cov' if '[' in text and ',' in text else 'Var'}"
+def _variance_rows(feature: FeatureResults) -> list[list[str]]:
+    """Variances with their square roots, covariances with their correlations."""
+    theta, errors = feature.theta.to_numpy(), feature.bse_theta.to_numpy()
+    structure = feature._results.stats.structure
+    variance_of = {
+        (p.term, p.row): theta[i] for i, p in enumerate(structure.parameters) if p.is_variance
+    }
+    rows = []
+    for i, name in enumerate(feature.theta.index):
+        parameter = structure.parameters[i] if i < len(structure.parameters) else None
+        deviation, correlation = "", ""
+        if parameter is None or parameter.is_variance:
+            deviation = _number(np.sqrt(theta[i])) if theta[i] >= 0 else "-"
+        else:
+            pair = [variance_of[parameter.term, j] for j in (parameter.row, parameter.column)]
+            correlation = f"{theta[i] / np.sqrt(pair[0] * pair[1]):.3f}" if min(pair) > 0 else "-"
+        kind = "Var" if parameter is None or parameter.is_variance else "Cov"
+        rows.append(
+            [
+                f"{_label(name)} {kind}",
+                _number(theta[i]),
+                _number(errors[i]),
+                deviation,
+                correlation,
+            ]
+        )
+    return rows
 
 
 def _group_counts(results: MultiLMMResults) -> str:
     terms = results.stats.structure.terms
     if len(terms) == 1:
         return str(len(terms[0].levels))
-    return ", ".join(f"{term.name} {len(term.levels)}" for term in terms)
+    return _label(", ".join(f"{term.name} {len(term.levels)}" for term in terms))

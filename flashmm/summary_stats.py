@@ -18,8 +18,10 @@ from flashmm.design import Design
 from flashmm.design_arrays import as_structure, design_from_arrays
 from flashmm.exceptions import InputError, listing
 from flashmm.labels import checked_labels, feature_positions
+from flashmm.numeric import float_array
 from flashmm.shifts import Shift, add_shifts, block_sums, shifted_sums
-from flashmm.sources import Source, Transform, make_source
+from flashmm.source_kinds import is_default
+from flashmm.sources import BLOCK_BYTES, Source, Transform, make_source
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -35,6 +37,9 @@ __all__ = ["SummaryStats"]
 @dataclass(frozen=True, eq=False)
 class SummaryStats:
     """Cross-products of X, Z and Y: all that a fit needs, of a size free of n.
+
+    ``a + b`` joins the samples of two sets of statistics (and ``sum`` those of many);
+    `take` picks features.
 
     Parameters
     ----------
@@ -59,11 +64,15 @@ class SummaryStats:
     structure
         Random terms that own the columns of Z; one component by default. A sequence of
         sizes (FLASHMM's ``d``) or a dict ``{name: size}`` is accepted too.
+    shift
+        Sums of y - X a for features whose variation drowns in the sums above
+        (`flashmm.shifts`); None where no feature needs them.
 
     Raises
     ------
     InputError
-        If shapes do not match, labels repeat, or X, Z products are not finite.
+        If shapes do not match, labels repeat, or X, Z products are not finite. XY, ZY and yy
+        may hold NaN: the features concerned get the verdict "non finite".
 
     Examples
     --------
@@ -89,35 +98,34 @@ class SummaryStats:
     shift: Shift | None = None
 
     def __post_init__(self) -> None:
-        fields: dict[str, Any] = {}
+        fields: dict[str, Any] = {"n": _sample_count(self.n)}
         for name in ("XX", "XY", "ZX", "ZY", "yy"):
-            value = getattr(self, name)
-            if isinstance(value, pd.DataFrame) and name == "XY" and self.feature_names is None:
-                fields["feature_names"] = list(value.columns)
-            if isinstance(value, pd.DataFrame) and name == "XX" and self.coef_names is None:
-                fields["coef_names"] = list(value.columns)
-            dense = value.toarray() if sp.issparse(value) else value
-            try:
-                fields[name] = np.asarray(dense, dtype=np.float64)
-            except (TypeError, ValueError) as error:
-                raise InputError(f"{name} must be numeric: {error}") from None
-        fields["XY"] = _at_least_2d(fields["XY"])
-        fields["ZY"] = _at_least_2d(fields["ZY"])
+            fields[name] = float_array(getattr(self, name), name)
+        for name in ("XY", "ZY"):
+            if fields[name].ndim == 1:
+                fields[name] = fields[name][:, None]
         fields["yy"] = np.atleast_1d(fields["yy"])
-        fields["ZZ"] = sp.csr_array(
-            self.ZZ if sp.issparse(self.ZZ) else np.asarray(self.ZZ, dtype=np.float64)
-        ).astype(np.float64)
+        if sp.issparse(self.ZZ):
+            fields["ZZ"] = sp.csr_array(self.ZZ).astype(np.float64)
+        else:
+            fields["ZZ"] = float_array(self.ZZ, "ZZ")
+        for name in ("XX", "XY", "ZX", "ZY", "ZZ"):
+            if fields[name].ndim != 2:
+                raise InputError(f"{name} must be a matrix; it has {fields[name].ndim} dimensions.")
+        fields["ZZ"] = sp.csr_array(fields["ZZ"])
         p, m = fields["XY"].shape
         q = fields["ZZ"].shape[0]
         _check_shapes(fields, p, q, m)
-        names = fields.get("feature_names", self.feature_names)
-        fields["feature_names"] = checked_labels(names, m, "feature", default=np.arange(m))
-        coefs = fields.get("coef_names", self.coef_names)
+        coefs = self.coef_names
+        if coefs is None:
+            coefs = _shared_labels(self, "coefficients", XX=(0, 1), XY=(0,), ZX=(1,))
+        features = self.feature_names
+        if features is None:
+            features = _shared_labels(self, "features", XY=(1,), ZY=(1,), yy=(0,))
+        fields["feature_names"] = checked_labels(features, m, "feature", default=np.arange(m))
+        default = np.array([f"x{i + 1}" for i in range(p)], dtype=object)
         fields["coef_names"] = tuple(
-            str(name)
-            for name in checked_labels(
-                coefs, p, "coefficient", default=np.array([f"x{i + 1}" for i in range(p)])
-            )
+            str(name) for name in checked_labels(coefs, p, "coefficient", default=default)
         )
         fields["structure"] = as_structure(self.structure, q)
         for name, value in fields.items():
@@ -244,14 +252,30 @@ class SummaryStats:
         return total
 
     @classmethod
-    def from_design(cls, source: Source, design: Design) -> SummaryStats:
-        """Sum a source over the samples of a design, block by block of features."""
+    def from_design(
+        cls, source: Source, design: Design, *, block_bytes: int = BLOCK_BYTES
+    ) -> SummaryStats:
+        """Sum a source over the samples of a design, block by block of features.
+
+        Parameters
+        ----------
+        source
+            Y, features x samples.
+        design
+            X and Z of the same samples.
+        block_bytes
+            Size of the blocks; it does not change the sums.
+
+        Returns
+        -------
+        SummaryStats
+        """
         X, Z = design.X, design.Z
         p, q = X.shape[1], Z.shape[1]
         transposed_Z = sp.csr_array(Z.T)
         m = source.m
         XY, ZY, yy = np.empty((p, m)), np.empty((q, m)), np.empty(m)
-        for block in source.blocks():
+        for block in source.blocks(block_bytes):
             sums = block_sums(block.values, X, Z, transposed_Z)
             XY[:, block.features], ZY[:, block.features], yy[block.features] = sums
         XX = X.T @ X
@@ -267,7 +291,7 @@ class SummaryStats:
             coef_names=design.coef_names,
             structure=design.structure,
         )
-        return replace(stats, shift=shifted_sums(stats, source, design, transposed_Z))
+        return replace(stats, shift=shifted_sums(stats, source, design, transposed_Z, block_bytes))
 
     def centred(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
         """X'y, Z'y and y'y after subtracting X a, and a, shapes (p, m), (q, m), (m,), (p, m).
@@ -288,7 +312,7 @@ class SummaryStats:
         if not isinstance(other, SummaryStats):
             return NotImplemented
         _check_same_labels(self, other)
-        return SummaryStats(
+        total = SummaryStats(
             n=self.n + other.n,
             XX=self.XX + other.XX,
             XY=self.XY + other.XY,
@@ -299,8 +323,12 @@ class SummaryStats:
             feature_names=self.feature_names,
             coef_names=self.coef_names,
             structure=self.structure,
-            shift=add_shifts(self, other),
         )
+        return replace(total, shift=add_shifts(self, other, total))
+
+    def __radd__(self, other: object) -> SummaryStats:
+        """Let ``sum(parts)`` work: it starts from 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def take(self, features: Any) -> SummaryStats:
         """Keep some features.
@@ -318,23 +346,10 @@ class SummaryStats:
         Raises
         ------
         InputError
-            If a feature is unknown.
+            If a feature is unknown or asked for twice.
         """
         positions = feature_positions(self.feature_names, features)
-        shift = None
-        if self.shift is not None:
-            slots = np.full(self.m, -1, dtype=np.intp)
-            slots[self.shift.features] = np.arange(self.shift.features.size)
-            chosen = slots[positions]
-            slot = chosen[chosen >= 0]
-            if slot.size:
-                shift = Shift(
-                    np.flatnonzero(chosen >= 0),
-                    self.shift.a[:, slot],
-                    self.shift.XY[:, slot],
-                    self.shift.ZY[:, slot],
-                    self.shift.yy[slot],
-                )
+        shift = None if self.shift is None else self.shift.take(positions, self.m)
         return replace(
             self,
             XY=self.XY[:, positions],
@@ -376,8 +391,30 @@ class SummaryStats:
         return stats_from_dataset(load_dataset(path, kind="SummaryStats"))
 
 
-def _at_least_2d(values: FloatArray) -> FloatArray:
-    return values[:, None] if values.ndim == 1 else values
+def _sample_count(n: Any) -> int:
+    whole = isinstance(n, (int, np.integer, float, np.floating)) and not isinstance(n, bool)
+    if not whole or n != np.floor(n) or n < 0:
+        raise InputError(f"n, the number of samples, must be a whole number, not {n!r}.")
+    return int(n)
+
+
+def _shared_labels(stats: SummaryStats, what: str, **axes: tuple[int, ...]) -> list[Any] | None:
+    """Labels that the statistics carry along some axes, all alike; None if none carries any."""
+    known: tuple[str, pd.Index] | None = None
+    for name, positions in axes.items():
+        value = getattr(stats, name)
+        for axis in positions if isinstance(value, (pd.DataFrame, pd.Series)) else ():
+            labels = value.axes[axis]
+            if is_default(labels):
+                continue
+            if known is None:
+                known = name, labels
+            elif list(known[1]) != list(labels):
+                raise InputError(
+                    f"{known[0]} and {name} label the {what} differently: {listing(known[1])} "
+                    f"and {listing(labels)}. They must agree, in the same order."
+                )
+    return None if known is None else list(known[1])
 
 
 def _check_shapes(fields: dict[str, Any], p: int, q: int, m: int) -> None:
@@ -400,8 +437,12 @@ def _check_shapes(fields: dict[str, Any], p: int, q: int, m: int) -> None:
             raise InputError(f"{name} holds missing or infinite values.")
     if not np.isfinite(fields["ZZ"].data).all():
         raise InputError("ZZ holds missing or infinite values.")
-    if not np.allclose(fields["XX"], fields["XX"].T, rtol=1e-8, atol=0.0):
-        raise InputError("XX is not symmetric; it must be X'X.")
+    for name, gram in (("XX", fields["XX"]), ("ZZ", fields["ZZ"])):
+        length = np.sqrt(np.abs(gram.diagonal()))
+        difference = sp.coo_array(gram - gram.T)
+        row, column = difference.row, difference.col
+        if (np.abs(difference.data) > 1e-8 * length[row] * length[column]).any():
+            raise InputError(f"{name} is not symmetric; it must be {name[0]}'{name[0]}.")
 
 
 def _check_same_labels(left: SummaryStats, right: SummaryStats) -> None:
@@ -415,8 +456,9 @@ def _check_same_labels(left: SummaryStats, right: SummaryStats) -> None:
     }
     for what, (mine, theirs) in pairs.items():
         if mine != theirs:
-            missing = [str(x) for x in mine if x not in set(theirs)]
-            extra = [str(x) for x in theirs if x not in set(mine)]
+            on_left, on_right = set(mine), set(theirs)
+            missing = [str(x) for x in mine if x not in on_right]
+            extra = [str(x) for x in theirs if x not in on_left]
             detail = (
                 f"only on the left: {listing(missing)}; only on the right: {listing(extra)}"
                 if missing or extra
@@ -427,4 +469,7 @@ def _check_same_labels(left: SummaryStats, right: SummaryStats) -> None:
                 "with the same formulas and levels."
             )
     if left.structure.param_names != right.structure.param_names:
-        raise InputError("The two SummaryStats have different variance components.")
+        raise InputError(
+            "The two SummaryStats have different variance components: "
+            f"{listing(left.structure.param_names)} and {listing(right.structure.param_names)}."
+        )

@@ -20,6 +20,7 @@ import numpy as np
 
 from flashmm.likelihood.base import SINGULAR, Evaluation, RandomEffects, StandardErrorKind
 from flashmm.likelihood.general import GeneralLikelihood, batched_cholesky, standard_errors
+from flashmm.likelihood.projection import DENSE_LIMIT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -119,7 +120,8 @@ def border_applies(projection: Projection) -> bool:
     if main is None or len(projection.structure.parameters) < 2:
         return False
     rows, _ = projection.structure.columns(projection.structure.parameters[main])
-    return projection.structure.q - rows.size <= 0.6 * projection.r_full
+    q = projection.structure.q
+    return q <= DENSE_LIMIT and q - rows.size <= 0.6 * q
 
 
 @dataclass(frozen=True)
@@ -179,12 +181,12 @@ class BorderedLikelihood:
     @property
     def m(self) -> int:
         """Number of features."""
-        return int(self.projection.rss.size)
+        return self.projection.m
 
     @property
     def n_params(self) -> int:
         """Number of variance parameters, the residual included."""
-        return int(self.projection.A.shape[0]) + 1
+        return len(self.projection.structure.parameters) + 1
 
     def batch_size(self, memory: int) -> int:
         """How many features fit into ``memory`` bytes: some (w, w) matrices and (r,) vectors."""

@@ -51,12 +51,12 @@ class GeneralLikelihood:
     @property
     def m(self) -> int:
         """Number of features."""
-        return int(self.projection.rss.size)
+        return self.projection.m
 
     @property
     def n_params(self) -> int:
         """Number of variance parameters, the residual included."""
-        return int(self.projection.A.shape[0]) + 1
+        return len(self.projection.structure.parameters) + 1
 
     def batch_size(self, memory: int) -> int:
         """How many features fit into ``memory`` bytes: k + 5 matrices of r x r each."""

@@ -1,24 +1,27 @@
-"""From summary statistics to the coordinates in which the likelihood is small.
+"""Projection: summary statistics with the fixed effects taken out, scaled.
 
-With R = I - X (X'X)^-1 X' and Z'RZ = K K' (K is q x r, from its eigenvectors), everything
-that REML needs of y is u (r numbers, Z'Ry = K u) and the residual sum of squares of y on
-[X, Z]: u ~ N(0, M), M = sigma2 I + sum_i theta_i K'G_i K. So P, T = Z'PZ = K M^-1 K' and
-r = Z'Py = K M^-1 u follow from M alone, which is symmetric, and positive definite exactly
-where the restricted likelihood exists.
+With R = I - X (X'X)^-1 X', everything that REML needs of y is Z'Ry, y'Ry and the shared Z'RZ.
+Each feature is scaled to unit residual variance on X and each effect to unit mean square of
+its columns of Z; theta is scaled along ("internal units").
 
-Internally each feature is scaled to unit residual variance of y on X, and each effect to unit
-mean square of its columns of Z; theta is scaled along.
+Dense likelihoods work in the eigenbasis of Z'RZ = K K' (K is q x r): Z'Ry = K u with
+u ~ N(0, M), M = sigma2 I + sum_i theta_i K'G_iK, and independently a residual sum of squares on
+n - p - r degrees of freedom. So P, T = Z'PZ = K M^-1 K' and r = Z'Py = K M^-1 u follow from M
+alone, which is symmetric, and positive definite exactly where the restricted likelihood exists.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.linalg
+import scipy.sparse as sp
 
-from flashmm.exceptions import InputError, listing
+from flashmm.exceptions import InputError
+from flashmm.likelihood.gates import check_components, check_sample_size, inverse_of_XX
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,17 +32,37 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     BoolArray = NDArray[np.bool_]
 
-__all__ = ["Projection", "project"]
+__all__ = ["Basis", "Projection", "project"]
 
 _RANK_TOLERANCE = 1e-10
-_CONFOUNDED = 1e-9
 # Sums of squares carry relative rounding errors of this order.
 _ROUNDING = 1e-12
+# Up to this many random effects a dense eigenbasis is cheap.
+DENSE_LIMIT = 3000
+
+
+@dataclass(frozen=True)
+class Basis:
+    """An eigenbasis of Z'RZ or Z'Z.
+
+    Parameters
+    ----------
+    K
+        Root of the matrix, K K' = Z'RZ, shape (q, r).
+    left_inverse
+        Its left inverse, transposed: Z'Ry = K u gives u = left_inverse' Z'Ry, shape (q, r).
+    A
+        K'G_iK for the parameters of D, shape (k, r, r).
+    """
+
+    K: FloatArray
+    left_inverse: FloatArray
+    A: FloatArray
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Summary statistics projected off X, in the eigenbasis of Z'RZ, scaled.
+    """Summary statistics projected off X and scaled.
 
     Parameters
     ----------
@@ -47,54 +70,86 @@ class Projection:
         Samples and fixed effects.
     structure
         Random terms; k parameters of D.
-    K
-        Root of the scaled Z'RZ, shape (q, r).
-    A
-        K'G_iK for the parameters of D, shape (k, r, r).
-    K_full, A_full
-        The same for Z'Z, shapes (q, r_full) and (k, r_full, r_full).
-    u
-        Scaled coordinates of Z'Ry, shape (m, r).
-    rss
-        Scaled residual sums of squares of y on [X, Z], shape (m,).
+    XX
+        X'X, shape (p, p).
+    XX_inverse
+        (X'X)^-1, shape (p, p).
+    log_det_XX
+        log |X'X|.
+    ZX
+        Scaled Z'X, shape (q, p).
+    ZZ
+        Scaled Z'Z, sparse, shape (q, q).
+    ZRy
+        Scaled Z'Ry, shape (m, q).
     scale
         Residual variance of y on X, the unit of theta, shape (m,).
     column_scale
         Root mean square of the effects' columns of Z, shape (q,).
     param_scale
         What internal theta is multiplied by, besides ``scale``, to give theta; shape (k + 1,).
-    XX_inverse
-        (X'X)^-1, shape (p, p).
-    H
-        Scaled Z'X (X'X)^-1, shape (q, p).
     beta_ols
         Least-squares coefficients of y, shape (p, m).
-    log_det_XX
-        log |X'X|.
-    zero_variance, perfect_fit, non_finite
-        Features that X alone explains, that [X, Z] explain, or whose sums are not finite;
-        each shape (m,).
+    zero_variance, non_finite
+        Features that X alone explains, or whose sums are not finite; each shape (m,).
     """
 
     n: int
     p: int
     structure: CovarianceStructure
-    K: FloatArray
-    A: FloatArray
-    K_full: FloatArray
-    A_full: FloatArray
-    u: FloatArray
-    rss: FloatArray
+    XX: FloatArray
+    XX_inverse: FloatArray
+    log_det_XX: float
+    ZX: FloatArray
+    ZZ: sp.csr_array
+    ZRy: FloatArray
     scale: FloatArray
     column_scale: FloatArray
     param_scale: FloatArray
-    XX_inverse: FloatArray
-    H: FloatArray
     beta_ols: FloatArray
-    log_det_XX: float
     zero_variance: BoolArray
-    perfect_fit: BoolArray
     non_finite: BoolArray
+
+    @property
+    def m(self) -> int:
+        """Number of features."""
+        return int(self.scale.size)
+
+    @cached_property
+    def H(self) -> FloatArray:
+        """Scaled Z'X (X'X)^-1, shape (q, p)."""
+        return self.ZX @ self.XX_inverse
+
+    @cached_property
+    def basis(self) -> Basis:
+        """Eigenbasis of the scaled Z'RZ."""
+        ZRZ = self.ZZ.toarray() - self.H @ self.ZX.T
+        return _make_basis(0.5 * (ZRZ + ZRZ.T), self.structure)
+
+    @cached_property
+    def basis_full(self) -> Basis:
+        """Eigenbasis of the scaled Z'Z."""
+        return _make_basis(self.ZZ.toarray(), self.structure)
+
+    @property
+    def K(self) -> FloatArray:
+        """Root of Z'RZ, shape (q, r)."""
+        return self.basis.K
+
+    @property
+    def A(self) -> FloatArray:
+        """K'G_iK for the parameters of D, shape (k, r, r)."""
+        return self.basis.A
+
+    @property
+    def K_full(self) -> FloatArray:
+        """Root of Z'Z, shape (q, r_full)."""
+        return self.basis_full.K
+
+    @property
+    def A_full(self) -> FloatArray:
+        """K'G_iK in the basis of Z'Z, shape (k, r_full, r_full)."""
+        return self.basis_full.A
 
     @property
     def r(self) -> int:
@@ -105,6 +160,30 @@ class Projection:
     def r_full(self) -> int:
         """Rank of Z'Z."""
         return int(self.K_full.shape[1])
+
+    @cached_property
+    def u(self) -> FloatArray:
+        """Coordinates of Z'Ry in the basis, shape (m, r)."""
+        return self.ZRy @ self.basis.left_inverse
+
+    @cached_property
+    def rss(self) -> FloatArray:
+        """Scaled residual sums of squares of y on [X, Z], shape (m,)."""
+        df = self.n - self.p
+        if df == self.r:
+            return np.zeros(self.m)
+        return np.asarray(df - (self.u * self.u).sum(axis=1))
+
+    @cached_property
+    def perfect_fit(self) -> BoolArray:
+        """Features that X and Z together explain exactly, shape (m,).
+
+        Not looked for when Z is too large for a dense basis.
+        """
+        if self.structure.q > DENSE_LIMIT or self.n - self.p == self.r:
+            return np.zeros(self.m, dtype=bool)
+        exact = self.rss <= _ROUNDING * (self.n - self.p)
+        return np.asarray(exact & ~self.zero_variance & ~self.non_finite)
 
     @property
     def usable(self) -> BoolArray:
@@ -135,8 +214,8 @@ def project(stats: SummaryStats) -> Projection:
         variance components cannot be told apart.
     """
     n, p, structure = stats.n, stats.p, stats.structure
-    _check_sample_size(n, p)
-    XX_inverse, log_det = _inverse_of_XX(stats.XX, stats.coef_names)
+    check_sample_size(n, p)
+    XX_inverse, log_det = inverse_of_XX(stats.XX, stats.coef_names)
     XY, ZY, yy, a = stats.centred()
     non_finite = ~(np.isfinite(XY).all(axis=0) & np.isfinite(ZY).all(axis=0) & np.isfinite(yy))
     if non_finite.any():
@@ -144,28 +223,17 @@ def project(stats: SummaryStats) -> Projection:
         XY[:, non_finite], ZY[:, non_finite], yy[non_finite] = 0.0, 0.0, 0.0
 
     column_scale = _column_scale(stats.ZZ.diagonal(), structure)
-    H = (stats.ZX / column_scale[:, None]) @ XX_inverse
+    shrink = sp.diags_array(1.0 / column_scale)
     ZX = stats.ZX / column_scale[:, None]
-    ZZ = stats.ZZ.toarray() / np.outer(column_scale, column_scale)
-    ZRZ = ZZ - H @ ZX.T
-    ZRZ = 0.5 * (ZRZ + ZRZ.T)
-    basis_K, K, A = _root(ZRZ, ZZ.diagonal(), structure)
-    _, K_full, A_full = _root(ZZ, ZZ.diagonal(), structure)
-    _check_components(ZRZ, ZZ, A, n - p, structure)
+    ZZ = sp.csr_array(shrink @ stats.ZZ @ shrink)
+    check_components(ZX, ZX @ XX_inverse, ZZ, n - p, structure)
 
     beta_left = XX_inverse @ XY
     yRy = yy - (XY * beta_left).sum(axis=0)
-    floor = _ROUNDING * yy + _ROUNDING**2 * stats.yy
+    floor = _ROUNDING * yy + (0.1 * _ROUNDING) ** 2 * stats.yy
     zero_variance = ~non_finite & (yRy <= floor)
     scale = np.where(zero_variance | non_finite, 1.0, yRy / (n - p))
-    unit = np.sqrt(scale)
-    ZRy = (ZY / column_scale[:, None] - H @ XY) / unit
-    u = (basis_K.T @ ZRy).T
-    rss = yRy / scale - (u * u).sum(axis=1)
-    saturated = n - p == K.shape[1]
-    perfect_fit = ~zero_variance & ~non_finite & (rss <= _ROUNDING * (n - p))
-    if saturated:
-        rss, perfect_fit = np.zeros_like(rss), np.zeros_like(perfect_fit)
+    ZRy = (ZY / column_scale[:, None] - ZX @ beta_left) / np.sqrt(scale)
     param_scale = np.array(
         [
             1.0 / (column_scale[rows[0]] * column_scale[columns[0]])
@@ -179,77 +247,18 @@ def project(stats: SummaryStats) -> Projection:
         n=n,
         p=p,
         structure=structure,
-        K=K,
-        A=A,
-        K_full=K_full,
-        A_full=A_full,
-        u=u,
-        rss=rss,
+        XX=stats.XX,
+        XX_inverse=XX_inverse,
+        log_det_XX=log_det,
+        ZX=ZX,
+        ZZ=ZZ,
+        ZRy=np.ascontiguousarray(ZRy.T),
         scale=scale,
         column_scale=column_scale,
         param_scale=param_scale,
-        XX_inverse=XX_inverse,
-        H=H,
         beta_ols=beta_ols,
-        log_det_XX=log_det,
         zero_variance=zero_variance,
-        perfect_fit=perfect_fit,
         non_finite=non_finite,
-    )
-
-
-def _check_sample_size(n: int, p: int) -> None:
-    if p == 0:
-        raise InputError("`fixed` has no coefficients; a model needs at least one.")
-    if n <= p:
-        raise InputError(
-            f"There are {n} samples for {p} fixed effects; a fit needs more samples than "
-            "coefficients."
-        )
-
-
-def _inverse_of_XX(XX: FloatArray, names: tuple[str, ...]) -> tuple[FloatArray, float]:
-    """(X'X)^-1 and log |X'X|, after scaling the columns of X to unit length."""
-    length = np.sqrt(np.diag(XX))
-    p = length.size
-    empty = length == 0
-    scaled = XX / np.outer(np.where(empty, 1.0, length), np.where(empty, 1.0, length))
-    values, vectors = np.linalg.eigh(scaled)
-    tolerance = p * 1e-13 * values[-1]
-    rank = int((values > tolerance).sum())
-    if rank < p:
-        raise InputError(_rank_message(scaled, names, rank, empty))
-    inverse = (vectors / values) @ vectors.T / np.outer(length, length)
-    return inverse, float(np.log(values).sum() + 2.0 * np.log(length).sum())
-
-
-def _rank_message(
-    scaled: FloatArray, names: tuple[str, ...], rank: int, empty: NDArray[np.bool_]
-) -> str:
-    """Name the columns of X that depend on the columns before them."""
-    basis: list[int] = []
-    clauses: list[str] = []
-    for j in range(len(names)):
-        if empty[j]:
-            clauses.append(f"{names[j]!r} is zero in every sample (an empty cell of the design)")
-            continue
-        if not basis:
-            basis.append(j)
-            continue
-        gram = scaled[np.ix_(basis, basis)]
-        weights = np.linalg.lstsq(gram, scaled[basis, j], rcond=1e-12)[0]
-        left = scaled[j, j] - scaled[basis, j] @ weights
-        if left > 1e-11 and len(basis) < rank:
-            basis.append(j)
-        else:
-            used = [
-                names[b] for b, weight in zip(basis, weights, strict=True) if abs(weight) > 1e-6
-            ]
-            clauses.append(f"{names[j]!r} is a linear combination of {listing(used, 6)}")
-    shown = "; ".join(clauses[:3]) + ("; ..." if len(clauses) > 3 else "")
-    return (
-        f"`fixed` has rank {rank} but {len(names)} columns: {shown}. Drop columns or change the "
-        "formula."
     )
 
 
@@ -269,12 +278,10 @@ def _column_scale(diagonal: FloatArray, structure: CovarianceStructure) -> Float
     return scale
 
 
-def _root(
-    gram: FloatArray, reference: FloatArray, structure: CovarianceStructure
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """K with K K' = gram, its left inverse transposed, and K'G_iK for each parameter."""
+def _make_basis(gram: FloatArray, structure: CovarianceStructure) -> Basis:
+    """Eigenbasis of a q x q matrix and the parameters' matrices in it."""
     values, vectors = scipy.linalg.eigh(gram)
-    keep = values > _RANK_TOLERANCE * max(float(values[-1]), float(reference.mean()))
+    keep = values > _RANK_TOLERANCE * max(float(values[-1]), 1.0)  # columns have mean square 1
     root = np.sqrt(values[keep])
     K = vectors[:, keep] * root
     products = np.empty((len(structure.parameters), K.shape[1], K.shape[1]))
@@ -282,37 +289,4 @@ def _root(
         rows, columns = structure.columns(parameter)
         product = K[rows].T @ K[columns]
         products[i] = product if parameter.is_variance else product + product.T
-    return vectors[:, keep] / root, K, products
-
-
-def _check_components(
-    ZRZ: FloatArray, ZZ: FloatArray, A: FloatArray, df: int, structure: CovarianceStructure
-) -> None:
-    """Raise if a component has nothing left beside X, or components cannot be told apart."""
-    for parameter in structure.parameters:
-        if parameter.is_variance:
-            rows, _ = structure.columns(parameter)
-            left = np.diagonal(ZRZ)[rows].sum()
-            if left <= _CONFOUNDED * np.diagonal(ZZ)[rows].sum():
-                raise InputError(
-                    f"The random effect {parameter.name!r} lies in the span of the fixed effects: "
-                    "nothing is left of it once `fixed` is taken out. Remove it from `random`, "
-                    "or the terms that absorb it from `fixed`."
-                )
-    k, r = A.shape[0], A.shape[1]
-    traces = np.array([np.trace(a) for a in A])
-    flat = A.reshape(k, r * r)
-    information = np.empty((k + 1, k + 1))
-    information[:k, :k] = flat @ flat.T
-    information[:k, k] = information[k, :k] = traces
-    information[k, k] = df
-    length = np.sqrt(np.diag(information))
-    values, vectors = np.linalg.eigh(information / np.outer(length, length))
-    if values[0] < _CONFOUNDED:
-        names = np.array(structure.param_names)
-        involved = names[np.abs(vectors[:, 0]) > 1e-3]
-        raise InputError(
-            f"The variance components {listing(involved)} cannot be told apart in this design. "
-            "A grouping factor needs fewer levels than samples, and no two terms may group "
-            "alike; remove one of them."
-        )
+    return Basis(K, vectors[:, keep] / root, products)

@@ -41,7 +41,7 @@ class SpectralLikelihood:
     @property
     def m(self) -> int:
         """Number of features."""
-        return int(self.projection.rss.size)
+        return self.projection.m
 
     @property
     def n_params(self) -> int:

@@ -29,9 +29,10 @@ __all__ = [
     "Solution",
     "Solver",
     "State",
-    "information_times_step",
+    "definite_observed",
     "maximise",
     "maximise_in_batches",
+    "scaled_by_information",
     "standardised_score",
     "verdicts",
 ]
@@ -79,15 +80,19 @@ class State:
         Likelihood and derivatives at theta.
     step
         Proposed step, shape (B, k); set by the solver.
+    standardised
+        `standardised_score`, shape (B, k), for a solver that has it at hand.
     """
 
     theta: FloatArray
     evaluation: Evaluation
     step: FloatArray
+    standardised: FloatArray | None = None
 
     def take(self, index: IntArray | BoolArray) -> State:
         """The state of some of the running features."""
-        return State(self.theta[index], self.evaluation.take(index), self.step[index])
+        kept = None if self.standardised is None else self.standardised[index]
+        return State(self.theta[index], self.evaluation.take(index), self.step[index], kept)
 
 
 class Solver(Protocol):
@@ -134,15 +139,32 @@ def standardised_score(objective: Objective, state: State) -> FloatArray:
     In a constrained space the part of the score that the boundary holds in balance does not
     count: what counts is E d, with d the best step within the space (d = E^-1 s inside).
     """
-    evaluation = state.evaluation
-    step = objective.space.step(state.theta, evaluation.score, evaluation.expected)
-    return information_times_step(evaluation.expected, step)
+    if state.standardised is not None:
+        return state.standardised
+    E = state.evaluation.expected
+    step = objective.space.step(state.theta, state.evaluation.score, E)
+    return scaled_by_information(E, step)
 
 
-def information_times_step(expected: FloatArray, step: FloatArray) -> FloatArray:
+def scaled_by_information(expected: FloatArray, step: FloatArray) -> FloatArray:
     """E d in standard-error units, (E d)_i / sqrt(E_ii), shape (B, k)."""
     left = np.matmul(expected, step[:, :, None])[:, :, 0]
     return np.asarray(left / np.sqrt(np.diagonal(expected, axis1=-2, axis2=-1)))
+
+
+def definite_observed(
+    evaluation: Evaluation, features: IntArray, lowest: float = 0.05
+) -> tuple[IntArray, FloatArray]:
+    """Which of ``features`` have a positive definite observed information, and those matrices.
+
+    Eigenvalues are those of O scaled by the diagonal of E and must exceed ``lowest``.
+    """
+    expected, average = evaluation.expected[features], evaluation.average[features]
+    observed = 2.0 * average - expected
+    length = np.sqrt(np.diagonal(expected, axis1=-2, axis2=-1))
+    values = np.linalg.eigvalsh(observed / (length[:, :, None] * length[:, None, :]))
+    definite = values[:, 0] > lowest
+    return features[definite], observed[definite]
 
 
 def verdicts(objective: Objective, state: State, converged: BoolArray) -> NDArray[np.int8]:
@@ -216,18 +238,12 @@ def _polished(objective: Objective, state: State, codes: NDArray[np.int8]) -> St
     own step stays.
     """
     converged = np.flatnonzero(codes <= Status.INDEFINITE)
-    if converged.size == 0:
+    chosen, observed = definite_observed(state.evaluation, converged, 1e-6)
+    if chosen.size == 0:
         return state
-    evaluation = state.evaluation.take(converged)
-    observed = evaluation.observed
-    length = np.sqrt(np.diagonal(evaluation.expected, axis1=-2, axis2=-1))
-    lowest = np.linalg.eigvalsh(observed / (length[:, :, None] * length[:, None, :]))[:, 0]
-    definite = lowest > 1e-6
-    chosen = converged[definite]
     step = state.step.copy()
-    step[chosen] = objective.space.step(
-        state.theta[chosen], evaluation.score[definite], observed[definite]
-    )
+    score = state.evaluation.score[chosen]
+    step[chosen] = objective.space.step(state.theta[chosen], score, observed)
     return replace(state, step=step)
 
 

@@ -1,0 +1,50 @@
+"""The gate for arrays of numbers: what counts as numeric, and what is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from flashmm.exceptions import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["float_array", "numeric_array"]
+
+_NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty")
+
+
+def numeric_array(values: Any, name: str) -> NDArray[Any]:
+    """Values as an array of real numbers, in their own dtype where numpy has it.
+
+    Objects that are numbers become float64; None, pd.NA and masked values become NaN. Text is
+    refused even where it spells a number.
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        mask, values = np.ma.getmaskarray(values), numeric_array(values.data, name)
+        return np.where(mask, np.nan, values) if mask.any() else values
+    if sp.issparse(values):
+        values = values.toarray()
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise InputError(f"{name} must be a rectangular array of numbers.") from None
+    if array.dtype.kind in "iufb":
+        return array
+    if array.dtype.kind == "O" and array.ndim == 0:
+        raise InputError(f"{name} must be numeric; it is of type {type(values).__name__}.")
+    if array.dtype.kind == "O":
+        found = pd.api.types.infer_dtype(array.ravel(), skipna=True)
+        if found in _NUMBERS:
+            return np.where(pd.isna(array), np.nan, array).astype(np.float64)
+        raise InputError(f"{name} must be numeric; it holds objects that are not ({found}).")
+    raise InputError(f"{name} must be numeric; its dtype is {array.dtype}.")
+
+
+def float_array(values: Any, name: str) -> NDArray[np.float64]:
+    """`numeric_array` as float64, without a copy where it is float64 already."""
+    return np.asarray(numeric_array(values, name), dtype=np.float64)
