@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from flashmm.likelihood.base import Estimator, Evaluation, Likelihood, RandomEffects
+from flashmm.likelihood.blocked import BlockedLikelihood
 from flashmm.likelihood.bordered import BorderedLikelihood, border_applies
 from flashmm.likelihood.general import GeneralLikelihood
 from flashmm.likelihood.projection import Projection, project
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINES",
+    "BlockedLikelihood",
     "BorderedLikelihood",
     "Estimator",
     "Evaluation",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 ENGINES: dict[str, Callable[[Projection, Literal["REML", "ML"]], Estimator]] = {
+    "blocked": BlockedLikelihood,
     "bordered": BorderedLikelihood,
     "general": GeneralLikelihood,
     "spectral": SpectralLikelihood,
