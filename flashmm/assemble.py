@@ -135,7 +135,7 @@ def _verdicts(
 ) -> NDArray[np.int8]:
     status = solution.status.copy()
     status[projection.zero_variance] = Status.ZERO_VARIANCE
-    status[projection.perfect_fit] = Status.PERFECT_FIT
+    status[likelihood.perfect_fit] = Status.PERFECT_FIT
     status[projection.non_finite] = Status.NON_FINITE
     if options.parameter_space == "unconstrained":
         unfinished = np.flatnonzero(np.isin(status, (Status.ITERATION_LIMIT, Status.STALLED)))

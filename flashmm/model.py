@@ -376,7 +376,13 @@ class MultiLMM:
         likelihood = make_likelihood(projection, method, engine)
         start = starting_values(likelihood, projection, space, theta0, self.stats.feature_names)
         solution = maximise_in_batches(
-            likelihood, space, chosen, start, projection.usable, max_iter=max_iter, memory=memory
+            likelihood,
+            space,
+            chosen,
+            start,
+            projection.varies & ~likelihood.perfect_fit,
+            max_iter=max_iter,
+            memory=memory,
         )
         options = FitOptions(
             method=method,

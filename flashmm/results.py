@@ -439,6 +439,8 @@ class MultiLMMResults:
             blup[here] = effects.blup
             if effects.se is not None:
                 errors[here] = effects.se
+            if kind == "conditional":  # given y and beta, V is conditioned on
+                errors[here[~self._likelihood.is_definite(theta)]] = np.nan
         dims = ("feature", "level")
         coords = {
             "feature": self._features.to_numpy()[positions],
@@ -574,9 +576,8 @@ class MultiLMMResults:
         Yields where they are in ``positions``, their positions, and their internal theta.
         """
         theta = self._projection.to_internal(self.ds["theta"].to_numpy())
-        fitted = np.flatnonzero(
-            self._projection.usable[positions] & np.isfinite(theta[positions]).all(axis=1)
-        )
+        varies = self.ds["status"].to_numpy() != Status.ZERO_VARIANCE
+        fitted = np.flatnonzero((varies & np.isfinite(theta).all(axis=1))[positions])
         size = self._likelihood.batch_size(self.options.memory)
         for start in range(0, fitted.size, size):
             here = fitted[start : start + size]

@@ -192,12 +192,9 @@ def add_shifts(left: SummaryStats, right: SummaryStats, total: SummaryStats) -> 
     for part in (left, right):
         XY, _, _, own = part.centred()
         score += XY[:, features] + part.XX @ own[:, features]
-    gram = _Gram.of(total.XX)
-    a = gram.solve(score)
-    for _ in range(2):  # the second round makes up for rounding in the first
-        mine, theirs = _move(left, features, a), _move(right, features, a)
-        pooled = Shift(features, a, mine.XY + theirs.XY, mine.ZY + theirs.ZY, mine.yy + theirs.yy)
-        a = a + gram.solve(pooled.XY)
+    a = _Gram.of(total.XX).solve(score)
+    mine, theirs = _move(left, features, a), _move(right, features, a)
+    pooled = Shift(features, a, mine.XY + theirs.XY, mine.ZY + theirs.ZY, mine.yy + theirs.yy)
     needed = pooled.yy < _CANCELLATION * total.yy[features]
     if not needed.any():
         return None

@@ -132,6 +132,11 @@ class Estimator(Likelihood, Protocol):
         """Name of the algorithm, e.g. ``"spectral"``."""
         ...
 
+    @property
+    def perfect_fit(self) -> NDArray[np.bool_]:
+        """Features that X and Z together explain exactly, shape (m,)."""
+        ...
+
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Fixed effects at theta, shape (B, p)."""
         ...

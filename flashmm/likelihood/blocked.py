@@ -105,6 +105,27 @@ class BlockedLikelihood:
         """Number of variance parameters, the residual included."""
         return len(self.projection.structure.parameters) + 1
 
+    @cached_property
+    def perfect_fit(self) -> BoolArray:
+        """Features that X and Z together explain exactly, shape (m,).
+
+        What is left of y'Py once the random effects are free.
+        """
+        p, structure = self.projection, self.projection.structure
+        exact = np.zeros(p.m, dtype=bool)
+        features = np.flatnonzero(p.varies)
+        free = np.where(structure.is_variance, 1e10, 0.0)
+        free[-1] = 1.0
+        size = self.batch_size(2**28)
+        for start in range(0, features.size, size):
+            batch = features[start : start + size]
+            theta = np.tile(free, (batch.size, 1))
+            blocks = self._blocks(theta)
+            border = self._border(blocks, theta, with_x=True)
+            left = self._solve(blocks, border, theta, batch)[-1]
+            exact[batch] = left <= 1e-9 * min(p.n - p.p, 1.0)
+        return exact
+
     def batch_size(self, memory: int) -> int:
         """How many features fit into ``memory`` bytes: (s, s, L) and (w, w) arrays."""
         layout = self.layout
@@ -127,14 +148,13 @@ class BlockedLikelihood:
         if bad.any():
             M[:, :, bad] = np.eye(s)[:, :, None]
         inverse_M = small.inverse(M)
-        G = small.product(np.broadcast_to(D, M.shape), inverse_M)
-        G = 0.5 * (G + small.transpose(G))
-        U = small.product(inverse_M, np.broadcast_to(layout.ZZ, M.shape))
+        G = small.symmetric(small.product(D, inverse_M))
+        U = small.symmetric(small.product(inverse_M, layout.ZZ))
         with np.errstate(invalid="ignore", divide="ignore"):
             total = log_det.sum(axis=1) + (n - s * layout.L) * np.log(sigma2)
             S = (layout.WW - layout.sums(G)) / sigma2[:, None, None]
         nearest = np.minimum(distance.min(axis=1), sigma2)
-        return _Blocks(D, inverse_M, 0.5 * (U + small.transpose(U)), G, total, S, nearest)
+        return _Blocks(D, inverse_M, U, G, total, S, nearest)
 
     def _border(self, blocks: _Blocks, theta: FloatArray, with_x: bool) -> _Border:
         """Eliminate X (or not) and the other random effects from S."""
@@ -300,10 +320,9 @@ class BlockedLikelihood:
         K[:, np.arange(q_z), np.arange(q_z)] += 1.0
         NS: dict[int, FloatArray] = {}
         for a, (i, basis) in enumerate(layout.block_parameters):
-            wide = np.broadcast_to(basis[:, :, None, None], U.shape)
-            TU = small.product(wide, U)
-            first[:, i] = small.inner(wide, U - X)
-            S_i = layout.sums(small.product(small.product(transposed, wide), blocks.inverse_M))
+            TU = np.tensordot(basis, U, 1)
+            first[:, i] = np.tensordot(basis, (U - X).sum(axis=-1), 2)
+            S_i = layout.sums(small.product(transposed, np.tensordot(basis, blocks.inverse_M, 1)))
             NS[i] = np.matmul(N, S_i)
             Y = np.matmul(np.matmul(np.swapaxes(K, 1, 2), S_i), K)
             for j, ones in layout.border_parameters:
@@ -311,8 +330,7 @@ class BlockedLikelihood:
                     second[:, i, j] += 0.5 * Y[:, rows, columns].sum(axis=1)
                 second[:, j, i] = second[:, i, j]
             for j, other in layout.block_parameters[: a + 1]:
-                narrow = np.broadcast_to(other[:, :, None, None], U.shape)
-                mixed = small.product(narrow, U - 2.0 * X)
+                mixed = np.tensordot(other, U - 2.0 * X, 1)
                 value = small.inner(small.transpose(TU), mixed)
                 value += (NS[i] * np.swapaxes(NS[j], 1, 2)).sum(axis=(1, 2))
                 second[:, i, j] = second[:, j, i] = 0.5 * value
@@ -397,7 +415,7 @@ class BlockedLikelihood:
         layout = self.layout
         transposed = small.transpose(blocks.inverse_M)
         X = small.product(small.product(blocks.inverse_M, layout.sandwich(border.N)), transposed)
-        D = np.broadcast_to(blocks.D, X.shape)
+        D = blocks.D
         inside = D - small.product(small.product(D, blocks.U - X), D)
         variance = np.empty((theta.shape[0], self.projection.structure.q))
         variance[:, layout.columns] = np.stack([inside[a, a] for a in range(layout.s)], axis=2)

@@ -188,6 +188,11 @@ class BorderedLikelihood:
         """Number of variance parameters, the residual included."""
         return len(self.projection.structure.parameters) + 1
 
+    @property
+    def perfect_fit(self) -> BoolArray:
+        """Features that X and Z together explain exactly, shape (m,)."""
+        return self.projection.perfect_fit
+
     def batch_size(self, memory: int) -> int:
         """How many features fit into ``memory`` bytes: some (w, w) matrices and (r,) vectors."""
         r, w, k = self.projection.r_full, self.border.width, self.n_params

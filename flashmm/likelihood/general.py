@@ -58,6 +58,11 @@ class GeneralLikelihood:
         """Number of variance parameters, the residual included."""
         return len(self.projection.structure.parameters) + 1
 
+    @property
+    def perfect_fit(self) -> BoolArray:
+        """Features that X and Z together explain exactly, shape (m,)."""
+        return self.projection.perfect_fit
+
     def batch_size(self, memory: int) -> int:
         """How many features fit into ``memory`` bytes: k + 5 matrices of r x r each."""
         p = self.projection

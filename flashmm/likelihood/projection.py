@@ -176,19 +176,16 @@ class Projection:
 
     @cached_property
     def perfect_fit(self) -> BoolArray:
-        """Features that X and Z together explain exactly, shape (m,).
-
-        Not looked for when Z is too large for a dense basis.
-        """
-        if self.structure.q > DENSE_LIMIT or self.n - self.p == self.r:
+        """Features that X and Z together explain exactly, shape (m,)."""
+        if self.n - self.p == self.r:
             return np.zeros(self.m, dtype=bool)
         exact = self.rss <= _ROUNDING * (self.n - self.p)
-        return np.asarray(exact & ~self.zero_variance & ~self.non_finite)
+        return np.asarray(exact & self.varies)
 
     @property
-    def usable(self) -> BoolArray:
-        """Features that have a likelihood to maximise, shape (m,)."""
-        return ~(self.zero_variance | self.perfect_fit | self.non_finite)
+    def varies(self) -> BoolArray:
+        """Features that vary about X and whose sums are finite, shape (m,)."""
+        return ~(self.zero_variance | self.non_finite)
 
     @property
     def unit(self) -> FloatArray:

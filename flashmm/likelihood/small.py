@@ -15,39 +15,48 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     BoolArray = NDArray[np.bool_]
 
-__all__ = ["inner", "inverse", "log_determinant", "matvec", "product", "transpose"]
+__all__ = ["inner", "inverse", "log_determinant", "matvec", "product", "symmetric", "transpose"]
 
 
 def product(left: FloatArray, right: FloatArray) -> FloatArray:
     """L R, shape (s, s, ...); the trailing dims broadcast."""
     s = left.shape[0]
-    rows = []
+    planes = np.broadcast_shapes(left.shape[2:], right.shape[2:])
+    result, term = np.empty((s, s, *planes)), np.empty(planes)
     for i in range(s):
-        row = []
         for j in range(s):
-            entry = left[i, 0] * right[0, j]
+            np.multiply(left[i, 0], right[0, j], out=result[i, j])
             for k in range(1, s):
-                entry = entry + left[i, k] * right[k, j]
-            row.append(entry)
-        rows.append(np.stack(row))
-    return np.stack(rows)
+                np.multiply(left[i, k], right[k, j], out=term)
+                result[i, j] += term
+    return result
 
 
 def matvec(matrix: FloatArray, vector: FloatArray) -> FloatArray:
     """M v for vectors (s, ...)."""
     s = matrix.shape[0]
-    entries = []
+    result, term = np.empty_like(vector), np.empty(vector.shape[1:])
     for i in range(s):
-        entry = matrix[i, 0] * vector[0]
+        np.multiply(matrix[i, 0], vector[0], out=result[i])
         for k in range(1, s):
-            entry = entry + matrix[i, k] * vector[k]
-        entries.append(entry)
-    return np.stack(entries)
+            np.multiply(matrix[i, k], vector[k], out=term)
+            result[i] += term
+    return result
 
 
 def transpose(matrix: FloatArray) -> FloatArray:
     """M' of each matrix."""
     return np.swapaxes(matrix, 0, 1)
+
+
+def symmetric(matrix: FloatArray) -> FloatArray:
+    """The mean of M and M', taking out rounding, in place."""
+    s = matrix.shape[0]
+    for i in range(s):
+        for j in range(i):
+            mean = 0.5 * (matrix[i, j] + matrix[j, i])
+            matrix[i, j] = matrix[j, i] = mean
+    return matrix
 
 
 def inner(left: FloatArray, right: FloatArray) -> FloatArray:
@@ -59,14 +68,18 @@ def inner(left: FloatArray, right: FloatArray) -> FloatArray:
 def inverse(matrix: FloatArray) -> FloatArray:
     """M^-1 of each matrix; shape (s, s, B, L)."""
     s = matrix.shape[0]
+    result = np.empty_like(matrix)
     if s == 1:
-        return np.reciprocal(matrix)
-    if s == 2:
+        np.reciprocal(matrix, out=result)
+    elif s == 2:
         determinant = matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]
-        adjugate = [[matrix[1, 1], -matrix[0, 1]], [-matrix[1, 0], matrix[0, 0]]]
-        return np.stack([np.stack(row) for row in adjugate]) / determinant
-    last: FloatArray = np.linalg.inv(np.moveaxis(matrix, (0, 1), (-2, -1)))
-    return np.moveaxis(last, (-2, -1), (0, 1))
+        for (i, j), sign in {(0, 0): 1.0, (0, 1): -1.0, (1, 0): -1.0, (1, 1): 1.0}.items():
+            entry = matrix[1 - j, 1 - i] if i == j else matrix[i, j]
+            np.divide(sign * entry, determinant, out=result[i, j])
+    else:
+        stack = np.linalg.inv(np.moveaxis(matrix, (0, 1), (-2, -1)))
+        result[...] = np.moveaxis(stack, (-2, -1), (0, 1))
+    return result
 
 
 def log_determinant(matrix: FloatArray, singular: float) -> tuple[FloatArray, FloatArray]:

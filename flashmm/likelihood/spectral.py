@@ -67,6 +67,11 @@ class SpectralLikelihood:
         """K'H, shape (r, p)."""
         return self.projection.K.T @ self.projection.H
 
+    @property
+    def perfect_fit(self) -> BoolArray:
+        """Features that X and Z together explain exactly, shape (m,)."""
+        return self.projection.perfect_fit
+
     def batch_size(self, memory: int) -> int:
         """How many features fit into ``memory`` bytes: a few vectors of length r each."""
         p = self.projection

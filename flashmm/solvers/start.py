@@ -40,7 +40,7 @@ def starting_values(
     if theta0 is None:
         return default
     given = projection.to_internal(_as_rows(theta0, m, k, feature_names))
-    usable = np.isfinite(given).all(axis=1) & projection.usable
+    usable = np.isfinite(given).all(axis=1) & projection.varies
     usable &= space.contains(np.where(np.isfinite(given), given, 0.0))
     start = np.where(usable[:, None], given, default)
     step = likelihood.batch_size(2**28)
