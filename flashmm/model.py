@@ -33,8 +33,6 @@ from flashmm.summary_stats import SummaryStats
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from flashmm.design import CovarianceStructure
-
 __all__ = ["MultiLMM"]
 
 METHODS = ("REML", "ML")
@@ -336,9 +334,9 @@ class MultiLMM:
             Bytes that the arrays of one batch of features may take.
         engine
             How the likelihood is computed: ``"spectral"`` (one variance component),
-            ``"bordered"`` (several, one with most of the columns), ``"general"`` (any), or
-            ``"auto"``, which takes the fastest that applies. All give the same answer to
-            rounding.
+            ``"bordered"`` (several, one with most of the columns), ``"blocked"`` (slopes, very
+            many levels, large crossed factors), ``"general"`` (any), or ``"auto"``, which takes
+            the fastest that applies. All give the same answer to rounding.
 
         Returns
         -------
@@ -366,7 +364,7 @@ class MultiLMM:
         _check_option("method", method, METHODS)
         _check_option("parameter_space", parameter_space, SPACES)
         _check_numbers(max_iter, epsilon, memory)
-        _check_engine(engine, self.stats.structure)
+        _check_option("engine", engine, ("auto", *ENGINES))
         chosen = _make_solver(solver, epsilon)
         projection = self.projection
         structure = self.stats.structure
@@ -425,15 +423,6 @@ def _check_numbers(max_iter: int, epsilon: float, memory: int) -> None:
         raise InputError(f"`epsilon` must be positive, not {epsilon!r}.")
     if memory < 1:
         raise InputError(f"`memory` must be a positive number of bytes, not {memory!r}.")
-
-
-def _check_engine(engine: str, structure: CovarianceStructure) -> None:
-    _check_option("engine", engine, ("auto", *ENGINES))
-    if engine == "spectral" and len(structure.parameters) > 1:
-        raise InputError(
-            "engine='spectral' needs a single variance component; this model has "
-            f"{len(structure.parameters)}. Use 'auto' or 'general'."
-        )
 
 
 def _make_solver(solver: str | Solver, epsilon: float) -> Solver:

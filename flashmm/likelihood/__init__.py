@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from flashmm.exceptions import InputError
 from flashmm.likelihood.base import Estimator, Evaluation, Likelihood, RandomEffects
 from flashmm.likelihood.blocked import BlockedLikelihood
-from flashmm.likelihood.bordered import BorderedLikelihood, border_applies
+from flashmm.likelihood.bordered import BorderedLikelihood, border_applies, main_component
 from flashmm.likelihood.general import GeneralLikelihood
-from flashmm.likelihood.projection import Projection, project
+from flashmm.likelihood.layout import MAX_EFFECTS, find_layout
+from flashmm.likelihood.projection import DENSE_LIMIT, Projection, project
 from flashmm.likelihood.spectral import SpectralLikelihood
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ __all__ = [
     "project",
 ]
 
+# Up to this many random effects the eigenbasis of a bordered likelihood is worth its q^3.
+EIGENBASIS_LIMIT = 1500
+
 ENGINES: dict[str, Callable[[Projection, Literal["REML", "ML"]], Estimator]] = {
     "blocked": BlockedLikelihood,
     "bordered": BorderedLikelihood,
@@ -42,12 +47,57 @@ def make_likelihood(
 ) -> Estimator:
     """The likelihood for a design.
 
-    ``"spectral"`` for one component, ``"bordered"`` for several when one of them has most of
-    the columns, else ``"general"``.
+    Parameters
+    ----------
+    projection
+        Projected statistics.
+    method
+        ``"REML"`` or ``"ML"``.
+    engine
+        A name in `ENGINES`, or ``"auto"``.
+
+    Returns
+    -------
+    Estimator
+
+    Raises
+    ------
+    InputError
+        If the engine asked for cannot do this design.
     """
     if engine == "auto":
-        if len(projection.structure.parameters) == 1:
-            engine = "spectral"
-        else:
-            engine = "bordered" if border_applies(projection) else "general"
+        engine = _choose(projection)
+    if engine == "spectral" and len(projection.structure.parameters) > 1:
+        raise InputError(
+            "engine='spectral' needs a single variance component; this model has "
+            f"{len(projection.structure.parameters)}. Use 'auto' or 'general'."
+        )
+    if engine == "bordered" and main_component(projection) is None:
+        raise InputError(
+            "engine='bordered' needs a term with a single variance; every term of this model has "
+            "several. Use 'auto' or 'general'."
+        )
+    if engine == "blocked" and find_layout(projection) is None:
+        raise InputError(
+            "engine='blocked' needs a grouping factor whose levels share no samples and that has "
+            f"at most {MAX_EFFECTS} effects per level. Use 'auto' or 'general'."
+        )
     return ENGINES[engine](projection, method)
+
+
+def _choose(projection: Projection) -> str:
+    """The fastest engine that applies.
+
+    ``"spectral"`` for one component and ``"bordered"`` for a narrow border beside a large
+    component, as long as an eigenbasis is cheap; else ``"blocked"`` when blocks make up most of
+    Z or Z is too large for dense matrices; else ``"general"``.
+    """
+    q = projection.structure.q
+    if len(projection.structure.parameters) == 1 and q <= DENSE_LIMIT:
+        return "spectral"
+    if q <= EIGENBASIS_LIMIT and border_applies(projection):
+        return "bordered"
+    layout = find_layout(projection)
+    if layout is not None and (layout.q_z <= 0.5 * q or q > DENSE_LIMIT):
+        return "blocked"
+    return "spectral" if len(projection.structure.parameters) == 1 else "general"

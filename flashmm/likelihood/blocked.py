@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockedLikelihood"]
 
+_CACHE_BYTES = 2**25
+
 # Border columns that X absorbs leave exact zeros on the diagonal of T; this keeps Cholesky going.
 _RIDGE = 1e-14
 
@@ -127,10 +129,15 @@ class BlockedLikelihood:
         return exact
 
     def batch_size(self, memory: int) -> int:
-        """How many features fit into ``memory`` bytes: (s, s, L) and (w, w) arrays."""
+        """How many features fit into ``memory`` bytes: (s, s, L) and (w, w) arrays.
+
+        Passes over small matrices are bound by memory traffic, so batches stay near the size
+        of a cache whatever the budget.
+        """
         layout = self.layout
         per_level = (14 + 3 * self.n_params) * layout.s**2 * layout.L
-        return max(1, memory // (8 * (per_level + (16 + 2 * self.n_params) * layout.w**2)))
+        per_feature = 8 * (per_level + (16 + 2 * self.n_params) * layout.w**2)
+        return max(1, min(memory, _CACHE_BYTES) // per_feature)
 
     # ---- elimination -----------------------------------------------------------------------
 
