@@ -316,8 +316,8 @@ class MultiLMM:
         method
             ``"REML"`` (default) or ``"ML"``.
         solver
-            Name of a solver (``"fisher_scoring"``) or an object with the methods of
-            `flashmm.solvers.Solver`.
+            ``"fisher_scoring"`` (default), ``"average_information"``, ``"newton_raphson"``,
+            or an object with the methods of `flashmm.solvers.Solver`.
         theta0
             Starting values in squared units of Y, the residual last: one vector for all
             features, an array or DataFrame (m, n_params), or another fit's results. Default:

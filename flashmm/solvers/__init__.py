@@ -4,11 +4,14 @@ from collections.abc import Callable
 
 from flashmm.solvers.base import Objective, Solution, Solver, State, standardised_score, verdicts
 from flashmm.solvers.fisher_scoring import FisherScoring
+from flashmm.solvers.information import AverageInformation, NewtonRaphson
 from flashmm.solvers.status import Status
 
 __all__ = [
     "SOLVERS",
+    "AverageInformation",
     "FisherScoring",
+    "NewtonRaphson",
     "Objective",
     "Solution",
     "Solver",
@@ -18,4 +21,8 @@ __all__ = [
     "verdicts",
 ]
 
-SOLVERS: dict[str, Callable[..., Solver]] = {"fisher_scoring": FisherScoring}
+SOLVERS: dict[str, Callable[..., Solver]] = {
+    "fisher_scoring": FisherScoring,
+    "average_information": AverageInformation,
+    "newton_raphson": NewtonRaphson,
+}

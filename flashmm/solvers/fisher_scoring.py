@@ -48,7 +48,7 @@ class FisherScoring:
         return State(theta0, objective.evaluate(theta0), np.zeros_like(theta0))
 
     def step(self, objective: Objective, state: State) -> State:
-        """Propose I^-1 score, or the best step within the space."""
+        """Propose E^-1 score, or the best step within the space."""
         evaluation = state.evaluation
         step = objective.space.step(state.theta, evaluation.score, evaluation.expected)
         score = scaled_by_information(evaluation.expected, step)

@@ -1,0 +1,75 @@
+"""Average-information and Newton-Raphson: other information matrices in place of the expected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flashmm.solvers.base import Objective, State, standardised_score, verdicts
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.likelihood.base import Evaluation
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["AverageInformation", "NewtonRaphson"]
+
+
+@dataclass(frozen=True)
+class AverageInformation:
+    """Average-information REML (Gilmour, Thompson & Cullis 1995).
+
+    Parameters
+    ----------
+    epsilon
+        Tolerance on the standardised score, as for `FisherScoring`.
+    """
+
+    epsilon: float = 1e-5
+
+    def init(self, objective: Objective, theta0: FloatArray) -> State:
+        """Evaluate the starting values."""
+        return State(theta0, objective.evaluate(theta0), np.zeros_like(theta0))
+
+    def step(self, objective: Objective, state: State) -> State:
+        """Propose A^-1 score, or the best step within the space."""
+        information = self._information(state.evaluation)
+        step = objective.space.step(state.theta, state.evaluation.score, information)
+        return replace(state, step=step, standardised=standardised_score(objective, state))
+
+    def terminate(self, objective: Objective, state: State) -> NDArray[np.int8]:
+        """Converged when the standardised score is below epsilon."""
+        score = standardised_score(objective, state)
+        return verdicts(objective, state, np.abs(score).max(axis=1) < self.epsilon)
+
+    def _information(self, evaluation: Evaluation) -> FloatArray:
+        # A random effect predicted as zero has no average information of its own; a little of
+        # the expected keeps the step bounded.
+        return evaluation.average + 0.05 * evaluation.expected
+
+
+@dataclass(frozen=True)
+class NewtonRaphson(AverageInformation):
+    """Newton-Raphson with the observed information.
+
+    Where that is not positive definite its eigenvalues, relative to the diagonal of the
+    expected information, are replaced by their absolute values, so that every step climbs
+    (Nocedal & Wright 2006, section 3.4).
+
+    Parameters
+    ----------
+    epsilon
+        Tolerance on the standardised score, as for `FisherScoring`.
+    """
+
+    def _information(self, evaluation: Evaluation) -> FloatArray:
+        length = np.sqrt(np.diagonal(evaluation.expected, axis1=-2, axis2=-1))
+        scale = length[:, :, None] * length[:, None, :]
+        values, vectors = np.linalg.eigh(evaluation.observed / scale)
+        values = np.maximum(np.abs(values), 0.01)
+        definite = np.matmul(vectors * values[:, None, :], np.swapaxes(vectors, 1, 2))
+        return np.asarray(definite * scale)
