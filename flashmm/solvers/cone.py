@@ -24,6 +24,7 @@ __all__ = ["ConeProgram", "solve_cone_program"]
 
 _ITERATIONS = 40
 _GAP = 1e-15
+_RESIDUAL = 1e-13
 _SNAP = 1e-7
 
 
@@ -134,13 +135,16 @@ def solve_cone_program(program: ConeProgram, blocks: tuple[IntArray, ...]) -> Fl
         z[:, part.positions[diagonal]] = 1.0
     z *= 1.0 + np.abs(np.matmul(H, x[:, :, None])[:, :, 0] - b).max(axis=1, keepdims=True)
 
+    # Finished features leave the loop, so that none depends on the company it keeps.
+    active = np.arange(count)
     for _ in range(_ITERATIONS):
-        gradient = np.matmul(H, x[:, :, None])[:, :, 0] - b
-        residual = gradient - z
-        gap = (x * z).sum(axis=1) / order
-        if (gap < _GAP).all() and (np.abs(residual).max(axis=1) < 1e-13).all():
+        gradient = np.matmul(H[active], x[active, :, None])[:, :, 0] - b[active]
+        gap = (x[active] * z[active]).sum(axis=1) / order
+        open_ = (gap > _GAP) | (np.abs(gradient - z[active]).max(axis=1) > _RESIDUAL)
+        active, gradient, gap = active[open_], gradient[open_], gap[open_]
+        if active.size == 0:
             break
-        x, z = _iterate(H, x, z, gradient, gap, parts)
+        x[active], z[active] = _iterate(H[active], x[active], z[active], gradient, gap, parts)
     return np.asarray(_snapped(x, z, parts) * size[:, None] * unit - program.theta)
 
 
