@@ -6,7 +6,6 @@ the summary statistics; it is not stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +21,7 @@ from flashmm.inference.contrasts import parse_contrasts
 from flashmm.inference.statistics import confidence_limits, resolve_alternative, t_statistics
 from flashmm.labels import feature_positions
 from flashmm.likelihood import Estimator, Projection, make_likelihood, project
+from flashmm.on_request import OnRequest
 from flashmm.schema import RESULTS
 from flashmm.solvers.status import Status
 from flashmm.storage import (
@@ -108,6 +108,14 @@ class MultiLMMResults:
     @cached_property
     def _likelihood(self) -> Estimator:
         return make_likelihood(self._projection, self.options.method, self.options.engine)
+
+    @cached_property
+    def _on_request(self) -> OnRequest:
+        theta = self._projection.to_internal(self.ds["theta"].to_numpy())
+        varies = self.ds["status"].to_numpy() != Status.ZERO_VARIANCE
+        known = varies & np.isfinite(theta).all(axis=1)
+        likelihood, memory = self._likelihood, self.options.memory
+        return OnRequest(likelihood, self._projection, theta, known, memory)
 
     def __repr__(self) -> str:
         s, o = self.stats, self.options
@@ -267,13 +275,9 @@ class MultiLMMResults:
             Dims feature, coef, coef_.
         """
         positions = self._positions(features)
-        p = self.stats.p
-        result = np.full((positions.size, p, p), np.nan)
-        for here, batch, theta in self._batches(positions):
-            result[here] = self._likelihood.covariance(theta, batch)
         names = self.ds["coef"].to_numpy()
         return xr.DataArray(
-            result,
+            self._on_request.covariance(positions),
             dims=("feature", "coef", "coef_"),
             coords={"feature": self._features.to_numpy()[positions], "coef": names, "coef_": names},
             name="cov_params",
@@ -319,9 +323,7 @@ class MultiLMMResults:
         L = contrasts.matrix
         positions = self._positions(features)
         estimate = self.ds["beta"].to_numpy()[positions] @ L.T
-        variance = np.full(estimate.shape, np.nan)
-        for here, batch, theta in self._batches(positions):
-            variance[here] = self._likelihood.contrast_variance(theta, batch, L)
+        variance = self._on_request.contrast_variance(positions, L)
         with np.errstate(invalid="ignore"):
             se = np.sqrt(np.where(variance > 0, variance, np.nan))
         table = t_statistics(estimate - contrasts.values, se, self.df_resid, side)
@@ -377,20 +379,12 @@ class MultiLMMResults:
             FIM.theta); ``FIM_beta`` (feature, coef, coef_): X'V^-1X (FIM.beta).
         """
         positions = self._positions(features)
-        k, p = self.ds.sizes["param"], self.stats.p
-        FIM_theta = np.full((positions.size, k, k), np.nan)
-        FIM_beta = np.full((positions.size, p, p), np.nan)
-        projection = self._projection
-        for here, batch, theta in self._batches(positions):
-            unit = projection.param_scale * projection.scale[batch][:, None]
-            expected = self._likelihood.evaluate(theta, batch).expected
-            FIM_theta[here] = expected / (unit[:, :, None] * unit[:, None, :])
-            FIM_beta[here] = np.linalg.inv(self._likelihood.covariance(theta, batch))
+        information = self._on_request.information(positions)
         coefs, params = self.ds["coef"].to_numpy(), self.ds["param"].to_numpy()
         return xr.Dataset(
             {
-                "FIM_theta": (("feature", "param", "param_"), FIM_theta),
-                "FIM_beta": (("feature", "coef", "coef_"), FIM_beta),
+                "FIM_theta": (("feature", "param", "param_"), information.theta),
+                "FIM_beta": (("feature", "coef", "coef_"), information.beta),
             },
             coords={
                 "feature": self._features.to_numpy()[positions],
@@ -432,15 +426,7 @@ class MultiLMMResults:
                 f"Unknown se={se!r}. {nearest(str(se), ['conditional', 'prediction'])}"
             )
         positions = self._positions(features)
-        blup = np.full((positions.size, self.stats.q), np.nan)
-        errors = np.full_like(blup, np.nan)
-        for here, batch, theta in self._batches(positions):
-            effects = self._likelihood.random_effects(theta, batch, kind)
-            blup[here] = effects.blup
-            if effects.se is not None:
-                errors[here] = effects.se
-            if kind == "conditional":  # given y and beta, V is conditioned on
-                errors[here[~self._likelihood.is_definite(theta)]] = np.nan
+        blup, errors = self._on_request.random_effects(positions, kind)
         dims = ("feature", "level")
         coords = {
             "feature": self._features.to_numpy()[positions],
@@ -567,21 +553,6 @@ class MultiLMMResults:
         if features is None:
             return np.arange(names.size)
         return feature_positions(names, features)
-
-    def _batches(
-        self, positions: NDArray[np.intp]
-    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp], FloatArray]]:
-        """Fitted features among ``positions``, in batches that fit the memory budget.
-
-        Yields where they are in ``positions``, their positions, and their internal theta.
-        """
-        theta = self._projection.to_internal(self.ds["theta"].to_numpy())
-        varies = self.ds["status"].to_numpy() != Status.ZERO_VARIANCE
-        fitted = np.flatnonzero((varies & np.isfinite(theta).all(axis=1))[positions])
-        size = self._likelihood.batch_size(self.options.memory)
-        for start in range(0, fitted.size, size):
-            here = fitted[start : start + size]
-            yield here, positions[here], theta[positions[here]]
 
 
 def _attrs(stats: SummaryStats, options: FitOptions) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""What is too large to store: computed from theta and the statistics when asked for.
+
+Arrays in, arrays out, in batches that fit the memory budget; features without an estimate
+give NaN. Labels are put on by `flashmm.results`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.likelihood import Estimator, Projection
+    from flashmm.likelihood.base import RandomEffects, StandardErrorKind
+
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
+    BoolArray = NDArray[np.bool_]
+
+__all__ = ["Information", "OnRequest"]
+
+
+@dataclass(frozen=True)
+class Information:
+    """Fisher information in the units of Y: theta (B, k, k) and beta (B, p, p)."""
+
+    theta: FloatArray
+    beta: FloatArray
+
+
+@dataclass(frozen=True)
+class OnRequest:
+    """The fitted likelihood, ready to be asked.
+
+    Parameters
+    ----------
+    likelihood
+        Likelihood of all features.
+    projection
+        The projected statistics behind it.
+    theta
+        Estimates in internal units, shape (m, k).
+    known
+        Features that have an estimate, shape (m,).
+    memory
+        Bytes that one batch may take.
+    """
+
+    likelihood: Estimator
+    projection: Projection
+    theta: FloatArray
+    known: BoolArray
+    memory: int
+
+    def covariance(self, positions: IntArray) -> FloatArray:
+        """cov(beta) of the features at ``positions``, shape (B, p, p)."""
+        result = np.full((positions.size, self.projection.p, self.projection.p), np.nan)
+        for here, batch in self._batches(positions):
+            result[here] = self.likelihood.covariance(self.theta[batch], batch)
+        return result
+
+    def contrast_variance(self, positions: IntArray, L: FloatArray) -> FloatArray:
+        """Variances of the contrasts in the rows of L (c, p), shape (B, c)."""
+        result = np.full((positions.size, L.shape[0]), np.nan)
+        for here, batch in self._batches(positions):
+            result[here] = self.likelihood.contrast_variance(self.theta[batch], batch, L)
+        return result
+
+    def information(self, positions: IntArray) -> Information:
+        """Expected information of theta, and X'V^-1X."""
+        k, p = self.theta.shape[1], self.projection.p
+        theta, beta = (np.full((positions.size, size, size), np.nan) for size in (k, p))
+        for here, batch in self._batches(positions):
+            unit = self.projection.param_scale * self.projection.scale[batch][:, None]
+            expected = self.likelihood.evaluate(self.theta[batch], batch).expected
+            theta[here] = expected / (unit[:, :, None] * unit[:, None, :])
+            beta[here] = np.linalg.inv(self.likelihood.covariance(self.theta[batch], batch))
+        return Information(theta, beta)
+
+    def random_effects(
+        self, positions: IntArray, kind: StandardErrorKind | None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Predictions and their standard errors (NaN when not asked for), both (B, q)."""
+        blup = np.full((positions.size, self.projection.structure.q), np.nan)
+        errors = np.full_like(blup, np.nan)
+        for here, batch in self._batches(positions):
+            theta = self.theta[batch]
+            effects: RandomEffects = self.likelihood.random_effects(theta, batch, kind)
+            blup[here] = effects.blup
+            if effects.se is not None:
+                errors[here] = effects.se
+            if kind == "conditional":  # a distribution given y and beta needs a proper V
+                errors[here[~self.likelihood.is_definite(theta)]] = np.nan
+        return blup, errors
+
+    def _batches(self, positions: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
+        """Known features: where they are in ``positions``, and their positions."""
+        fitted = np.flatnonzero(self.known[positions])
+        size = self.likelihood.batch_size(self.memory)
+        for start in range(0, fitted.size, size):
+            here = fitted[start : start + size]
+            yield here, positions[here]
