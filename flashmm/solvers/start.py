@@ -39,7 +39,8 @@ def starting_values(
     default[:, -1] = 1.0
     if theta0 is None:
         return default
-    given = projection.to_internal(_as_rows(theta0, m, k, feature_names))
+    params = projection.structure.param_names
+    given = projection.to_internal(_as_rows(theta0, m, params, feature_names))
     usable = np.isfinite(given).all(axis=1) & projection.varies
     usable &= space.contains(np.where(np.isfinite(given), given, 0.0))
     start = np.where(usable[:, None], given, default)
@@ -51,12 +52,18 @@ def starting_values(
     return start
 
 
-def _as_rows(theta0: Any, m: int, k: int, feature_names: NDArray[Any]) -> FloatArray:
-    """Starting values in the units of Y, shape (m, k)."""
+def _as_rows(
+    theta0: Any, m: int, params: tuple[str, ...], feature_names: NDArray[Any]
+) -> FloatArray:
+    """Starting values in the units of Y, shape (m, k); a DataFrame is matched by label."""
+    k = len(params)
     if hasattr(theta0, "theta") and isinstance(theta0.theta, pd.DataFrame):
         theta0 = theta0.theta
     if isinstance(theta0, pd.DataFrame):
-        rows = theta0.reindex(pd.Index(feature_names)).to_numpy(dtype=np.float64)
+        rows = theta0.reindex(index=pd.Index(feature_names))
+        if set(rows.columns) == set(params):
+            rows = rows[list(params)]
+        rows = rows.to_numpy(dtype=np.float64)
     else:
         try:
             rows = np.asarray(theta0, dtype=np.float64)
@@ -65,6 +72,8 @@ def _as_rows(theta0: Any, m: int, k: int, feature_names: NDArray[Any]) -> FloatA
                 "`theta0` must be numbers, a DataFrame or the results of a fit."
             ) from None
         if rows.ndim == 1 and rows.size == k:
+            if not np.isfinite(rows).all():
+                raise InputError(f"`theta0` must be finite, not {rows.tolist()}.")
             rows = np.tile(rows, (m, 1))
     if rows.shape != (m, k):
         raise InputError(
