@@ -50,6 +50,8 @@ nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True
+# Tables that the code prints as Markdown.
+nb_render_markdown_format = "myst"
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"flashmm {release}"

@@ -12,6 +12,7 @@ from flashmm.exceptions import (
 )
 from flashmm.feature_results import FeatureResults
 from flashmm.inference.contrasts import contrast_matrix
+from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.model import MultiLMM
 from flashmm.results import MultiLMMResults
 from flashmm.solvers.status import Status
@@ -33,6 +34,7 @@ __all__ = [
     "Status",
     "SummaryStats",
     "TTestResults",
+    "adjust_pvalues",
     "contrast_matrix",
     "simulate",
 ]

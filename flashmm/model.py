@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -84,11 +85,12 @@ class MultiLMM:
     def from_formula(
         cls,
         fixed: str,
-        random: str | Sequence[str] | Mapping[str, str] | None,
-        data: pd.DataFrame,
-        Y: Any,
+        random: str | Sequence[str] | Mapping[str, str] | None = None,
+        data: pd.DataFrame | None = None,
+        Y: Any = None,
         *,
         transform: Transform = None,
+        feature_names: Sequence[object] | None = None,
         missing: Literal["raise", "drop"] = "raise",
         context: Mapping[str, Any] | None = None,
     ) -> MultiLMM:
@@ -102,7 +104,7 @@ class MultiLMM:
         random
             Random effects: a formula whose columns are one component with independent
             effects (``"~ 0 + sam"``), lme4 bars (``"(1 + x | g) + (1 | h)"``), a list of
-            such, or a dict ``{name: formula}``; None when ``fixed`` holds the bars.
+            such, or a dict ``{name: formula}``; left out when ``fixed`` holds the bars.
         data
             One row per sample, n rows.
         Y
@@ -112,6 +114,8 @@ class MultiLMM:
         transform
             Applied to Y block by block: ``"log2p1"`` (log2(1 + y), FLASHMM's is.counts),
             ``"log1p"``, or a callable that acts on each element alone.
+        feature_names
+            Labels of the m features, for a Y that carries none (a sparse matrix, say).
         missing
             What to do about missing values in ``data`` or Y: ``"raise"``, or ``"drop"`` the
             samples concerned, for all features alike.
@@ -133,7 +137,7 @@ class MultiLMM:
         >>> import numpy as np, pandas as pd, flashmm as fm
         >>> rng = np.random.default_rng(0)
         >>> data = pd.DataFrame({"x": rng.normal(size=40), "g": np.repeat(list("abcdefgh"), 5)})
-        >>> model = fm.MultiLMM.from_formula("~ x + (1 | g)", None, data, rng.normal(size=(3, 40)))
+        >>> model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=rng.normal(size=(3, 40)))
         >>> model.stats.coef_names
         ('Intercept', 'x')
         """
@@ -141,6 +145,8 @@ class MultiLMM:
             raise InputError(
                 f"Unknown missing={missing!r}. {nearest(str(missing), ['raise', 'drop'])}"
             )
+        if data is None or Y is None:
+            raise InputError("from_formula needs `data` (one row per sample) and `Y`.")
         build = build_design(fixed, random, data, context=context, missing=missing)
         source = make_source(
             Y, transform=transform, samples=getattr(data, "index", None), n=len(build.dropped)
@@ -159,8 +165,9 @@ class MultiLMM:
                     stacklevel=2,
                 )
         design = build.design
+        stats = SummaryStats.from_design(source, design)
         return cls(
-            SummaryStats.from_design(source, design),
+            stats if feature_names is None else replace(stats, feature_names=feature_names),
             fixed=design.fixed,
             random=design.random,
             n_dropped=int(dropped.sum()),

@@ -272,7 +272,7 @@ class MultiLMMResults:
         Returns
         -------
         DataArray
-            Dims feature, coef, coef_.
+            Dims ``feature``, ``coef`` and ``coef_``.
         """
         positions = self._positions(features)
         names = self.ds["coef"].to_numpy()
@@ -305,7 +305,8 @@ class MultiLMMResults:
         df
             Degrees of freedom: ``"residual"``, n - p.
         features
-            Names, positions or a mask; all by default.
+            Names, positions or a mask; all by default. Adjusted p-values then count these
+            features alone.
 
         Returns
         -------
@@ -375,8 +376,9 @@ class MultiLMMResults:
         Returns
         -------
         Dataset
-            ``FIM_theta`` (feature, param, param_): expected information of theta (FLASHMM's
-            FIM.theta); ``FIM_beta`` (feature, coef, coef_): X'V^-1X (FIM.beta).
+            ``FIM_theta``, dims ``feature``, ``param``, ``param_``: expected information of theta
+            (FLASHMM's FIM.theta); ``FIM_beta``, dims ``feature``, ``coef``, ``coef_``: X'V^-1X
+            (FLASHMM's FIM.beta).
         """
         positions = self._positions(features)
         information = self._on_request.information(positions)

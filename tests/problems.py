@@ -7,9 +7,9 @@ from V itself: slow, plain, and in other coordinates than `flashmm.likelihood`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,15 @@ from numpy.typing import NDArray
 from flashmm import MultiLMM, SummaryStats
 from flashmm.design import CovarianceStructure
 from flashmm.design_arrays import as_structure
+from flashmm.exceptions import InputError
 from flashmm.formula import build_design
-from flashmm.likelihood.base import Evaluation
-from flashmm.likelihood.general import GeneralLikelihood
-from flashmm.likelihood.projection import project
+from flashmm.likelihood import ENGINES, Evaluation, Projection, make_likelihood, project
 
 FloatArray = NDArray[np.float64]
 METHODS = ("REML", "ML")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """A design: X (n, p), Z (n, q) and the structure of D, with the name of its kind."""
 
@@ -122,37 +121,47 @@ class Problem:
 
     def stats(self, Y: FloatArray) -> SummaryStats:
         """Summary statistics of Y (m, n)."""
-        return SummaryStats.from_arrays(Y, self.X, self.Z, components=self.structure)
+        return _stats(self, np.ascontiguousarray(Y).tobytes())
 
     def fit(self, Y: FloatArray, **options: Any) -> Any:
         """Fit Y (m, n)."""
         return MultiLMM(self.stats(Y)).fit(**options)
 
     def evaluate(
-        self,
-        Y: FloatArray,
-        theta: FloatArray,
-        method: str,
-        likelihood: Callable[..., Any] = GeneralLikelihood,
+        self, Y: FloatArray, theta: FloatArray, method: str, engine: str = "general"
     ) -> Evaluation:
         """Likelihood of Y (m, n) at theta, (k,) or (m, k), in the units of Y."""
-        return evaluate(self.stats(np.atleast_2d(Y)), theta, method, likelihood)
+        return evaluate(self.stats(np.atleast_2d(Y)), theta, method, engine)
+
+
+# Tests ask for the same ones again and again; none of these objects is ever altered.
+@lru_cache(maxsize=128)
+def _stats(problem: Problem, values: bytes) -> SummaryStats:
+    Y = np.frombuffer(values).reshape(-1, problem.n)
+    return SummaryStats.from_arrays(Y, problem.X, problem.Z, components=problem.structure)
+
+
+@lru_cache(maxsize=128)
+def projection_of(stats: SummaryStats) -> Projection:
+    """The projection of summary statistics."""
+    return project(stats)
+
+
+@lru_cache(maxsize=128)
+def estimator_of(stats: SummaryStats, method: str, engine: str = "general") -> Any:
+    """A likelihood of summary statistics, in internal units."""
+    return make_likelihood(projection_of(stats), method, engine)
 
 
 def evaluate(
-    stats: SummaryStats,
-    theta: FloatArray,
-    method: str,
-    likelihood: Callable[..., Any] = GeneralLikelihood,
+    stats: SummaryStats, theta: FloatArray, method: str, engine: str = "general"
 ) -> Evaluation:
-    """Likelihood of all features at theta, (k,) or (m, k), in the units of Y.
-
-    ``likelihood`` is a class with the arguments of `GeneralLikelihood`.
-    """
-    projection = project(stats)
+    """Likelihood of all features at theta, (k,) or (m, k), in the units of Y."""
+    likelihood = estimator_of(stats, method, engine)
+    projection = likelihood.projection
     theta = np.broadcast_to(theta, (stats.m, np.shape(theta)[-1]))
     unit = projection.param_scale * projection.scale[:, None]
-    internal = likelihood(projection, method).evaluate(theta / unit, np.arange(stats.m))
+    internal = likelihood.evaluate(theta / unit, np.arange(stats.m))
     reml = method == "REML"
     constant = 0.5 * (stats.n - stats.p * reml) * np.log(projection.scale)
     pairs = unit[:, :, None] * unit[:, None, :]
@@ -287,6 +296,17 @@ def random_problem(kind: str, seed: int) -> Problem:
     n, sizes = (25, [3, 4]) if kind == "dense" else (14, [20])
     X = np.column_stack([np.ones(n), rng.normal(size=n)])
     return Problem(kind, X, rng.normal(size=(n, sum(sizes))), as_structure(sizes, sum(sizes)))
+
+
+def engines(problem: Problem) -> list[str]:
+    """The likelihood engines that take a problem; the others refuse it."""
+    projection = project(problem.stats(np.eye(1, problem.n)))
+    taking = []
+    for name in ENGINES:
+        with suppress(InputError):
+            make_likelihood(projection, "REML", name)
+            taking.append(name)
+    return taking
 
 
 PROBLEMS = {kind: random_problem(kind, 20260101) for kind in KINDS}

@@ -38,9 +38,6 @@ __all__ = ["BlockedLikelihood"]
 
 _CACHE_BYTES = 2**25
 
-# Border columns that X absorbs leave exact zeros on the diagonal of T; this keeps Cholesky going.
-_RIDGE = 1e-14
-
 
 @dataclass(frozen=True)
 class _Blocks:
@@ -183,19 +180,18 @@ class BlockedLikelihood:
             distance = np.where(ok, distance, -1.0)
         if q_z:
             D = self._border_covariance(theta)
-            ridge = _RIDGE * np.diagonal(S[:, z, z], axis1=1, axis2=2).max(axis=1)
-            L, ok = batched_cholesky(T + ridge[:, None, None] * np.eye(q_z))
-            L[~ok] = np.eye(q_z)
+            L, ok = self._root_of_border(T, with_x)
             DL = np.matmul(D, L)
             inner = np.matmul(np.swapaxes(L, 1, 2), DL)
-            inner[:, np.arange(q_z), np.arange(q_z)] += 1.0
+            rank = np.arange(inner.shape[-1])
+            inner[:, rank, rank] += 1.0
             factor, inside = batched_cholesky(inner)
             pivots = np.diagonal(factor, axis1=1, axis2=2)
             with np.errstate(invalid="ignore"):
                 log_det = log_det + 2.0 * np.log(pivots).sum(axis=1)
                 near = pivots.min(axis=1) ** 2 / np.maximum(pivots.max(axis=1) ** 2, 1.0)
             distance = np.where(ok & inside, np.minimum(distance, near), -1.0)
-            inner[~inside] = np.eye(q_z)
+            inner[~inside] = np.eye(rank.size)
             Q = D - np.matmul(DL, np.linalg.solve(inner, np.swapaxes(DL, 1, 2)))
             Q = 0.5 * (Q + np.swapaxes(Q, 1, 2))
             JQ = np.matmul(J, Q)
@@ -205,6 +201,18 @@ class BlockedLikelihood:
             N[:, x, x] += np.matmul(JQ, np.swapaxes(J, 1, 2))
             T = T - np.matmul(np.matmul(T, Q), T)
         return _Border(N, T, log_det, distance)
+
+    def _root_of_border(self, T: FloatArray, with_x: bool) -> tuple[FloatArray, BoolArray]:
+        """L with L L' = T, shape (B, q_z, rank), and which T have one.
+
+        What X (or the border itself) absorbs of the border has no root; it is left out.
+        """
+        basis = self.layout.range_without_x if with_x else self.layout.range_of_border
+        if basis is not None:
+            T = np.matmul(np.matmul(basis.T, T), basis)
+        L, ok = batched_cholesky(0.5 * (T + np.swapaxes(T, 1, 2)))
+        L[~ok] = np.eye(T.shape[-1])
+        return (L if basis is None else np.matmul(basis, L)), ok
 
     def _border_covariance(self, theta: FloatArray) -> FloatArray:
         """D of the border's random effects, shape (B, q_z, q_z)."""

@@ -93,6 +93,18 @@ class Layout:
         return np.triu_indices(self.w)
 
     @cached_property
+    def range_of_border(self) -> FloatArray | None:
+        """Orthonormal basis of the range of Z_z'Z_z, shape (q_z, rank); None if full."""
+        return _range(self.WW[: self.q_z, : self.q_z])
+
+    @cached_property
+    def range_without_x(self) -> FloatArray | None:
+        """The same once X is projected out."""
+        z, x = slice(0, self.q_z), slice(self.q_z, self.w)
+        ZX = self.WW[z, x]
+        return _range(self.WW[z, z] - ZX @ np.linalg.solve(self.WW[x, x], ZX.T))
+
+    @cached_property
     def outer(self) -> FloatArray | sp.csr_array:
         """Packed outer products b_a b_b' + b_b b_a' of each level, pair by pair.
 
@@ -155,6 +167,14 @@ class Layout:
     @cached_property
     def _B_transposed(self) -> sp.csr_array:
         return sp.csr_array(self.B.T)
+
+
+def _range(gram: FloatArray) -> FloatArray | None:
+    if gram.shape[0] == 0:
+        return None
+    values, vectors = np.linalg.eigh(gram)
+    keep = values > 1e-10 * max(float(values[-1]), 1.0)
+    return None if keep.all() else np.ascontiguousarray(vectors[:, keep])
 
 
 def _packed_outer(left: sp.csr_array, right: sp.csr_array, same: bool) -> sp.csr_array:

@@ -255,7 +255,7 @@ def _damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
     before, step = state.evaluation, state.step
     slope = np.maximum((before.score * step).sum(axis=1), 0.0)
     # Rounding of the log-likelihood: a smaller fall is not a fall.
-    rounding = 1e-13 * (1.0 + np.abs(before.loglik))
+    rounding = 1e-11 * (1.0 + np.abs(before.loglik))
     alpha = np.ones(step.shape[0])
     theta = state.theta + step
     evaluation = objective.evaluate(theta)
@@ -264,7 +264,11 @@ def _damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
         enough = _SUFFICIENT_INCREASE * alpha[index] * slope[index]
         gain = after.loglik - before.loglik[index]
         finite = np.isfinite(after.score).all(axis=1)
-        return np.asarray(~(finite & (gain >= enough - rounding[index])))
+        # Near the maximum the gain drowns in rounding; the slope along the step does not
+        # (the approximate Wolfe condition of Hager & Zhang 2005).
+        flatter = np.abs((after.score * step[index]).sum(axis=1)) <= 0.5 * slope[index]
+        close = flatter & (gain >= -rounding[index])
+        return np.asarray(~(finite & ((gain >= enough) | close)))
 
     pending = np.flatnonzero(refused(evaluation, np.arange(alpha.size)))
     for _ in range(_HALVINGS):

@@ -1,0 +1,152 @@
+"""README, changelog and documentation agree with the code: commands, names, versions, links."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import flashmm as fm
+from flashmm.likelihood import ENGINES
+from flashmm.solvers import SOLVERS
+from flashmm.solvers.status import MEANINGS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text("utf-8")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+# What FLASHMM 1.3.0's functions take and return.
+FLASHMM_ARGUMENTS = (
+    "Y fixed random metadata is.counts X Z d XX XY ZX ZY ZZ Ynorm n method nBlocks theta0 max.iter "
+    "epsilon output.cov output.FIM output.RE output.SS verbose fit index contrast alternative "
+    "model.matrix.names counts nGenes nCells samples.nested nsam ncls ntrt trt nDEgenes "
+    "nDEgenesType pDEgenesType adjust.library.size direction minbeta maxbeta var.randomeffects"
+)
+FLASHMM_OUTPUTS = (
+    "method epsilon dlogL logLik niter coef se t p df cov theta se.theta FIM.beta FIM.theta RE "
+    "summary_data"
+)
+SECTIONS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Contents of the fenced blocks of one language."""
+    return re.findall(rf"^```{re.escape(language)}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def section(text: str, heading: str) -> str:
+    """What stands under a heading of level two."""
+    found = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"there is no heading '## {heading}'"
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("heading", "command"),
+    [
+        ("Quick start", "pip install . && python examples/quickstart.py"),
+        ("Tests", 'pip install ".[test]" && python -m pytest'),
+    ],
+)
+def test_readme_has_one_command_under_each_heading(heading, command):
+    assert blocks(section(README, heading), "bash") == [f"{command}\n"]
+
+
+def test_readme_has_two_commands_and_their_parts_exist():
+    assert len(blocks(README, "bash")) == 2
+    assert (ROOT / "examples" / "quickstart.py").is_file()
+    assert {"test", "docs"} <= PYPROJECT["optional-dependencies"].keys()
+
+
+def test_readme_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found = blocks(README, "python")
+    assert found
+    for block in found:
+        exec(compile(block, "README.md", "exec"), {})
+    assert "Linear mixed models" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda p: p.name
+)
+def test_local_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+        if not target.startswith("https://"):
+            assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_table_of_contents():
+    index = (DOCS / "index.md").read_text("utf-8")
+    listed = re.findall(r"^[\w-]+$", blocks(index, "{toctree}")[0], re.MULTILINE)
+    assert sorted(listed) == sorted(page.stem for page in DOCS.glob("*.md") if page.stem != "index")
+
+
+def test_api_reference_lists_every_public_name():
+    api = (DOCS / "api.md").read_text("utf-8")
+    listed = re.findall(r"^   ([\w.]+)$", api, re.MULTILINE)
+    modules = {"simulate"}
+    assert set(fm.__all__) - modules <= set(listed)
+    assert {f"simulate.{name}" for name in fm.simulate.__all__} <= set(listed)
+    solvers = {f"solvers.{solver.__name__}" for solver in SOLVERS.values()}
+    assert solvers | {"solvers.Solver", "solvers.State"} <= set(listed)
+
+
+@pytest.mark.parametrize(
+    ("heading", "names"), [("Arguments", FLASHMM_ARGUMENTS), ("Outputs", FLASHMM_OUTPUTS)]
+)
+def test_every_name_of_flashmm_is_in_a_table(heading, names):
+    text = section((DOCS / "flashmm-users.md").read_text("utf-8"), heading)
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    documented: set[str] = set()
+    theirs: list[int] = []
+    for row in rows:
+        if "FLASHMM" in row:
+            theirs = [position for position, cell in enumerate(row) if cell == "FLASHMM"]
+        else:
+            documented.update(*(re.findall(r"`([\w.]+)", row[position]) for position in theirs))
+    assert set(names.split()) <= documented
+
+
+def test_names_in_the_pages_for_other_users_exist():
+    results = {"result": fm.MultiLMMResults, "one": fm.FeatureResults}
+    for page in ("flashmm-users.md", "lme4-statsmodels-users.md"):
+        text = (DOCS / page).read_text("utf-8")
+        used = re.findall(r"`(result|one)\.(\w+)", text)
+        assert len(used) > 15
+        for owner, attribute in used:
+            known = hasattr(results[owner], attribute)
+            assert known or attribute in ("ds", "stats", "options"), f"{owner}.{attribute}"
+
+
+def test_changelog_keeps_the_format():
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    form = r"\[(Unreleased|\d+\.\d+\.\d+)\](?: - (\d{4}-\d{2}-\d{2}))?"
+    parsed = [re.fullmatch(form, heading) for heading in headings]
+    assert all(parsed), headings
+    versions = [found[1] for found in parsed if found]
+    assert versions[0] in ("Unreleased", PYPROJECT["version"])
+    dated = {found[1]: found[2] for found in parsed if found}
+    assert all((date is None) == (version == "Unreleased") for version, date in dated.items())
+    assert set(re.findall(r"^### (.*)$", text, re.MULTILINE)) <= SECTIONS
+
+
+def test_changelog_names_every_verdict():
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    for status in MEANINGS:
+        if status is not fm.Status.RUNNING:
+            assert status.label in text
+
+
+def test_the_model_page_describes_every_engine():
+    page = (DOCS / "model.md").read_text("utf-8")
+    assert set(re.findall(r'^`"(\w+)"`$', page, re.MULTILINE)) >= set(ENGINES)
+
+
+def test_citation_has_the_version_of_the_package():
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    assert re.search(r"^version: (.*)$", citation, re.MULTILINE)[1] == PYPROJECT["version"]
