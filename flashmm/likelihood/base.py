@@ -28,6 +28,7 @@ __all__ = [
     "Likelihood",
     "RandomEffects",
     "StandardErrorKind",
+    "rounding_errors",
 ]
 
 StandardErrorKind = Literal["conditional", "prediction"]
@@ -49,12 +50,15 @@ class Evaluation:
         Expected (Fisher) information, shape (B, k, k).
     average
         Average information, shape (B, k, k).
+    rounding
+        Size of the rounding errors in loglik, shape (B,).
     """
 
     loglik: FloatArray
     score: FloatArray
     expected: FloatArray
     average: FloatArray
+    rounding: FloatArray
 
     @property
     def observed(self) -> FloatArray:
@@ -69,18 +73,32 @@ class Evaluation:
             np.full((count, k), np.nan),
             np.full((count, k, k), np.nan),
             np.full((count, k, k), np.nan),
+            np.zeros(count),
         )
 
     def take(self, index: IntArray | NDArray[np.bool_]) -> Evaluation:
         """The same for some of the features."""
         return Evaluation(
-            self.loglik[index], self.score[index], self.expected[index], self.average[index]
+            self.loglik[index],
+            self.score[index],
+            self.expected[index],
+            self.average[index],
+            self.rounding[index],
         )
 
     def put(self, index: IntArray | NDArray[np.bool_], values: Evaluation) -> None:
         """Overwrite the features at ``index``."""
-        for name in ("loglik", "score", "expected", "average"):
+        for name in ("loglik", "score", "expected", "average", "rounding"):
             getattr(self, name)[index] = getattr(values, name)
+
+
+def rounding_errors(n: int, sigma2: FloatArray) -> FloatArray:
+    """Rounding errors of a log-likelihood: sums of n terms, sums of squares over sigma2.
+
+    In internal units y'Ry is n - p, so what is left of it after cancellation carries an
+    absolute error of about n eps, divided by sigma2.
+    """
+    return 1e-14 * n * (1.0 + 1.0 / np.maximum(np.abs(sigma2), 1e-300))
 
 
 @dataclass(frozen=True)

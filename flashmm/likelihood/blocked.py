@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from flashmm.likelihood import small
-from flashmm.likelihood.base import SINGULAR, Evaluation, RandomEffects, StandardErrorKind
+from flashmm.likelihood.base import (
+    SINGULAR,
+    Evaluation,
+    RandomEffects,
+    StandardErrorKind,
+    rounding_errors,
+)
 from flashmm.likelihood.general import GeneralLikelihood, batched_cholesky, standard_errors
 from flashmm.likelihood.layout import Layout, find_layout
 from flashmm.likelihood.projection import DENSE_LIMIT
@@ -60,11 +66,13 @@ class _Blocks:
 class _Border:
     """After eliminating the border, per feature.
 
-    N (B, w, w); T = Z_z'PZ_z (B, q_z, q_z), V^-1 for P without X; log |X'V_B^-1X| and of the
-    border's own factor (B,); distance to the edge (B,).
+    N (B, w, w); K = [I; -J] (I - Q T0), so that Z_z'P = K'W'V_B^-1, shape (B, w, q_z);
+    T = Z_z'PZ_z (B, q_z, q_z), V^-1 for P without X; log |X'V_B^-1X| and of the border's own
+    factor (B,); distance to the edge (B,).
     """
 
     N: FloatArray
+    K: FloatArray
     T: FloatArray
     log_det: FloatArray
     distance: FloatArray
@@ -160,12 +168,18 @@ class BlockedLikelihood:
         nearest = np.minimum(distance.min(axis=1), sigma2)
         return _Blocks(D, inverse_M, U, G, total, S, nearest)
 
-    def _border(self, blocks: _Blocks, theta: FloatArray, with_x: bool) -> _Border:
-        """Eliminate X (or not) and the other random effects from S."""
+    def _border(
+        self, blocks: _Blocks, theta: FloatArray, with_x: bool, *, whole: bool = False
+    ) -> _Border:
+        """Eliminate X (or not) and the other random effects from S.
+
+        What X (or the border itself) absorbs of the border does not touch P and is left out,
+        unless ``whole``: the fixed effects' covariance does depend on it.
+        """
         layout, S = self.layout, blocks.S
         count, q_z, w = S.shape[0], layout.q_z, layout.w
         z, x = slice(0, q_z), slice(q_z, w)
-        N = np.zeros((count, w, w))
+        N, K = np.zeros((count, w, w)), np.zeros((count, w, q_z))
         log_det, distance = np.zeros(count), np.full(count, np.inf)
         T, J = S[:, z, z], np.zeros((count, w - q_z, q_z))
         if with_x:
@@ -180,39 +194,35 @@ class BlockedLikelihood:
             distance = np.where(ok, distance, -1.0)
         if q_z:
             D = self._border_covariance(theta)
-            L, ok = self._root_of_border(T, with_x)
-            DL = np.matmul(D, L)
-            inner = np.matmul(np.swapaxes(L, 1, 2), DL)
-            rank = np.arange(inner.shape[-1])
-            inner[:, rank, rank] += 1.0
-            factor, inside = batched_cholesky(inner)
+            up, down, ok = _root(T, layout.range_without_x if with_x else layout.range_of_border)
+            inner = np.matmul(np.matmul(np.swapaxes(up, 1, 2), D), up)
+            F = inner + np.eye(inner.shape[-1])
+            factor, inside = batched_cholesky(F)
             pivots = np.diagonal(factor, axis1=1, axis2=2)
             with np.errstate(invalid="ignore"):
                 log_det = log_det + 2.0 * np.log(pivots).sum(axis=1)
                 near = pivots.min(axis=1) ** 2 / np.maximum(pivots.max(axis=1) ** 2, 1.0)
             distance = np.where(ok & inside, np.minimum(distance, near), -1.0)
-            inner[~inside] = np.eye(rank.size)
-            Q = D - np.matmul(DL, np.linalg.solve(inner, np.swapaxes(DL, 1, 2)))
+            F[~inside] = np.eye(inner.shape[-1])
+            # Written with F^-1, nothing cancels when D T is large or small.
+            F_inverse = np.linalg.inv(F)
+            upF = np.matmul(up, F_inverse)
+            T = np.matmul(upF, np.swapaxes(up, 1, 2))
+            K[:, z] = np.swapaxes(np.matmul(upF, down), 1, 2)
+            K[:, x] = -np.matmul(J, K[:, z])
+            if whole:
+                DL = np.matmul(D, up)
+                Q = D - np.matmul(np.matmul(DL, F_inverse), np.swapaxes(DL, 1, 2))
+            else:
+                Q = np.matmul(np.swapaxes(down, 1, 2), np.matmul(F_inverse, inner))
+                Q = np.matmul(Q, down)
             Q = 0.5 * (Q + np.swapaxes(Q, 1, 2))
             JQ = np.matmul(J, Q)
             N[:, z, z] = Q
             N[:, x, z] = -JQ
             N[:, z, x] = -np.swapaxes(JQ, 1, 2)
             N[:, x, x] += np.matmul(JQ, np.swapaxes(J, 1, 2))
-            T = T - np.matmul(np.matmul(T, Q), T)
-        return _Border(N, T, log_det, distance)
-
-    def _root_of_border(self, T: FloatArray, with_x: bool) -> tuple[FloatArray, BoolArray]:
-        """L with L L' = T, shape (B, q_z, rank), and which T have one.
-
-        What X (or the border itself) absorbs of the border has no root; it is left out.
-        """
-        basis = self.layout.range_without_x if with_x else self.layout.range_of_border
-        if basis is not None:
-            T = np.matmul(np.matmul(basis.T, T), basis)
-        L, ok = batched_cholesky(0.5 * (T + np.swapaxes(T, 1, 2)))
-        L[~ok] = np.eye(T.shape[-1])
-        return (L if basis is None else np.matmul(basis, L)), ok
+        return _Border(N, K, T, log_det, distance)
 
     def _border_covariance(self, theta: FloatArray) -> FloatArray:
         """D of the border's random effects, shape (B, q_z, q_z)."""
@@ -257,7 +267,8 @@ class BlockedLikelihood:
         trace, expected = self._traces(blocks, trace_border, theta, df)
         loglik = -0.5 * (df * np.log(2.0 * np.pi) + log_det + value)
         inside = distance > SINGULAR
-        evaluation = Evaluation(loglik, 0.5 * (first - trace), expected, average)
+        rounding = rounding_errors(p.n, theta[:, -1])
+        evaluation = Evaluation(loglik, 0.5 * (first - trace), expected, average, rounding)
         result.put(known[inside], evaluation.take(inside))
         return result
 
@@ -278,7 +289,7 @@ class BlockedLikelihood:
         yVy = (p.n - p.p - small.inner(y, Gy)) / sigma2
         g = np.matmul(border.N, s_y[:, :, None])[:, :, 0]
         r_blocks = small.matvec(blocks.inverse_M, y - layout.scatter(g))
-        r_border = (s_y - np.matmul(blocks.S, g[:, :, None])[:, :, 0])[:, : layout.q_z]
+        r_border = np.matmul(np.swapaxes(border.K, 1, 2), s_y[:, :, None])[:, :, 0]
         return r_blocks, r_border, g, yVy - (g * s_y).sum(axis=1)
 
     def _quadratic(
@@ -308,7 +319,7 @@ class BlockedLikelihood:
             padded[:, :q_z] += x_border
             in_blocks = small.matvec(blocks.U, x_blocks)
             in_blocks += small.matvec(blocks.inverse_M, layout.scatter(padded))
-            in_border = (a - np.matmul(blocks.S, Na[:, :, None])[:, :, 0])[:, :q_z]
+            in_border = np.matmul(np.swapaxes(border.K, 1, 2), a[:, :, None])[:, :, 0]
             right[i] = (in_blocks, in_border)
         for i in left:
             for j in left:
@@ -326,13 +337,11 @@ class BlockedLikelihood:
     ) -> tuple[FloatArray, FloatArray]:
         """tr(P V_i) and half tr(P V_i P V_j), the residual last; V^-1 for P without X."""
         layout, k = self.layout, self.n_params
-        count, q_z = theta.shape[0], layout.q_z
+        count = theta.shape[0]
         first, second = np.zeros((count, k)), np.zeros((count, k, k))
-        N, T, U = border.N, border.T, blocks.U
+        N, T, U, K = border.N, border.T, blocks.U, border.K
         transposed = small.transpose(blocks.inverse_M)
         X = small.product(small.product(blocks.inverse_M, layout.sandwich(N)), transposed)
-        K = -np.matmul(N, blocks.S[:, :, :q_z])
-        K[:, np.arange(q_z), np.arange(q_z)] += 1.0
         NS: dict[int, FloatArray] = {}
         for a, (i, basis) in enumerate(layout.block_parameters):
             TU = np.tensordot(basis, U, 1)
@@ -364,7 +373,10 @@ class BlockedLikelihood:
 
     # ---- estimates -------------------------------------------------------------------------
 
-    def _fixed_border(self, theta: FloatArray) -> tuple[_Blocks, _Border, BoolArray]:
+    def _fixed_border(
+        self, theta: FloatArray, *, whole: bool
+    ) -> tuple[_Blocks, _Border, BoolArray]:
+        """Blocks and border at theta, and where they could not be had."""
         blocks = self._blocks(theta)
         bad = ~(blocks.distance > SINGULAR)
         if bad.any():
@@ -372,15 +384,16 @@ class BlockedLikelihood:
             safe[bad] = 0.0
             safe[bad, -1] = 1.0
             theta, blocks = safe, self._blocks(safe)
-        return blocks, self._border(blocks, theta, with_x=True), np.asarray(bad)
+        border = self._border(blocks, theta, with_x=True, whole=whole)
+        return blocks, border, np.asarray(bad)
 
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Generalised least squares at theta, shape (B, p)."""
         p, layout = self.projection, self.layout
-        blocks, border, bad = self._fixed_border(theta)
+        blocks, border, bad = self._fixed_border(theta, whole=True)
         _, _, g, _ = self._solve(blocks, border, theta, features)
         beta = p.beta_ols[:, features].T + p.unit[features, None] * (
-            g[:, layout.q_z :] / layout.x_length
+            g[:, layout.q_z :] @ layout.x_transform.T
         )
         if bad.any():
             beta[bad] = self.general.beta(theta[bad], features[bad])
@@ -389,8 +402,11 @@ class BlockedLikelihood:
     def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Covariance matrices of the fixed effects, shape (B, p, p); indefinite where V is."""
         p, layout = self.projection, self.layout
-        _, border, bad = self._fixed_border(theta)
-        C = border.N[:, layout.q_z :, layout.q_z :] / np.outer(layout.x_length, layout.x_length)
+        _, border, bad = self._fixed_border(theta, whole=True)
+        C = np.matmul(
+            np.matmul(layout.x_transform, border.N[:, layout.q_z :, layout.q_z :]),
+            layout.x_transform.T,
+        )
         C = C * p.scale[features, None, None]
         if bad.any():
             C[bad] = self.general.covariance(theta[bad], features[bad])
@@ -407,7 +423,7 @@ class BlockedLikelihood:
         """Best linear unbiased predictions, with standard errors if asked for."""
         p, layout = self.projection, self.layout
         unit = p.unit[features, None] / p.column_scale
-        blocks, border, bad = self._fixed_border(theta)
+        blocks, border, bad = self._fixed_border(theta, whole=False)
         r_blocks, r_border, _, _ = self._solve(blocks, border, theta, features)
         r = np.empty((theta.shape[0], p.structure.q))
         r[:, layout.columns] = np.moveaxis(r_blocks, 0, 2)
@@ -454,6 +470,18 @@ class BlockedLikelihood:
         border = self._border(_take_blocks(blocks, known), theta[known], with_x=with_x)
         distance[known] = np.minimum(distance[known], border.distance)
         return distance
+
+
+def _root(T: FloatArray, basis: FloatArray | None) -> tuple[FloatArray, FloatArray, BoolArray]:
+    """L with L L' = T on the range that ``basis`` spans, its left inverse, and which T have one."""
+    if basis is not None:
+        T = np.matmul(np.matmul(basis.T, T), basis)
+    L, ok = batched_cholesky(0.5 * (T + np.swapaxes(T, 1, 2)))
+    L[~ok] = np.eye(T.shape[-1])
+    inverse = np.linalg.inv(L)
+    if basis is None:
+        return L, inverse, ok
+    return np.matmul(basis, L), np.matmul(inverse, basis.T), ok
 
 
 def _take_blocks(blocks: _Blocks, index: IntArray) -> _Blocks:

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from flashmm.likelihood.base import SINGULAR, Evaluation, RandomEffects, StandardErrorKind
+from flashmm.likelihood.base import (
+    SINGULAR,
+    Evaluation,
+    RandomEffects,
+    StandardErrorKind,
+    rounding_errors,
+)
 from flashmm.likelihood.general import GeneralLikelihood, batched_cholesky, standard_errors
 from flashmm.likelihood.projection import DENSE_LIMIT
 
@@ -128,12 +134,14 @@ def border_applies(projection: Projection) -> bool:
 class _Pieces:
     """What one evaluation works with, per feature.
 
-    d (B, r); S_1 = C'D^-1C and Q = T (I + S_1 T)^-1, both (B, w, w); log |M| (B,).
+    d (B, r); with S = C'D^-1C = L L' and F = I + L'T L: Q = T (I + S T)^-1, left = I - S Q and
+    CWC = C'M^-1C, all (B, w, w); log |M| (B,).
     """
 
     d: FloatArray
-    S: FloatArray
     Q: FloatArray
+    left: FloatArray
+    CWC: FloatArray
     log_det: FloatArray
 
 
@@ -238,6 +246,7 @@ class BorderedLikelihood:
                 0.5 * (first - trace_first),
                 0.5 * trace_second,
                 0.5 * second,
+                rounding_errors(p.n, sigma2),
             ),
         )
         return result
@@ -380,7 +389,8 @@ def _pieces(border: Border, theta: FloatArray) -> tuple[_Pieces, BoolArray, Bool
     L = np.where(fine[:, None, None], L, np.eye(border.width))
     unknown |= ~fine
     transposed = np.swapaxes(L, 1, 2)
-    inner = np.matmul(np.matmul(transposed, T), L)
+    K = np.matmul(np.matmul(transposed, T), L)
+    inner = K.copy()
     diagonal = np.arange(border.width)
     inner[:, diagonal, diagonal] += 1.0
     factor, inside = batched_cholesky(inner)
@@ -389,15 +399,30 @@ def _pieces(border: Border, theta: FloatArray) -> tuple[_Pieces, BoolArray, Bool
         log_det = np.log(d).sum(axis=1) + 2.0 * np.log(pivots).sum(axis=1)
         if border.width:
             inside &= pivots.min(axis=1) ** 2 > SINGULAR * np.maximum(pivots.max(axis=1) ** 2, 1.0)
-    # Q = T (I + S T)^-1 = T - T L inner^-1 L'T
-    inner = np.where(inside[:, None, None], inner, np.eye(border.width))
-    TL = np.matmul(T, L)
-    Q = T - np.matmul(TL, np.linalg.solve(inner, np.swapaxes(TL, 1, 2)))
-    return _Pieces(d, S, 0.5 * (Q + np.swapaxes(Q, 1, 2)), log_det), inside, unknown
+    # Written with F^-1 and K = L'T L = F - I, nothing cancels when T S is large or small.
+    eye = np.eye(border.width)
+    F_inverse = np.linalg.inv(np.where(inside[:, None, None], inner, eye))
+    L_inverse = np.linalg.inv(L)
+    Q = np.matmul(np.matmul(np.swapaxes(L_inverse, 1, 2), np.matmul(F_inverse, K)), L_inverse)
+    LF = np.matmul(L, F_inverse)
+    pieces = _Pieces(
+        d,
+        0.5 * (Q + np.swapaxes(Q, 1, 2)),
+        np.matmul(LF, L_inverse),
+        np.matmul(LF, transposed),
+        log_det,
+    )
+    return pieces, inside, unknown
 
 
 def _take(pieces: _Pieces, index: IntArray) -> _Pieces:
-    return _Pieces(pieces.d[index], pieces.S[index], pieces.Q[index], pieces.log_det[index])
+    return _Pieces(
+        pieces.d[index],
+        pieces.Q[index],
+        pieces.left[index],
+        pieces.CWC[index],
+        pieces.log_det[index],
+    )
 
 
 def _solve(border: Border, pieces: _Pieces, vectors: FloatArray) -> FloatArray:
@@ -426,7 +451,7 @@ def _quadratic(
 
 def _traces(border: Border, pieces: _Pieces) -> tuple[FloatArray, FloatArray]:
     """tr(W A_i) and tr(W A_i W A_j) with W = M^-1, the residual (A = I) last."""
-    d, S, Q = pieces.d, pieces.S, pieces.Q
+    d, Q, left = pieces.d, pieces.Q, pieces.left
     count, k = d.shape[0], border.T.shape[0] + 2
     values, main, last = border.eigenvalues, border.main, k - 1
     first, second = np.empty((count, k)), np.empty((count, k, k))
@@ -445,18 +470,14 @@ def _traces(border: Border, pieces: _Pieces) -> tuple[FloatArray, FloatArray]:
     second[:, last, last] = twice[:, 2] + _trace_of_product(QS_last, QS_last)
     second[:, last, main] = second[:, main, last]
 
-    left = -np.matmul(S, Q)  # I - S Q
-    diagonal = np.arange(border.width)
-    left[:, diagonal, diagonal] += 1.0
     right = np.swapaxes(left, 1, 2)
-    C_W_C = np.matmul(left, S)
     crossed = {
         main: np.matmul(np.matmul(left, S_main), right),
         last: np.matmul(np.matmul(left, S_last), right),
     }
     flat = border.T.reshape(border.T.shape[0], -1)
-    first[:, border.others] = C_W_C.reshape(count, -1) @ flat.T
-    products = [np.matmul(C_W_C, T) for T in border.T]
+    first[:, border.others] = pieces.CWC.reshape(count, -1) @ flat.T
+    products = [np.matmul(pieces.CWC, T) for T in border.T]
     for i, row in enumerate(border.others):
         for position, matrix in crossed.items():
             second[:, row, position] = matrix.reshape(count, -1) @ flat[i]

@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from flashmm.likelihood.base import SINGULAR, Evaluation, RandomEffects, StandardErrorKind
+from flashmm.likelihood.base import (
+    SINGULAR,
+    Evaluation,
+    RandomEffects,
+    StandardErrorKind,
+    rounding_errors,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,6 +108,7 @@ class GeneralLikelihood:
                 0.5 * (quadratic.first - trace.first),
                 0.5 * trace.second,
                 0.5 * quadratic.second,
+                rounding_errors(p.n, sigma2[ok]),
             ),
         )
         return result

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Layout", "find_layout"]
 
 _DENSE_OUTER = 5e7  # entries of the outer products that may be held dense
+_WELL_CONDITIONED = 1e-4
 MAX_EFFECTS = 4
 
 
@@ -41,11 +42,12 @@ class Layout:
     ZZ
         The blocks of Z_B'Z_B, indices first, shape (s, s, 1, L).
     WW
-        W'W with W = [Z_z, X], X scaled to unit columns, shape (w, w).
+        W'W with W = [Z_z, X x_transform], shape (w, w).
     B
         Z_B'W, rows level by level, sparse, shape (L s, w).
-    x_length
-        Lengths of the columns of X, shape (p,).
+    x_transform
+        What the columns of X are multiplied by, shape (p, p): unit lengths, which keeps X sparse,
+        or a whitening where X is nearly collinear.
     block_parameters
         Parameters of D in the blocks: (position in theta, symmetric s x s basis matrix).
     border_parameters
@@ -58,7 +60,7 @@ class Layout:
     ZZ: FloatArray
     WW: FloatArray
     B: sp.csr_array
-    x_length: FloatArray
+    x_transform: FloatArray
     block_parameters: tuple[tuple[int, FloatArray], ...]
     border_parameters: tuple[tuple[int, tuple[tuple[IntArray, IntArray], ...]], ...]
 
@@ -252,8 +254,8 @@ def _make_layout(projection: Projection, terms: list[int], columns: IntArray) ->
     for a in range(s):
         for b in range(s):
             blocks[a, b, 0] = np.asarray(ZZ[columns[:, a], :][:, columns[:, b]].diagonal())
-    length = np.sqrt(np.diag(projection.XX))
-    X_scaled = projection.ZX / length
+    x_transform = _x_transform(projection.XX)
+    X_scaled = projection.ZX @ x_transform
     flat = columns.ravel()
     B = sp.csr_array(
         sp.hstack([ZZ[flat, :][:, border], sp.csr_array(X_scaled[flat])], format="csr")
@@ -261,7 +263,7 @@ def _make_layout(projection: Projection, terms: list[int], columns: IntArray) ->
     WW = np.block(
         [
             [ZZ[border, :][:, border].toarray(), X_scaled[border]],
-            [X_scaled[border].T, projection.XX / np.outer(length, length)],
+            [X_scaled[border].T, x_transform.T @ projection.XX @ x_transform],
         ]
     )
     first = {}  # first effect of each block term within the s effects
@@ -289,5 +291,20 @@ def _make_layout(projection: Projection, terms: list[int], columns: IntArray) ->
             ones = ((rows, others),) if parameter.is_variance else ((rows, others), (others, rows))
             border_parameters.append((i, ones))
     return Layout(
-        columns, border, blocks, WW, B, length, tuple(block_parameters), tuple(border_parameters)
+        columns,
+        border,
+        blocks,
+        WW,
+        B,
+        x_transform,
+        tuple(block_parameters),
+        tuple(border_parameters),
     )
+
+
+def _x_transform(XX: FloatArray) -> FloatArray:
+    length = np.sqrt(np.diag(XX))
+    values, vectors = np.linalg.eigh(XX / np.outer(length, length))
+    if values[0] > _WELL_CONDITIONED * values[-1]:
+        return np.diag(1.0 / length)
+    return np.asarray(vectors / np.sqrt(values) / length[:, None])

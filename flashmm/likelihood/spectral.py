@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from flashmm.likelihood.base import SINGULAR, Evaluation, RandomEffects, StandardErrorKind
+from flashmm.likelihood.base import (
+    SINGULAR,
+    Evaluation,
+    RandomEffects,
+    StandardErrorKind,
+    rounding_errors,
+)
 from flashmm.likelihood.general import standard_errors
 
 if TYPE_CHECKING:
@@ -125,6 +131,7 @@ class SpectralLikelihood:
                 0.5 * (first - trace_first),
                 0.5 * _symmetric(trace_second),
                 0.5 * _symmetric(second),
+                rounding_errors(p.n, sigma2),
             ),
         )
         return result

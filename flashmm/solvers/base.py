@@ -153,14 +153,20 @@ def scaled_by_information(expected: FloatArray, step: FloatArray) -> FloatArray:
 
 
 def definite_observed(
-    evaluation: Evaluation, features: IntArray, lowest: float = 0.05
+    objective: Objective, state: State, features: IntArray, lowest: float = 0.05
 ) -> tuple[IntArray, FloatArray]:
     """Which of ``features`` have a positive definite observed information, and those matrices.
 
-    Eigenvalues are those of O scaled by the diagonal of E and must exceed ``lowest``.
+    Eigenvalues are those of O scaled by the diagonal of E and must exceed ``lowest``. Of
+    parameters that the boundary holds only the expected information counts.
     """
+    evaluation = state.evaluation
     expected, average = evaluation.expected[features], evaluation.average[features]
     observed = 2.0 * average - expected
+    held = objective.space.held(state.theta[features], evaluation.score[features])
+    either = held[:, :, None] | held[:, None, :]
+    diagonal = np.eye(held.shape[1], dtype=bool)
+    observed = np.where(either, np.where(diagonal, expected, 0.0), observed)
     length = np.sqrt(np.diagonal(expected, axis1=-2, axis2=-1))
     values = np.linalg.eigvalsh(observed / (length[:, :, None] * length[:, None, :]))
     definite = values[:, 0] > lowest
@@ -238,7 +244,7 @@ def _polished(objective: Objective, state: State, codes: NDArray[np.int8]) -> St
     own step stays.
     """
     converged = np.flatnonzero(codes <= Status.INDEFINITE)
-    chosen, observed = definite_observed(state.evaluation, converged, 1e-6)
+    chosen, observed = definite_observed(objective, state, converged, 1e-6)
     if chosen.size == 0:
         return state
     step = state.step.copy()
@@ -255,7 +261,7 @@ def _damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
     before, step = state.evaluation, state.step
     slope = np.maximum((before.score * step).sum(axis=1), 0.0)
     # Rounding of the log-likelihood: a smaller fall is not a fall.
-    rounding = 1e-11 * (1.0 + np.abs(before.loglik))
+    rounding = before.rounding + 1e-12 * (1.0 + np.abs(before.loglik))
     alpha = np.ones(step.shape[0])
     theta = state.theta + step
     evaluation = objective.evaluate(theta)
@@ -267,7 +273,7 @@ def _damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
         # Near the maximum the gain drowns in rounding; the slope along the step does not
         # (the approximate Wolfe condition of Hager & Zhang 2005).
         flatter = np.abs((after.score * step[index]).sum(axis=1)) <= 0.5 * slope[index]
-        close = flatter & (gain >= -rounding[index])
+        close = flatter & (gain >= -rounding[index] - after.rounding)
         return np.asarray(~(finite & ((gain >= enough) | close)))
 
     pending = np.flatnonzero(refused(evaluation, np.arange(alpha.size)))

@@ -53,7 +53,7 @@ class FisherScoring:
         step = objective.space.step(state.theta, evaluation.score, evaluation.expected)
         score = scaled_by_information(evaluation.expected, step)
         close = np.flatnonzero(np.abs(score).max(axis=1) < self.newton_within)
-        near, observed = definite_observed(evaluation, close)
+        near, observed = definite_observed(objective, state, close)
         if near.size:
             step[near] = objective.space.step(state.theta[near], evaluation.score[near], observed)
         return replace(state, step=step, standardised=score)

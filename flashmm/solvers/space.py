@@ -45,6 +45,10 @@ class ParameterSpace(Protocol):
         """Which theta (B, k) lie on the boundary of the space."""
         ...
 
+    def held(self, theta: FloatArray, score: FloatArray) -> BoolArray:
+        """Which parameters (B, k) the boundary holds against their score."""
+        ...
+
 
 def solve_symmetric(information: FloatArray, score: FloatArray) -> FloatArray:
     """I^-1 s for a stack of symmetric matrices; eigenvalues are kept positive.
@@ -79,6 +83,11 @@ class Unconstrained:
     def on_boundary(self, theta: FloatArray) -> BoolArray:
         """None of them: the space is open."""
         return np.zeros(theta.shape[0], dtype=bool)
+
+    def held(self, theta: FloatArray, score: FloatArray) -> BoolArray:
+        """None of them."""
+        del score
+        return np.zeros(theta.shape, dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,15 @@ class PSD:
                 values = np.linalg.eigvalsh(theta[:, block])
                 inside &= values[:, 0] >= -1e-14 * np.abs(values[:, -1])
         return inside
+
+    def held(self, theta: FloatArray, score: FloatArray) -> BoolArray:
+        """Variances of their own that are zero and would fall further."""
+        held = np.zeros(theta.shape, dtype=bool)
+        for block in self.blocks:
+            if block.shape == (1, 1):
+                i = block[0, 0]
+                held[:, i] = (theta[:, i] == 0.0) & (score[:, i] <= 0.0)
+        return held
 
     def on_boundary(self, theta: FloatArray) -> BoolArray:
         """Which theta have a block that is singular, relative to the sizes of its variances."""
