@@ -202,6 +202,7 @@ class BlockedLikelihood:
             with np.errstate(invalid="ignore"):
                 log_det = log_det + 2.0 * np.log(pivots).sum(axis=1)
                 near = pivots.min(axis=1) ** 2 / np.maximum(pivots.max(axis=1) ** 2, 1.0)
+                inside &= near > SINGULAR
             distance = np.where(ok & inside, np.minimum(distance, near), -1.0)
             F[~inside] = np.eye(inner.shape[-1])
             # Written with F^-1, nothing cancels when D T is large or small.
@@ -478,7 +479,7 @@ def _root(T: FloatArray, basis: FloatArray | None) -> tuple[FloatArray, FloatArr
         T = np.matmul(np.matmul(basis.T, T), basis)
     L, ok = batched_cholesky(0.5 * (T + np.swapaxes(T, 1, 2)))
     L[~ok] = np.eye(T.shape[-1])
-    inverse = np.linalg.inv(L)
+    inverse = np.asarray(np.linalg.inv(L), dtype=np.float64)
     if basis is None:
         return L, inverse, ok
     return np.matmul(basis, L), np.matmul(inverse, basis.T), ok
