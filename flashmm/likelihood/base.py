@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 # largest: what lies beyond is rounding.
 SINGULAR = 1e-13
 
+# A residual variance below this share of the residual variance of y on X: fast likelihoods,
+# which divide by it, lose digits there that the general likelihood keeps.
+SMALL_RESIDUAL = 1e-6
+
 __all__ = [
     "SINGULAR",
+    "SMALL_RESIDUAL",
     "Estimator",
     "Evaluation",
     "Likelihood",

@@ -22,6 +22,7 @@ import numpy as np
 from flashmm.likelihood import small
 from flashmm.likelihood.base import (
     SINGULAR,
+    SMALL_RESIDUAL,
     Evaluation,
     RandomEffects,
     StandardErrorKind,
@@ -249,10 +250,13 @@ class BlockedLikelihood:
         p = self.projection
         result = Evaluation.empty(theta.shape[0], self.n_params)
         blocks = self._blocks(theta)
-        known = np.flatnonzero(blocks.distance > SINGULAR)
-        unknown = np.flatnonzero(~(blocks.distance > SINGULAR))
-        if unknown.size and p.structure.q <= DENSE_LIMIT:
-            result.put(unknown, self.general.evaluate(theta[unknown], features[unknown]))
+        is_known = blocks.distance > SINGULAR
+        if p.structure.q <= DENSE_LIMIT:
+            is_known &= theta[:, -1] > SMALL_RESIDUAL
+            unknown = np.flatnonzero(~is_known)
+            if unknown.size:
+                result.put(unknown, self.general.evaluate(theta[unknown], features[unknown]))
+        known = np.flatnonzero(is_known)
         if known.size == 0:
             return result
         blocks, theta, features = _take_blocks(blocks, known), theta[known], features[known]

@@ -20,6 +20,7 @@ import numpy as np
 
 from flashmm.likelihood.base import (
     SINGULAR,
+    SMALL_RESIDUAL,
     Evaluation,
     RandomEffects,
     StandardErrorKind,
@@ -218,6 +219,7 @@ class BorderedLikelihood:
             df_trace, df, trace_border = p.n - p.r_full, p.n, self.border_full
             trace_pieces, inside_full, unknown_full = _pieces(self.border_full, theta)
             inside, unknown = inside & inside_full, unknown | unknown_full
+        unknown = unknown | (theta[:, -1] <= SMALL_RESIDUAL)
         if df_trace > 0:
             inside &= theta[:, -1] > 0
         if unknown.any():
