@@ -8,7 +8,7 @@ from V itself: slow, plain, and in other coordinates than `flashmm.likelihood`.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -165,11 +165,12 @@ def evaluate(
     reml = method == "REML"
     constant = 0.5 * (stats.n - stats.p * reml) * np.log(projection.scale)
     pairs = unit[:, :, None] * unit[:, None, :]
-    return Evaluation(
-        internal.loglik - constant - 0.5 * projection.log_det_XX * reml,
-        internal.score / unit,
-        internal.expected / pairs,
-        internal.average / pairs,
+    return replace(
+        internal,
+        loglik=internal.loglik - constant - 0.5 * projection.log_det_XX * reml,
+        score=internal.score / unit,
+        expected=internal.expected / pairs,
+        average=internal.average / pairs,
     )
 
 

@@ -22,7 +22,7 @@ LAYERS = [
     ("likelihood",),
     ("solvers",),
     ("inference", "schema", "storage"),
-    ("contrast_results", "feature_results", "summary", "results"),
+    ("on_request", "contrast_results", "feature_results", "summary", "results"),
     ("assemble",),
     ("model",),
     ("__init__",),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field, replace
-from functools import cache
 
 import numpy as np
 import problems as pb
@@ -31,6 +30,12 @@ EPSILON = 1e-5  # the default
 methods = pytest.mark.parametrize("method", pb.METHODS)
 kinds = pytest.mark.parametrize("kind", pb.KINDS)
 solvers = pytest.mark.parametrize("solver", SOLVERS)
+# Every problem by the default solver, one of each structure by the others.
+OTHERS = ("intercept", "correlated", "nested", "three_crossed")
+each_solver = pytest.mark.parametrize(
+    ("kind", "solver"),
+    [(k, s) for s in SOLVERS for k in pb.KINDS if s == "fisher_scoring" or k in OTHERS],
+)
 
 
 def data(kind, where, m, seed=0):
@@ -63,22 +68,12 @@ def internal(problem, Y, method, space_name="psd"):
 
 # ---- the maximum is found --------------------------------------------------------------------
 
-# MM converges linearly, by hundreds of iterations: it may meet the limit, but nothing worse.
-SLOW = {"mm"}
-PSD_ONLY = {"mm"}
-open_solvers = pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in PSD_ONLY])
 
-
-def allowed(solver, *verdicts):
-    return {*verdicts, "iteration limit"} if solver in SLOW else {*verdicts}
-
-
-@open_solvers
+@each_solver
 @methods
-@kinds
 def test_unconstrained_fits_end_where_the_score_is_zero(kind, method, solver):
     problem, Y = data(kind, "inside", m=6)
-    result = fitted(problem, Y, method=method, solver=solver, max_iter=100)
+    result = fitted(problem, Y, method=method, solver=solver, max_iter=60)
     good = result.converged.to_numpy()
     # Where V can turn singular in a direction that y lacks, the likelihood has no maximum; REML
     # with one component always has one.
@@ -94,15 +89,14 @@ def test_unconstrained_fits_end_where_the_score_is_zero(kind, method, solver):
     assert np.linalg.eigvalsh(observed)[:, 0].min() >= -1e-6
 
 
-@solvers
+@each_solver
 @methods
-@kinds
-@pytest.mark.parametrize("where", ["inside", "singular", "negative"])
-def test_psd_fits_satisfy_the_first_order_conditions(kind, where, method, solver):
-    problem, Y = data(kind, where, m=4)
+def test_psd_fits_satisfy_the_first_order_conditions(kind, method, solver):
+    problem = pb.PROBLEMS[kind]
+    Y = np.vstack([data(kind, where, m=3)[1] for where in ("inside", "singular", "negative")])
     options = {"method": method, "solver": solver, "parameter_space": "psd", "max_iter": 100}
     result = fitted(problem, Y, **options)
-    assert set(result.status) <= allowed(solver, "converged", "boundary")
+    assert set(result.status) <= {"converged", "boundary"}
     theta = result.theta.to_numpy()
     at = problem.evaluate(Y, theta, method)
     assert_allclose(result.llf, at.loglik, rtol=1e-10)
@@ -110,11 +104,10 @@ def test_psd_fits_satisfy_the_first_order_conditions(kind, where, method, solver
         for position in range(len(problem.structure.terms)):
             values = np.linalg.eigvalsh(problem.block(one, position))
             assert values[0] >= -1e-12 * max(values[-1], one[-1])
-        if result.converged.iloc[j]:
-            assert max(pb.kkt(problem, one, at, j)) <= 10 * EPSILON
+        assert max(pb.kkt(problem, one, at, j)) <= 10 * EPSILON
 
 
-def search(problem, y, method, rng, starts=6):
+def search(problem, y, method, rng, starts=4):
     """Best log-likelihood (internal units) that scipy finds over Cholesky factors of the blocks."""
     likelihood, space, _ = internal(problem, y[None], method)
     assert isinstance(space, PSD)
@@ -152,47 +145,33 @@ def search(problem, y, method, rng, starts=6):
     return -min(run.fun for run in runs)
 
 
-@cache
-def searched(kind, where, method, j):
-    problem, Y = data(kind, where, m=2, seed=1)
-    return search(problem, Y[j], method, np.random.default_rng(j))
-
-
-@solvers
 @methods
-@pytest.mark.parametrize("where", ["inside", "singular", "negative"])
-@pytest.mark.parametrize(
-    "kind", ["correlated", "three_effects", "slope_and_crossed", "three_crossed"]
-)
-def test_no_search_finds_a_higher_likelihood_in_the_psd_space(kind, where, method, solver):
-    problem, Y = data(kind, where, m=2, seed=1)
-    options = {"method": method, "solver": solver, "parameter_space": "psd", "max_iter": 100}
-    result = fitted(problem, Y, **options)
-    assert set(result.status) <= allowed(solver, "converged", "boundary")
+@pytest.mark.parametrize("kind", ["correlated", "three_effects", "slope_and_crossed"])
+def test_no_search_finds_a_higher_likelihood_in_the_psd_space(kind, method):
+    problem, Y = data(kind, "singular", m=3, seed=1)
+    result = fitted(problem, Y, method=method, parameter_space="psd", max_iter=100)
+    assert set(result.status) <= {"converged", "boundary"}
     for j, y in enumerate(Y):
         likelihood, _, _ = internal(problem, y[None], method)
         theta = project(problem.stats(y[None])).to_internal(result.theta.to_numpy()[[j]])
         ours = likelihood.evaluate(theta, np.array([0])).loglik[0]
-        best = searched(kind, where, method, j)
-        if result.converged.iloc[j]:
-            assert ours >= best - 1e-6
+        assert ours >= search(problem, y, method, np.random.default_rng(j)) - 1e-6
 
 
 def test_singular_optima_are_among_the_problems():
     """Correlations of +-1 and zero variances do occur above."""
-    problem, Y = data("correlated", "singular", m=40)
+    problem, Y = data("correlated", "singular", m=12)
     result = fitted(problem, Y, parameter_space="psd", max_iter=100)
     intercept, slope, covariance, _ = result.theta.to_numpy().T
     with np.errstate(invalid="ignore"):
         correlation = covariance / np.sqrt(intercept * slope)
-    assert (np.abs(np.abs(correlation) - 1) < 1e-8).sum() >= 5
-    problem, Y = data("uncorrelated", "negative", m=40)
+    assert (np.abs(np.abs(correlation) - 1) < 1e-8).sum() >= 3
+    problem, Y = data("uncorrelated", "negative", m=12)
     result = fitted(problem, Y, parameter_space="psd", max_iter=100)
-    assert (result.theta == 0.0).any(axis=1).sum() >= 20
+    assert (result.theta == 0.0).any(axis=1).sum() >= 5
 
 
-@open_solvers
-def test_a_maximum_next_to_the_edge_of_the_space_is_found(solver):
+def test_a_maximum_next_to_the_edge_of_the_space_is_found():
     """y is made so that in every eigendirection its square is the variance: an exact maximum."""
     problem = pb.PROBLEMS["dense"]
     Q = problem.contrasts
@@ -204,7 +183,7 @@ def test_a_maximum_next_to_the_edge_of_the_space_is_found(solver):
         y = Q @ (vectors @ np.sqrt(1 + gamma * values))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # V is indefinite
-            result = MultiLMM.from_arrays(y, problem.X, Z).fit(solver=solver)
+            result = MultiLMM.from_arrays(y, problem.X, Z).fit()
         assert result.converged.all()
         theta, sigma2 = result.theta.iloc[0]
         assert sigma2 == pytest.approx(1.0, rel=1e-6)
@@ -330,6 +309,26 @@ def test_the_step_within_the_cone_satisfies_the_kkt_conditions(shape, condition)
         assert (dual[:, 0] >= -1e-6 * np.abs(score).max(axis=1)).all()
 
 
+def test_the_step_within_the_cone_finds_solutions_of_low_rank():
+    """From D = 0 with scores that have one positive eigenvalue: two eigenvalues end at zero."""
+    space = cone_space("3")
+    rng = np.random.default_rng(0)
+    m = 300
+    root = rng.normal(size=(m, 3, 3)) * np.array([1.0, 1.5, 1.5])
+    S = (root * np.array([1.0, -1.0, -1.0])) @ np.swapaxes(root, 1, 2)
+    score = np.zeros((m, 7))
+    for a in range(3):
+        for b in range(a, 3):
+            score[:, space.blocks[0][a, b]] = (1 if a == b else 2) * S[:, a, b]
+    information = np.tile(np.diag(np.r_[weights(space)[:-1], 1.0]), (m, 1, 1))
+    theta = np.zeros((m, 7))
+    theta[:, -1] = 1.0
+    # With this information the step is the projection of S onto the cone.
+    projected = onto_cone(space, score / weights(space))
+    error = np.abs(space.step(theta, score, information) - projected).max(axis=1)
+    assert (error <= 1e-5 * np.abs(score).max(axis=1)).all()
+
+
 @shapes
 @pytest.mark.parametrize("condition", [1.0, 1e4, 1e8])
 def test_the_step_within_the_cone_does_not_depend_on_the_batch(shape, condition):
@@ -354,6 +353,25 @@ def test_the_step_within_the_cone_does_not_depend_on_units():
         start += len(block)
     scaled = space.step(theta * unit, score / unit, information / np.outer(unit, unit))
     assert_allclose(scaled / unit, step, rtol=0, atol=1e-5 * np.abs(step).max())
+
+
+@methods
+@pytest.mark.parametrize("kind", ["correlated", "three_effects", "slope_and_crossed"])
+def test_first_steps_of_real_features_satisfy_the_kkt_conditions(kind, method):
+    """At theta = 0; some have a solution of rank one, where X can be known to 1e-16 only."""
+    for where in ("inside", "singular", "negative"):
+        problem, Y = data(kind, where, m=60)
+        likelihood, space, start = internal(problem, Y, method)
+        at = likelihood.evaluate(start, np.arange(60))
+        step = space.step(start, at.score, at.expected)
+        assert np.isfinite(step).all()
+        assert space.contains(start + step).all()
+        multiplier = (at.expected @ step[:, :, None])[:, :, 0] - at.score
+        gap = np.abs((multiplier * (start + step)).sum(axis=1))
+        assert (gap <= 1e-8 * np.abs(at.score * (start + step)).sum(axis=1)).all()
+        for block in space.all_blocks:
+            dual = np.linalg.eigvalsh((multiplier / weights(space))[:, block])
+            assert (dual[:, 0] >= -1e-6 * np.abs(at.score).max(axis=1)).all()
 
 
 def test_a_step_that_stays_inside_is_the_full_step():
@@ -393,18 +411,18 @@ class Recorder:
 @pytest.mark.parametrize("stretch", [1.0, 30.0], ids=["as proposed", "too far"])
 @pytest.mark.parametrize("space_name", ["psd", "unconstrained"])
 @solvers
-@methods
-@pytest.mark.parametrize("kind", ["within_treatment", "correlated", "crossed", "saturated"])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("within_treatment", "REML"), ("correlated", "ML"), ("saturated", "REML")],
+)
 def test_no_step_leaves_the_space_or_lowers_the_likelihood(
     kind, method, solver, space_name, stretch
 ):
-    problem, Y = data(kind, "inside", m=5)
-    if solver in PSD_ONLY and space_name != "psd":
-        return
+    problem, Y = data(kind, "inside", m=4)
     likelihood, space, start = internal(problem, Y, method, space_name)
     recorder = Recorder(SOLVERS[solver](), stretch)
-    solution = maximise(likelihood, space, recorder, start, np.arange(5), max_iter=20)
-    assert sorted(recorder.seen) == list(range(5))
+    solution = maximise(likelihood, space, recorder, start, np.arange(4), max_iter=20)
+    assert sorted(recorder.seen) == list(range(4))
     assert max(len(path) for path in recorder.seen.values()) > 2
     for feature, path in recorder.seen.items():
         path.append((solution.theta[feature], solution.evaluation.loglik[feature]))
@@ -425,7 +443,8 @@ def test_finished_features_leave_the_batch_and_keep_their_values():
         assert alone.n_iter[0] == together.n_iter[j]
         assert alone.status[0] == together.status[j]
         unit = 1 / units(alone.evaluation)[0]
-        assert_allclose(alone.theta[0] / unit, together.theta[j] / unit, rtol=0, atol=1e-7)
+        # Within epsilon: on the boundary a solution is as exact as the cone program (4e-6 here).
+        assert_allclose(alone.theta[0] / unit, together.theta[j] / unit, rtol=0, atol=EPSILON)
 
 
 def test_the_iteration_limit_is_a_verdict_and_more_iterations_are_no_worse():
@@ -482,12 +501,6 @@ def test_a_solver_that_never_ends_meets_the_iteration_limit():
     result = fitted(problem, Y, solver=Endless(), max_iter=7)
     assert set(result.status) <= {"iteration limit", "stalled"}
     assert (result.n_iter <= 7).all()
-
-
-def test_mm_refuses_the_unconstrained_space():
-    problem, Y = data("intercept", "inside", m=1)
-    with pytest.raises(InputError, match="parameter_space='psd'"):
-        fitted(problem, Y, solver="mm")
 
 
 def test_what_is_no_solver_is_refused():

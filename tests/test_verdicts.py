@@ -198,6 +198,22 @@ def test_nothing_non_finite_hides_under_a_good_verdict(method, space, components
         assert messages[0].startswith(f"{irregular} of 85 features")
 
 
+@pytest.mark.parametrize("components", [1, 2])
+@pytest.mark.parametrize("noise", [1e-2, 1e-3, 1e-4, 1e-5])
+def test_nearly_perfect_fits_have_the_standard_errors_of_fixed_effects(noise, components):
+    """With random effects far above the noise, slopes are estimated within the groups alone."""
+    X, designs, _, _ = problem()
+    Z, _ = designs[components]
+    rng = np.random.default_rng(5)
+    Y = rng.normal(size=(3, Z.shape[1])) @ Z.T + noise * rng.normal(size=(3, N))
+    results, messages = fit(Y, components, "REML", "psd")
+    assert not messages
+    within = X[:, 1:] - Z @ np.linalg.lstsq(Z, X[:, 1:], rcond=None)[0]
+    unit = np.sqrt(np.diag(np.linalg.inv(within.T @ within)))
+    expected = np.sqrt(results.theta["Residual"].to_numpy())[:, None] * unit
+    np.testing.assert_allclose(results.bse.to_numpy()[:, 1:], expected, rtol=1e-2)
+
+
 def test_what_is_asked_of_features_without_a_fit_is_nan():
     _, _, Y, _ = problem()
     odd = odd_features(1)
