@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -154,6 +155,10 @@ class MultiLMM:
         dropped = build.dropped
         if missing == "drop":
             dropped = dropped | source.missing_samples()
+            if dropped.all():
+                raise InputError(
+                    f"All {dropped.size} samples have a missing value: nothing is left to fit."
+                )
             if dropped.any():
                 source = source.restricted(~dropped)
                 frame = pd.DataFrame(data).loc[~dropped]
@@ -426,9 +431,9 @@ def _check_option(name: str, value: object, options: Sequence[str]) -> None:
 def _check_numbers(max_iter: int, epsilon: float, memory: int) -> None:
     if isinstance(max_iter, bool) or not isinstance(max_iter, (int, np.integer)) or max_iter < 1:
         raise InputError(f"`max_iter` must be a positive integer, not {max_iter!r}.")
-    if not epsilon > 0:
+    if not isinstance(epsilon, Real) or not epsilon > 0:
         raise InputError(f"`epsilon` must be positive, not {epsilon!r}.")
-    if memory < 1:
+    if not isinstance(memory, Real) or memory < 1:
         raise InputError(f"`memory` must be a positive number of bytes, not {memory!r}.")
 
 

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 __all__ = ["BorderedLikelihood", "border_applies"]
 
 _RANK_TOLERANCE = 1e-10
+# Variances of estimates are what is left of terms in theta^2 / sigma2; at a residual variance
+# below this share of y's on X too few digits are left, and the general likelihood takes over.
+_CANCELLING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,7 @@ class BorderedLikelihood:
         p = self.projection
         HGH, _ = self.general.products
         pieces, _, bad = _pieces(self.border, theta)
+        bad |= theta[:, -1] <= _CANCELLING
         variance = theta[:, -1:] * ((p.XX_inverse @ L.T) * L.T).sum(axis=0)
         variance += theta[:, :-1] @ (np.matmul(HGH, L.T) * L.T).sum(axis=1)
         F = self._weighted(theta, L)
@@ -301,6 +305,7 @@ class BorderedLikelihood:
         p = self.projection
         HGH, _ = self.general.products
         pieces, _, bad = _pieces(self.border, theta)
+        bad |= theta[:, -1] <= _CANCELLING
         F = self._weighted(theta, np.eye(p.p))
         scaled = F / pieces.d[:, :, None]
         CF = np.matmul(self.border.C.T, scaled)
@@ -327,7 +332,7 @@ class BorderedLikelihood:
             if se == "conditional":
                 border, K = self.border_full, p.K_full
             pieces, _, unknown = _pieces(border, theta)
-            bad = bad | unknown
+            bad = bad | unknown | (theta[:, -1] <= _CANCELLING)
             errors = standard_errors(self._variances(theta, border, pieces, K @ border.rotation))
             errors *= unit
         if bad.any():

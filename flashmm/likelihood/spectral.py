@@ -73,6 +73,19 @@ class SpectralLikelihood:
         """K'H, shape (r, p)."""
         return self.projection.K.T @ self.projection.H
 
+    @cached_property
+    def _along(self) -> FloatArray:
+        """U'H: H = Z'X (X'X)^-1 along the eigenvectors U of Z'RZ, shape (r, p)."""
+        return self._loadings / np.sqrt(self.eigenvalues)[:, None]
+
+    @cached_property
+    def _across(self) -> FloatArray:
+        """H outside their span: what X absorbs of the random effects, shape (q, p)."""
+        p = self.projection
+        if p.r == p.structure.q:
+            return np.zeros_like(p.H)
+        return np.asarray(p.H - (p.K / np.sqrt(self.eigenvalues)) @ self._along)
+
     @property
     def perfect_fit(self) -> BoolArray:
         """Features that X and Z together explain exactly, shape (m,)."""
@@ -145,21 +158,24 @@ class SpectralLikelihood:
         return beta
 
     def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
-        """Variances l'Cl of the rows of L (c, p), shape (B, c): one matrix product for all."""
+        """Variances l'Cl of the rows of L (c, p), shape (B, c): one matrix product for all.
+
+        Along the eigenvectors D - D T D is theta sigma2 / d, so no large terms cancel.
+        """
         p = self.projection
-        HL = p.H @ L.T
-        squared = (self._loadings @ L.T) ** 2
-        weights = theta[:, :1] ** 2 / (theta[:, :1] * self.eigenvalues + theta[:, 1:])
+        along, across = (self._along @ L.T) ** 2, ((self._across @ L.T) ** 2).sum(axis=0)
+        weights = theta[:, :1] * theta[:, 1:] / (theta[:, :1] * self.eigenvalues + theta[:, 1:])
         variance = theta[:, 1:] * ((p.XX_inverse @ L.T) * L.T).sum(axis=0)
-        variance += theta[:, :1] * (HL * HL).sum(axis=0) - weights @ squared
+        variance += theta[:, :1] * across + weights @ along
         return np.asarray(variance * p.scale[features, None])
 
     def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Covariance matrices of the fixed effects, shape (B, p, p); indefinite where V is."""
-        p, G = self.projection, self._loadings
-        weights = theta[:, :1] ** 2 / (theta[:, :1] * self.eigenvalues + theta[:, 1:])
-        C = theta[:, 1, None, None] * p.XX_inverse + theta[:, 0, None, None] * (p.H.T @ p.H)
-        C -= np.matmul(G.T * weights[:, None, :], G)
+        p, along = self.projection, self._along
+        weights = theta[:, :1] * theta[:, 1:] / (theta[:, :1] * self.eigenvalues + theta[:, 1:])
+        C = theta[:, 1, None, None] * p.XX_inverse
+        C = C + theta[:, 0, None, None] * (self._across.T @ self._across)
+        C += np.matmul(along.T * weights[:, None, :], along)
         C = 0.5 * (C + np.swapaxes(C, 1, 2)) * p.scale[features, None, None]
         return np.asarray(C)
 

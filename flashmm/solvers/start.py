@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from flashmm.exceptions import InputError
+from flashmm.exceptions import InputError, listing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,7 +61,13 @@ def _as_rows(
         theta0 = theta0.theta
     if isinstance(theta0, pd.DataFrame):
         rows = theta0.reindex(index=pd.Index(feature_names))
-        if set(rows.columns) == set(params):
+        if not isinstance(rows.columns, pd.RangeIndex):
+            absent = [name for name in params if name not in rows.columns]
+            if absent:
+                raise InputError(
+                    f"The columns of `theta0`, {listing(rows.columns)}, must be the variance "
+                    f"parameters {listing(params, 10)}; {listing(absent)} is absent."
+                )
             rows = rows[list(params)]
         rows = rows.to_numpy(dtype=np.float64)
     else:
