@@ -429,7 +429,7 @@ def test_no_step_leaves_the_space_or_lowers_the_likelihood(
         thetas, logliks = map(np.array, zip(*path, strict=True))
         assert np.isfinite(logliks).all()
         assert space.contains(thetas).all()
-        assert (np.diff(logliks) >= -1e-12 * (1 + np.abs(logliks[:-1]))).all()
+        assert (np.diff(logliks) >= -1e-10 * (1 + np.abs(logliks[:-1]))).all()
         assert solution.n_iter[feature] == len(path) - 2
 
 

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["BlockedLikelihood"]
 
 _CACHE_BYTES = 2**25
+# As SMALL_RESIDUAL, for blocks of several effects, whose determinants cancel sooner.
+_SMALL_WITH_SLOPES = 1e-3
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,9 @@ class BlockedLikelihood:
         blocks = self._blocks(theta)
         is_known = blocks.distance > SINGULAR
         if p.structure.q <= DENSE_LIMIT:
-            is_known &= theta[:, -1] > SMALL_RESIDUAL
+            is_known &= theta[:, -1] > (
+                SMALL_RESIDUAL if self.layout.s == 1 else _SMALL_WITH_SLOPES
+            )
             unknown = np.flatnonzero(~is_known)
             if unknown.size:
                 result.put(unknown, self.general.evaluate(theta[unknown], features[unknown]))

@@ -25,7 +25,7 @@ __all__ = ["ConeProgram", "solve_cone_program"]
 _ITERATIONS = 40
 _GAP = 1e-15
 _RESIDUAL = 1e-13
-_SNAP = 1e-7
+_SNAP = 1e-9
 
 
 @dataclass(frozen=True)
