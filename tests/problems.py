@@ -30,12 +30,16 @@ METHODS = ("REML", "ML")
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A design: X (n, p), Z (n, q) and the structure of D, with the name of its kind."""
+    """A design: X (n, p), Z (n, q) and the structure of D; its kind and the seed it came from."""
 
     kind: str
     X: FloatArray
     Z: FloatArray
     structure: CovarianceStructure
+    seed: int
+
+    def __repr__(self) -> str:
+        return f"random_problem({self.kind!r}, {self.seed})"
 
     @property
     def n(self) -> int:
@@ -254,11 +258,6 @@ def _groups(rng: np.random.Generator, n: int, levels: int) -> NDArray[Any]:
     return np.array([f"g{label}" for label in rng.permutation(np.concatenate([fixed, free]))])
 
 
-def _formula_problem(kind: str, fixed: str, random: str, data: pd.DataFrame) -> Problem:
-    design = build_design(fixed, random, data).design
-    return Problem(kind, design.X, design.Z.toarray(), design.structure)
-
-
 def _samples(rng: np.random.Generator, n: int) -> pd.DataFrame:
     """Covariates x and w, a treatment, factors g (7 levels), h (4), k (3), nested in and over g."""
     data = pd.DataFrame({"x": rng.normal(size=n), "w": rng.uniform(-1, 1, size=n)})
@@ -292,11 +291,13 @@ def random_problem(kind: str, seed: int) -> Problem:
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     if kind in FORMULAS:
         fixed, random, n = FORMULAS[kind]
-        return _formula_problem(kind, fixed, random, _samples(rng, n))
+        design = build_design(fixed, random, _samples(rng, n)).design
+        return Problem(kind, design.X, design.Z.toarray(), design.structure, seed)
     # Any Z at all, in independent components; with more columns than error contrasts in the second.
     n, sizes = (25, [3, 4]) if kind == "dense" else (14, [20])
     X = np.column_stack([np.ones(n), rng.normal(size=n)])
-    return Problem(kind, X, rng.normal(size=(n, sum(sizes))), as_structure(sizes, sum(sizes)))
+    Z, structure = rng.normal(size=(n, sum(sizes))), as_structure(sizes, sum(sizes))
+    return Problem(kind, X, Z, structure, seed)
 
 
 def engines(problem: Problem) -> list[str]:

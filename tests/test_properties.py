@@ -93,7 +93,7 @@ def test_statistics_of_two_halves_add_up(case, data):
     assert_allclose(total.ZZ.toarray(), whole.ZZ.toarray(), rtol=1e-11, atol=1e-11)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(cases(), methods, spaces, st.integers(1, 5))
 def test_fits_do_not_depend_on_how_the_rows_were_split(case, method, space, n_parts):
     problem, _, Y = case
@@ -107,8 +107,8 @@ def test_fits_do_not_depend_on_how_the_rows_were_split(case, method, space, n_pa
 # ---- features are alone ----------------------------------------------------------------------
 
 
-@settings(max_examples=15)
-@given(cases(m=6), methods, spaces)
+@settings(max_examples=8)
+@given(cases(m=4), methods, spaces)
 def test_a_joint_fit_is_one_feature_at_a_time_in_any_order(case, method, space):
     problem, _, Y = case
     stats = problem.stats(Y)
@@ -116,14 +116,14 @@ def test_a_joint_fit_is_one_feature_at_a_time_in_any_order(case, method, space):
     together = fit(stats, **options)
     # one byte of memory: batches of one feature
     assert_same(fit(stats, memory=1, **options), together, tolerance(space))
-    order = np.random.default_rng(1).permutation(6)
+    order = np.random.default_rng(1).permutation(4)
     shuffled = fit(stats.take(order), **options)
-    assert_same(shuffled, fit(stats, **options, memory=1).stats and _taken(together, order))
-    for j in (0, 5):
-        assert_same(fit(stats.take([j]), **options), _taken(together, [j]), tolerance(space))
+    assert_same(shuffled, Taken(together, order), tolerance(space))
+    for j in (0, 3):
+        assert_same(fit(stats.take([j]), **options), Taken(together, [j]), tolerance(space))
 
 
-class _taken:
+class Taken:
     """Some features of a fit, with what `assert_same` looks at."""
 
     def __init__(self, result, order):
@@ -134,7 +134,7 @@ class _taken:
         self.fim = lambda: result.fim().isel(feature=order)
 
 
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(cases(m=3), methods, spaces)
 def test_bad_features_do_not_touch_the_others(case, method, space):
     problem, _, Y = case
@@ -143,13 +143,13 @@ def test_bad_features_do_not_touch_the_others(case, method, space):
     bad = np.vstack([np.zeros(problem.n), problem.X[:, 0], problem.X.sum(axis=1) * 1e12])
     mixed = fit(problem.stats(np.vstack([bad[:1], Y, bad[1:]])), **options)
     assert mixed.status.iloc[[0, 4, 5]].tolist() == ["zero variance"] * 3
-    assert_same(_taken(mixed, [1, 2, 3]), alone, tolerance(space))
+    assert_same(Taken(mixed, [1, 2, 3]), alone, tolerance(space))
 
 
 # ---- equivariance ----------------------------------------------------------------------------
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(cases(), methods, spaces, st.floats(-6, 6))
 def test_units_of_y_come_out_as_units_of_theta(case, method, space, exponent):
     problem, _, Y = case
@@ -163,7 +163,7 @@ def test_units_of_y_come_out_as_units_of_theta(case, method, space, exponent):
     assert_allclose(scaled.llf.to_numpy()[good], shifted, rtol=0, atol=1e-8)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(cases(), methods, spaces, st.floats(-3, 3))
 def test_adding_fixed_effects_to_y_moves_only_those(case, method, space, exponent):
     problem, _, Y = case
@@ -173,13 +173,13 @@ def test_adding_fixed_effects_to_y_moves_only_those(case, method, space, exponen
         fit(problem.stats(Y), **options),
         fit(problem.stats(Y + a @ problem.X.T), **options),
     )
-    back = _taken(moved, np.arange(len(Y)))
+    back = Taken(moved, np.arange(len(Y)))
     back.params = moved.params - a
     # y'y loses digits as the fixed effects outgrow the rest (2 * exponent of 16)
     assert_same(back, one, max(1e-5, tolerance(space)))
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(cases(), methods, spaces)
 def test_other_columns_that_span_x_leave_theta(case, method, space):
     problem, _, Y = case
@@ -188,7 +188,7 @@ def test_other_columns_that_span_x_leave_theta(case, method, space):
     turned = SummaryStats.from_arrays(Y, problem.X @ A, problem.Z, components=problem.structure)
     options = {"method": method, "parameter_space": space}
     one, other = fit(problem.stats(Y), **options), fit(turned, **options)
-    back = _taken(other, np.arange(len(Y)))
+    back = Taken(other, np.arange(len(Y)))
     back.params = one.params * 0 + other.params.to_numpy() @ A.T
     assert_same(back, one, tolerance(space))
     good = one.converged.to_numpy()
@@ -244,7 +244,7 @@ def test_score_is_the_derivative_of_loglik(case, method):
     assert_allclose(slope, at.score[0] @ direction, rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(cases(), methods, spaces)
 def test_results_report_the_likelihood_at_their_estimates(case, method, space):
     problem, _, Y = case

@@ -72,10 +72,11 @@ def make_likelihood(
             "engine='spectral' needs a single variance component; this model has "
             f"{len(projection.structure.parameters)}. Use 'auto' or 'general'."
         )
-    if engine == "bordered" and main_component(projection) is None:
+    alone = len(projection.structure.parameters) == 1
+    if engine == "bordered" and (alone or main_component(projection) is None):
         raise InputError(
-            "engine='bordered' needs a term with a single variance; every term of this model has "
-            "several. Use 'auto' or 'general'."
+            "engine='bordered' needs several variance components, one of them a term's only one. "
+            "Use 'auto' or 'general'."
         )
     if engine == "blocked" and find_layout(projection) is None:
         raise InputError(
