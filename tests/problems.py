@@ -23,6 +23,7 @@ from flashmm.design_arrays import as_structure
 from flashmm.exceptions import InputError
 from flashmm.formula import build_design
 from flashmm.likelihood import ENGINES, Evaluation, Projection, make_likelihood, project
+from flashmm.solvers.space import PSD
 
 FloatArray = NDArray[np.float64]
 METHODS = ("REML", "ML")
@@ -246,6 +247,55 @@ def kkt(problem: Problem, theta: FloatArray, at: Evaluation, row: int = 0) -> tu
         # S B has the size of a score times a theta: compare where theta exceeds its SE by itself.
         product = max(product, float(np.abs(S @ B).max() / max(1.0, np.abs(B).max())))
     return highest, product
+
+
+# ---- the psd space, step by step ------------------------------------------------------------
+
+
+def quadratic_gain(step: FloatArray, score: FloatArray, information: FloatArray) -> FloatArray:
+    """score'd - 1/2 d'I d of each feature, (B,)."""
+    return (score * step).sum(1) - 0.5 * (step[:, None] @ information @ step[:, :, None])[:, 0, 0]
+
+
+def weights(space: PSD) -> FloatArray:
+    """Entries of theta per element of D: 1 for a variance, 2 for a covariance."""
+    weight = np.ones(space.n_params)
+    for block in space.all_blocks:
+        weight[block[~np.eye(len(block), dtype=bool)]] = 2.0
+    return weight
+
+
+def onto_cone(space: PSD, theta: FloatArray) -> FloatArray:
+    """Nearest theta in the space, blocks in Frobenius norm."""
+    theta = theta.copy()
+    for block in space.all_blocks:
+        values, vectors = np.linalg.eigh(theta[:, block])
+        clipped = vectors * np.maximum(values, 0.0)[:, None, :]
+        theta[:, block] = clipped @ np.swapaxes(vectors, 1, 2)
+    return theta
+
+
+def projected_gradient(
+    space: PSD,
+    theta: FloatArray,
+    score: FloatArray,
+    information: FloatArray,
+    iterations: int = 3000,
+) -> FloatArray:
+    """Accelerated projected gradient (Beck & Teboulle 2009), slow and independent."""
+    weight = weights(space)
+    root = np.sqrt(weight)
+    curvature = information / (root[:, None] * root[None, :])
+    rate = 1.0 / np.linalg.eigvalsh(curvature)[:, -1:]
+    x = look = theta.copy()
+    t = 1.0
+    for _ in range(iterations):
+        slope = score - (information @ (look - theta)[:, :, None])[:, :, 0]
+        new = onto_cone(space, look + rate * slope / weight)
+        t_new = 0.5 * (1 + np.sqrt(1 + 4 * t * t))
+        look = new + (t - 1) / t_new * (new - x)
+        x, t = new, t_new
+    return x - theta
 
 
 # ---- the problems ----------------------------------------------------------------------------

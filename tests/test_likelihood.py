@@ -154,7 +154,7 @@ def test_reml_information_is_its_expectation(kind):
 @pytest.mark.parametrize("kind", ["correlated", "crossed", "within_treatment"])
 def test_reml_information_is_the_covariance_of_simulated_scores(kind):
     problem, theta, _ = case(kind, "inside")
-    m = 20_000
+    m = 5_000
     Y = problem.simulate(theta, m, np.random.default_rng(1))
     at = problem.evaluate(Y, theta, "REML")
     unit = error_units(at.expected[0])

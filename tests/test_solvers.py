@@ -30,8 +30,8 @@ EPSILON = 1e-5  # the default
 methods = pytest.mark.parametrize("method", pb.METHODS)
 kinds = pytest.mark.parametrize("kind", pb.KINDS)
 solvers = pytest.mark.parametrize("solver", SOLVERS)
-# Every problem by the default solver, one of each structure by the others.
-OTHERS = ("intercept", "correlated", "nested", "three_crossed")
+# Every problem by the default solver, some by the others.
+OTHERS = ("intercept", "correlated", "three_crossed")
 each_solver = pytest.mark.parametrize(
     ("kind", "solver"),
     [(k, s) for s in SOLVERS for k in pb.KINDS if s == "fisher_scoring" or k in OTHERS],
@@ -72,7 +72,7 @@ def internal(problem, Y, method, space_name="psd"):
 @each_solver
 @methods
 def test_unconstrained_fits_end_where_the_score_is_zero(kind, method, solver):
-    problem, Y = data(kind, "inside", m=6)
+    problem, Y = data(kind, "inside", m=5)
     result = fitted(problem, Y, method=method, solver=solver, max_iter=60)
     good = result.converged.to_numpy()
     # Where V can turn singular in a direction that y lacks, the likelihood has no maximum; REML
@@ -93,7 +93,7 @@ def test_unconstrained_fits_end_where_the_score_is_zero(kind, method, solver):
 @methods
 def test_psd_fits_satisfy_the_first_order_conditions(kind, method, solver):
     problem = pb.PROBLEMS[kind]
-    Y = np.vstack([data(kind, where, m=3)[1] for where in ("inside", "singular", "negative")])
+    Y = np.vstack([data(kind, where, m=2)[1] for where in ("inside", "singular", "negative")])
     options = {"method": method, "solver": solver, "parameter_space": "psd", "max_iter": 100}
     result = fitted(problem, Y, **options)
     assert set(result.status) <= {"converged", "boundary"}
@@ -107,7 +107,7 @@ def test_psd_fits_satisfy_the_first_order_conditions(kind, method, solver):
         assert max(pb.kkt(problem, one, at, j)) <= 10 * EPSILON
 
 
-def search(problem, y, method, rng, starts=3):
+def search(problem, y, method, rng, starts=2):
     """Best log-likelihood (internal units) that scipy finds over Cholesky factors of the blocks."""
     likelihood, space, _ = internal(problem, y[None], method)
     assert isinstance(space, PSD)
@@ -231,55 +231,19 @@ def cone_problems(shape, condition, m=30, seed=0):
     return space, theta, (information @ aim[:, :, None])[:, :, 0], information
 
 
-def objective(step, score, information):
-    return (score * step).sum(1) - 0.5 * (step[:, None] @ information @ step[:, :, None])[:, 0, 0]
-
-
-def weights(space):
-    """Entries of theta per element of D: 1 for a variance, 2 for a covariance."""
-    weight = np.ones(space.n_params)
-    for block in space.all_blocks:
-        weight[block[~np.eye(len(block), dtype=bool)]] = 2.0
-    return weight
-
-
-def onto_cone(space, theta):
-    """Nearest theta in the space, blocks in Frobenius norm."""
-    theta = theta.copy()
-    for block in space.all_blocks:
-        values, vectors = np.linalg.eigh(theta[:, block])
-        clipped = vectors * np.maximum(values, 0.0)[:, None, :]
-        theta[:, block] = clipped @ np.swapaxes(vectors, 1, 2)
-    return theta
-
-
-def projected_gradient(space, theta, score, information, iterations=3000):
-    """Accelerated projected gradient (Beck & Teboulle 2009), slow and independent."""
-    weight = weights(space)
-    root = np.sqrt(weight)
-    curvature = information / (root[:, None] * root[None, :])
-    rate = 1.0 / np.linalg.eigvalsh(curvature)[:, -1:]
-    x = look = theta.copy()
-    t = 1.0
-    for _ in range(iterations):
-        slope = score - (information @ (look - theta)[:, :, None])[:, :, 0]
-        new = onto_cone(space, look + rate * slope / weight)
-        t_new = 0.5 * (1 + np.sqrt(1 + 4 * t * t))
-        look = new + (t - 1) / t_new * (new - x)
-        x, t = new, t_new
-    return x - theta
-
-
 @shapes
 @pytest.mark.parametrize("condition", [1.0, 1e2])
 def test_the_step_within_the_cone_is_that_of_projected_gradients(shape, condition):
     space, theta, score, information = cone_problems(shape, condition)
     step = space.step(theta, score, information)
-    slow = projected_gradient(space, theta, score, information)
+    slow = pb.projected_gradient(space, theta, score, information)
     assert not space.contains(
         theta + np.linalg.solve(information, score[:, :, None])[:, :, 0]
     ).all()
-    gain, best = objective(step, score, information), objective(slow, score, information)
+    gain, best = (
+        pb.quadratic_gain(step, score, information),
+        pb.quadratic_gain(slow, score, information),
+    )
     assert (gain >= best - 1e-9 * (1 + np.abs(best))).all()
     assert_allclose(step, slow, rtol=0, atol=1e-5 * np.abs(slow).max())
 
@@ -296,12 +260,12 @@ def test_the_step_within_the_cone_satisfies_the_kkt_conditions(shape, condition)
     step = space.step(theta, score, information)
     x = theta + step
     multiplier = (information @ step[:, :, None])[:, :, 0] - score
-    gain = objective(step, score, information)
+    gain = pb.quadratic_gain(step, score, information)
     assert (gain >= 0).all()
     gap = np.abs((multiplier * x).sum(axis=1))
     size = np.abs(score * x).sum(axis=1)
     assert (gap <= 1e-7 * size).all()
-    half = 1 / weights(space)
+    half = 1 / pb.weights(space)
     for block in space.all_blocks:
         values = np.linalg.eigvalsh(x[:, block])
         assert (values[:, 0] >= -1e-10 * np.abs(x).max(axis=1)).all()
@@ -320,11 +284,11 @@ def test_the_step_within_the_cone_finds_solutions_of_low_rank():
     for a in range(3):
         for b in range(a, 3):
             score[:, space.blocks[0][a, b]] = (1 if a == b else 2) * S[:, a, b]
-    information = np.tile(np.diag(np.r_[weights(space)[:-1], 1.0]), (m, 1, 1))
+    information = np.tile(np.diag(np.r_[pb.weights(space)[:-1], 1.0]), (m, 1, 1))
     theta = np.zeros((m, 7))
     theta[:, -1] = 1.0
     # With this information the step is the projection of S onto the cone.
-    projected = onto_cone(space, score / weights(space))
+    projected = pb.onto_cone(space, score / pb.weights(space))
     error = np.abs(space.step(theta, score, information) - projected).max(axis=1)
     assert (error <= 1e-5 * np.abs(score).max(axis=1)).all()
 
@@ -370,7 +334,7 @@ def test_first_steps_of_real_features_satisfy_the_kkt_conditions(kind, method):
         gap = np.abs((multiplier * (start + step)).sum(axis=1))
         assert (gap <= 1e-8 * (1 + np.abs(at.score * (start + step)).sum(axis=1))).all()
         for block in space.all_blocks:
-            dual = np.linalg.eigvalsh((multiplier / weights(space))[:, block])
+            dual = np.linalg.eigvalsh((multiplier / pb.weights(space))[:, block])
             assert (dual[:, 0] >= -1e-6 * np.abs(at.score).max(axis=1)).all()
 
 

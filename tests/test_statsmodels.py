@@ -1,8 +1,7 @@
 """statsmodels' MixedLM on small random problems: random intercepts, intercepts and slopes.
 
 statsmodels keeps D positive semi-definite, so these are psd fits. A MixedLM is built afresh for
-every fit (`fit` alters the model). Where statsmodels converged away from the boundary the results
-agree to its own tolerance: measured, log-likelihoods to 2e-9 and estimates to 2e-5 of their errors.
+every fit (`fit` alters the model).
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import problems as pb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,36 +46,53 @@ def by_statsmodels(structure, data, method):
 
 def by_flashmm(structure, data, method):
     model = fm.MultiLMM.from_formula("~ x", STRUCTURES[structure], data, data["y"].to_numpy())
-    return model.fit(method, parameter_space="psd", max_iter=200).sel(0)
+    return model.fit(method, parameter_space="psd", max_iter=200)
 
 
-def interior(fitted):
-    """Whether statsmodels converged with every eigenvalue of D well above zero."""
-    return fitted.converged and np.linalg.eigvalsh(fitted.cov_re)[0] > 1e-2 * fitted.scale
+def theta_of(fitted):
+    """Its variances, covariance and residual variance, in our order."""
+    D = np.asarray(fitted.cov_re)
+    return np.concatenate([np.diag(D), D[np.triu_indices(len(D), 1)], [fitted.scale]])
 
 
 def compare(structure, seed, method):
-    """Compare one fit; return whether statsmodels' was good enough to compare estimates."""
+    """Compare one fit; return whether statsmodels ended well enough to compare estimates."""
     data = draw(structure, seed)
-    ours = by_flashmm(structure, data, method)
+    result = by_flashmm(structure, data, method)
+    ours = result.sel(0)
     assert ours.converged
     theirs = by_statsmodels(structure, data, method)
-    assert ours.llf >= theirs.llf - 1e-6
-    if not interior(theirs):
+    there = pb.evaluate(result.stats, theta_of(theirs), method)
+    # By the likelihood at its estimates; its own llf is off by up to 2e-6 where D is singular.
+    assert ours.llf >= there.loglik[0] - 1e-8
+    D = np.linalg.eigvalsh(theirs.cov_re)
+    if D[0] <= 1e-2 * theirs.scale:  # on the boundary, or nearly
         return False
-    assert ours.llf == pytest.approx(theirs.llf, rel=0, abs=1e-6)
-    se = theirs.bse_fe
-    assert_allclose(ours.fe_params / se, theirs.fe_params / se, rtol=0, atol=1e-3)
-    assert_allclose(ours.bse_fe, se, rtol=1e-3)
-    assert_allclose(ours.scale, theirs.scale, rtol=1e-3)
+    assert there.loglik[0] == pytest.approx(theirs.llf, rel=0, abs=1e-8)
+    assert ours.llf >= theirs.llf - 1e-6
+    # Its flag is no proof: it says converged with the log-likelihood 0.02 short.
+    unit = np.sqrt(np.diag(there.expected[0]))
+    if not theirs.converged or np.abs(there.score[0] / unit).max() > 1e-5:
+        return False
+    assert ours.llf == pytest.approx(theirs.llf, rel=0, abs=1e-9)
+    p = len(ours.fe_params)
+    # bse_fe inverts the joint observed information of fixed effects and D, whose cross block is
+    # zero in expectation only; the fixed effects' block alone is ours,
+    # and never larger.
+    hessian = theirs.model.hessian(theirs.params_object)[0]
+    se = np.sqrt(np.diag(np.linalg.inv(-hessian[:p, :p])))
+    assert_allclose(ours.bse_fe, se, rtol=1e-4)
+    assert (theirs.bse_fe >= ours.bse_fe * (1 - 1e-6)).all()
+    assert_allclose(ours.fe_params / se, theirs.fe_params / se, rtol=0, atol=1e-5)
+    assert_allclose(ours.scale, theirs.scale, rtol=1e-4)
     (cov_re,) = ours.cov_re.values()
     size = np.sqrt(np.diag(theirs.cov_re))
     pairs = np.outer(size, size)
-    assert_allclose(cov_re / pairs, theirs.cov_re / pairs, rtol=0, atol=5e-3)
+    assert_allclose(cov_re / pairs, theirs.cov_re / pairs, rtol=0, atol=1e-4)
     return True
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(st.integers(0, 10_000), st.sampled_from(list(STRUCTURES)), st.sampled_from(["REML", "ML"]))
 def test_random_problems(seed, structure, method):
     compare(structure, seed, method)
@@ -84,4 +101,4 @@ def test_random_problems(seed, structure, method):
 @pytest.mark.parametrize("method", ["REML", "ML"])
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_estimates_were_compared_in_most_problems(structure, method):
-    assert sum(compare(structure, seed, method) for seed in range(6)) >= 2
+    assert sum(compare(structure, seed, method) for seed in range(5)) >= 1

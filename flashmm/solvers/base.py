@@ -263,25 +263,26 @@ def _damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
     # Rounding of the log-likelihood: a smaller fall is not a fall.
     rounding = before.rounding + 1e-12 * (1.0 + np.abs(before.loglik))
     alpha = np.ones(step.shape[0])
-    theta = state.theta + step
+    space = objective.space
+    theta = space.tidied(state.theta + step)
     evaluation = objective.evaluate(theta)
 
     def refused(after: Evaluation, index: IntArray) -> BoolArray:
         enough = _SUFFICIENT_INCREASE * alpha[index] * slope[index]
         gain = after.loglik - before.loglik[index]
-        finite = np.isfinite(after.score).all(axis=1)
+        allowed = np.isfinite(after.score).all(axis=1) & space.contains(theta[index])
         # Near the maximum the gain drowns in rounding; the slope along the step does not
         # (the approximate Wolfe condition of Hager & Zhang 2005).
         flatter = np.abs((after.score * step[index]).sum(axis=1)) <= 0.5 * slope[index]
         close = flatter & (gain >= -rounding[index] - after.rounding)
-        return np.asarray(~(finite & ((gain >= enough) | close)))
+        return np.asarray(~(allowed & ((gain >= enough) | close)))
 
     pending = np.flatnonzero(refused(evaluation, np.arange(alpha.size)))
     for _ in range(_HALVINGS):
         if pending.size == 0:
             break
         alpha[pending] *= 0.5
-        theta[pending] = state.theta[pending] + alpha[pending, None] * step[pending]
+        theta[pending] = space.tidied(state.theta[pending] + alpha[pending, None] * step[pending])
         again = objective.take(pending).evaluate(theta[pending])
         evaluation.put(pending, again)
         pending = pending[refused(again, pending)]

@@ -25,6 +25,7 @@ __all__ = ["ConeProgram", "solve_cone_program"]
 _ITERATIONS = 40
 _GAP = 1e-15
 _RESIDUAL = 1e-13
+_TINY = 1e-40
 _SNAP = 1e-9
 
 
@@ -83,7 +84,7 @@ def _gradient_vector(block: _Block, S: FloatArray) -> FloatArray:
 
 def _root(X: FloatArray, power: float) -> FloatArray:
     values, vectors = np.linalg.eigh(X)
-    values = np.maximum(values, 1e-300) ** power
+    values = np.maximum(values, _TINY) ** power
     return np.asarray(np.matmul(vectors * values[:, None, :], np.swapaxes(vectors, 1, 2)))
 
 
@@ -144,7 +145,11 @@ def solve_cone_program(program: ConeProgram, blocks: tuple[IntArray, ...]) -> Fl
         active, gradient, gap = active[open_], gradient[open_], gap[open_]
         if active.size == 0:
             break
-        x[active], z[active] = _iterate(H[active], x[active], z[active], gradient, gap, parts)
+        next_x, next_z = _iterate(H[active], x[active], z[active], gradient, gap, parts)
+        # Past the last digit an iterate may break down; the one before is as good as it gets.
+        sound = np.isfinite(next_x).all(axis=1) & np.isfinite(next_z).all(axis=1)
+        active = active[sound]
+        x[active], z[active] = next_x[sound], next_z[sound]
     return np.asarray(_snapped(x, z, parts) * size[:, None] * unit - program.theta)
 
 

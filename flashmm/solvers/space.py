@@ -41,6 +41,10 @@ class ParameterSpace(Protocol):
         """Which theta (B, k) lie in the space."""
         ...
 
+    def tidied(self, theta: FloatArray) -> FloatArray:
+        """Theta (B, k) with what rounding put outside the space put back on its boundary."""
+        ...
+
     def on_boundary(self, theta: FloatArray) -> BoolArray:
         """Which theta (B, k) lie on the boundary of the space."""
         ...
@@ -79,6 +83,10 @@ class Unconstrained:
     def contains(self, theta: FloatArray) -> BoolArray:
         """All of them: the likelihood itself says where it exists."""
         return np.ones(theta.shape[0], dtype=bool)
+
+    def tidied(self, theta: FloatArray) -> FloatArray:
+        """Theta as it is."""
+        return theta
 
     def on_boundary(self, theta: FloatArray) -> BoolArray:
         """None of them: the space is open."""
@@ -131,6 +139,13 @@ class PSD:
                 values = np.linalg.eigvalsh(theta[:, block])
                 inside &= values[:, 0] >= -1e-14 * np.abs(values[:, -1])
         return inside
+
+    def tidied(self, theta: FloatArray) -> FloatArray:
+        """Variances that are negative by rounding alone become zero."""
+        rounding = 1e-14 * np.abs(theta).max(axis=1, keepdims=True)
+        variances = np.zeros(theta.shape[1], dtype=bool)
+        variances[np.concatenate([np.diag(block) for block in self.all_blocks])] = True
+        return np.where(variances & (theta < 0) & (theta >= -rounding), 0.0, theta)
 
     def held(self, theta: FloatArray, score: FloatArray) -> BoolArray:
         """Variances of their own that are zero and would fall further."""
