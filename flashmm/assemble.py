@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
-from flashmm.results import FitOptions, MultiLMMResults
+from flashmm.results import FitOptions, MultiLMMResults, attributes
 from flashmm.solvers.status import Status
 from flashmm.storage import feature_coordinate
 
@@ -27,7 +26,7 @@ __all__ = ["assemble_results"]
 # An unfinished fit this close to the edge of the likelihood's domain is on its way to an
 # infinite likelihood: where the matrix turns singular in a direction that y does not have
 # (under REML that takes two components), log |V| falls without bound.
-_AT_THE_EDGE = 1e-9
+_AT_THE_EDGE = 1e-6
 
 
 def assemble_results(
@@ -72,7 +71,7 @@ def assemble_results(
             "coef": np.array(coefs, dtype=object),
             "param": np.array(params, dtype=object),
         },
-        attrs={**asdict(options), "nobs": stats.n, "df_resid": stats.n - stats.p},
+        attrs=attributes(stats, options),
     )
     return MultiLMMResults(ds, stats, options, projection)
 
@@ -137,7 +136,8 @@ def _verdicts(
     status[projection.zero_variance] = Status.ZERO_VARIANCE
     status[likelihood.perfect_fit] = Status.PERFECT_FIT
     status[projection.non_finite] = Status.NON_FINITE
-    if options.parameter_space == "unconstrained":
+    bounded = options.method == "REML" and len(projection.structure.parameters) == 1
+    if options.parameter_space == "unconstrained" and not bounded:
         unfinished = np.flatnonzero(np.isin(status, (Status.ITERATION_LIMIT, Status.STALLED)))
         distance = likelihood.distance_to_edge(solution.theta[unfinished])
         status[unfinished[distance < _AT_THE_EDGE]] = Status.NO_MAXIMUM

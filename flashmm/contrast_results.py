@@ -28,7 +28,8 @@ class TTestResults:
     Parameters
     ----------
     ds
-        Dataset with dims feature and contrast: estimate, se, t, df, p; and value (contrast).
+        Dataset with dims feature and contrast: estimate, se, t, df, p; value (contrast); and,
+        if known, status (feature).
     alternative
         ``"two-sided"``, ``"greater"`` or ``"less"``.
     df_method
@@ -123,7 +124,7 @@ class TTestResults:
         Returns
         -------
         DataFrame
-            Indexed by feature: estimate, se, t, df, p, p_adjusted.
+            Indexed by feature: estimate, se, t, df, p, p_adjusted, status (the verdict).
 
         Raises
         ------
@@ -139,6 +140,8 @@ class TTestResults:
             {name: one[name].to_numpy() for name in ("estimate", "se", "t", "df", "p")}, index=index
         )
         table["p_adjusted"] = adjust_pvalues(table["p"].to_numpy(), adjust)
+        if "status" in one:
+            table["status"] = one["status"].to_numpy()
         key = table[_SORT[sort_by]].to_numpy()
         size = np.abs(table["t"].to_numpy())
         first = key if _SORT[sort_by] == "p" else -np.abs(key)
@@ -157,7 +160,10 @@ class TTestResults:
         columns = {
             name: self.ds[name].to_numpy().ravel() for name in ("estimate", "se", "t", "df", "p")
         }
-        return pd.DataFrame({**columns, "p_adjusted": adjusted.ravel()}, index=index)
+        table = pd.DataFrame({**columns, "p_adjusted": adjusted.ravel()}, index=index)
+        if "status" in self.ds:
+            table["status"] = np.repeat(self.ds["status"].to_numpy(), len(contrasts))
+        return table
 
     summary_frame = to_frame
 

@@ -85,7 +85,7 @@ class MultiLMMResults:
     ...     "~ 0 + log(libsize) + cls + cls:trt", "~ 0 + sam", sim.metadata, sim.counts,
     ...     transform="log2p1").fit(parameter_space="psd")
     >>> result.t_test("cls1:trtB").top_table(n=2).columns.tolist()
-    ['estimate', 'se', 't', 'df', 'p', 'p_adjusted']
+    ['estimate', 'se', 't', 'df', 'p', 'p_adjusted', 'status']
     """
 
     def __init__(
@@ -337,6 +337,7 @@ class MultiLMMResults:
                 "df": (dims, np.full(estimate.shape, float(self.df_resid))),
                 "p": (dims, table.p),
                 "value": (("contrast",), contrasts.values),
+                "status": (("feature",), self.status.to_numpy()[positions]),
             },
             coords={
                 "feature": self._features.to_numpy()[positions],
@@ -355,14 +356,16 @@ class MultiLMMResults:
             As in `t_test`; one contrast.
         **options
             Those of `TTestResults.top_table` (n, sort_by, adjust, alpha) and of `t_test`
-            (alternative, df).
+            (alternative, df, features).
 
         Returns
         -------
         DataFrame
-            Indexed by feature: estimate, se, t, df, p, p_adjusted.
+            Indexed by feature: estimate, se, t, df, p, p_adjusted, status (the verdict).
         """
-        testing = {key: options.pop(key) for key in ("alternative", "df") if key in options}
+        testing = {
+            key: options.pop(key) for key in ("alternative", "df", "features") if key in options
+        }
         return self.t_test(contrast, **testing).top_table(**options)
 
     def fim(self, features: Any = None) -> xr.Dataset:
@@ -542,7 +545,7 @@ class MultiLMMResults:
         ds = merged[list(RESULTS)]
         ds = ds.drop_vars([name for name in ds.coords if name not in ("feature", "coef", "param")])
         ds["n_iter"], ds["status"] = ds["n_iter"].astype(np.int64), ds["status"].astype(np.int8)
-        ds.attrs = _attrs(stats, options)
+        ds.attrs = attributes(stats, options)
         return cls(ds, stats, options)
 
     # ---- helpers ---------------------------------------------------------------------------
@@ -557,5 +560,6 @@ class MultiLMMResults:
         return feature_positions(names, features)
 
 
-def _attrs(stats: SummaryStats, options: FitOptions) -> dict[str, Any]:
+def attributes(stats: SummaryStats, options: FitOptions) -> dict[str, Any]:
+    """What ``results.ds.attrs`` holds: strings and numbers."""
     return {**asdict(options), "nobs": stats.n, "df_resid": stats.n - stats.p}

@@ -192,7 +192,8 @@ class SummaryStats:
             If the shapes do not match or a value is missing or infinite.
         """
         design = design_from_arrays(X, Z, components=components, coef_names=coef_names)
-        samples = X.index if isinstance(X, pd.DataFrame) else None
+        labelled = next((part for part in (X, Z) if isinstance(part, pd.DataFrame)), None)
+        samples = None if labelled is None else labelled.index
         source = make_source(Y, transform=transform, samples=samples, n=design.n)
         stats = cls.from_design(source, design)
         return stats if feature_names is None else replace(stats, feature_names=feature_names)

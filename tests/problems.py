@@ -42,6 +42,9 @@ class Problem:
     def __repr__(self) -> str:
         return f"random_problem({self.kind!r}, {self.seed})"
 
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        printer.text(repr(self))  # what hypothesis prints
+
     @property
     def n(self) -> int:
         return self.X.shape[0]
@@ -280,7 +283,7 @@ def projected_gradient(
     theta: FloatArray,
     score: FloatArray,
     information: FloatArray,
-    iterations: int = 3000,
+    iterations: int = 1500,
 ) -> FloatArray:
     """Accelerated projected gradient (Beck & Teboulle 2009), slow and independent."""
     weight = weights(space)

@@ -106,7 +106,7 @@ def test_one_counted_warning_for_all_features():
 def test_no_features():
     results = model(Y=np.zeros((0, N))).fit()
     assert results.params.shape == (0, 3)
-    assert results.to_frame().shape == (0, 6)
+    assert results.to_frame().shape == (0, 7)
     assert results.blup().shape == (0, 20)
     assert "Features (m):" in str(results.summary())
     check_dataset(results.ds)

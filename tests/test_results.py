@@ -237,7 +237,7 @@ def test_p_values_far_in_the_tail_are_not_zero():
 def test_the_long_table_holds_every_test(results):
     table = results.to_frame()
     assert table.index.names == ["feature", "coef"]
-    assert table.columns.tolist() == ["estimate", "se", "t", "df", "p", "p_adjusted"]
+    assert table.columns.tolist()[-2:] == ["p_adjusted", "status"]
     assert len(table) == 12 * 3
     np.testing.assert_allclose(table["estimate"].unstack().loc[FEATURES, COEFS], results.params)
     np.testing.assert_allclose(

@@ -73,7 +73,7 @@ def internal(problem, Y, method, space_name="psd"):
 @methods
 def test_unconstrained_fits_end_where_the_score_is_zero(kind, method, solver):
     problem, Y = data(kind, "inside", m=5)
-    result = fitted(problem, Y, method=method, solver=solver, max_iter=60)
+    result = fitted(problem, Y, method=method, solver=solver, max_iter=40)
     good = result.converged.to_numpy()
     # Where V can turn singular in a direction that y lacks, the likelihood has no maximum; REML
     # with one component always has one.
@@ -294,12 +294,12 @@ def test_the_step_within_the_cone_finds_solutions_of_low_rank():
 
 
 @shapes
-@pytest.mark.parametrize("condition", [1.0, 1e4, 1e8])
+@pytest.mark.parametrize("condition", [1.0, 1e8])
 def test_the_step_within_the_cone_does_not_depend_on_the_batch(shape, condition):
     space, theta, score, information = cone_problems(shape, condition)
     together = space.step(theta, score, information)
     assert np.isfinite(together).all()
-    for j in range(0, len(theta), 3):
+    for j in range(0, len(theta), 6):
         alone = space.step(theta[[j]], score[[j]], information[[j]])[0]
         unit = 1 / np.sqrt(np.diag(information[j]))
         assert_allclose(together[j] / unit, alone / unit, rtol=1e-6, atol=1e-6)

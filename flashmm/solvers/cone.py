@@ -83,6 +83,8 @@ def _gradient_vector(block: _Block, S: FloatArray) -> FloatArray:
 
 
 def _root(X: FloatArray, power: float) -> FloatArray:
+    if X.shape[-1] == 1:
+        return np.asarray(np.maximum(X, _TINY) ** power)
     values, vectors = np.linalg.eigh(X)
     values = np.maximum(values, _TINY) ** power
     return np.asarray(np.matmul(vectors * values[:, None, :], np.swapaxes(vectors, 1, 2)))
@@ -98,6 +100,9 @@ def _scaling_inverse(X: FloatArray, S: FloatArray) -> FloatArray:
 
 def _longest_step(X: FloatArray, dX: FloatArray) -> FloatArray:
     """Largest alpha with X + alpha dX psd, shape (B,); X positive definite."""
+    if X.shape[-1] == 1:
+        x, dx = X[:, 0, 0], dX[:, 0, 0]
+        return np.where(dx < 0, x / np.maximum(-dx, 1e-300), np.inf)
     inverse_half = _root(X, -0.5)
     lowest = np.linalg.eigvalsh(np.matmul(np.matmul(inverse_half, dX), inverse_half))[:, 0]
     return np.where(lowest < 0, -1.0 / np.minimum(lowest, -1e-300), np.inf)
@@ -145,12 +150,40 @@ def solve_cone_program(program: ConeProgram, blocks: tuple[IntArray, ...]) -> Fl
         active, gradient, gap = active[open_], gradient[open_], gap[open_]
         if active.size == 0:
             break
-        next_x, next_z = _iterate(H[active], x[active], z[active], gradient, gap, parts)
+        next_x, next_z = _sound_iterate(H[active], x[active], z[active], gradient, gap, parts)
         # Past the last digit an iterate may break down; the one before is as good as it gets.
         sound = np.isfinite(next_x).all(axis=1) & np.isfinite(next_z).all(axis=1)
         active = active[sound]
         x[active], z[active] = next_x[sound], next_z[sound]
     return np.asarray(_snapped(x, z, parts) * size[:, None] * unit - program.theta)
+
+
+def _sound_iterate(
+    H: FloatArray,
+    x: FloatArray,
+    z: FloatArray,
+    gradient: FloatArray,
+    gap: FloatArray,
+    parts: list[_Block],
+) -> tuple[FloatArray, FloatArray]:
+    """`_iterate`, with NaN for features on which it fails.
+
+    numpy raises for a whole stack when one matrix fails; halving the stack isolates it.
+    """
+    try:
+        return _iterate(H, x, z, gradient, gap, parts)
+    except np.linalg.LinAlgError:
+        count = x.shape[0]
+        if count == 1:
+            return np.full_like(x, np.nan), np.full_like(z, np.nan)
+        halves = [
+            _sound_iterate(H[half], x[half], z[half], gradient[half], gap[half], parts)
+            for half in (slice(None, count // 2), slice(count // 2, None))
+        ]
+        return (
+            np.concatenate([half[0] for half in halves]),
+            np.concatenate([half[1] for half in halves]),
+        )
 
 
 def _iterate(
