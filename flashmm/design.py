@@ -204,20 +204,6 @@ class CovarianceStructure:
             np.arange(start + parameter.column, stop, s),
         )
 
-    def basis_matrix(self, parameter: CovarianceParameter) -> sp.csr_array:
-        """G_i as a sparse symmetric matrix, shape (q, q)."""
-        rows, columns = self.columns(parameter)
-        if not parameter.is_variance:
-            rows, columns = np.concatenate([rows, columns]), np.concatenate([columns, rows])
-        return sp.csr_array((np.ones(rows.size), (rows, columns)), shape=(self.q, self.q))
-
-    def matrix(self, theta: FloatArray) -> sp.csr_array:
-        """D(theta) of one feature, sparse, shape (q, q); theta has shape (n_params,)."""
-        total = sp.csr_array((self.q, self.q))
-        for value, parameter in zip(theta, self.parameters, strict=False):
-            total = total + float(value) * self.basis_matrix(parameter)
-        return sp.csr_array(total)
-
     def multiply(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
         """D(theta_j) v_j for every feature j: theta (m, n_params), vectors and result (m, q)."""
         result = np.zeros(vectors.shape)

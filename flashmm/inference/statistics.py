@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
@@ -89,7 +90,7 @@ def confidence_limits(
     estimate: FloatArray, se: FloatArray, df: FloatArray | float, alpha: float
 ) -> FloatArray:
     """Wald limits estimate -/+ t se, stacked on a last axis of length 2."""
-    if not 0.0 < alpha < 1.0:
+    if not isinstance(alpha, Real) or not 0.0 < alpha < 1.0:
         raise InputError(f"`alpha` must lie between 0 and 1, not {alpha!r}.")
     half = stats.t.isf(alpha / 2.0, df) * se
     return np.stack([estimate - half, estimate + half], axis=-1)
