@@ -3,18 +3,16 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from flashmm import simulate
-from flashmm.contrast_results import TTestResults
 from flashmm.exceptions import (
     ConvergenceWarning,
     FlashMMError,
     InputError,
     MissingSamplesWarning,
 )
-from flashmm.feature_results import FeatureResults
 from flashmm.inference.contrasts import contrast_matrix
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.model import MultiLMM
-from flashmm.results import MultiLMMResults
+from flashmm.results import FeatureResults, MultiLMMResults, TTestResults
 from flashmm.solvers.status import Status
 from flashmm.summary_stats import SummaryStats
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from flashmm.assemble import assemble_results
 from flashmm.design_arrays import as_structure
 from flashmm.exceptions import (
     ConvergenceWarning,
@@ -23,7 +22,7 @@ from flashmm.exceptions import (
 )
 from flashmm.formula import build_design
 from flashmm.likelihood import ENGINES, Projection, make_likelihood, project
-from flashmm.results import FitOptions, MultiLMMResults
+from flashmm.results import FitOptions, MultiLMMResults, assemble_results
 from flashmm.solvers import SOLVERS
 from flashmm.solvers.base import Solver, maximise_in_batches
 from flashmm.solvers.space import PSD, ParameterSpace, Unconstrained

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import flashmm as fm
-from flashmm.summary import MAX_ROWS, WIDTH, SummaryPage, Table
+from flashmm.results.summary import MAX_ROWS, WIDTH, SummaryPage, Table
 
 N = 80
 
@@ -253,7 +253,7 @@ def test_verdicts_of_a_feature_are_explained():
 
 @pytest.mark.parametrize("p", [0.04, 0.0004, 1e-200, 0.0, np.nan])
 def test_p_values_are_never_printed_as_zero(p):
-    from flashmm.summary import _p_value  # noqa: PLC0415  (a private detail on purpose)
+    from flashmm.results.summary import _p_value  # noqa: PLC0415  (a private detail on purpose)
 
     expected = {0.04: "0.040", 0.0004: "4.0e-04", 1e-200: "1.0e-200", 0.0: "<1e-300"}
     assert _p_value(p) == expected.get(p, "NaN")

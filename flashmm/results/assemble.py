@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from flashmm.results import FitOptions, MultiLMMResults, attributes
+from flashmm.results.estimates import FitOptions, attributes
+from flashmm.results.results import MultiLMMResults
 from flashmm.solvers.status import Status
 from flashmm.storage import feature_coordinate
 

@@ -15,8 +15,8 @@ from flashmm.solvers.status import MEANINGS, Status
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.feature_results import FeatureResults
     from flashmm.results import MultiLMMResults
+    from flashmm.results.feature_results import FeatureResults
 
     FloatArray = NDArray[np.float64]
 

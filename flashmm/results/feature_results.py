@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
-    from flashmm.contrast_results import TTestResults
     from flashmm.results import MultiLMMResults
-    from flashmm.summary import SummaryPage
+    from flashmm.results.contrast_results import TTestResults
+    from flashmm.results.summary import SummaryPage
 
     FloatArray = NDArray[np.float64]
 

@@ -1,0 +1,14 @@
+"""Results: what a fit found, and everything that can be asked of it.
+
+`estimates` holds the Dataset and its labelled tables; `fixed_effects` and `random_effects` add
+inference and predictions; `results` joins them in `MultiLMMResults`; `assemble` builds one from
+a solution; `contrast_results`, `feature_results` and `summary` are what users are handed.
+"""
+
+from flashmm.results.assemble import assemble_results
+from flashmm.results.contrast_results import TTestResults
+from flashmm.results.estimates import FitOptions
+from flashmm.results.feature_results import FeatureResults
+from flashmm.results.results import MultiLMMResults
+
+__all__ = ["FeatureResults", "FitOptions", "MultiLMMResults", "TTestResults", "assemble_results"]

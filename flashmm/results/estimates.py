@@ -1,0 +1,213 @@
+"""What a fit found: estimates as labelled tables over the results Dataset.
+
+What is large (covariances, information, random effects) is computed on request from theta and
+the summary statistics; it is not stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from flashmm.inference.statistics import t_statistics
+from flashmm.labels import feature_positions
+from flashmm.likelihood import Estimator, Projection, make_likelihood, project
+from flashmm.results.on_request import OnRequest
+from flashmm.solvers.status import Status
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from numpy.typing import NDArray
+
+    from flashmm.summary_stats import SummaryStats
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["Estimates", "FitOptions", "attributes"]
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a model was fitted, and the formulas as text; kept in ``results.ds.attrs``."""
+
+    method: Literal["REML", "ML"]
+    solver: str
+    parameter_space: str
+    max_iter: int
+    epsilon: float
+    memory: int
+    engine: str
+    fixed: str = ""
+    random: str = ""
+    n_dropped: int = 0
+
+
+class Estimates:
+    """Estimates of all features; the foundation of `MultiLMMResults`.
+
+    Parameters
+    ----------
+    ds
+        Estimates, as an xarray Dataset; its variables are listed in `flashmm.schema`.
+    stats
+        The summary statistics that were fitted.
+    options
+        How they were fitted.
+    projection
+        The statistics projected off X; computed when left out.
+    """
+
+    def __init__(
+        self,
+        ds: xr.Dataset,
+        stats: SummaryStats,
+        options: FitOptions,
+        projection: Projection | None = None,
+    ) -> None:
+        self.ds = ds
+        self.stats = stats
+        self.options = options
+        if projection is not None:
+            self.__dict__["_projection"] = projection
+
+    @cached_property
+    def _projection(self) -> Projection:
+        return project(self.stats)
+
+    @cached_property
+    def _likelihood(self) -> Estimator:
+        return make_likelihood(self._projection, self.options.method, self.options.engine)
+
+    @cached_property
+    def _on_request(self) -> OnRequest:
+        theta = self._projection.to_internal(self.ds["theta"].to_numpy())
+        varies = self.ds["status"].to_numpy() != Status.ZERO_VARIANCE
+        known = varies & np.isfinite(theta).all(axis=1)
+        likelihood, memory = self._likelihood, self.options.memory
+        return OnRequest(likelihood, self._projection, theta, known, memory)
+
+    def _frame(self, name: str) -> pd.DataFrame:
+        array = self.ds[name]
+        dim = str(array.dims[1])
+        return pd.DataFrame(
+            array.to_numpy(),
+            index=self._features,
+            columns=pd.Index(self.ds[dim].to_numpy(), name=dim),
+        )
+
+    def _series(self, name: str) -> pd.Series[Any]:
+        return pd.Series(self.ds[name].to_numpy(), index=self._features, name=name)
+
+    @property
+    def _features(self) -> pd.Index:
+        return pd.Index(self.ds["feature"].to_numpy(), name="feature")
+
+    @property
+    def params(self) -> pd.DataFrame:
+        """Fixed effects, features x coefficients (FLASHMM's coef, transposed)."""
+        return self._frame("beta")
+
+    @property
+    def bse(self) -> pd.DataFrame:
+        """Standard errors of the fixed effects, features x coefficients."""
+        return self._frame("se_beta")
+
+    @property
+    def tvalues(self) -> pd.DataFrame:
+        """Params / bse, features x coefficients."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.params / self.bse
+
+    @property
+    def pvalues(self) -> pd.DataFrame:
+        """Two-sided p-values of the fixed effects on `df_resid` degrees of freedom."""
+        table = t_statistics(
+            self.params.to_numpy(), self.bse.to_numpy(), self.df_resid, "two-sided"
+        )
+        return pd.DataFrame(table.p, index=self._features, columns=self.params.columns)
+
+    @property
+    def theta(self) -> pd.DataFrame:
+        """Variances and covariances, features x parameters, Residual last."""
+        return self._frame("theta")
+
+    @property
+    def bse_theta(self) -> pd.DataFrame:
+        """Standard errors of theta, from the expected information."""
+        return self._frame("se_theta")
+
+    @property
+    def score(self) -> pd.DataFrame:
+        """Derivatives of the log-likelihood by theta (FLASHMM's dlogL)."""
+        return self._frame("score")
+
+    @property
+    def llf(self) -> pd.Series[Any]:
+        """Maximised log-likelihoods, with the constant of lme4 and statsmodels."""
+        return self._series("loglik").rename("llf")
+
+    @property
+    def aic(self) -> pd.Series[Any]:
+        """-2 llf + 2 (p + number of variance parameters), as lme4 counts them."""
+        return (-2.0 * self.llf + 2.0 * self._n_estimated).rename("aic")
+
+    @property
+    def bic(self) -> pd.Series[Any]:
+        """-2 llf + log(n) (p + number of variance parameters), as lme4 counts them."""
+        return (-2.0 * self.llf + np.log(self.nobs) * self._n_estimated).rename("bic")
+
+    @property
+    def _n_estimated(self) -> int:
+        return self.stats.p + self.ds.sizes["param"]
+
+    @property
+    def n_iter(self) -> pd.Series[Any]:
+        """Iterations taken by each feature."""
+        return self._series("n_iter")
+
+    @property
+    def status(self) -> pd.Series[Any]:
+        """Verdict of each feature as text, e.g. ``"converged"``; see `flashmm.Status`."""
+        labels = np.array([status.label for status in Status], dtype=object)
+        return pd.Series(labels[self.ds["status"].to_numpy()], index=self._features, name="status")
+
+    @property
+    def converged(self) -> pd.Series[Any]:
+        """Whether each feature ended at a stationary point."""
+        good = self.ds["status"].to_numpy() <= Status.INDEFINITE
+        return pd.Series(good, index=self._features, name="converged")
+
+    @property
+    def nobs(self) -> int:
+        """Number of samples."""
+        return self.stats.n
+
+    @property
+    def df_resid(self) -> int:
+        """Residual degrees of freedom, n - p."""
+        return self.stats.n - self.stats.p
+
+    @property
+    def method(self) -> str:
+        """``"REML"`` or ``"ML"``."""
+        return self.options.method
+
+    # ---- helpers ---------------------------------------------------------------------------
+
+    def _coords(self, *names: str) -> dict[str, Any]:
+        return {name: self.ds[name].to_numpy() for name in names}
+
+    def _positions(self, features: Any) -> NDArray[np.intp]:
+        names = self._features.to_numpy()
+        if features is None:
+            return np.arange(names.size)
+        return feature_positions(names, features)
+
+
+def attributes(stats: SummaryStats, options: FitOptions) -> dict[str, Any]:
+    """What ``results.ds.attrs`` holds: strings and numbers."""
+    return {**asdict(options), "nobs": stats.n, "df_resid": stats.n - stats.p}

@@ -1,0 +1,137 @@
+"""MultiLMMResults: one class over the rooms of this package, with summaries and files."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from flashmm.results.estimates import FitOptions, attributes
+from flashmm.results.feature_results import FeatureResults
+from flashmm.results.fixed_effects import FixedEffectInference
+from flashmm.results.random_effects import RandomEffectPredictions
+from flashmm.results.summary import SummaryPage, feature_page, model_page
+from flashmm.schema import RESULTS
+from flashmm.storage import (
+    load_dataset,
+    save_dataset,
+    stats_from_dataset,
+    stats_to_dataset,
+)
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+__all__ = ["MultiLMMResults"]
+
+
+class MultiLMMResults(FixedEffectInference, RandomEffectPredictions):
+    """Fitted models of all features.
+
+    Parameters
+    ----------
+    ds
+        Estimates, as an xarray Dataset; its variables are listed in `flashmm.schema`.
+    stats
+        The summary statistics that were fitted.
+    options
+        How they were fitted.
+    projection
+        The statistics projected off X; computed when left out.
+
+    Examples
+    --------
+    >>> import flashmm as fm
+    >>> sim = fm.simulate.rnaseq(n_genes=20, n_cells=300, n_samples=6, n_clusters=2, rng=1)
+    >>> result = fm.MultiLMM.from_formula(
+    ...     "~ 0 + log(libsize) + cls + cls:trt", "~ 0 + sam", sim.metadata, sim.counts,
+    ...     transform="log2p1").fit(parameter_space="psd")
+    >>> result.t_test("cls1:trtB").top_table(n=2).columns.tolist()
+    ['estimate', 'se', 't', 'df', 'p', 'p_adjusted', 'status']
+    """
+
+    def __repr__(self) -> str:
+        s, o = self.stats, self.options
+        good = int(self.converged.sum())
+        return (
+            f"<MultiLMMResults: {o.method}, {s.m} features, {good} converged; n={s.n}, p={s.p}, "
+            f"q={s.q}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
+    # ---- looking at it ---------------------------------------------------------------------
+
+    def sel(self, feature: Any) -> FeatureResults:
+        """One feature, with the names that statsmodels' MixedLMResults has.
+
+        Parameters
+        ----------
+        feature
+            Name of the feature, or its position when the features have text names.
+
+        Returns
+        -------
+        FeatureResults
+        """
+        return FeatureResults(self, int(self._positions([feature])[0]))
+
+    def summary(self, feature: Any = None) -> SummaryPage:
+        """A page on the whole fit, or on one feature as statsmodels' MixedLM prints it.
+
+        Parameters
+        ----------
+        feature
+            Name of a feature; None for the whole fit.
+
+        Returns
+        -------
+        SummaryPage
+            Prints as text, shows as HTML in a notebook.
+        """
+        return model_page(self) if feature is None else feature_page(self.sel(feature))
+
+    # ---- keeping it ------------------------------------------------------------------------
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write estimates and summary statistics to one netCDF file, whole or not at all.
+
+        Parameters
+        ----------
+        path
+            File to write; an existing file is replaced once the new one is complete.
+        """
+        ds = xr.merge([self.ds, stats_to_dataset(self.stats)], join="exact", compat="no_conflicts")
+        ds.attrs = {**stats_to_dataset(self.stats.take([])).attrs, **self.ds.attrs}
+        ds.attrs["flashmm_kind"] = "MultiLMMResults"
+        save_dataset(ds, path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> MultiLMMResults:
+        """Read results that `save` wrote; they can do all that the originals could.
+
+        Parameters
+        ----------
+        path
+            File to read.
+
+        Raises
+        ------
+        InputError
+            If the file holds something else or comes from a later format.
+        """
+        merged = load_dataset(path, kind="MultiLMMResults")
+        stats = stats_from_dataset(merged)
+        attrs = merged.attrs
+        values = {field.name: attrs[field.name] for field in fields(FitOptions)}
+        for name in ("max_iter", "memory", "n_dropped"):
+            values[name] = int(values[name])
+        options = FitOptions(**values)
+        ds = merged[list(RESULTS)]
+        ds = ds.drop_vars([name for name in ds.coords if name not in ("feature", "coef", "param")])
+        ds["n_iter"], ds["status"] = ds["n_iter"].astype(np.int64), ds["status"].astype(np.int8)
+        ds.attrs = attributes(stats, options)
+        return cls(ds, stats, options)
