@@ -25,7 +25,7 @@ from flashmm.likelihood import ENGINES, Projection, make_likelihood, project
 from flashmm.results import FitOptions, MultiLMMResults, assemble_results
 from flashmm.solvers import SOLVERS
 from flashmm.solvers.base import Solver, maximise_in_batches
-from flashmm.solvers.space import PSD, ParameterSpace, Unconstrained
+from flashmm.solvers.space import make_space
 from flashmm.solvers.start import starting_values
 from flashmm.solvers.status import Status
 from flashmm.sources import Transform, make_source
@@ -379,9 +379,7 @@ class MultiLMM:
         chosen = _make_solver(solver, epsilon)
         projection = self.projection
         structure = self.stats.structure
-        space: ParameterSpace = Unconstrained()
-        if parameter_space == "psd":
-            space = PSD(tuple(structure.blocks()), len(structure.param_names))
+        space = make_space(parameter_space, structure.blocks(), len(structure.param_names))
         likelihood = make_likelihood(projection, method, engine)
         start = starting_values(likelihood, projection, space, theta0, self.stats.feature_names)
         solution = maximise_in_batches(

@@ -39,7 +39,7 @@ EDGE = {
     "xarray": {
         *("source_kinds", "storage", "schema"),
         *(f"results.{name}" for name in ("assemble", "contrast_results", "fixed_effects")),
-        *(f"results.{name}" for name in ("random_effects", "results")),
+        *(f"results.{name}" for name in ("random_effects", "results", "variance_components")),
     },
 }
 

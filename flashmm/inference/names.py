@@ -16,7 +16,7 @@ import numpy as np
 
 from flashmm.exceptions import InputError, listing, nearest
 
-__all__ = ["NUMBER", "Coefficients", "is_boundary", "r_name", "resolve_names"]
+__all__ = ["NUMBER", "Coefficients", "is_boundary", "r_name", "resolve_names", "term_name"]
 
 NUMBER = re.compile(r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
@@ -76,6 +76,27 @@ def r_name(name: str) -> str:
         variable + level.removeprefix("T.")
         for variable, level in map(_variable_and_level, _factors(name))
     )
+
+
+def term_name(name: str) -> str:
+    """Name the term of the formula that a coefficient belongs to.
+
+    Parameters
+    ----------
+    name : str
+        A name as formulaic gives it.
+
+    Returns
+    -------
+    str
+        The name without the levels.
+
+    Examples
+    --------
+    >>> term_name("cls[1]:trt[T.B]"), term_name("C(x)[T.a]"), term_name("log(libsize)")
+    ('cls:trt', 'C(x)', 'log(libsize)')
+    """
+    return ":".join(_variable_and_level(factor)[0] for factor in _factors(name))
 
 
 def _factors(name: str) -> list[str]:

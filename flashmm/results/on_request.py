@@ -71,14 +71,22 @@ class OnRequest:
             result[here] = self.likelihood.contrast_variance(self.theta[batch], batch, L)
         return result
 
-    def information(self, positions: IntArray) -> Information:
-        """Expected information of theta, and X'V^-1X."""
-        k, p = self.theta.shape[1], self.projection.p
-        theta, beta = (np.full((positions.size, size, size), np.nan) for size in (k, p))
+    def theta_information(self, positions: IntArray) -> FloatArray:
+        """Expected information of theta in the units of Y, shape (B, k, k)."""
+        k = self.theta.shape[1]
+        result = np.full((positions.size, k, k), np.nan)
         for here, batch in self._batches(positions):
             unit = self.projection.param_scale * self.projection.scale[batch][:, None]
             expected = self.likelihood.evaluate(self.theta[batch], batch).expected
-            theta[here] = expected / (unit[:, :, None] * unit[:, None, :])
+            result[here] = expected / (unit[:, :, None] * unit[:, None, :])
+        return result
+
+    def information(self, positions: IntArray) -> Information:
+        """Expected information of theta, and X'V^-1X."""
+        p = self.projection.p
+        theta = self.theta_information(positions)
+        beta = np.full((positions.size, p, p), np.nan)
+        for here, batch in self._batches(positions):
             beta[here] = np.linalg.inv(self.likelihood.covariance(self.theta[batch], batch))
         return Information(theta, beta)
 

@@ -13,6 +13,7 @@ from flashmm.results.feature_results import FeatureResults
 from flashmm.results.fixed_effects import FixedEffectInference
 from flashmm.results.random_effects import RandomEffectPredictions
 from flashmm.results.summary import SummaryPage, feature_page, model_page
+from flashmm.results.variance_components import VarianceComponentInference
 from flashmm.schema import RESULTS
 from flashmm.storage import (
     load_dataset,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["MultiLMMResults"]
 
 
-class MultiLMMResults(FixedEffectInference, RandomEffectPredictions):
+class MultiLMMResults(FixedEffectInference, RandomEffectPredictions, VarianceComponentInference):
     """Fitted models of all features.
 
     Parameters

@@ -7,6 +7,7 @@ so any fraction of a step is allowed too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     BoolArray = NDArray[np.bool_]
 
-__all__ = ["PSD", "ParameterSpace", "Unconstrained", "solve_symmetric"]
+__all__ = ["PSD", "ParameterSpace", "Unconstrained", "make_space", "solve_symmetric"]
 
 _SINGULAR = 1e-10
 
@@ -167,3 +168,8 @@ class PSD:
                 correlation = theta[:, block] / (length[:, :, None] * length[:, None, :])
                 boundary |= np.linalg.eigvalsh(correlation)[:, 0] <= 1e-8
         return boundary
+
+
+def make_space(name: str, blocks: Sequence[NDArray[np.intp]], n_params: int) -> ParameterSpace:
+    """The space that `MultiLMM.fit` calls ``name``, for the covariance blocks of a design."""
+    return PSD(tuple(blocks), n_params) if name == "psd" else Unconstrained()
