@@ -24,7 +24,8 @@ from flashmm.formula import build_design
 from flashmm.likelihood import ENGINES, Projection, make_likelihood, project
 from flashmm.results import FitOptions, MultiLMMResults, assemble_results
 from flashmm.solvers import SOLVERS
-from flashmm.solvers.base import Solver, maximise_in_batches
+from flashmm.solvers.base import Solver
+from flashmm.solvers.batches import maximise_in_batches
 from flashmm.solvers.space import make_space
 from flashmm.solvers.start import starting_values
 from flashmm.solvers.status import Status

@@ -31,7 +31,6 @@ __all__ = [
     "State",
     "definite_observed",
     "maximise",
-    "maximise_in_batches",
     "scaled_by_information",
     "standardised_score",
     "verdicts",
@@ -291,35 +290,3 @@ def _damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
     theta[pending] = state.theta[pending]
     evaluation.put(pending, before.take(pending))
     return State(theta, evaluation, np.zeros_like(theta)), stalled
-
-
-def maximise_in_batches(
-    likelihood: Likelihood,
-    space: ParameterSpace,
-    solver: Solver,
-    theta0: FloatArray,
-    usable: BoolArray,
-    *,
-    max_iter: int,
-    memory: int,
-) -> Solution:
-    """Maximise every usable feature, as many at once as ``memory`` bytes allow.
-
-    Features that are not usable keep NaN and `Status.RUNNING`; their verdict is the caller's.
-    """
-    m, k = theta0.shape
-    total = Solution(
-        np.full((m, k), np.nan),
-        Evaluation.empty(m, k),
-        np.zeros(m, dtype=np.int64),
-        np.full(m, Status.RUNNING, dtype=np.int8),
-    )
-    features = np.flatnonzero(usable)
-    size = likelihood.batch_size(memory)
-    for start in range(0, features.size, size):
-        batch = features[start : start + size]
-        part = maximise(likelihood, space, solver, theta0[batch], batch, max_iter=max_iter)
-        total.theta[batch], total.n_iter[batch] = part.theta, part.n_iter
-        total.status[batch] = part.status
-        total.evaluation.put(batch, part.evaluation)
-    return total
