@@ -16,7 +16,7 @@ PACKAGE = Path(flashmm.__file__).parent
 # import from its own layer and from those above it in this list.
 LAYERS = [
     ("exceptions",),
-    ("numeric", "labels", "design", "simulate_inputs", "simulate"),
+    ("arrays", "numeric", "labels", "design", "simulate_inputs", "simulate"),
     ("random_formula", "formula_columns", "formula", "source_kinds", "sources", "design_arrays"),
     ("shifts", "summary_stats"),
     ("likelihood",),

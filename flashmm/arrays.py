@@ -1,0 +1,236 @@
+"""Arrays of any namespace: what numpy, PyTorch and others need beyond the array API standard.
+
+Numerical code asks for the namespace of what it is given, ``xp = namespace(theta)``, and keeps
+to the standard (https://data-apis.org/array-api): boolean masks and slices may be assigned to,
+integer arrays may not. All arrays are float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "Array",
+    "Namespace",
+    "Triangle",
+    "cholesky",
+    "flatnonzero",
+    "like",
+    "namespace",
+    "put",
+    "take",
+    "to_numpy",
+]
+
+# The standard names no types; what the arrays are is known when the code runs.
+Array: TypeAlias = Any
+Namespace: TypeAlias = Any
+
+
+def namespace(*arrays: Array) -> Namespace:
+    """The functions for some arrays, named as the standard names them.
+
+    Parameters
+    ----------
+    *arrays
+        Arrays of one library.
+
+    Returns
+    -------
+    module
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(namespace(np.ones(3)).sum(np.ones(3)))
+    3.0
+    """
+    return array_api_compat.array_namespace(*arrays)
+
+
+def like(values: Any, example: Array) -> Array:
+    """Values, as an array of the library and on the device of another.
+
+    Parameters
+    ----------
+    values
+        A numpy array or something numpy turns into one.
+    example
+        The other array.
+
+    Returns
+    -------
+    array
+        Of the dtype that numpy gives ``values``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> like([1.0, 2.0], np.zeros(5))
+    array([1., 2.])
+    """
+    values = np.asarray(values)
+    if array_api_compat.is_numpy_array(example):
+        return values
+    xp, device = namespace(example), array_api_compat.device(example)
+    return xp.asarray(np.ascontiguousarray(values), device=device)
+
+
+def to_numpy(array: Array) -> NDArray[Any]:
+    """An array as numpy's, from whatever device; without a copy where it is numpy's already.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> to_numpy(np.zeros(2))
+    array([0., 0.])
+    """
+    if array_api_compat.is_torch_array(array):
+        return np.asarray(array.numpy(force=True))
+    return np.asarray(array)
+
+
+def take(array: Array, index: Array) -> Array:
+    """Rows of an array, chosen by a boolean mask (n,) or by positions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> take(np.arange(3.0), np.array([True, False, True]))
+    array([0., 2.])
+    """
+    xp = namespace(array)
+    if xp.isdtype(index.dtype, "bool"):
+        return array[index]
+    return xp.take(array, index, axis=0)
+
+
+def put(array: Array, index: Array, values: Array) -> None:
+    """Overwrite rows of an array, chosen as for `take`.
+
+    Positions, which must differ, are turned into a mask: the standard has no assignment to
+    integer arrays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rows = np.zeros((3, 1))
+    >>> put(rows, np.array([2, 0]), np.array([[5.0], [6.0]]))
+    >>> rows[:, 0]
+    array([6., 0., 5.])
+    """
+    xp = namespace(array)
+    if xp.isdtype(index.dtype, "bool") or array_api_compat.is_numpy_array(array):
+        array[index] = values
+        return
+    order = xp.argsort(index)
+    rows = xp.arange(array.shape[0], device=array_api_compat.device(array))
+    chosen = xp.any(rows[:, None] == index[None, :], axis=1)
+    array[chosen] = xp.take(values, order, axis=0)
+
+
+def flatnonzero(mask: Array) -> Array:
+    """Positions of the true elements of a mask (n,)."""
+    return namespace(mask).nonzero(mask)[0]
+
+
+def cholesky(M: Array) -> tuple[Array, Array]:
+    """Cholesky factors of a stack of symmetric matrices, each failing for itself alone.
+
+    Parameters
+    ----------
+    M
+        Shape (B, r, r).
+
+    Returns
+    -------
+    tuple of array
+        Lower factors L (B, r, r), NaN where there is none, and which there are, (B,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> L, ok = cholesky(np.array([[[4.0]], [[-1.0]]]))
+    >>> L[0], ok
+    (array([[2.]]), array([ True, False]))
+    """
+    xp = namespace(M)
+    if array_api_compat.is_torch_namespace(xp):
+        L, info = xp.linalg.cholesky_ex(M)
+        ok = (info == 0) & xp.all(xp.isfinite(xp.linalg.diagonal(L)), axis=-1)
+        return xp.where(ok[:, None, None], L, xp.nan), ok
+    # Other libraries raise for a whole stack when one matrix fails; halving isolates it.
+    try:
+        L = xp.linalg.cholesky(M)
+    except np.linalg.LinAlgError:
+        count = M.shape[0]
+        if count == 1:
+            return xp.full_like(M, xp.nan), xp.zeros_like(M[:, 0, 0], dtype=xp.bool)
+        halves = cholesky(M[: count // 2, ...]), cholesky(M[count // 2 :, ...])
+        L, ok = (xp.concat(parts) for parts in zip(*halves, strict=True))
+        return L, ok
+    return L, xp.all(xp.isfinite(xp.linalg.diagonal(L)), axis=-1)
+
+
+@dataclass(frozen=True)
+class Triangle:
+    """Symmetric (w, w) matrices as vectors of their w (w + 1) / 2 upper entries, row by row.
+
+    Parameters
+    ----------
+    width
+        Number of rows w.
+    upper
+        Positions of the upper entries among all w^2, shape (w (w + 1) / 2,).
+    source
+        For each of the w^2 entries the position of its upper one, shape (w^2,).
+    multiplicity
+        1 for entries of the diagonal, 2 for others, shape (w (w + 1) / 2,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> triangle = Triangle.of(2, np.zeros(1))
+    >>> triangle.pack(np.array([[[1.0, 2.0], [2.0, 3.0]]]))
+    array([[1., 2., 3.]])
+    >>> triangle.unpack(np.array([[1.0, 2.0, 3.0]]))
+    array([[[1., 2.],
+            [2., 3.]]])
+    """
+
+    width: int
+    upper: Array
+    source: Array
+    multiplicity: Array
+
+    @classmethod
+    def of(cls, width: int, example: Array) -> Triangle:
+        """The triangle of a width, for matrices of the library and device of ``example``."""
+        rows, columns = np.triu_indices(width)
+        source = np.empty((width, width), dtype=np.int64)
+        source[rows, columns] = source[columns, rows] = np.arange(rows.size)
+        return cls(
+            width,
+            like(rows * width + columns, example),
+            like(source.ravel(), example),
+            like(np.where(rows == columns, 1.0, 2.0), example),
+        )
+
+    def pack(self, matrices: Array) -> Array:
+        """Upper entries of matrices (B, w, w), shape (B, w (w + 1) / 2)."""
+        xp = namespace(matrices)
+        flat = xp.reshape(matrices, (matrices.shape[0], self.width * self.width))
+        return xp.take(flat, self.upper, axis=1)
+
+    def unpack(self, packed: Array) -> Array:
+        """Matrices (B, w, w) of upper entries (B, w (w + 1) / 2)."""
+        xp = namespace(packed)
+        full = xp.take(packed, self.source, axis=1)
+        return xp.reshape(full, (packed.shape[0], self.width, self.width))
