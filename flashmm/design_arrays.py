@@ -12,9 +12,8 @@ import scipy.sparse as sp
 
 from flashmm.design import CovarianceStructure, Design, RandomTerm
 from flashmm.exceptions import InputError
-from flashmm.labels import checked_labels
+from flashmm.labels import checked_labels, is_default
 from flashmm.numeric import float_array
-from flashmm.source_kinds import is_default
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

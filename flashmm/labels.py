@@ -12,7 +12,7 @@ from flashmm.exceptions import InputError, listing, nearest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["checked_labels", "feature_positions"]
+__all__ = ["checked_labels", "feature_positions", "is_default"]
 
 
 def checked_labels(names: Any, size: int, what: str, *, default: NDArray[Any]) -> NDArray[Any]:
@@ -60,3 +60,10 @@ def feature_positions(names: NDArray[Any], features: Any) -> NDArray[np.intp]:
         hint = nearest(str(unknown[0]), [str(name) for name in names])
         raise InputError(f"Unknown feature: {listing(unknown)}. {hint}")
     return np.asarray(positions, dtype=np.intp)
+
+
+def is_default(index: pd.Index | None) -> bool:
+    """Whether an index is absent or just counts 0, 1, 2, ...: it labels nothing."""
+    return index is None or (
+        isinstance(index, pd.RangeIndex) and index.start == 0 and index.step == 1
+    )

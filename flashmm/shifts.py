@@ -7,22 +7,25 @@ a to another, so shifted statistics still add up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from flashmm.block_sums import BlockSums, DesignColumns, block_sums
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.design import Design
-    from flashmm.sources import Source
+    from flashmm.sources import Block
     from flashmm.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
 
-__all__ = ["Shift", "add_shifts", "block_sums", "shifted_sums"]
+__all__ = ["Shift", "add_shifts", "shifted_sums"]
 
 # A feature whose variation about X is below this share of its sum of squares is summed
 # again after subtracting X a: raw sums would cancel.
@@ -66,22 +69,6 @@ class Shift:
         )
 
 
-def block_sums(
-    values: Any, X: FloatArray, Z: sp.csr_array, transposed_Z: sp.csr_array
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """X'Y', Z'Y' and the sums of squares of one block of features (f, n).
-
-    Sums that overflow are infinite; their features get a verdict later.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        if sp.issparse(values):
-            ZY = sp.csr_array(values @ Z)
-            squares = values.multiply(values).sum(axis=1)
-            return (values @ X).T, ZY.toarray().T, np.asarray(squares).ravel()
-        ZY = np.asarray(transposed_Z @ values.T)
-        return (values @ X).T, ZY, (values * values).sum(axis=1)
-
-
 @dataclass(frozen=True)
 class _Gram:
     """X'X in its eigenbasis, after scaling the columns of X to unit length.
@@ -119,17 +106,23 @@ class _Gram:
 
 def shifted_sums(
     stats: SummaryStats,
-    source: Source,
-    design: Design,
-    transposed_Z: sp.csr_array,
-    block_bytes: int,
+    blocks: Callable[[IntArray], Iterable[Block]],
+    columns: DesignColumns,
 ) -> Shift | None:
     """Sum again, after subtracting X a, the features whose raw sums cancel.
 
     a is the least-squares fit, found in two rounds: the first is only as exact as the raw
     sums, the second works on what the first left over.
+
+    Parameters
+    ----------
+    stats
+        Raw sums.
+    blocks
+        Gives the blocks of some features once more.
+    columns
+        X and Z.
     """
-    X = design.X
     gram = _Gram.of(stats.XX)
     with np.errstate(over="ignore", invalid="ignore"):
         a = gram.solve(stats.XY)
@@ -137,21 +130,32 @@ def shifted_sums(
     features = np.flatnonzero((rss < _CANCELLATION * stats.yy) & (stats.yy > 0))
     if features.size == 0:
         return None
-    p, q, count = X.shape[1], design.Z.shape[1], features.size
-    shift = Shift(
-        features, a[:, features], np.empty((p, count)), np.empty((q, count)), np.empty(count)
-    )
-    position = 0
-    for block in source.dense_blocks(features, block_bytes):
-        here = slice(position, position + block.values.shape[0])
-        position = here.stop
-        left = block.values - (X @ shift.a[:, here]).T
-        shift.a[:, here] += gram.solve((left @ X).T)
-        left = block.values - (X @ shift.a[:, here]).T
-        shift.XY[:, here], shift.ZY[:, here], shift.yy[here] = block_sums(
-            left, X, design.Z, transposed_Z
-        )
-    return shift
+    a = a[:, features]
+    a = a + gram.solve(_sums_about(a, features, blocks, columns, stats).XY)
+    sums = _sums_about(a, features, blocks, columns, stats)
+    return Shift(features, a, sums.XY, sums.ZY, sums.yy)
+
+
+def _sums_about(
+    a: FloatArray,
+    features: IntArray,
+    blocks: Callable[[IntArray], Iterable[Block]],
+    columns: DesignColumns,
+    stats: SummaryStats,
+) -> BlockSums:
+    """Sums of y - X a over all samples, for the features that a belongs to."""
+    XY, ZY = np.zeros((stats.p, features.size)), np.zeros((stats.q, features.size))
+    yy = np.zeros(features.size)
+    for block in blocks(features):
+        slots = np.searchsorted(features, np.arange(stats.m)[block.features])
+        values: Any = block.values
+        dense = values.toarray() if sp.issparse(values) else values
+        left = dense - (columns.X[block.samples] @ a[:, slots]).T
+        sums = block_sums(replace(block, values=left), columns)
+        XY[:, slots] += sums.XY
+        ZY[:, slots] += sums.ZY
+        yy[slots] += sums.yy
+    return BlockSums(XY, ZY, yy)
 
 
 def _move(stats: SummaryStats, features: NDArray[np.intp], a: FloatArray) -> Shift:

@@ -6,7 +6,7 @@ statistics of their union. Their size does not depend on n.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,15 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from flashmm.block_sums import BlockSums, DesignColumns, block_sums, design_columns
 from flashmm.design import Design
 from flashmm.design_arrays import as_structure, design_from_arrays
 from flashmm.exceptions import InputError, listing
-from flashmm.labels import checked_labels, feature_positions
+from flashmm.labels import checked_labels, feature_positions, is_default
 from flashmm.numeric import float_array
-from flashmm.shifts import Shift, add_shifts, block_sums, shifted_sums
-from flashmm.source_kinds import is_default
-from flashmm.sources import BLOCK_BYTES, Source, Transform, make_source
+from flashmm.shifts import Shift, add_shifts, shifted_sums
+from flashmm.sources import BLOCK_BYTES, Block, Source, Transform, make_source
+from flashmm.streaming import sum_source, worker_count
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -254,9 +255,14 @@ class SummaryStats:
 
     @classmethod
     def from_design(
-        cls, source: Source, design: Design, *, block_bytes: int = BLOCK_BYTES
+        cls,
+        source: Source,
+        design: Design,
+        *,
+        workers: int | None = None,
+        block_bytes: int = BLOCK_BYTES,
     ) -> SummaryStats:
-        """Sum a source over the samples of a design, block by block of features.
+        """Sum a source over the samples of a design, block by block.
 
         Parameters
         ----------
@@ -264,6 +270,8 @@ class SummaryStats:
             Y, features x samples.
         design
             X and Z of the same samples.
+        workers
+            Threads that sum blocks of sparse Y; None for as many as there are processors.
         block_bytes
             Size of the blocks; it does not change the sums.
 
@@ -271,28 +279,17 @@ class SummaryStats:
         -------
         SummaryStats
         """
-        X, Z = design.X, design.Z
-        p, q = X.shape[1], Z.shape[1]
-        transposed_Z = sp.csr_array(Z.T)
-        m = source.m
-        XY, ZY, yy = np.empty((p, m)), np.empty((q, m)), np.empty(m)
-        for block in source.blocks(block_bytes):
-            sums = block_sums(block.values, X, Z, transposed_Z)
-            XY[:, block.features], ZY[:, block.features], yy[block.features] = sums
-        XX = X.T @ X
-        stats = cls(
-            n=design.n,
-            XX=XX,
-            XY=XY,
-            ZX=np.asarray(transposed_Z @ X),
-            ZY=ZY,
-            ZZ=sp.csr_array(transposed_Z @ Z),
-            yy=yy,
-            feature_names=source.feature_names,
-            coef_names=design.coef_names,
-            structure=design.structure,
+        if source.reader.one_pass:
+            return _fold(cls, source, design)
+        columns = design_columns(design.X, design.Z)
+        # Dense products are threaded by BLAS itself.
+        threads = worker_count(workers) if source.is_sparse and not source.densifies else 1
+        total = sum_source(source, columns, workers=threads, block_bytes=block_bytes)
+        return _with_shift(
+            _statistics(cls, total.sums, columns, design, source.feature_names),
+            lambda features: source.blocks(block_bytes, features=features, dense=True),
+            columns,
         )
-        return replace(stats, shift=shifted_sums(stats, source, design, transposed_Z, block_bytes))
 
     def centred(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
         """X'y, Z'y and y'y after subtracting X a, and a, shapes (p, m), (q, m), (m,), (p, m).
@@ -390,6 +387,55 @@ class SummaryStats:
         from flashmm.storage import load_dataset, stats_from_dataset  # noqa: PLC0415
 
         return stats_from_dataset(load_dataset(path, kind="SummaryStats"))
+
+
+def _statistics(
+    cls: type[SummaryStats],
+    sums: BlockSums,
+    columns: DesignColumns,
+    design: Design,
+    feature_names: NDArray[Any],
+) -> SummaryStats:
+    """Sums over Y and the cross-products of the design, labelled."""
+    X = columns.X
+    return cls(
+        n=X.shape[0],
+        XX=X.T @ X,
+        XY=sums.XY,
+        ZX=np.asarray(columns.transposed_Z @ X),
+        ZY=sums.ZY,
+        ZZ=sp.csr_array(columns.transposed_Z @ columns.Z),
+        yy=sums.yy,
+        feature_names=feature_names,
+        coef_names=design.coef_names,
+        structure=design.structure,
+    )
+
+
+def _with_shift(
+    stats: SummaryStats,
+    blocks: Callable[[NDArray[np.intp]], Iterable[Block]],
+    columns: DesignColumns,
+) -> SummaryStats:
+    return replace(stats, shift=shifted_sums(stats, blocks, columns))
+
+
+def _fold(cls: type[SummaryStats], source: Source, design: Design) -> SummaryStats:
+    """Statistics of blocks of samples that can be had only once, each with its own shift."""
+    total: SummaryStats | None = None
+    for block in source.blocks():
+        columns = design_columns(design.X[block.samples], design.Z[block.samples])
+        here = replace(block, samples=slice(0, columns.X.shape[0]))
+        part = _with_shift(
+            _statistics(cls, block_sums(here, columns), columns, design, source.feature_names),
+            lambda features, here=here: [  # type: ignore[misc]
+                replace(here, features=features, values=here.values[features])
+            ],
+            columns,
+        )
+        total = part if total is None else total + part
+    assert total is not None
+    return total
 
 
 def _sample_count(n: Any) -> int:

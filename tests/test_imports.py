@@ -17,8 +17,8 @@ PACKAGE = Path(flashmm.__file__).parent
 LAYERS = [
     ("exceptions",),
     ("arrays", "numeric", "labels", "design", "simulate_inputs", "simulate"),
-    ("random_formula", "formula_columns", "formula", "source_kinds", "sources", "design_arrays"),
-    ("shifts", "summary_stats"),
+    ("random_formula", "formula_columns", "formula", "sources", "design_arrays"),
+    ("block_sums", "streaming", "shifts", "summary_stats"),
     ("likelihood",),
     ("solvers",),
     ("inference", "schema", "storage"),
@@ -31,13 +31,15 @@ LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 EDGE = {
     "pandas": {
         *("formula", "formula_columns", "random_formula", "numeric", "labels", "design_arrays"),
-        *("sources", "source_kinds", "summary_stats", "simulate", "simulate_inputs"),
+        *("summary_stats", "simulate", "simulate_inputs"),
+        *(f"sources.{name}" for name in ("anndata_kinds", "dataarrays", "iterables", "make")),
+        *(f"sources.{name}" for name in ("matching", "memory")),
         *("solvers.start", "inference.contrasts", "model"),
         *(f"results.{name}" for name in ("contrast_results", "estimates", "feature_results")),
     },
     "formulaic": {"formula", "formula_columns", "random_formula"},
     "xarray": {
-        *("source_kinds", "storage", "schema"),
+        *("sources.dataarrays", "sources.make", "storage", "schema"),
         *(f"results.{name}" for name in ("assemble", "contrast_results", "fixed_effects")),
         *(f"results.{name}" for name in ("random_effects", "results", "variance_components")),
     },

@@ -1,0 +1,110 @@
+"""Y as a dask array, dense or of sparse blocks: computed one piece at a time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from flashmm.exceptions import InputError
+from flashmm.sources.pieces import Piece
+
+__all__ = ["dask_reader", "is_dask"]
+
+
+def is_dask(values: Any) -> bool:
+    """Whether this is a dask array."""
+    return hasattr(values, "__dask_graph__") and hasattr(values, "numblocks")
+
+
+def dask_reader(values: Any, *, transposed: bool = False) -> DaskReader:
+    """A dask array; ``transposed``: it is samples x features."""
+    if values.ndim == 1:
+        values = values[None, :]
+    if values.ndim != 2:
+        raise InputError(f"Y must have two dimensions, features x samples; it has {values.ndim}.")
+    if np.isnan([size for sizes in values.chunks for size in sizes]).any():
+        raise InputError(
+            "Y is a dask array with chunks of unknown size; call Y.compute_chunk_sizes() first."
+        )
+    if np.dtype(values.dtype).kind not in "iufb":
+        raise InputError(f"Y must be numeric; its dtype is {values.dtype}.")
+    return DaskReader(values, transposed)
+
+
+@dataclass(frozen=True)
+class DaskReader:
+    """Pieces along the chunks of a dask array.
+
+    Parameters
+    ----------
+    values
+        Two-dimensional dask array.
+    transposed
+        Whether it is samples x features.
+    """
+
+    values: Any
+    transposed: bool
+
+    one_pass = False
+    kind = "dask array"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        rows, columns = (int(size) for size in self.values.shape)
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether pieces are sparse."""
+        meta = self.values._meta
+        return bool(sp.issparse(meta)) or hasattr(meta, "to_scipy_sparse")
+
+    @property
+    def whole_samples(self) -> bool:
+        """Whether every piece holds all features of its samples."""
+        return bool(self.values.numblocks[1 if self.transposed else 0] == 1)
+
+    def pieces(self, block_bytes: int, *, dense: bool) -> Iterator[Piece]:  # noqa: ARG002
+        """Runs of chunks up to ``block_bytes`` along one axis; single chunks where both are cut."""
+        edges = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in self.values.chunks]
+        width = max(1, block_bytes // 8)
+        if self.sparse:  # a guess at how full the blocks are: no more than a tenth
+            width *= 10
+        for axis in (0, 1):
+            if self.values.numblocks[1 - axis] == 1:
+                edges[axis] = _joined(edges[axis], width // max(1, self.values.shape[1 - axis]))
+        for rows, columns in itertools.product(*map(itertools.pairwise, edges)):
+            row, column = slice(*map(int, rows)), slice(*map(int, columns))
+            features, samples = (column, row) if self.transposed else (row, column)
+            yield Piece(features, samples, self._reading(row, column))
+
+    def _reading(self, rows: slice, columns: slice) -> Callable[[], Any]:
+        def read() -> Any:
+            values = self.values[rows, columns].compute()
+            if hasattr(values, "to_scipy_sparse"):
+                values = values.to_scipy_sparse()
+            if sp.issparse(values):
+                values = sp.csc_array(values) if values.format == "csc" else sp.csr_array(values)
+            else:
+                values = np.asarray(values)
+            return values.T if self.transposed else values
+
+        return read
+
+
+def _joined(edges: Any, width: int) -> Any:
+    """Edges of runs of chunks that span no more than ``width``, or are single chunks."""
+    kept = [int(edges[0])]
+    for before, edge in itertools.pairwise(edges):
+        if edge - kept[-1] > width and before > kept[-1]:
+            kept.append(int(before))
+    if edges[-1] > kept[-1] or len(kept) == 1:
+        kept.append(int(edges[-1]))
+    return np.array(kept)

@@ -1,0 +1,110 @@
+"""Y on disk: h5py datasets, zarr arrays, and the groups in which AnnData files hold matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from flashmm.exceptions import InputError
+from flashmm.sources.pieces import CompressedReader, DenseReader, Piece, Reader
+
+__all__ = ["disk_reader", "is_on_disk"]
+
+_ENCODINGS = {"csr_matrix": True, "csc_matrix": False}
+
+
+def is_on_disk(values: Any) -> bool:
+    """Whether this is an h5py or zarr dataset, or a group that holds a sparse matrix."""
+    module = type(values).__module__.split(".", maxsplit=1)[0]
+    return module in ("h5py", "zarr")
+
+
+def disk_reader(values: Any, *, transposed: bool) -> Reader:
+    """A dataset or sparse group; ``transposed``: it is samples x features."""
+    if hasattr(values, "shape"):
+        return _Guarded(_dense_reader(values, transposed))
+    encoding = str(values.attrs.get("encoding-type", ""))
+    if encoding not in _ENCODINGS:
+        raise InputError(
+            f"Y, the group {values.name!r}, holds {encoding or 'something unknown'!r}; a dense "
+            "array, a CSR or a CSC matrix can be read."
+        )
+    rows, columns = (int(size) for size in values.attrs["shape"])
+    _check_numeric(values["data"].dtype)
+    by_rows = _ENCODINGS[encoding]
+    return _Guarded(
+        CompressedReader(
+            values["data"],
+            values["indices"],
+            np.asarray(values["indptr"][:]),
+            (columns, rows) if transposed else (rows, columns),
+            by_samples=by_rows == transposed,
+            kind=f"{encoding[:3].upper()} matrix on disk",
+        )
+    )
+
+
+def _dense_reader(values: Any, transposed: bool) -> DenseReader:
+    if len(values.shape) != 2:
+        raise InputError(
+            f"Y must have two dimensions, features x samples; it has {len(values.shape)}."
+        )
+    _check_numeric(values.dtype)
+    chunks = values.chunks or (1, values.shape[1])
+    # A slab along an axis reads whole chunks: take the axis that chunks span least of.
+    along = 0 if chunks[0] * values.shape[1] <= chunks[1] * values.shape[0] else 1
+    return DenseReader(
+        values,
+        by_samples=(along == 0) == transposed,
+        transposed=transposed,
+        multiple=int(chunks[along]),
+        kind="dense array on disk",
+    )
+
+
+def _check_numeric(dtype: Any) -> None:
+    if np.dtype(dtype).kind not in "iufb":
+        raise InputError(f"Y must be numeric; its dtype is {dtype}.")
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """A reader whose failures say that the file is damaged."""
+
+    reader: DenseReader | CompressedReader
+
+    one_pass = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.reader.shape
+
+    @property
+    def sparse(self) -> bool:
+        return self.reader.sparse
+
+    @property
+    def whole_samples(self) -> bool:
+        return self.reader.whole_samples
+
+    @property
+    def kind(self) -> str:
+        return self.reader.kind
+
+    def pieces(self, block_bytes: int, *, dense: bool) -> Iterator[Piece]:
+        for number, piece in enumerate(self.reader.pieces(block_bytes, dense=dense)):
+            yield replace(piece, read=self._guarded(number, piece.read))
+
+    def _guarded(self, number: int, read: Callable[[], Any]) -> Callable[[], Any]:
+        def guarded() -> Any:
+            try:
+                return read()
+            except (OSError, RuntimeError, ValueError) as error:
+                raise InputError(
+                    f"Block {number} of Y cannot be read; the file may be damaged: {error}"
+                ) from error
+
+        return guarded

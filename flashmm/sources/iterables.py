@@ -1,0 +1,147 @@
+"""Y as an iterable of (samples, block): had once, in any order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from flashmm.exceptions import InputError, listing
+from flashmm.labels import is_default
+from flashmm.sources.memory import read_memory
+from flashmm.sources.pieces import Labelled, Piece
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["is_blocks", "read_blocks"]
+
+
+def is_blocks(Y: Any) -> bool:
+    """Whether this is an iterator, or a list of pairs whose second is two-dimensional."""
+    if hasattr(Y, "__next__"):
+        return True
+    if not isinstance(Y, (list, tuple)) or len(Y) == 0:
+        return False
+    first = Y[0]
+    return isinstance(first, tuple) and len(first) == 2 and len(getattr(first[1], "shape", ())) == 2
+
+
+def read_blocks(
+    Y: Iterable[Any], samples: pd.Index | None, n: int | None, *, transposed: bool
+) -> Labelled:
+    """Blocks with the labels (or positions) of their samples among those of the design."""
+    if n is None:
+        raise InputError("Y is an iterable of blocks, so the number of samples must be given.")
+    blocks = iter(Y)
+    first = next(blocks, None)
+    if first is None:
+        raise InputError("Y is an iterable without a block: there is nothing to sum.")
+    reader = BlocksReader(blocks, first, samples, n, transposed)
+    return Labelled(reader, _read(first, 0, transposed)[1].features)
+
+
+def _read(item: Any, number: int, transposed: bool) -> tuple[Any, Labelled]:
+    if not isinstance(item, tuple) or len(item) != 2:
+        raise InputError(
+            f"Block {number} of Y must be a pair (samples, block), not {type(item).__name__}."
+        )
+    labels, block = item
+    return labels, read_memory(block.T if transposed else block)
+
+
+@dataclass(frozen=True)
+class BlocksReader:
+    """Blocks that come one after the other.
+
+    Parameters
+    ----------
+    blocks
+        The pairs after the first.
+    first
+        The first pair.
+    samples
+        Index of the design's data.
+    n
+        Number of samples of the design.
+    transposed
+        Whether blocks are samples x features.
+    """
+
+    blocks: Iterator[Any]
+    first: Any
+    samples: pd.Index | None
+    n: int
+    transposed: bool
+
+    one_pass = True
+    whole_samples = True
+    kind = "iterable of blocks"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return int(self.first[1].shape[1 if self.transposed else 0]), self.n
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the first block is sparse."""
+        return bool(sp.issparse(self.first[1]))
+
+    def pieces(self, block_bytes: int, *, dense: bool) -> Iterator[Piece]:  # noqa: ARG002
+        """Every block, once; raises when samples are left over or come twice."""
+        seen = np.zeros(self.n, dtype=bool)
+        features = _read(self.first, 0, self.transposed)[1].features
+        for number, item in enumerate(itertools.chain([self.first], self.blocks)):
+            labels, read = _read(item, number, self.transposed)
+            positions = self._positions(labels, number)
+            self._check(number, read, features, positions)
+            again = positions[seen[positions]]
+            if again.size or np.unique(positions).size < positions.size:
+                raise InputError(
+                    f"Block {number} of Y repeats samples that came before: "
+                    f"{listing(self._names(again))}."
+                )
+            seen[positions] = True
+            (piece,) = read.reader.pieces(2**62, dense=False)
+            yield Piece(slice(0, self.shape[0]), positions, piece.read)
+        if not seen.all():
+            left = np.flatnonzero(~seen)
+            raise InputError(
+                f"The blocks of Y lack {left.size} samples of `data`: {listing(self._names(left))}."
+            )
+
+    def _positions(self, labels: Any, number: int) -> NDArray[np.intp]:
+        if isinstance(labels, slice):
+            return np.arange(self.n)[labels]
+        index = pd.Index(range(self.n)) if is_default(self.samples) else self.samples
+        assert index is not None
+        wanted = pd.Index(labels)
+        positions = np.asarray(index.get_indexer(wanted), dtype=np.intp)
+        if (positions < 0).any():
+            raise InputError(
+                f"Block {number} of Y holds samples without a row in `data`: "
+                f"{listing(wanted[positions < 0])}."
+            )
+        return positions
+
+    def _check(self, number: int, read: Labelled, features: Any, positions: Any) -> None:
+        shape = read.reader.shape
+        if shape != (self.shape[0], positions.size):
+            raise InputError(
+                f"Block {number} of Y has shape {shape}, features x samples, but must have "
+                f"{(self.shape[0], positions.size)}: the features of the first block, the samples "
+                "it came with."
+            )
+        if features is not None and not features.equals(read.features):
+            raise InputError(f"Block {number} of Y labels its features unlike the first block.")
+
+    def _names(self, positions: Any) -> list[object]:
+        if is_default(self.samples) or self.samples is None:
+            return list(positions)
+        return list(self.samples[positions])

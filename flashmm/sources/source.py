@@ -1,0 +1,339 @@
+"""Y with its labels and what is done to it on the way, handed out as blocks.
+
+Blocks hold some features of some samples, float64, sparse where Y is; `flashmm.block_sums`
+sums over them. Nothing here holds more than a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from flashmm.exceptions import InputError
+from flashmm.sources.pieces import BLOCK_BYTES, Piece, Reader
+from flashmm.sources.transforms import (
+    Transform,
+    apply_transform,
+    keeps_zero,
+    transform_name,
+    with_data,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    FloatArray = NDArray[np.float64]
+    BoolArray = NDArray[np.bool_]
+    IntArray = NDArray[np.intp]
+
+__all__ = ["Block", "RawBlock", "Source"]
+
+
+@dataclass(frozen=True)
+class RawBlock:
+    """A piece of Y as it was read.
+
+    Parameters
+    ----------
+    number
+        Position among the pieces of a pass.
+    piece
+        Where it lies in Y.
+    features
+        Positions in Y of the features asked for; None for all of the piece.
+    slots
+        Positions of these features among those in use.
+    values
+        Shape (f, n_b): ndarray, csr_array or csc_array.
+    """
+
+    number: int
+    piece: Piece
+    features: IntArray | None
+    slots: slice | IntArray
+    values: Any
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some features of Y for some samples of the design, ready to be summed.
+
+    Parameters
+    ----------
+    features
+        Positions of the f features among those in use.
+    samples
+        Positions of the n_b samples in the design.
+    values
+        Dense (f, n_b) float64 array, or sparse csr_array or csc_array of that shape.
+    totals, detected
+        Sum of each feature before size factors and transform, and number of samples in which it
+        is not zero, shape (f,); None unless asked for.
+    """
+
+    features: slice | IntArray
+    samples: slice | IntArray
+    values: FloatArray | sp.csr_array | sp.csc_array
+    totals: FloatArray | None = None
+    detected: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Y, the features and samples to use, and what is done to its values.
+
+    Parameters
+    ----------
+    reader
+        Hands out pieces of Y.
+    feature_names
+        Labels of the features in use, shape (m,): text, or 0..m-1 when Y has none.
+    n
+        Number of samples of the design.
+    position
+        For each sample of Y its position in the design, -1 for one that is not used; None where
+        they agree.
+    chosen
+        Positions in Y of the features in use, ascending; None for all.
+    transform
+        Elementwise transform, or None.
+    size_factors
+        What each sample is divided by before the transform, shape (n,); None for nothing.
+    target_sum
+        Divide each sample by its own total over this target, found block by block; None not to.
+    counting
+        Whether blocks carry ``totals`` and ``detected``.
+    sample_names
+        Labels of the samples in use, for messages; None for their positions.
+    """
+
+    reader: Reader
+    feature_names: NDArray[Any]
+    n: int
+    position: IntArray | None = None
+    chosen: IntArray | None = None
+    transform: Transform = None
+    size_factors: FloatArray | None = None
+    target_sum: float | None = None
+    counting: bool = False
+    sample_names: Sequence[object] | None = None
+
+    @property
+    def m(self) -> int:
+        """Number of features in use."""
+        return int(self.feature_names.size)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether Y is held sparse."""
+        return self.reader.sparse
+
+    @property
+    def densifies(self) -> bool:
+        """Whether the transform makes sparse blocks dense."""
+        return self.is_sparse and not keeps_zero(self.transform)
+
+    def restricted(self, keep: BoolArray) -> Source:
+        """The same source with only the samples in ``keep`` (over the samples in use)."""
+        position = np.arange(self.reader.shape[1]) if self.position is None else self.position
+        renumbered = np.append(np.where(keep, np.cumsum(keep) - 1, -1), -1)
+        names = range(self.n) if self.sample_names is None else self.sample_names
+        return replace(
+            self,
+            n=int(keep.sum()),
+            position=renumbered[position],
+            size_factors=None if self.size_factors is None else self.size_factors[keep],
+            sample_names=[name for name, kept in zip(names, keep, strict=True) if kept],
+        )
+
+    def raw_blocks(
+        self,
+        block_bytes: int = BLOCK_BYTES,
+        *,
+        features: IntArray | None = None,
+        dense: bool = False,
+    ) -> Iterator[RawBlock]:
+        """Read the pieces of Y one after the other.
+
+        Parameters
+        ----------
+        block_bytes
+            Size of the pieces.
+        features
+            Positions among the features in use, ascending; None for all.
+        dense
+            Whether the caller will make sparse blocks dense.
+        """
+        wanted = self.chosen
+        if features is not None:
+            wanted = features if wanted is None else wanted[features]
+        pieces = self.reader.pieces(block_bytes, dense=dense or self.densifies)
+        for number, piece in enumerate(pieces):
+            start, stop = piece.features.start, piece.features.stop
+            if wanted is None:
+                yield RawBlock(number, piece, None, piece.features, piece.read())
+                continue
+            low, high = np.searchsorted(wanted, [start, stop])
+            if low == high:
+                continue
+            slots = slice(int(low), int(high)) if features is None else features[low:high]
+            yield RawBlock(number, piece, wanted[low:high] - start, slots, piece.read())
+
+    def blocks(
+        self,
+        block_bytes: int = BLOCK_BYTES,
+        *,
+        features: IntArray | None = None,
+        dense: bool = False,
+    ) -> Iterator[Block]:
+        """The blocks of a pass, transformed and checked; see `raw_blocks`."""
+        for raw in self.raw_blocks(block_bytes, features=features, dense=dense):
+            yield self.finish(raw)
+
+    def finish(self, raw: RawBlock) -> Block:
+        """Select, normalise, transform and check one piece; safe to call from several threads."""
+        values = _canonical(raw.values)
+        values, samples = self._in_use(values, raw.piece.samples)
+        factors = None
+        if self.size_factors is not None:
+            factors = self.size_factors[samples]
+        elif self.target_sum is not None:
+            factors = size_factors_of(_sample_sums(values), self.target_sum)
+        if raw.features is not None and raw.features.size < values.shape[0]:
+            values = _select_features(values, raw.features)
+        before = values
+        totals = detected = None
+        if self.counting:
+            totals, detected = _feature_sums(values), _feature_sums(values != 0)
+        if factors is not None:
+            values = _divide_samples(values, factors)
+        values = apply_transform(values, self.transform)
+        stored = values.data if sp.issparse(values) else values
+        if not np.isfinite(stored).all():
+            self._raise_non_finite(raw, samples, before, values)
+        return Block(raw.slots, samples, values, totals, detected)
+
+    def missing_samples(self, block_bytes: int = BLOCK_BYTES) -> BoolArray:
+        """Which samples in use have a missing value (NaN) in a feature in use, shape (n,)."""
+        if self.reader.one_pass:
+            raise InputError(
+                "missing='drop' reads Y twice, but these blocks can be had only once. Drop the "
+                "samples beforehand, or pass Y as an array or a file."
+            )
+        missing = np.zeros(self.n, dtype=bool)
+        for raw in self.raw_blocks(block_bytes):
+            values, samples = self._in_use(_canonical(raw.values), raw.piece.samples)
+            if raw.features is not None:
+                values = _select_features(values, raw.features)
+            if sp.issparse(values):
+                columns = values.tocoo().coords[1]
+                here = np.zeros(values.shape[1], dtype=bool)
+                here[columns[np.isnan(values.tocoo().data)]] = True
+            else:
+                here = np.isnan(values).any(axis=0)
+            missing[samples] |= here
+        return missing
+
+    def sample_totals(self, block_bytes: int = BLOCK_BYTES) -> FloatArray:
+        """Sum over all features of each sample in use, before any transform, shape (n,)."""
+        everything = replace(self, chosen=None, feature_names=np.arange(self.reader.shape[0]))
+        totals = np.zeros(self.n)
+        for raw in everything.raw_blocks(block_bytes):
+            values, samples = self._in_use(_canonical(raw.values), raw.piece.samples)
+            totals[samples] += _sample_sums(values)
+        return totals
+
+    def _in_use(self, values: Any, samples: slice | IntArray) -> tuple[Any, slice | IntArray]:
+        """The columns in use and their positions in the design."""
+        if self.position is None:
+            return values, samples
+        position = self.position[samples]
+        used = position >= 0
+        if not used.all():
+            values, position = values[:, np.flatnonzero(used)], position[used]
+        return values, position
+
+    def _raise_non_finite(
+        self, raw: RawBlock, samples: slice | IntArray, before: Any, values: Any
+    ) -> None:
+        if sp.issparse(values):
+            first = int(np.flatnonzero(~np.isfinite(values.data))[0])
+            row, column = (int(x[first]) for x in values.tocoo().coords)
+        else:
+            row, column = (int(x) for x in np.argwhere(~np.isfinite(values))[0])
+        value = before[row, column]
+        feature = self.feature_names[raw.slots][row]
+        position = int(np.arange(self.n)[samples][column])
+        sample = position if self.sample_names is None else self.sample_names[position]
+        where = f"feature {_quoted(feature)}, sample {_quoted(sample)} (block {raw.number})"
+        if np.isnan(value):
+            raise InputError(
+                f"Y has a missing value: {where}. Use missing='drop' to drop the samples that "
+                "have one, or fill them in."
+            )
+        if np.isinf(value):
+            raise InputError(f"Y is infinite: {where}. Remove or correct the value.")
+        hint = " Counts must not be negative." if value < 0 else ""
+        raise InputError(
+            f"transform {transform_name(self.transform)!r} turns {value:g} into a value that is "
+            f"not finite: {where}.{hint}"
+        )
+
+
+def size_factors_of(totals: FloatArray, target_sum: float) -> FloatArray:
+    """Totals over their target; 1 for a sample that holds nothing."""
+    return np.where(totals == 0.0, 1.0, totals / target_sum)
+
+
+def _quoted(label: object) -> str:
+    """A label in a message: text in quotes, numbers bare."""
+    return repr(label) if isinstance(label, str) else str(label)
+
+
+def _canonical(values: Any) -> Any:
+    """A compressed matrix with every element stored once; what was given is left alone."""
+    if sp.issparse(values) and not values.has_canonical_format:
+        values = values.copy()
+        values.sum_duplicates()
+    return values
+
+
+def _select_features(values: Any, features: IntArray) -> Any:
+    """Some rows of a block, ascending; of a csc_array without leaving its format."""
+    if not (sp.issparse(values) and values.format == "csc"):
+        return values[features]
+    slot = np.full(values.shape[0], -1, dtype=values.indices.dtype)
+    slot[features] = np.arange(features.size)
+    indices = slot[values.indices]
+    kept = indices >= 0
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return sp.csc_array(
+        (values.data[kept], indices[kept], before[values.indptr]),
+        shape=(features.size, values.shape[1]),
+    )
+
+
+def _feature_sums(values: Any) -> FloatArray:
+    return np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
+
+
+def _sample_sums(values: Any) -> FloatArray:
+    return np.asarray(values.sum(axis=0, dtype=np.float64)).ravel()
+
+
+def _divide_samples(values: Any, factors: FloatArray) -> Any:
+    """Divide the columns of a block."""
+    if not sp.issparse(values):
+        return values / factors
+    return with_data(values, values.data / per_element(values, factors))
+
+
+def per_element(values: Any, by_sample: NDArray[Any]) -> NDArray[Any]:
+    """A value per sample (column), repeated for the stored elements of a compressed block."""
+    if values.format == "csc":
+        return np.repeat(by_sample, np.diff(values.indptr))
+    return np.asarray(by_sample[values.indices])
