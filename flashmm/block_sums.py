@@ -214,6 +214,20 @@ def _sums_by_code(values: Any, layer: Layer, samples: slice | IntArray) -> Float
             (data, codes[values.indices], values.indptr), shape=(values.shape[0], layer.count)
         )
         return np.asarray(by_code.toarray().T)
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    if starts.size <= layer.count:
+        return _sums_of_runs(data, values, codes, starts, layer.count)
     rows = np.repeat(codes, np.diff(values.indptr))
     by_code = sp.coo_array((data, (rows, values.indices)), shape=(layer.count, values.shape[0]))
     return np.asarray(by_code.toarray())
+
+
+def _sums_of_runs(
+    data: FloatArray, values: Any, codes: NDArray[np.int32], starts: IntArray, count: int
+) -> FloatArray:
+    """`_sums_by_code` where samples with the same code follow each other: a run is one row."""
+    indptr = np.append(values.indptr[starts], values.indptr[-1])
+    by_run = sp.csr_array((data, values.indices, indptr), shape=(starts.size, values.shape[0]))
+    sums = np.zeros((count, values.shape[0]))
+    np.add.at(sums, codes[starts], by_run.toarray())
+    return sums

@@ -108,6 +108,7 @@ def shifted_sums(
     stats: SummaryStats,
     blocks: Callable[[IntArray], Iterable[Block]],
     columns: DesignColumns,
+    weights: FloatArray | None = None,
 ) -> Shift | None:
     """Sum again, after subtracting X a, the features whose raw sums cancel.
 
@@ -122,6 +123,8 @@ def shifted_sums(
         Gives the blocks of some features once more.
     columns
         X and Z.
+    weights
+        Precision of each sample, shape (n,); None for ones.
     """
     gram = _Gram.of(stats.XX)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -131,8 +134,8 @@ def shifted_sums(
     if features.size == 0:
         return None
     a = a[:, features]
-    a = a + gram.solve(_sums_about(a, features, blocks, columns, stats).XY)
-    sums = _sums_about(a, features, blocks, columns, stats)
+    a = a + gram.solve(_sums_about(a, features, blocks, columns, stats, weights).XY)
+    sums = _sums_about(a, features, blocks, columns, stats, weights)
     return Shift(features, a, sums.XY, sums.ZY, sums.yy)
 
 
@@ -142,6 +145,7 @@ def _sums_about(
     blocks: Callable[[IntArray], Iterable[Block]],
     columns: DesignColumns,
     stats: SummaryStats,
+    weights: FloatArray | None,
 ) -> BlockSums:
     """Sums of y - X a over all samples, for the features that a belongs to."""
     XY, ZY = np.zeros((stats.p, features.size)), np.zeros((stats.q, features.size))
@@ -151,7 +155,7 @@ def _sums_about(
         values: Any = block.values
         dense = values.toarray() if sp.issparse(values) else values
         left = dense - (columns.X[block.samples] @ a[:, slots]).T
-        sums = block_sums(replace(block, values=left), columns)
+        sums = block_sums(replace(block, values=left), columns, weights)
         XY[:, slots] += sums.XY
         ZY[:, slots] += sums.ZY
         yy[slots] += sums.yy

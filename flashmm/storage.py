@@ -72,7 +72,12 @@ def stats_to_dataset(stats: SummaryStats) -> xr.Dataset:
         "coef_": _text(names),
         **level_coordinates(structure),
     }
-    attrs = {_KIND: "SummaryStats", _FORMAT: FORMAT, "n": stats.n}
+    attrs = {
+        _KIND: "SummaryStats",
+        _FORMAT: FORMAT,
+        "n": stats.n,
+        "log_weights": stats.log_weights,
+    }
     return xr.Dataset(data, coords=coords, attrs=attrs)
 
 
@@ -114,6 +119,7 @@ def stats_from_dataset(ds: xr.Dataset) -> SummaryStats:
         coef_names=[str(x) for x in ds["coef"].to_numpy()],
         structure=CovarianceStructure(tuple(terms)),
         shift=shift,
+        log_weights=float(ds.attrs.get("log_weights", 0.0)),
     )
 
 

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from flashmm.block_sums import BlockSums, DesignColumns, block_sums
-from flashmm.sources.source import RawBlock, Source
+from flashmm.exceptions import InputError
+from flashmm.progress import progress_bar
+from flashmm.sources.pieces import BLOCK_BYTES
+from flashmm.sources.source import Block, RawBlock, Source
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.design import Design
+
     FloatArray = NDArray[np.float64]
 
-__all__ = ["PassSums", "in_order", "sum_source", "worker_count"]
+__all__ = [
+    "PassSums",
+    "in_order",
+    "passing",
+    "suitable_block_bytes",
+    "sum_source",
+    "worker_count",
+]
 
-log = logging.getLogger("flashmm")
+_NOTHING = np.empty((0, 0))
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -70,13 +81,13 @@ class PassSums:
     sums
         X'Y', Z'Y' and the sums of squares of all features in use.
     totals, detected
-        Sum of each feature and number of samples in which it is not zero, shape (m,); None
+        Sum of each feature and number of samples in which it is not zero, shape (m,); zero
         unless the source counts.
     """
 
     sums: BlockSums
-    totals: FloatArray | None
-    detected: FloatArray | None
+    totals: FloatArray
+    detected: FloatArray
 
 
 def sum_source(
@@ -86,27 +97,59 @@ def sum_source(
     weights: FloatArray | None = None,
     workers: int = 1,
     block_bytes: int,
+    progress: bool = False,
 ) -> PassSums:
     """Sum all blocks of a source; the order of the additions does not depend on ``workers``."""
 
-    def finish(raw: RawBlock) -> tuple[RawBlock, BlockSums, FloatArray | None, FloatArray | None]:
+    def finish(raw: RawBlock) -> tuple[RawBlock, Block, BlockSums]:
         block = source.finish(raw)
-        return raw, block_sums(block, columns, weights), block.totals, block.detected
+        sums = block_sums(block, columns, weights)
+        # What has been summed is not held until its turn to be added comes.
+        return replace(raw, values=None), replace(block, values=_NOTHING), sums
 
     p, q = columns.X.shape[1], columns.Z.shape[1]
-    XY, ZY, yy = np.zeros((p, source.m)), np.zeros((q, source.m)), np.zeros(source.m)
-    totals, detected = (np.zeros(source.m) if source.counting else None for _ in range(2))
+    total = PassSums(
+        BlockSums(np.zeros((p, source.m)), np.zeros((q, source.m)), np.zeros(source.m)),
+        np.zeros(source.m),
+        np.zeros(source.m),
+    )
+    blocks = progress_bar(
+        in_order(finish, source.raw_blocks(block_bytes), workers),
+        source.count_blocks(block_bytes) if progress else None,
+        show=progress,
+    )
     with np.errstate(over="ignore", invalid="ignore"):
-        for raw, sums, total, count in in_order(finish, source.raw_blocks(block_bytes), workers):
-            XY[:, raw.slots] += sums.XY
-            ZY[:, raw.slots] += sums.ZY
-            yy[raw.slots] += sums.yy
-            if (
-                totals is not None
-                and detected is not None
-                and total is not None
-                and count is not None
-            ):
-                totals[raw.slots] += total
-                detected[raw.slots] += count
-    return PassSums(BlockSums(XY, ZY, yy), totals, detected)
+        for raw, block, sums in blocks:
+            total.sums.XY[:, raw.slots] += sums.XY
+            total.sums.ZY[:, raw.slots] += sums.ZY
+            total.sums.yy[raw.slots] += sums.yy
+            if block.totals is not None and block.detected is not None:
+                total.totals[raw.slots] += block.totals
+                total.detected[raw.slots] += block.detected
+    return total
+
+
+def suitable_block_bytes(source: Source, design: Design) -> int:
+    """Blocks a few times the size of their own sums, (p + q) x m, within limits."""
+    if not source.is_sparse or source.densifies:
+        return BLOCK_BYTES
+    sums = 8 * (design.X.shape[1] + design.Z.shape[1]) * source.m
+    return int(np.clip(2 * sums, BLOCK_BYTES // 4, BLOCK_BYTES))
+
+
+def passing(
+    totals: FloatArray,
+    detected: FloatArray,
+    n: int,
+    min_count: float | None,
+    min_fraction: float | None,
+) -> NDArray[np.bool_]:
+    """Features whose sum and fraction of non-zero samples reach the limits, shape (m,)."""
+    kept = np.ones(totals.size, dtype=bool)
+    if min_count is not None:
+        kept &= totals >= min_count
+    if min_fraction is not None:
+        if not 0 <= min_fraction <= 1:
+            raise InputError(f"`min_fraction` must lie between 0 and 1, not {min_fraction!r}.")
+        kept &= detected >= min_fraction * n
+    return kept

@@ -6,6 +6,7 @@ statistics of their union. Their size does not depend on n.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,10 @@ from flashmm.design_arrays import as_structure, design_from_arrays
 from flashmm.exceptions import InputError, listing
 from flashmm.labels import checked_labels, feature_positions, is_default
 from flashmm.numeric import float_array
+from flashmm.per_sample import positive
 from flashmm.shifts import Shift, add_shifts, shifted_sums
-from flashmm.sources import BLOCK_BYTES, Block, Source, Transform, make_source
-from flashmm.streaming import sum_source, worker_count
+from flashmm.sources import Block, Source, Transform, make_source
+from flashmm.streaming import passing, suitable_block_bytes, sum_source, worker_count
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
 
 __all__ = ["SummaryStats"]
+
+log = logging.getLogger("flashmm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +72,8 @@ class SummaryStats:
     shift
         Sums of y - X a for features whose variation drowns in the sums above
         (`flashmm.shifts`); None where no feature needs them.
+    log_weights
+        Sum of the logarithms of the samples' weights; the sums above are weighted by them.
 
     Raises
     ------
@@ -97,6 +103,7 @@ class SummaryStats:
     coef_names: Any = None
     structure: Any = None
     shift: Shift | None = None
+    log_weights: float = 0.0
 
     def __post_init__(self) -> None:
         fields: dict[str, Any] = {"n": _sample_count(self.n)}
@@ -164,6 +171,7 @@ class SummaryStats:
         transform: Transform = None,
         feature_names: Sequence[object] | None = None,
         coef_names: Sequence[str] | None = None,
+        weights: ArrayLike | None = None,
     ) -> SummaryStats:
         """Sum Y, X and Z over the samples.
 
@@ -182,6 +190,8 @@ class SummaryStats:
             ``"log2p1"``, ``"log1p"``, an elementwise callable, or None.
         feature_names, coef_names
             Labels that override those of Y and X.
+        weights
+            Precision of each sample, shape (n,); None for ones.
 
         Returns
         -------
@@ -196,7 +206,9 @@ class SummaryStats:
         labelled = next((part for part in (X, Z) if isinstance(part, pd.DataFrame)), None)
         samples = None if labelled is None else labelled.index
         source = make_source(Y, transform=transform, samples=samples, n=design.n)
-        stats = cls.from_design(source, design)
+        if weights is not None:
+            weights = positive(weights, design.n, "weights")
+        stats = cls.from_design(source, design, weights=weights)
         return stats if feature_names is None else replace(stats, feature_names=feature_names)
 
     @classmethod
@@ -259,8 +271,12 @@ class SummaryStats:
         source: Source,
         design: Design,
         *,
+        weights: FloatArray | None = None,
+        min_count: float | None = None,
+        min_fraction: float | None = None,
         workers: int | None = None,
-        block_bytes: int = BLOCK_BYTES,
+        progress: bool = False,
+        block_bytes: int | None = None,
     ) -> SummaryStats:
         """Sum a source over the samples of a design, block by block.
 
@@ -270,8 +286,15 @@ class SummaryStats:
             Y, features x samples.
         design
             X and Z of the same samples.
+        weights
+            Precision of each sample, shape (n,); None for ones.
+        min_count, min_fraction
+            Leave out features that sum to less before anything is done to them, or that are not
+            zero in a smaller fraction of the samples.
         workers
             Threads that sum blocks of sparse Y; None for as many as there are processors.
+        progress
+            Show a progress bar on a terminal.
         block_bytes
             Size of the blocks; it does not change the sums.
 
@@ -279,16 +302,36 @@ class SummaryStats:
         -------
         SummaryStats
         """
-        if source.reader.one_pass:
-            return _fold(cls, source, design)
-        columns = design_columns(design.X, design.Z)
+        selecting = min_count is not None or min_fraction is not None
+        source = replace(source, counting=selecting)
         # Dense products are threaded by BLAS itself.
         threads = worker_count(workers) if source.is_sparse and not source.densifies else 1
-        total = sum_source(source, columns, workers=threads, block_bytes=block_bytes)
+        block_bytes = block_bytes or suitable_block_bytes(source, design)
+        log.info(
+            "%s, %d features x %d samples: blocks of %.0f MiB, %d threads",
+            *(source.reader.kind, source.m, source.n, block_bytes / 2**20, threads),
+        )
+        if source.reader.one_pass:
+            stats, totals, detected = _fold(cls, source, design, weights)
+            return stats.take(passing(totals, detected, stats.n, min_count, min_fraction))
+        columns = design_columns(design.X, design.Z)
+        total = sum_source(
+            source,
+            columns,
+            weights=weights,
+            workers=threads,
+            block_bytes=block_bytes,
+            progress=progress,
+        )
+        kept = passing(total.totals, total.detected, source.n, min_count, min_fraction)
+        stats = _statistics(cls, total.sums, columns, design, source.feature_names, weights)
+        if selecting:
+            stats, source = stats.take(kept), source.taking(np.flatnonzero(kept))
         return _with_shift(
-            _statistics(cls, total.sums, columns, design, source.feature_names),
+            stats,
             lambda features: source.blocks(block_bytes, features=features, dense=True),
             columns,
+            weights,
         )
 
     def centred(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
@@ -321,6 +364,7 @@ class SummaryStats:
             feature_names=self.feature_names,
             coef_names=self.coef_names,
             structure=self.structure,
+            log_weights=self.log_weights + other.log_weights,
         )
         return replace(total, shift=add_shifts(self, other, total))
 
@@ -395,20 +439,24 @@ def _statistics(
     columns: DesignColumns,
     design: Design,
     feature_names: NDArray[Any],
+    weights: FloatArray | None,
 ) -> SummaryStats:
     """Sums over Y and the cross-products of the design, labelled."""
-    X = columns.X
+    X, Z = columns.X, columns.Z
+    weighted_X = X if weights is None else X * weights[:, None]
+    weighted_Z = Z if weights is None else sp.csr_array(Z * weights[:, None])
     return cls(
         n=X.shape[0],
-        XX=X.T @ X,
+        XX=X.T @ weighted_X,
         XY=sums.XY,
-        ZX=np.asarray(columns.transposed_Z @ X),
+        ZX=np.asarray(columns.transposed_Z @ weighted_X),
         ZY=sums.ZY,
-        ZZ=sp.csr_array(columns.transposed_Z @ columns.Z),
+        ZZ=sp.csr_array(columns.transposed_Z @ weighted_Z),
         yy=sums.yy,
         feature_names=feature_names,
         coef_names=design.coef_names,
         structure=design.structure,
+        log_weights=0.0 if weights is None else float(np.log(weights).sum()),
     )
 
 
@@ -416,26 +464,37 @@ def _with_shift(
     stats: SummaryStats,
     blocks: Callable[[NDArray[np.intp]], Iterable[Block]],
     columns: DesignColumns,
+    weights: FloatArray | None,
 ) -> SummaryStats:
-    return replace(stats, shift=shifted_sums(stats, blocks, columns))
+    return replace(stats, shift=shifted_sums(stats, blocks, columns, weights))
 
 
-def _fold(cls: type[SummaryStats], source: Source, design: Design) -> SummaryStats:
+def _fold(
+    cls: type[SummaryStats], source: Source, design: Design, weights: FloatArray | None
+) -> tuple[SummaryStats, FloatArray, FloatArray]:
     """Statistics of blocks of samples that can be had only once, each with its own shift."""
     total: SummaryStats | None = None
+    totals, detected = np.zeros(source.m), np.zeros(source.m)
     for block in source.blocks():
         columns = design_columns(design.X[block.samples], design.Z[block.samples])
         here = replace(block, samples=slice(0, columns.X.shape[0]))
+        part_weights = None if weights is None else weights[block.samples]
+        sums = block_sums(here, columns, part_weights)
         part = _with_shift(
-            _statistics(cls, block_sums(here, columns), columns, design, source.feature_names),
+            _statistics(cls, sums, columns, design, source.feature_names, part_weights),
             lambda features, here=here: [  # type: ignore[misc]
                 replace(here, features=features, values=here.values[features])
             ],
             columns,
+            part_weights,
         )
         total = part if total is None else total + part
-    assert total is not None
-    return total
+        if block.totals is not None and block.detected is not None:
+            totals += block.totals
+            detected += block.detected
+    if total is None:
+        raise InputError("Y has no blocks: there is nothing to sum.")
+    return total, totals, detected
 
 
 def _sample_count(n: Any) -> int:

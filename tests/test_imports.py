@@ -16,14 +16,15 @@ PACKAGE = Path(flashmm.__file__).parent
 # import from its own layer and from those above it in this list.
 LAYERS = [
     ("exceptions",),
-    ("arrays", "numeric", "labels", "design", "simulate_inputs", "simulate"),
+    ("arrays", "numeric", "labels", "per_sample", "progress"),
+    ("design", "simulate_inputs", "simulate"),
     ("random_formula", "formula_columns", "formula", "sources", "design_arrays"),
     ("block_sums", "streaming", "shifts", "summary_stats"),
     ("likelihood",),
     ("solvers",),
     ("inference", "schema", "storage"),
     ("results",),
-    ("model",),
+    ("constructors", "model"),
     ("__init__",),
 ]
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
@@ -31,10 +32,10 @@ LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 EDGE = {
     "pandas": {
         *("formula", "formula_columns", "random_formula", "numeric", "labels", "design_arrays"),
-        *("summary_stats", "simulate", "simulate_inputs"),
+        *("per_sample", "summary_stats", "simulate", "simulate_inputs"),
         *(f"sources.{name}" for name in ("anndata_kinds", "dataarrays", "iterables", "make")),
         *(f"sources.{name}" for name in ("matching", "memory")),
-        *("solvers.start", "inference.contrasts", "model"),
+        *("solvers.start", "inference.contrasts", "constructors"),
         *(f"results.{name}" for name in ("contrast_results", "estimates", "feature_results")),
     },
     "formulaic": {"formula", "formula_columns", "random_formula"},

@@ -233,7 +233,7 @@ def test_sparse_y_is_never_dense_as_a_whole(monkeypatch, transform, kind):
     assert_same_sums(stats, expected)
     assert all(8 * rows * columns <= block_bytes for rows, columns in shapes)
     if transform is not keeps_no_zero:  # only sums by the 6 groups are dense
-        assert all(6 in shape for shape in shapes)
+        assert all(min(shape) <= 6 for shape in shapes)
 
 
 @pytest.mark.parametrize("make", [np.asarray, sp.csr_array, pd.DataFrame])
@@ -319,17 +319,23 @@ def test_a_transform_that_is_not_finite_at_zero_is_named():
 def with_value(value, kind: str):
     Y = counts().astype(float)
     Y[3, 7] = value
-    return {
-        "array": Y,
-        "csr": sp.csr_array(Y),
-        "frame": pd.DataFrame(Y, FEATURES, SAMPLES),
-        "nullable": pd.DataFrame(Y, FEATURES, SAMPLES).convert_dtypes(),
-        "objects": np.where(np.isnan(Y), None, Y.astype(object)) if np.isnan(value) else Y,
-        "masked": np.ma.masked_invalid(Y) if np.isnan(value) else Y,
-    }[kind]
+    makers = {
+        "array": lambda: Y,
+        "csr": lambda: sp.csr_array(Y),
+        "csc": lambda: sp.csc_array(Y),
+        "Fortran order": lambda: np.asfortranarray(Y),
+        "frame": lambda: pd.DataFrame(Y, FEATURES, SAMPLES),
+        "nullable": lambda: pd.DataFrame(Y, FEATURES, SAMPLES).convert_dtypes(),
+        "objects": lambda: np.where(np.isnan(Y), None, Y.astype(object)),
+        "masked": lambda: np.ma.masked_invalid(Y),
+    }
+    return makers[kind]()
 
 
-@pytest.mark.parametrize("kind", ["array", "csr", "frame", "nullable", "objects", "masked"])
+MISSING_KINDS = ["array", "csr", "csc", "Fortran order", "frame", "nullable", "objects", "masked"]
+
+
+@pytest.mark.parametrize("kind", MISSING_KINDS)
 def test_a_missing_value_of_y_is_named(kind):
     with pytest.raises(InputError, match="Y has a missing value") as caught:
         stats_of(with_value(np.nan, kind))
@@ -340,13 +346,13 @@ def test_a_missing_value_of_y_is_named(kind):
 
 @pytest.mark.parametrize("missing", ["raise", "drop"])
 @pytest.mark.parametrize("value", [np.inf, -np.inf])
-@pytest.mark.parametrize("kind", ["array", "csr", "frame"])
+@pytest.mark.parametrize("kind", ["array", "csr", "csc", "Fortran order", "frame"])
 def test_an_infinite_value_of_y_is_named_and_never_dropped(kind, value, missing):
     with pytest.raises(InputError, match=r"Y is infinite: feature .*sample 'cell 7'"):
         stats_of(with_value(value, kind), missing=missing)
 
 
-@pytest.mark.parametrize("kind", ["array", "csr", "frame", "nullable", "objects", "masked"])
+@pytest.mark.parametrize("kind", MISSING_KINDS)
 def test_drop_leaves_the_same_samples_out_everywhere(kind):
     data = samples().astype({"g": "category"})
     data.loc["cell 2", "x"] = np.nan

@@ -76,6 +76,8 @@ class Projection:
         (X'X)^-1, shape (p, p).
     log_det_XX
         log |X'X|.
+    log_weights
+        Sum of the logarithms of the samples' weights; half of it belongs to a log-likelihood.
     ZX
         Scaled Z'X, shape (q, p).
     ZZ
@@ -100,6 +102,7 @@ class Projection:
     XX: FloatArray
     XX_inverse: FloatArray
     log_det_XX: float
+    log_weights: float
     ZX: FloatArray
     ZZ: sp.csr_array
     ZRy: FloatArray
@@ -247,6 +250,7 @@ def project(stats: SummaryStats) -> Projection:
         XX=stats.XX,
         XX_inverse=XX_inverse,
         log_det_XX=log_det,
+        log_weights=stats.log_weights,
         ZX=ZX,
         ZZ=ZZ,
         ZRy=np.ascontiguousarray(ZRy.T),

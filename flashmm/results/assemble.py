@@ -81,6 +81,7 @@ def _natural_loglik(projection: Projection, solution: Solution, method: str) -> 
     """Undo the scaling of y; REML loses 1/2 log|X'X| to have lme4's constant."""
     df = projection.n - (projection.p if method == "REML" else 0)
     loglik = solution.evaluation.loglik - 0.5 * df * np.log(projection.scale)
+    loglik += 0.5 * projection.log_weights
     return loglik - 0.5 * projection.log_det_XX if method == "REML" else loglik
 
 

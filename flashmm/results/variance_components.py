@@ -326,7 +326,7 @@ class VarianceComponentInference(Estimates):
         p = self._projection
         reml = self.options.method == "REML"
         shift = 0.5 * (p.n - p.p * reml) * np.log(p.scale[positions])
-        return loglik - shift - 0.5 * p.log_det_XX * reml
+        return loglik - shift - 0.5 * (p.log_det_XX * reml - p.log_weights)
 
     def _exact_null(self, n_sim: int, rng: Any) -> SimulatedNull:
         if len(self.stats.structure.parameters) != 1:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
@@ -16,6 +17,9 @@ from flashmm.sources.dask_arrays import dask_reader, is_dask
 from flashmm.sources.disk import disk_reader, is_on_disk
 from flashmm.sources.memory import array_reader, sparse_reader
 from flashmm.sources.pieces import Labelled, Reader
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["OpenedAnnData", "is_anndata", "matrix_reader", "open_anndata", "read_anndata"]
 
@@ -35,6 +39,26 @@ class OpenedAnnData:
     obs: pd.DataFrame
     var: pd.DataFrame
     reader: Reader
+
+    def mask(self, mask_var: Any) -> NDArray[np.bool_] | None:
+        """Genes to use as a mask over ``var``; None for all."""
+        if mask_var is None:
+            return None
+        what = "`mask_var`"
+        if isinstance(mask_var, str):
+            if mask_var not in self.var:
+                columns = [str(column) for column in self.var.columns]
+                raise InputError(
+                    f"`mask_var` names {mask_var!r}, which is no column of var. "
+                    f"{nearest(mask_var, columns)}"
+                )
+            what, mask_var = f"The column {mask_var!r} of var", self.var[mask_var]
+        if not pd.api.types.is_bool_dtype(getattr(mask_var, "dtype", None)):
+            raise InputError(f"{what} must hold booleans, one per gene.")
+        mask = np.asarray(mask_var, dtype=bool)
+        if mask.shape != (len(self.var),):
+            raise InputError(f"{what} has shape {mask.shape}, but there are {len(self.var)} genes.")
+        return mask
 
 
 def is_anndata(Y: Any) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm.exceptions import InputError
+from flashmm.labels import checked_labels, feature_positions
 from flashmm.sources.pieces import BLOCK_BYTES, Piece, Reader
 from flashmm.sources.transforms import (
     Transform,
@@ -150,6 +151,41 @@ class Source:
             sample_names=[name for name, kept in zip(names, keep, strict=True) if kept],
         )
 
+    def renamed(self, names: Any) -> Source:
+        """The same source with other labels of its features."""
+        labels = checked_labels(names, self.m, "feature", default=self.feature_names)
+        return replace(self, feature_names=labels)
+
+    def taking(self, features: Any) -> Source:
+        """The same source with some of its features: names, positions or a mask, in their order."""
+        kept = np.unique(feature_positions(self.feature_names, features))
+        return replace(
+            self,
+            feature_names=self.feature_names[kept],
+            chosen=kept if self.chosen is None else self.chosen[kept],
+        )
+
+    def normalised(self, target_sum: float | None) -> Source:
+        """The same source with samples that sum to ``target_sum``, their median if None.
+
+        Totals are over all features of Y, in use or not; they take a pass of their own unless
+        the target is given and blocks hold all features.
+        """
+        if target_sum is not None and not (np.isfinite(target_sum) and target_sum > 0):
+            raise InputError(f"`target_sum` must be positive, not {target_sum!r}.")
+        if target_sum is not None and self.reader.whole_samples:
+            return replace(self, target_sum=float(target_sum))
+        if self.reader.one_pass:
+            raise InputError(
+                "size_factors='total' needs a `target_sum` here: the median total takes a pass of "
+                "its own, but these blocks can be had only once."
+            )
+        totals = self.sample_totals()
+        if target_sum is None:
+            held = totals[totals > 0]
+            target_sum = float(np.median(held)) if held.size else 1.0
+        return replace(self, size_factors=size_factors_of(totals, target_sum))
+
     def raw_blocks(
         self,
         block_bytes: int = BLOCK_BYTES,
@@ -182,6 +218,12 @@ class Source:
                 continue
             slots = slice(int(low), int(high)) if features is None else features[low:high]
             yield RawBlock(number, piece, wanted[low:high] - start, slots, piece.read())
+
+    def count_blocks(self, block_bytes: int = BLOCK_BYTES) -> int | None:
+        """How many pieces a pass reads at most; None when that is not known beforehand."""
+        if self.reader.one_pass:
+            return None
+        return sum(1 for _ in self.reader.pieces(block_bytes, dense=self.densifies))
 
     def blocks(
         self,
