@@ -1,0 +1,145 @@
+"""Measurements as Markdown; the page in docs prints its tables with these functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["environment_table", "peer_table", "target_table"]
+
+
+def target_table(measured: Mapping[str, Any]) -> str:
+    """One row per case: size, our time, and every target beside what was measured."""
+    rows = [
+        [
+            "case",
+            "features",
+            "engine",
+            "whole fit",
+            "per feature",
+            "iterations (median, max)",
+            "peak memory",
+            "target",
+            "measured",
+            "met",
+        ]
+    ]
+    for case in measured["cases"]:
+        main = case["spaces"][case["space"]]
+        iterations = main["iterations"]
+        targets = case["targets"]
+        rows.append(
+            [
+                case["title"],
+                f"{case['m']:,}",
+                main["engine"],
+                duration(case["seconds"]),
+                duration(case["seconds_per_feature"]),
+                f"{iterations['median']:.0f}, {iterations['maximum']}",
+                f"{case['memory_peak'] / 1e9:.2f} GB",
+                "<br>".join(_target(t) for t in targets),
+                "<br>".join(_value(t) for t in targets),
+                "<br>".join({True: "yes", False: "no", None: "–"}[t["met"]] for t in targets),
+            ]
+        )
+    return _markdown(rows)
+
+
+def peer_table(measured: Mapping[str, Any]) -> str:
+    """One row per case and peer: its time, ours in the same space, and whether they agree."""
+    rows = [
+        [
+            "case",
+            "peer",
+            "features it fitted",
+            "its time per feature",
+            "ours",
+            "ratio",
+            "same optimum",
+            "largest difference of log-likelihoods",
+        ]
+    ]
+    for case in measured["cases"]:
+        for name, peer in case["peers"].items():
+            if "agreement" not in peer:
+                reason = peer.get("missing", "failed")
+                rows.append([case["title"], name, "–", reason, "–", "–", "–", "–"])
+                continue
+            found = peer["agreement"]
+            same = f"{found['same']} of {found['features']}"
+            if found["peer_lower"]:
+                same += f" ({found['peer_lower']} left lower by the peer)"
+            difference = found["loglik_difference"]
+            ours = case["spaces"][peer["space"]]["seconds"] / case["m"]
+            rows.append(
+                [
+                    case["title"],
+                    name,
+                    str(peer["features"]),
+                    duration(peer["seconds_per_feature"]),
+                    duration(ours),
+                    number(peer["ratio"]) if found["agrees"] else "answers differ",
+                    same,
+                    "–" if difference is None else f"{difference:.0e}",
+                ]
+            )
+    return _markdown(rows)
+
+
+def environment_table(measured: Mapping[str, Any]) -> str:
+    """Machine, versions and date."""
+    where = measured["environment"]
+    rows = [["what", "value"]]
+    rows.append(["date", where["date"]])
+    rows.append(["processor", f"{where['processor']}, {where['cores']} cores"])
+    rows.append(["memory", f"{where['memory_gib']} GiB"])
+    rows.append(["Python", where["python"]])
+    for pool in where["blas"]:
+        details = [str(pool[key]) for key in ("version", "kernel") if pool.get(key)]
+        rows.append(["BLAS in Python", ", ".join([pool["library"], *details])])
+    rows += [[name, version] for name, version in where["packages"].items() if version]
+    for name, version in (where["r"] or {}).items():
+        rows.append([name if name == "R" else f"{name} in R", version])
+    return _markdown(rows)
+
+
+def duration(seconds: float) -> str:
+    """A time with three digits in the unit that suits it."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * factor >= 1.0:
+            return f"{number(seconds * factor)} {unit}"
+    return f"{number(seconds * 1e6)} µs"
+
+
+def number(value: float) -> str:
+    """Three significant digits, thousands separated."""
+    if value >= 1000:
+        digits = len(str(int(value))) - 3
+        return f"{int(round(value, -digits)):,}"
+    return f"{value:.3g}"
+
+
+def _target(target: Mapping[str, Any]) -> str:
+    bound = number(target["bound"])
+    return {
+        "ratio": f"{bound} times faster than {target['peer']}",
+        "within": f"within {bound} times {target['peer']}'s time",
+        "loglik": f"log-likelihood within {target['bound']:.0e} of {target['peer']}'s",
+        "seconds": f"{bound} s",
+        "gigabytes": f"{bound} GB",
+    }[target["kind"]]
+
+
+def _value(target: Mapping[str, Any]) -> str:
+    if target["value"] is None:
+        return "not measured"
+    unit = {"seconds": " s", "gigabytes": " GB"}.get(target["kind"], "")
+    if target["kind"] == "loglik":
+        return f"{target['value']:.0e}"
+    return number(target["value"]) + unit
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    return "\n".join(lines)
