@@ -121,6 +121,15 @@ class Maximiser:
             result.score[rows], result.status[rows] = found.evaluation.score, found.status
         return result
 
+    def loglik(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Log-likelihoods at theta (B, k), shape (B,)."""
+        result = np.empty(features.size)
+        size = self.likelihood.batch_size(self.memory)
+        for first in range(0, features.size, size):
+            rows = slice(first, first + size)
+            result[rows] = self.likelihood.evaluate(theta[rows], features[rows]).loglik
+        return result
+
     def _inside(
         self,
         start: FloatArray,

@@ -28,6 +28,7 @@ __all__ = [
     "ZeroHypothesis",
     "asymptotic_null",
     "likelihood_ratio",
+    "wald_limits",
     "z_statistics",
     "zero_hypotheses",
 ]
@@ -186,3 +187,25 @@ def z_statistics(
     else:
         p = stats.norm.sf(z) if alternative == "greater" else stats.norm.cdf(z)
     return z, np.asarray(p)
+
+
+def wald_limits(
+    theta: FloatArray, se: FloatArray, alpha: float, on_log_scale: NDArray[np.bool_]
+) -> FloatArray:
+    """Normal limits of theta (B, k), shape (B, k, 2).
+
+    Parameters
+    ----------
+    theta, se
+        Estimates and standard errors, shape (B, k).
+    alpha
+        One minus the coverage.
+    on_log_scale
+        Parameters whose logarithm is taken as normal, with standard error se / theta, shape
+        (k,); NaN where theta is not positive.
+    """
+    half = stats.norm.isf(alpha / 2.0) * np.stack([-se, se], axis=-1)
+    centre = theta[:, :, None]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        logarithmic = np.where(centre > 0, centre * np.exp(half / centre), np.nan)
+    return np.where(on_log_scale[:, None], logarithmic, centre + half)

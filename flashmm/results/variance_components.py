@@ -5,15 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
+from scipy.stats import chi2
 
 from flashmm.exceptions import ConvergenceWarning, InputError, nearest
 from flashmm.inference.constrained import Maximiser
 from flashmm.inference.exact_lrt import SimulatedNull, simulate_exact_null
 from flashmm.inference.names import term_name
+from flashmm.inference.profile import Estimate, profile_limits
 from flashmm.inference.statistics import resolve_alternative
 from flashmm.inference.variance_fractions import (
     column_sums,
@@ -26,6 +29,7 @@ from flashmm.inference.variance_tests import (
     ZeroHypothesis,
     asymptotic_null,
     likelihood_ratio,
+    wald_limits,
     z_statistics,
     zero_hypotheses,
 )
@@ -281,6 +285,89 @@ class VarianceComponentInference(Estimates):
         shares = variance_fractions(parts, covariance, np.ones(c))
         return self._shares(positions, (*labels, *names), shares.estimate, shares.se)
 
+    def conf_int_theta(
+        self,
+        alpha: float = 0.05,
+        *,
+        method: Literal["wald", "profile"] = "wald",
+        scale: Literal["variance", "sd"] = "variance",
+        params: str | Sequence[str] | None = None,
+        features: Any = None,
+    ) -> xr.DataArray:
+        """Confidence limits of the variances and covariances.
+
+        Parameters
+        ----------
+        alpha
+            One minus the coverage.
+        method
+            ``"wald"``: estimate -/+ z se; in the psd space limits of a variance are symmetric on
+            the log scale, theta exp(-/+ z se / theta), and NaN for a variance of zero.
+            ``"profile"``: where the log-likelihood that was fitted (restricted for REML), maximised
+            over the other variance parameters, has fallen by half the chi-square quantile.
+        scale
+            ``"variance"``, or ``"sd"`` for the square roots of the variances' limits (0 for a
+            negative lower limit), covariances left out.
+        params
+            Names of variance parameters; all by default.
+        features
+            Names, positions or a mask; all by default.
+
+        Returns
+        -------
+        DataArray
+            Dims feature, param, bound (lower, upper). The profile of a variance in the psd
+            space ends at 0.
+
+        Raises
+        ------
+        InputError
+            If an option or a parameter is unknown.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> Z = np.kron(np.eye(8), np.ones((5, 1)))
+        >>> result = fm.MultiLMM.from_arrays(rng.normal(size=(3, 40)), np.ones((40, 1)), Z).fit()
+        >>> result.conf_int_theta(method="profile", scale="sd").dims
+        ('feature', 'param', 'bound')
+        """
+        for name, value, options in (
+            ("method", method, ("wald", "profile")),
+            ("scale", scale, ("variance", "sd")),
+        ):
+            if value not in options:
+                raise InputError(f"Unknown {name}={value!r}. {nearest(str(value), options)}")
+        if not isinstance(alpha, Real) or not 0.0 < alpha < 1.0:
+            raise InputError(f"`alpha` must lie between 0 and 1, not {alpha!r}.")
+        chosen = self._param_positions(params)
+        if scale == "sd":
+            chosen = chosen[self.stats.structure.is_variance[chosen]]
+        positions = self._positions(features)
+        if method == "profile":
+            limits = self._profiled(positions, chosen, alpha)
+        else:
+            limits = wald_limits(
+                self.ds["theta"].to_numpy()[np.ix_(positions, chosen)],
+                self.ds["se_theta"].to_numpy()[np.ix_(positions, chosen)],
+                alpha,
+                self.stats.structure.is_variance[chosen] & (self.options.parameter_space == "psd"),
+            )
+        if scale == "sd":
+            limits = np.sqrt(np.where(np.isnan(limits), np.nan, np.maximum(limits, 0.0)))
+        return xr.DataArray(
+            limits,
+            dims=("feature", "param", "bound"),
+            coords={
+                "feature": self._features.to_numpy()[positions],
+                "param": self.ds["param"].to_numpy()[chosen],
+                "bound": ["lower", "upper"],
+            },
+            name="conf_int_theta",
+            attrs={"method": method, "scale": scale, "alpha": float(alpha)},
+        )
+
     # ---- helpers ---------------------------------------------------------------------------
 
     @cached_property
@@ -327,6 +414,35 @@ class VarianceComponentInference(Estimates):
         reml = self.options.method == "REML"
         shift = 0.5 * (p.n - p.p * reml) * np.log(p.scale[positions])
         return loglik - shift - 0.5 * (p.log_det_XX * reml - p.log_weights)
+
+    def _param_positions(self, params: str | Sequence[str] | None) -> IntArray:
+        names = [str(name) for name in self.ds["param"].to_numpy()]
+        if params is None:
+            return np.arange(len(names))
+        asked = [params] if isinstance(params, str) else [str(name) for name in params]
+        unknown = [name for name in asked if name not in names]
+        if unknown:
+            raise InputError(f"No variance parameter {unknown[0]!r}. {nearest(unknown[0], names)}")
+        return np.array([names.index(name) for name in asked], dtype=np.intp)
+
+    def _profiled(self, positions: IntArray, params: IntArray, alpha: float) -> FloatArray:
+        """Profile limits in the units of Y, shape (B, c, 2); NaN without a regular fit."""
+        limits = np.full((positions.size, params.size, 2), np.nan)
+        known = np.flatnonzero(self._on_request.known[positions] & self._converged[positions])
+        at = positions[known]
+        unit = self._projection.param_scale * self._projection.scale[at][:, None]
+        maximiser = self._maximiser
+        estimate = Estimate(
+            self._on_request.theta[at],
+            self.ds["se_theta"].to_numpy()[at] / unit,
+            maximiser.loglik(self._on_request.theta[at], at),
+            at,
+        )
+        quantile = float(chi2.isf(alpha, 1))
+        for j, i in enumerate(params):
+            found = profile_limits(maximiser, estimate, int(i), quantile)
+            limits[known, j] = found * unit[:, i, None]
+        return limits
 
     def _exact_null(self, n_sim: int, rng: Any) -> SimulatedNull:
         if len(self.stats.structure.parameters) != 1:

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Fixed"]
 
-# A parameter that is held inside a covariance block takes part in the cone program with its
-# information multiplied by this, so that the program does not move it.
-_STIFFNESS = 1e8
+# A parameter that is held inside a covariance block takes part in the cone program, with its
+# information multiplied by this and a multiplier that takes up what still moves it.
+_STIFFNESS = 1e3
+_MULTIPLIER_UPDATES = 6
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,22 @@ class Fixed:
         held, carried = self.held_positions, self.carried
         score = score[:, carried]
         information = information[:, carried[:, None], carried[None, :]]
-        diagonal = np.diagonal(information, axis1=-2, axis2=-1)[:, held]
+        stiffness = np.diagonal(information, axis1=-2, axis2=-1)[:, held].copy()
+        stiffness *= _STIFFNESS if self.blocks else 1.0
         score[:, held] = 0.0
         information[:, held, :] = 0.0
         information[:, :, held] = 0.0
-        information[:, held, held] = diagonal * (_STIFFNESS if self.blocks else 1.0)
-        inner = self.inner.step(theta[:, carried], score, information)
+        information[:, held, held] = stiffness
+        at = theta[:, carried]
+        inner = self.inner.step(at, score, information)
+        # The method of multipliers (Hestenes 1969): each round leaves a thousandth of the drift.
+        for _ in range(_MULTIPLIER_UPDATES if self.blocks else 0):
+            drift = np.abs(inner[:, held]) > 1e-12 * np.abs(at[:, held])
+            rows = np.flatnonzero(drift.any(axis=1))
+            if rows.size == 0:
+                break
+            score[np.ix_(rows, held)] -= stiffness[rows] * inner[np.ix_(rows, held)]
+            inner[rows] = self.inner.step(at[rows], score[rows], information[rows])
         inner[:, held] = 0.0
         step = np.zeros_like(theta)
         step[:, carried] = inner
