@@ -116,26 +116,21 @@ def test_a_profile_on_the_boundary_ends_at_zero():
 
 
 def test_limits_do_not_depend_on_units_or_company():
-    result = fm.MultiLMM(model().stats.take(["gene 4", "gene 0", "gene 9"]))
-    result = result.fit(parameter_space="psd")
-    limits = result.conf_int_theta(method="profile")
+    s = model().stats.take(["gene 3", "gene 5"])
+    result = fm.MultiLMM(s).fit(parameter_space="psd")
+    params = ["donor[age]", "batch"]
+    limits = result.conf_int_theta(method="profile", params=params)
     assert np.isfinite(limits.to_numpy()).all()
-    alone = result.conf_int_theta(method="profile", params=["batch"], features=["gene 4"])
-    assert_allclose(alone[0, 0], limits.sel(feature="gene 4", param="batch"), rtol=1e-9)
-    s = result.stats
-    scaled = fm.MultiLMM(
-        fm.SummaryStats(
-            n=s.n,
-            XX=s.XX,
-            XY=100 * s.XY,
-            ZX=s.ZX,
-            ZY=100 * s.ZY,
-            ZZ=s.ZZ,
-            yy=1e4 * s.yy,
-            structure=s.structure,
-        )
-    ).fit(parameter_space="psd")
-    assert_allclose(scaled.conf_int_theta(method="profile"), 1e4 * limits, rtol=1e-6, atol=1e-6)
+    alone = result.conf_int_theta(method="profile", params="batch", features=["gene 3"])
+    assert_allclose(alone[0, 0], limits.sel(feature="gene 3", param="batch"), rtol=1e-9)
+    hundredfold = fm.SummaryStats(
+        **{name: getattr(s, name) for name in ("n", "XX", "ZX", "ZZ", "structure")},
+        **{name: 100 * getattr(s, name) for name in ("XY", "ZY")},
+        yy=1e4 * s.yy,
+    )
+    again = fm.MultiLMM(hundredfold).fit(parameter_space="psd")
+    again = again.conf_int_theta(method="profile", params=params)
+    assert_allclose(again, 1e4 * limits, rtol=1e-6, atol=1e-6)
 
 
 def test_coverage_of_the_profile():
