@@ -22,6 +22,8 @@ from flashmm.summary_stats import SummaryStats
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from flashmm.recipe import DesignRecipe
+
 __all__ = ["ModelData"]
 
 
@@ -52,15 +54,24 @@ class ModelData:
         Formulas as text, for printing.
     n_dropped
         Samples left out because of missing values.
+    recipe
+        How X and Z are made of data, for predictions; None when built from matrices.
     """
 
     def __init__(
-        self, stats: SummaryStats, *, fixed: str = "", random: str = "", n_dropped: int = 0
+        self,
+        stats: SummaryStats,
+        *,
+        fixed: str = "",
+        random: str = "",
+        n_dropped: int = 0,
+        recipe: DesignRecipe | None = None,
     ) -> None:
         self.stats = stats
         self.fixed = fixed
         self.random = random
         self.n_dropped = n_dropped
+        self.recipe = recipe
 
     def __repr__(self) -> str:
         formulas = f"fixed={self.fixed!r}, random={self.random!r}, " if self.fixed else ""
@@ -309,7 +320,13 @@ p=5, q=6>
             workers=handling.n_jobs,
             progress=handling.progress,
         )
-        return cls(stats, fixed=design.fixed, random=design.random, n_dropped=int(dropped.sum()))
+        return cls(
+            stats,
+            fixed=design.fixed,
+            random=design.random,
+            n_dropped=int(dropped.sum()),
+            recipe=design.recipe,
+        )
 
     @classmethod
     def from_arrays(

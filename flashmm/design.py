@@ -251,8 +251,8 @@ class Design:
         Labels of the n samples; None when the samples are unlabelled.
     fixed, random
         The formulas as text, for printing; empty when built from arrays.
-    fixed_spec
-        formulaic's model spec of X, for new data; None when built from arrays.
+    recipe
+        How X and Z are made of new data, see `flashmm.recipe`; None when built from arrays.
     """
 
     X: FloatArray
@@ -262,7 +262,7 @@ class Design:
     sample_names: Sequence[object] | None = None
     fixed: str = ""
     random: str = ""
-    fixed_spec: Any = None
+    recipe: Any = None
 
     @property
     def n(self) -> int:

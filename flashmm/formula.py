@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from formulaic import SimpleFormula
+from formulaic import Formula, SimpleFormula
 
 from flashmm.design import INTERCEPT, CovarianceStructure, Design, RandomTerm
 from flashmm.exceptions import InputError, listing, nearest
@@ -26,7 +26,14 @@ from flashmm.formula_columns import (
     missing_rows,
     refuse_infinite,
 )
-from flashmm.random_formula import BarTerm, PlainTerm, parse_formula, parse_random
+from flashmm.random_formula import BarTerm, PlainTerm, parse_formula, parse_random, terms_text
+from flashmm.recipe import (
+    DesignRecipe,
+    FormulaRecipe,
+    TermRecipe,
+    record_column,
+    with_factors,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -159,23 +166,77 @@ def build_design(
         _bar_columns(term, columns) if isinstance(term, BarTerm) else _plain_columns(term, columns)
         for term in terms
     ]
-    structure = CovarianceStructure(_name_terms(terms, [random_term for random_term, _ in built]))
+    structure = CovarianceStructure(_name_terms(terms, [block.term for block in built]))
+    recipe = _recipe(kept, names.context, (plain, spec), built, structure)
     index = table.index
     unlabelled = index.equals(pd.RangeIndex(len(index))) and isinstance(index, pd.RangeIndex)
     design = Design(
         X=X,
-        Z=sp.csr_array(sp.hstack([block for _, block in built], format="csr")),
+        Z=sp.csr_array(sp.hstack([block.Z for block in built], format="csr")),
         coef_names=coef_names,
         structure=structure,
         sample_names=None if unlabelled else list(labels),
         fixed=fixed_text,
         random=_random_text(terms),
-        fixed_spec=spec,
+        recipe=recipe,
     )
     return DesignBuild(design, dropped)
 
 
-def _bar_columns(term: BarTerm, columns: Columns) -> tuple[RandomTerm, sp.csr_array]:
+@dataclass(frozen=True)
+class _Block:
+    """A random term's columns of Z, (n, L * s), and how they were made."""
+
+    term: RandomTerm
+    Z: sp.csr_array
+    effects: SimpleFormula
+    spec: Any
+    group: tuple[str, ...]
+
+
+def _recipe(
+    data: pd.DataFrame,
+    context: Mapping[str, Any],
+    fixed: tuple[SimpleFormula, Any],
+    blocks: list[_Block],
+    structure: CovarianceStructure,
+) -> DesignRecipe:
+    """Note how the columns were made, for new data."""
+
+    def formula(parsed: SimpleFormula, spec: Any, output: Literal["numpy", "sparse"]) -> Any:
+        used = Names(data, dict(context))
+        used.add_formula(parsed, "")
+        names = tuple(str(name) for name in spec.column_names)
+        return FormulaRecipe(terms_text(parsed), tuple(used.columns), names, spec, output)
+
+    X = formula(*fixed, "numpy")
+    terms = tuple(
+        TermRecipe(term.name, formula(block.effects, block.spec, "sparse"), block.group)
+        for term, block in zip(structure.terms, blocks, strict=True)
+    )
+    in_formula = {name for part in (X, *(term.effects for term in terms)) for name in part.columns}
+    recipe = DesignRecipe(
+        columns={
+            name: record_column(data[name], in_formula=name in in_formula) for name in data.columns
+        },
+        fixed=X,
+        terms=terms,
+        factors=(),
+        combinations=np.zeros((1, 0), dtype=np.intp),
+        counts=np.array([len(data)], dtype=np.intp),
+        context=context,
+    )
+    spec = X.spec
+    categorical = {
+        str(variable)
+        for factor, variables in spec.factor_variables.items()
+        if spec.encoder_state.get(factor.expr, ("",))[0] == "categorical"
+        for variable in variables
+    }
+    return with_factors(recipe, data, categorical)
+
+
+def _bar_columns(term: BarTerm, columns: Columns) -> _Block:
     """Build the columns of ``(effects | group)``, level by level, shape (n, L * s)."""
     source = f"Random term {term.source!r}"
     effects, spec = columns.build(term.effects, source, "sparse")
@@ -214,10 +275,10 @@ def _bar_columns(term: BarTerm, columns: Columns) -> tuple[RandomTerm, sp.csr_ar
         effects=names,
         covariance=term.covariance if len(names) > 1 else "full",
     )
-    return random_term, Z
+    return _Block(random_term, Z, term.effects, spec, term.group)
 
 
-def _plain_columns(term: PlainTerm, columns: Columns) -> tuple[RandomTerm, sp.csr_array]:
+def _plain_columns(term: PlainTerm, columns: Columns) -> _Block:
     """Build the columns of a FLASHMM formula, one variance for all of them."""
     source = f"Random term {term.text!r}"
     terms = list(term.formula)
@@ -250,7 +311,12 @@ def _plain_columns(term: PlainTerm, columns: Columns) -> tuple[RandomTerm, sp.cs
     random_term = RandomTerm(term.name or group, group, names, (INTERCEPT,), "identity")
     Z = sp.csr_array(Z)
     Z.eliminate_zeros()
-    return random_term, Z
+    if group != bare or bare not in columns.data.columns:
+        return _Block(random_term, Z, term.formula, spec, ())
+    # One effect for each level of a column, as (1 | column) has.
+    one = Formula("1")
+    _, spec = columns.build(one, source, "sparse")
+    return _Block(random_term, Z, one, spec, (bare,))
 
 
 def _name_terms(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from formulaic import SimpleFormula
+from formulaic import ModelSpec, SimpleFormula
 from formulaic.errors import DataMismatchWarning
 from formulaic.transforms import TRANSFORMS
 from formulaic.utils.code import sanitize_variable_names
@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
     BoolArray = NDArray[np.bool_]
 
-__all__ = ["Columns", "Names", "check_data", "clean", "missing_rows", "refuse_infinite"]
+__all__ = [
+    "Columns",
+    "Names",
+    "check_data",
+    "clean",
+    "missing_rows",
+    "number_label",
+    "refuse_infinite",
+]
 
 # Types that expressions such as I(x.astype(float)) name.
 _VALUE_BUILTINS = frozenset({"float", "int", "bool", "str"})
@@ -220,6 +228,11 @@ def refuse_infinite(data: pd.DataFrame, labels: pd.Index[Any]) -> None:
                 )
 
 
+def number_label(number: float, whole: bool) -> str:
+    """A number as the label of a level."""
+    return str(int(number)) if whole else str(number)
+
+
 class Columns:
     """The columns that formulas make of the rows in use.
 
@@ -241,9 +254,12 @@ class Columns:
         self._codes: dict[str, tuple[NDArray[np.intp], list[str]]] = {}
 
     def build(
-        self, formula: SimpleFormula, source: str, output: Literal["numpy", "sparse"]
+        self, formula: SimpleFormula | ModelSpec, source: str, output: Literal["numpy", "sparse"]
     ) -> tuple[Any, Any]:
-        """Columns of a formula, finite float64 (dense, or sparse CSC), and formulaic's spec."""
+        """Columns of a formula, finite float64 (dense, or sparse CSC), and formulaic's spec.
+
+        A spec in place of the formula makes the columns that it made before.
+        """
         try:
             # What log(0) gives is reported below, with its rows; a level outside
             # C(x, levels=...) would silently become a row of zeros.
@@ -319,11 +335,9 @@ class Columns:
             elif values.dtype.kind in "biuf":
                 numbers, inverse = np.unique(np.asarray(values), return_inverse=True)
                 codes = np.asarray(inverse, dtype=np.intp)
-                if numbers.dtype.kind == "f" and (numbers == np.round(numbers)).all():
-                    # Integers that once had missing values beside them.
-                    levels = [str(int(number)) for number in numbers]
-                else:
-                    levels = [str(number) for number in numbers.tolist()]
+                # Floats may be integers that once had missing values beside them.
+                whole = bool(numbers.dtype.kind != "b" and (numbers == np.round(numbers)).all())
+                levels = [number_label(number, whole) for number in numbers.tolist()]
             else:
                 found, uniques = pd.factorize(values)
                 unsorted = [str(level) for level in uniques]

@@ -47,6 +47,8 @@ class MultiLMM(ModelData):
         Formulas as text, for printing.
     n_dropped
         Samples left out because of missing values.
+    recipe
+        How X and Z are made of data, for predictions; None when built from matrices.
 
     Examples
     --------
@@ -160,7 +162,9 @@ class MultiLMM(ModelData):
             random=self.random,
             n_dropped=self.n_dropped,
         )
-        results = assemble_results(self.stats, projection, likelihood, solution, options)
+        results = assemble_results(
+            self.stats, projection, likelihood, solution, options, self.recipe
+        )
         _warn_about(results.ds["status"].to_numpy())
         return results
 

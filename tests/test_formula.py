@@ -142,7 +142,7 @@ def test_the_spec_materialises_new_data():
     design = build("~ 0 + f + scale(x)", "(1|g)")
     new = pd.DataFrame({"f": ["hi"], "x": [2.5]})
     x = SAMPLES["x"].to_numpy()
-    row = np.asarray(design.fixed_spec.get_model_matrix(new), dtype=float)
+    row = np.asarray(design.recipe.fixed_rows(new))
     np.testing.assert_allclose(row, [[1, 0, (2.5 - x.mean()) / x.std(ddof=1)]])
 
 

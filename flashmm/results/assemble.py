@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.likelihood import Estimator, Projection
+    from flashmm.recipe import DesignRecipe
     from flashmm.solvers.base import Solution
     from flashmm.summary_stats import SummaryStats
 
@@ -36,6 +37,7 @@ def assemble_results(
     likelihood: Estimator,
     solution: Solution,
     options: FitOptions,
+    recipe: DesignRecipe | None = None,
 ) -> MultiLMMResults:
     """Scale a solution back, add the fixed effects, settle the verdicts and label all of it."""
     status = _verdicts(projection, likelihood, solution, options)
@@ -74,7 +76,7 @@ def assemble_results(
         },
         attrs=attributes(stats, options),
     )
-    return MultiLMMResults(ds, stats, options, projection)
+    return MultiLMMResults(ds, stats, options, projection, recipe)
 
 
 def _natural_loglik(projection: Projection, solution: Solution, method: str) -> FloatArray:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from flashmm.exceptions import InputError
 from flashmm.inference.statistics import t_statistics
 from flashmm.labels import feature_positions
 from flashmm.likelihood import Estimator, Projection, make_likelihood, project
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
+    from flashmm.recipe import DesignRecipe
     from flashmm.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
@@ -59,6 +61,8 @@ class Estimates:
         How they were fitted.
     projection
         The statistics projected off X; computed when left out.
+    recipe
+        How X and Z are made of data; None when the model was built from matrices.
     """
 
     def __init__(
@@ -67,10 +71,12 @@ class Estimates:
         stats: SummaryStats,
         options: FitOptions,
         projection: Projection | None = None,
+        recipe: DesignRecipe | None = None,
     ) -> None:
         self.ds = ds
         self.stats = stats
         self.options = options
+        self.recipe = recipe
         if projection is not None:
             self.__dict__["_projection"] = projection
 
@@ -197,6 +203,15 @@ class Estimates:
         return self.options.method
 
     # ---- helpers ---------------------------------------------------------------------------
+
+    def _known_recipe(self) -> DesignRecipe:
+        if self.recipe is None:
+            raise InputError(
+                "These results do not know how X and Z are made of data: the model was built from "
+                "matrices or summary statistics, or its formulas hold what a file cannot keep. "
+                "Pass the matrices themselves."
+            )
+        return self.recipe
 
     def _coords(self, *names: str) -> dict[str, Any]:
         return {name: self.ds[name].to_numpy() for name in names}

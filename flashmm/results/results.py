@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from flashmm.exceptions import InputError
+from flashmm.recipe_text import recipe_from_text, recipe_to_text
 from flashmm.results.estimates import FitOptions, attributes
 from flashmm.results.feature_results import FeatureResults
 from flashmm.results.fixed_effects import FixedEffectInference
+from flashmm.results.predictions import NewDataPredictions
 from flashmm.results.random_effects import RandomEffectPredictions
 from flashmm.results.summary import SummaryPage, feature_page, model_page
 from flashmm.results.variance_components import VarianceComponentInference
@@ -28,7 +32,12 @@ if TYPE_CHECKING:
 __all__ = ["MultiLMMResults"]
 
 
-class MultiLMMResults(FixedEffectInference, RandomEffectPredictions, VarianceComponentInference):
+class MultiLMMResults(
+    FixedEffectInference,
+    RandomEffectPredictions,
+    NewDataPredictions,
+    VarianceComponentInference,
+):
     """Fitted models of all features.
 
     Parameters
@@ -41,6 +50,8 @@ class MultiLMMResults(FixedEffectInference, RandomEffectPredictions, VarianceCom
         How they were fitted.
     projection
         The statistics projected off X; computed when left out.
+    recipe
+        How X and Z are made of data; None when the model was built from matrices.
 
     Examples
     --------
@@ -100,6 +111,10 @@ class MultiLMMResults(FixedEffectInference, RandomEffectPredictions, VarianceCom
     def save(self, path: str | PathLike[str]) -> None:
         """Write estimates and summary statistics to one netCDF file, whole or not at all.
 
+        The formulas go along, with the state of their transforms, so that loaded results
+        predict; functions passed as ``context`` do not, nor do levels that are no text, number
+        or boolean.
+
         Parameters
         ----------
         path
@@ -108,6 +123,10 @@ class MultiLMMResults(FixedEffectInference, RandomEffectPredictions, VarianceCom
         ds = xr.merge([self.ds, stats_to_dataset(self.stats)], join="exact", compat="no_conflicts")
         ds.attrs = {**stats_to_dataset(self.stats.take([])).attrs, **self.ds.attrs}
         ds.attrs["flashmm_kind"] = "MultiLMMResults"
+        if self.recipe is not None:
+            with contextlib.suppress(InputError):
+                text = np.array([recipe_to_text(self.recipe)], dtype=object)
+                ds = ds.assign(recipe=("recipes", text))
         save_dataset(ds, path)
 
     @classmethod
@@ -135,4 +154,7 @@ class MultiLMMResults(FixedEffectInference, RandomEffectPredictions, VarianceCom
         ds = ds.drop_vars([name for name in ds.coords if name not in ("feature", "coef", "param")])
         ds["n_iter"], ds["status"] = ds["n_iter"].astype(np.int64), ds["status"].astype(np.int8)
         ds.attrs = attributes(stats, options)
-        return cls(ds, stats, options)
+        recipe = None
+        if "recipe" in merged:
+            recipe = recipe_from_text(str(merged["recipe"].to_numpy()[0]))
+        return cls(ds, stats, options, recipe=recipe)
