@@ -168,7 +168,9 @@ class DesignRecipe:
             If a column is absent, missing a value, of another type, or has a level that the
             model does not know.
         """
-        return np.asarray(self._evaluate(self.fixed, check_data(data), "The fixed formula", context))
+        return np.asarray(
+            self._evaluate(self.fixed, check_data(data), "The fixed formula", context)
+        )
 
     def random_rows(
         self,

@@ -142,7 +142,7 @@ class NewDataPredictions(Estimates):
             return prediction
         Z_known = rows.random.Z if conditional and rows.random is not None else None
         variance = self._on_request.prediction_variance(positions, rows.X, Z_known)
-        if rows.random is not None:
+        if rows.random is not None and (conditional or wide):
             weights = rows.random.new.copy()
             weights[:, -1] = float(wide)
             variance = variance + self.ds["theta"].to_numpy()[positions] @ weights.T
@@ -277,9 +277,7 @@ class NewDataPredictions(Estimates):
             random = recipe.random_rows(newdata, structure, known=known, context=context)
         return _Rows(columns, random, pd.DataFrame(newdata).index)
 
-    def _matrix_rows(
-        self, X: ArrayLike, Z: Any, *, known: bool, need_random: bool
-    ) -> _Rows:
+    def _matrix_rows(self, X: ArrayLike, Z: Any, *, known: bool, need_random: bool) -> _Rows:
         stats = self.stats
         labels = X.index if isinstance(X, pd.DataFrame) else pd.RangeIndex(np.shape(X)[0])
         if isinstance(X, pd.DataFrame):
