@@ -230,7 +230,8 @@ def _recipe(
     categorical = {
         str(variable)
         for factor, variables in spec.factor_variables.items()
-        if spec.encoder_state.get(factor.expr, ("",))[0] == "categorical"
+        if factor.expr in spec.encoder_state
+        and spec.encoder_state[factor.expr][0].value == "categorical"
         for variable in variables
     }
     return with_factors(recipe, data, categorical)

@@ -7,7 +7,7 @@ writes it as text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -350,7 +350,7 @@ def record_column(values: pd.Series[Any], *, in_formula: bool) -> ColumnRecord:
 
 
 def with_factors(
-    recipe: DesignRecipe, data: pd.DataFrame, categorical: Sequence[str]
+    recipe: DesignRecipe, data: pd.DataFrame, categorical: Container[str]
 ) -> DesignRecipe:
     """Settle which columns of X are factors, and count the combinations of their levels.
 

@@ -18,7 +18,8 @@ LAYERS = [
     ("exceptions",),
     ("arrays", "numeric", "labels", "per_sample", "progress"),
     ("design", "simulate_inputs", "simulate"),
-    ("random_formula", "formula_columns", "formula", "sources", "design_arrays"),
+    ("random_formula", "formula_columns", "recipe", "recipe_text", "formula"),
+    ("sources", "design_arrays"),
     ("block_sums", "streaming", "shifts", "summary_stats"),
     ("likelihood",),
     ("solvers",),
@@ -31,18 +32,20 @@ LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 EDGE = {
     "pandas": {
-        *("formula", "formula_columns", "random_formula", "numeric", "labels", "design_arrays"),
-        *("per_sample", "summary_stats", "simulate", "simulate_inputs"),
+        *("formula", "formula_columns", "random_formula", "recipe", "numeric", "labels"),
+        *("design_arrays", "per_sample", "summary_stats", "simulate", "simulate_inputs"),
         *(f"sources.{name}" for name in ("anndata_kinds", "dataarrays", "iterables", "make")),
         *(f"sources.{name}" for name in ("matching", "memory")),
         *("solvers.start", "inference.contrasts", "constructors"),
         *(f"results.{name}" for name in ("contrast_results", "estimates", "feature_results")),
+        *(f"results.{name}" for name in ("marginal_means", "predictions")),
     },
-    "formulaic": {"formula", "formula_columns", "random_formula"},
+    "formulaic": {"formula", "formula_columns", "random_formula", "recipe_text"},
     "xarray": {
         *("sources.dataarrays", "sources.make", "storage", "schema"),
         *(f"results.{name}" for name in ("assemble", "contrast_results", "fixed_effects")),
-        *(f"results.{name}" for name in ("random_effects", "results", "variance_components")),
+        *(f"results.{name}" for name in ("predictions", "random_effects", "results")),
+        "results.variance_components",
     },
 }
 

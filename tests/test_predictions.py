@@ -1,4 +1,4 @@
-"""Predictions of new samples against V itself; the recipe that makes their columns; fitted values."""
+"""Predictions of new samples against V itself, the columns made of new data, fitted values."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import problems as pb
 import pytest
 import xarray as xr
 from numpy.testing import assert_allclose
 from scipy.stats import t as student
 
 import flashmm as fm
-import problems as pb
 from flashmm import InputError
 from flashmm.formula import build_design
 from flashmm.recipe_text import recipe_from_text, recipe_to_text

@@ -21,6 +21,8 @@ from flashmm.results.on_request import OnRequest
 from flashmm.solvers.status import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import xarray as xr
     from numpy.typing import NDArray
 
@@ -209,9 +211,16 @@ class Estimates:
             raise InputError(
                 "These results do not know how X and Z are made of data: the model was built from "
                 "matrices or summary statistics, or its formulas hold what a file cannot keep. "
-                "Pass the matrices themselves."
+                "Pass matrices: X and Z to `predict`, contrasts to `t_test`."
             )
         return self.recipe
+
+    def _fixed_rows(self, data: Any, context: Mapping[str, Any] | None) -> FloatArray:
+        """Rows of X for new data, the coefficients of the statistics alone, shape (c, p)."""
+        recipe = self._known_recipe()
+        rows = recipe.fixed_rows(data, context)
+        position = {name: i for i, name in enumerate(recipe.fixed.names)}
+        return rows[:, [position[name] for name in self.stats.coef_names]]
 
     def _coords(self, *names: str) -> dict[str, Any]:
         return {name: self.ds[name].to_numpy() for name in names}

@@ -241,13 +241,16 @@ class NewDataPredictions(Estimates):
             where = self._positions(features)
         if (where < 0).any():
             raise InputError(f"Y lacks the features {listing(names[where < 0])}.")
-        values = np.empty(fitted.shape)
-        position = 0
-        for block in source.dense_blocks(where, 2**26):
-            stop = position + block.values.shape[0]
-            values[position:stop] = block.values
-            position = stop
-        return xr.DataArray(values - fitted, coords=fitted.coords, dims=fitted.dims, name="resid")
+        chosen, slot = np.unique(where, return_inverse=True)
+        values = np.empty((chosen.size, source.n))
+        for block in source.taking(chosen).blocks():
+            part = block.values
+            dense = part.toarray() if sp.issparse(part) else part
+            values[np.ix_(_range(block.features, chosen.size), _range(block.samples, source.n))] = (
+                dense
+            )
+        resid = values[slot] - fitted.to_numpy()
+        return xr.DataArray(resid, coords=fitted.coords, dims=fitted.dims, name="resid")
 
     def _rows(
         self,
@@ -267,14 +270,11 @@ class NewDataPredictions(Estimates):
             )
         if X is not None:
             return self._matrix_rows(X, Z, known=known, need_random=need_random)
-        recipe = self._known_recipe()
-        rows = recipe.fixed_rows(newdata, context)
-        position = {name: i for i, name in enumerate(recipe.fixed.names)}
-        columns = rows[:, [position[name] for name in self.stats.coef_names]]
-        random = None
+        columns, random = self._fixed_rows(newdata, context), None
         if need_random:
-            structure = self.stats.structure
-            random = recipe.random_rows(newdata, structure, known=known, context=context)
+            random = self._known_recipe().random_rows(
+                newdata, self.stats.structure, known=known, context=context
+            )
         return _Rows(columns, random, pd.DataFrame(newdata).index)
 
     def _matrix_rows(self, X: ArrayLike, Z: Any, *, known: bool, need_random: bool) -> _Rows:
@@ -301,6 +301,10 @@ class NewDataPredictions(Estimates):
                 product = design.Z[:, rows].multiply(design.Z[:, columns]).sum(axis=1)
                 weights[:, i] = np.ravel(product) * (1.0 if parameter.is_variance else 2.0)
         return _Rows(design.X, RandomRows(design.Z, weights, {}), labels)
+
+
+def _range(index: Any, size: int) -> Any:
+    return np.arange(size)[index]
 
 
 def _check(name: str, value: object, options: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ from flashmm.exceptions import InputError
 from flashmm.recipe_text import recipe_from_text, recipe_to_text
 from flashmm.results.estimates import FitOptions, attributes
 from flashmm.results.feature_results import FeatureResults
-from flashmm.results.fixed_effects import FixedEffectInference
+from flashmm.results.marginal_means import MarginalMeans
 from flashmm.results.predictions import NewDataPredictions
 from flashmm.results.random_effects import RandomEffectPredictions
 from flashmm.results.summary import SummaryPage, feature_page, model_page
@@ -33,7 +33,7 @@ __all__ = ["MultiLMMResults"]
 
 
 class MultiLMMResults(
-    FixedEffectInference,
+    MarginalMeans,
     RandomEffectPredictions,
     NewDataPredictions,
     VarianceComponentInference,
