@@ -38,7 +38,8 @@ EDGE = {
         *(f"sources.{name}" for name in ("matching", "memory")),
         *("solvers.start", "inference.contrasts", "constructors"),
         *(f"results.{name}" for name in ("contrast_results", "estimates", "feature_results")),
-        *(f"results.{name}" for name in ("marginal_means", "predictions")),
+        *(f"results.{name}" for name in ("marginal_means", "predictions", "statsmodels_check")),
+        "results.summary",
     },
     "formulaic": {"formula", "formula_columns", "random_formula", "recipe_text"},
     "xarray": {

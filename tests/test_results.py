@@ -359,11 +359,12 @@ def test_one_feature_agrees_with_the_tables(method):
     np.testing.assert_allclose(cov, cov.T)
     np.testing.assert_allclose(np.sqrt(np.diag(cov)), one.bse)
     np.testing.assert_allclose(cov.loc[COEFS, COEFS], results.cov_params(["gene 3"])[0], rtol=1e-10)
-    D = one.cov_re["donor"]
-    assert D.index.tolist() == D.columns.tolist() == ["Intercept", "age"]
-    np.testing.assert_allclose(D, [[theta.iloc[0], theta.iloc[2]], [theta.iloc[2], theta.iloc[1]]])
-    np.testing.assert_allclose(one.cov_re["batch"], [[theta["batch"]]])
-    effects = one.random_effects["donor"]
+    D = one.cov_re
+    assert D.index.tolist() == D.columns.tolist() == ["donor[Intercept]", "donor[age]", "batch"]
+    donor = [[theta.iloc[0], theta.iloc[2]], [theta.iloc[2], theta.iloc[1]]]
+    np.testing.assert_allclose(D.iloc[:2, :2], donor)
+    np.testing.assert_allclose(D.iloc[2], [0.0, 0.0, theta["batch"]])
+    effects = one.ranef()["donor"]
     assert effects.index.tolist() == LEVELS
     np.testing.assert_allclose(
         effects, results.random_effects["donor"].sel(feature="gene 3"), rtol=1e-8

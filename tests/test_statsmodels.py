@@ -85,7 +85,7 @@ def compare(structure, seed, method):
     assert (theirs.bse_fe >= ours.bse_fe * (1 - 1e-6)).all()
     assert_allclose(ours.fe_params / se, theirs.fe_params / se, rtol=0, atol=1e-5)
     assert_allclose(ours.scale, theirs.scale, rtol=1e-4)
-    (cov_re,) = ours.cov_re.values()
+    cov_re = ours.cov_re
     size = np.sqrt(np.diag(theirs.cov_re))
     pairs = np.outer(size, size)
     assert_allclose(cov_re / pairs, theirs.cov_re / pairs, rtol=0, atol=1e-4)

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.linalg import block_diag
 
+from flashmm.inference.conditional_covariance import conditional_covariance
 from flashmm.inference.statistics import confidence_limits, t_statistics
+from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -37,7 +40,8 @@ class FeatureResults:
     -----
     As in statsmodels, `params` holds the fixed effects followed by the variance parameters
     divided by the residual variance (`scale`); `fe_params` and `theta` hold each in the units
-    of Y.
+    of Y. statsmodels' properties fittedvalues and resid are methods here, because the results
+    hold no samples.
     """
 
     def __init__(self, results: MultiLMMResults, position: int) -> None:
@@ -141,10 +145,48 @@ class FeatureResults:
         return pd.DataFrame(matrix, index=names, columns=names)
 
     @property
-    def cov_re(self) -> dict[str, pd.DataFrame]:
-        """Covariance matrix of the effects of each random term."""
+    def bse_re(self) -> pd.Series[Any]:
+        """Standard errors of the variances and covariances in squared units of Y."""
+        return self.bse_theta.iloc[:-1].rename("bse_re")
+
+    @property
+    def normalized_cov_params(self) -> pd.DataFrame:
+        """`cov_params` divided by `scale`."""
+        return self.cov_params() / self.scale
+
+    @property
+    def _one_group(self) -> bool:
+        """Whether all random terms share one grouping factor, which is all statsmodels has."""
+        terms = self._results.stats.structure.terms
+        return len({(term.group, term.levels) for term in terms}) == 1
+
+    @cached_property
+    def _groups(self) -> list[tuple[list[str], list[str], NDArray[np.intp]]]:
+        """For each grouping factor the keys of its levels, its effects and their columns (L, s)."""
+        structure = self._results.stats.structure
+        factors: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+        for position, term in enumerate(structure.terms):
+            factors.setdefault((term.group, term.levels), []).append(position)
+        groups = []
+        for (group, levels), positions in factors.items():
+            keys = list(levels) if self._one_group else [f"{group}[{level}]" for level in levels]
+            effects = [e for i in positions for e in structure.terms[i].effects]
+            columns = [
+                np.arange(structure.offsets[i], structure.offsets[i + 1]).reshape(len(levels), -1)
+                for i in positions
+            ]
+            groups.append((keys, effects, np.concatenate(columns, axis=1)))
+        return groups
+
+    @property
+    def cov_re(self) -> pd.DataFrame:
+        """Covariance matrix of the effects of one level, in squared units of Y.
+
+        With several grouping factors their matrices stand along the diagonal, labelled as the
+        variances in `theta`; statsmodels has one.
+        """
         theta, structure = self._one["theta"].to_numpy(), self._results.stats.structure
-        matrices = {}
+        matrices, labels = [], []
         for position, term in enumerate(structure.terms):
             s = len(term.effects)
             matrix = np.zeros((s, s))
@@ -156,16 +198,49 @@ class FeatureResults:
                 else:
                     matrix[parameter.row, parameter.column] = theta[i]
                     matrix[parameter.column, parameter.row] = theta[i]
-            effects = list(term.effects)
-            matrices[term.name] = pd.DataFrame(matrix, index=effects, columns=effects)
-        return matrices
+                if parameter.is_variance:
+                    labels.append(parameter.name)
+            matrices.append(matrix)
+        if self._one_group:
+            labels = [effect for term in structure.terms for effect in term.effects]
+        return pd.DataFrame(block_diag(*matrices), index=labels, columns=labels)
 
     @property
-    def random_effects(self) -> dict[str, pd.DataFrame]:
-        """Predictions of each random term: levels x effects, as lme4's ranef."""
-        one = self._results.blup(features=[self._position_name])
-        values = one.to_numpy()[0]
-        structure = self._results.stats.structure
+    def cov_re_unscaled(self) -> pd.DataFrame:
+        """`cov_re` divided by `scale`."""
+        return self.cov_re / self.scale
+
+    @property
+    def random_effects(self) -> dict[str, pd.Series[Any]]:
+        """Predicted effects of each level, as statsmodels has them: ``{"308": Series}``.
+
+        With several grouping factors the keys are ``"plate[a]"``; lme4's tables are those of
+        `ranef`.
+        """
+        values = self._blup()
+        return {
+            key: pd.Series(values[own], index=effects)
+            for keys, effects, columns in self._groups
+            for key, own in zip(keys, columns, strict=True)
+        }
+
+    @property
+    def random_effects_cov(self) -> dict[str, pd.DataFrame]:
+        """Conditional covariance matrices of `random_effects`, given y and beta."""
+        stats, theta = self._results.stats, self._one["theta"].to_numpy()
+        proper = np.isfinite(theta).all() and theta[-1] > 0
+        result = {}
+        for keys, effects, columns in self._groups:
+            blocks = np.full((*columns.shape, columns.shape[1]), np.nan)
+            if proper:
+                blocks = conditional_covariance(stats.ZZ, stats.structure, theta, columns)
+            for key, block in zip(keys, blocks, strict=True):
+                result[key] = pd.DataFrame(block, index=effects, columns=effects)
+        return result
+
+    def ranef(self) -> dict[str, pd.DataFrame]:
+        """Predicted effects of each random term: levels x effects, as lme4's ranef."""
+        values, structure = self._blup(), self._results.stats.structure
         return {
             term.name: pd.DataFrame(
                 values[start : start + term.n_columns].reshape(len(term.levels), -1),
@@ -174,6 +249,113 @@ class FeatureResults:
             )
             for term, start in zip(structure.terms, structure.offsets, strict=False)
         }
+
+    def _blup(self) -> FloatArray:
+        return np.asarray(self._results.blup(features=[self._position_name]).to_numpy()[0])
+
+    def predict(self, newdata: Any = None, **options: Any) -> xr.DataArray | xr.Dataset:
+        """Predict new samples; see `MultiLMMResults.predict`."""
+        return self._results.predict(newdata, features=[self._position_name], **options).isel(
+            feature=0
+        )
+
+    def fittedvalues(self, data: Any = None, **options: Any) -> pd.Series[Any]:
+        """Fitted values, the samples' table given again; `MultiLMMResults.fittedvalues`."""
+        fitted = self._results.fittedvalues(data, features=[self._position_name], **options)
+        return fitted.isel(feature=0).to_series().rename("fittedvalues")
+
+    def resid(self, Y: Any, data: Any = None, **options: Any) -> pd.Series[Any]:
+        """Residuals, Y and the samples' table given again; see `MultiLMMResults.resid`."""
+        resid = self._results.resid(Y, data, features=[self._position_name], **options)
+        return resid.isel(feature=0).to_series().rename("resid")
+
+    def to_statsmodels(
+        self,
+        Y: Any,
+        data: Any = None,
+        *,
+        X: Any = None,
+        Z: Any = None,
+        transform: Any = None,
+        context: Any = None,
+    ) -> StatsmodelsCheck:
+        """Refit the feature with statsmodels' MixedLM, and say how well the two agree.
+
+        Parameters
+        ----------
+        Y
+            Features x samples, or this feature's n values.
+        data
+            The samples' table; or ``X`` and ``Z`` (n, q) for a model built from matrices.
+        X, Z
+            Matrices in place of ``data``.
+        transform
+            The one that the model was built with.
+        context
+            Names that the formulas use besides columns.
+
+        Returns
+        -------
+        StatsmodelsCheck
+            The two fits side by side; ``fit`` is statsmodels' MixedLMResults.
+
+        Raises
+        ------
+        InputError
+            If statsmodels is not installed or cannot express the model: slopes beside a second
+            grouping factor.
+        """
+        if np.ndim(Y) == 1 and not isinstance(Y, pd.Series):
+            Y = pd.DataFrame(np.asarray(Y)[None, :], index=[self.name])
+        elif isinstance(Y, pd.Series):
+            Y = pd.DataFrame(Y.to_numpy()[None, :], index=[self.name], columns=Y.index)
+        rows = {"X": X, "Z": Z, "context": context}
+        y = self._results.resid(
+            Y, data, transform=transform, features=[self._position_name], **rows
+        ) + self._results.fittedvalues(data, features=[self._position_name], **rows)
+        design = self._results._rows(data, X, Z, context, known=True, need_random=True)
+        assert design.random is not None
+        return check_with_statsmodels(self, y.to_numpy()[0], design.X, design.random.Z)
+
+    @property
+    def k_fe(self) -> int:
+        """Number of fixed effects, p."""
+        return self._results.stats.p
+
+    @property
+    def k_re(self) -> int:
+        """Random effects of one level, over all terms."""
+        return sum(len(term.effects) for term in self._results.stats.structure.terms)
+
+    @property
+    def k_re2(self) -> int:
+        """Number of variances and covariances, the residual not counted."""
+        return len(self._results.stats.structure.parameters)
+
+    @property
+    def k_vc(self) -> int:
+        """Components outside `cov_re`: none, every component is in it."""
+        return 0
+
+    @property
+    def vcomp(self) -> FloatArray:
+        """Variances outside `cov_re`: an empty array, every component is in it."""
+        return np.zeros(0)
+
+    @property
+    def df_modelwc(self) -> int:
+        """Number of parameters, the residual variance not counted."""
+        return self.k_fe + self.k_re2
+
+    @property
+    def reml(self) -> bool:
+        """Whether the fit is REML."""
+        return self.method == "REML"
+
+    @property
+    def use_t(self) -> bool:
+        """Tests use Student's t; True."""
+        return True
 
     def t_test(self, contrast: Any = None, **options: Any) -> TTestResults:
         """Test contrasts of the fixed effects; see `MultiLMMResults.t_test`."""

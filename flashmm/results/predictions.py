@@ -244,11 +244,9 @@ class NewDataPredictions(Estimates):
         chosen, slot = np.unique(where, return_inverse=True)
         values = np.empty((chosen.size, source.n))
         for block in source.taking(chosen).blocks():
-            part = block.values
-            dense = part.toarray() if sp.issparse(part) else part
-            values[np.ix_(_range(block.features, chosen.size), _range(block.samples, source.n))] = (
-                dense
-            )
+            part: Any = block.values
+            where_to = np.ix_(_range(block.features, chosen.size), _range(block.samples, source.n))
+            values[where_to] = part.toarray() if sp.issparse(part) else part
         resid = values[slot] - fitted.to_numpy()
         return xr.DataArray(resid, coords=fitted.coords, dims=fitted.dims, name="resid")
 

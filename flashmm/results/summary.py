@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.solvers.status import MEANINGS, Status
@@ -61,21 +62,21 @@ class SummaryPage:
     ----------
     title
         Heading.
-    tables
-        Tables, in order.
+    parts
+        Tables of text, in order.
     notes
         Lines below the tables.
     """
 
     title: str
-    tables: list[Table]
+    parts: list[Table]
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        blocks = [_lines(table) for table in self.tables]
+        blocks = [_lines(table) for table in self.parts]
         width = max([WIDTH, *(len(line) for block in blocks for line in block)])
         parts = [self.title.center(width).rstrip(), "=" * width]
-        for table, lines in zip(self.tables, blocks, strict=True):
+        for table, lines in zip(self.parts, blocks, strict=True):
             parts += [table.caption] * bool(table.caption) + lines
             if table.rule:
                 parts.append("-" * width)
@@ -86,13 +87,18 @@ class SummaryPage:
     def __repr__(self) -> str:
         return str(self)
 
+    @property
+    def tables(self) -> list[pd.DataFrame]:
+        """The ruled tables as DataFrames of text, as statsmodels' summaries have them."""
+        return [_frame(table) for table in self.parts if table.rule]
+
     def as_text(self) -> str:
         """The page as plain text."""
         return str(self)
 
     def _repr_html_(self) -> str:
         parts = [f"<h4>{html.escape(self.title)}</h4>"]
-        for table in self.tables:
+        for table in self.parts:
             parts.append("<table>")
             if table.caption:
                 parts.append(f"<caption>{html.escape(table.caption)}</caption>")
@@ -102,6 +108,13 @@ class SummaryPage:
             parts.append("</table>")
         parts += [f"<p>{html.escape(note)}</p>" for note in self.notes]
         return "\n".join(parts)
+
+
+def _frame(table: Table) -> pd.DataFrame:
+    if table.header is None:
+        return pd.DataFrame(table.rows)
+    index = [row[0] for row in table.rows]
+    return pd.DataFrame([row[1:] for row in table.rows], index=index, columns=table.header[1:])
 
 
 def _html_row(cells: list[str], tag: str) -> str:

@@ -1,0 +1,139 @@
+"""One feature fitted again by statsmodels' MixedLM, beside ours."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from flashmm.exceptions import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.design import CovarianceStructure
+    from flashmm.results.feature_results import FeatureResults
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["StatsmodelsCheck", "check_with_statsmodels"]
+
+
+@dataclass(frozen=True)
+class StatsmodelsCheck:
+    """Two fits of one feature.
+
+    Parameters
+    ----------
+    fit
+        statsmodels' MixedLMResults.
+    table
+        One row per fixed effect and variance parameter, units of Y: flashmm, statsmodels,
+        difference, and the difference in standard errors.
+    llf
+        Log-likelihoods, ours and statsmodels'; they have the same constant.
+    """
+
+    fit: Any
+    table: pd.DataFrame
+    llf: tuple[float, float]
+
+    @property
+    def largest_difference(self) -> float:
+        """Largest difference of a parameter, in our standard errors."""
+        return float(self.table["in_se"].abs().max())
+
+    def __repr__(self) -> str:
+        ours, theirs = self.llf
+        higher = "flashmm's" if ours >= theirs else "statsmodels'"
+        return (
+            f"{self.table}\nlog-likelihoods: flashmm {ours:.8g}, statsmodels {theirs:.8g} "
+            f"({higher} is higher by {abs(ours - theirs):.2g})\n"
+            f"largest difference: {self.largest_difference:.2g} standard errors"
+        )
+
+
+def check_with_statsmodels(
+    feature: FeatureResults, y: FloatArray, X: FloatArray, Z: sp.csr_array
+) -> StatsmodelsCheck:
+    """Refit y (n,) with X (n, p) and Z (n, q), and compare; see `FeatureResults.to_statsmodels`."""
+    try:
+        mixed = import_module("statsmodels.regression.mixed_linear_model")
+    except ImportError as error:
+        raise InputError("This check needs statsmodels: pip install statsmodels.") from error
+    stats = feature._results.stats
+    if stats.log_weights != 0.0:
+        raise InputError("The samples are weighted, which statsmodels' MixedLM cannot do.")
+    structure = stats.structure
+    if len({(term.group, term.levels) for term in structure.terms}) == 1:
+        model, free, read = _one_group(mixed, y, X, Z, structure)
+    else:
+        model, free, read = _components(mixed, y, X, Z, structure)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of every boundary and missed gradient
+        fit = model.fit(reml=feature.reml, method=["bfgs", "lbfgs"], gtol=1e-8, free=free)
+    ours = np.concatenate([feature.fe_params, feature.theta])
+    theirs = np.concatenate([fit.fe_params, read(fit), [fit.scale]])
+    errors = np.concatenate([feature.bse_fe, feature.bse_theta])
+    names = [*feature.fe_params.index, *feature.theta.index]
+    table = pd.DataFrame({"flashmm": ours, "statsmodels": theirs}, index=names)
+    table["difference"] = ours - theirs
+    table["in_se"] = (ours - theirs) / errors
+    return StatsmodelsCheck(fit, table, (feature.llf, float(fit.llf)))
+
+
+def _one_group(
+    mixed: Any, y: FloatArray, X: FloatArray, Z: sp.csr_array, structure: CovarianceStructure
+) -> tuple[Any, Any, Any]:
+    """The model, what is free in its covariance, and how to read our theta from its fit."""
+    effects, level = [], np.full(y.size, -1, dtype=np.intp)
+    for position, term in enumerate(structure.terms):
+        s = len(term.effects)
+        own = Z[:, structure.offsets[position] : structure.offsets[position + 1]].tocoo()
+        row_level = own.col // s
+        level[own.row] = row_level
+        if (level[own.row] != row_level).any():
+            raise InputError(
+                "statsmodels needs samples that each belong to one level; a column of Z mixes them."
+            )
+        part = np.zeros((y.size, s))
+        part[own.row, own.col % s] = own.data
+        effects.append(part)
+    model = mixed.MixedLM(y, X, groups=level, exog_re=np.concatenate(effects, axis=1))
+    first = np.concatenate([[0], np.cumsum([len(term.effects) for term in structure.terms])])
+    places = [
+        (first[p.term] + max(p.row, 0), first[p.term] + max(p.column, 0))
+        for p in structure.parameters
+    ]
+    k = int(first[-1])
+    pattern = np.zeros((k, k))
+    for row, column in places:
+        pattern[row, column] = pattern[column, row] = 1.0
+    free = None
+    if (pattern == 0).any():
+        free = mixed.MixedLMParams.from_components(np.ones(X.shape[1]), pattern)
+    return model, free, lambda fit: [np.asarray(fit.cov_re)[place] for place in places]
+
+
+def _components(
+    mixed: Any, y: FloatArray, X: FloatArray, Z: sp.csr_array, structure: CovarianceStructure
+) -> tuple[Any, Any, Any]:
+    """Several grouping factors: variance components within one group of all samples."""
+    slopes = [p.name for p in structure.parameters if not p.is_variance]
+    if slopes:
+        raise InputError(
+            f"statsmodels cannot express the covariance {slopes[0]!r} beside another grouping "
+            "factor."
+        )
+    matrices = [Z[:, structure.columns(p)[0]].toarray() for p in structure.parameters]
+    names = [p.name for p in structure.parameters]
+    columns = [[[str(i) for i in range(matrix.shape[1])]] for matrix in matrices]
+    spec = mixed.VCSpec(names, columns, [[matrix] for matrix in matrices])
+    model = mixed.MixedLM(y, X, groups=np.zeros(y.size), exog_vc=spec)
+    order = [list(model.exog_vc.names).index(name) for name in names]
+    return model, None, lambda fit: np.asarray(fit.vcomp)[order]
