@@ -182,6 +182,12 @@ class GeneralLikelihood:
         variance -= (np.matmul(DK, W) * DK).sum(axis=2)
         return RandomEffects(blup, standard_errors(variance) * unit)
 
+    def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
+        """T v = K M^-1 K'v for the rows of vectors (B, c, q), same shape."""
+        p = self.projection
+        w = np.linalg.solve(_combine(p.A, theta), np.swapaxes(np.matmul(vectors, p.K), 1, 2))
+        return np.asarray(np.matmul(np.swapaxes(w, 1, 2), p.K.T))
+
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""
         p = self.projection

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.likelihood.general import GeneralLikelihood
+
 if TYPE_CHECKING:
     import scipy.sparse as sp
     from numpy.typing import NDArray
@@ -122,6 +124,7 @@ class OnRequest:
         if Z is None:
             return self.contrast_variance(positions, X)
         p, c = self.projection, X.shape[0]
+        general = GeneralLikelihood(p, "REML")
         # var = sigma2 x'(X'X)^-1x + w'(D - D T D)w with w = z - H x, because
         # C = sigma2 (X'X)^-1 + H'(D - D T D)H and cov(b_hat - b, beta_hat - beta) = -(D - D T D)H.
         fixed = np.asarray((X @ p.XX_inverse * X).sum(axis=1))
@@ -131,14 +134,14 @@ class OnRequest:
         for start in range(0, c, rows):
             part = slice(start, min(start + rows, c))
             W = Z[part].toarray() / p.column_scale - X[part] @ p.H.T
-            share = max(1, self.memory // (8 * 6 * W.size))
+            share = min(general.batch_size(self.memory), max(1, self.memory // (8 * 6 * W.size)))
             for here, batch in self._batches(positions, share):
                 theta = self.theta[batch]
                 DW = np.stack(
                     [p.structure.multiply(theta, np.broadcast_to(w, (batch.size, q))) for w in W],
                     axis=1,
                 )
-                value = (DW * (W - self.likelihood.apply_T(theta, DW))).sum(axis=2)
+                value = (DW * (W - general.apply_T(theta, DW))).sum(axis=2)
                 value += theta[:, -1:] * fixed[part]
                 result[here, part] = value * p.scale[batch, None]
         return result
