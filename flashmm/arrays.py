@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Array",
+    "BoolArray",
+    "FloatArray",
+    "IntArray",
     "Namespace",
     "Triangle",
     "cholesky",
     "flatnonzero",
+    "inverse_of_triangular",
     "like",
     "namespace",
     "put",
@@ -29,9 +33,15 @@ __all__ = [
     "to_numpy",
 ]
 
-# The standard names no types; what the arrays are is known when the code runs.
+# The standard names no types: whose arrays these are is known when the code runs.
 Array: TypeAlias = Any
+FloatArray: TypeAlias = Any  # of float64
+IntArray: TypeAlias = Any  # of int64
+BoolArray: TypeAlias = Any
 Namespace: TypeAlias = Any
+
+# Triangular matrices up to this size are inverted row by row.
+_SMALL = 8
 
 
 def namespace(*arrays: Array) -> Namespace:
@@ -177,6 +187,40 @@ def cholesky(M: Array) -> tuple[Array, Array]:
         L, ok = (xp.concat(parts) for parts in zip(*halves, strict=True))
         return L, ok
     return L, xp.all(xp.isfinite(xp.linalg.diagonal(L)), axis=-1)
+
+
+def inverse_of_triangular(L: Array) -> Array:
+    """Inverses of a stack of lower triangular matrices (B, r, r).
+
+    By halves, so that most of the work is matrix products, and by rows where matrices are
+    small: several times faster in numpy than the inverse of a matrix without zeros.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> inverse_of_triangular(np.array([[[2.0, 0.0], [1.0, 1.0]]]))
+    array([[[ 0.5,  0. ],
+            [-0.5,  1. ]]])
+    """
+    xp, r = namespace(L), L.shape[-1]
+    if array_api_compat.is_torch_namespace(xp):
+        eye = xp.eye(r, dtype=L.dtype, device=L.device)
+        return xp.linalg.solve_triangular(L, eye, upper=False)
+    result = xp.zeros_like(L)
+    if r <= _SMALL:
+        for i in range(r):
+            pivot = 1.0 / L[:, i, i]
+            result[:, i, i] = pivot
+            if i:
+                row = xp.matmul(L[:, i : i + 1, :i], result[:, :i, :i])
+                result[:, i, :i] = -pivot[:, None] * row[:, 0, :]
+        return result
+    half = r // 2
+    above = inverse_of_triangular(L[:, :half, :half])
+    below = inverse_of_triangular(L[:, half:, half:])
+    result[:, :half, :half], result[:, half:, half:] = above, below
+    result[:, half:, :half] = -xp.matmul(below, xp.matmul(L[:, half:, :half], above))
+    return result
 
 
 @dataclass(frozen=True)

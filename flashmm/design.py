@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import scipy.sparse as sp
 
+from flashmm.arrays import Array, namespace
 from flashmm.exceptions import InputError, listing
 
 if TYPE_CHECKING:
@@ -191,24 +192,25 @@ class CovarianceStructure:
                         labels[key].append(value)
         return labels
 
-    def columns(self, parameter: CovarianceParameter) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Rows and columns of the ones of G_i in its upper block triangle, each shape (L,)."""
+    def slices(self, parameter: CovarianceParameter) -> tuple[slice, slice]:
+        """Rows and columns of the ones of G_i in its upper block triangle, as slices."""
         term = self.terms[parameter.term]
         start, stop = self.offsets[parameter.term], self.offsets[parameter.term + 1]
         if parameter.row < 0:
-            every = np.arange(start, stop)
-            return every, every
+            return slice(start, stop), slice(start, stop)
         s = len(term.effects)
-        return (
-            np.arange(start + parameter.row, stop, s),
-            np.arange(start + parameter.column, stop, s),
-        )
+        return slice(start + parameter.row, stop, s), slice(start + parameter.column, stop, s)
 
-    def multiply(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
+    def columns(self, parameter: CovarianceParameter) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows and columns of the ones of G_i in its upper block triangle, each shape (L,)."""
+        rows, columns = (np.arange(s.start, s.stop, s.step) for s in self.slices(parameter))
+        return rows, columns
+
+    def multiply(self, theta: Array, vectors: Array) -> Array:
         """D(theta_j) v_j for every feature j: theta (m, n_params), vectors and result (m, q)."""
-        result = np.zeros(vectors.shape)
+        result = namespace(vectors).zeros_like(vectors)
         for i, parameter in enumerate(self.parameters):
-            rows, columns = self.columns(parameter)
+            rows, columns = self.slices(parameter)
             weight = theta[:, i, None]
             result[:, rows] += weight * vectors[:, columns]
             if not parameter.is_variance:

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from flashmm.arrays import Triangle, cholesky, flatnonzero, like, namespace, put, take, to_numpy
+from flashmm.arrays import (
+    Triangle,
+    cholesky,
+    flatnonzero,
+    inverse_of_triangular,
+    like,
+    namespace,
+    put,
+    take,
+    to_numpy,
+)
 
 
 @pytest.fixture(params=["numpy", "array_api_strict", "torch"])
@@ -80,6 +90,14 @@ def test_no_matrices_and_empty_matrices(example):
         L, ok = cholesky(like(np.zeros(shape), example))
         assert L.shape == shape
         assert to_numpy(ok).all()
+
+
+@pytest.mark.parametrize("r", [0, 1, 7, 8, 9, 40])
+def test_triangular_matrices_are_inverted(example, r):
+    L = np.linalg.cholesky(matrices(3, r))
+    inverse = to_numpy(inverse_of_triangular(like(L, example)))
+    assert_array_equal(inverse, np.tril(inverse))
+    assert_allclose(inverse @ L, np.broadcast_to(np.eye(r), L.shape), atol=1e-12)
 
 
 @pytest.mark.parametrize("width", [0, 1, 4])

@@ -65,20 +65,21 @@ def make_likelihood(
     InputError
         If the engine asked for cannot do this design.
     """
+    host = projection.in_numpy
     if engine == "auto":
-        engine = _choose(projection)
+        engine = _choose(host)
     if engine == "spectral" and len(projection.structure.parameters) > 1:
         raise InputError(
             "engine='spectral' needs a single variance component; this model has "
             f"{len(projection.structure.parameters)}. Use 'auto' or 'general'."
         )
     alone = len(projection.structure.parameters) == 1
-    if engine == "bordered" and (alone or main_component(projection) is None):
+    if engine == "bordered" and (alone or main_component(host) is None):
         raise InputError(
             "engine='bordered' needs several variance components, one of them a term's only one. "
             "Use 'auto' or 'general'."
         )
-    if engine == "blocked" and find_layout(projection) is None:
+    if engine == "blocked" and find_layout(host) is None:
         raise InputError(
             "engine='blocked' needs a grouping factor whose levels share no samples and that has "
             f"at most {MAX_EFFECTS} effects per level. Use 'auto' or 'general'."

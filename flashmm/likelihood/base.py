@@ -6,16 +6,21 @@ out in the units of Y.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import array_api_compat
 import numpy as np
+
+from flashmm.arrays import Array, namespace, put, take
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
+    BoolArray = NDArray[np.bool_]
 
 # A covariance matrix is singular when its smallest eigenvalue is below this share of the
 # largest: what lies beyond is rounding.
@@ -30,10 +35,14 @@ __all__ = [
     "SMALL_RESIDUAL",
     "Estimator",
     "Evaluation",
+    "Forms",
     "Likelihood",
     "RandomEffects",
     "StandardErrorKind",
+    "assembled",
+    "log_of_product",
     "rounding_errors",
+    "standard_errors",
 ]
 
 StandardErrorKind = Literal["conditional", "prediction"]
@@ -71,39 +80,148 @@ class Evaluation:
         return 2.0 * self.average - self.expected
 
     @classmethod
-    def empty(cls, count: int, k: int) -> Evaluation:
-        """The evaluation of ``count`` features outside the space."""
+    def empty(cls, count: int, k: int, example: Array | None = None) -> Evaluation:
+        """The evaluation of ``count`` features outside the space, in arrays like ``example``."""
+        example = np.zeros(1) if example is None else example
+        xp, device = namespace(example), array_api_compat.device(example)
+
+        def full(value: float, *shape: int) -> Array:
+            return xp.full(shape, value, dtype=xp.float64, device=device)
+
         return cls(
-            np.full(count, -np.inf),
-            np.full((count, k), np.nan),
-            np.full((count, k, k), np.nan),
-            np.full((count, k, k), np.nan),
-            np.zeros(count),
+            full(-np.inf, count),
+            full(np.nan, count, k),
+            full(np.nan, count, k, k),
+            full(np.nan, count, k, k),
+            full(0.0, count),
         )
 
-    def take(self, index: IntArray | NDArray[np.bool_]) -> Evaluation:
+    def take(self, index: IntArray | BoolArray) -> Evaluation:
         """The same for some of the features."""
-        return Evaluation(
-            self.loglik[index],
-            self.score[index],
-            self.expected[index],
-            self.average[index],
-            self.rounding[index],
-        )
+        return Evaluation(*(take(getattr(self, name), index) for name in self.__match_args__))
 
-    def put(self, index: IntArray | NDArray[np.bool_], values: Evaluation) -> None:
+    def put(self, index: IntArray | BoolArray, values: Evaluation) -> None:
         """Overwrite the features at ``index``."""
-        for name in ("loglik", "score", "expected", "average", "rounding"):
-            getattr(self, name)[index] = getattr(values, name)
+        for name in self.__match_args__:
+            put(getattr(self, name), index, getattr(values, name))
+
+    def spread(self, inside: BoolArray) -> Evaluation:
+        """Evaluation of the features ``inside`` the space among all, (B,), others outside."""
+        if self.loglik.shape[0] == inside.shape[0]:
+            return self
+        result = Evaluation.empty(inside.shape[0], self.score.shape[1], self.score)
+        result.put(inside, self)
+        return result
 
 
-def rounding_errors(n: int, sigma2: FloatArray) -> FloatArray:
+@dataclass(frozen=True)
+class Forms:
+    """A function of theta and its derivatives by the parameters, the residual last.
+
+    Parameters
+    ----------
+    value
+        Shape (B,).
+    first
+        Shape (B, k).
+    second
+        Shape (B, k, k).
+    """
+
+    value: FloatArray
+    first: FloatArray
+    second: FloatArray
+
+
+def assembled(
+    quadratic: Forms,
+    trace: Forms,
+    sigma2: FloatArray,
+    *,
+    n: int,
+    df: int,
+    rss: FloatArray | None,
+    df_trace: int,
+) -> Evaluation:
+    """The evaluation that quadratic forms and traces on the span of Z make up.
+
+    What lies outside that span has variance sigma2 and is added here. The arrays of
+    ``quadratic`` and ``trace`` are overwritten.
+
+    Parameters
+    ----------
+    quadratic
+        u'M^-1u, then y'P V_i P y and y'P V_i P V_j P y, without ``rss``.
+    trace
+        log |M|, then tr(P V_i) and tr(P V_i P V_j) (V^-1 in place of P under ML), without the
+        ``df_trace`` contrasts of variance sigma2.
+    sigma2
+        Residual variances, shape (B,).
+    n
+        Samples.
+    df
+        n - p under REML, n under ML.
+    rss
+        Residual sums of squares of y on [X, Z], shape (B,); None where [X, Z] spans everything.
+    df_trace
+        Contrasts of variance sigma2 that the log determinant lacks.
+    """
+    xp = namespace(sigma2)
+    value, log_det = quadratic.value, trace.value
+    if rss is not None:
+        part = rss / sigma2
+        value = value + part
+        quadratic.first[:, -1] += part / sigma2
+        quadratic.second[:, -1, -1] += part / sigma2**2
+    if df_trace > 0:
+        log_det = log_det + df_trace * xp.log(sigma2)
+        trace.first[:, -1] += df_trace / sigma2
+        trace.second[:, -1, -1] += df_trace / sigma2**2
+    return Evaluation(
+        -0.5 * (df * math.log(2.0 * math.pi) + log_det + value),
+        0.5 * (quadratic.first - trace.first),
+        0.5 * trace.second,
+        0.5 * quadratic.second,
+        rounding_errors(n, sigma2),
+    )
+
+
+def log_of_product(values: Array) -> Array:
+    """sum_l log d_l for positive d (B, r), shape (B,), with one logarithm for eight factors.
+
+    Logarithms cost several times what products do. Factors whose product leaves the range of
+    floating-point numbers are taken one by one.
+    """
+    xp = namespace(values)
+    product, rest = values, []
+    with np.errstate(over="ignore", under="ignore", divide="ignore"):
+        for _ in range(3):
+            half = product.shape[1] // 2
+            if product.shape[1] % 2:
+                rest.append(product[:, -1])
+            product = product[:, :half] * product[:, half : 2 * half]
+        total = xp.sum(xp.log(product), axis=1) + sum(xp.log(part) for part in rest)
+    lost = ~xp.isfinite(total)
+    if bool(xp.any(lost)):
+        total[lost] = xp.sum(xp.log(values[lost]), axis=1)
+    return total
+
+
+def rounding_errors(n: int, sigma2: Array) -> Array:
     """Rounding errors of a log-likelihood: sums of n terms, sums of squares over sigma2.
 
     In internal units y'Ry is n - p, so what is left of it after cancellation carries an
     absolute error of about n eps, divided by sigma2.
     """
-    return 1e-14 * n * (1.0 + 1.0 / np.maximum(np.abs(sigma2), 1e-300))
+    xp = namespace(sigma2)
+    return 1e-14 * n * (1.0 + 1.0 / xp.where(sigma2 == 0, 1e-300, xp.abs(sigma2)))
+
+
+def standard_errors(variance: Array) -> Array:
+    """Square roots; rounding below zero is zero, a truly negative variance is NaN."""
+    xp = namespace(variance)
+    positive = xp.where(variance > 0, variance, 0.0)
+    return xp.sqrt(xp.where(variance < -1e-12, xp.nan, positive))
 
 
 @dataclass(frozen=True)
@@ -156,7 +274,7 @@ class Estimator(Likelihood, Protocol):
         ...
 
     @property
-    def perfect_fit(self) -> NDArray[np.bool_]:
+    def perfect_fit(self) -> BoolArray:
         """Features that X and Z together explain exactly, shape (m,)."""
         ...
 
@@ -178,7 +296,7 @@ class Estimator(Likelihood, Protocol):
         """Predictions of the random effects, with standard errors if asked for."""
         ...
 
-    def is_definite(self, theta: FloatArray) -> NDArray[np.bool_]:
+    def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""
         ...
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from flashmm.arrays import cholesky
 from flashmm.likelihood import small
 from flashmm.likelihood.base import (
     SINGULAR,
@@ -27,8 +28,9 @@ from flashmm.likelihood.base import (
     RandomEffects,
     StandardErrorKind,
     rounding_errors,
+    standard_errors,
 )
-from flashmm.likelihood.general import GeneralLikelihood, batched_cholesky, standard_errors
+from flashmm.likelihood.general import GeneralLikelihood
 from flashmm.likelihood.layout import Layout, find_layout
 from flashmm.likelihood.projection import DENSE_LIMIT
 
@@ -186,7 +188,7 @@ class BlockedLikelihood:
         log_det, distance = np.zeros(count), np.full(count, np.inf)
         T, J = S[:, z, z], np.zeros((count, w - q_z, q_z))
         if with_x:
-            L, ok = batched_cholesky(S[:, x, x])
+            L, ok = cholesky(S[:, x, x])
             L[~ok] = np.eye(w - q_z)
             inverse_L = np.linalg.inv(L)
             C = np.matmul(np.swapaxes(inverse_L, 1, 2), inverse_L)
@@ -200,7 +202,7 @@ class BlockedLikelihood:
             up, down, ok = _root(T, layout.range_without_x if with_x else layout.range_of_border)
             inner = np.matmul(np.matmul(np.swapaxes(up, 1, 2), D), up)
             F = inner + np.eye(inner.shape[-1])
-            factor, inside = batched_cholesky(F)
+            factor, inside = cholesky(F)
             pivots = np.diagonal(factor, axis1=1, axis2=2)
             with np.errstate(invalid="ignore"):
                 log_det = log_det + 2.0 * np.log(pivots).sum(axis=1)
@@ -485,7 +487,7 @@ def _root(T: FloatArray, basis: FloatArray | None) -> tuple[FloatArray, FloatArr
     """L with L L' = T on the range that ``basis`` spans, its left inverse, and which T have one."""
     if basis is not None:
         T = np.matmul(np.matmul(basis.T, T), basis)
-    L, ok = batched_cholesky(0.5 * (T + np.swapaxes(T, 1, 2)))
+    L, ok = cholesky(0.5 * (T + np.swapaxes(T, 1, 2)))
     L[~ok] = np.eye(T.shape[-1])
     inverse = np.asarray(np.linalg.inv(L), dtype=np.float64)
     if basis is None:

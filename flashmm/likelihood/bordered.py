@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from flashmm.arrays import cholesky
 from flashmm.likelihood.base import (
     SINGULAR,
     SMALL_RESIDUAL,
@@ -25,8 +26,9 @@ from flashmm.likelihood.base import (
     RandomEffects,
     StandardErrorKind,
     rounding_errors,
+    standard_errors,
 )
-from flashmm.likelihood.general import GeneralLikelihood, batched_cholesky, standard_errors
+from flashmm.likelihood.general import GeneralLikelihood
 from flashmm.likelihood.projection import DENSE_LIMIT
 
 if TYPE_CHECKING:
@@ -375,11 +377,11 @@ class BorderedLikelihood:
         definite &= (theta[:, -1] > 0) | (p.n == p.r_full)
         if unknown.any():
             definite[unknown] = self.general.is_definite(theta[unknown])
-        return definite
+        return np.asarray(definite)
 
     def distance_to_edge(self, theta: FloatArray) -> FloatArray:
         """Smallest over largest eigenvalue of V (ML) or the error contrasts' covariance."""
-        return self.general.distance_to_edge(theta)
+        return np.asarray(self.general.distance_to_edge(theta))
 
 
 def _pieces(border: Border, theta: FloatArray) -> tuple[_Pieces, BoolArray, BoolArray]:
@@ -392,7 +394,7 @@ def _pieces(border: Border, theta: FloatArray) -> tuple[_Pieces, BoolArray, Bool
     T = border.covariance(theta)
     S = border.sums(1.0 / d)
     # With S = L L', M is positive definite exactly when I + L'T L is.
-    L, fine = batched_cholesky(S)
+    L, fine = cholesky(S)
     L = np.where(fine[:, None, None], L, np.eye(border.width))
     unknown |= ~fine
     transposed = np.swapaxes(L, 1, 2)
@@ -400,7 +402,7 @@ def _pieces(border: Border, theta: FloatArray) -> tuple[_Pieces, BoolArray, Bool
     inner = K.copy()
     diagonal = np.arange(border.width)
     inner[:, diagonal, diagonal] += 1.0
-    factor, inside = batched_cholesky(inner)
+    factor, inside = cholesky(inner)
     pivots = np.diagonal(factor, axis1=1, axis2=2)
     with np.errstate(invalid="ignore"):
         log_det = np.log(d).sum(axis=1) + 2.0 * np.log(pivots).sum(axis=1)

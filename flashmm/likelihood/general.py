@@ -19,26 +19,32 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
+import array_api_compat
 
+from flashmm.arrays import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    cholesky,
+    inverse_of_triangular,
+    namespace,
+    take,
+)
 from flashmm.likelihood.base import (
     SINGULAR,
     Evaluation,
+    Forms,
     RandomEffects,
     StandardErrorKind,
-    rounding_errors,
+    assembled,
+    standard_errors,
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.design import CovarianceStructure
     from flashmm.likelihood.projection import Projection
 
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
-
-__all__ = ["GeneralLikelihood", "batched_cholesky"]
+__all__ = ["GeneralLikelihood", "root_and_diagonal", "weighted_sum"]
 
 
 @dataclass(frozen=True)
@@ -77,109 +83,96 @@ class GeneralLikelihood:
 
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and information at theta (B, k) for chosen features."""
-        p = self.projection
-        M = _combine(p.A, theta)
-        feasible, log_det, W = _inverse(M)
+        p, ml = self.projection, self.method == "ML"
+        outside, df = p.n - p.p - p.r, p.n - p.p
+        df_trace = outside
+        inside, factor = _factor(_combine(p.A, theta))
+        trace_factor = factor
+        if ml:
+            df_trace, df = p.n - p.r_full, p.n
+            inside_full, trace_factor = _factor(_combine(p.A_full, theta))
+            inside = inside & inside_full
+        if df_trace > 0:
+            inside = inside & (theta[:, -1] > 0)
+        if not bool(namespace(theta).all(inside)):
+            theta, features = theta[inside], features[inside]
+            factor, trace_factor = factor[inside], trace_factor[inside]
+        W = _inverse(factor)
         sigma2 = theta[:, -1]
-        outside = p.n - p.p - p.r
-        if self.method == "ML":
-            inside, log_det, W_trace = _inverse(_combine(p.A_full, theta))
-            feasible = feasible & inside
-            A_trace, df_trace, df = p.A_full, p.n - p.r_full, p.n
+        quadratic = _quadratic_forms(p.A, W, take(p.u, features))
+        if ml:
+            trace = _traces(p.A_full, trace_factor, _inverse(trace_factor))
         else:
-            W_trace, A_trace, df_trace, df = W, p.A, outside, p.n - p.p
-        if df_trace > 0:
-            feasible = feasible & (sigma2 > 0)
-
-        result = Evaluation.empty(theta.shape[0], self.n_params)
-        ok = np.flatnonzero(feasible)
-        if ok.size == 0:
-            return result
-        chosen = features[ok]
-        quadratic = _quadratic_forms(p.A, W[ok], p.u[chosen], p.rss[chosen], sigma2[ok], outside)
-        trace = _traces(A_trace, W_trace[ok], sigma2[ok], df_trace)
-        total = log_det[ok] + df * np.log(2.0 * np.pi) + quadratic.value
-        if df_trace > 0:
-            total = total + df_trace * np.log(sigma2[ok])
-        result.put(
-            ok,
-            Evaluation(
-                -0.5 * total,
-                0.5 * (quadratic.first - trace.first),
-                0.5 * trace.second,
-                0.5 * quadratic.second,
-                rounding_errors(p.n, sigma2[ok]),
-            ),
+            trace = _traces(p.A, factor, W)
+        evaluation = assembled(
+            quadratic,
+            trace,
+            sigma2,
+            n=p.n,
+            df=df,
+            rss=take(p.rss, features) if outside > 0 else None,
+            df_trace=df_trace,
         )
-        return result
+        return evaluation.spread(inside)
 
     @cached_property
     def products(self) -> tuple[FloatArray, FloatArray]:
         """H'G_iH, shape (k, p, p), and K'G_iH, shape (k, r, p)."""
         p = self.projection
-        H, K, structure = p.H, p.K, p.structure
-        k = len(structure.parameters)
-        HGH, KGH = np.empty((k, p.p, p.p)), np.empty((k, p.r, p.p))
-        for i, parameter in enumerate(structure.parameters):
-            rows, columns = structure.columns(parameter)
-            HGH[i], KGH[i] = H[rows].T @ H[columns], K[rows].T @ H[columns]
+        xp, H, K, structure = namespace(p.H), p.H, p.K, p.structure
+        HGH, KGH = [], []
+        for parameter in structure.parameters:
+            rows, columns = structure.slices(parameter)
+            HG, KG = H[rows, :].T @ H[columns, :], K[rows, :].T @ H[columns, :]
             if not parameter.is_variance:
-                HGH[i] += HGH[i].T.copy()
-                KGH[i] += K[columns].T @ H[rows]
-        return HGH, KGH
+                HG, KG = HG + HG.T, KG + K[columns, :].T @ H[rows, :]
+            HGH.append(HG)
+            KGH.append(KG)
+        return xp.stack(HGH), xp.stack(KGH)
 
     def _loadings(self, theta: FloatArray) -> FloatArray:
         """K'DH, shape (B, r, p)."""
-        p, (_, KGH) = self.projection, self.products
-        return (theta[:, :-1] @ KGH.reshape(KGH.shape[0], -1)).reshape(-1, p.r, p.p)
+        return weighted_sum(theta[:, :-1], self.products[1])
 
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Generalised least squares at theta, shape (B, p)."""
         p = self.projection
-        w = np.linalg.solve(_combine(p.A, theta), p.u[features][:, :, None])
-        correction = np.matmul(np.swapaxes(self._loadings(theta), 1, 2), w)[:, :, 0]
-        beta: FloatArray = p.beta_ols[:, features].T - p.unit[features, None] * correction
-        return beta
+        xp = namespace(theta)
+        w = xp.linalg.solve(_combine(p.A, theta), take(p.u, features)[:, :, None])
+        correction = xp.matmul(xp.matrix_transpose(self._loadings(theta)), w)[:, :, 0]
+        return take(p.beta_ols.T, features) - take(p.unit, features)[:, None] * correction
 
     def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Covariance matrices of the fixed effects, shape (B, p, p); indefinite where V is."""
         p, (HGH, _) = self.projection, self.products
+        xp = namespace(theta)
         F = self._loadings(theta)
-        C = (theta[:, :-1] @ HGH.reshape(HGH.shape[0], -1)).reshape(-1, p.p, p.p)
+        C = weighted_sum(theta[:, :-1], HGH)
         C += theta[:, -1, None, None] * p.XX_inverse
-        C -= np.matmul(np.swapaxes(F, 1, 2), np.linalg.solve(_combine(p.A, theta), F))
-        C = 0.5 * (C + np.swapaxes(C, 1, 2)) * p.scale[features, None, None]
-        return np.asarray(C)
+        C -= xp.matmul(xp.matrix_transpose(F), xp.linalg.solve(_combine(p.A, theta), F))
+        return 0.5 * (C + xp.matrix_transpose(C)) * take(p.scale, features)[:, None, None]
 
     def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
         """Variances l'Cl of the rows of L (c, p), shape (B, c)."""
+        xp = namespace(theta)
         C = self.covariance(theta, features)
-        return np.asarray((np.matmul(C, L.T) * L.T).sum(axis=1))
+        return xp.sum(xp.matmul(C, L.T) * L.T, axis=1)
 
     def random_effects(
         self, theta: FloatArray, features: IntArray, se: StandardErrorKind | None
     ) -> RandomEffects:
         """Best linear unbiased predictions, with standard errors if asked for."""
         p = self.projection
-        structure = p.structure
-        unit = p.unit[features, None] / p.column_scale
-        w = np.linalg.solve(_combine(p.A, theta), p.u[features][:, :, None])[:, :, 0]
+        xp, structure = namespace(theta), p.structure
+        unit = take(p.unit, features)[:, None] / p.column_scale
+        w = xp.linalg.solve(_combine(p.A, theta), take(p.u, features)[:, :, None])[:, :, 0]
         blup = structure.multiply(theta, w @ p.K.T) * unit
         if se is None:
             return RandomEffects(blup, None)
         A, K = (p.A, p.K) if se == "prediction" else (p.A_full, p.K_full)
-        DK = np.zeros((theta.shape[0], *K.shape))
-        variance = np.zeros((theta.shape[0], K.shape[0]))
-        for i, parameter in enumerate(structure.parameters):
-            rows, columns = structure.columns(parameter)
-            weight = theta[:, i, None, None]
-            DK[:, rows] += weight * K[columns]
-            if parameter.is_variance:
-                variance[:, rows] += theta[:, i, None]
-            else:
-                DK[:, columns] += weight * K[rows]
-        W = np.linalg.inv(_combine(A, theta))
-        variance -= (np.matmul(DK, W) * DK).sum(axis=2)
+        variance, DK = root_and_diagonal(structure, theta, K)
+        W = xp.linalg.inv(_combine(A, theta))
+        variance -= xp.sum(xp.matmul(DK, W) * DK, axis=2)
         return RandomEffects(blup, standard_errors(variance) * unit)
 
     def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
@@ -191,8 +184,8 @@ class GeneralLikelihood:
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""
         p = self.projection
-        _, definite = batched_cholesky(_combine(p.A_full, theta))
-        return np.asarray(definite & ((theta[:, -1] > 0) | (p.n == p.r_full)))
+        _, definite = cholesky(_combine(p.A_full, theta))
+        return definite if p.n == p.r_full else definite & (theta[:, -1] > 0)
 
     def distance_to_edge(self, theta: FloatArray) -> FloatArray:
         """Smallest over largest eigenvalue of V (ML) or the error contrasts' covariance."""
@@ -204,103 +197,82 @@ class GeneralLikelihood:
 
 def _relative_definiteness(A: FloatArray, theta: FloatArray, with_residual: bool) -> FloatArray:
     """Smallest over largest eigenvalue of M, and of sigma2 where it stands alone."""
-    values = np.linalg.eigvalsh(_combine(A, theta))
+    xp = namespace(theta)
+    values = xp.linalg.eigvalsh(_combine(A, theta))
     if with_residual:
-        values = np.concatenate([values, theta[:, -1:]], axis=1)
-    return np.asarray(values.min(axis=1) / np.abs(values).max(axis=1))
+        values = xp.concat([values, theta[:, -1:]], axis=1)
+    return xp.min(values, axis=1) / xp.max(xp.abs(values), axis=1)
 
 
-def standard_errors(variance: FloatArray) -> FloatArray:
-    """Square roots; rounding below zero is zero, a truly negative variance is NaN."""
-    with np.errstate(invalid="ignore"):
-        return np.sqrt(np.where(variance < -1e-12, np.nan, np.maximum(variance, 0.0)))
+def root_and_diagonal(
+    structure: CovarianceStructure, theta: FloatArray, K: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Diagonal of D, shape (B, q), and D K, shape (B, q, r)."""
+    xp, device = namespace(theta), array_api_compat.device(theta)
+    count = theta.shape[0]
+    diagonal = xp.zeros((count, K.shape[0]), dtype=xp.float64, device=device)
+    DK = xp.zeros((count, *K.shape), dtype=xp.float64, device=device)
+    for i, parameter in enumerate(structure.parameters):
+        rows, columns = structure.slices(parameter)
+        weight = theta[:, i, None, None]
+        DK[:, rows, :] += weight * K[columns, :]
+        if parameter.is_variance:
+            diagonal[:, rows] += theta[:, i, None]
+        else:
+            DK[:, columns, :] += weight * K[rows, :]
+    return diagonal, DK
 
 
-@dataclass(frozen=True)
-class _Forms:
-    """A function of theta with derivatives: value (B,), first (B, k), second (B, k, k)."""
-
-    value: FloatArray
-    first: FloatArray
-    second: FloatArray
+def weighted_sum(weights: FloatArray, matrices: FloatArray) -> FloatArray:
+    """sum_i w_i M_i for weights (B, k) and matrices (k, a, b), shape (B, a, b)."""
+    xp = namespace(weights)
+    k, a, b = matrices.shape
+    return xp.reshape(weights @ xp.reshape(matrices, (k, a * b)), (weights.shape[0], a, b))
 
 
 def _combine(A: FloatArray, theta: FloatArray) -> FloatArray:
     """M = sigma2 I + sum_i theta_i A_i for each feature, shape (B, r, r)."""
-    k, r = A.shape[0], A.shape[1]
-    M: FloatArray = (theta[:, :k] @ A.reshape(k, r * r)).reshape(-1, r, r)
-    diagonal = np.arange(r)
-    M[:, diagonal, diagonal] += theta[:, -1:]
-    return M
+    xp, (k, r, _) = namespace(theta), A.shape
+    M = theta[:, :k] @ xp.reshape(A, (k, r * r))
+    M[:, :: r + 1] += theta[:, -1:]
+    return xp.reshape(M, (theta.shape[0], r, r))
 
 
-def _inverse(M: FloatArray) -> tuple[BoolArray, FloatArray, FloatArray]:
-    """Which matrices are positive definite, log |M| and M^-1 (NaN where not)."""
-    L, ok = batched_cholesky(M)
-    diagonal = np.diagonal(L, axis1=-2, axis2=-1)
-    with np.errstate(invalid="ignore"):
-        log_det = 2.0 * np.log(diagonal).sum(axis=-1)
-        if M.shape[-1]:
-            ok &= diagonal.min(axis=-1) ** 2 > SINGULAR * diagonal.max(axis=-1) ** 2
-    W = np.full_like(M, np.nan)
-    inverse_L = np.linalg.inv(L[ok])
-    W[ok] = np.matmul(np.swapaxes(inverse_L, -1, -2), inverse_L)
-    return ok, np.asarray(log_det), W
+def _factor(M: FloatArray) -> tuple[BoolArray, FloatArray]:
+    """Which matrices are positive definite and not too close to singular; Cholesky factors."""
+    xp = namespace(M)
+    L, ok = cholesky(M)
+    if M.shape[-1]:
+        pivots = xp.linalg.diagonal(L)
+        ok = ok & (xp.min(pivots, axis=-1) ** 2 > SINGULAR * xp.max(pivots, axis=-1) ** 2)
+    return ok, L
 
 
-def batched_cholesky(M: FloatArray) -> tuple[FloatArray, BoolArray]:
-    """Cholesky factors of a stack (B, r, r), and which matrices have one.
-
-    numpy raises for a whole stack when one matrix fails; halving the stack isolates it.
-    """
-    finite = np.isfinite(M).all(axis=(-2, -1))
-    L = np.full_like(M, np.nan)
-    ok = np.zeros(M.shape[0], dtype=bool)
-    pending = [np.flatnonzero(finite)]
-    while pending:
-        index = pending.pop()
-        if index.size == 0:
-            continue
-        try:
-            L[index] = np.linalg.cholesky(M[index])
-            ok[index] = True
-        except np.linalg.LinAlgError:
-            if index.size > 1:
-                half = index.size // 2
-                pending += [index[:half], index[half:]]
-    return L, ok
+def _inverse(L: FloatArray) -> FloatArray:
+    """M^-1 from M's Cholesky factors."""
+    xp, inverse = namespace(L), inverse_of_triangular(L)
+    return xp.matmul(xp.matrix_transpose(inverse), inverse)
 
 
-def _quadratic_forms(
-    A: FloatArray, W: FloatArray, u: FloatArray, rss: FloatArray, sigma2: FloatArray, outside: int
-) -> _Forms:
-    """y'Py, y'P V_i P y and y'P V_i P V_j P y, the residual (V_i = I) last."""
-    w = np.matmul(W, u[:, :, None])[:, :, 0]
-    Aw = np.matmul(w[:, None, None, :], A)[:, :, 0, :]
-    V = np.concatenate([Aw, w[:, None, :]], axis=1)
-    first = np.matmul(V, w[:, :, None])[:, :, 0]
-    second = np.matmul(np.matmul(V, W), np.swapaxes(V, 1, 2))
-    value = (w * u).sum(axis=1)
-    if outside > 0:
-        value = value + rss / sigma2
-        first[:, -1] += rss / sigma2**2
-        second[:, -1, -1] += rss / sigma2**3
-    return _Forms(value, first, second)
+def _quadratic_forms(A: FloatArray, W: FloatArray, u: FloatArray) -> Forms:
+    """U'Wu and its derivatives, of y'Py on the span of Z, the residual (V_i = I) last."""
+    xp = namespace(W)
+    w = xp.matmul(W, u[:, :, None])[:, :, 0]
+    V = xp.stack([*(w @ A[i, :, :] for i in range(A.shape[0])), w], axis=1)
+    first = xp.matmul(V, w[:, :, None])[:, :, 0]
+    second = xp.matmul(xp.matmul(V, W), xp.matrix_transpose(V))
+    return Forms(xp.vecdot(w, u), first, second)
 
 
-def _traces(A: FloatArray, W: FloatArray, sigma2: FloatArray, outside: int) -> _Forms:
-    """tr(P V_i) and tr(P V_i P V_j), the residual (V_i = I) last; V^-1 for P under ML."""
-    count, r = W.shape[0], W.shape[1]
-    k = A.shape[0]
-    products = np.empty((count, k + 1, r, r))
-    for i in range(k):
-        np.matmul(W, A[i], out=products[:, i])
-    products[:, k] = W
-    first = np.trace(products, axis1=-2, axis2=-1)
-    flat = products.reshape(count, k + 1, r * r)
-    transposed = np.swapaxes(products, -1, -2).reshape(count, k + 1, r * r)
-    second = np.matmul(flat, np.swapaxes(transposed, 1, 2))
-    if outside > 0:
-        first[:, -1] += outside / sigma2
-        second[:, -1, -1] += outside / sigma2**2
-    return _Forms(np.zeros(count), first, second)
+def _traces(A: FloatArray, L: FloatArray, W: FloatArray) -> Forms:
+    """Log |M|, tr(W A_i) and tr(W A_i W A_j) with W = M^-1, the residual (A = I) last."""
+    xp, (k, r, _) = namespace(W), A.shape
+    count = W.shape[0]
+    log_det = 2.0 * xp.sum(xp.log(xp.linalg.diagonal(L)), axis=-1)
+    products = [*(xp.matmul(W, A[i, :, :]) for i in range(k)), W]
+    first = xp.stack([xp.linalg.trace(product) for product in products], axis=1)
+    flat = xp.stack([xp.reshape(product, (count, r * r)) for product in products], axis=1)
+    transposed = xp.stack(
+        [xp.reshape(xp.matrix_transpose(product), (count, r * r)) for product in products], axis=1
+    )
+    return Forms(log_det, first, xp.matmul(flat, xp.matrix_transpose(transposed)))

@@ -12,7 +12,7 @@ alone, which is symmetric, and positive definite exactly where the restricted li
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 
+from flashmm.arrays import Array, like, namespace
 from flashmm.exceptions import InputError
 from flashmm.likelihood.gates import check_components, check_sample_size, inverse_of_XX
 
@@ -39,6 +40,11 @@ _RANK_TOLERANCE = 1e-10
 _ROUNDING = 1e-12
 # Up to this many random effects a dense eigenbasis is cheap.
 DENSE_LIMIT = 3000
+# Arrays of a projection that go to a device; the sparse Z'Z stays.
+_MOVED = (
+    *("XX", "XX_inverse", "ZX", "ZRy", "scale", "column_scale", "param_scale", "beta_ols"),
+    *("zero_variance", "non_finite"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,10 @@ class Basis:
     K: FloatArray
     left_inverse: FloatArray
     A: FloatArray
+
+    def on(self, example: Array) -> Basis:
+        """The same in arrays like ``example``."""
+        return Basis(*(like(array, example) for array in (self.K, self.left_inverse, self.A)))
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,8 @@ class Projection:
         Least-squares coefficients of y, shape (p, m).
     zero_variance, non_finite
         Features that X alone explains, or whose sums are not finite; each shape (m,).
+    origin
+        The projection in numpy arrays that this one is a copy of; None for that one itself.
     """
 
     n: int
@@ -112,11 +124,23 @@ class Projection:
     beta_ols: FloatArray
     zero_variance: BoolArray
     non_finite: BoolArray
+    origin: Projection | None = None
+
+    @property
+    def in_numpy(self) -> Projection:
+        """The projection in numpy arrays: itself, or what it was copied from."""
+        return self if self.origin is None else self.origin
+
+    def on(self, example: Array) -> Projection:
+        """A copy in arrays of the library and on the device of ``example``; ZZ stays in scipy's."""
+        origin = self.in_numpy
+        moved = {name: like(getattr(origin, name), example) for name in _MOVED}
+        return replace(origin, origin=origin, **moved)
 
     @property
     def m(self) -> int:
         """Number of features."""
-        return int(self.scale.size)
+        return int(self.scale.shape[0])
 
     @cached_property
     def H(self) -> FloatArray:
@@ -126,12 +150,16 @@ class Projection:
     @cached_property
     def basis(self) -> Basis:
         """Eigenbasis of the scaled Z'RZ."""
+        if self.origin is not None:
+            return self.origin.basis.on(self.scale)
         ZRZ = self.ZZ.toarray() - self.H @ self.ZX.T
         return _make_basis(0.5 * (ZRZ + ZRZ.T), self.structure)
 
     @cached_property
     def basis_full(self) -> Basis:
         """Eigenbasis of the scaled Z'Z."""
+        if self.origin is not None:
+            return self.origin.basis_full.on(self.scale)
         return _make_basis(self.ZZ.toarray(), self.structure)
 
     @property
@@ -172,18 +200,16 @@ class Projection:
     @cached_property
     def rss(self) -> FloatArray:
         """Scaled residual sums of squares of y on [X, Z], shape (m,)."""
-        df = self.n - self.p
-        if df == self.r:
-            return np.zeros(self.m)
-        return np.asarray(df - (self.u * self.u).sum(axis=1))
+        xp, df = namespace(self.scale), self.n - self.p
+        zero: FloatArray = xp.zeros_like(self.scale)
+        return zero if df == self.r else df - xp.vecdot(self.u, self.u)
 
     @cached_property
     def perfect_fit(self) -> BoolArray:
         """Features that X and Z together explain exactly, shape (m,)."""
         if self.n - self.p == self.r:
-            return np.zeros(self.m, dtype=bool)
-        exact = self.rss <= _ROUNDING * (self.n - self.p)
-        return np.asarray(exact & self.varies)
+            return self.scale < 0
+        return (self.rss <= _ROUNDING * (self.n - self.p)) & self.varies
 
     @property
     def varies(self) -> BoolArray:
@@ -193,7 +219,8 @@ class Projection:
     @property
     def unit(self) -> FloatArray:
         """Square root of ``scale``, the unit of y, shape (m,)."""
-        return np.sqrt(self.scale)
+        unit: FloatArray = namespace(self.scale).sqrt(self.scale)
+        return unit
 
     def to_internal(self, theta: FloatArray) -> FloatArray:
         """Scale theta (m, k + 1) in the units of Y to the internal units."""

@@ -13,25 +13,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
+from flashmm.arrays import Array, BoolArray, FloatArray, IntArray, namespace, take
 from flashmm.likelihood.base import (
     SINGULAR,
     Evaluation,
+    Forms,
     RandomEffects,
     StandardErrorKind,
-    rounding_errors,
+    assembled,
+    log_of_product,
+    standard_errors,
 )
-from flashmm.likelihood.general import standard_errors
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from flashmm.likelihood.projection import Projection
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["SpectralLikelihood"]
 
@@ -55,18 +50,14 @@ class SpectralLikelihood:
         return 2
 
     @cached_property
-    def eigenvalues(self) -> FloatArray:
+    def spectrum(self) -> Spectrum:
         """Eigenvalues of the scaled Z'RZ, shape (r,)."""
-        return np.ascontiguousarray(np.diagonal(self.projection.A[0]))
+        return Spectrum.of(self.projection.A[0, :, :])
 
     @cached_property
-    def eigenvalues_full(self) -> FloatArray:
+    def spectrum_full(self) -> Spectrum:
         """Eigenvalues of the scaled Z'Z, shape (r_full,)."""
-        return np.ascontiguousarray(np.diagonal(self.projection.A_full[0]))
-
-    @cached_property
-    def _squares(self) -> FloatArray:
-        return self.projection.u**2
+        return Spectrum.of(self.projection.A_full[0, :, :])
 
     @cached_property
     def _loadings(self) -> FloatArray:
@@ -74,17 +65,21 @@ class SpectralLikelihood:
         return self.projection.K.T @ self.projection.H
 
     @cached_property
+    def _root(self) -> FloatArray:
+        return namespace(self.projection.K).sqrt(self.spectrum.values)
+
+    @cached_property
     def _along(self) -> FloatArray:
         """U'H: H = Z'X (X'X)^-1 along the eigenvectors U of Z'RZ, shape (r, p)."""
-        return self._loadings / np.sqrt(self.eigenvalues)[:, None]
+        return self._loadings / self._root[:, None]
 
     @cached_property
     def _across(self) -> FloatArray:
         """H outside their span: what X absorbs of the random effects, shape (q, p)."""
         p = self.projection
         if p.r == p.structure.q:
-            return np.zeros_like(p.H)
-        return np.asarray(p.H - (p.K / np.sqrt(self.eigenvalues)) @ self._along)
+            return namespace(p.H).zeros_like(p.H)
+        return p.H - (p.K / self._root) @ self._along
 
     @property
     def perfect_fit(self) -> BoolArray:
@@ -98,134 +93,145 @@ class SpectralLikelihood:
 
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and information at theta (B, 2) for chosen features."""
-        p = self.projection
+        p, ml = self.projection, self.method == "ML"
         outside, df = p.n - p.p - p.r, p.n - p.p
-        eigenvalues, df_trace = self.eigenvalues, outside
-        if self.method == "ML":
-            eigenvalues, df_trace, df = self.eigenvalues_full, p.n - p.r_full, p.n
-        sigma2 = theta[:, 1]
-        feasible = _relative_definiteness(eigenvalues, theta, df_trace > 0) > SINGULAR
-        if self.method == "ML":
-            feasible &= _relative_definiteness(self.eigenvalues, theta, False) > SINGULAR
-
-        result = Evaluation.empty(theta.shape[0], 2)
-        ok = np.flatnonzero(feasible)
-        if ok.size == 0:
-            return result
-        theta, sigma2, chosen = theta[ok], sigma2[ok], features[ok]
-        d = theta[:, :1] * self.eigenvalues + theta[:, 1:]
-        weights = 1.0 / d
-        quadratic = self._squares[chosen] * weights
-        value = quadratic.sum(axis=1)
-        quadratic *= weights
-        first = quadratic @ _powers(self.eigenvalues, 1)
-        quadratic *= weights
-        second = quadratic @ _powers(self.eigenvalues, 2)
-        if self.method == "ML":
-            d = theta[:, :1] * eigenvalues + theta[:, 1:]
-            weights = 1.0 / d
-        log_det = np.log(d).sum(axis=1)
-        trace_first = weights @ _powers(eigenvalues, 1)
-        weights *= weights
-        trace_second = weights @ _powers(eigenvalues, 2)
-        if outside > 0:
-            rss = p.rss[chosen]
-            value += rss / sigma2
-            first[:, 1] += rss / sigma2**2
-            second[:, 2] += rss / sigma2**3
-        if df_trace > 0:
-            log_det += df_trace * np.log(sigma2)
-            trace_first[:, 1] += df_trace / sigma2
-            trace_second[:, 2] += df_trace / sigma2**2
-        result.put(
-            ok,
-            Evaluation(
-                -0.5 * (df * np.log(2.0 * np.pi) + log_det + value),
-                0.5 * (first - trace_first),
-                0.5 * _symmetric(trace_second),
-                0.5 * _symmetric(second),
-                rounding_errors(p.n, sigma2),
-            ),
+        spectrum, df_trace = self.spectrum, outside
+        if ml:
+            spectrum, df_trace, df = self.spectrum_full, p.n - p.r_full, p.n
+        inside = spectrum.distance_to_edge(theta, df_trace > 0) > SINGULAR
+        if ml:
+            inside = inside & (self.spectrum.distance_to_edge(theta, False) > SINGULAR)
+        if not bool(namespace(theta).all(inside)):
+            theta, features = theta[inside], features[inside]
+        d = self.spectrum.diagonal(theta)
+        inverse = 1.0 / d
+        quadratic = _quadratic_forms(self.spectrum, take(p.u, features), inverse)
+        if ml:
+            d = spectrum.diagonal(theta)
+            inverse = 1.0 / d
+        evaluation = assembled(
+            quadratic,
+            _traces(spectrum, d, inverse),
+            theta[:, 1],
+            n=p.n,
+            df=df,
+            rss=take(p.rss, features) if outside > 0 else None,
+            df_trace=df_trace,
         )
-        return result
+        return evaluation.spread(inside)
+
+    def _weighted(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """M^-1 u, shape (B, r)."""
+        return take(self.projection.u, features) / self.spectrum.diagonal(theta)
+
+    def _shrunk(self, theta: FloatArray) -> FloatArray:
+        """Theta sigma2 / d: D - D T D along the eigenvectors, shape (B, r)."""
+        return theta[:, :1] * theta[:, 1:] / self.spectrum.diagonal(theta)
 
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Generalised least squares at theta, shape (B, p)."""
         p = self.projection
-        w = p.u[features] / (theta[:, :1] * self.eigenvalues + theta[:, 1:])
-        correction = theta[:, :1] * (w @ self._loadings)
-        beta: FloatArray = p.beta_ols[:, features].T - p.unit[features, None] * correction
-        return beta
+        correction = theta[:, :1] * (self._weighted(theta, features) @ self._loadings)
+        return take(p.beta_ols.T, features) - take(p.unit, features)[:, None] * correction
 
     def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
         """Variances l'Cl of the rows of L (c, p), shape (B, c): one matrix product for all.
 
         Along the eigenvectors D - D T D is theta sigma2 / d, so no large terms cancel.
         """
-        p = self.projection
-        along, across = (self._along @ L.T) ** 2, ((self._across @ L.T) ** 2).sum(axis=0)
-        weights = theta[:, :1] * theta[:, 1:] / (theta[:, :1] * self.eigenvalues + theta[:, 1:])
-        variance = theta[:, 1:] * ((p.XX_inverse @ L.T) * L.T).sum(axis=0)
-        variance += theta[:, :1] * across + weights @ along
-        return np.asarray(variance * p.scale[features, None])
+        p, xp = self.projection, namespace(theta)
+        along, across = (self._along @ L.T) ** 2, xp.sum((self._across @ L.T) ** 2, axis=0)
+        variance = theta[:, 1:] * xp.sum((p.XX_inverse @ L.T) * L.T, axis=0)
+        variance += theta[:, :1] * across + self._shrunk(theta) @ along
+        return variance * take(p.scale, features)[:, None]
 
     def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Covariance matrices of the fixed effects, shape (B, p, p); indefinite where V is."""
-        p, along = self.projection, self._along
-        weights = theta[:, :1] * theta[:, 1:] / (theta[:, :1] * self.eigenvalues + theta[:, 1:])
+        p, xp, along = self.projection, namespace(theta), self._along
         C = theta[:, 1, None, None] * p.XX_inverse
-        C = C + theta[:, 0, None, None] * (self._across.T @ self._across)
-        C += np.matmul(along.T * weights[:, None, :], along)
-        C = 0.5 * (C + np.swapaxes(C, 1, 2)) * p.scale[features, None, None]
-        return np.asarray(C)
+        C += theta[:, 0, None, None] * (self._across.T @ self._across)
+        C += xp.matmul(along.T * self._shrunk(theta)[:, None, :], along)
+        return 0.5 * (C + xp.matrix_transpose(C)) * take(p.scale, features)[:, None, None]
 
     def random_effects(
         self, theta: FloatArray, features: IntArray, se: StandardErrorKind | None
     ) -> RandomEffects:
         """Best linear unbiased predictions, with standard errors if asked for."""
         p = self.projection
-        unit = p.unit[features, None] / p.column_scale
-        w = p.u[features] / (theta[:, :1] * self.eigenvalues + theta[:, 1:])
-        blup = theta[:, :1] * (w @ p.K.T) * unit
+        unit = take(p.unit, features)[:, None] / p.column_scale
+        blup = theta[:, :1] * (self._weighted(theta, features) @ p.K.T) * unit
         if se is None:
             return RandomEffects(blup, None)
-        K, values = p.K, self.eigenvalues
+        K, spectrum = p.K, self.spectrum
         if se == "conditional":
-            K, values = p.K_full, self.eigenvalues_full
-        weights = theta[:, :1] ** 2 / (theta[:, :1] * values + theta[:, 1:])
+            K, spectrum = p.K_full, self.spectrum_full
+        weights = theta[:, :1] ** 2 / spectrum.diagonal(theta)
         return RandomEffects(blup, standard_errors(theta[:, :1] - weights @ (K * K).T) * unit)
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""
-        p = self.projection
-        return np.asarray(_relative_definiteness(self.eigenvalues_full, theta, p.n > p.r_full) > 0)
+        return self.spectrum_full.distance_to_edge(theta, self._with_residual(ml=True)) > 0
 
     def distance_to_edge(self, theta: FloatArray) -> FloatArray:
         """Smallest over largest eigenvalue of V (ML) or the error contrasts' covariance."""
+        ml = self.method == "ML"
+        spectrum = self.spectrum_full if ml else self.spectrum
+        return spectrum.distance_to_edge(theta, self._with_residual(ml=ml))
+
+    def _with_residual(self, *, ml: bool) -> bool:
         p = self.projection
-        if self.method == "ML":
-            return _relative_definiteness(self.eigenvalues_full, theta, p.n > p.r_full)
-        return _relative_definiteness(self.eigenvalues, theta, p.n - p.p > p.r)
+        return p.n > p.r_full if ml else p.n - p.p > p.r
 
 
-def _relative_definiteness(
-    eigenvalues: FloatArray, theta: FloatArray, with_residual: bool
-) -> FloatArray:
-    """Smallest over largest diagonal element of M, and of sigma2 where it stands alone.
+@dataclass(frozen=True)
+class Spectrum:
+    """Ascending eigenvalues lambda (r,), and columns lambda^2, lambda, 1 (r, 3)."""
 
-    The eigenvalues ascend, so the ends of M's diagonal are attained at their ends.
-    """
-    ends = theta[:, :1] * eigenvalues[[0, -1]] + theta[:, 1:]
-    if with_residual:
-        ends = np.concatenate([ends, theta[:, 1:]], axis=1)
-    return np.asarray(ends.min(axis=1) / np.abs(ends).max(axis=1))
+    values: FloatArray
+    powers: FloatArray
+
+    @classmethod
+    def of(cls, diagonal: Array) -> Spectrum:
+        """Eigenvalues of a diagonal matrix (r, r)."""
+        xp = namespace(diagonal)
+        values = xp.linalg.diagonal(diagonal) + 0.0  # a contiguous copy
+        return cls(values, xp.stack([values * values, values, xp.ones_like(values)], axis=1))
+
+    def diagonal(self, theta: FloatArray) -> FloatArray:
+        """M's diagonal, sigma2 + theta lambda, shape (B, r)."""
+        return theta[:, :1] * self.values + theta[:, 1:]
+
+    def distance_to_edge(self, theta: FloatArray, with_residual: bool) -> FloatArray:
+        """Smallest over largest element of M's diagonal, and of sigma2 where it stands alone.
+
+        The eigenvalues ascend, so the ends of the diagonal are attained at their ends.
+        """
+        xp = namespace(theta)
+        ends = [theta[:, 0] * self.values[i] + theta[:, 1] for i in (0, -1)]
+        edge = xp.stack([*ends, theta[:, 1]] if with_residual else ends, axis=1)
+        return xp.min(edge, axis=1) / xp.max(xp.abs(edge), axis=1)
 
 
-def _powers(eigenvalues: FloatArray, order: int) -> FloatArray:
-    """Columns lambda^order, ..., lambda, 1, shape (r, order + 1)."""
-    return np.vander(eigenvalues, order + 1)
+def _quadratic_forms(spectrum: Spectrum, u: FloatArray, inverse: FloatArray) -> Forms:
+    """u'M^-1u and its derivatives, of y'Py on the span of Z."""
+    xp = namespace(u)
+    terms = u * inverse
+    value = xp.vecdot(terms, u)
+    terms *= terms
+    first = terms @ spectrum.powers[:, 1:]
+    terms *= inverse
+    return Forms(value, first, _symmetric(terms @ spectrum.powers))
+
+
+def _traces(spectrum: Spectrum, d: FloatArray, inverse: FloatArray) -> Forms:
+    """Log |M| and the traces of M^-1 A_i and of M^-1 A_i M^-1 A_j."""
+    first = inverse @ spectrum.powers[:, 1:]
+    second = _symmetric((inverse * inverse) @ spectrum.powers)
+    return Forms(log_of_product(d), first, second)
 
 
 def _symmetric(entries: FloatArray) -> FloatArray:
     """(B, 3) entries 00, 01, 11 as (B, 2, 2) matrices."""
-    return entries[:, [0, 1, 1, 2]].reshape(-1, 2, 2)
+    xp = namespace(entries)
+    columns = [entries[:, i] for i in (0, 1, 1, 2)]
+    return xp.reshape(xp.stack(columns, axis=1), (entries.shape[0], 2, 2))
