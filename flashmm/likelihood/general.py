@@ -178,8 +178,10 @@ class GeneralLikelihood:
     def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
         """T v = K M^-1 K'v for the rows of vectors (B, c, q), same shape."""
         p = self.projection
-        w = np.linalg.solve(_combine(p.A, theta), np.swapaxes(np.matmul(vectors, p.K), 1, 2))
-        return np.asarray(np.matmul(np.swapaxes(w, 1, 2), p.K.T))
+        xp = namespace(theta)
+        u = xp.matrix_transpose(xp.matmul(vectors, p.K))
+        w = xp.linalg.solve(_combine(p.A, theta), u)
+        return xp.matmul(xp.matrix_transpose(w), p.K.T)
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""
