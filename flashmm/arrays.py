@@ -204,7 +204,7 @@ def inverse_of_triangular(L: Array) -> Array:
     """
     xp, r = namespace(L), L.shape[-1]
     if array_api_compat.is_torch_namespace(xp):
-        eye = xp.eye(r, dtype=L.dtype, device=L.device)
+        eye = xp.eye(r, dtype=L.dtype, device=array_api_compat.device(L))
         return xp.linalg.solve_triangular(L, eye, upper=False)
     result = xp.zeros_like(L)
     if r <= _SMALL:
