@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
 
-__all__ = ["Shift", "add_shifts", "shifted_sums"]
+__all__ = ["Shift", "combine_shifts", "shifted_sums"]
 
 # A feature whose variation about X is below this share of its sum of squares is summed
 # again after subtracting X a: raw sums would cancel.
@@ -176,33 +176,43 @@ def _move(stats: SummaryStats, features: NDArray[np.intp], a: FloatArray) -> Shi
     )
 
 
-def add_shifts(left: SummaryStats, right: SummaryStats, total: SummaryStats) -> Shift | None:
-    """Shifted sums of the union of two sets of samples.
+def combine_shifts(
+    left: SummaryStats, right: SummaryStats, total: SummaryStats, sign: float
+) -> Shift | None:
+    """Shifted sums of two sets of samples put together, or of one taken out of the other.
 
     Parameters
     ----------
     left, right
         Statistics of the two sets, some of whose features are shifted.
     total
-        Their raw sums, without a shift.
+        Their raw sums, left + sign * right, without a shift.
+    sign
+        1 or -1.
 
     Returns
     -------
     Shift or None
-        About the least-squares fit to all samples, for the features that still need it: a
-        small set of samples may fit X exactly where the union does not.
+        About the least-squares fit to all samples of ``total``, for the features that still need
+        it: a small set of samples may fit X exactly where the union does not.
     """
     shifted = [part.shift for part in (left, right) if part.shift is not None]
     if not shifted:
         return None
     features = np.unique(np.concatenate([shift.features for shift in shifted]))
     score = np.zeros((total.p, features.size))
-    for part in (left, right):
+    for part, factor in ((left, 1.0), (right, sign)):
         XY, _, _, own = part.centred()
-        score += XY[:, features] + part.XX @ own[:, features]
+        score += factor * (XY[:, features] + part.XX @ own[:, features])
     a = _Gram.of(total.XX).solve(score)
     mine, theirs = _move(left, features, a), _move(right, features, a)
-    pooled = Shift(features, a, mine.XY + theirs.XY, mine.ZY + theirs.ZY, mine.yy + theirs.yy)
+    pooled = Shift(
+        features,
+        a,
+        mine.XY + sign * theirs.XY,
+        mine.ZY + sign * theirs.ZY,
+        np.maximum(mine.yy + sign * theirs.yy, 0.0),
+    )
     needed = pooled.yy < _CANCELLATION * total.yy[features]
     if not needed.any():
         return None

@@ -6,25 +6,25 @@ statistics of their union. Their size does not depend on n.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from flashmm.block_sums import BlockSums, DesignColumns, block_sums, design_columns
 from flashmm.design import Design
 from flashmm.design_arrays import as_structure, design_from_arrays
-from flashmm.exceptions import InputError, listing
-from flashmm.labels import checked_labels, feature_positions, is_default
+from flashmm.exceptions import InputError
+from flashmm.labels import checked_labels, feature_positions
 from flashmm.numeric import float_array
 from flashmm.per_sample import positive
-from flashmm.shifts import Shift, add_shifts, shifted_sums
-from flashmm.sources import Block, Source, Transform, make_source
-from flashmm.streaming import passing, suitable_block_bytes, sum_source, worker_count
+from flashmm.shifts import Shift
+from flashmm.sources import Source, Transform, make_source
+from flashmm.stats_algebra import added, subtracted
+from flashmm.stats_checks import check_shapes, sample_count, shared_labels
+from flashmm.summing import sum_design
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
 
 __all__ = ["SummaryStats"]
-
-log = logging.getLogger("flashmm")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +104,7 @@ class SummaryStats:
     log_weights: float = 0.0
 
     def __post_init__(self) -> None:
-        fields: dict[str, Any] = {"n": _sample_count(self.n)}
+        fields: dict[str, Any] = {"n": sample_count(self.n)}
         for name in ("XX", "XY", "ZX", "ZY", "yy"):
             fields[name] = float_array(getattr(self, name), name)
         for name in ("XY", "ZY"):
@@ -123,13 +121,13 @@ class SummaryStats:
         fields["ZZ"] = sp.csr_array(fields["ZZ"])
         p, m = fields["XY"].shape
         q = fields["ZZ"].shape[0]
-        _check_shapes(fields, p, q, m)
+        check_shapes(fields, p, q, m)
         coefs = self.coef_names
         if coefs is None:
-            coefs = _shared_labels(self, "coefficients", XX=(0, 1), XY=(0,), ZX=(1,))
+            coefs = shared_labels(self, "coefficients", XX=(0, 1), XY=(0,), ZX=(1,))
         features = self.feature_names
         if features is None:
-            features = _shared_labels(self, "features", XY=(1,), ZY=(1,), yy=(0,))
+            features = shared_labels(self, "features", XY=(1,), ZY=(1,), yy=(0,))
         fields["feature_names"] = checked_labels(features, m, "feature", default=np.arange(m))
         default = np.array([f"x{i + 1}" for i in range(p)], dtype=object)
         fields["coef_names"] = tuple(
@@ -302,36 +300,16 @@ class SummaryStats:
         -------
         SummaryStats
         """
-        selecting = min_count is not None or min_fraction is not None
-        source = replace(source, counting=selecting)
-        # Dense products are threaded by BLAS itself.
-        threads = worker_count(workers) if source.is_sparse and not source.densifies else 1
-        block_bytes = block_bytes or suitable_block_bytes(source, design)
-        log.info(
-            "%s, %d features x %d samples: blocks of %.0f MiB, %d threads",
-            *(source.reader.kind, source.m, source.n, block_bytes / 2**20, threads),
-        )
-        if source.reader.one_pass:
-            stats, totals, detected = _fold(cls, source, design, weights)
-            return stats.take(passing(totals, detected, stats.n, min_count, min_fraction))
-        columns = design_columns(design.X, design.Z)
-        total = sum_source(
+        return sum_design(
+            cls,
             source,
-            columns,
+            design,
             weights=weights,
-            workers=threads,
-            block_bytes=block_bytes,
+            min_count=min_count,
+            min_fraction=min_fraction,
+            workers=workers,
             progress=progress,
-        )
-        kept = passing(total.totals, total.detected, source.n, min_count, min_fraction)
-        stats = _statistics(cls, total.sums, columns, design, source.feature_names, weights)
-        if selecting:
-            stats, source = stats.take(kept), source.taking(np.flatnonzero(kept))
-        return _with_shift(
-            stats,
-            lambda features: source.blocks(block_bytes, features=features, dense=True),
-            columns,
-            weights,
+            block_bytes=block_bytes,
         )
 
     def centred(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
@@ -349,24 +327,85 @@ class SummaryStats:
         return XY, ZY, yy, a
 
     def __add__(self, other: object) -> SummaryStats:
-        """Statistics of the union of two disjoint sets of samples."""
-        if not isinstance(other, SummaryStats):
-            return NotImplemented
-        _check_same_labels(self, other)
-        total = SummaryStats(
-            n=self.n + other.n,
-            XX=self.XX + other.XX,
-            XY=self.XY + other.XY,
-            ZX=self.ZX + other.ZX,
-            ZY=self.ZY + other.ZY,
-            ZZ=sp.csr_array(self.ZZ + other.ZZ),
-            yy=self.yy + other.yy,
-            feature_names=self.feature_names,
-            coef_names=self.coef_names,
-            structure=self.structure,
-            log_weights=self.log_weights + other.log_weights,
+        """Statistics of the union of two disjoint sets of samples; see `add`."""
+        return added(self, other) if isinstance(other, SummaryStats) else NotImplemented
+
+    def __sub__(self, other: object) -> SummaryStats:
+        """Statistics without the samples of ``other``, which were added before.
+
+        Levels of random effects that have no samples left are dropped. Digits that the sum of
+        squares of all samples does not hold cannot come back.
+        """
+        return subtracted(self, other) if isinstance(other, SummaryStats) else NotImplemented
+
+    def add(
+        self, other: SummaryStats, *, features: Literal["equal", "intersect"] = "equal"
+    ) -> SummaryStats:
+        """Join the samples of two sets of statistics, aligned by label.
+
+        The order of coefficients and features may differ. Levels of a grouping factor are
+        united: those of equal name are one level.
+
+        Parameters
+        ----------
+        other
+            Statistics of other samples, with the same coefficients and random terms.
+        features
+            ``"equal"``: both must have the same; ``"intersect"``: those that both have are kept.
+
+        Returns
+        -------
+        SummaryStats
+            In the order of ``self``, with levels that only ``other`` has after its own.
+
+        Raises
+        ------
+        InputError
+            If coefficients, random terms or features do not agree; the message names them.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from flashmm import SummaryStats
+        >>> Y, X = np.arange(8.0).reshape(2, 4), np.ones((4, 1))
+        >>> one = pd.DataFrame(np.kron(np.eye(2), np.ones((2, 1))), columns=["ann", "bob"])
+        >>> two = one.set_axis(["bob", "cem"], axis=1)
+        >>> total = SummaryStats.from_arrays(Y, X, one) + SummaryStats.from_arrays(Y, X, two)
+        >>> total.structure.terms[0].levels
+        ('ann', 'bob', 'cem')
+        """
+        return added(self, other, features)
+
+    def update(
+        self, Y: Any, X: ArrayLike, Z: Any, *, transform: Transform = None, weights: Any = None
+    ) -> SummaryStats:
+        """Add a block of samples.
+
+        Parameters
+        ----------
+        Y, X, Z
+            The block, shapes (m, n_b), (n_b, p), (n_b, q). X and Z without labels have the
+            columns of these statistics, Y without labels their features.
+        transform, weights
+            As in `from_arrays`.
+
+        Returns
+        -------
+        SummaryStats
+            Of all samples; ``self`` stays as it is.
+        """
+        block = SummaryStats.from_arrays(
+            Y,
+            X,
+            Z,
+            components=None if isinstance(Z, pd.DataFrame) else self.structure,
+            transform=transform,
+            coef_names=None if isinstance(X, pd.DataFrame) else self.coef_names,
+            weights=weights,
         )
-        return replace(total, shift=add_shifts(self, other, total))
+        if block.feature_names.dtype.kind in "iu" and block.m == self.m:
+            block = replace(block, feature_names=self.feature_names)
+        return self + block
 
     def __radd__(self, other: object) -> SummaryStats:
         """Let ``sum(parts)`` work: it starts from 0."""
@@ -431,151 +470,3 @@ class SummaryStats:
         from flashmm.storage import load_dataset, stats_from_dataset  # noqa: PLC0415
 
         return stats_from_dataset(load_dataset(path, kind="SummaryStats"))
-
-
-def _statistics(
-    cls: type[SummaryStats],
-    sums: BlockSums,
-    columns: DesignColumns,
-    design: Design,
-    feature_names: NDArray[Any],
-    weights: FloatArray | None,
-) -> SummaryStats:
-    """Sums over Y and the cross-products of the design, labelled."""
-    X, Z = columns.X, columns.Z
-    weighted_X = X if weights is None else X * weights[:, None]
-    weighted_Z = Z if weights is None else sp.csr_array(Z * weights[:, None])
-    return cls(
-        n=X.shape[0],
-        XX=X.T @ weighted_X,
-        XY=sums.XY,
-        ZX=np.asarray(columns.transposed_Z @ weighted_X),
-        ZY=sums.ZY,
-        ZZ=sp.csr_array(columns.transposed_Z @ weighted_Z),
-        yy=sums.yy,
-        feature_names=feature_names,
-        coef_names=design.coef_names,
-        structure=design.structure,
-        log_weights=0.0 if weights is None else float(np.log(weights).sum()),
-    )
-
-
-def _with_shift(
-    stats: SummaryStats,
-    blocks: Callable[[NDArray[np.intp]], Iterable[Block]],
-    columns: DesignColumns,
-    weights: FloatArray | None,
-) -> SummaryStats:
-    return replace(stats, shift=shifted_sums(stats, blocks, columns, weights))
-
-
-def _fold(
-    cls: type[SummaryStats], source: Source, design: Design, weights: FloatArray | None
-) -> tuple[SummaryStats, FloatArray, FloatArray]:
-    """Statistics of blocks of samples that can be had only once, each with its own shift."""
-    total: SummaryStats | None = None
-    totals, detected = np.zeros(source.m), np.zeros(source.m)
-    for block in source.blocks():
-        columns = design_columns(design.X[block.samples], design.Z[block.samples])
-        here = replace(block, samples=slice(0, columns.X.shape[0]))
-        part_weights = None if weights is None else weights[block.samples]
-        sums = block_sums(here, columns, part_weights)
-        part = _with_shift(
-            _statistics(cls, sums, columns, design, source.feature_names, part_weights),
-            lambda features, here=here: [  # type: ignore[misc]
-                replace(here, features=features, values=here.values[features])
-            ],
-            columns,
-            part_weights,
-        )
-        total = part if total is None else total + part
-        if block.totals is not None and block.detected is not None:
-            totals += block.totals
-            detected += block.detected
-    if total is None:
-        raise InputError("Y has no blocks: there is nothing to sum.")
-    return total, totals, detected
-
-
-def _sample_count(n: Any) -> int:
-    whole = isinstance(n, (int, np.integer, float, np.floating)) and not isinstance(n, bool)
-    if not whole or n != np.floor(n) or n < 0:
-        raise InputError(f"n, the number of samples, must be a whole number, not {n!r}.")
-    return int(n)
-
-
-def _shared_labels(stats: SummaryStats, what: str, **axes: tuple[int, ...]) -> list[Any] | None:
-    """Labels that the statistics carry along some axes, all alike; None if none carries any."""
-    known: tuple[str, pd.Index] | None = None
-    for name, positions in axes.items():
-        value = getattr(stats, name)
-        for axis in positions if isinstance(value, (pd.DataFrame, pd.Series)) else ():
-            labels = value.axes[axis]
-            if is_default(labels):
-                continue
-            if known is None:
-                known = name, labels
-            elif list(known[1]) != list(labels):
-                raise InputError(
-                    f"{known[0]} and {name} label the {what} differently: {listing(known[1])} "
-                    f"and {listing(labels)}. They must agree, in the same order."
-                )
-    return None if known is None else list(known[1])
-
-
-def _check_shapes(fields: dict[str, Any], p: int, q: int, m: int) -> None:
-    expected = {
-        "XX": (p, p),
-        "XY": (p, m),
-        "ZX": (q, p),
-        "ZY": (q, m),
-        "ZZ": (q, q),
-        "yy": (m,),
-    }
-    for name, shape in expected.items():
-        if fields[name].shape != shape:
-            raise InputError(
-                f"{name} has shape {fields[name].shape}, but must be {shape}: the other "
-                f"statistics say p={p} (XY), q={q} (ZZ), m={m} (XY)."
-            )
-    for name in ("XX", "ZX"):
-        if not np.isfinite(fields[name]).all():
-            raise InputError(f"{name} holds missing or infinite values.")
-    if not np.isfinite(fields["ZZ"].data).all():
-        raise InputError("ZZ holds missing or infinite values.")
-    for name, gram in (("XX", fields["XX"]), ("ZZ", fields["ZZ"])):
-        length = np.sqrt(np.abs(gram.diagonal()))
-        difference = sp.coo_array(gram - gram.T)
-        row, column = difference.row, difference.col
-        if (np.abs(difference.data) > 1e-8 * length[row] * length[column]).any():
-            raise InputError(f"{name} is not symmetric; it must be {name[0]}'{name[0]}.")
-
-
-def _check_same_labels(left: SummaryStats, right: SummaryStats) -> None:
-    pairs = {
-        "coefficients": (list(left.coef_names), list(right.coef_names)),
-        "random effects": (
-            list(left.structure.column_names),
-            list(right.structure.column_names),
-        ),
-        "features": (list(left.feature_names), list(right.feature_names)),
-    }
-    for what, (mine, theirs) in pairs.items():
-        if mine != theirs:
-            on_left, on_right = set(mine), set(theirs)
-            missing = [str(x) for x in mine if x not in on_right]
-            extra = [str(x) for x in theirs if x not in on_left]
-            detail = (
-                f"only on the left: {listing(missing)}; only on the right: {listing(extra)}"
-                if missing or extra
-                else "they are in a different order"
-            )
-            raise InputError(
-                f"The two SummaryStats have different {what}: {detail}. Build both "
-                "with the same formulas and levels."
-            )
-    if left.structure.param_names != right.structure.param_names:
-        raise InputError(
-            "The two SummaryStats have different variance components: "
-            f"{listing(left.structure.param_names)} and {listing(right.structure.param_names)}."
-        )

@@ -20,7 +20,8 @@ LAYERS = [
     ("design", "simulate_inputs", "simulate"),
     ("random_formula", "formula_columns", "recipe", "recipe_text", "formula"),
     ("sources", "design_arrays"),
-    ("block_sums", "streaming", "shifts", "summary_stats"),
+    ("block_sums", "streaming", "shifts", "summing"),
+    ("stats_algebra", "stats_checks", "summary_stats"),
     ("likelihood",),
     ("solvers",),
     ("inference", "schema", "storage"),
@@ -33,7 +34,8 @@ LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 EDGE = {
     "pandas": {
         *("formula", "formula_columns", "random_formula", "recipe", "numeric", "labels"),
-        *("design_arrays", "per_sample", "summary_stats", "simulate", "simulate_inputs"),
+        *("design_arrays", "per_sample", "stats_algebra", "stats_checks", "summary_stats"),
+        *("simulate", "simulate_inputs"),
         *(f"sources.{name}" for name in ("anndata_kinds", "dataarrays", "iterables", "make")),
         *(f"sources.{name}" for name in ("matching", "memory")),
         *("solvers.start", "inference.contrasts", "constructors"),

@@ -1,0 +1,139 @@
+"""A source and a design -> statistics: one pass, selection, and a second look where sums cancel."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from flashmm.block_sums import BlockSums, DesignColumns, block_sums, design_columns
+from flashmm.design import Design
+from flashmm.exceptions import InputError
+from flashmm.shifts import shifted_sums
+from flashmm.sources import Block, Source
+from flashmm.streaming import passing, suitable_block_bytes, sum_source, worker_count
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.summary_stats import SummaryStats
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["sum_design"]
+
+log = logging.getLogger("flashmm")
+
+
+def sum_design(
+    cls: type[SummaryStats],
+    source: Source,
+    design: Design,
+    *,
+    weights: FloatArray | None,
+    min_count: float | None,
+    min_fraction: float | None,
+    workers: int | None,
+    progress: bool,
+    block_bytes: int | None,
+) -> SummaryStats:
+    """The work of `SummaryStats.from_design`, whose class is ``cls``."""
+    selecting = min_count is not None or min_fraction is not None
+    source = replace(source, counting=selecting)
+    # Dense products are threaded by BLAS itself.
+    threads = worker_count(workers) if source.is_sparse and not source.densifies else 1
+    block_bytes = block_bytes or suitable_block_bytes(source, design)
+    log.info(
+        "%s, %d features x %d samples: blocks of %.0f MiB, %d threads",
+        *(source.reader.kind, source.m, source.n, block_bytes / 2**20, threads),
+    )
+    if source.reader.one_pass:
+        stats, totals, detected = _fold(cls, source, design, weights)
+        return stats.take(passing(totals, detected, stats.n, min_count, min_fraction))
+    columns = design_columns(design.X, design.Z)
+    total = sum_source(
+        source,
+        columns,
+        weights=weights,
+        workers=threads,
+        block_bytes=block_bytes,
+        progress=progress,
+    )
+    kept = passing(total.totals, total.detected, source.n, min_count, min_fraction)
+    stats = _statistics(cls, total.sums, columns, design, source.feature_names, weights)
+    if selecting:
+        stats, source = stats.take(kept), source.taking(np.flatnonzero(kept))
+    return _with_shift(
+        stats,
+        lambda features: source.blocks(block_bytes, features=features, dense=True),
+        columns,
+        weights,
+    )
+
+
+def _statistics(
+    cls: type[SummaryStats],
+    sums: BlockSums,
+    columns: DesignColumns,
+    design: Design,
+    feature_names: NDArray[Any],
+    weights: FloatArray | None,
+) -> SummaryStats:
+    """Sums over Y and the cross-products of the design, labelled."""
+    X, Z = columns.X, columns.Z
+    weighted_X = X if weights is None else X * weights[:, None]
+    weighted_Z = Z if weights is None else sp.csr_array(Z * weights[:, None])
+    return cls(
+        n=X.shape[0],
+        XX=X.T @ weighted_X,
+        XY=sums.XY,
+        ZX=np.asarray(columns.transposed_Z @ weighted_X),
+        ZY=sums.ZY,
+        ZZ=sp.csr_array(columns.transposed_Z @ weighted_Z),
+        yy=sums.yy,
+        feature_names=feature_names,
+        coef_names=design.coef_names,
+        structure=design.structure,
+        log_weights=0.0 if weights is None else float(np.log(weights).sum()),
+    )
+
+
+def _with_shift(
+    stats: SummaryStats,
+    blocks: Callable[[NDArray[np.intp]], Iterable[Block]],
+    columns: DesignColumns,
+    weights: FloatArray | None,
+) -> SummaryStats:
+    return replace(stats, shift=shifted_sums(stats, blocks, columns, weights))
+
+
+def _fold(
+    cls: type[SummaryStats], source: Source, design: Design, weights: FloatArray | None
+) -> tuple[SummaryStats, FloatArray, FloatArray]:
+    """Statistics of blocks of samples that can be had only once, each with its own shift."""
+    total: SummaryStats | None = None
+    totals, detected = np.zeros(source.m), np.zeros(source.m)
+    for block in source.blocks():
+        columns = design_columns(design.X[block.samples], design.Z[block.samples])
+        here = replace(block, samples=slice(0, columns.X.shape[0]))
+        part_weights = None if weights is None else weights[block.samples]
+        sums = block_sums(here, columns, part_weights)
+        part = _with_shift(
+            _statistics(cls, sums, columns, design, source.feature_names, part_weights),
+            lambda features, here=here: [  # type: ignore[misc]
+                replace(here, features=features, values=here.values[features])
+            ],
+            columns,
+            part_weights,
+        )
+        total = part if total is None else total + part
+        if block.totals is not None and block.detected is not None:
+            totals += block.totals
+            detected += block.detected
+    if total is None:
+        raise InputError("Y has no blocks: there is nothing to sum.")
+    return total, totals, detected
