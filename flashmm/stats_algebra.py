@@ -117,8 +117,8 @@ def _with_coefficients_of(stats: SummaryStats, other: SummaryStats) -> SummarySt
             "coefficients",
             list(theirs),
             list(mine),
-            "Build both with the same formula; declare the levels of factors that not every part "
-            "of the samples has: pandas.Categorical(values, categories=...).",
+            "Build both with the same formula, and name in it the levels of a factor that not "
+            "every part has: C(batch, levels=['a', 'b']).",
         )
     order = pd.Index(mine).get_indexer(pd.Index(theirs))
     shift = stats.shift
@@ -138,8 +138,8 @@ def _raise_different(what: str, mine: list[object], theirs: list[object], advice
     missing = [name for name in mine if name not in set(theirs)]
     extra = [name for name in theirs if name not in set(mine)]
     raise InputError(
-        f"The two SummaryStats have different {what}: only on the left: {listing(missing)}; only "
-        f"on the right: {listing(extra)}. {advice}"
+        f"The two SummaryStats have different {what}: only on the left: "
+        f"{listing(missing) or 'none'}; only on the right: {listing(extra) or 'none'}. {advice}"
     )
 
 
@@ -166,7 +166,7 @@ def _united(left: CovarianceStructure, right: CovarianceStructure) -> Covariance
 def _united_term(mine: RandomTerm, theirs: RandomTerm) -> RandomTerm:
     if mine.levels == theirs.levels:
         return mine
-    if re.fullmatch(r"Z\d+", mine.name) and len(mine.levels) != len(theirs.levels):
+    if _only_counted(mine) and _only_counted(theirs):
         raise InputError(
             f"The two SummaryStats have {len(mine.levels)} and {len(theirs.levels)} columns in "
             f"{mine.name!r}, without labels that say which belong together. Pass Z as a DataFrame "
@@ -175,6 +175,12 @@ def _united_term(mine: RandomTerm, theirs: RandomTerm) -> RandomTerm:
     known = set(mine.levels)
     new = tuple(level for level in theirs.levels if level not in known)
     return replace(mine, levels=mine.levels + new)
+
+
+def _only_counted(term: RandomTerm) -> bool:
+    """Whether the columns came without labels, from an array."""
+    counted = tuple(str(i + 1) for i in range(len(term.levels)))
+    return re.fullmatch(r"Z\d+", term.name) is not None and term.levels == counted
 
 
 def _without(structure: CovarianceStructure, gone: NDArray[np.bool_]) -> CovarianceStructure:

@@ -1,10 +1,10 @@
-"""Saving and loading: statistics and results as netCDF, written whole or not at all."""
+"""Saving and loading: statistics and results as netCDF or zarr, whole or not at all."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 from importlib.util import find_spec
@@ -15,9 +15,11 @@ import numpy as np
 import scipy.sparse as sp
 import xarray as xr
 
+from flashmm.checksum import fingerprint
 from flashmm.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError
 from flashmm.shifts import Shift
+from flashmm.storage_zarr import is_zarr, read_zarr, write_zarr
 from flashmm.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMAT", "load_dataset", "save_dataset", "stats_from_dataset", "stats_to_dataset"]
 
-FORMAT = 1
+FORMAT = 2
 _KIND = "flashmm_kind"
 _FORMAT = "flashmm_format"
+_CHECKSUM = "flashmm_checksum"
 _EMPTY = "flashmm_empty"
 _INTEGERS = "flashmm_integers"
 
@@ -144,28 +147,44 @@ def _has_hdf5() -> bool:
 
 
 def save_dataset(ds: xr.Dataset, path: str | PathLike[str]) -> None:
-    """Write a Dataset as netCDF under a temporary name, then rename it into place.
+    """Write a Dataset under a temporary name, then rename it into place.
 
-    HDF5-based when h5netcdf is installed (the ``io`` extra), else netCDF 3 through scipy.
+    ``.zarr`` and ``.zarr.zip`` are zarr; any other name is netCDF, HDF5-based when h5netcdf is
+    installed (the ``io`` extra), else netCDF 3 through scipy.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"There is no directory {str(path.parent)!r} to save {path.name!r} in.")
     if path.is_dir():
-        raise InputError(f"{str(path)!r} is a directory; give the name of a file.")
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
+        hint = (
+            " A directory cannot be replaced in one step: remove it first, or save to a "
+            f"{path.name + '.zip'!r}."
+            if path.suffix == ".zarr"
+            else " Give the name of a file."
+        )
+        raise InputError(f"{str(path)!r} is a directory.{hint}")
+    ds = ds.assign_attrs({_CHECKSUM: fingerprint(ds)})
+    directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        if _has_hdf5():
+        temporary = directory / path.name
+        if is_zarr(path):
+            write_zarr(ds, temporary, directory)
+        elif _has_hdf5():
             ds.to_netcdf(temporary, engine="h5netcdf", format="NETCDF4")
         else:
             _for_netcdf3(ds).to_netcdf(temporary, engine="scipy", format="NETCDF3_64BIT")
-        os.chmod(temporary, _permissions(path))
+        if temporary.is_file():
+            _flush(temporary)
+            os.chmod(temporary, _permissions(path))
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Bring a file to the disk before its name is given to it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _for_netcdf3(ds: xr.Dataset) -> xr.Dataset:
@@ -224,8 +243,39 @@ def _permissions(path: Path) -> int:
 def load_dataset(path: str | PathLike[str], *, kind: str) -> xr.Dataset:
     """Read a file that `save_dataset` wrote and check what it is."""
     path = Path(path)
-    if not path.is_file():
+    ds = _read(path)
+    if ds.attrs.get(_KIND) != kind:
+        found = ds.attrs.get(_KIND, "something that flashmm did not write")
+        raise InputError(f"{str(path)!r} holds {found}, not {kind}.")
+    version = int(ds.attrs.get(_FORMAT, 0))
+    if version > FORMAT:
+        raise InputError(
+            f"{str(path)!r} has format {version}, but this flashmm reads up to {FORMAT}. "
+            "Update flashmm."
+        )
+    ds = _from_netcdf3(ds)
+    if ds["feature"].dtype.kind in "iu":
+        ds = ds.assign_coords(feature=ds["feature"].astype(np.int64))
+    checksum = ds.attrs.pop(_CHECKSUM, None)
+    if version > 1 and checksum != fingerprint(ds):  # the first format had none
+        raise InputError(
+            f"{str(path)!r} was altered after it was saved: its content does not match its "
+            "checksum. Use an intact copy, or make the statistics afresh."
+        )
+    return ds
+
+
+def _read(path: Path) -> xr.Dataset:
+    """Everything in a file, whatever its format."""
+    if not (path.is_dir() if path.suffix == ".zarr" else path.is_file()):
         raise InputError(f"There is no file {str(path)!r}.")
+    if is_zarr(path):
+        try:
+            return read_zarr(path)
+        except InputError:
+            raise
+        except Exception as error:  # whatever the reader meets in a damaged file
+            raise _damaged(path, error) from error
     with path.open("rb") as file:
         magic = file.read(4)
     if magic.startswith(b"CDF"):
@@ -240,18 +290,10 @@ def load_dataset(path: str | PathLike[str], *, kind: str) -> xr.Dataset:
     else:
         raise InputError(f"{str(path)!r} is not a netCDF file.")
     try:
-        ds = xr.load_dataset(path, engine=engine)
+        return xr.load_dataset(path, engine=engine)
     except Exception as error:  # whatever the reader meets in a file that is cut short
-        raise InputError(f"{str(path)!r} cannot be read; it may be damaged: {error}") from error
-    if ds.attrs.get(_KIND) != kind:
-        found = ds.attrs.get(_KIND, "something that flashmm did not write")
-        raise InputError(f"{str(path)!r} holds {found}, not {kind}.")
-    if int(ds.attrs.get(_FORMAT, 0)) > FORMAT:
-        raise InputError(
-            f"{str(path)!r} has format {ds.attrs[_FORMAT]}, but this flashmm reads up to {FORMAT}. "
-            "Update flashmm."
-        )
-    ds = _from_netcdf3(ds)
-    if ds["feature"].dtype.kind in "iu":
-        ds = ds.assign_coords(feature=ds["feature"].astype(np.int64))
-    return ds
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{str(path)!r} cannot be read; it may be damaged: {error}")

@@ -447,12 +447,13 @@ class SummaryStats:
         return stats_to_dataset(self)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the statistics to a netCDF file, under a temporary name first.
+        """Write the statistics with a checksum, under a temporary name first.
 
         Parameters
         ----------
         path
-            File to write; an existing file is replaced only once the new one is complete.
+            File to write; an existing one is replaced only once the new one is complete.
+            ``.zarr`` and ``.zarr.zip`` are written as zarr, everything else as netCDF.
         """
         from flashmm.storage import save_dataset  # noqa: PLC0415
 
@@ -465,7 +466,8 @@ class SummaryStats:
         Raises
         ------
         InputError
-            If the file holds something else or comes from a later format.
+            If the file is damaged, was altered, holds something else, or comes from a later
+            format.
         """
         from flashmm.storage import load_dataset, stats_from_dataset  # noqa: PLC0415
 

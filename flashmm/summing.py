@@ -66,7 +66,7 @@ def sum_design(
     kept = passing(total.totals, total.detected, source.n, min_count, min_fraction)
     stats = _statistics(cls, total.sums, columns, design, source.feature_names, weights)
     if selecting:
-        stats, source = stats.take(kept), source.taking(np.flatnonzero(kept))
+        stats, source = stats.take(kept), source.taking(kept)
     return _with_shift(
         stats,
         lambda features: source.blocks(block_bytes, features=features, dense=True),

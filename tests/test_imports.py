@@ -24,7 +24,7 @@ LAYERS = [
     ("stats_algebra", "stats_checks", "summary_stats"),
     ("likelihood",),
     ("solvers",),
-    ("inference", "schema", "storage"),
+    ("inference", "schema", "checksum", "storage_zarr", "storage"),
     ("results",),
     ("constructors", "model"),
     ("__init__",),
@@ -45,7 +45,7 @@ EDGE = {
     },
     "formulaic": {"formula", "formula_columns", "random_formula", "recipe_text"},
     "xarray": {
-        *("sources.dataarrays", "sources.make", "storage", "schema"),
+        *("sources.dataarrays", "sources.make", "storage", "storage_zarr", "schema"),
         *(f"results.{name}" for name in ("assemble", "contrast_results", "fixed_effects")),
         *(f"results.{name}" for name in ("predictions", "random_effects", "results")),
         "results.variance_components",

@@ -138,7 +138,10 @@ class BlocksReader:
                 f"{(self.shape[0], positions.size)}: the features of the first block, the samples "
                 "it came with."
             )
-        if features is not None and not features.equals(read.features):
+        theirs = read.features
+        if (features is None) != (theirs is None) or (
+            features is not None and not features.equals(theirs)
+        ):
             raise InputError(f"Block {number} of Y labels its features unlike the first block.")
 
     def _names(self, positions: Any) -> list[object]:

@@ -184,7 +184,8 @@ class CompressedReader:
         longest = max(1, block_bytes // (8 * max(across, 1))) if dense else max(along, 1)
         start = 0
         while start < along:
-            stop = int(np.searchsorted(self.indptr, self.indptr[start] + budget, side="right")) - 1
+            end = min(int(self.indptr[start]) + budget, int(self.indptr[-1]))
+            stop = int(np.searchsorted(self.indptr, end, side="right")) - 1
             stop = min(max(stop, start + 1), start + longest, along)
             span = slice(start, stop)
             features, samples = (slice(0, m), span) if self.by_samples else (span, slice(0, n))
