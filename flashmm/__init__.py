@@ -12,7 +12,8 @@ from flashmm.exceptions import (
 from flashmm.inference.contrasts import contrast_matrix
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.model import MultiLMM
-from flashmm.results import FeatureResults, MultiLMMResults, TTestResults
+from flashmm.power_analysis import power
+from flashmm.results import BootstrapResults, FeatureResults, MultiLMMResults, TTestResults
 from flashmm.solvers.status import Status
 from flashmm.summary_stats import SummaryStats
 
@@ -22,6 +23,7 @@ except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "BootstrapResults",
     "ConvergenceWarning",
     "FeatureResults",
     "FlashMMError",
@@ -34,5 +36,6 @@ __all__ = [
     "TTestResults",
     "adjust_pvalues",
     "contrast_matrix",
+    "power",
     "simulate",
 ]

@@ -18,7 +18,7 @@ from flashmm.exceptions import (
     nearest,
 )
 from flashmm.likelihood import ENGINES, Projection, make_likelihood, project
-from flashmm.results import FitOptions, MultiLMMResults, assemble_results
+from flashmm.results import FitOptions, MultiLMMResults, assemble_dataset
 from flashmm.solvers import SOLVERS
 from flashmm.solvers.base import Solver
 from flashmm.solvers.batches import maximise_in_batches
@@ -162,9 +162,8 @@ class MultiLMM(ModelData):
             random=self.random,
             n_dropped=self.n_dropped,
         )
-        results = assemble_results(
-            self.stats, projection, likelihood, solution, options, self.recipe
-        )
+        ds = assemble_dataset(self.stats, projection, likelihood, solution, options)
+        results = MultiLMMResults(ds, self.stats, options, projection, self.recipe)
         _warn_about(results.ds["status"].to_numpy())
         return results
 

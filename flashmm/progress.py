@@ -13,7 +13,14 @@ __all__ = ["progress_bar"]
 Item = TypeVar("Item")
 
 
-def progress_bar(items: Iterable[Item], total: int | None, *, show: bool) -> Iterable[Item]:
+def progress_bar(
+    items: Iterable[Item],
+    total: int | None,
+    *,
+    show: bool,
+    unit: str = "block",
+    desc: str = "summary statistics",
+) -> Iterable[Item]:
     """The items themselves, counted by a bar on a terminal; silent anywhere else."""
     if not show or not sys.stderr.isatty():
         return items
@@ -21,5 +28,5 @@ def progress_bar(items: Iterable[Item], total: int | None, *, show: bool) -> Ite
         from tqdm.auto import tqdm  # noqa: PLC0415  (an optional package)
     except ImportError:
         raise InputError("progress=True needs tqdm: pip install 'flashmm[progress]'.") from None
-    bar: Iterable[Item] = tqdm(items, total=total, unit="block", desc="summary statistics")
+    bar: Iterable[Item] = tqdm(items, total=total, unit=unit, desc=desc)
     return bar

@@ -26,7 +26,7 @@ LAYERS = [
     ("solvers",),
     ("inference", "schema", "checksum", "storage_zarr", "storage"),
     ("results",),
-    ("constructors", "model"),
+    ("constructors", "model", "power_analysis"),
     ("__init__",),
 ]
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
@@ -41,14 +41,15 @@ EDGE = {
         *("solvers.start", "inference.contrasts", "constructors"),
         *(f"results.{name}" for name in ("contrast_results", "estimates", "feature_results")),
         *(f"results.{name}" for name in ("marginal_means", "predictions", "statsmodels_check")),
-        "results.summary",
+        *("results.bootstrap", "results.summary"),
     },
     "formulaic": {"formula", "formula_columns", "random_formula", "recipe_text"},
     "xarray": {
+        "power_analysis",
         *("sources.dataarrays", "sources.make", "storage", "storage_zarr", "schema"),
         *(f"results.{name}" for name in ("assemble", "contrast_results", "fixed_effects")),
         *(f"results.{name}" for name in ("predictions", "random_effects", "results")),
-        "results.variance_components",
+        *(f"results.{name}" for name in ("bootstrap", "bootstrap_results", "variance_components")),
     },
 }
 

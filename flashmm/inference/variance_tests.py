@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChiBarSquare",
+    "Gain",
     "ZeroHypothesis",
     "asymptotic_null",
     "likelihood_ratio",
@@ -149,6 +150,25 @@ class ChiBarSquare:
             for df, weight in self.weights
         ]
         return " + ".join(parts) + (" (upper bound)" if self.quality == "bound" else "")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What B features gain by a component.
+
+    Parameters
+    ----------
+    statistic
+        Twice the gain in log-likelihood, shape (B,); NaN where one of the two fits is missing.
+    loglik_null
+        Log-likelihoods without it, shape (B,).
+    lost
+        Features whose fit without it did not converge.
+    """
+
+    statistic: FloatArray
+    loglik_null: FloatArray
+    lost: int
 
 
 def asymptotic_null(hypothesis: ZeroHypothesis, space: str) -> ChiBarSquare:

@@ -222,6 +222,18 @@ class Projection:
         unit: FloatArray = namespace(self.scale).sqrt(self.scale)
         return unit
 
+    def natural_loglik(
+        self, loglik: FloatArray, method: str, features: NDArray[np.intp] | None = None
+    ) -> FloatArray:
+        """Log-likelihoods (B,) of y itself: the scaling undone, REML with lme4's constant.
+
+        REML loses 1/2 log|X'X|. ``features`` are the positions; all by default.
+        """
+        scale = self.scale if features is None else self.scale[features]
+        df = self.n - (self.p if method == "REML" else 0)
+        natural = loglik - 0.5 * df * np.log(scale) + 0.5 * self.log_weights
+        return natural - 0.5 * self.log_det_XX if method == "REML" else natural
+
     def to_internal(self, theta: FloatArray) -> FloatArray:
         """Scale theta (m, k + 1) in the units of Y to the internal units."""
         return theta / (self.param_scale * self.scale[:, None])

@@ -5,10 +5,18 @@ inference and predictions; `results` joins them in `MultiLMMResults`; `assemble`
 a solution; `contrast_results`, `feature_results` and `summary` are what users are handed.
 """
 
-from flashmm.results.assemble import assemble_results
+from flashmm.results.assemble import assemble_dataset
+from flashmm.results.bootstrap_results import BootstrapResults
 from flashmm.results.contrast_results import TTestResults
 from flashmm.results.estimates import FitOptions
 from flashmm.results.feature_results import FeatureResults
 from flashmm.results.results import MultiLMMResults
 
-__all__ = ["FeatureResults", "FitOptions", "MultiLMMResults", "TTestResults", "assemble_results"]
+__all__ = [
+    "BootstrapResults",
+    "FeatureResults",
+    "FitOptions",
+    "MultiLMMResults",
+    "TTestResults",
+    "assemble_dataset",
+]

@@ -8,7 +8,6 @@ import numpy as np
 import xarray as xr
 
 from flashmm.results.estimates import FitOptions, attributes
-from flashmm.results.results import MultiLMMResults
 from flashmm.solvers.status import Status
 from flashmm.storage import feature_coordinate
 
@@ -16,14 +15,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.likelihood import Estimator, Projection
-    from flashmm.recipe import DesignRecipe
     from flashmm.solvers.base import Solution
     from flashmm.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
     BoolArray = NDArray[np.bool_]
 
-__all__ = ["assemble_results"]
+__all__ = ["assemble_dataset"]
 
 # An unfinished fit this close to the edge of the likelihood's domain is on its way to an
 # infinite likelihood: where the matrix turns singular in a direction that y does not have
@@ -31,14 +29,13 @@ __all__ = ["assemble_results"]
 _AT_THE_EDGE = 1e-6
 
 
-def assemble_results(
+def assemble_dataset(
     stats: SummaryStats,
     projection: Projection,
     likelihood: Estimator,
     solution: Solution,
     options: FitOptions,
-    recipe: DesignRecipe | None = None,
-) -> MultiLMMResults:
+) -> xr.Dataset:
     """Scale a solution back, add the fixed effects, settle the verdicts and label all of it."""
     status = _verdicts(projection, likelihood, solution, options)
     theta = solution.theta.copy()
@@ -48,7 +45,8 @@ def assemble_results(
 
     known = np.asarray(np.isfinite(theta).all(axis=1))
     unit = projection.param_scale * projection.scale[:, None]
-    loglik = np.where(known, _natural_loglik(projection, solution, options.method), np.nan)
+    natural_loglik = projection.natural_loglik(solution.evaluation.loglik, options.method)
+    loglik = np.where(known, natural_loglik, np.nan)
     with np.errstate(invalid="ignore"):
         score = np.where(known[:, None], solution.evaluation.score / unit, np.nan)
     se_theta = np.full_like(theta, np.nan)
@@ -58,7 +56,7 @@ def assemble_results(
 
     coefs, params = list(stats.coef_names), list(stats.structure.param_names)
     dims = ("feature", "coef"), ("feature", "param")
-    ds = xr.Dataset(
+    return xr.Dataset(
         {
             "beta": (dims[0], beta),
             "se_beta": (dims[0], se_beta),
@@ -76,15 +74,6 @@ def assemble_results(
         },
         attrs=attributes(stats, options),
     )
-    return MultiLMMResults(ds, stats, options, projection, recipe)
-
-
-def _natural_loglik(projection: Projection, solution: Solution, method: str) -> FloatArray:
-    """Undo the scaling of y; REML loses 1/2 log|X'X| to have lme4's constant."""
-    df = projection.n - (projection.p if method == "REML" else 0)
-    loglik = solution.evaluation.loglik - 0.5 * df * np.log(projection.scale)
-    loglik += 0.5 * projection.log_weights
-    return loglik - 0.5 * projection.log_det_XX if method == "REML" else loglik
 
 
 def _standard_errors(expected: FloatArray) -> FloatArray:

@@ -11,13 +11,13 @@ import xarray as xr
 
 from flashmm.exceptions import InputError
 from flashmm.recipe_text import recipe_from_text, recipe_to_text
+from flashmm.results.bootstrap import ParametricBootstrap
 from flashmm.results.estimates import FitOptions, attributes
 from flashmm.results.feature_results import FeatureResults
 from flashmm.results.marginal_means import MarginalMeans
 from flashmm.results.predictions import NewDataPredictions
 from flashmm.results.random_effects import RandomEffectPredictions
 from flashmm.results.summary import SummaryPage, feature_page, model_page
-from flashmm.results.variance_components import VarianceComponentInference
 from flashmm.schema import RESULTS
 from flashmm.storage import (
     load_dataset,
@@ -36,7 +36,7 @@ class MultiLMMResults(
     MarginalMeans,
     RandomEffectPredictions,
     NewDataPredictions,
-    VarianceComponentInference,
+    ParametricBootstrap,
 ):
     """Fitted models of all features.
 

@@ -26,6 +26,7 @@ from flashmm.inference.variance_fractions import (
     variance_fractions,
 )
 from flashmm.inference.variance_tests import (
+    Gain,
     ZeroHypothesis,
     asymptotic_null,
     likelihood_ratio,
@@ -155,7 +156,15 @@ class VarianceComponentInference(Estimates):
         statistic, p, p_se, loglik_null = (np.full(shape, np.nan) for _ in range(4))
         labels = []
         for j, hypothesis in enumerate(hypotheses):
-            statistic[:, j], loglik_null[:, j] = self._gain(hypothesis, positions)
+            gain = self._gain(hypothesis, positions)
+            statistic[:, j], loglik_null[:, j] = gain.statistic, gain.loglik_null
+            if gain.lost:
+                warnings.warn(
+                    f"The fit without {hypothesis.label!r} did not converge for {gain.lost} of "
+                    f"{positions.size} features: their test is NaN.",
+                    ConvergenceWarning,
+                    stacklevel=2,
+                )
             if exact is not None:
                 negative = self.ds["theta"].to_numpy()[positions, 0] < 0
                 statistic[negative, j] = np.minimum(statistic[negative, j], 0.0)
@@ -382,38 +391,23 @@ class VarianceComponentInference(Estimates):
             options.memory,
         )
 
-    def _gain(self, hypothesis: ZeroHypothesis, positions: IntArray) -> tuple[FloatArray, ...]:
-        """Twice the gain in log-likelihood and the null log-likelihood, both (B,)."""
+    def _gain(self, hypothesis: ZeroHypothesis, positions: IntArray) -> Gain:
+        """What the features at ``positions`` gain by a component in log-likelihood."""
         request = self._on_request
-        known = np.flatnonzero(request.known[positions] & (self._converged[positions]))
+        known = np.flatnonzero(request.known[positions] & self._converged[positions])
         chosen = positions[known]
         null = self._maximiser.at(request.theta[chosen], chosen, zeros=hypothesis.zeros)
         found = np.asarray(null.status <= Status.INDEFINITE) | (null.status == Status.STALLED)
-        lost = int((~found).sum())
-        if lost:
-            warnings.warn(
-                f"The fit without {hypothesis.label!r} did not converge for {lost} of "
-                f"{known.size} features: their test is NaN.",
-                ConvergenceWarning,
-                stacklevel=4,
-            )
-        full = self.ds["loglik"].to_numpy()[chosen]
-        loglik = np.where(found, self._natural_loglik(null.loglik, chosen), np.nan)
+        natural = self._projection.natural_loglik(null.loglik, self.options.method, chosen)
+        loglik = np.where(found, natural, np.nan)
         statistic, loglik_null = np.full(positions.size, np.nan), np.full(positions.size, np.nan)
-        statistic[known] = likelihood_ratio(full, loglik)
+        statistic[known] = likelihood_ratio(self.ds["loglik"].to_numpy()[chosen], loglik)
         loglik_null[known] = loglik
-        return statistic, loglik_null
+        return Gain(statistic, loglik_null, int((~found).sum()))
 
     @property
     def _converged(self) -> NDArray[np.bool_]:
         return np.asarray(self.ds["status"].to_numpy() <= Status.INDEFINITE)
-
-    def _natural_loglik(self, loglik: FloatArray, positions: IntArray) -> FloatArray:
-        """Log-likelihoods in internal units, brought to the constant of ``ds``."""
-        p = self._projection
-        reml = self.options.method == "REML"
-        shift = 0.5 * (p.n - p.p * reml) * np.log(p.scale[positions])
-        return loglik - shift - 0.5 * (p.log_det_XX * reml - p.log_weights)
 
     def _param_positions(self, params: str | Sequence[str] | None) -> IntArray:
         names = [str(name) for name in self.ds["param"].to_numpy()]

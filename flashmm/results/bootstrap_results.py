@@ -1,0 +1,134 @@
+"""What a bootstrap hands out: replicates, intervals, standard errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Real
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from flashmm.exceptions import InputError, nearest
+
+__all__ = ["BootstrapResults"]
+
+METHODS = ("percentile", "basic", "normal")
+
+
+@dataclass(frozen=True)
+class BootstrapResults:
+    """Replicates of statistics under the fitted models.
+
+    Parameters
+    ----------
+    ds
+        ``replicates``, dims feature, replicate, statistic, NaN where the refit of a replicate
+        did not converge; ``estimate``, dims feature, statistic.
+
+    Examples
+    --------
+    >>> import numpy as np, flashmm as fm
+    >>> rng = np.random.default_rng(0)
+    >>> Z = np.kron(np.eye(8), np.ones((5, 1)))
+    >>> result = fm.MultiLMM.from_arrays(rng.normal(size=(3, 40)), np.ones((40, 1)), Z).fit(
+    ...     parameter_space="psd")
+    >>> boot = result.bootstrap(50, rng=1)
+    >>> dict(boot.conf_int().sizes)
+    {'feature': 3, 'statistic': 3, 'bound': 2}
+    """
+
+    ds: xr.Dataset
+
+    def __repr__(self) -> str:
+        sizes = self.ds.sizes
+        return (
+            f"<BootstrapResults: {sizes['feature']} features, {sizes['replicate']} replicates, "
+            f"{sizes['statistic']} statistics>"
+        )
+
+    @property
+    def replicates(self) -> xr.DataArray:
+        """The replicates, dims feature, replicate, statistic."""
+        return self.ds["replicates"]
+
+    @property
+    def estimate(self) -> xr.DataArray:
+        """The statistics of the data, dims feature, statistic."""
+        return self.ds["estimate"]
+
+    @property
+    def se(self) -> xr.DataArray:
+        """Standard deviations of the replicates, dims feature, statistic."""
+        return self.replicates.std("replicate", ddof=1, skipna=True).rename("se")
+
+    @property
+    def bias(self) -> xr.DataArray:
+        """Mean of the replicates minus the estimate, dims feature, statistic."""
+        return (self.replicates.mean("replicate", skipna=True) - self.estimate).rename("bias")
+
+    @property
+    def n_failed(self) -> xr.DataArray:
+        """Replicates whose refit did not converge, dims feature."""
+        failed = self.replicates.isnull().all("statistic").sum("replicate")
+        return failed.rename("n_failed")
+
+    def conf_int(
+        self, alpha: float = 0.05, *, method: Literal["percentile", "basic", "normal"] = "basic"
+    ) -> xr.DataArray:
+        """Confidence limits (Davison & Hinkley 1997, chapter 5).
+
+        Parameters
+        ----------
+        alpha
+            One minus the coverage.
+        method
+            ``"percentile"``: quantiles of the replicates, which stay in the range of the
+            statistic; ``"basic"``: 2 estimate - quantile, right for estimates whose error does not
+            depend on the truth; ``"normal"``: estimate - bias -/+ z se.
+
+        Returns
+        -------
+        DataArray
+            Dims feature, statistic, bound (lower, upper). Replicates that failed are left out.
+
+        Raises
+        ------
+        InputError
+            If the method is unknown or alpha is not between 0 and 1.
+        """
+        if method not in METHODS:
+            raise InputError(f"Unknown method={method!r}. {nearest(str(method), METHODS)}")
+        if not isinstance(alpha, Real) or not 0.0 < alpha < 1.0:
+            raise InputError(f"`alpha` must lie between 0 and 1, not {alpha!r}.")
+        if method == "normal":
+            half = stats.norm.isf(alpha / 2.0) * self.se
+            centre = self.estimate - self.bias
+            bounds = [centre - half, centre + half]
+        else:
+            lower, upper = (
+                self.replicates.quantile(q, "replicate", method="weibull", skipna=True).drop_vars(
+                    "quantile"
+                )
+                for q in (alpha / 2.0, 1.0 - alpha / 2.0)
+            )
+            bounds = [lower, upper]
+            if method == "basic":
+                bounds = [2.0 * self.estimate - upper, 2.0 * self.estimate - lower]
+        limits = xr.concat(bounds, "bound").assign_coords(bound=["lower", "upper"])
+        limits = limits.transpose("feature", "statistic", "bound").rename("conf_int")
+        return limits.assign_attrs(method=method, alpha=float(alpha))
+
+
+def monte_carlo_p(
+    exceed: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+    draws: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+) -> tuple[
+    np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+]:
+    """(1 + exceedances) / (1 + draws), and its Monte Carlo standard error."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = np.where(draws > 0, (1.0 + exceed) / (1.0 + draws), np.nan)
+        return p, np.sqrt(p * (1.0 - p) / draws)

@@ -1,0 +1,141 @@
+"""Fits of other statistics with the options of an earlier fit: what a bootstrap repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flashmm.likelihood import make_likelihood, project
+from flashmm.progress import progress_bar
+from flashmm.results.assemble import assemble_dataset
+from flashmm.solvers import SOLVERS, FisherScoring
+from flashmm.solvers.batches import maximise_in_batches
+from flashmm.solvers.space import make_space
+from flashmm.solvers.start import starting_values
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from numpy.typing import NDArray
+
+    from flashmm.inference.draws import FeatureStreams, Sampler
+    from flashmm.likelihood import Projection
+    from flashmm.results.estimates import FitOptions
+    from flashmm.summary_stats import SummaryStats
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["Progress", "ReplicateFits", "refit", "replicate_fits"]
+
+# True for a bar, or a function of the numbers of replicates done and in all.
+Progress = bool | Callable[[int, int], object] | None
+
+
+@dataclass(frozen=True)
+class ReplicateFits:
+    """Fits of one batch of replicates.
+
+    Parameters
+    ----------
+    rows
+        Which features (F of them) were drawn.
+    columns
+        Which of their replicates (c of them).
+    stats
+        The F x c drawn statistics, the replicates of a feature side by side.
+    ds, projection
+        Their fits.
+    """
+
+    rows: NDArray[np.intp]
+    columns: slice
+    stats: SummaryStats
+    ds: xr.Dataset
+    projection: Projection
+
+
+def refit(
+    stats: SummaryStats, options: FitOptions, theta0: Any = None
+) -> tuple[xr.Dataset, Projection]:
+    """Fit statistics the way others were fitted, without warnings.
+
+    Parameters
+    ----------
+    stats
+        The statistics.
+    options
+        Those of the earlier fit. A solver that was given as an object is replaced by Fisher
+        scoring: its settings are not kept.
+    theta0
+        Starting values, as in `MultiLMM.fit`.
+
+    Returns
+    -------
+    tuple
+        The Dataset of the results and the projected statistics.
+    """
+    projection = project(stats)
+    structure = stats.structure
+    space = make_space(options.parameter_space, structure.blocks(), len(structure.param_names))
+    likelihood = make_likelihood(projection, options.method, options.engine)
+    solver = SOLVERS.get(options.solver, FisherScoring)(epsilon=options.epsilon)
+    start = starting_values(likelihood, projection, space, theta0, stats.feature_names)
+    solution = maximise_in_batches(
+        likelihood,
+        space,
+        solver,
+        start,
+        projection.varies & ~likelihood.perfect_fit,
+        max_iter=options.max_iter,
+        memory=options.memory,
+    )
+    return assemble_dataset(stats, projection, likelihood, solution, options), projection
+
+
+def replicate_fits(
+    sampler: Sampler,
+    theta: FloatArray,
+    beta: FloatArray,
+    n: int,
+    streams: FeatureStreams,
+    options: FitOptions,
+    progress: Progress = None,
+) -> Iterator[ReplicateFits]:
+    """Draw and fit ``n`` replicates of each feature, in batches to the memory budget.
+
+    Parameters
+    ----------
+    sampler
+        Of the design.
+    theta, beta
+        Parameters, shapes (F, k) and (F, p); features with NaN are left out.
+    n
+        Replicates of each.
+    streams
+        Random numbers of the F features.
+    options
+        How to fit.
+    progress
+        Told of every batch.
+    """
+    rows = np.flatnonzero(np.isfinite(theta).all(axis=1) & np.isfinite(beta).all(axis=1))
+    size = sampler.batch_size(options.memory)
+    at_once, stride = max(1, size // n), min(size, n)
+    batches = [
+        (rows[start : start + at_once], slice(first, min(first + stride, n)))
+        for start in range(0, rows.size, at_once)
+        for first in range(0, n, stride)
+    ]
+    done, total = 0, rows.size * n
+    for here, columns in progress_bar(
+        batches, len(batches), show=progress is True, unit="batch", desc="replicates"
+    ):
+        count = columns.stop - columns.start
+        drawn = sampler.draw(theta[here], beta[here], count, streams.take(here))
+        ds, projection = refit(drawn, options, np.repeat(theta[here], count, axis=0))
+        yield ReplicateFits(here, columns, drawn, ds, projection)
+        done += here.size * count
+        if callable(progress):
+            progress(done, total)
