@@ -55,11 +55,11 @@ def test_fits_of_draws_are_distributed_like_fits_of_data():
     problem = pb.PROBLEMS["crossed"]
     theta = np.array([1.0, 0.5, 1.0])
     rng = np.random.default_rng(3)
-    Y = problem.simulate(theta, 1500, rng)
+    Y = problem.simulate(theta, 1000, rng)
     stats = problem.stats(Y)
     streams = FeatureStreams.spawn(np.random.default_rng(4), 1)
-    drawn = Sampler(stats).draw(theta[None, :], np.zeros((1, problem.p)), 1500, streams)
-    real, new = (fm.MultiLMM(s).fit(parameter_space="psd", max_iter=200) for s in (stats, drawn))
+    drawn = Sampler(stats).draw(theta[None, :], np.zeros((1, problem.p)), 1000, streams)
+    real, new = (fm.MultiLMM(s).fit(parameter_space="psd") for s in (stats, drawn))
     for column in real.theta:
         p = distributions.ks_2samp(real.theta[column], new.theta[column]).pvalue
         assert p > 0.005, column
