@@ -1,8 +1,8 @@
-"""How a design falls apart: one grouping factor's blocks, and a border of everything else.
+"""What the elimination of blocks needs of a design, computed once and shared by all features.
 
-All terms on one grouping factor make Z_B'Z_B block diagonal, one s x s block per level. The
-other random effects and X are the border W, of width w. Blocks and border meet in
-B = Z_B'W, one s x w matrix per level, sparse where W is.
+Within each block the columns of Z are written Z_l = O_l R_l' with orthonormal O_l (R_l a root of
+Z_l'Z_l), and everything is said in terms of O_l: nothing is inverted that may be singular, and
+what the blocks span drops out of sums exactly. See docs/engines.md.
 """
 
 from __future__ import annotations
@@ -12,67 +12,154 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.linalg
 import scipy.sparse as sp
+
+from flashmm.likelihood.shared import SharedMatrix
+from flashmm.likelihood.small import pairs
+from flashmm.likelihood.structure import partitions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.design import CovarianceStructure
     from flashmm.likelihood.projection import Projection
+    from flashmm.likelihood.structure import Partition
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
+    BoolArray = NDArray[np.bool_]
 
-__all__ = ["Layout", "find_layout"]
+__all__ = ["Blocks", "BorderParameter", "Layout", "find_layout"]
 
-_DENSE_OUTER = 5e7  # entries of the outer products that may be held dense
 _WELL_CONDITIONED = 1e-4
-MAX_EFFECTS = 4
+# A direction of a block with less than this share of its largest eigenvalue is not there.
+_RANK = 1e-13
+# What blocks leave of a column that they span is rounding.
+_SPANNED = 1e-12
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Blocks and border of a design; shared by all features.
+class Blocks:
+    """The blocks of one elimination: L blocks of s effects, as planes (entries, L).
 
     Parameters
     ----------
     columns
-        Columns of Z in the blocks, shape (L, s).
-    border
-        Columns of Z in the border, shape (q_z,).
-    ZZ
-        The blocks of Z_B'Z_B, indices first, shape (s, s, 1, L).
-    WW
-        W'W with W = [Z_z, X x_transform], shape (w, w).
-    B
-        Z_B'W, rows level by level, sparse, shape (L s, w).
-    x_transform
-        What the columns of X are multiplied by, shape (p, p): unit lengths, which keeps X sparse,
-        or a whitening where X is nearly collinear.
-    block_parameters
-        Parameters of D in the blocks: (position in theta, symmetric s x s basis matrix).
-    border_parameters
-        Parameters in the border: (position in theta, rows, columns) of the ones of G_i among
-        the border's columns, one entry (rows, columns) per triangle.
+        Columns of Z in the blocks, -1 where a block has fewer than s, shape (L, s).
+    root, left_inverse
+        R_l with R_l R_l' = Z_l'Z_l, and its left inverse, so that O_l' = left_inverse_l Z_l';
+        zeros for directions that are not there; shape (L, s, s).
+    parameters
+        Positions in theta of the parameters of D in these blocks.
+    bases
+        Upper triangles of R_l'G_iR_l, shape (k, pairs, L).
+    natural
+        Upper triangles of G_i itself, shape (k, pairs, L).
     """
 
     columns: IntArray
-    border: IntArray
-    ZZ: FloatArray
-    WW: FloatArray
-    B: sp.csr_array
-    x_transform: FloatArray
-    block_parameters: tuple[tuple[int, FloatArray], ...]
-    border_parameters: tuple[tuple[int, tuple[tuple[IntArray, IntArray], ...]], ...]
+    root: FloatArray
+    left_inverse: FloatArray
+    parameters: tuple[int, ...]
+    bases: FloatArray
+    natural: FloatArray
 
     @property
     def L(self) -> int:
-        """Number of levels."""
+        """Number of blocks."""
         return int(self.columns.shape[0])
 
     @property
     def s(self) -> int:
-        """Effects per level."""
+        """Effects per block."""
         return int(self.columns.shape[1])
+
+    @property
+    def size(self) -> int:
+        """Number of directions s L; direction a of block l is at a L + l."""
+        return self.s * self.L
+
+    @property
+    def present(self) -> BoolArray:
+        """Which directions are there, shape (s L,)."""
+        return np.asarray((self.root != 0).any(axis=1).T.ravel())
+
+    def sparse(self, stack: FloatArray, q: int) -> sp.csr_array:
+        """Matrices (L, s, s) of direction by column as one matrix, shape (s L, q)."""
+        L, s = self.columns.shape
+        shape = (L, s, s)
+        row = np.broadcast_to(np.arange(s)[:, None] * L + np.arange(L)[:, None, None], shape)
+        column = np.broadcast_to(self.columns[:, None, :], shape)
+        there = (column >= 0) & (stack != 0)
+        entries = (stack[there], (row[there], column[there]))
+        return sp.csr_array(entries, shape=(self.size, q))
+
+
+@dataclass(frozen=True)
+class BorderParameter:
+    """A parameter of D in the border: row r of G_i is mask[r] at column partner[r].
+
+    Parameters
+    ----------
+    position
+        Position in theta.
+    partner, mask
+        Shape (q_z,).
+    """
+
+    position: int
+    partner: IntArray
+    mask: FloatArray
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Finest blocks, coarse blocks and border of a design.
+
+    What is left when the finest blocks are gone is A = [O_2, W]: the directions of the coarse
+    blocks (q_c = s2 L2), then W = [Z_z, X x_transform] (w = q_z + p). A symmetric matrix over A
+    is held as its pattern: the upper triangles of the coarse blocks (pairs2 * L2 entries), the
+    coupling of coarse directions and W (q_c * w), the upper triangle of W (w (w + 1) / 2).
+
+    Parameters
+    ----------
+    fine, coarse
+        The two eliminations; ``coarse.L`` is 0 if there is one only.
+    border
+        Columns of Z in the border, shape (q_z,).
+    border_parameters
+        Their parameters of D.
+    x_transform
+        What the columns of X are multiplied by, shape (p, p): unit lengths or, where X is nearly
+        collinear, an inverse Cholesky factor that keeps most of X sparse.
+    to_directions
+        [left_inverse of the blocks; left_inverse of the coarse blocks; rows of the border],
+        shape (s L + q_c + q_z, q); times Z'y it gives O'y, O_2'y and Z_z'y.
+    from_directions
+        The roots in the same places, shape (q, s L + q_c + q_z).
+    C
+        O'A, direction by direction of the finest blocks, shape (s L, q_c + w).
+    WW
+        W'W, shape (w, w).
+    base
+        Pattern of A'(I - O O')A, shape (pattern,).
+    outer
+        For each pair of directions of each finest block the pattern of c_a c_b' + c_b c_a', or
+        of c_a c_a' where a = b; shape (pairs * L, pattern).
+    """
+
+    fine: Blocks
+    coarse: Blocks
+    border: IntArray
+    border_parameters: tuple[BorderParameter, ...]
+    x_transform: FloatArray
+    to_directions: SharedMatrix
+    from_directions: SharedMatrix
+    C: SharedMatrix
+    WW: FloatArray
+    base: FloatArray
+    outer: SharedMatrix
 
     @property
     def q_z(self) -> int:
@@ -84,104 +171,232 @@ class Layout:
         """Width of the border, X included."""
         return int(self.WW.shape[0])
 
-    @cached_property
-    def pairs(self) -> list[tuple[int, int]]:
-        """The s (s + 1) / 2 pairs of effects."""
-        return [(a, b) for a in range(self.s) for b in range(a, self.s)]
+    @property
+    def q_c(self) -> int:
+        """Directions of the coarse blocks."""
+        return self.coarse.size
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        """Where the coupling and where W's own triangle start in a pattern."""
+        coarse = len(pairs(self.coarse.s)) * self.coarse.L
+        return coarse, coarse + self.q_c * self.w
 
     @cached_property
-    def triangle(self) -> tuple[IntArray, IntArray]:
-        """Rows and columns of the upper triangle of a w x w matrix."""
-        return np.triu_indices(self.w)
+    def multiplicity(self) -> FloatArray:
+        """How often each entry of a pattern stands in the full matrix, 1 or 2, (pattern,)."""
+        rows, columns = np.triu_indices(self.w)
+        return np.concatenate(
+            [np.full(self.coarse.L, 1.0 if a == b else 2.0) for a, b in pairs(self.coarse.s)]
+            + [np.full(self.q_c * self.w, 2.0), np.where(rows == columns, 1.0, 2.0)]
+        )
 
     @cached_property
-    def range_of_border(self) -> FloatArray | None:
-        """Orthonormal basis of the range of Z_z'Z_z, shape (q_z, rank); None if full."""
-        return _range(self.WW[: self.q_z, : self.q_z])
+    def spanned(self) -> BoolArray:
+        """Columns of A that the finest blocks span, shape (q_c + w,)."""
+        first, second = self.parts
+        diagonal = [
+            self.base[i * self.coarse.L : (i + 1) * self.coarse.L]
+            for i, (a, b) in enumerate(pairs(self.coarse.s))
+            if a == b
+        ]
+        rows, columns = np.triu_indices(self.w)
+        diagonal.append(self.base[second:][rows == columns])
+        return np.asarray(np.concatenate(diagonal) == 0.0)
 
-    @cached_property
-    def range_without_x(self) -> FloatArray | None:
-        """The same once X is projected out."""
+    def independent(self, *, with_x: bool) -> IntArray:
+        """Columns of the border that are a basis of Z_z, or of what X leaves of it."""
         z, x = slice(0, self.q_z), slice(self.q_z, self.w)
-        ZX = self.WW[z, x]
-        return _range(self.WW[z, z] - ZX @ np.linalg.solve(self.WW[x, x], ZX.T))
+        gram = self.WW[z, z]
+        if with_x:
+            gram = gram - self.WW[z, x] @ np.linalg.solve(self.WW[x, x], self.WW[x, z])
+        return _independent(gram)
 
-    @cached_property
-    def outer(self) -> FloatArray | sp.csr_array:
-        """Packed outer products b_a b_b' + b_b b_a' of each level, pair by pair.
+    @property
+    def work(self) -> float:
+        """Operations of one evaluation for one feature, about; see `flashmm.likelihood.choose`."""
+        k = len(self.fine.parameters)
+        planes = (15 + 12 * k * self.fine.s) * self.fine.s * self.fine.size
+        products = 2 * (3 + k) * self.outer.work
+        coarse = 2 * self.q_c * self.w**2 * (3 + 2 * k + len(self.coarse.parameters))
+        return planes + products + coarse + 2 * (8 + 3 * self._n_products) * self.w**3
 
-        Shape (pairs * L, w (w + 1) / 2); for a = b just b_a b_a'.
-        """
-        parts = [self.B[a :: self.s] for a in range(self.s)]
-        size = len(self.pairs) * self.L * self.triangle[0].size
-        share = (self.B.nnz / max(1, self.B.shape[0] * self.w)) ** 2
-        if size <= _DENSE_OUTER and share > 0.02:
-            dense = [part.toarray() for part in parts]
-            rows, columns = self.triangle
-            blocks = []
-            for a, b in self.pairs:
-                block = dense[a][:, rows] * dense[b][:, columns]
-                if a != b:
-                    block += dense[b][:, rows] * dense[a][:, columns]
-                blocks.append(block)
-            return np.concatenate(blocks)
-        stacked = [_packed_outer(parts[a], parts[b], a == b) for a, b in self.pairs]
-        return sp.csr_array(sp.vstack(stacked, format="csr"))
-
-    @cached_property
-    def outer_transposed(self) -> FloatArray | sp.csr_array:
-        """The transpose, stored by rows when sparse."""
-        outer = self.outer
-        return sp.csr_array(outer.T) if sp.issparse(outer) else outer.T
-
-    def sums(self, weights: FloatArray) -> FloatArray:
-        """sum_l B_l'G_l B_l for symmetric weights G (s, s, B, L), shape (B, w, w)."""
-        packed = np.concatenate([weights[a, b] for a, b in self.pairs], axis=1)
-        upper = np.asarray((self.outer_transposed @ packed.T).T)
-        rows, columns = self.triangle
-        full = np.empty((upper.shape[0], self.w, self.w))
-        full[:, rows, columns] = upper
-        full[:, columns, rows] = upper
-        return full
-
-    def sandwich(self, N: FloatArray) -> FloatArray:
-        """B_l N B_l' for symmetric N (B, w, w), shape (s, s, B, L)."""
-        rows, columns = self.triangle
-        packed = N[:, rows, columns] * np.where(rows == columns, 1.0, 2.0)
-        flat = np.asarray((self.outer @ packed.T).T).reshape(N.shape[0], -1, self.L)
-        result = np.empty((self.s, self.s, N.shape[0], self.L))
-        for i, (a, b) in enumerate(self.pairs):
-            result[a, b] = flat[:, i] if a == b else 0.5 * flat[:, i]
-            result[b, a] = result[a, b]
-        return result
-
-    def gather(self, vectors: FloatArray) -> FloatArray:
-        """sum_l B_l'x_l for vectors (s, B, L), shape (B, w)."""
-        s, count, _ = vectors.shape
-        flat = np.moveaxis(vectors, 0, 2).reshape(count, self.L * s)
-        return np.asarray((self._B_transposed @ flat.T).T)
-
-    def scatter(self, border: FloatArray) -> FloatArray:
-        """B_l g for border vectors g (B, w), shape (s, B, L)."""
-        flat = np.asarray((self.B @ border.T).T).reshape(border.shape[0], self.L, self.s)
-        return np.ascontiguousarray(np.moveaxis(flat, 2, 0))
-
-    @cached_property
-    def _B_transposed(self) -> sp.csr_array:
-        return sp.csr_array(self.B.T)
+    @property
+    def _n_products(self) -> int:
+        return len(self.fine.parameters) + len(self.coarse.parameters)
 
 
-def _range(gram: FloatArray) -> FloatArray | None:
-    if gram.shape[0] == 0:
-        return None
+def find_layout(projection: Projection, *, nested: bool = False) -> Layout | None:
+    """The cheapest layout, with or without coarse blocks; None if no term falls into blocks."""
+    found = partitions(projection.ZZ, projection.structure, nested=nested)
+    layouts = [make_layout(projection, partition) for partition in found]
+    return min(layouts, key=lambda layout: layout.work, default=None)
+
+
+def make_layout(projection: Projection, partition: Partition) -> Layout:
+    """The layout of a partition of the columns of Z."""
+    structure, ZZ, border = projection.structure, projection.ZZ, partition.border
+    q = structure.q
+    fine = _make_blocks(ZZ, structure, partition.fine)
+    coarse = _make_blocks(ZZ, structure, partition.coarse)
+    x_transform = _x_transform(projection.XX, projection.ZX)
+    X = sp.csr_array(projection.ZX @ x_transform)
+    XX = sp.csr_array(x_transform.T @ projection.XX @ x_transform)
+    pick = sp.csr_array(sp.eye_array(q, format="csr")[border, :])
+    left = [blocks.sparse(blocks.left_inverse, q) for blocks in (fine, coarse)]
+    roots = [
+        blocks.sparse(np.swapaxes(blocks.root, 1, 2), q) for blocks in (fine, coarse)
+    ]
+    to_directions = sp.csr_array(sp.vstack([*left, pick], format="csr"))
+    rest = sp.csr_array(sp.vstack([left[1], pick], format="csr"))
+    C = sp.csr_array(sp.hstack([left[0] @ ZZ @ rest.T, left[0] @ X], format="csr"))
+    RX = rest @ X
+    AA = sp.csr_array(sp.block_array([[rest @ ZZ @ rest.T, RX], [RX.T, XX]], format="csr"))
+    C.eliminate_zeros()
+    q_c, w = coarse.size, border.size + x_transform.shape[0]
+    places = _Places(coarse.s, coarse.L, q_c, w)
+    return Layout(
+        fine,
+        coarse,
+        border,
+        _border_parameters(structure, border),
+        x_transform,
+        SharedMatrix(to_directions),
+        SharedMatrix(sp.csr_array(sp.vstack([*roots, pick], format="csr").T)),
+        SharedMatrix(C),
+        AA[q_c:, :][:, q_c:].toarray(),
+        _base(AA, C, coarse, places),
+        SharedMatrix(_outer_products(C, fine.s, places)),
+    )
+
+
+def _make_blocks(ZZ: sp.csr_array, structure: CovarianceStructure, columns: IntArray) -> Blocks:
+    L, s = columns.shape
+    place = np.full((structure.q, 2), -1, dtype=np.intp)
+    there = columns >= 0
+    level, effect = np.nonzero(there)
+    place[columns[there]] = np.column_stack([level, effect])
+    gram = np.zeros((L, s, s))
+    entries = ZZ[columns[there], :][:, columns[there]].tocoo()
+    gram[level[entries.row], effect[entries.row], effect[entries.col]] = entries.data
     values, vectors = np.linalg.eigh(gram)
-    keep = values > 1e-10 * max(float(values[-1]), 1.0)
-    return None if keep.all() else np.ascontiguousarray(vectors[:, keep])
+    values = np.where(values > _RANK * values.max(axis=1, initial=0.0)[:, None], values, 0.0)
+    length = np.sqrt(values)
+    root = vectors * length[:, None, :]
+    inverse = np.divide(
+        np.swapaxes(vectors, 1, 2),
+        length[:, :, None],
+        out=np.zeros_like(vectors),
+        where=length[:, :, None] > 0,
+    )
+    upper = pairs(s)
+    parameters, bases, natural = [], [], []
+    for i, parameter in enumerate(structure.parameters):
+        rows, others = structure.columns(parameter)
+        if place[rows[0], 0] < 0:
+            continue
+        G = np.zeros((L, s, s))
+        G[place[rows, 0], place[rows, 1], place[others, 1]] = 1.0
+        G[place[rows, 0], place[others, 1], place[rows, 1]] = 1.0
+        turned = np.swapaxes(root, 1, 2) @ G @ root
+        parameters.append(i)
+        natural.append([G[:, a, b] for a, b in upper])
+        bases.append([turned[:, a, b] for a, b in upper])
+    shape = (len(parameters), len(upper), L)
+    return Blocks(
+        columns,
+        root,
+        inverse,
+        tuple(parameters),
+        np.array(bases).reshape(shape),
+        np.array(natural).reshape(shape),
+    )
 
 
-def _packed_outer(left: sp.csr_array, right: sp.csr_array, same: bool) -> sp.csr_array:
-    """Row by row the packed upper triangle of l r' + r l' (of l l' when they are the same)."""
-    L, w = left.shape
+def _border_parameters(
+    structure: CovarianceStructure, border: IntArray
+) -> tuple[BorderParameter, ...]:
+    slot = np.full(structure.q, -1, dtype=np.intp)
+    slot[border] = np.arange(border.size)
+    found = []
+    for i, parameter in enumerate(structure.parameters):
+        rows, others = (slot[index] for index in structure.columns(parameter))
+        if rows[0] < 0:
+            continue
+        partner, mask = np.arange(border.size), np.zeros(border.size)
+        partner[rows], partner[others] = others, rows
+        mask[rows] = mask[others] = 1.0
+        found.append(BorderParameter(i, partner, mask))
+    return tuple(found)
+
+
+def _x_transform(XX: FloatArray, ZX: FloatArray) -> FloatArray:
+    """Unit lengths, or X's inverse Cholesky factor with the sparsest columns first."""
+    length = np.sqrt(np.diag(XX))
+    scaled = XX / np.outer(length, length)
+    values, vectors = np.linalg.eigh(scaled)
+    if values[0] > _WELL_CONDITIONED * values[-1]:
+        return np.diag(1.0 / length)
+    order = np.argsort((ZX != 0).sum(axis=0), kind="stable")
+    try:
+        factor = np.linalg.cholesky(scaled[np.ix_(order, order)])
+    except np.linalg.LinAlgError:
+        return np.asarray(vectors / np.sqrt(values) / length[:, None])
+    inverse = scipy.linalg.solve_triangular(factor, np.eye(length.size), lower=True).T
+    transform = np.empty_like(inverse)
+    transform[order] = np.where(np.abs(inverse) > 1e-13 * np.abs(inverse).max(axis=0), inverse, 0.0)
+    return np.asarray(transform / length[:, None])
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where entry (i, j), i <= j, of a matrix over A stands in its pattern."""
+
+    s: int
+    L: int
+    q_c: int
+    w: int
+
+    @property
+    def size(self) -> int:
+        return len(pairs(self.s)) * self.L + self.q_c * self.w + self.w * (self.w + 1) // 2
+
+    def __call__(self, i: IntArray, j: IntArray) -> IntArray:
+        first = len(pairs(self.s)) * self.L
+        second = first + self.q_c * self.w
+        a, b = i // max(self.L, 1), j // max(self.L, 1)
+        within_coarse = (a * self.s - a * (a - 1) // 2 + b - a) * self.L + i % max(self.L, 1)
+        coupling = first + i * self.w + (j - self.q_c)
+        k, n = i - self.q_c, j - self.q_c
+        own = second + k * self.w - k * (k - 1) // 2 + (n - k)
+        return np.where(j < self.q_c, within_coarse, np.where(i < self.q_c, coupling, own))
+
+
+def _base(AA: sp.csr_array, C: sp.csr_array, coarse: Blocks, places: _Places) -> FloatArray:
+    left = sp.csr_array(AA - C.T @ C)
+    gone = left.diagonal() <= _SPANNED * AA.diagonal()
+    entries = sp.coo_array(sp.triu(left))
+    kept = ~(gone[entries.row] | gone[entries.col])
+    base = np.zeros(places.size)
+    i, j = entries.row[kept].astype(np.intp), entries.col[kept].astype(np.intp)
+    base[places(i, j)] = entries.data[kept]
+    absent = np.flatnonzero(~coarse.present)
+    base[places(absent, absent)] = 1.0  # stands for itself: D has nothing there
+    return base
+
+
+def _outer_products(C: sp.csr_array, s: int, places: _Places) -> sp.csr_array:
+    L = C.shape[0] // s
+    rows = [C[a * L : (a + 1) * L] for a in range(s)]
+    stacked = [_packed_outer(rows[a], rows[b], a == b, places) for a, b in pairs(s)]
+    return sp.csr_array(sp.vstack(stacked, format="csr"))
+
+
+def _packed_outer(
+    left: sp.csr_array, right: sp.csr_array, same: bool, places: _Places
+) -> sp.csr_array:
+    """Row by row the pattern of l r' + r l' (of l l' when they are the same)."""
+    L = left.shape[0]
     n_left, n_right = np.diff(left.indptr), np.diff(right.indptr)
     count = n_left * n_right
     row = np.repeat(np.arange(L), count)
@@ -189,122 +404,23 @@ def _packed_outer(left: sp.csr_array, right: sp.csr_array, same: bool) -> sp.csr
     width = n_right[row]
     i = left.indptr[row] + within // width
     j = right.indptr[row] + within % width
-    a, b, values = left.indices[i], right.indices[j], left.data[i] * right.data[j]
+    a, b = left.indices[i].astype(np.intp), right.indices[j].astype(np.intp)
+    values = left.data[i] * right.data[j]
     if same:
         keep = a <= b
         row, a, b, values = row[keep], a[keep], b[keep], values[keep]
     else:
         values = np.where(a == b, 2.0, 1.0) * values
         a, b = np.minimum(a, b), np.maximum(a, b)
-    a, b = a.astype(np.int64), b.astype(np.int64)
-    position = a * w - a * (a - 1) // 2 + (b - a)  # in the order of triu_indices
-    return sp.csr_array((values, (row, position)), shape=(L, w * (w + 1) // 2))
+    return sp.csr_array((values, (row, places(a, b))), shape=(L, places.size))
 
 
-def find_layout(projection: Projection) -> Layout | None:
-    """Blocks of the grouping factor with most columns that is small enough per level.
-
-    None if no grouping factor gives block-diagonal cross-products.
-    """
-    structure = projection.structure
-    groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-    for position, term in enumerate(structure.terms):
-        groups.setdefault((term.group, term.levels), []).append(position)
-    candidates = sorted(
-        groups.values(),
-        key=lambda terms: -sum(structure.terms[t].n_columns for t in terms),
+def _independent(gram: FloatArray) -> IntArray:
+    """Columns that span a Gram matrix's range, by Cholesky's method with pivots."""
+    if gram.shape[0] == 0:
+        return np.empty(0, dtype=np.intp)
+    factor, pivots, rank, info = scipy.linalg.lapack.dpstrf(
+        gram, tol=1e-10 * max(float(np.diag(gram).max()), 1.0), lower=1
     )
-    for terms in candidates:
-        if sum(len(structure.terms[t].effects) for t in terms) > MAX_EFFECTS:
-            continue
-        columns = np.concatenate(
-            [
-                np.arange(structure.offsets[t], structure.offsets[t + 1]).reshape(
-                    -1, len(structure.terms[t].effects)
-                )
-                for t in terms
-            ],
-            axis=1,
-        )
-        if _is_block_diagonal(projection.ZZ, columns):
-            return _make_layout(projection, terms, columns)
-    return None
-
-
-def _is_block_diagonal(ZZ: sp.csr_array, columns: IntArray) -> bool:
-    L, s = columns.shape
-    level = np.full(ZZ.shape[0], -1, dtype=np.intp)
-    level[columns.ravel()] = np.repeat(np.arange(L), s)
-    entries = ZZ.tocoo()
-    rows, others = level[entries.row], level[entries.col]
-    inside = (rows >= 0) & (others >= 0) & (entries.data != 0)
-    return bool((rows[inside] == others[inside]).all())
-
-
-def _make_layout(projection: Projection, terms: list[int], columns: IntArray) -> Layout:
-    structure, ZZ = projection.structure, projection.ZZ
-    L, s = columns.shape
-    in_block = np.zeros(structure.q, dtype=bool)
-    in_block[columns.ravel()] = True
-    border = np.flatnonzero(~in_block)
-    slot = np.full(structure.q, -1, dtype=np.intp)
-    slot[border] = np.arange(border.size)
-
-    blocks = np.empty((s, s, 1, L))
-    for a in range(s):
-        for b in range(s):
-            blocks[a, b, 0] = np.asarray(ZZ[columns[:, a], :][:, columns[:, b]].diagonal())
-    x_transform = _x_transform(projection.XX)
-    X_scaled = projection.ZX @ x_transform
-    flat = columns.ravel()
-    B = sp.csr_array(
-        sp.hstack([ZZ[flat, :][:, border], sp.csr_array(X_scaled[flat])], format="csr")
-    )
-    WW = np.block(
-        [
-            [ZZ[border, :][:, border].toarray(), X_scaled[border]],
-            [X_scaled[border].T, x_transform.T @ projection.XX @ x_transform],
-        ]
-    )
-    first = {}  # first effect of each block term within the s effects
-    count = 0
-    for t in terms:
-        first[t] = count
-        count += len(structure.terms[t].effects)
-    block_parameters, border_parameters = [], []
-    for i, parameter in enumerate(structure.parameters):
-        if parameter.term in first:
-            basis = np.zeros((s, s))
-            if parameter.row < 0:  # one variance for all effects of the term
-                stop = first[parameter.term] + len(structure.terms[parameter.term].effects)
-                for a in range(first[parameter.term], stop):
-                    basis[a, a] = 1.0
-            else:
-                a, b = (
-                    first[parameter.term] + parameter.row,
-                    first[parameter.term] + parameter.column,
-                )
-                basis[a, b] = basis[b, a] = 1.0
-            block_parameters.append((i, basis))
-        else:
-            rows, others = (slot[index] for index in structure.columns(parameter))
-            ones = ((rows, others),) if parameter.is_variance else ((rows, others), (others, rows))
-            border_parameters.append((i, ones))
-    return Layout(
-        columns,
-        border,
-        blocks,
-        WW,
-        B,
-        x_transform,
-        tuple(block_parameters),
-        tuple(border_parameters),
-    )
-
-
-def _x_transform(XX: FloatArray) -> FloatArray:
-    length = np.sqrt(np.diag(XX))
-    values, vectors = np.linalg.eigh(XX / np.outer(length, length))
-    if values[0] > _WELL_CONDITIONED * values[-1]:
-        return np.diag(1.0 / length)
-    return np.asarray(vectors / np.sqrt(values) / length[:, None])
+    del factor, info
+    return np.sort(pivots[:rank] - 1)

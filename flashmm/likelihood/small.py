@@ -1,113 +1,137 @@
-"""Stacks of tiny s x s matrices with the matrix indices first: arrays (s, s, B, L).
+"""Tiny s x s matrices, one per level and feature, held as planes: one array per entry.
 
-For s of 1 to 4 elementwise arithmetic on (B, L) planes beats a call per matrix by far.
+A symmetric matrix is the list of its upper triangle's entries, row by row; any other matrix a
+list of rows. For s of 1 to 6 elementwise arithmetic on planes beats a call per matrix by far,
+and needs nothing of an array library but arithmetic. Planes broadcast.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
+    Plane: TypeAlias = NDArray[np.float64]
+    Symmetric: TypeAlias = list[Plane]
+    Matrix: TypeAlias = list[list[Plane]]
 
-__all__ = ["inner", "inverse", "log_determinant", "matvec", "product", "symmetric", "transpose"]
-
-
-def product(left: FloatArray, right: FloatArray) -> FloatArray:
-    """L R, shape (s, s, ...); the trailing dims broadcast."""
-    s = left.shape[0]
-    planes = np.broadcast_shapes(left.shape[2:], right.shape[2:])
-    result, term = np.empty((s, s, *planes)), np.empty(planes)
-    for i in range(s):
-        for j in range(s):
-            np.multiply(left[i, 0], right[0, j], out=result[i, j])
-            for k in range(1, s):
-                np.multiply(left[i, k], right[k, j], out=term)
-                result[i, j] += term
-    return result
-
-
-def matvec(matrix: FloatArray, vector: FloatArray) -> FloatArray:
-    """M v for vectors (s, ...)."""
-    s = matrix.shape[0]
-    result, term = np.empty_like(vector), np.empty(vector.shape[1:])
-    for i in range(s):
-        np.multiply(matrix[i, 0], vector[0], out=result[i])
-        for k in range(1, s):
-            np.multiply(matrix[i, k], vector[k], out=term)
-            result[i] += term
-    return result
+__all__ = [
+    "diagonal",
+    "factorise",
+    "full",
+    "inverse_of_factors",
+    "inverse_of_lower",
+    "matvec",
+    "pairs",
+    "position",
+    "product",
+    "sandwich",
+    "symmetric",
+    "transpose",
+]
 
 
-def transpose(matrix: FloatArray) -> FloatArray:
-    """M' of each matrix."""
-    return np.swapaxes(matrix, 0, 1)
+def pairs(s: int) -> list[tuple[int, int]]:
+    """The s (s + 1) / 2 entries of an upper triangle, row by row."""
+    return [(a, b) for a in range(s) for b in range(a, s)]
 
 
-def symmetric(matrix: FloatArray) -> FloatArray:
-    """The mean of M and M', taking out rounding, in place."""
-    s = matrix.shape[0]
-    for i in range(s):
-        for j in range(i):
-            mean = 0.5 * (matrix[i, j] + matrix[j, i])
-            matrix[i, j] = matrix[j, i] = mean
-    return matrix
+def position(s: int, a: int, b: int) -> int:
+    """Where entry (a, b) of a symmetric matrix is in its list."""
+    a, b = min(a, b), max(a, b)
+    return a * s - a * (a - 1) // 2 + (b - a)
 
 
-def inner(left: FloatArray, right: FloatArray) -> FloatArray:
-    """sum_ij L_ij R_ij of each pair of matrices or vectors, summed over the last dim too."""
-    axes = (*range(left.ndim - 2), -1)
-    return np.asarray((left * right).sum(axis=axes))
+def full(packed: Symmetric, s: int) -> Matrix:
+    """All s x s entries of a symmetric matrix; nothing is copied."""
+    return [[packed[position(s, a, b)] for b in range(s)] for a in range(s)]
 
 
-def inverse(matrix: FloatArray) -> FloatArray:
-    """M^-1 of each matrix; shape (s, s, B, L)."""
-    s = matrix.shape[0]
-    result = np.empty_like(matrix)
-    if s == 1:
-        np.reciprocal(matrix, out=result)
-    elif s == 2:
-        determinant = matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]
-        for (i, j), sign in {(0, 0): 1.0, (0, 1): -1.0, (1, 0): -1.0, (1, 1): 1.0}.items():
-            entry = matrix[1 - j, 1 - i] if i == j else matrix[i, j]
-            np.divide(sign * entry, determinant, out=result[i, j])
-    else:
-        stack = np.linalg.inv(np.moveaxis(matrix, (0, 1), (-2, -1)))
-        result[...] = np.moveaxis(stack, (-2, -1), (0, 1))
-    return result
+def symmetric(matrix: Matrix) -> Symmetric:
+    """The upper triangle of a matrix that is symmetric but for rounding."""
+    return [matrix[a][b] for a, b in pairs(len(matrix))]
 
 
-def log_determinant(matrix: FloatArray, singular: float) -> tuple[FloatArray, FloatArray]:
-    """Log det and a relative distance to singularity of matrices with real eigenvalues.
+def diagonal(packed: Symmetric, s: int) -> list[Plane]:
+    """The diagonal of a symmetric matrix."""
+    return [packed[position(s, a, a)] for a in range(s)]
 
-    Parameters
-    ----------
-    matrix
-        Shape (s, s, B, L), each similar to a symmetric matrix.
-    singular
-        Distances up to this give a log determinant of NaN.
 
-    Returns
-    -------
-    tuple of ndarray
-        Both of shape (B, L). The distance is about the smallest over the largest eigenvalue,
-        and not positive where a matrix is not positive definite.
+def transpose(matrix: Matrix) -> Matrix:
+    """M'."""
+    return [list(row) for row in zip(*matrix, strict=True)]
+
+
+def _sum_of_products(left: list[Plane], right: list[Plane]) -> Plane:
+    total = left[0] * right[0]
+    for x, y in zip(left[1:], right[1:], strict=True):
+        total = total + x * y
+    return total
+
+
+def product(left: Matrix, right: Matrix) -> Matrix:
+    """L R."""
+    columns = transpose(right)
+    return [[_sum_of_products(row, column) for column in columns] for row in left]
+
+
+def matvec(matrix: Matrix, vector: list[Plane]) -> list[Plane]:
+    """M v."""
+    return [_sum_of_products(row, vector) for row in matrix]
+
+
+def sandwich(left: Matrix, packed: Symmetric) -> Symmetric:
+    """L S L' for symmetric S, upper triangle only."""
+    half = product(left, full(packed, len(left[0])))
+    return [_sum_of_products(half[a], left[b]) for a, b in pairs(len(left))]
+
+
+def factorise(packed: Symmetric, s: int) -> tuple[Matrix, list[Plane]]:
+    """S = L diag(d) L' with L unit lower triangular (its entries below the diagonal), and d.
+
+    S is positive definite exactly if every d is positive; d has as many negative entries as S
+    negative eigenvalues.
     """
-    s = matrix.shape[0]
-    if s == 1:
-        determinant, distance = matrix[0, 0], np.sign(matrix[0, 0])
-    elif s == 2:
-        determinant = matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]
-        trace = matrix[0, 0] + matrix[1, 1]
-        distance = np.where(trace > 0, determinant / trace**2, -1.0)
-    else:
-        values = np.linalg.eigvals(np.moveaxis(matrix, (0, 1), (-2, -1))).real
-        determinant = values.prod(axis=-1)
-        distance = values.min(axis=-1) / np.abs(values).max(axis=-1)
-    good = distance > singular
-    return np.log(np.where(good, determinant, np.nan)), distance
+    work = [list(row) for row in full(packed, s)]
+    lower: Matrix = [[] for _ in range(s)]
+    pivots = []
+    for k in range(s):
+        pivots.append(work[k][k])
+        for i in range(k + 1, s):
+            ratio = work[k][i] / work[k][k]
+            lower[i].append(ratio)
+            for j in range(i, s):
+                work[i][j] = work[i][j] - ratio * work[k][j]
+    return lower, pivots
+
+
+def inverse_of_lower(lower: Matrix) -> Matrix:
+    """Entries below the diagonal of L^-1, L unit lower triangular."""
+    inverse: Matrix = []
+    for i, row in enumerate(lower):
+        entries = []
+        for j in range(i):
+            total = -row[j]
+            for k in range(j + 1, i):
+                total = total - row[k] * inverse[k][j]
+            entries.append(total)
+        inverse.append(entries)
+    return inverse
+
+
+def inverse_of_factors(lower: Matrix, pivots: list[Plane]) -> Symmetric:
+    """S^-1 = L^-T diag(1/d) L^-1 from the factors of S."""
+    s = len(pivots)
+    inverse = inverse_of_lower(lower)
+    reciprocal = [1.0 / pivot for pivot in pivots]
+    result = []
+    for a, b in pairs(s):
+        # sum over k >= b of L^-1[k, a] L^-1[k, b] / d[k]
+        total = reciprocal[b] if a == b else reciprocal[b] * inverse[b][a]
+        for k in range(b + 1, s):
+            total = total + reciprocal[k] * inverse[k][a] * inverse[k][b]
+        result.append(total)
+    return result
