@@ -336,14 +336,21 @@ FORMULAS = {
     # likelihood exists for some theta with V indefinite.
     "within_treatment": ("~ 0 + trt + x", "(1 | g)", 40),
 }
-KINDS = (*FORMULAS, "dense", "saturated")
+# One factor nested in another: parent or child first, slopes in either, deeper, with crossed ones.
+NESTED = {
+    "nested_slopes": ("~ x", "(1 + x | g) + (1 + w | g:within)", 90),
+    "child_first": ("~ x", "(1 | g:within) + (1 | g) + (0 + x | g:within)", 60),
+    "three_levels": ("~ x", "(1 | h / g / within)", 80),
+    "nested_and_crossed": ("~ x + w", "(1 | k) + (1 | g / within) + (1 | h)", 60),
+}
+KINDS = (*FORMULAS, "dense", "saturated", *NESTED)
 
 
 def random_problem(kind: str, seed: int) -> Problem:
     """A problem of one of the `KINDS`."""
     rng = np.random.default_rng([seed, KINDS.index(kind)])
-    if kind in FORMULAS:
-        fixed, random, n = FORMULAS[kind]
+    if kind in FORMULAS or kind in NESTED:
+        fixed, random, n = {**FORMULAS, **NESTED}[kind]
         design = build_design(fixed, random, _samples(rng, n)).design
         return Problem(kind, design.X, design.Z.toarray(), design.structure, seed)
     # Any Z at all, in independent components; with more columns than error contrasts in the second.

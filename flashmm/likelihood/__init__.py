@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Literal
 from flashmm.exceptions import InputError
 from flashmm.likelihood.base import Estimator, Evaluation, Likelihood, RandomEffects
 from flashmm.likelihood.blocked import BlockedLikelihood
-from flashmm.likelihood.bordered import BorderedLikelihood, border_applies, main_component
+from flashmm.likelihood.bordered import BorderedLikelihood, main_component
+from flashmm.likelihood.choose import choose
 from flashmm.likelihood.general import GeneralLikelihood
-from flashmm.likelihood.layout import MAX_EFFECTS, find_layout
-from flashmm.likelihood.projection import DENSE_LIMIT, Projection, project
+from flashmm.likelihood.layout import find_layout
+from flashmm.likelihood.projection import Projection, project
 from flashmm.likelihood.spectral import SpectralLikelihood
+from flashmm.likelihood.structure import MAX_EFFECTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,15 +33,12 @@ __all__ = [
     "project",
 ]
 
-# Up to this many random effects the eigenbasis of a bordered likelihood is worth its q^3.
-EIGENBASIS_LIMIT = 1500
-
-ENGINES: dict[str, Callable[[Projection, Literal["REML", "ML"]], Estimator]] = {
-    "blocked": BlockedLikelihood,
+_WITHOUT_BLOCKS: dict[str, Callable[[Projection, Literal["REML", "ML"]], Estimator]] = {
     "bordered": BorderedLikelihood,
     "general": GeneralLikelihood,
     "spectral": SpectralLikelihood,
 }
+ENGINES = ("blocked", "nested", *_WITHOUT_BLOCKS)
 
 
 def make_likelihood(
@@ -54,7 +53,7 @@ def make_likelihood(
     method
         ``"REML"`` or ``"ML"``.
     engine
-        A name in `ENGINES`, or ``"auto"``.
+        A name in `ENGINES`, or ``"auto"``: see `flashmm.likelihood.choose`.
 
     Returns
     -------
@@ -65,9 +64,9 @@ def make_likelihood(
     InputError
         If the engine asked for cannot do this design.
     """
-    host = projection.in_numpy
+    host, layout = projection.in_numpy, None
     if engine == "auto":
-        engine = _choose(host)
+        engine, layout = choose(host)
     if engine == "spectral" and len(projection.structure.parameters) > 1:
         raise InputError(
             "engine='spectral' needs a single variance component; this model has "
@@ -79,27 +78,18 @@ def make_likelihood(
             "engine='bordered' needs several variance components, one of them a term's only one. "
             "Use 'auto' or 'general'."
         )
-    if engine == "blocked" and find_layout(host) is None:
-        raise InputError(
-            "engine='blocked' needs a grouping factor whose levels share no samples and that has "
-            f"at most {MAX_EFFECTS} effects per level. Use 'auto' or 'general'."
-        )
-    return ENGINES[engine](projection, method)
+    if engine in ("blocked", "nested"):
+        nested = engine == "nested"
+        layout = layout or find_layout(host, nested=nested)
+        if layout is None:
+            raise InputError(_NO_BLOCKS[nested])
+        return BlockedLikelihood(projection, method, engine, layout.on(projection.ZRy))
+    return _WITHOUT_BLOCKS[engine](projection, method)
 
 
-def _choose(projection: Projection) -> str:
-    """The fastest engine that applies.
-
-    ``"spectral"`` for one component and ``"bordered"`` for a narrow border beside a large
-    component, as long as an eigenbasis is cheap; else ``"blocked"`` when blocks make up most of
-    Z or Z is too large for dense matrices; else ``"general"``.
-    """
-    q = projection.structure.q
-    if len(projection.structure.parameters) == 1 and q <= DENSE_LIMIT:
-        return "spectral"
-    if q <= EIGENBASIS_LIMIT and border_applies(projection):
-        return "bordered"
-    layout = find_layout(projection)
-    if layout is not None and (layout.q_z <= 0.5 * q or q > DENSE_LIMIT):
-        return "blocked"
-    return "spectral" if len(projection.structure.parameters) == 1 else "general"
+_NO_BLOCKS = (
+    "engine='blocked' needs a grouping factor whose levels share no samples and that has at most "
+    f"{MAX_EFFECTS} effects per level. Use 'auto' or 'general'.",
+    "engine='nested' needs a grouping factor nested in another, each with at most "
+    f"{MAX_EFFECTS} effects per level. Use 'auto' or 'blocked'.",
+)

@@ -13,7 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flashmm.arrays import Array, cholesky, like, namespace
+import array_api_compat
+
+from flashmm.arrays import Array, cholesky, namespace
 from flashmm.likelihood import small
 from flashmm.likelihood.base import SINGULAR
 
@@ -21,7 +23,38 @@ if TYPE_CHECKING:
     from flashmm.likelihood.layout import Blocks, Layout
     from flashmm.likelihood.small import Matrix, Symmetric
 
-__all__ = ["Border", "Coarse", "Eliminated", "block_times", "eliminate", "eliminate_border"]
+__all__ = [
+    "Border",
+    "Coarse",
+    "Eliminated",
+    "Pattern",
+    "block_times",
+    "border_covariance",
+    "by_partner",
+    "covariance_planes",
+    "eliminate",
+    "eliminate_border",
+    "pattern",
+]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A symmetric matrix over A = [O_2, W] for every feature.
+
+    Parameters
+    ----------
+    coarse
+        Its coarse blocks, planes of shape (L2, B).
+    coupling
+        O_2 by W, shape (B, q_c, w).
+    own
+        W by W, shape (B, w, w).
+    """
+
+    coarse: Symmetric
+    coupling: Array
+    own: Array
 
 
 @dataclass(frozen=True)
@@ -30,21 +63,17 @@ class Coarse:
 
     Parameters
     ----------
-    S, G, T
-        O_2'V_F^-1O_2, (D^-1 + S)^-1 and (S^-1 + D)^-1 of each block.
+    G, T
+        (D^-1 + S)^-1 and (S^-1 + D)^-1 with S = O_2'V_F^-1O_2.
     H
         (I + S D)^-1, so that O_2'V_1^-1 = H O_2'V_F^-1.
-    coupling
-        O_2'V_F^-1W, shape (B, q_c, w).
     K, E
-        G and H times the coupling, shape (B, q_c, w).
+        G and H times O_2'V_F^-1W, shape (B, q_c, w).
     """
 
-    S: Symmetric
     G: Symmetric
     T: Symmetric
     H: Matrix
-    coupling: Array
     K: Array
     E: Array
 
@@ -59,20 +88,22 @@ class Eliminated:
         Shape (B, k); harmless values where the blocks are not positive definite.
     inverse
         F_l^-1 = O_l'V_F^-1O_l of the finest blocks, planes of shape (L, B).
+    fine
+        A'V_F^-1A.
     coarse
         None without coarse blocks.
     S
-        W'V_F^-1W and W'V_1^-1W, shape (B, w, w) each.
+        W'V_1^-1W, shape (B, w, w).
     log_det
         log |V_1|, shape (B,).
     distance
-        To the edge, about smallest over largest eigenvalue, -1 beyond it, shape (B,).
+        To the edge, about smallest over largest eigenvalue, -1 beyond it; shape (B,).
     """
 
     theta: Array
     inverse: Symmetric
+    fine: Pattern
     coarse: Coarse | None
-    S_fine: Array
     S: Array
     log_det: Array
     distance: Array
@@ -103,12 +134,22 @@ class Border:
     distance: Array
 
 
-def planes(blocks: Blocks, bases: Array, theta: Array) -> Symmetric:
+def pattern(layout: Layout, packed: Array) -> Pattern:
+    """Take packed entries (pattern, B) apart."""
+    xp, L = namespace(packed), layout.coarse.L
+    first, second = layout.parts
+    coarse = [packed[i : i + L, :] for i in range(0, first, L)] if L else []
+    own = layout.triangle.unpack(xp.permute_dims(packed[second:, :], (1, 0)))
+    coupling = xp.reshape(
+        xp.permute_dims(packed[first:second, :], (1, 0)), (packed.shape[1], layout.q_c, layout.w)
+    )
+    return Pattern(coarse, coupling, own)
+
+
+def covariance_planes(blocks: Blocks, bases: Array, theta: Array) -> Symmetric:
     """sum_i theta_i basis_i of every block, planes of shape (L, B)."""
     xp = namespace(theta)
     k, count, L = bases.shape
-    if k == 0:
-        return [xp.zeros_like(theta[:, 0])[None, :] * like([[0.0]] * L, theta)] * count
     weights = xp.stack([theta[:, i] for i in blocks.parameters])
     flat = xp.matmul(xp.permute_dims(xp.reshape(bases, (k, count * L)), (1, 0)), weights)
     return [flat[i * L : (i + 1) * L, :] for i in range(count)]
@@ -116,33 +157,237 @@ def planes(blocks: Blocks, bases: Array, theta: Array) -> Symmetric:
 
 def block_times(matrix: Matrix, values: Array) -> Array:
     """Each coarse block's matrix times its rows of values (B, q_c, c), shape (B, q_c, c)."""
-    xp = namespace(values)
-    s, L = len(matrix), values.shape[1] // len(matrix)
+    xp, s = namespace(values), len(matrix)
+    L = values.shape[1] // s
     parts = [values[:, b * L : (b + 1) * L, :] for b in range(s)]
     turned = [[xp.permute_dims(plane, (1, 0))[:, :, None] for plane in row] for row in matrix]
-    rows = [small.matvec([row], parts)[0] for row in turned]
+    rows = small.matvec(turned, parts)
     return rows[0] if s == 1 else xp.concat(rows, axis=1)
 
 
+def by_partner(matrix: Array, partner: Array, mask: Array) -> Array:
+    """G M for a border parameter's G and matrices M (B, q_z, c)."""
+    return mask[:, None] * namespace(matrix).take(matrix, partner, axis=1)
+
+
+def _distance(pivots: list[Array]) -> Array:
+    """Smallest over largest pivot of each feature; -1 where one is not positive."""
+    xp = namespace(pivots[0])
+    lows, highs = [xp.min(d, axis=0) for d in pivots], [xp.max(d, axis=0) for d in pivots]
+    low, high = lows[0], highs[0]
+    for a, b in zip(lows[1:], highs[1:], strict=True):
+        low, high = xp.minimum(low, a), xp.maximum(high, b)
+    positive = low > 0
+    return xp.where(positive, low / xp.where(positive, high, xp.ones_like(high)), -1.0)
+
+
+def _log_det(pivots: list[Array]) -> Array:
+    xp = namespace(pivots[0])
+    total = pivots[0]
+    for pivot in pivots[1:]:
+        total = total * pivot
+    return xp.sum(xp.log(total), axis=0)
+
+
+def _harmless(theta: Array, beyond: Array) -> Array:
+    """Theta with the features beyond the domain put where V is the identity."""
+    xp = namespace(theta)
+    identity = xp.zeros_like(theta)
+    identity[:, -1] = 1.0
+    return xp.where(beyond[:, None], identity, theta)
+
+
+def _finest(layout: Layout, theta: Array) -> tuple[Matrix, list[Array]]:
+    """Factors of F_l = sigma2 I + R_l'D R_l."""
+    fine = layout.fine
+    F = covariance_planes(fine, fine.bases, theta)
+    on_diagonal = {small.position(fine.s, a, a) for a in range(fine.s)}
+    F = [plane + theta[:, -1] if i in on_diagonal else plane for i, plane in enumerate(F)]
+    return small.factorise(F, fine.s)
+
+
 def eliminate(layout: Layout, theta: Array, n: int) -> Eliminated:
-    """Eliminate the blocks from V at theta (B, k); n samples."""
+    """Eliminate the blocks from V at theta (B, k), for n samples."""
     xp, fine = namespace(theta), layout.fine
-    safe = xp.zeros_like(theta)
-    safe[:, -1] = 1.0
-    outside = xp.zeros_like(theta[:, 0], dtype=xp.bool)
-    while True:  # at most three times: once more for each kind of block beyond its domain
-        F = planes(fine, like(fine.bases, theta), theta)
-        diagonal = [small.position(fine.s, a, a) for a in range(fine.s)]
-        F = [plane + theta[:, -1] if i in diagonal else plane for i, plane in enumerate(F)]
-        lower, pivots = small.factorise(F, fine.s)
-        distance = _distance(pivots)
-        log_det = _log_det(pivots) if not bool(xp.any(beyond := ~(distance > SINGULAR))) else None
-        if log_det is not None:
-            inverse = small.inverse_of_factors(lower, pivots)
-            packed = layout.sums(inverse) + like(layout.base, theta)[:, None] / theta[:, -1]
-            S_fine = S = layout.border_of(packed)
-            coarse = None
-            if layout.coarse.L:
-                coarse, more, near = _eliminate_coarse(layout, packed, theta)
-                ...
-    ...
+    lower, pivots = _finest(layout, theta)
+    distance = _distance(pivots)
+    beyond = ~((distance > SINGULAR) & (theta[:, -1] > 0))
+    if bool(xp.any(beyond)):
+        theta, distance = _harmless(theta, beyond), xp.where(beyond, -1.0, distance)
+        lower, pivots = _finest(layout, theta)
+    inverse = small.inverse_of_factors(lower, pivots)
+    sigma2 = theta[:, -1]
+    log_det = _log_det(pivots) + (n - fine.size) * xp.log(sigma2)
+    packed = layout.outer.transposed_times(xp.concat(inverse)) + layout.base[:, None] / sigma2
+    S = pattern(layout, packed)
+    if layout.coarse.L == 0:
+        return Eliminated(theta, inverse, S, None, S.own, log_det, distance)
+    coarse, pivots = _eliminate_coarse(layout, S, theta)
+    near = _distance(pivots)
+    beyond = ~(near > SINGULAR)
+    if bool(xp.any(beyond)):
+        again = eliminate(layout, _harmless(theta, beyond), n)
+        return Eliminated(
+            again.theta,
+            again.inverse,
+            again.fine,
+            again.coarse,
+            again.S,
+            again.log_det,
+            xp.where(beyond, -1.0, distance),
+        )
+    own = S.own - xp.matmul(xp.matrix_transpose(coarse.K), S.coupling)
+    own = 0.5 * (own + xp.matrix_transpose(own))
+    return Eliminated(
+        theta,
+        inverse,
+        S,
+        coarse,
+        own,
+        log_det + _log_det(pivots),
+        xp.minimum(distance, near),
+    )
+
+
+def _eliminate_coarse(layout: Layout, S: Pattern, theta: Array) -> tuple[Coarse, list[Array]]:
+    """The coarse blocks, and the pivots of I + L'D L with L L' = S."""
+    xp, blocks = namespace(theta), layout.coarse
+    s = blocks.s
+    D = covariance_planes(blocks, blocks.bases, theta)
+    lower, pivots = small.factorise(S.coarse, s)
+    # S is positive definite: V_F is, and directions that are not there stand for themselves.
+    lengths = [xp.sqrt(xp.where(pivot > 0, pivot, xp.ones_like(pivot))) for pivot in pivots]
+    inverse = small.inverse_of_lower(lower)
+    zero, one = xp.zeros_like(lengths[0]), xp.ones_like(lengths[0])
+    root = [
+        [lower[a][b] * lengths[b] if b < a else (lengths[a] if a == b else zero) for b in range(s)]
+        for a in range(s)
+    ]
+    root_inverse = [
+        [(inverse[a][b] if b < a else (one if a == b else zero)) / lengths[a] for b in range(s)]
+        for a in range(s)
+    ]
+    F = small.sandwich(small.transpose(root), D)
+    on_diagonal = {small.position(s, a, a) for a in range(s)}
+    F = [plane + 1.0 if i in on_diagonal else plane for i, plane in enumerate(F)]
+    lower, pivots = small.factorise(F, s)
+    safe = [xp.where(pivot > 0, pivot, xp.ones_like(pivot)) for pivot in pivots]
+    F_inverse = small.inverse_of_factors(lower, safe)
+    # Written with F^-1, nothing cancels when S D is large or small.
+    half = small.product(root, small.full(F_inverse, s))
+    H = small.product(half, root_inverse)
+    T = small.symmetric(small.product(half, small.transpose(root)))
+    G = small.symmetric(small.product(small.full(D, s), H))
+    K = block_times(small.full(G, s), S.coupling)
+    return Coarse(G, T, H, K, block_times(H, S.coupling)), pivots
+
+
+def eliminate_border(
+    layout: Layout, blocks: Eliminated, *, with_x: bool, whole: bool = False
+) -> Border:
+    """Eliminate X (or not) and the border's random effects from S = W'V_1^-1W.
+
+    What X (or the border itself) absorbs of the border does not touch P and is left out,
+    unless ``whole``: the fixed effects' covariance does depend on it.
+    """
+    S, q_z = blocks.S, layout.q_z
+    xp = namespace(S)
+    log_det = xp.zeros_like(S[:, 0, 0])
+    distance = log_det + xp.inf
+    T, J = S[:, :q_z, :q_z], xp.zeros_like(S[:, q_z:, :q_z])
+    C = xp.zeros_like(S[:, q_z:, q_z:])
+    if with_x:
+        L, ok = _guarded_cholesky(S[:, q_z:, q_z:])
+        inverse_L = xp.linalg.inv(L)
+        C = xp.matmul(xp.matrix_transpose(inverse_L), inverse_L)
+        log_det = 2.0 * xp.sum(xp.log(xp.linalg.diagonal(L)), axis=-1)
+        distance = xp.where(ok, distance, -1.0)
+    if q_z == 0:
+        return Border(C, xp.zeros_like(S[:, :, :0]), T, log_det, distance)
+    if with_x:
+        J = xp.matmul(C, S[:, q_z:, :q_z])
+        T = T - xp.matmul(S[:, :q_z, q_z:], J)
+    up, down, ok = _root(T, layout.independent_of_x if with_x else layout.independent)
+    D_up = _border_covariance_times(layout, blocks.theta, up)
+    inner = xp.matmul(xp.matrix_transpose(up), D_up)
+    rank = inner.shape[-1]
+    F = inner + _identity(inner, rank)
+    factor, inside = _guarded_cholesky(F)
+    pivots = xp.linalg.diagonal(factor)
+    log_det = log_det + 2.0 * xp.sum(xp.log(pivots), axis=-1)
+    near = xp.min(pivots, axis=-1) ** 2 / xp.clip(xp.max(pivots, axis=-1) ** 2, 1.0, None)
+    distance = xp.where(ok & inside & (near > SINGULAR), xp.minimum(distance, near), -1.0)
+    # Written with F^-1, nothing cancels when D T is large or small.
+    half = xp.linalg.inv(factor)
+    F_inverse = xp.matmul(xp.matrix_transpose(half), half)
+    up_F = xp.matmul(up, F_inverse)
+    T = xp.matmul(up_F, xp.matrix_transpose(up))
+    K_z = xp.matrix_transpose(xp.matmul(up_F, down))
+    if whole:
+        D = border_covariance(layout, blocks.theta)
+        Q = D - xp.matmul(xp.matmul(D_up, F_inverse), xp.matrix_transpose(D_up))
+    else:
+        Q = xp.matmul(xp.matmul(xp.matrix_transpose(down), xp.matmul(F_inverse, inner)), down)
+    Q = 0.5 * (Q + xp.matrix_transpose(Q))
+    JQ = xp.matmul(J, Q)
+    lower = C + xp.matmul(JQ, xp.matrix_transpose(J))
+    N = xp.concat(
+        [
+            xp.concat([Q, -xp.matrix_transpose(JQ)], axis=2),
+            xp.concat([-JQ, lower], axis=2),
+        ],
+        axis=1,
+    )
+    return Border(N, xp.concat([K_z, -xp.matmul(J, K_z)], axis=1), T, log_det, distance)
+
+
+def _identity(example: Array, size: int) -> Array:
+    """The identity, of the kind of some matrices."""
+    return namespace(example).eye(
+        size, dtype=example.dtype, device=array_api_compat.device(example)
+    )
+
+
+def _guarded_cholesky(M: Array) -> tuple[Array, Array]:
+    """Cholesky factors, the identity where there is none, and where there are."""
+    xp = namespace(M)
+    L, ok = cholesky(M)
+    if not bool(xp.all(ok)):
+        L = xp.where(ok[:, None, None], L, _identity(M, M.shape[-1]))
+    return L, ok
+
+
+def _root(T: Array, independent: Array) -> tuple[Array, Array, Array]:
+    """L (B, q_z, r) with L L' = T of rank r, a left inverse (B, r, q_z), and which T have one.
+
+    With the columns of ``independent`` first, L = [L_1; M L_1] and [L_1^-1, 0] undoes it.
+    """
+    xp = namespace(T)
+    q_z, rank = T.shape[-1], independent.shape[0]
+    if rank == q_z:
+        L, ok = _guarded_cholesky(T)
+        return L, xp.linalg.inv(L), ok
+    columns = xp.take(T, independent, axis=2)
+    L, ok = _guarded_cholesky(xp.take(columns, independent, axis=1))
+    inverse = xp.linalg.inv(L)
+    up = xp.matmul(columns, xp.matrix_transpose(inverse))
+    down = xp.matmul(inverse, xp.take(_identity(T, q_z), independent, axis=0))
+    return up, down, ok
+
+
+def _border_covariance_times(layout: Layout, theta: Array, matrix: Array) -> Array:
+    """D_z M of the border's random effects for matrices M (B, q_z, c)."""
+    total = None
+    for each in layout.border_parameters:
+        part = theta[:, each.position, None, None] * by_partner(matrix, each.partner, each.mask)
+        total = part if total is None else total + part
+    return total
+
+
+def border_covariance(layout: Layout, theta: Array) -> Array:
+    """D_z, shape (B, q_z, q_z)."""
+    xp = namespace(theta)
+    identity = _identity(theta, layout.q_z)
+    return _border_covariance_times(
+        layout, theta, xp.broadcast_to(identity, (theta.shape[0], *identity.shape))
+    )

@@ -7,14 +7,14 @@ what the blocks span drops out of sums exactly. See docs/engines.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 
+from flashmm.arrays import Array, Triangle, like
 from flashmm.likelihood.shared import SharedMatrix
 from flashmm.likelihood.small import pairs
 from flashmm.likelihood.structure import partitions
@@ -59,11 +59,11 @@ class Blocks:
     """
 
     columns: IntArray
-    root: FloatArray
+    root: Array
     left_inverse: FloatArray
     parameters: tuple[int, ...]
-    bases: FloatArray
-    natural: FloatArray
+    bases: Array
+    natural: Array
 
     @property
     def L(self) -> int:
@@ -84,6 +84,13 @@ class Blocks:
     def present(self) -> BoolArray:
         """Which directions are there, shape (s L,)."""
         return np.asarray((self.root != 0).any(axis=1).T.ravel())
+
+    def on(self, example: Array) -> Blocks:
+        """The same for arrays of the library and on the device of ``example``."""
+        return replace(
+            self, bases=like(self.bases, example), natural=like(self.natural, example),
+            root=like(self.root, example),
+        )
 
     def sparse(self, stack: FloatArray, q: int) -> sp.csr_array:
         """Matrices (L, s, s) of direction by column as one matrix, shape (s L, q)."""
@@ -109,8 +116,8 @@ class BorderParameter:
     """
 
     position: int
-    partner: IntArray
-    mask: FloatArray
+    partner: Array
+    mask: Array
 
 
 @dataclass(frozen=True)
@@ -147,19 +154,36 @@ class Layout:
     outer
         For each pair of directions of each finest block the pattern of c_a c_b' + c_b c_a', or
         of c_a c_a' where a = b; shape (pairs * L, pattern).
+    multiplicity
+        How often each entry of a pattern stands in the full matrix, 1 or 2, shape (pattern,).
+    triangle
+        The triangle of W's own matrices.
+    independent, independent_of_x
+        Columns of Z_z that are a basis of its range, and of what X leaves of it.
+    unspanned
+        1 for columns of A that the finest blocks do not span, 0 for others, shape (q_c + w,).
+    place
+        Where each column of Z comes in the order of blocks, coarse blocks and border, effect by
+        effect, shape (q,).
     """
 
     fine: Blocks
     coarse: Blocks
     border: IntArray
     border_parameters: tuple[BorderParameter, ...]
-    x_transform: FloatArray
+    x_transform: Array
     to_directions: SharedMatrix
     from_directions: SharedMatrix
     C: SharedMatrix
     WW: FloatArray
-    base: FloatArray
+    base: Array
     outer: SharedMatrix
+    multiplicity: Array
+    triangle: Triangle
+    independent: Array
+    independent_of_x: Array
+    unspanned: Array
+    place: Array
 
     @property
     def q_z(self) -> int:
@@ -182,42 +206,37 @@ class Layout:
         coarse = len(pairs(self.coarse.s)) * self.coarse.L
         return coarse, coarse + self.q_c * self.w
 
-    @cached_property
-    def multiplicity(self) -> FloatArray:
-        """How often each entry of a pattern stands in the full matrix, 1 or 2, (pattern,)."""
-        rows, columns = np.triu_indices(self.w)
-        return np.concatenate(
-            [np.full(self.coarse.L, 1.0 if a == b else 2.0) for a, b in pairs(self.coarse.s)]
-            + [np.full(self.q_c * self.w, 2.0), np.where(rows == columns, 1.0, 2.0)]
+    def on(self, example: Array) -> Layout:
+        """The same for arrays of the library and on the device of ``example``."""
+        parameters = tuple(
+            replace(each, partner=like(each.partner, example), mask=like(each.mask, example))
+            for each in self.border_parameters
         )
-
-    @cached_property
-    def spanned(self) -> BoolArray:
-        """Columns of A that the finest blocks span, shape (q_c + w,)."""
-        first, second = self.parts
-        diagonal = [
-            self.base[i * self.coarse.L : (i + 1) * self.coarse.L]
-            for i, (a, b) in enumerate(pairs(self.coarse.s))
-            if a == b
-        ]
-        rows, columns = np.triu_indices(self.w)
-        diagonal.append(self.base[second:][rows == columns])
-        return np.asarray(np.concatenate(diagonal) == 0.0)
-
-    def independent(self, *, with_x: bool) -> IntArray:
-        """Columns of the border that are a basis of Z_z, or of what X leaves of it."""
-        z, x = slice(0, self.q_z), slice(self.q_z, self.w)
-        gram = self.WW[z, z]
-        if with_x:
-            gram = gram - self.WW[z, x] @ np.linalg.solve(self.WW[x, x], self.WW[x, z])
-        return _independent(gram)
+        return replace(
+            self,
+            fine=self.fine.on(example),
+            coarse=self.coarse.on(example),
+            border_parameters=parameters,
+            x_transform=like(self.x_transform, example),
+            to_directions=self.to_directions.on(example),
+            from_directions=self.from_directions.on(example),
+            C=self.C.on(example),
+            base=like(self.base, example),
+            outer=self.outer.on(example),
+            multiplicity=like(self.multiplicity, example),
+            triangle=Triangle.of(self.w, example),
+            unspanned=like(self.unspanned, example),
+            place=like(self.place, example),
+            independent=like(self.independent, example),
+            independent_of_x=like(self.independent_of_x, example),
+        )
 
     @property
     def work(self) -> float:
         """Operations of one evaluation for one feature, about; see `flashmm.likelihood.choose`."""
         k = len(self.fine.parameters)
         planes = (15 + 12 * k * self.fine.s) * self.fine.s * self.fine.size
-        products = 2 * (3 + k) * self.outer.work
+        products = 2 * (3 + k) * self.outer.nnz
         coarse = 2 * self.q_c * self.w**2 * (3 + 2 * k + len(self.coarse.parameters))
         return planes + products + coarse + 2 * (8 + 3 * self._n_products) * self.w**3
 
@@ -255,18 +274,43 @@ def make_layout(projection: Projection, partition: Partition) -> Layout:
     C.eliminate_zeros()
     q_c, w = coarse.size, border.size + x_transform.shape[0]
     places = _Places(coarse.s, coarse.L, q_c, w)
+    base, unspanned = _base(AA, C, coarse, places)
+    WW = AA[q_c:, :][:, q_c:].toarray()
+    z, x = slice(0, border.size), slice(border.size, w)
     return Layout(
         fine,
         coarse,
         border,
         _border_parameters(structure, border),
         x_transform,
-        SharedMatrix(to_directions),
-        SharedMatrix(sp.csr_array(sp.vstack([*roots, pick], format="csr").T)),
-        SharedMatrix(C),
-        AA[q_c:, :][:, q_c:].toarray(),
-        _base(AA, C, coarse, places),
-        SharedMatrix(_outer_products(C, fine.s, places)),
+        SharedMatrix.of(to_directions),
+        SharedMatrix.of(sp.csr_array(sp.vstack([*roots, pick], format="csr").T)),
+        SharedMatrix.of(C),
+        WW,
+        base,
+        SharedMatrix.of(_outer_products(C, fine.s, places)),
+        _multiplicity(coarse, q_c, w),
+        Triangle.of(w, np.empty(0)),
+        _independent(WW[z, z]),
+        _independent(WW[z, z] - WW[z, x] @ np.linalg.solve(WW[x, x], WW[x, z])),
+        unspanned,
+        _places_of_columns(fine, coarse, border, q),
+    )
+
+
+def _places_of_columns(fine: Blocks, coarse: Blocks, border: IntArray, q: int) -> IntArray:
+    order = np.concatenate([fine.columns.T.ravel(), coarse.columns.T.ravel(), border])
+    place = np.empty(q, dtype=np.intp)
+    there = np.flatnonzero(order >= 0)
+    place[order[there]] = there
+    return place
+
+
+def _multiplicity(coarse: Blocks, q_c: int, w: int) -> FloatArray:
+    rows, columns = np.triu_indices(w)
+    return np.concatenate(
+        [np.full(coarse.L, 1.0 if a == b else 2.0) for a, b in pairs(coarse.s)]
+        + [np.full(q_c * w, 2.0), np.where(rows == columns, 1.0, 2.0)]
     )
 
 
@@ -372,7 +416,7 @@ class _Places:
         return np.where(j < self.q_c, within_coarse, np.where(i < self.q_c, coupling, own))
 
 
-def _base(AA: sp.csr_array, C: sp.csr_array, coarse: Blocks, places: _Places) -> FloatArray:
+def _base(AA: sp.csr_array, C: sp.csr_array, coarse: Blocks, places: _Places) -> tuple[FloatArray, FloatArray]:
     left = sp.csr_array(AA - C.T @ C)
     gone = left.diagonal() <= _SPANNED * AA.diagonal()
     entries = sp.coo_array(sp.triu(left))
@@ -382,7 +426,7 @@ def _base(AA: sp.csr_array, C: sp.csr_array, coarse: Blocks, places: _Places) ->
     base[places(i, j)] = entries.data[kept]
     absent = np.flatnonzero(~coarse.present)
     base[places(absent, absent)] = 1.0  # stands for itself: D has nothing there
-    return base
+    return base, np.where(gone, 0.0, 1.0)
 
 
 def _outer_products(C: sp.csr_array, s: int, places: _Places) -> sp.csr_array:

@@ -1,0 +1,66 @@
+"""Which engine does a design with least work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flashmm.likelihood.bordered import main_component
+from flashmm.likelihood.layout import find_layout
+from flashmm.likelihood.projection import DENSE_LIMIT
+
+if TYPE_CHECKING:
+    from flashmm.likelihood.layout import Layout
+    from flashmm.likelihood.projection import Projection
+
+__all__ = ["choose", "works"]
+
+# Evaluations of the likelihood that a fit takes, about.
+_EVALUATIONS = 8
+
+
+def choose(projection: Projection) -> tuple[str, Layout | None]:
+    """The engine with the least work for a design, and its layout if it works by blocks.
+
+    The work is counted in multiplications per feature from the structure of Z'Z: with q random
+    effects, k parameters of D, m features and, for a border, its width w,
+
+    ==========  ===================  =====================================================
+    engine      once, for all        each evaluation
+    ==========  ===================  =====================================================
+    spectral    10 q^3               20 q; one parameter only
+    bordered    (10 + 4 k) q^3       3 q w^2 + (10 + 4 k) w^3; several parameters
+    general     (10 + 4 k) q^3       (3 + 2 k) q^3
+    blocked     nothing to speak of  `Layout.work`: blocks, outer products, w^3
+    nested      nothing to speak of  the same, and the coarse blocks' products with w^2
+    ==========  ===================  =====================================================
+
+    The first three hold q x q matrices and are considered up to q = 3,000, or where nothing
+    falls into blocks.
+    """
+    found = works(projection)
+    best = min(found, key=lambda engine: found[engine][0])
+    return best, found[best][1]
+
+
+def works(projection: Projection) -> dict[str, tuple[float, Layout | None]]:
+    """Multiplications per feature of each engine that applies, and its layout if it has one."""
+    structure, m = projection.structure, max(projection.m, 1)
+    k, q = len(structure.parameters), structure.q
+    found: dict[str, tuple[float, Layout | None]] = {}
+    for engine in ("blocked", "nested"):
+        layout = find_layout(projection, nested=engine == "nested")
+        if layout is not None:
+            found[engine] = (_EVALUATIONS * layout.work, layout)
+    if found and q > DENSE_LIMIT:
+        return found
+    once = (10 + 4 * k) * q**3 / m
+    if k == 1:
+        found["spectral"] = (10 * q**3 / m + _EVALUATIONS * 20 * q, None)
+        return found
+    found["general"] = (once + _EVALUATIONS * (3 + 2 * k) * q**3, None)
+    main = main_component(projection)
+    if main is not None:
+        w = q - structure.columns(structure.parameters[main])[0].size
+        each = 3 * q * w**2 + (10 + 4 * k) * w**3
+        found["bordered"] = (once + _EVALUATIONS * each, None)
+    return found

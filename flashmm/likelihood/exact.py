@@ -1,0 +1,76 @@
+"""Features that X and Z together explain exactly, from the blocks of Z'Z."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flashmm.arrays import to_numpy
+from flashmm.likelihood.small import pairs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.likelihood.layout import Layout
+    from flashmm.likelihood.projection import Projection
+
+    FloatArray = NDArray[np.float64]
+    BoolArray = NDArray[np.bool_]
+
+__all__ = ["perfect_fits"]
+
+_ROUNDING = 1e-12
+_RANK = 1e-10
+
+
+def perfect_fits(layout: Layout, projection: Projection) -> BoolArray:
+    """Features that X and Z explain exactly, shape (m,); none where they explain everything.
+
+    Least squares of y on [O, O_2, W]: the finest blocks are orthonormal, and of the others
+    A'(I - O O')A is the Gram matrix that is left, block by block and then dense.
+    """
+    n, fine, coarse = projection.n, layout.fine, layout.coarse
+    base = to_numpy(layout.base)
+    y = to_numpy(layout.to_directions.times(projection.ZRy.T))
+    left = np.zeros((layout.q_c + layout.w, y.shape[1]))
+    left[: layout.q_c + layout.q_z] = y[fine.size :]
+    left -= to_numpy(layout.C.transposed_times(y[: fine.size]))
+    left *= to_numpy(layout.unspanned)[:, None]
+    explained = (y[: fine.size] ** 2).sum(axis=0)
+    rank = int(fine.present.sum())
+
+    first, second = layout.parts
+    own = np.zeros((layout.w, layout.w))
+    rows, columns = np.triu_indices(layout.w)
+    own[rows, columns] = own[columns, rows] = base[second:]
+    a_c, a_w = left[: layout.q_c], left[layout.q_c :]
+    if coarse.L:
+        s, L = coarse.s, coarse.L
+        blocks = np.empty((L, s, s))
+        for i, (a, b) in enumerate(pairs(s)):
+            blocks[:, a, b] = blocks[:, b, a] = base[i * L : (i + 1) * L]
+        G, more = _pseudo_inverse(blocks)
+        rank += more - int((~coarse.present).sum())
+        coupling = base[first:second].reshape(s, L, layout.w).swapaxes(0, 1)
+        a_c = a_c.reshape(s, L, -1).swapaxes(0, 1)
+        K = G @ coupling
+        own -= np.tensordot(K, coupling, axes=([0, 1], [0, 1]))
+        a_w = a_w - np.tensordot(K, a_c, axes=([0, 1], [0, 1]))
+        explained += (a_c * (G @ a_c)).sum(axis=(0, 1))
+    inverse, more = _pseudo_inverse(own)
+    explained += (a_w * (inverse @ a_w)).sum(axis=0)
+    if rank + more >= n:
+        return np.zeros(projection.m, dtype=bool)
+    total = float(n - projection.p)
+    return np.asarray((total - explained <= _ROUNDING * total) & projection.varies)
+
+
+def _pseudo_inverse(gram: FloatArray) -> tuple[FloatArray, int]:
+    """Pseudo-inverses of Gram matrices (..., r, r), and the sum of their ranks."""
+    if gram.shape[-1] == 0:
+        return gram, 0
+    values, vectors = np.linalg.eigh(gram)
+    kept = values > _RANK * np.maximum(values[..., -1:], _RANK)
+    inverse = np.where(kept, 1.0 / np.where(kept, values, 1.0), 0.0)
+    return (vectors * inverse[..., None, :]) @ np.swapaxes(vectors, -1, -2), int(kept.sum())
