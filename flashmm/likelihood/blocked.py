@@ -100,7 +100,7 @@ class BlockedLikelihood:
         """
         layout, k = self.layout, self.n_params
         planes = (14 + 3 * k) * layout.fine.s * layout.fine.size
-        pattern = 6 * layout.base.shape[0] + (6 + 3 * k) * layout.q_c * layout.w
+        pattern = 6 * int(layout.base.shape[0]) + (6 + 3 * k) * layout.q_c * layout.w
         per_feature = 8 * (planes + pattern + (16 + 2 * k) * layout.w**2)
         return max(1, min(memory, _CACHE_BYTES) // per_feature)
 
@@ -155,7 +155,7 @@ class BlockedLikelihood:
     def _quadratic(
         self, blocks: Eliminated, border: Border, solved: Solved
     ) -> tuple[FloatArray, FloatArray]:
-        """y'P V_i P y and half y'P V_i P V_j P y, the residual last."""
+        """The forms y'P V_i P y and half y'P V_i P V_j P y, the residual last."""
         layout = self.layout
         left = derivative_times(layout, solved.r, self.n_params - 1)
         right = apply(layout, blocks, border, left)
@@ -244,15 +244,24 @@ class BlockedLikelihood:
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""
-        return np.asarray(self._distance(theta, with_x=False) > 0)
+        distance, unknown = self._distance(theta, with_x=False)
+        definite = distance > 0
+        if unknown.any():
+            definite[unknown] = self.general.is_definite(theta[unknown])
+        return definite
 
     def distance_to_edge(self, theta: FloatArray) -> FloatArray:
         """About the smallest over largest eigenvalue of V (ML) or of the error contrasts'."""
-        return self._distance(theta, with_x=self.method == "REML")
+        distance, unknown = self._distance(theta, with_x=self.method == "REML")
+        if unknown.any():
+            distance[unknown] = self.general.distance_to_edge(theta[unknown])
+        return distance
 
-    def _distance(self, theta: FloatArray, *, with_x: bool) -> FloatArray:
+    def _distance(self, theta: FloatArray, *, with_x: bool) -> tuple[FloatArray, BoolArray]:
+        """The distance as blocks see it, and where only the general likelihood can tell."""
         blocks, border, bad = self._eliminated(theta, with_x=with_x)
-        return np.asarray(np.where(bad, -1.0, np.minimum(blocks.distance, border.distance)))
+        distance = np.where(bad, -1.0, np.minimum(blocks.distance, border.distance))
+        return distance, bad & (self.projection.structure.q <= DENSE_LIMIT)
 
 
 def _with_residual(

@@ -34,8 +34,8 @@ def choose(projection: Projection) -> tuple[str, Layout | None]:
     nested      nothing to speak of  the same, and the coarse blocks' products with w^2
     ==========  ===================  =====================================================
 
-    The first three hold q x q matrices and are considered up to q = 3,000, or where nothing
-    falls into blocks.
+    One parameter is always spectral up to q = 3,000. The first three hold q x q matrices and are
+    beyond that considered only where nothing falls into blocks.
     """
     found = works(projection)
     best = min(found, key=lambda engine: found[engine][0])
@@ -46,6 +46,8 @@ def works(projection: Projection) -> dict[str, tuple[float, Layout | None]]:
     """Multiplications per feature of each engine that applies, and its layout if it has one."""
     structure, m = projection.structure, max(projection.m, 1)
     k, q = len(structure.parameters), structure.q
+    if k == 1 and q <= DENSE_LIMIT:
+        return {"spectral": (10 * q**3 / m + _EVALUATIONS * 20 * q, None)}
     found: dict[str, tuple[float, Layout | None]] = {}
     for engine in ("blocked", "nested"):
         layout = find_layout(projection, nested=engine == "nested")
@@ -55,8 +57,7 @@ def works(projection: Projection) -> dict[str, tuple[float, Layout | None]]:
         return found
     once = (10 + 4 * k) * q**3 / m
     if k == 1:
-        found["spectral"] = (10 * q**3 / m + _EVALUATIONS * 20 * q, None)
-        return found
+        return {"spectral": (once, None)}
     found["general"] = (once + _EVALUATIONS * (3 + 2 * k) * q**3, None)
     main = main_component(projection)
     if main is not None:

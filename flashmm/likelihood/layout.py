@@ -88,7 +88,9 @@ class Blocks:
     def on(self, example: Array) -> Blocks:
         """The same for arrays of the library and on the device of ``example``."""
         return replace(
-            self, bases=like(self.bases, example), natural=like(self.natural, example),
+            self,
+            bases=like(self.bases, example),
+            natural=like(self.natural, example),
             root=like(self.root, example),
         )
 
@@ -263,9 +265,7 @@ def make_layout(projection: Projection, partition: Partition) -> Layout:
     XX = sp.csr_array(x_transform.T @ projection.XX @ x_transform)
     pick = sp.csr_array(sp.eye_array(q, format="csr")[border, :])
     left = [blocks.sparse(blocks.left_inverse, q) for blocks in (fine, coarse)]
-    roots = [
-        blocks.sparse(np.swapaxes(blocks.root, 1, 2), q) for blocks in (fine, coarse)
-    ]
+    roots = [blocks.sparse(np.swapaxes(blocks.root, 1, 2), q) for blocks in (fine, coarse)]
     to_directions = sp.csr_array(sp.vstack([*left, pick], format="csr"))
     rest = sp.csr_array(sp.vstack([left[1], pick], format="csr"))
     C = sp.csr_array(sp.hstack([left[0] @ ZZ @ rest.T, left[0] @ X], format="csr"))
@@ -416,7 +416,9 @@ class _Places:
         return np.where(j < self.q_c, within_coarse, np.where(i < self.q_c, coupling, own))
 
 
-def _base(AA: sp.csr_array, C: sp.csr_array, coarse: Blocks, places: _Places) -> tuple[FloatArray, FloatArray]:
+def _base(
+    AA: sp.csr_array, C: sp.csr_array, coarse: Blocks, places: _Places
+) -> tuple[FloatArray, FloatArray]:
     left = sp.csr_array(AA - C.T @ C)
     gone = left.diagonal() <= _SPANNED * AA.diagonal()
     entries = sp.coo_array(sp.triu(left))

@@ -92,19 +92,19 @@ def sandwich(left: Matrix, packed: Symmetric) -> Symmetric:
 def factorise(packed: Symmetric, s: int) -> tuple[Matrix, list[Plane]]:
     """S = L diag(d) L' with L unit lower triangular (its entries below the diagonal), and d.
 
-    S is positive definite exactly if every d is positive; d has as many negative entries as S
-    negative eigenvalues.
+    S is positive definite exactly if every d is positive. Not finite where a pivot is zero.
     """
     work = [list(row) for row in full(packed, s)]
     lower: Matrix = [[] for _ in range(s)]
     pivots = []
-    for k in range(s):
-        pivots.append(work[k][k])
-        for i in range(k + 1, s):
-            ratio = work[k][i] / work[k][k]
-            lower[i].append(ratio)
-            for j in range(i, s):
-                work[i][j] = work[i][j] - ratio * work[k][j]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for k in range(s):
+            pivots.append(work[k][k])
+            for i in range(k + 1, s):
+                ratio = work[k][i] / work[k][k]
+                lower[i].append(ratio)
+                for j in range(i, s):
+                    work[i][j] = work[i][j] - ratio * work[k][j]
     return lower, pivots
 
 

@@ -7,6 +7,7 @@ zero, has small connected components. Nothing is read off names or the order of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +45,9 @@ class Partition:
     border: IntArray
 
 
-def partitions(ZZ: sp.csr_array, structure: CovarianceStructure, *, nested: bool) -> list[Partition]:
+def partitions(
+    ZZ: sp.csr_array, structure: CovarianceStructure, *, nested: bool
+) -> list[Partition]:
     """Every partition that has some term in its finest blocks; with a coarse factor if nested."""
     graph = _Graph.of(ZZ, structure)
     found: dict[tuple[frozenset[int], frozenset[int]], Partition] = {}
@@ -83,8 +86,8 @@ class _Graph:
 
     @classmethod
     def of(cls, ZZ: sp.csr_array, structure: CovarianceStructure) -> _Graph:
-        joined = [(ZZ != 0).astype(np.int8).tocoo()]
-        rows, columns = [joined[0].row], [joined[0].col]
+        joined = sp.coo_array(ZZ != 0)
+        rows, columns = [joined.row], [joined.col]
         for parameter in structure.parameters:
             if not parameter.is_variance:
                 left, right = structure.columns(parameter)
@@ -95,16 +98,14 @@ class _Graph:
         offsets = structure.offsets
         return cls(
             edges,
-            tuple(np.arange(a, b) for a, b in zip(offsets[:-1], offsets[1:], strict=True)),
+            tuple(np.arange(a, b) for a, b in pairwise(offsets)),
         )
 
     def columns(self, terms: list[int]) -> IntArray:
         """Columns of some terms."""
         return np.concatenate([np.empty(0, dtype=np.intp), *(self.of_term[t] for t in terms)])
 
-    def components(
-        self, terms: list[int], through: IntArray | None = None
-    ) -> tuple[int, IntArray]:
+    def components(self, terms: list[int], through: IntArray | None = None) -> tuple[int, IntArray]:
         """How many components the columns of some terms have, and each column's.
 
         With ``through``, blocks (L, s) of other columns, columns are joined that meet one block.
@@ -125,9 +126,7 @@ class _Graph:
         _, labels = np.unique(labels[: columns.size], return_inverse=True)
         return int(labels.max(initial=-1)) + 1, labels
 
-    def grow(
-        self, chosen: list[int], candidates: list[int], through: IntArray | None
-    ) -> list[int]:
+    def grow(self, chosen: list[int], candidates: list[int], through: IntArray | None) -> list[int]:
         """Add the candidates that leave the blocks small and keep each term's own blocks apart."""
         for term in candidates:
             more = [*chosen, term]

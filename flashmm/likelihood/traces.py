@@ -97,9 +97,7 @@ def _times_fine(layout: Layout, vector: list[Array]) -> Array:
     xp = namespace(vector[0])
     flat = xp.concat(vector)
     product = layout.C.transposed_times(xp.reshape(flat, (flat.shape[0], -1)))
-    return xp.permute_dims(
-        xp.reshape(product, (product.shape[0], *flat.shape[1:])), (2, 0, 1)
-    )
+    return xp.permute_dims(xp.reshape(product, (product.shape[0], *flat.shape[1:])), (2, 0, 1))
 
 
 def _times_rest(layout: Layout, vector: Array) -> list[Array]:
@@ -310,20 +308,15 @@ def _basis(blocks: Blocks, i: int) -> Symmetric:
     return [blocks.bases[i, j, :, None] for j in range(blocks.bases.shape[1])]
 
 
-def _own_terms(inverse: Symmetric, taken: Symmetric, basis: Symmetric, s: int) -> tuple[
-    Symmetric, Symmetric
-]:
+def _own_terms(
+    inverse: Symmetric, taken: Symmetric, basis: Symmetric, s: int
+) -> tuple[Symmetric, Symmetric]:
     """F D F and F D F - F D X - X D F for blocks with T = F - X."""
     F = small.full(inverse, s)
     FD = small.product(F, small.full(basis, s))
-    whole = [
-        _dot(FD[a], [F[k][b] for k in range(s)]) for a, b in small.pairs(s)
-    ]
+    whole = [_dot(FD[a], [F[k][b] for k in range(s)]) for a, b in small.pairs(s)]
     cross = small.product(FD, small.full(taken, s))
-    own = [
-        x - (cross[a][b] + cross[b][a])
-        for x, (a, b) in zip(whole, small.pairs(s), strict=True)
-    ]
+    own = [x - (cross[a][b] + cross[b][a]) for x, (a, b) in zip(whole, small.pairs(s), strict=True)]
     return whole, own
 
 
@@ -364,9 +357,7 @@ def traces(layout: Layout, blocks: Eliminated, border: Border) -> Traces:
             second[i, j] = local[b, :]
         members.append(_fine_member(layout, blocks, N, i, whole))
     if blocks.coarse is not None:
-        members += _coarse_terms(
-            layout, blocks.coarse, border, X_coarse, members, first, second
-        )
+        members += _coarse_terms(layout, blocks.coarse, border, X_coarse, members, first, second)
     turned = [xp.matmul(N, member.Y) for member in members]
     for a, mine in enumerate(members):
         for b in range(a + 1):
@@ -417,9 +408,7 @@ def _coarse_terms(
             assert other.pattern is not None
             total = _inner(GSG, other.pattern.coarse, s)
             total = total + 2.0 * xp.sum(block_times(G, other.Q) * mine.QN, axis=(1, 2))
-            second[mine.position, other.position] = (
-                second[mine.position, other.position] + total
-            )
+            second[mine.position, other.position] = second[mine.position, other.position] + total
         mixed = _row_products(blocks, block_times(H, mine.QN), coarse.E)
         HSH = small.sandwich(H, mine.pattern.coarse)
         local = contract([x - 2.0 * y for x, y in zip(HSH, mixed, strict=True)])

@@ -1,0 +1,135 @@
+"""Eliminating blocks: structure found from Z'Z alone, T times vectors, hard corners, memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import problems as pb
+import pytest
+from numpy.testing import assert_allclose
+
+from flashmm import SummaryStats
+from flashmm.formula import build_design
+from flashmm.likelihood import project
+from flashmm.likelihood.choose import choose, works
+from flashmm.likelihood.layout import find_layout
+
+BY_BLOCKS = [
+    (kind, engine)
+    for kind in pb.KINDS
+    for engine in pb.engines(pb.PROBLEMS[kind])
+    if engine in ("blocked", "nested")
+]
+
+
+def dense_T(problem, theta):
+    """Z'PZ from n x n matrices."""
+    X, Z = problem.X, problem.Z
+    inverse = np.linalg.inv(problem.V(theta))
+    C = np.linalg.inv(X.T @ inverse @ X)
+    return Z.T @ (inverse - inverse @ X @ C @ X.T @ inverse) @ Z
+
+
+@pytest.mark.parametrize("where", ["inside", "singular", "negative"])
+@pytest.mark.parametrize(("kind", "engine"), BY_BLOCKS)
+def test_T_times_vectors_is_that_of_dense_matrices(kind, engine, where):
+    problem = pb.PROBLEMS[kind]
+    rng = np.random.default_rng(3)
+    thetas = np.stack([problem.theta(rng, where) for _ in range(3)])
+    stats = problem.stats(rng.normal(size=(3, problem.n)))
+    projection = pb.projection_of(stats)
+    vectors = rng.normal(size=(3, 2, stats.q))
+    # Internally Z's columns are divided by column_scale and V by scale.
+    found = pb.estimator_of(stats, "ML", engine).apply_T(
+        projection.to_internal(thetas), vectors * projection.column_scale
+    )
+    found = found * projection.column_scale / projection.scale[:, None, None]
+    for j in range(3):
+        expected = vectors[j] @ dense_T(problem, thetas[j])
+        assert_allclose(found[j], expected, atol=1e-11 * np.abs(expected).max())
+
+
+def samples(rng, n=240):
+    """Cells within donors within sites, a crossed batch; unbalanced, some cells seen once."""
+    donor = rng.choice(12, size=n, p=rng.dirichlet(np.full(12, 2.0)))
+    kind = rng.choice(6, size=n, p=rng.dirichlet(np.full(6, 1.0)))
+    return pd.DataFrame(
+        {
+            "x": rng.normal(size=n),
+            "donor": [f"d{i}" for i in donor],
+            "site": [f"s{i % 3}" for i in donor],
+            "kind": [f"k{i}" for i in kind],
+            "batch": [f"b{i}" for i in rng.choice(4, size=n)],
+        }
+    )
+
+
+def projection_for(random, seed=0, fixed="~ x"):
+    rng = np.random.default_rng(seed)
+    data = samples(rng)
+    design = build_design(fixed, random, data).design
+    Y = rng.normal(size=(3, len(data)))
+    Y += 0.5 * rng.normal(size=(3, design.Z.shape[1])) @ design.Z.T
+    return project(SummaryStats.from_arrays(Y, design.X, design.Z, components=design.structure))
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        ["(1 | donor)", "(1 | donor:kind)"],
+        ["(1 + x | donor)", "(1 | donor:kind)"],
+        ["(1 | donor)", "(1 | donor:kind)", "(0 + x | donor:kind)"],
+        ["(1 | donor)", "(1 | donor:kind)", "(1 | batch)"],
+        ["(1 | site)", "(1 | site:donor)", "(1 | site:donor:kind)"],
+    ],
+)
+def test_nesting_is_found_whatever_the_order_of_terms(terms):
+    for order in (terms, terms[::-1], terms[1:] + terms[:1]):
+        layout = find_layout(projection_for(" + ".join(order)), nested=True)
+        names = {
+            name: {int(c) for c in part.ravel() if c >= 0}
+            for name, part in (("fine", layout.fine.columns), ("coarse", layout.coarse.columns))
+        }
+        structure = projection_for(" + ".join(order)).structure
+        for i, term in enumerate(structure.terms):
+            columns = set(range(structure.offsets[i], structure.offsets[i + 1]))
+            finest = "donor:kind" in term.group
+            assert columns <= names["fine"] or not finest
+            if term.group in ("donor", "site:donor"):
+                assert columns <= names["coarse"]
+            if term.group in ("batch", "site"):
+                assert columns <= set(layout.border.tolist())
+
+
+def test_nesting_is_found_without_names():
+    """Components given as sizes of an indicator matrix carry no factors."""
+    rng = np.random.default_rng(1)
+    data = samples(rng)
+    design = build_design("~ x", "(1 | donor:kind) + (1 | donor)", data).design
+    sizes = [len(term.levels) for term in design.structure.terms]
+    shuffled = design.Z.toarray()
+    for start, size in zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True):
+        order = start + rng.permutation(size)
+        shuffled[:, start : start + size] = shuffled[:, order]
+    Y = rng.normal(size=(2, len(data)))
+    stats = SummaryStats.from_arrays(Y, design.X, shuffled, components=sizes)
+    layout = find_layout(project(stats), nested=True)
+    assert (layout.fine.L, layout.coarse.L, layout.q_z) == (*sizes, 0)
+
+
+@pytest.mark.parametrize(
+    ("random", "engine"),
+    [
+        ("(1 | donor)", "spectral"),
+        ("(1 + x | donor)", "blocked"),
+        ("(1 | donor / kind)", "nested"),
+        ("(1 | site / donor / kind)", "nested"),
+        ("(1 | donor / kind) + (1 | batch)", "nested"),
+        ("(1 + x | donor) + (1 | batch)", "blocked"),
+    ],
+)
+def test_the_engine_with_least_work_is_chosen(random, engine):
+    projection = projection_for(random)
+    assert choose(projection)[0] == engine
+    found = works(projection)
+    assert found[engine][0] == min(work for work, _ in found.values())
