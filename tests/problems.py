@@ -341,7 +341,7 @@ NESTED = {
     "nested_slopes": ("~ x", "(1 + x | g) + (1 + w | g:within)", 90),
     "child_first": ("~ x", "(1 | g:within) + (1 | g) + (0 + x | g:within)", 60),
     "three_levels": ("~ x", "(1 | h / g / within)", 80),
-    "nested_and_crossed": ("~ x + w", "(1 | k) + (1 | g / within) + (1 | h)", 60),
+    "nested_and_crossed": ("~ x + w", "(1 | k) + (1 | g / within) + (1 | h)", 100),
 }
 KINDS = (*FORMULAS, "dense", "saturated", *NESTED)
 

@@ -16,22 +16,20 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from flashmm.arrays import namespace, put, take
 from flashmm.likelihood.base import (
     SINGULAR,
     SMALL_RESIDUAL,
     Evaluation,
+    Forms,
     RandomEffects,
     StandardErrorKind,
-    rounding_errors,
+    assembled,
+    standard_errors,
 )
-from flashmm.likelihood.elimination import (
-    Border,
-    Eliminated,
-    eliminate,
-    eliminate_border,
-)
+from flashmm.likelihood.elimination import Border, Eliminated, eliminate, eliminate_border
 from flashmm.likelihood.exact import perfect_fits
-from flashmm.likelihood.general import GeneralLikelihood, standard_errors
+from flashmm.likelihood.general import GeneralLikelihood
 from flashmm.likelihood.projection import DENSE_LIMIT
 from flashmm.likelihood.traces import (
     Directions,
@@ -45,14 +43,9 @@ from flashmm.likelihood.traces import (
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays import BoolArray, FloatArray, IntArray
     from flashmm.likelihood.layout import Layout
     from flashmm.likelihood.projection import Projection
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["BlockedLikelihood"]
 
@@ -73,8 +66,8 @@ class BlockedLikelihood:
     layout: Layout
 
     @cached_property
-    def general(self) -> GeneralLikelihood:
-        """The yardstick, for what blocks cannot do."""
+    def beyond(self) -> GeneralLikelihood:
+        """For what blocks cannot do."""
         return GeneralLikelihood(self.projection, self.method)
 
     @property
@@ -108,38 +101,40 @@ class BlockedLikelihood:
 
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and information at theta (B, k) for chosen features."""
-        p = self.projection
-        result = Evaluation.empty(theta.shape[0], self.n_params)
+        p, xp = self.projection, namespace(theta)
         blocks = eliminate(self.layout, theta, p.n)
         known = blocks.distance > SINGULAR
-        if p.structure.q <= DENSE_LIMIT:
+        if self._is_small:
             known = known & (theta[:, -1] > SMALL_RESIDUAL)
-            if not known.all():
-                result.put(~known, self.general.evaluate(theta[~known], features[~known]))
-        if not known.any():
-            return result
         border = trace_border = eliminate_border(self.layout, blocks, with_x=True)
         df, log_det, distance = p.n - p.p, -self._log_det_scaled_XX, border.distance
         if self.method == "ML":
             trace_border = eliminate_border(self.layout, blocks, with_x=False)
             df, log_det = p.n, 0.0
-            distance = np.minimum(distance, trace_border.distance)
+            distance = xp.minimum(distance, trace_border.distance)
         log_det = log_det + blocks.log_det + trace_border.log_det
         solved = self._solve(blocks, border, features)
-        first, average = self._quadratic(blocks, border, solved)
-        trace = traces(self.layout, blocks, trace_border)
-        whole, expected = _with_residual(blocks.theta, float(df), trace.first, trace.second)
-        loglik = -0.5 * (df * np.log(2.0 * np.pi) + log_det + solved.value)
-        inside = known & (distance > SINGULAR)
-        evaluation = Evaluation(
-            loglik,
-            0.5 * (first - whole),
-            expected,
-            average,
-            rounding_errors(p.n, blocks.theta[:, -1]),
+        evaluation = assembled(
+            self._quadratic(blocks, border, solved),
+            self._traces(blocks, trace_border, log_det, df),
+            blocks.theta[:, -1],
+            n=p.n,
+            df=df,
+            rss=None,
+            df_trace=0,
         )
-        result.put(inside, evaluation.take(inside))
+        inside = known & (distance > SINGULAR)
+        if bool(xp.all(inside)):
+            return evaluation
+        result = evaluation.take(inside).spread(inside)
+        if self._is_small and not bool(xp.all(known)):
+            result.put(~known, self.beyond.evaluate(theta[~known], take(features, ~known)))
         return result
+
+    @property
+    def _is_small(self) -> bool:
+        """Whether Z is small enough for the general likelihood."""
+        return self.projection.structure.q <= DENSE_LIMIT
 
     @cached_property
     def _log_det_scaled_XX(self) -> float:
@@ -148,19 +143,24 @@ class BlockedLikelihood:
 
     def _solve(self, blocks: Eliminated, border: Border, features: IntArray) -> Solved:
         p, layout = self.projection, self.layout
-        packed = layout.to_directions.times(p.ZRy[features].T)
+        packed = layout.to_directions.times(take(p.ZRy, features).T)
         y = Directions.of(layout, packed[:, None, :])
         return solve(layout, blocks, border, y, float(p.n - p.p))
 
-    def _quadratic(
-        self, blocks: Eliminated, border: Border, solved: Solved
-    ) -> tuple[FloatArray, FloatArray]:
-        """The forms y'P V_i P y and half y'P V_i P V_j P y, the residual last."""
+    def _quadratic(self, blocks: Eliminated, border: Border, solved: Solved) -> Forms:
+        """The forms y'Py, y'P V_i P y and y'P V_i P V_j P y, the residual last."""
         layout = self.layout
         left = derivative_times(layout, solved.r, self.n_params - 1)
         right = apply(layout, blocks, border, left)
         first = inner_products(left, solved.r)[:, :, 0]
-        return _with_residual(blocks.theta, solved.value, first, inner_products(left, right))
+        second = inner_products(left, right)
+        return _with_residual(blocks.theta, solved.value, solved.value, first, second)
+
+    def _traces(self, blocks: Eliminated, border: Border, log_det: FloatArray, df: int) -> Forms:
+        """The log determinant, tr(P V_i) and tr(P V_i P V_j), the residual last."""
+        found = traces(self.layout, blocks, border)
+        total = 0.0 * log_det + float(df)
+        return _with_residual(blocks.theta, log_det, total, found.first, found.second)
 
     # ---- estimates -------------------------------------------------------------------------
 
@@ -170,63 +170,63 @@ class BlockedLikelihood:
         """Blocks and border at theta, and where they could not be had."""
         blocks = eliminate(self.layout, theta, self.projection.n)
         border = eliminate_border(self.layout, blocks, with_x=with_x, whole=whole)
-        return blocks, border, np.asarray(~(blocks.distance > SINGULAR))
+        return blocks, border, ~(blocks.distance > SINGULAR)
 
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Generalised least squares at theta, shape (B, p)."""
-        p, layout = self.projection, self.layout
+        p, layout, xp = self.projection, self.layout, namespace(theta)
         blocks, border, bad = self._eliminated(theta, whole=True)
-        g = self._solve(blocks, border, features).g
-        beta = p.beta_ols[:, features].T + p.unit[features, None] * (
-            g[:, layout.q_z :] @ layout.x_transform.T
-        )
-        if bad.any():
-            beta[bad] = self.general.beta(theta[bad], features[bad])
-        return np.asarray(beta)
+        g = self._solve(blocks, border, features).g[:, layout.q_z :]
+        scaled = take(p.unit, features)[:, None] * xp.matmul(g, layout.x_transform.T)
+        beta = take(p.beta_ols.T, features) + scaled
+        if bool(xp.any(bad)):
+            put(beta, bad, self.beyond.beta(theta[bad], take(features, bad)))
+        return beta
 
     def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Covariance matrices of the fixed effects, shape (B, p, p); indefinite where V is."""
-        p, layout = self.projection, self.layout
+        p, layout, xp = self.projection, self.layout, namespace(theta)
         _, border, bad = self._eliminated(theta, whole=True)
         inner = border.N[:, layout.q_z :, layout.q_z :]
-        C = np.matmul(np.matmul(layout.x_transform, inner), layout.x_transform.T)
-        C = C * p.scale[features, None, None]
-        if bad.any():
-            C[bad] = self.general.covariance(theta[bad], features[bad])
-        return np.asarray(C)
+        C = xp.matmul(xp.matmul(layout.x_transform, inner), layout.x_transform.T)
+        C = C * take(p.scale, features)[:, None, None]
+        if bool(xp.any(bad)):
+            put(C, bad, self.beyond.covariance(theta[bad], take(features, bad)))
+        return C
 
     def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
         """Variances l'Cl of the rows of L (c, p), shape (B, c)."""
-        p, layout = self.projection, self.layout
+        p, layout, xp = self.projection, self.layout, namespace(theta)
         _, border, bad = self._eliminated(theta, whole=True)
-        inner, rows = border.N[:, layout.q_z :, layout.q_z :], L @ layout.x_transform
-        variance = (np.matmul(rows, inner) * rows).sum(axis=2) * p.scale[features, None]
-        if bad.any():
-            variance[bad] = self.general.contrast_variance(theta[bad], features[bad], L)
-        return np.asarray(variance)
+        inner, rows = border.N[:, layout.q_z :, layout.q_z :], xp.matmul(L, layout.x_transform)
+        variance = xp.sum(xp.matmul(rows, inner) * rows, axis=2)
+        variance = variance * take(p.scale, features)[:, None]
+        if bool(xp.any(bad)):
+            exact = self.beyond.contrast_variance(theta[bad], take(features, bad), L)
+            put(variance, bad, exact)
+        return variance
 
     def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
-        """Z'PZ v at theta (B, k) for vectors (B, c, q), shape (B, c, q)."""
-        layout = self.layout
+        """Z'PZ v at theta (B, k) for the rows of vectors (B, c, q), same shape."""
+        layout, xp = self.layout, namespace(theta)
         count, c, q = vectors.shape
         blocks, border, bad = self._eliminated(theta)
-        packed = layout.from_directions.transposed_times(
-            np.moveaxis(vectors, 2, 0).swapaxes(1, 2).reshape(q, c * count)
-        )
-        x = Directions.of(layout, packed.reshape(-1, c, count))
+        columns = xp.reshape(xp.permute_dims(vectors, (2, 1, 0)), (q, c * count))
+        packed = layout.from_directions.transposed_times(columns)
+        x = Directions.of(layout, xp.reshape(packed, (packed.shape[0], c, count)))
         turned = apply(layout, blocks, border, x).packed()
-        result = layout.from_directions.times(turned.reshape(-1, c * count))
-        result = np.moveaxis(result.reshape(q, c, count), 2, 0).swapaxes(1, 2)
-        if bad.any():
-            result[bad] = self.general.apply_T(theta[bad], vectors[bad])
-        return np.asarray(result)
+        columns = layout.from_directions.times(xp.reshape(turned, (turned.shape[0], c * count)))
+        result = xp.permute_dims(xp.reshape(columns, (q, c, count)), (2, 1, 0))
+        if bool(xp.any(bad)):
+            put(result, bad, self.beyond.apply_T(theta[bad], vectors[bad]))
+        return result
 
     def random_effects(
         self, theta: FloatArray, features: IntArray, se: StandardErrorKind | None
     ) -> RandomEffects:
         """Best linear unbiased predictions, with standard errors if asked for."""
-        p, layout = self.projection, self.layout
-        unit = p.unit[features, None] / p.column_scale
+        p, layout, xp = self.projection, self.layout, namespace(theta)
+        unit = take(p.unit, features)[:, None] / p.column_scale
         blocks, border, bad = self._eliminated(theta)
         r = self._solve(blocks, border, features).r.packed()[:, 0, :]
         blup = p.structure.multiply(theta, layout.from_directions.times(r).T) * unit
@@ -235,47 +235,51 @@ class BlockedLikelihood:
             if se == "conditional":
                 border = eliminate_border(layout, blocks, with_x=False)
             errors = standard_errors(prior_less_known(layout, blocks, border)) * unit
-        if bad.any():
-            exact = self.general.random_effects(theta[bad], features[bad], se)
-            blup[bad] = exact.blup
-            if errors is not None and exact.se is not None:
-                errors[bad] = exact.se
+        if bool(xp.any(bad)):
+            exact = self.beyond.random_effects(theta[bad], take(features, bad), se)
+            put(blup, bad, exact.blup)
+            if errors is not None:
+                put(errors, bad, exact.se)
         return RandomEffects(blup, errors)
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""
         distance, unknown = self._distance(theta, with_x=False)
         definite = distance > 0
-        if unknown.any():
-            definite[unknown] = self.general.is_definite(theta[unknown])
+        if bool(namespace(theta).any(unknown)):
+            put(definite, unknown, self.beyond.is_definite(theta[unknown]))
         return definite
 
     def distance_to_edge(self, theta: FloatArray) -> FloatArray:
         """About the smallest over largest eigenvalue of V (ML) or of the error contrasts'."""
         distance, unknown = self._distance(theta, with_x=self.method == "REML")
-        if unknown.any():
-            distance[unknown] = self.general.distance_to_edge(theta[unknown])
+        if bool(namespace(theta).any(unknown)):
+            put(distance, unknown, self.beyond.distance_to_edge(theta[unknown]))
         return distance
 
     def _distance(self, theta: FloatArray, *, with_x: bool) -> tuple[FloatArray, BoolArray]:
-        """The distance as blocks see it, and where only the general likelihood can tell."""
+        """The distance as blocks see it, and where only another likelihood can tell."""
+        xp = namespace(theta)
         blocks, border, bad = self._eliminated(theta, with_x=with_x)
-        distance = np.where(bad, -1.0, np.minimum(blocks.distance, border.distance))
-        return distance, bad & (self.projection.structure.q <= DENSE_LIMIT)
+        distance = xp.where(bad, -1.0, xp.minimum(blocks.distance, border.distance))
+        return distance, bad & self._is_small
 
 
 def _with_residual(
-    theta: FloatArray, total: FloatArray | float, first: FloatArray, twice: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """First forms and half the second ones, the residual's last, from those of D's parameters.
+    theta: FloatArray, value: FloatArray, total: FloatArray, first: FloatArray, second: FloatArray
+) -> Forms:
+    """Add the residual's entries to those of D's parameters, (B, k - 1) and (B, k - 1, k - 1).
 
     sum_i theta_i V_i = V and P V P = P: ``total`` is sum_i theta_i first_i.
     """
-    sigma2, own = theta[:, -1], theta[:, :-1]
-    last = (total - (own * first).sum(axis=1)) / sigma2
-    first = np.concatenate([first, last[:, None]], axis=1)
-    row = (first[:, :-1] - np.matmul(twice, own[:, :, None])[:, :, 0]) / sigma2[:, None]
-    corner = (last - (own * row).sum(axis=1)) / sigma2
-    upper = np.concatenate([twice, row[:, :, None]], axis=2)
-    lower = np.concatenate([row, corner[:, None]], axis=1)
-    return first, 0.5 * np.concatenate([upper, lower[:, None, :]], axis=1)
+    xp, sigma2, own = namespace(theta), theta[:, -1], theta[:, :-1]
+    last = (total - xp.sum(own * first, axis=1)) / sigma2
+    row = (first - xp.matmul(second, own[:, :, None])[:, :, 0]) / sigma2[:, None]
+    corner = (last - xp.sum(own * row, axis=1)) / sigma2
+    upper = xp.concat([second, row[:, :, None]], axis=2)
+    lower = xp.concat([row, corner[:, None]], axis=1)
+    return Forms(
+        value,
+        xp.concat([first, last[:, None]], axis=1),
+        xp.concat([upper, lower[:, None, :]], axis=1),
+    )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import array_api_compat
 
-from flashmm.arrays import Array, cholesky, namespace
+from flashmm.arrays import Array, cholesky, inverse_of_triangular, namespace
 from flashmm.likelihood import small
 from flashmm.likelihood.base import SINGULAR
 
@@ -298,7 +298,7 @@ def eliminate_border(
     C = xp.zeros_like(S[:, q_z:, q_z:])
     if with_x:
         L, ok = _guarded_cholesky(S[:, q_z:, q_z:])
-        inverse_L = xp.linalg.inv(L)
+        inverse_L = inverse_of_triangular(L)
         C = xp.matmul(xp.matrix_transpose(inverse_L), inverse_L)
         log_det = 2.0 * xp.sum(xp.log(xp.linalg.diagonal(L)), axis=-1)
         distance = xp.where(ok, distance, -1.0)
@@ -318,7 +318,7 @@ def eliminate_border(
     near = xp.min(pivots, axis=-1) ** 2 / xp.clip(xp.max(pivots, axis=-1) ** 2, 1.0, None)
     distance = xp.where(ok & inside & (near > SINGULAR), xp.minimum(distance, near), -1.0)
     # Written with F^-1, nothing cancels when D T is large or small.
-    half = xp.linalg.inv(factor)
+    half = inverse_of_triangular(factor)
     F_inverse = xp.matmul(xp.matrix_transpose(half), half)
     up_F = xp.matmul(up, F_inverse)
     T = xp.matmul(up_F, xp.matrix_transpose(up))
@@ -366,10 +366,10 @@ def _root(T: Array, independent: Array) -> tuple[Array, Array, Array]:
     q_z, rank = T.shape[-1], independent.shape[0]
     if rank == q_z:
         L, ok = _guarded_cholesky(T)
-        return L, xp.linalg.inv(L), ok
+        return L, inverse_of_triangular(L), ok
     columns = xp.take(T, independent, axis=2)
     L, ok = _guarded_cholesky(xp.take(columns, independent, axis=1))
-    inverse = xp.linalg.inv(L)
+    inverse = inverse_of_triangular(L)
     up = xp.matmul(columns, xp.matrix_transpose(inverse))
     down = xp.matmul(inverse, xp.take(_identity(T, q_z), independent, axis=0))
     return up, down, ok

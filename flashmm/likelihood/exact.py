@@ -6,17 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.arrays import to_numpy
+from flashmm.arrays import BoolArray, FloatArray, like, to_numpy
 from flashmm.likelihood.small import pairs
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from flashmm.likelihood.layout import Layout
     from flashmm.likelihood.projection import Projection
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["perfect_fits"]
 
@@ -61,9 +56,10 @@ def perfect_fits(layout: Layout, projection: Projection) -> BoolArray:
     inverse, more = _pseudo_inverse(own)
     explained += (a_w * (inverse @ a_w)).sum(axis=0)
     if rank + more >= n:
-        return np.zeros(projection.m, dtype=bool)
+        return projection.scale < 0
     total = float(n - projection.p)
-    return np.asarray((total - explained <= _ROUNDING * total) & projection.varies)
+    exact = total - explained <= _ROUNDING * total
+    return like(exact, projection.scale) & projection.varies
 
 
 def _pseudo_inverse(gram: FloatArray) -> tuple[FloatArray, int]:
