@@ -35,7 +35,7 @@ from flashmm.inference.variance_tests import (
     zero_hypotheses,
 )
 from flashmm.results.estimates import Estimates
-from flashmm.solvers import SOLVERS, FisherScoring
+from flashmm.solvers import FisherScoring
 from flashmm.solvers.space import make_space
 from flashmm.solvers.status import Status
 
@@ -382,11 +382,12 @@ class VarianceComponentInference(Estimates):
     @cached_property
     def _maximiser(self) -> Maximiser:
         options, structure = self.options, self.stats.structure
-        solver = SOLVERS.get(options.solver, FisherScoring)
+        # Refits start near their maximum, where the observed information serves from the start.
+        solver = FisherScoring(epsilon=options.epsilon, newton_within=10.0)
         return Maximiser(
             self._likelihood,
             make_space(options.parameter_space, structure.blocks(), len(structure.param_names)),
-            solver(epsilon=options.epsilon),
+            solver,
             max(options.max_iter, 100),
             options.memory,
         )

@@ -1,4 +1,11 @@
-"""A parameter space with some parameters held at given values: for tests and profiles."""
+"""A parameter space with some parameters held at given values: for tests and profiles.
+
+A covariance block with a held entry is no cone. Take the row of that entry as pivot, with variance
+v and covariances c, and write the rest of the block as R = S + c c'/v. The block is positive
+semi-definite where S is and v > 0, so in the coordinates (v, c, S) the space is a cone again, with
+the held entry a coordinate of its own. R has the second differential (2/v) w w', w = dc - c dv/v,
+which adds curvature to the likelihood in these coordinates.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +25,74 @@ if TYPE_CHECKING:
 
 __all__ = ["Fixed"]
 
-# A parameter that is held inside a covariance block takes part in the cone program, with its
-# information multiplied by this and a multiplier that takes up what still moves it.
-_STIFFNESS = 1e3
-_MULTIPLIER_UPDATES = 6
+# A variance may shrink to this share of itself in one step, where others are divided by it.
+_SMALLEST_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class _Pivot:
+    """Coordinates (v, c, S) of one covariance block of s effects, by their positions in theta.
+
+    S takes the places of R.
+    """
+
+    v: int
+    c: NDArray[np.intp]  # (s - 1,)
+    R: NDArray[np.intp]  # (s - 1, s - 1)
+
+    @classmethod
+    def of(cls, block: NDArray[np.intp], held: NDArray[np.intp]) -> _Pivot:
+        """The pivot is the row of the block's first held entry."""
+        a = int(np.argwhere(np.isin(block, held))[0, 0])
+        others = np.delete(np.arange(block.shape[0]), a)
+        return cls(int(block[a, a]), block[a, others], block[np.ix_(others, others)])
+
+    def to_cone(self, theta: FloatArray) -> FloatArray:
+        """Theta (B, k) with S in the place of R."""
+        result = theta.copy()
+        result[:, self.R] -= self._outer(theta)
+        return result
+
+    def from_cone(self, coordinates: FloatArray) -> FloatArray:
+        """The inverse of `to_cone`."""
+        result = coordinates.copy()
+        result[:, self.R] += self._outer(coordinates)
+        return result
+
+    def _outer(self, theta: FloatArray) -> FloatArray:
+        c = theta[:, self.c]
+        return c[:, :, None] * c[:, None, :] / theta[:, self.v, None, None]
+
+    def transformed(
+        self, theta: FloatArray, score: FloatArray, information: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Score (B, k) and information (B, k, k) in the coordinates of the cone."""
+        count, k = theta.shape
+        v, c = theta[:, self.v], theta[:, self.c]
+        J = np.tile(np.eye(k), (count, 1, 1))
+        curvature = np.zeros_like(information)
+        w = np.zeros((count, self.c.size, k))  # w = dc - c dv / v, as a linear form
+        for i, position in enumerate(self.c):
+            w[:, i, position] += 1.0
+            w[:, i, self.v] -= c[:, i] / v
+        M = np.empty((count, self.c.size, self.c.size))
+        for i in range(self.c.size):
+            for j in range(self.c.size):
+                entry = self.R[i, j]
+                J[:, entry, self.c[i]] += c[:, j] / v * (0.5 if i != j else 1.0)
+                J[:, entry, self.c[j]] += c[:, i] / v * (0.5 if i != j else 1.0)
+                J[:, entry, self.v] -= c[:, i] * c[:, j] / v**2 * (0.5 if i != j else 1.0)
+                M[:, i, j] = score[:, entry] * (0.5 if i != j else 1.0)
+        # Only what bends downwards: the rest could leave the information indefinite.
+        values, vectors = np.linalg.eigh(-M)
+        root = vectors * np.sqrt(2.0 * np.maximum(values, 0.0) / v[:, None])[:, None, :]
+        bend = np.matmul(np.swapaxes(root, 1, 2), w)
+        curvature = np.matmul(np.swapaxes(bend, 1, 2), bend)
+        transposed = np.swapaxes(J, 1, 2)
+        return (
+            np.matmul(transposed, score[:, :, None])[:, :, 0],
+            np.matmul(np.matmul(transposed, information), J) + curvature,
+        )
 
 
 @dataclass(frozen=True)
@@ -36,17 +107,17 @@ class Fixed:
         Positions in theta that ``inner`` sees, ascending. The others are zero and stay so.
     held_positions
         Positions in ``carried`` of parameters that keep their values.
-    blocks
-        Covariance blocks of ``inner``, as positions in ``carried``, that hold a fixed parameter.
-    n_params
-        Length of theta.
+    pivots
+        Coordinates of the covariance blocks that hold a fixed parameter.
+    cone
+        The space in these coordinates; ``inner`` itself without pivots.
     """
 
     inner: ParameterSpace
     carried: NDArray[np.intp]
     held_positions: NDArray[np.intp]
-    blocks: tuple[NDArray[np.intp], ...]
-    n_params: int
+    pivots: tuple[_Pivot, ...]
+    cone: ParameterSpace
 
     @classmethod
     def of(
@@ -73,15 +144,22 @@ class Fixed:
         carried = np.setdiff1d(np.arange(n_params), np.asarray(zeros, dtype=np.intp))
         held = np.flatnonzero(np.isin(carried, np.asarray(values, dtype=np.intp)))
         if not isinstance(space, PSD):
-            return cls(space, carried, held, (), n_params)
+            return cls(space, carried, held, (), space)
         blocks = []
         for block in space.blocks:
             alive = np.isin(np.diag(block), carried)
             if alive.any():
                 blocks.append(np.searchsorted(carried, block[np.ix_(alive, alive)]))
         inner = PSD(tuple(blocks), carried.size)
-        stiff = tuple(b for b in blocks if b.shape[0] > 1 and np.isin(b, held).any())
-        return cls(inner, carried, held, stiff, n_params)
+        pivots, cones = [], []
+        for block in blocks:
+            if block.shape[0] > 1 and np.isin(block, held).any():
+                pivot = _Pivot.of(block, held)
+                pivots.append(pivot)
+                cones += [np.array([[pivot.v]]), pivot.R]
+            else:
+                cones.append(block)
+        return cls(inner, carried, held, tuple(pivots), PSD(tuple(cones), carried.size))
 
     @property
     def name(self) -> str:
@@ -91,27 +169,30 @@ class Fixed:
     def step(self, theta: FloatArray, score: FloatArray, information: FloatArray) -> FloatArray:
         """The best step that leaves the fixed parameters alone."""
         held, carried = self.held_positions, self.carried
-        score = score[:, carried]
+        at, score = theta[:, carried], score[:, carried]
         information = information[:, carried[:, None], carried[None, :]]
-        stiffness = np.diagonal(information, axis1=-2, axis2=-1)[:, held].copy()
-        stiffness *= _STIFFNESS if self.blocks else 1.0
+        coordinates = at
+        for pivot in self.pivots:
+            score, information = pivot.transformed(coordinates, score, information)
+            coordinates = pivot.to_cone(coordinates)
+        diagonal = np.diagonal(information, axis1=-2, axis2=-1)[:, held].copy()
         score[:, held] = 0.0
         information[:, held, :] = 0.0
         information[:, :, held] = 0.0
-        information[:, held, held] = stiffness
-        at = theta[:, carried]
-        inner = self.inner.step(at, score, information)
-        # The method of multipliers (Hestenes 1969): each round leaves a thousandth of the drift.
-        for _ in range(_MULTIPLIER_UPDATES if self.blocks else 0):
-            drift = np.abs(inner[:, held]) > 1e-12 * np.abs(at[:, held])
-            rows = np.flatnonzero(drift.any(axis=1))
-            if rows.size == 0:
-                break
-            score[np.ix_(rows, held)] -= stiffness[rows] * inner[np.ix_(rows, held)]
-            inner[rows] = self.inner.step(at[rows], score[rows], information[rows])
-        inner[:, held] = 0.0
+        information[:, held, held] = diagonal
+        move = self.cone.step(coordinates, score, information)
+        move[:, held] = 0.0
+        for pivot in self.pivots:
+            before, change = coordinates[:, pivot.v], move[:, pivot.v]
+            floor = (_SMALLEST_SHARE - 1.0) * before
+            share = np.divide(floor, change, out=np.ones_like(change), where=change < floor)
+            move *= share[:, None]
+        after = coordinates + move
+        for pivot in reversed(self.pivots):
+            after = pivot.from_cone(after)
         step = np.zeros_like(theta)
-        step[:, carried] = inner
+        step[:, carried] = after - at
+        step[:, carried[held]] = 0.0
         return step
 
     def contains(self, theta: FloatArray) -> BoolArray:
@@ -119,16 +200,10 @@ class Fixed:
         return self.inner.contains(theta[:, self.carried])
 
     def tidied(self, theta: FloatArray) -> FloatArray:
-        """Theta with what rounding put outside the space put back on its boundary.
-
-        A block with a fixed entry that is barely indefinite gets smaller covariances instead:
-        its own entries may not move.
-        """
+        """Theta with what rounding put outside the space put back on its boundary."""
         result = theta.copy()
         inner = self.inner.tidied(theta[:, self.carried])
         inner[:, self.held_positions] = theta[:, self.carried[self.held_positions]]
-        for block in self.blocks:
-            _shrink_covariances(inner, block, self.held_positions)
         result[:, self.carried] = inner
         return result
 
@@ -142,26 +217,3 @@ class Fixed:
         held[:, self.carried] = self.inner.held(theta[:, self.carried], score[:, self.carried])
         held[:, self.carried[self.held_positions]] = True
         return held
-
-
-def _shrink_covariances(theta: FloatArray, block: NDArray[np.intp], held: NDArray[np.intp]) -> None:
-    """Make a barely indefinite block positive semi-definite, in place.
-
-    Free covariances shrink towards zero; where a covariance is fixed, free variances grow.
-    """
-    variances = theta[:, np.diag(block)]
-    length = np.sqrt(np.where(variances > 0, variances, 1.0))
-    correlation = theta[:, block] / (length[:, :, None] * length[:, None, :])
-    lowest = np.linalg.eigvalsh(correlation)[:, 0]
-    barely = np.flatnonzero((lowest < 0) & (lowest > -1e-5))
-    if barely.size == 0:
-        return
-    excess = -2.0 * lowest[barely] + 1e-15
-    s = block.shape[0]
-    covariances = block[~np.eye(s, dtype=bool)]
-    if np.isin(covariances, held).any():
-        for i in np.setdiff1d(np.diag(block), held):
-            theta[barely, i] *= 1.0 + excess
-    else:
-        for i in np.setdiff1d(covariances, held):
-            theta[barely, i] *= 1.0 - excess
