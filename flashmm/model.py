@@ -21,7 +21,7 @@ from flashmm.likelihood import ENGINES, Projection, make_likelihood, project
 from flashmm.results import FitOptions, MultiLMMResults, assemble_dataset
 from flashmm.solvers import SOLVERS
 from flashmm.solvers.base import Solver
-from flashmm.solvers.batches import maximise_in_batches
+from flashmm.solvers.batches import maximise_in_batches, usable_cores
 from flashmm.solvers.space import make_space
 from flashmm.solvers.start import starting_values
 from flashmm.solvers.status import Status
@@ -77,6 +77,7 @@ class MultiLMM(ModelData):
         epsilon: float = 1e-5,
         parameter_space: Literal["unconstrained", "psd"] = "unconstrained",
         memory: int = 2**30,
+        n_jobs: int | None = None,
         engine: str = "auto",
     ) -> MultiLMMResults:
         """Fit all features.
@@ -101,7 +102,10 @@ class MultiLMM(ModelData):
             ``"unconstrained"``: variances may be negative, as in FLASHMM; ``"psd"``: D is
             positive semi-definite, as in lme4 and statsmodels.
         memory
-            Bytes that the arrays of one batch of features may take.
+            Bytes that the arrays of the batches of features that are fitted at once may take.
+        n_jobs
+            Threads that fit batches of features side by side; None or -1: one for each usable
+            core, at most 16. The answer is the same to the last bit whatever the number.
         engine
             How the likelihood is computed: ``"spectral"`` (one variance component),
             ``"bordered"`` (several, one with most of the columns), ``"blocked"`` (slopes, very
@@ -134,6 +138,7 @@ class MultiLMM(ModelData):
         _check_option("method", method, METHODS)
         _check_option("parameter_space", parameter_space, SPACES)
         _check_numbers(max_iter, epsilon, memory)
+        threads = _number_of_threads(n_jobs)
         _check_option("engine", engine, ("auto", *ENGINES))
         chosen = _make_solver(solver, epsilon)
         projection = self.projection
@@ -149,6 +154,7 @@ class MultiLMM(ModelData):
             projection.varies & ~likelihood.perfect_fit,
             max_iter=max_iter,
             memory=memory,
+            n_jobs=threads,
         )
         options = FitOptions(
             method=method,
@@ -162,7 +168,7 @@ class MultiLMM(ModelData):
             random=self.random,
             n_dropped=self.n_dropped,
         )
-        ds = assemble_dataset(self.stats, projection, likelihood, solution, options)
+        ds = assemble_dataset(self.stats, projection, likelihood, solution, options, n_jobs=threads)
         results = MultiLMMResults(ds, self.stats, options, projection, self.recipe)
         _warn_about(results.ds["status"].to_numpy())
         return results
@@ -180,6 +186,17 @@ def _check_numbers(max_iter: int, epsilon: float, memory: int) -> None:
         raise InputError(f"`epsilon` must be positive, not {epsilon!r}.")
     if not isinstance(memory, Real) or memory < 1:
         raise InputError(f"`memory` must be a positive number of bytes, not {memory!r}.")
+
+
+def _number_of_threads(n_jobs: int | None) -> int:
+    if n_jobs is None or n_jobs == -1:
+        return usable_cores()
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, (int, np.integer)) or n_jobs < 1:
+        raise InputError(
+            f"`n_jobs` must be a positive number of threads, or None or -1 for all usable cores "
+            f"(here {usable_cores()}), not {n_jobs!r}."
+        )
+    return int(n_jobs)
 
 
 def _make_solver(solver: str | Solver, epsilon: float) -> Solver:

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from flashmm.results.estimates import FitOptions, attributes
+from flashmm.solvers.batches import over_batches
 from flashmm.solvers.status import Status
 from flashmm.storage import feature_coordinate
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from flashmm.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
     BoolArray = NDArray[np.bool_]
 
 __all__ = ["assemble_dataset"]
@@ -35,12 +37,16 @@ def assemble_dataset(
     likelihood: Estimator,
     solution: Solution,
     options: FitOptions,
+    *,
+    n_jobs: int = 1,
 ) -> xr.Dataset:
     """Scale a solution back, add the fixed effects, settle the verdicts and label all of it."""
     status = _verdicts(projection, likelihood, solution, options)
     theta = solution.theta.copy()
     theta[status == Status.NO_MAXIMUM] = np.nan
-    beta, se_beta, indefinite = _fixed_effects(stats, projection, likelihood, theta, options.memory)
+    beta, se_beta, indefinite = _fixed_effects(
+        stats, projection, likelihood, theta, options.memory, n_jobs
+    )
     status[indefinite & (status == Status.CONVERGED)] = Status.INDEFINITE
 
     known = np.asarray(np.isfinite(theta).all(axis=1))
@@ -89,6 +95,7 @@ def _fixed_effects(
     likelihood: Estimator,
     theta: FloatArray,
     memory: int,
+    n_jobs: int,
 ) -> tuple[FloatArray, FloatArray, BoolArray]:
     """Beta and its standard errors (m, p), and where V is not positive definite."""
     m, p = stats.m, stats.p
@@ -98,15 +105,17 @@ def _fixed_effects(
     beta[explained] = projection.beta_ols[:, explained].T
     fitted = np.flatnonzero(np.isfinite(theta).all(axis=1))
     negative = ((theta < 0) & stats.structure.is_variance).any(axis=1)
-    size, identity = likelihood.batch_size(memory), np.eye(p)
-    for start in range(0, fitted.size, size):
-        batch = fitted[start : start + size]
+    identity = np.eye(p)
+
+    def estimate(batch: IntArray) -> None:
         beta[batch] = likelihood.beta(theta[batch], batch)
         variance = likelihood.contrast_variance(theta[batch], batch, identity)
         se[batch] = np.sqrt(np.where(variance > 0, variance, np.nan))
         suspects = batch[negative[batch] | ~_psd_blocks(stats, theta[batch])]
         if suspects.size:
             indefinite[suspects] = ~likelihood.is_definite(theta[suspects])
+
+    over_batches(estimate, likelihood, fitted, memory=memory, n_jobs=n_jobs)
     return beta, se, indefinite
 
 

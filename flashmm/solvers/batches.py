@@ -1,24 +1,89 @@
-"""All features of a fit, batch by batch."""
+"""All features of a fit, batch by batch, in threads where there are several batches."""
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from flashmm.likelihood.base import Evaluation, Likelihood
 from flashmm.solvers.base import Solution, Solver, maximise
 from flashmm.solvers.status import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from flashmm.solvers.space import ParameterSpace
 
     FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
     BoolArray = NDArray[np.bool_]
 
-__all__ = ["maximise_in_batches"]
+__all__ = ["SHARES", "maximise_in_batches", "over_batches", "usable_cores"]
+
+# The memory budget is divided by this number, whatever the number of threads: batches, and with
+# them the last digits of the answer, must not depend on it. No more threads are started.
+SHARES = 16
+
+
+def usable_cores() -> int:
+    """Number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def over_batches(
+    function: Callable[[IntArray], None],
+    likelihood: Likelihood,
+    features: IntArray,
+    *,
+    memory: int,
+    n_jobs: int,
+) -> None:
+    """Call a function for features, batch by batch.
+
+    Several batches run in threads, each with single-threaded BLAS: numpy releases the
+    interpreter's lock in what takes time. A single batch, and features so large that fewer than
+    `SHARES` of them fit into ``memory``, run one after the other and leave BLAS its threads. The
+    batches, and BLAS's threads within one, are the same whatever ``n_jobs``.
+
+    Parameters
+    ----------
+    function
+        Called with positions of features; keeps its results itself, batches being disjoint.
+    likelihood
+        Tells how many features fit into how much memory.
+    features
+        Positions of all features.
+    memory
+        Bytes for all batches that run at once.
+    n_jobs
+        Threads, at most; at least 1.
+    """
+    whole = likelihood.batch_size(memory)
+    size = whole if whole < SHARES else likelihood.batch_size(memory // SHARES)
+    batches = np.array_split(features, -(-features.size // size)) if features.size else []
+    if len(batches) <= 1 or whole < SHARES:
+        for batch in batches:
+            function(batch)
+        return
+    with (
+        threadpool_limits(1, user_api="blas"),
+        ThreadPoolExecutor(min(n_jobs, SHARES, len(batches)), "flashmm") as pool,
+    ):
+        futures = [pool.submit(function, batch) for batch in batches]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:  # an interrupt too: what has not begun is not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def maximise_in_batches(
@@ -30,6 +95,7 @@ def maximise_in_batches(
     *,
     max_iter: int,
     memory: int,
+    n_jobs: int = 1,
 ) -> Solution:
     """Maximise every usable feature, as many at once as ``memory`` bytes allow.
 
@@ -42,12 +108,15 @@ def maximise_in_batches(
         np.zeros(m, dtype=np.int64),
         np.full(m, Status.RUNNING, dtype=np.int8),
     )
-    features = np.flatnonzero(usable)
-    size = likelihood.batch_size(memory)
-    for start in range(0, features.size, size):
-        batch = features[start : start + size]
+
+    def fit(batch: IntArray) -> None:
         part = maximise(likelihood, space, solver, theta0[batch], batch, max_iter=max_iter)
         total.theta[batch], total.n_iter[batch] = part.theta, part.n_iter
         total.status[batch] = part.status
         total.evaluation.put(batch, part.evaluation)
+
+    features = np.flatnonzero(usable)
+    if features.size:  # makes what features share, before threads need it
+        likelihood.evaluate(theta0[features[:1]], features[:1])
+    over_batches(fit, likelihood, features, memory=memory, n_jobs=n_jobs)
     return total
