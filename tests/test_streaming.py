@@ -302,7 +302,6 @@ def test_the_likelihood_of_weighted_samples_is_that_of_the_dense_model(method):
     Y = rng.normal(size=(3, 6)) @ Z.T + rng.normal(size=(3, N)) / np.sqrt(w)
     model = fm.MultiLMM.from_formula("~ x + (1 | g)", None, data, Y, weights=w)
     results = model.fit(method)
-    reduced = results.lr_test("g") if hasattr(results, "lr_test") else None
     for j, y in enumerate(Y):
         variance, residual = results.theta.iloc[j]
         V = variance * Z @ Z.T + residual * np.diag(1.0 / w)
@@ -316,7 +315,22 @@ def test_the_likelihood_of_weighted_samples_is_that_of_the_dense_model(method):
         assert results.llf.iloc[j] == pytest.approx(loglik, rel=1e-10)
         np.testing.assert_allclose(results.params.iloc[j], beta, rtol=1e-8)
         np.testing.assert_allclose(results.bse.iloc[j] ** 2, np.diag(C), rtol=1e-8)
-    assert reduced is None or (reduced.to_numpy() is not None)
+
+
+def test_tests_of_a_variance_have_no_use_for_the_constant_of_the_weights():
+    """Both fits of a likelihood-ratio test carry 1/2 sum log w, which is lost in between."""
+    data, rng = samples(), np.random.default_rng(6)
+    w = rng.gamma(2.0, size=N)
+    design = build_design("~ x + (1 | g)", None, data).design
+    Y = rng.normal(size=(3, 6)) @ design.Z.T + rng.normal(size=(3, N)) / np.sqrt(w)
+    root = np.sqrt(w)
+    Z = design.Z.toarray() * root[:, None]
+    weighted = fm.MultiLMM.from_formula("~ x + (1 | g)", None, data, Y, weights=w).fit()
+    scaled = fm.MultiLMM.from_arrays(Y * root, design.X * root[:, None], Z).fit()
+    np.testing.assert_allclose(weighted.llf, scaled.llf + 0.5 * np.log(w).sum(), rtol=1e-10)
+    statistics = [results.variance_test()["statistic"].to_numpy() for results in (weighted, scaled)]
+    np.testing.assert_allclose(*statistics, rtol=1e-6)
+    assert (statistics[0] > 0.1).any()
 
 
 def test_whole_numbers_as_weights_are_samples_repeated():
