@@ -8,6 +8,7 @@ sums are multiplied. Continuous columns are multiplied directly.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class Layer:
         The elements, shape (n,); None for ones.
     """
 
-    codes: NDArray[np.int32]
+    codes: NDArray[Any]
     count: int
     weights: FloatArray | None = None
 
@@ -67,8 +68,6 @@ class DesignColumns:
         The distinct rows, shape (n_codes, p - c).
     layers
         Z as a sum of layers.
-    transposed_Z
-        Z', by rows.
     """
 
     X: FloatArray
@@ -77,7 +76,11 @@ class DesignColumns:
     grouped: Layer | None
     table: FloatArray
     layers: tuple[Layer, ...]
-    transposed_Z: sp.csr_array
+
+    @cached_property
+    def transposed_Z(self) -> sp.csr_array:
+        """Z', by rows."""
+        return sp.csr_array(self.Z.T)
 
     def transposed_Z_of(self, samples: slice | IntArray) -> sp.csr_array:
         """The columns of Z' of some samples."""
@@ -110,7 +113,7 @@ def design_columns(X: FloatArray, Z: sp.csr_array) -> DesignColumns:
     if few.sum() > _FEW:
         grouped, table = _distinct_rows(X[:, few])
     continuous = np.arange(p) if grouped is None else np.flatnonzero(~few)
-    return DesignColumns(X, Z, continuous, grouped, table, _layers(Z), sp.csr_array(Z.T))
+    return DesignColumns(X, Z, continuous, grouped, table, _layers(Z))
 
 
 def _distinct_rows(columns: FloatArray) -> tuple[Layer | None, FloatArray]:
@@ -136,7 +139,13 @@ def _layers(Z: sp.csr_array) -> tuple[Layer, ...]:
     """
     counts = np.diff(Z.indptr)
     layers = []
-    for k in range(int(counts.max(initial=0))):
+    most = int(counts.max(initial=0))
+    if (counts == most).all():  # as indicators have it: no copies
+        for k in range(most):
+            codes, weights = Z.indices[k::most], Z.data[k::most]
+            layers.append(Layer(codes, Z.shape[1], None if (weights == 1.0).all() else weights))
+        return tuple(layers)
+    for k in range(most):
         present = counts > k
         element = Z.indptr[:-1][present] + k
         codes = np.zeros(counts.size, dtype=np.int32)
