@@ -359,6 +359,27 @@ def test_unknown_means_are_asked_for():
     assert shares["component"].values.tolist() == ["x1", "x2", "Z1", "Residual"]
 
 
+def test_weighted_samples_have_tests_but_no_shares():
+    rng = np.random.default_rng(1)
+    data = pd.DataFrame({"g": np.repeat(np.arange(10), 5).astype(str), "x": rng.normal(size=50)})
+    Y, weights = rng.normal(size=(3, 50)), rng.uniform(0.5, 2.0, 50)
+    result = fm.MultiLMM.from_formula("~ x + (1 | g)", None, data, Y, weights=weights).fit()
+    test = result.variance_test()
+    gain = 2 * (result.llf.to_numpy() - test["loglik_null"].to_numpy()[:, 0])
+    assert_allclose(test["statistic"][:, 0], gain, atol=1e-7)
+    # Without the component: weighted least squares.
+    root = np.sqrt(weights)
+    X = np.column_stack([np.ones(50), data["x"]]) * root[:, None]
+    for j, y in enumerate(Y * root):
+        rss = np.linalg.lstsq(X, y, rcond=None)[1][0]
+        loglik = -0.5 * (48 * (np.log(2 * np.pi * rss / 48) + 1) - np.log(weights).sum())
+        loglik -= 0.5 * np.linalg.slogdet(X.T @ X)[1]
+        assert test["loglik_null"][j, 0].item() == pytest.approx(loglik, abs=1e-8)
+    for ask in (result.icc, result.variance_fractions):
+        with pytest.raises(InputError, match="weighted samples"):
+            ask()
+
+
 # ---- what is refused ---------------------------------------------------------------------
 
 

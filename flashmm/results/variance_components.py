@@ -215,6 +215,7 @@ class VarianceComponentInference(Estimates):
         >>> bool(np.allclose(result.icc()["estimate"].sum("component"), 1.0))
         True
         """
+        self._refuse_weights()
         positions = self._positions(features)
         names, weights = component_weights(self.stats)
         parts = self.ds["theta"].to_numpy()[positions] @ weights.T
@@ -271,6 +272,7 @@ class VarianceComponentInference(Estimates):
         """
         if by not in ("term", "coef"):
             raise InputError(f"Unknown by={by!r}. {nearest(str(by), ['term', 'coef'])}")
+        self._refuse_weights()
         positions = self._positions(features)
         S = sample_covariance(self.stats.XX, self._column_sums(column_means), self.stats.n)
         terms: dict[str, list[int]] = {}
@@ -493,6 +495,13 @@ class VarianceComponentInference(Estimates):
                 "a factor and no random intercept. Give `column_means`, X.mean(axis=0)."
             )
         return sums
+
+    def _refuse_weights(self) -> None:
+        if self.stats.log_weights != 0.0:
+            raise InputError(
+                "Shares of the variance are not defined for weighted samples: the residual "
+                "variance differs between them. Compute them from `theta` for the weight you mean."
+            )
 
     def _shares(
         self, positions: IntArray, names: Sequence[str], estimate: FloatArray, se: FloatArray
