@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flashmm.solvers.base import maximise
+from flashmm.solvers.batches import over_batches, usable_cores
 from flashmm.solvers.fixed import Fixed
 from flashmm.solvers.space import PSD
 from flashmm.solvers.status import Status
@@ -102,13 +103,12 @@ class Maximiser:
             np.full((count, k), np.nan),
             np.full(count, Status.RUNNING, dtype=np.int8),
         )
-        size = self.likelihood.batch_size(self.memory)
-        for first in range(0, count, size):
-            rows = np.arange(first, min(first + size, count))
+
+        def fit(rows: IntArray) -> None:
             theta, usable = self._inside(start[rows], features[rows], space, values, zeros)
             rows, theta = rows[usable], theta[usable]
             if rows.size == 0:
-                continue
+                return
             found = maximise(
                 self.likelihood,
                 space,
@@ -119,16 +119,29 @@ class Maximiser:
             )
             result.loglik[rows], result.theta[rows] = found.evaluation.loglik, found.theta
             result.score[rows], result.status[rows] = found.evaluation.score, found.status
+
+        self._over(fit, count)
         return result
 
     def loglik(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Log-likelihoods at theta (B, k), shape (B,)."""
         result = np.empty(features.size)
-        size = self.likelihood.batch_size(self.memory)
-        for first in range(0, features.size, size):
-            rows = slice(first, first + size)
+
+        def evaluate(rows: IntArray) -> None:
             result[rows] = self.likelihood.evaluate(theta[rows], features[rows]).loglik
+
+        self._over(evaluate, features.size)
         return result
+
+    def _over(self, function: Callable[[IntArray], None], count: int) -> None:
+        """Call a function for ``count`` rows, batch by batch and in threads."""
+        over_batches(
+            function,
+            self.likelihood,
+            np.arange(count),
+            memory=self.memory,
+            n_jobs=usable_cores(),
+        )
 
     def _inside(
         self,

@@ -12,7 +12,7 @@ from flashmm.likelihood import make_likelihood, project
 from flashmm.progress import progress_bar
 from flashmm.results.assemble import assemble_dataset
 from flashmm.solvers import SOLVERS, FisherScoring
-from flashmm.solvers.batches import maximise_in_batches
+from flashmm.solvers.batches import maximise_in_batches, usable_cores
 from flashmm.solvers.space import make_space
 from flashmm.solvers.start import starting_values
 
@@ -76,7 +76,7 @@ def refit(
     tuple
         The Dataset of the results and the projected statistics.
     """
-    projection = project(stats)
+    projection, threads = project(stats), usable_cores()
     structure = stats.structure
     space = make_space(options.parameter_space, structure.blocks(), len(structure.param_names))
     likelihood = make_likelihood(projection, options.method, options.engine)
@@ -90,8 +90,10 @@ def refit(
         projection.varies & ~likelihood.perfect_fit,
         max_iter=options.max_iter,
         memory=options.memory,
+        n_jobs=threads,
     )
-    return assemble_dataset(stats, projection, likelihood, solution, options), projection
+    ds = assemble_dataset(stats, projection, likelihood, solution, options, n_jobs=threads)
+    return ds, projection
 
 
 def replicate_fits(
