@@ -17,7 +17,7 @@ from flashmm.exceptions import (
     listing,
     nearest,
 )
-from flashmm.likelihood import ENGINES, Projection, make_likelihood, project
+from flashmm.likelihood import ENGINES, Projection, make_likelihood, on_device, project
 from flashmm.results import FitOptions, MultiLMMResults, assemble_dataset
 from flashmm.solvers import SOLVERS
 from flashmm.solvers.base import Solver
@@ -78,6 +78,7 @@ class MultiLMM(ModelData):
         parameter_space: Literal["unconstrained", "psd"] = "unconstrained",
         memory: int = 2**30,
         n_jobs: int | None = None,
+        device: Any = None,
         engine: str = "auto",
     ) -> MultiLMMResults:
         """Fit all features.
@@ -106,6 +107,10 @@ class MultiLMM(ModelData):
         n_jobs
             Threads that fit batches of features side by side; None or -1: one for each usable
             core, at most 16. The answer is the same to the last bit whatever the number.
+        device
+            Where the likelihood is computed: None (default), here with numpy; ``"cuda"``,
+            ``"cpu"`` or another device of PyTorch (the extra ``torch``), to which the projected
+            statistics are moved in float64. Results are numpy's in any case.
         engine
             How the likelihood is computed: ``"spectral"`` (one variance component),
             ``"bordered"`` (several, one with most of the columns), ``"blocked"`` (slopes, very
@@ -138,13 +143,16 @@ class MultiLMM(ModelData):
         _check_option("method", method, METHODS)
         _check_option("parameter_space", parameter_space, SPACES)
         _check_numbers(max_iter, epsilon, memory)
-        threads = _number_of_threads(n_jobs)
+        threads: int | None = _number_of_threads(n_jobs)
         _check_option("engine", engine, ("auto", *ENGINES))
         chosen = _make_solver(solver, epsilon)
         projection = self.projection
         structure = self.stats.structure
         space = make_space(parameter_space, structure.blocks(), len(structure.param_names))
         likelihood = make_likelihood(projection, method, engine)
+        if device is not None:
+            likelihood = on_device(projection, method, likelihood.engine, device)
+            threads = None  # PyTorch has its own, and large batches suit it
         start = starting_values(likelihood, projection, space, theta0, self.stats.feature_names)
         solution = maximise_in_batches(
             likelihood,

@@ -93,7 +93,7 @@ def test_several_batches_have_single_threaded_blas_and_one_has_what_there_is():
 
 def test_features_too_large_to_share_come_one_batch_after_the_other():
     before = blas_threads()
-    recorder = recorded(20, 5000, 32_000, 4)  # six of them fit, fewer than there are shares
+    recorder = recorded(20, 5000, 32_000, 4)  # six of them fit, but none into a share
     assert recorder.most == 1
     assert [batch.size for batch in recorder.batches] == [5, 5, 5, 5]
     assert recorder.blas == before

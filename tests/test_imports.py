@@ -16,7 +16,7 @@ PACKAGE = Path(flashmm.__file__).parent
 # import from its own layer and from those above it in this list.
 LAYERS = [
     ("exceptions",),
-    ("arrays", "numeric", "labels", "per_sample", "progress"),
+    ("arrays", "devices", "numeric", "labels", "per_sample", "progress"),
     ("design", "simulate_inputs", "simulate"),
     ("random_formula", "formula_columns", "recipe", "recipe_text", "formula"),
     ("sources", "design_arrays"),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from flashmm.devices import example_on
 from flashmm.exceptions import InputError
 from flashmm.likelihood.base import Estimator, Evaluation, Likelihood, RandomEffects
 from flashmm.likelihood.blocked import BlockedLikelihood
 from flashmm.likelihood.bordered import BorderedLikelihood, main_component
 from flashmm.likelihood.choose import choose
 from flashmm.likelihood.general import GeneralLikelihood
+from flashmm.likelihood.hosted import HostedLikelihood
 from flashmm.likelihood.layout import find_layout
 from flashmm.likelihood.projection import Projection, project
 from flashmm.likelihood.spectral import SpectralLikelihood
@@ -30,6 +32,7 @@ __all__ = [
     "RandomEffects",
     "SpectralLikelihood",
     "make_likelihood",
+    "on_device",
     "project",
 ]
 
@@ -85,6 +88,20 @@ def make_likelihood(
             raise InputError(_NO_BLOCKS[nested])
         return BlockedLikelihood(projection, method, engine, layout.on(projection.ZRy))
     return _WITHOUT_BLOCKS[engine](projection, method)
+
+
+def on_device(
+    projection: Projection, method: Literal["REML", "ML"], engine: str, device: Any
+) -> Estimator:
+    """The likelihood for a design, computed by PyTorch on a device, for numpy's arrays.
+
+    Raises
+    ------
+    InputError
+        If PyTorch or the device is absent, or the device lacks float64.
+    """
+    example = example_on(device)
+    return HostedLikelihood(make_likelihood(projection.on(example), method, engine), example)
 
 
 _NO_BLOCKS = (

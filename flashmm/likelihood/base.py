@@ -296,6 +296,10 @@ class Estimator(Likelihood, Protocol):
         """Predictions of the random effects, with standard errors if asked for."""
         ...
 
+    def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
+        """T v with T = Z'PZ at theta for the rows of vectors (B, c, q), same shape."""
+        ...
+
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""
         ...

@@ -257,6 +257,18 @@ class BorderedLikelihood:
                 put(errors, bad, exact.se)
         return RandomEffects(blup, errors)
 
+    def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
+        """T v = K M^-1 K'v for the rows of vectors (B, c, q), same shape."""
+        xp, K = namespace(theta), self.projection.K @ self.border.rotation
+        pieces, bad = self._pieces(theta)
+        scaled = xp.matmul(vectors, K) * pieces.inverse[:, None, :]
+        inner = xp.matmul(xp.matmul(scaled, self.border.C), pieces.Q)
+        scaled -= xp.matmul(inner, self.border.C.T) * pieces.inverse[:, None, :]
+        result = xp.matmul(scaled, K.T)
+        if bool(xp.any(bad)):
+            put(result, bad, self.general.apply_T(theta[bad], vectors[bad]))
+        return result
+
     def _variances(
         self, theta: FloatArray, border: Border, pieces: Pieces, K: FloatArray
     ) -> FloatArray:

@@ -168,6 +168,12 @@ class SpectralLikelihood:
         weights = theta[:, :1] ** 2 / spectrum.diagonal(theta)
         return RandomEffects(blup, standard_errors(theta[:, :1] - weights @ (K * K).T) * unit)
 
+    def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
+        """T v = K M^-1 K'v for the rows of vectors (B, c, q), same shape."""
+        p, xp = self.projection, namespace(theta)
+        u = xp.matmul(vectors, p.K) / self.spectrum.diagonal(theta)[:, None, :]
+        return xp.matmul(u, p.K.T)
+
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""
         return self.spectrum_full.distance_to_edge(theta, self._with_residual(ml=True)) > 0

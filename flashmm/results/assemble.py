@@ -38,7 +38,7 @@ def assemble_dataset(
     solution: Solution,
     options: FitOptions,
     *,
-    n_jobs: int = 1,
+    n_jobs: int | None = 1,
 ) -> xr.Dataset:
     """Scale a solution back, add the fixed effects, settle the verdicts and label all of it."""
     status = _verdicts(projection, likelihood, solution, options)
@@ -95,7 +95,7 @@ def _fixed_effects(
     likelihood: Estimator,
     theta: FloatArray,
     memory: int,
-    n_jobs: int,
+    n_jobs: int | None,
 ) -> tuple[FloatArray, FloatArray, BoolArray]:
     """Beta and its standard errors (m, p), and where V is not positive definite."""
     m, p = stats.m, stats.p

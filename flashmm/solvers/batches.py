@@ -44,14 +44,15 @@ def over_batches(
     features: IntArray,
     *,
     memory: int,
-    n_jobs: int,
+    n_jobs: int | None,
 ) -> None:
     """Call a function for features, batch by batch.
 
     Several batches run in threads, each with single-threaded BLAS: numpy releases the
-    interpreter's lock in what takes time. A single batch, and features so large that fewer than
-    `SHARES` of them fit into ``memory``, run one after the other and leave BLAS its threads. The
-    batches, and BLAS's threads within one, are the same whatever ``n_jobs``.
+    interpreter's lock in what takes time. A single batch, and features of which a share of
+    ``memory`` holds no more than one, run one after the other and leave BLAS its threads: there
+    the work is in large matrices. The batches, and BLAS's threads within one, are the same
+    whatever ``n_jobs``.
 
     Parameters
     ----------
@@ -64,12 +65,15 @@ def over_batches(
     memory
         Bytes for all batches that run at once.
     n_jobs
-        Threads, at most; at least 1.
+        Threads, at most; at least 1. None: the likelihood sees to that itself, and batches take
+        the whole memory, one after the other.
     """
-    whole = likelihood.batch_size(memory)
-    size = whole if whole < SHARES else likelihood.batch_size(memory // SHARES)
+    size = likelihood.batch_size(memory // SHARES)
+    alone = n_jobs is None or size == 1
+    if alone:
+        size = likelihood.batch_size(memory)
     batches = np.array_split(features, -(-features.size // size)) if features.size else []
-    if len(batches) <= 1 or whole < SHARES:
+    if n_jobs is None or alone or len(batches) <= 1:
         for batch in batches:
             function(batch)
         return
@@ -95,7 +99,7 @@ def maximise_in_batches(
     *,
     max_iter: int,
     memory: int,
-    n_jobs: int = 1,
+    n_jobs: int | None = 1,
 ) -> Solution:
     """Maximise every usable feature, as many at once as ``memory`` bytes allow.
 
