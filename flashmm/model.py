@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -27,6 +28,8 @@ from flashmm.solvers.start import starting_values
 from flashmm.solvers.status import Status
 
 __all__ = ["MultiLMM"]
+
+log = logging.getLogger("flashmm")
 
 METHODS = ("REML", "ML")
 SPACES = ("unconstrained", "psd")
@@ -150,6 +153,7 @@ class MultiLMM(ModelData):
         structure = self.stats.structure
         space = make_space(parameter_space, structure.blocks(), len(structure.param_names))
         likelihood = make_likelihood(projection, method, engine)
+        log.info("%s of %d features: engine %r", method, self.stats.m, likelihood.engine)
         if device is not None:
             likelihood = on_device(projection, method, likelihood.engine, device)
             threads = None  # PyTorch has its own, and large batches suit it

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from flashmm.block_sums import BlockSums, DesignColumns, block_sums, design_columns
 from flashmm.design import Design
 from flashmm.exceptions import InputError
+from flashmm.progress import progress_bar
 from flashmm.shifts import shifted_sums
 from flashmm.sources import Block, Source
 from flashmm.streaming import passing, suitable_block_bytes, sum_source, worker_count
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["sum_design"]
 
 log = logging.getLogger("flashmm")
+
+_SAMPLES = 2**16
 
 
 def sum_design(
@@ -52,7 +55,7 @@ def sum_design(
         *(source.reader.kind, source.m, source.n, block_bytes / 2**20, threads),
     )
     if source.reader.one_pass:
-        stats, totals, detected = _fold(cls, source, design, weights)
+        stats, totals, detected = _fold(cls, source, design, weights, progress)
         return stats.take(passing(totals, detected, stats.n, min_count, min_fraction))
     columns = design_columns(design.X, design.Z)
     total = sum_source(
@@ -84,22 +87,40 @@ def _statistics(
     weights: FloatArray | None,
 ) -> SummaryStats:
     """Sums over Y and the cross-products of the design, labelled."""
-    X, Z = columns.X, columns.Z
-    weighted_X = X if weights is None else X * weights[:, None]
-    weighted_Z = Z if weights is None else sp.csr_array(Z * weights[:, None])
+    XX, ZX, ZZ = _design_products(columns.X, columns.Z, weights)
     return cls(
-        n=X.shape[0],
-        XX=X.T @ weighted_X,
+        n=columns.X.shape[0],
+        XX=XX,
         XY=sums.XY,
-        ZX=np.asarray(Z.T @ weighted_X),
+        ZX=ZX,
         ZY=sums.ZY,
-        ZZ=sp.csr_array(Z.T @ weighted_Z),
+        ZZ=ZZ,
         yy=sums.yy,
         feature_names=feature_names,
         coef_names=design.coef_names,
         structure=design.structure,
         log_weights=0.0 if weights is None else float(np.log(weights).sum()),
     )
+
+
+def _design_products(
+    X: FloatArray, Z: sp.csr_array, weights: FloatArray | None
+) -> tuple[FloatArray, FloatArray, sp.csr_array]:
+    """X'X, Z'X and Z'Z, some samples at a time: no copy of the design is made."""
+    p, q = X.shape[1], Z.shape[1]
+    XX, ZX, ZZ = np.zeros((p, p)), np.zeros((q, p)), sp.csr_array((q, q))
+    for start in range(0, X.shape[0], _SAMPLES):
+        here = slice(start, start + _SAMPLES)
+        part_X, transposed_Z = X[here], sp.csr_array(Z[here].T)
+        if weights is None:
+            weighted_X, weighted_Z = part_X, Z[here]
+        else:
+            weighted_X = part_X * weights[here, None]
+            weighted_Z = sp.csr_array(Z[here] * weights[here, None])
+        XX += part_X.T @ weighted_X
+        ZX += transposed_Z @ weighted_X
+        ZZ = ZZ + transposed_Z @ weighted_Z
+    return XX, ZX, sp.csr_array(ZZ)
 
 
 def _with_shift(
@@ -112,12 +133,16 @@ def _with_shift(
 
 
 def _fold(
-    cls: type[SummaryStats], source: Source, design: Design, weights: FloatArray | None
+    cls: type[SummaryStats],
+    source: Source,
+    design: Design,
+    weights: FloatArray | None,
+    progress: bool,
 ) -> tuple[SummaryStats, FloatArray, FloatArray]:
     """Statistics of blocks of samples that can be had only once, each with its own shift."""
     total: SummaryStats | None = None
     totals, detected = np.zeros(source.m), np.zeros(source.m)
-    for block in source.blocks():
+    for block in progress_bar(source.blocks(), None, show=progress):
         columns = design_columns(design.X[block.samples], design.Z[block.samples])
         here = replace(block, samples=slice(0, columns.X.shape[0]))
         part_weights = None if weights is None else weights[block.samples]

@@ -104,6 +104,14 @@ def test_h5ad_backed_and_by_its_path(kind, cells, expected, tmp_path, monkeypatc
     backed.file.close()
 
 
+def test_a_view_of_a_backed_object(cells, tmp_path):
+    cells.write_h5ad(tmp_path / "kang.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "kang.h5ad", backed="r")
+    mask = np.arange(cells.n_obs) % 3 != 0
+    assert_same_sums(build(backed[mask]).stats, build(cells[mask]).stats)
+    backed.file.close()
+
+
 @pytest.mark.parametrize("kind", ["CSR", "dense"])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_zarr_by_its_path(kind, cells, expected, tmp_path, monkeypatch):

@@ -474,4 +474,30 @@ def test_what_was_chosen_is_logged(caplog):
     with caplog.at_level(logging.INFO, logger="flashmm"):
         stats_of(sp.csc_array(counts()), n_jobs=2)
     assert "CSC matrix in memory, 5 features x 24 samples" in caplog.text
+        model = fm.MultiLMM.from_formula("~ x + (1 | g)", None, samples(), counts())
+        model.fit(parameter_space="psd")
     assert "2 threads" in caplog.text
+    assert "REML of 5 features: engine 'spectral'" in caplog.text
+
+
+def test_memory_does_not_grow_with_the_stored_elements(tmp_path, monkeypatch):
+    """Four times the cells of a file take what their metadata takes, not what their counts do."""
+    import tracemalloc  # noqa: PLC0415
+
+    anndata = pytest.importorskip("anndata")
+    monkeypatch.setattr("flashmm.streaming.BLOCK_BYTES", 2**18)
+    peaks, sizes = [], []
+    for n in (5_000, 20_000):
+        Y = sp.random(n, 400, 0.1, format="csr", dtype=np.float32, rng=np.random.default_rng(0))
+        data = pd.DataFrame({"x": np.arange(n) % 7.0, "g": np.arange(n) % 5}, dtype=float)
+        anndata.AnnData(Y).write_h5ad(tmp_path / f"{n}.h5ad")
+        design = build_design("~ x + (1 | g)", None, data.astype({"g": str})).design
+        source = make_source(tmp_path / f"{n}.h5ad", transform="log2p1", n=n)
+        sizes.append(Y.data.nbytes + Y.indices.nbytes)
+        del Y
+        tracemalloc.start()
+        SummaryStats.from_design(source, design, workers=2)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 0.2 * (sizes[1] - sizes[0])
+    assert peaks[1] < sizes[1]
