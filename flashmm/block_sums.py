@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm.sources.source import per_element
+from flashmm.sources.transforms import with_data
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -156,7 +157,12 @@ def _layers(Z: sp.csr_array) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def block_sums(block: Block, design: DesignColumns, weights: FloatArray | None = None) -> BlockSums:
+def block_sums(
+    block: Block,
+    design: DesignColumns,
+    weights: FloatArray | None = None,
+    into: BlockSums | None = None,
+) -> BlockSums:
     """Sums of one block over its samples.
 
     Sums that overflow are infinite; their features get a verdict later.
@@ -169,50 +175,63 @@ def block_sums(block: Block, design: DesignColumns, weights: FloatArray | None =
         X and Z of all samples.
     weights
         Precision of each sample of the design, shape (n,): all products are weighted by it.
+    into
+        Sums of the same features to add to; None to start from zero.
     """
     values: Any = block.values
+    if into is None:
+        f, p, q = values.shape[0], design.X.shape[1], design.Z.shape[1]
+        into = BlockSums(np.zeros((p, f)), np.zeros((q, f)), np.zeros(f))
     samples = block.samples
     here = None if weights is None else weights[samples]
     with np.errstate(over="ignore", invalid="ignore"):
         if sp.issparse(values):
-            return _sparse_sums(values, samples, design, here)
-        weighted = values if here is None else values * here
-        ZY = np.asarray(design.transposed_Z_of(samples) @ weighted.T)
-        return BlockSums((weighted @ design.X[samples]).T, ZY, (weighted * values).sum(axis=1))
+            _add_sparse(values, samples, design, here, into)
+        else:
+            weighted = values if here is None else values * here
+            into.XY[:] += (weighted @ design.X[samples]).T
+            into.ZY[:] += np.asarray(design.transposed_Z_of(samples) @ weighted.T)
+            into.yy[:] += (weighted * values).sum(axis=1)
+    return into
 
 
-def _sparse_sums(
-    values: Any, samples: slice | IntArray, design: DesignColumns, weights: FloatArray | None
-) -> BlockSums:
-    squares = _with(values, values.data * values.data)
+def _add_sparse(
+    values: Any,
+    samples: slice | IntArray,
+    design: DesignColumns,
+    weights: FloatArray | None,
+    into: BlockSums,
+) -> None:
+    squares = with_data(values, values.data * values.data)
     if weights is not None:
         each = per_element(values, weights)
         squares.data *= each
-        values = _with(values, values.data * each)
-    f = values.shape[0]
-    p, q = design.X.shape[1], design.Z.shape[1]
-    XY, ZY = np.empty((p, f)), np.zeros((q, f))
+        values = with_data(values, values.data * each)
+    into.yy[:] += squares @ np.ones(values.shape[1])
+    p = design.X.shape[1]
     if design.grouped is not None:
-        sums = _sums_by_code(values, design.grouped, samples)
+        present, sums = _sums_by_code(values, design.grouped, samples)
         others = np.ones(p, dtype=bool)
         others[design.continuous] = False
-        XY[others] = sp.csr_array(design.table.T) @ sums
+        into.XY[others] += sp.csr_array(design.table[present].T) @ sums
     if design.continuous.size == p:
-        XY[:] = (values @ design.X[samples]).T
+        into.XY[:] += (values @ design.X[samples]).T
     else:
         for column in design.continuous:
-            XY[column] = values @ design.X[samples, column]
+            into.XY[column] += values @ design.X[samples, column]
     for layer in design.layers:
-        ZY += _sums_by_code(values, layer, samples)
-    return BlockSums(XY, ZY, squares @ np.ones(values.shape[1]))
+        present, sums = _sums_by_code(values, layer, samples)
+        if isinstance(present, slice):
+            into.ZY[:] += sums
+            continue
+        for code, row in zip(present.tolist(), sums, strict=True):
+            into.ZY[code] += row
 
 
-def _with(values: Any, data: FloatArray) -> Any:
-    return type(values)((data, values.indices, values.indptr), shape=values.shape)
-
-
-def _sums_by_code(values: Any, layer: Layer, samples: slice | IntArray) -> FloatArray:
-    """Weighted sums of the samples that share a code, shape (count, f)."""
+def _sums_by_code(
+    values: Any, layer: Layer, samples: slice | IntArray
+) -> tuple[slice | NDArray[Any], FloatArray]:
+    """Weighted sums of the samples that share a code: codes, perhaps repeated, and (codes, f)."""
     data = values.data
     if layer.weights is not None:
         data = data * per_element(values, layer.weights[samples])
@@ -222,21 +241,12 @@ def _sums_by_code(values: Any, layer: Layer, samples: slice | IntArray) -> Float
         by_code = sp.csr_array(
             (data, codes[values.indices], values.indptr), shape=(values.shape[0], layer.count)
         )
-        return np.asarray(by_code.toarray().T)
+        return slice(None), by_code.toarray().T
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    if starts.size <= layer.count:
-        return _sums_of_runs(data, values, codes, starts, layer.count)
+    if starts.size <= layer.count:  # samples with the same code follow each other: one row a run
+        indptr = np.append(values.indptr[starts], values.indptr[-1])
+        by_run = sp.csr_array((data, values.indices, indptr), shape=(starts.size, values.shape[0]))
+        return codes[starts], by_run.toarray()
     rows = np.repeat(codes, np.diff(values.indptr))
     by_code = sp.coo_array((data, (rows, values.indices)), shape=(layer.count, values.shape[0]))
-    return np.asarray(by_code.toarray())
-
-
-def _sums_of_runs(
-    data: FloatArray, values: Any, codes: NDArray[np.int32], starts: IntArray, count: int
-) -> FloatArray:
-    """`_sums_by_code` where samples with the same code follow each other: a run is one row."""
-    indptr = np.append(values.indptr[starts], values.indptr[-1])
-    by_run = sp.csr_array((data, values.indices, indptr), shape=(starts.size, values.shape[0]))
-    sums = np.zeros((count, values.shape[0]))
-    np.add.at(sums, codes[starts], by_run.toarray())
-    return sums
+    return slice(None), by_code.toarray()

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -15,7 +15,8 @@ from flashmm.block_sums import BlockSums, DesignColumns, block_sums
 from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
 from flashmm.sources.pieces import BLOCK_BYTES
-from flashmm.sources.source import Block, RawBlock, Source
+from flashmm.sources.portions import portions
+from flashmm.sources.source import RawBlock, Source
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +34,9 @@ __all__ = [
     "worker_count",
 ]
 
-_NOTHING = np.empty((0, 0))
+# Sums by code, codes x features, that are larger than this are reached too slowly in any order:
+# samples of the same code are brought together first.
+_CACHE = 2**23
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -100,32 +103,42 @@ def sum_source(
     progress: bool = False,
 ) -> PassSums:
     """Sum all blocks of a source; the order of the additions does not depend on ``workers``."""
+    largest = max(columns.layers, key=lambda layer: layer.count, default=None)
+    if largest is not None and 8 * largest.count * source.m <= _CACHE:
+        largest = None
+    groups = 0 if columns.grouped is None else columns.grouped.count
 
-    def finish(raw: RawBlock) -> tuple[RawBlock, Block, BlockSums]:
-        block = source.finish(raw)
-        sums = block_sums(block, columns, weights)
-        # What has been summed is not held until its turn to be added comes.
-        return replace(raw, values=None), replace(block, values=_NOTHING), sums
+    def zeros(m: int) -> PassSums:
+        p, q = columns.X.shape[1], columns.Z.shape[1]
+        sums = BlockSums(np.zeros((p, m)), np.zeros((q, m)), np.zeros(m))
+        return PassSums(sums, np.zeros(m), np.zeros(m))
 
-    p, q = columns.X.shape[1], columns.Z.shape[1]
-    total = PassSums(
-        BlockSums(np.zeros((p, source.m)), np.zeros((q, source.m)), np.zeros(source.m)),
-        np.zeros(source.m),
-        np.zeros(source.m),
-    )
+    def finish(raw: RawBlock) -> tuple[slice | NDArray[np.intp], PassSums]:
+        part = zeros(np.arange(source.m)[raw.slots].size)
+        codes = None
+        if largest is not None:
+            codes = largest.codes[source.positions(raw.piece.samples)]
+        for portion in portions(raw, codes, 2 * groups * source.m):
+            block = source.finish(portion)
+            block_sums(block, columns, weights, into=part.sums)
+            if block.totals is not None and block.detected is not None:
+                part.totals[:] += block.totals
+                part.detected[:] += block.detected
+        return raw.slots, part
+
+    total = zeros(source.m)
     blocks = progress_bar(
         in_order(finish, source.raw_blocks(block_bytes), workers),
         source.count_blocks(block_bytes) if progress else None,
         show=progress,
     )
     with np.errstate(over="ignore", invalid="ignore"):
-        for raw, block, sums in blocks:
-            total.sums.XY[:, raw.slots] += sums.XY
-            total.sums.ZY[:, raw.slots] += sums.ZY
-            total.sums.yy[raw.slots] += sums.yy
-            if block.totals is not None and block.detected is not None:
-                total.totals[raw.slots] += block.totals
-                total.detected[raw.slots] += block.detected
+        for slots, part in blocks:
+            total.sums.XY[:, slots] += part.sums.XY
+            total.sums.ZY[:, slots] += part.sums.ZY
+            total.sums.yy[slots] += part.sums.yy
+            total.totals[slots] += part.totals
+            total.detected[slots] += part.detected
     return total
 
 
@@ -133,6 +146,8 @@ def suitable_block_bytes(source: Source, design: Design) -> int:
     """Blocks a few times the size of their own sums, (p + q) x m, within limits."""
     if not source.is_sparse or source.densifies:
         return BLOCK_BYTES
+    if not source.reader.whole_samples:
+        return BLOCK_BYTES // 8
     sums = 8 * (design.X.shape[1] + design.Z.shape[1]) * source.m
     return int(np.clip(2 * sums, BLOCK_BYTES // 4, BLOCK_BYTES))
 

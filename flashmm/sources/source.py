@@ -289,6 +289,10 @@ class Source:
             totals[samples] += _sample_sums(values)
         return totals
 
+    def positions(self, samples: slice | IntArray) -> slice | IntArray:
+        """Positions in the design of samples of Y, -1 for one that is not used."""
+        return samples if self.position is None else self.position[samples]
+
     def _in_use(self, values: Any, samples: slice | IntArray) -> tuple[Any, slice | IntArray]:
         """The columns in use and their positions in the design."""
         if self.position is None:
