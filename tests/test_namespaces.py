@@ -17,10 +17,7 @@ from flashmm.arrays import like, namespace, to_numpy
 from flashmm.likelihood import make_likelihood
 from flashmm.likelihood.base import log_of_product
 
-CONVERTED = ("general", "spectral", "bordered")
-CASES = [
-    (kind, name) for kind in pb.KINDS for name in pb.engines(pb.PROBLEMS[kind]) if name in CONVERTED
-]
+CASES = [(kind, name) for kind in pb.KINDS for name in pb.engines(pb.PROBLEMS[kind])]
 WHERE = ("inside", "singular", "negative")
 
 

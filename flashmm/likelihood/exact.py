@@ -27,10 +27,11 @@ def perfect_fits(layout: Layout, projection: Projection) -> BoolArray:
     """
     n, fine, coarse = projection.n, layout.fine, layout.coarse
     base = to_numpy(layout.base)
-    y = to_numpy(layout.to_directions.times(projection.ZRy.T))
+    directions = layout.to_directions.times(projection.ZRy.T)
+    y = to_numpy(directions)
     left = np.zeros((layout.q_c + layout.w, y.shape[1]))
     left[: layout.q_c + layout.q_z] = y[fine.size :]
-    left -= to_numpy(layout.C.transposed_times(y[: fine.size]))
+    left -= to_numpy(layout.C.transposed_times(directions[: fine.size, :]))
     left *= to_numpy(layout.unspanned)[:, None]
     explained = (y[: fine.size] ** 2).sum(axis=0)
     rank = int(fine.present.sum())

@@ -83,7 +83,7 @@ class Blocks:
     @property
     def present(self) -> BoolArray:
         """Which directions are there, shape (s L,)."""
-        return np.asarray((self.root != 0).any(axis=1).T.ravel())
+        return np.asarray((self.left_inverse != 0).any(axis=2).T.ravel())
 
     def on(self, example: Array) -> Blocks:
         """The same for arrays of the library and on the device of ``example``."""
