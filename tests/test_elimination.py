@@ -12,7 +12,7 @@ from flashmm import SummaryStats
 from flashmm.formula import build_design
 from flashmm.likelihood import project
 from flashmm.likelihood.choose import choose, works
-from flashmm.likelihood.layout import find_layout
+from flashmm.likelihood.layout import find_partition
 
 BY_BLOCKS = [
     (kind, engine)
@@ -85,10 +85,10 @@ def projection_for(random, seed=0, fixed="~ x"):
 )
 def test_nesting_is_found_whatever_the_order_of_terms(terms):
     for order in (terms, terms[::-1], terms[1:] + terms[:1]):
-        layout = find_layout(projection_for(" + ".join(order)), nested=True)
+        _, partition = find_partition(projection_for(" + ".join(order)), nested=True)
         names = {
             name: {int(c) for c in part.ravel() if c >= 0}
-            for name, part in (("fine", layout.fine.columns), ("coarse", layout.coarse.columns))
+            for name, part in (("fine", partition.fine), ("coarse", partition.coarse))
         }
         structure = projection_for(" + ".join(order)).structure
         for i, term in enumerate(structure.terms):
@@ -98,7 +98,7 @@ def test_nesting_is_found_whatever_the_order_of_terms(terms):
             if term.group in ("donor", "site:donor"):
                 assert columns <= names["coarse"]
             if term.group in ("batch", "site"):
-                assert columns <= set(layout.border.tolist())
+                assert columns <= set(partition.border.tolist())
 
 
 def test_nesting_is_found_without_names():
@@ -113,8 +113,10 @@ def test_nesting_is_found_without_names():
         shuffled[:, start : start + size] = shuffled[:, order]
     Y = rng.normal(size=(2, len(data)))
     stats = SummaryStats.from_arrays(Y, design.X, shuffled, components=sizes)
-    layout = find_layout(project(stats), nested=True)
-    assert (layout.fine.L, layout.coarse.L, layout.q_z) == (*sizes, 0)
+    _, partition = find_partition(project(stats), nested=True)
+    assert partition.fine.shape == (sizes[0], 1)
+    assert partition.coarse.shape == (sizes[1], 1)
+    assert partition.border.size == 0
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from flashmm.likelihood.bordered import BorderedLikelihood, main_component
 from flashmm.likelihood.choose import choose
 from flashmm.likelihood.general import GeneralLikelihood
 from flashmm.likelihood.hosted import HostedLikelihood
-from flashmm.likelihood.layout import find_layout
+from flashmm.likelihood.layout import find_partition, make_layout
 from flashmm.likelihood.projection import Projection, project
 from flashmm.likelihood.spectral import SpectralLikelihood
 from flashmm.likelihood.structure import MAX_EFFECTS
@@ -67,9 +67,9 @@ def make_likelihood(
     InputError
         If the engine asked for cannot do this design.
     """
-    host, layout = projection.in_numpy, None
+    host, partition = projection.in_numpy, None
     if engine == "auto":
-        engine, layout = choose(host)
+        engine, partition = choose(host)
     if engine == "spectral" and len(projection.structure.parameters) > 1:
         raise InputError(
             "engine='spectral' needs a single variance component; this model has "
@@ -83,10 +83,13 @@ def make_likelihood(
         )
     if engine in ("blocked", "nested"):
         nested = engine == "nested"
-        layout = layout or find_layout(host, nested=nested)
-        if layout is None:
-            raise InputError(_NO_BLOCKS[nested])
-        return BlockedLikelihood(projection, method, engine, layout.on(projection.ZRy))
+        if partition is None:
+            found = find_partition(host, nested=nested)
+            if found is None:
+                raise InputError(_NO_BLOCKS[nested])
+            partition = found[1]
+        layout = make_layout(host, partition).on(projection.ZRy)
+        return BlockedLikelihood(projection, method, engine, layout)
     return _WITHOUT_BLOCKS[engine](projection, method)
 
 

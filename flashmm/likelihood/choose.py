@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flashmm.likelihood.bordered import main_component
-from flashmm.likelihood.layout import find_layout
+from flashmm.likelihood.layout import find_partition
 from flashmm.likelihood.projection import DENSE_LIMIT
 
 if TYPE_CHECKING:
-    from flashmm.likelihood.layout import Layout
     from flashmm.likelihood.projection import Projection
+    from flashmm.likelihood.structure import Partition
 
 __all__ = ["choose", "works"]
 
@@ -18,8 +18,8 @@ __all__ = ["choose", "works"]
 _EVALUATIONS = 8
 
 
-def choose(projection: Projection) -> tuple[str, Layout | None]:
-    """The engine with the least work for a design, and its layout if it works by blocks.
+def choose(projection: Projection) -> tuple[str, Partition | None]:
+    """The engine with the least work for a design, and its partition of Z if it works by blocks.
 
     The work is counted in multiplications per feature from the structure of Z'Z: with q random
     effects, k parameters of D, m features and, for a border, its width w,
@@ -30,7 +30,7 @@ def choose(projection: Projection) -> tuple[str, Layout | None]:
     spectral    10 q^3               20 q; one parameter only
     bordered    (10 + 4 k) q^3       3 q w^2 + (10 + 4 k) w^3; several parameters
     general     (10 + 4 k) q^3       (3 + 2 k) q^3
-    blocked     nothing to speak of  `Layout.work`: blocks, outer products, w^3
+    blocked     nothing to speak of  blocks, shared outer products, w^3
     nested      nothing to speak of  the same, and the coarse blocks' products with w^2
     ==========  ===================  =====================================================
 
@@ -42,17 +42,17 @@ def choose(projection: Projection) -> tuple[str, Layout | None]:
     return best, found[best][1]
 
 
-def works(projection: Projection) -> dict[str, tuple[float, Layout | None]]:
-    """Multiplications per feature of each engine that applies, and its layout if it has one."""
+def works(projection: Projection) -> dict[str, tuple[float, Partition | None]]:
+    """Multiplications per feature of each engine that applies; the partition of those by blocks."""
     structure, m = projection.structure, max(projection.m, 1)
     k, q = len(structure.parameters), structure.q
     if k == 1 and q <= DENSE_LIMIT:
         return {"spectral": (10 * q**3 / m + _EVALUATIONS * 20 * q, None)}
-    found: dict[str, tuple[float, Layout | None]] = {}
+    found: dict[str, tuple[float, Partition | None]] = {}
     for engine in ("blocked", "nested"):
-        layout = find_layout(projection, nested=engine == "nested")
-        if layout is not None:
-            found[engine] = (_EVALUATIONS * layout.work, layout)
+        partition = find_partition(projection, nested=engine == "nested")
+        if partition is not None:
+            found[engine] = (_EVALUATIONS * partition[0], partition[1])
     if found and q > DENSE_LIMIT:
         return found
     once = (10 + 4 * k) * q**3 / m

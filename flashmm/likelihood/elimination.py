@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from flashmm.likelihood.layout import Blocks, Layout
     from flashmm.likelihood.small import Matrix, Symmetric
 
+# A variance of the border that is zero: its square root must not vanish.
+_NOTHING = 1e-60
+
 __all__ = [
     "Border",
     "Coarse",
@@ -307,38 +310,109 @@ def eliminate_border(
     if with_x:
         J = xp.matmul(C, S[:, q_z:, :q_z])
         T = T - xp.matmul(S[:, :q_z, q_z:], J)
-    up, down, ok = _root(T, layout.independent_of_x if with_x else layout.independent)
-    D_up = _border_covariance_times(layout, blocks.theta, up)
-    inner = xp.matmul(xp.matrix_transpose(up), D_up)
-    rank = inner.shape[-1]
-    F = inner + _identity(inner, rank)
-    factor, inside = _guarded_cholesky(F)
-    pivots = xp.linalg.diagonal(factor)
-    log_det = log_det + 2.0 * xp.sum(xp.log(pivots), axis=-1)
-    near = xp.min(pivots, axis=-1) ** 2 / xp.clip(xp.max(pivots, axis=-1) ** 2, 1.0, None)
-    distance = xp.where(ok & inside & (near > SINGULAR), xp.minimum(distance, near), -1.0)
-    # Written with F^-1, nothing cancels when D T is large or small.
-    half = inverse_of_triangular(factor)
-    F_inverse = xp.matmul(xp.matrix_transpose(half), half)
-    up_F = xp.matmul(up, F_inverse)
-    T = xp.matmul(up_F, xp.matrix_transpose(up))
-    K_z = xp.matrix_transpose(xp.matmul(up_F, down))
-    if whole:
-        D = border_covariance(layout, blocks.theta)
-        Q = D - xp.matmul(xp.matmul(D_up, F_inverse), xp.matrix_transpose(D_up))
+    independent = layout.independent_of_x if with_x else layout.independent
+    scales = _scales(layout, blocks.theta)
+    if scales is not None:
+        inner = _by_scales(T, scales, whole=whole)
     else:
-        Q = xp.matmul(xp.matmul(xp.matrix_transpose(down), xp.matmul(F_inverse, inner)), down)
-    Q = 0.5 * (Q + xp.matrix_transpose(Q))
-    JQ = xp.matmul(J, Q)
+        inner = _by_root(layout, blocks.theta, T, independent, whole=whole)
+    JQ = xp.matmul(J, inner.Q)
     lower = C + xp.matmul(JQ, xp.matrix_transpose(J))
     N = xp.concat(
         [
-            xp.concat([Q, -xp.matrix_transpose(JQ)], axis=2),
+            xp.concat([inner.Q, -xp.matrix_transpose(JQ)], axis=2),
             xp.concat([-JQ, lower], axis=2),
         ],
         axis=1,
     )
-    return Border(N, xp.concat([K_z, -xp.matmul(J, K_z)], axis=1), T, log_det, distance)
+    return Border(
+        N,
+        xp.concat([inner.K, -xp.matmul(J, inner.K)], axis=1),
+        inner.T,
+        log_det + inner.log_det,
+        xp.where(inner.distance > 0, xp.minimum(distance, inner.distance), -1.0),
+    )
+
+
+@dataclass(frozen=True)
+class _Inner:
+    """The border's random effects for S = Z_z'P_1Z_z, P_1 without them.
+
+    Q = (D^-1 + S)^-1, K = (I + S D)^-1 transposed and T = (S^-1 + D)^-1, shape (B, q_z, q_z);
+    log |I + S D| and its distance to singularity, (B,).
+    """
+
+    Q: Array
+    K: Array
+    T: Array
+    log_det: Array
+    distance: Array
+
+
+def _scales(layout: Layout, theta: Array) -> Array | None:
+    """Square roots of D_z, shape (B, q_z), where it is diagonal and not negative; else None."""
+    xp = namespace(theta)
+    if not layout.border_is_diagonal:
+        return None
+    total = sum(theta[:, each.position, None] * each.mask for each in layout.border_parameters)
+    if bool(xp.any(total < 0)):
+        return None
+    # A zero would do as well, but for K, which divides by it.
+    return xp.sqrt(xp.where(total > _NOTHING, total, _NOTHING))
+
+
+def _by_scales(S: Array, scales: Array, *, whole: bool) -> _Inner:
+    """With D = diag(d)^2, from F = I + diag(d) S diag(d), which is always positive definite."""
+    xp, q_z = namespace(S), S.shape[-1]
+    left, right = scales[:, :, None], scales[:, None, :]
+    F = left * S * right + _identity(S, q_z)
+    F_inverse, log_det, near = _inverse(F)
+    Q = left * F_inverse * right
+    if whole:  # of no use to the fixed effects' covariance, and dear where the border is wide
+        return _Inner(Q, Q, Q, log_det, near)
+    K = right / left * F_inverse
+    T = xp.matmul(K, S)
+    return _Inner(Q, xp.matrix_transpose(K), 0.5 * (T + xp.matrix_transpose(T)), log_det, near)
+
+
+def _inverse(F: Array) -> tuple[Array, Array, Array]:
+    """F^-1, log |F| and the distance to singularity, -1 where F is not positive definite."""
+    xp = namespace(F)
+    factor, inside = _guarded_cholesky(F)
+    pivots = xp.linalg.diagonal(factor)
+    near = xp.min(pivots, axis=-1) ** 2 / xp.clip(xp.max(pivots, axis=-1) ** 2, 1.0, None)
+    half = inverse_of_triangular(factor)
+    return (
+        xp.matmul(xp.matrix_transpose(half), half),
+        2.0 * xp.sum(xp.log(pivots), axis=-1),
+        xp.where(inside & (near > SINGULAR), near, -1.0),
+    )
+
+
+def _by_root(layout: Layout, theta: Array, S: Array, independent: Array, *, whole: bool) -> _Inner:
+    """For any D, from F = I + L'D L with L L' = S.
+
+    What X (or the border itself) absorbs of the border is left out of Q unless ``whole``.
+    """
+    xp = namespace(S)
+    up, down, ok = _root(S, independent)
+    D_up = _border_covariance_times(layout, theta, up)
+    inner = xp.matmul(xp.matrix_transpose(up), D_up)
+    F_inverse, log_det, near = _inverse(inner + _identity(inner, inner.shape[-1]))
+    # Written with F^-1, nothing cancels when D S is large or small.
+    up_F = xp.matmul(up, F_inverse)
+    if whole:
+        D = border_covariance(layout, theta)
+        Q = D - xp.matmul(xp.matmul(D_up, F_inverse), xp.matrix_transpose(D_up))
+    else:
+        Q = xp.matmul(xp.matmul(xp.matrix_transpose(down), xp.matmul(F_inverse, inner)), down)
+    return _Inner(
+        0.5 * (Q + xp.matrix_transpose(Q)),
+        xp.matrix_transpose(xp.matmul(up_F, down)),
+        xp.matmul(up_F, xp.matrix_transpose(up)),
+        log_det,
+        xp.where(ok, near, -1.0),
+    )
 
 
 def _identity(example: Array, size: int) -> Array:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.linalg
 
 from flashmm.arrays import BoolArray, FloatArray, like, to_numpy
+from flashmm.likelihood.layout import independent_columns
 from flashmm.likelihood.small import pairs
 
 if TYPE_CHECKING:
@@ -54,8 +56,13 @@ def perfect_fits(layout: Layout, projection: Projection) -> BoolArray:
         own -= np.tensordot(K, coupling, axes=([0, 1], [0, 1]))
         a_w = a_w - np.tensordot(K, a_c, axes=([0, 1], [0, 1]))
         explained += (a_c * (G @ a_c)).sum(axis=(0, 1))
-    inverse, more = _pseudo_inverse(own)
-    explained += (a_w * (inverse @ a_w)).sum(axis=0)
+    length = np.sqrt(np.diag(layout.WW))
+    scaled = own / np.outer(length, length)
+    kept = independent_columns(scaled)
+    factor = np.linalg.cholesky(scaled[np.ix_(kept, kept)])
+    part = scipy.linalg.solve_triangular(factor, a_w[kept] / length[kept, None], lower=True)
+    explained += (part**2).sum(axis=0)
+    more = kept.size
     if rank + more >= n:
         return projection.scale < 0
     total = float(n - projection.p)

@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     IntArray = NDArray[np.intp]
     BoolArray = NDArray[np.bool_]
 
-__all__ = ["Blocks", "BorderParameter", "Layout", "find_layout"]
+__all__ = [
+    "Blocks",
+    "BorderParameter",
+    "Layout",
+    "find_partition",
+    "independent_columns",
+    "make_layout",
+]
 
 _WELL_CONDITIONED = 1e-4
 # A direction of a block with less than this share of its largest eigenvalue is not there.
@@ -113,11 +120,14 @@ class BorderParameter:
     ----------
     position
         Position in theta.
+    is_variance
+        Whether G_i is diagonal.
     partner, mask
         Shape (q_z,).
     """
 
     position: int
+    is_variance: bool
     partner: Array
     mask: Array
 
@@ -198,6 +208,11 @@ class Layout:
         return int(self.WW.shape[0])
 
     @property
+    def border_is_diagonal(self) -> bool:
+        """Whether D of the border is diagonal, whatever theta."""
+        return all(each.is_variance for each in self.border_parameters)
+
+    @property
     def q_c(self) -> int:
         """Directions of the coarse blocks."""
         return self.coarse.size
@@ -233,25 +248,36 @@ class Layout:
             independent_of_x=like(self.independent_of_x, example),
         )
 
-    @property
-    def work(self) -> float:
-        """Operations of one evaluation for one feature, about; see `flashmm.likelihood.choose`."""
-        k = len(self.fine.parameters)
-        planes = (15 + 12 * k * self.fine.s) * self.fine.s * self.fine.size
-        products = 2 * (3 + k) * self.outer.nnz
-        coarse = 2 * self.q_c * self.w**2 * (3 + 2 * k + len(self.coarse.parameters))
-        return planes + products + coarse + 2 * (8 + 3 * self._n_products) * self.w**3
 
-    @property
-    def _n_products(self) -> int:
-        return len(self.fine.parameters) + len(self.coarse.parameters)
+def find_partition(projection: Projection, *, nested: bool) -> tuple[float, Partition] | None:
+    """The partition with least work for one evaluation of one feature, and that work."""
+    found = [
+        (_work(projection, partition), partition)
+        for partition in partitions(projection.ZZ, projection.structure, nested=nested)
+    ]
+    return min(found, key=lambda each: each[0], default=None)
 
 
-def find_layout(projection: Projection, *, nested: bool = False) -> Layout | None:
-    """The cheapest layout, with or without coarse blocks; None if no term falls into blocks."""
-    found = partitions(projection.ZZ, projection.structure, nested=nested)
-    layouts = [make_layout(projection, partition) for partition in found]
-    return min(layouts, key=lambda layout: layout.work, default=None)
+def _work(projection: Projection, partition: Partition) -> float:
+    """Multiplications of one evaluation for one feature, about."""
+    ZZ, structure = projection.ZZ, projection.structure
+    L, s = partition.fine.shape
+    there = partition.fine >= 0
+    columns, level = partition.fine[there], np.nonzero(there)[0]
+    member = sp.csr_array((np.ones(level.size), (level, columns)), shape=(L, structure.q))
+    others = np.setdiff1d(np.arange(structure.q), columns)
+    meets = np.diff((member @ sp.csr_array(ZZ != 0)[:, others]).indptr)
+    meets = meets + np.diff((member @ sp.csr_array(projection.ZX != 0)).indptr)
+    products = 0.5 * s * (s + 1) * (meets.astype(np.float64) * (meets + 1) / 2).sum()
+    first = [structure.columns(parameter)[0][0] for parameter in structure.parameters]
+    fine = int(np.isin(first, partition.fine).sum())
+    coarse = int(np.isin(first, partition.coarse).sum())
+    w = partition.border.size + projection.p
+    planes = (15 + 12 * fine * s) * s * s * L
+    coupling = 2 * partition.coarse.size * w**2 * (3 + 2 * fine + coarse)
+    return float(
+        planes + 2 * (3 + fine) * products + coupling + 2 * (8 + 3 * (fine + coarse)) * w**3
+    )
 
 
 def make_layout(projection: Projection, partition: Partition) -> Layout:
@@ -291,8 +317,8 @@ def make_layout(projection: Projection, partition: Partition) -> Layout:
         SharedMatrix.of(_outer_products(C, fine.s, places)),
         _multiplicity(coarse, q_c, w),
         Triangle.of(w, np.empty(0)),
-        _independent(WW[z, z]),
-        _independent(WW[z, z] - WW[z, x] @ np.linalg.solve(WW[x, x], WW[x, z])),
+        independent_columns(WW[z, z]),
+        independent_columns(WW[z, z] - WW[z, x] @ np.linalg.solve(WW[x, x], WW[x, z])),
         unspanned,
         _places_of_columns(fine, coarse, border, q),
     )
@@ -370,7 +396,7 @@ def _border_parameters(
         partner, mask = np.arange(border.size), np.zeros(border.size)
         partner[rows], partner[others] = others, rows
         mask[rows] = mask[others] = 1.0
-        found.append(BorderParameter(i, partner, mask))
+        found.append(BorderParameter(i, parameter.is_variance, partner, mask))
     return tuple(found)
 
 
@@ -461,12 +487,14 @@ def _packed_outer(
     return sp.csr_array((values, (row, places(a, b))), shape=(L, places.size))
 
 
-def _independent(gram: FloatArray) -> IntArray:
+def independent_columns(gram: FloatArray) -> IntArray:
     """Columns that span a Gram matrix's range, by Cholesky's method with pivots."""
-    if gram.shape[0] == 0:
-        return np.empty(0, dtype=np.intp)
-    factor, pivots, rank, info = scipy.linalg.lapack.dpstrf(
-        gram, tol=1e-10 * max(float(np.diag(gram).max()), 1.0), lower=1
-    )
+    lowest = 1e-10 * max(float(np.diag(gram).max(initial=0.0)), 1.0)
+    try:  # faster by far than with pivots
+        if (np.diag(np.linalg.cholesky(gram)) ** 2 > 1e3 * lowest).all():
+            return np.arange(gram.shape[0])
+    except np.linalg.LinAlgError:
+        pass
+    factor, pivots, rank, info = scipy.linalg.lapack.dpstrf(gram, tol=lowest, lower=1)
     del factor, info
     return np.sort(pivots[:rank] - 1)
