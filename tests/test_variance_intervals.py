@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import problems as pb
 import pytest
+import references as ref
 from numpy.testing import assert_allclose
 from scipy import optimize
 from scipy import stats as distributions
@@ -137,6 +138,26 @@ def test_coverage_of_the_profile():
     limits = result.conf_int_theta(method="profile").to_numpy()
     covered = ((limits[:, :, 0] <= 1) & (limits[:, :, 1] >= 1)).mean(axis=0)
     assert (np.abs(covered - 0.95) < 3 * np.sqrt(0.95 * 0.05 / 2000)).all()
+
+
+def test_a_limit_that_does_not_exist_is_nan_and_counted():
+    """Unconstrained, with three crossed factors: some features run to the edge of the domain."""
+    samples, expression, _ = ref.varpart()
+    genes = expression.iloc[50:90]
+    fitted = fm.MultiLMM.from_formula(
+        "~ Age + (1 | Individual) + (1 | Tissue) + (1 | Batch)", None, samples, genes
+    )
+    with pytest.warns(fm.ConvergenceWarning, match="without a regular fit"):
+        result = fitted.fit()
+    with pytest.warns(fm.ConvergenceWarning, match="a profile limit was not found"):
+        limits = result.conf_int_theta(method="profile", params="Batch").to_numpy()[:, 0]
+    theta = result.theta["Batch"].to_numpy()
+    known = np.isfinite(limits).all(axis=1)
+    assert 30 < known.sum() < 40
+    assert (limits[known, 0] < theta[known]).all()
+    assert (limits[known, 1] > theta[known]).all()
+    psd = fitted.fit(parameter_space="psd").conf_int_theta(method="profile", params="Batch")
+    assert np.isfinite(psd.to_numpy()).all()
 
 
 def test_wald_limits():

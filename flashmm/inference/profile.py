@@ -16,6 +16,7 @@ import numpy as np
 
 from flashmm.inference.constrained import Maximiser
 from flashmm.solvers.space import PSD
+from flashmm.solvers.status import Status
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimate", "profile_limits"]
 
-_ITERATIONS = 60
+_ITERATIONS = 40
+# Constrained fits that may fail before a feature is given up, as its likelihood has no maximum.
+_FAILURES = 3
 # In standard errors, roughly: r is a standardised distance.
 _TOLERANCE = 1e-7
+_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ def _search(
     value = centre + side * goal * estimate.se[rows, parameter]
     value = np.where(_between(value, inner, outer, side), value, 0.5 * (inner + outer))
     limits = np.full(rows.size, np.nan)
+    failures = np.zeros(rows.size, dtype=np.int64)
     active = np.flatnonzero(np.isfinite(value))
     for _ in range(_ITERATIONS):
         if active.size == 0:
@@ -155,10 +160,15 @@ def _search(
         reach = np.where(bounded, outer[active], wider)
         sound = exists & _between(newton, inner[active], reach, side[active])
         value[active] = np.where(sound, newton, fallback)
-        # The bracket has closed: the root is known to rounding.
-        closed = bounded & (np.abs(outer[active] - inner[active]) <= 1e-13 * np.abs(v))
-        limits[active[closed & ~done]] = v[closed & ~done]
-        active = active[~(done | closed)]
+        # A bracket that has closed holds the root to rounding, or a jump between two maxima.
+        closed = bounded & (np.abs(outer[active] - inner[active]) <= 1e-12 * np.abs(v))
+        rooted = closed & ~done & (np.abs(r - goal) <= _ROUNDING)
+        limits[active[rooted]] = v[rooted]
+        failures[active[exists & (at.status > Status.INDEFINITE)]] += 1
+        higher = exists & (fall < -1e-6 * (1.0 + np.abs(at.loglik)))
+        hopeless = higher | (failures[active] > _FAILURES)
+        limits[active[hopeless]] = np.nan
+        active = active[~(done | closed | hopeless)]
     return limits
 
 

@@ -328,7 +328,12 @@ class VarianceComponentInference(Estimates):
         -------
         DataArray
             Dims feature, param, bound (lower, upper). The profile of a variance in the psd
-            space ends at 0.
+            space ends at 0. NaN where a limit was not found.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Once, with the number of features that lack a profile limit.
 
         Raises
         ------
@@ -439,6 +444,14 @@ class VarianceComponentInference(Estimates):
         for j, i in enumerate(params):
             found = profile_limits(maximiser, estimate, int(i), quantile)
             limits[known, j] = found * unit[:, i, None]
+        lost = int(np.isnan(limits[known]).any(axis=(1, 2)).sum())
+        if lost:
+            warnings.warn(
+                f"For {lost} of {known.size} features a profile limit was not found and is NaN: "
+                "their likelihood has no regular maximum with the parameter held.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
         return limits
 
     def _exact_null(self, n_sim: int, rng: Any) -> SimulatedNull:

@@ -146,9 +146,13 @@ def standardised_score(objective: Objective, state: State) -> FloatArray:
 
 
 def scaled_by_information(expected: FloatArray, step: FloatArray) -> FloatArray:
-    """E d in standard-error units, (E d)_i / sqrt(E_ii), shape (B, k)."""
+    """E d in standard-error units, (E d)_i / sqrt(E_ii), shape (B, k).
+
+    NaN where rounding at the edge of the likelihood's domain makes E_ii negative.
+    """
     left = np.matmul(expected, step[:, :, None])[:, :, 0]
-    return np.asarray(left / np.sqrt(np.diagonal(expected, axis1=-2, axis2=-1)))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(left / np.sqrt(np.diagonal(expected, axis1=-2, axis2=-1)))
 
 
 def definite_observed(
