@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ def test_every_case_has_every_size_and_known_peers():
     for case in CASES.values():
         assert list(case.sizes) == list(LEVELS)
         assert {peer for size in case.sizes.values() for peer in size.peers} <= set(PEERS)
+        assert case.contrasts(62).shape[1] == 62
         assert {t.peer for t in case.targets if t.peer} <= set(case.sizes["full"].peers)
 
 
@@ -112,6 +114,13 @@ def test_agreement_tells_other_optima():
     assert not agreement(ours, _peer([-10.5] * 2 + [-10.0] * 8))["agrees"]
     assert not agreement(ours, _peer([-9.5] + [-10.0] * 9))["agrees"]
     assert not agreement(ours, _peer([np.nan] * 2 + [-10.0] * 8))["agrees"]
+
+
+def test_agreement_compares_degrees_of_freedom_where_they_matter():
+    ours = _ours([-10.0] * 3) | {"df": np.array([[20.0, 5e3]] * 3)}
+    close, far = (replace(_peer([-10.0] * 3), df=np.array([[x, 3e3]] * 3)) for x in (20.1, 21.0))
+    assert agreement(ours, close)["agrees"]
+    assert not agreement(ours, far)["agrees"]
 
 
 def test_a_target_is_met_only_by_what_was_measured():

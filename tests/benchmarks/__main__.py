@@ -1,4 +1,7 @@
-"""``python -m tests.benchmarks``: measure, print a table, write JSON."""
+"""``python -m tests.benchmarks``: measure, print a table, write JSON.
+
+``python -m tests.benchmarks growth`` measures how time and memory grow instead.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .cases import CASES, LEVELS
 from .environment import environment
+from .growth import measure_growth
 from .peers import PEERS
-from .report import environment_table, peer_table, target_table
+from .report import environment_table, growth_table, peer_table, target_table
 from .run import run_case
 
+PACKAGES = list(dict.fromkeys(peer.installed_as for peer in PEERS.values()))
 ROUNDS = {"quick": 1, "medium": 2, "full": 3}
 
 
@@ -31,6 +37,9 @@ def _names(text: str, known: Sequence[str], what: str) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument(
+        "what", nargs="?", choices=("cases", "growth"), default="cases", help="cases by default"
+    )
     parser.add_argument("--size", choices=LEVELS, default="quick")
     parser.add_argument(
         "--cases",
@@ -40,11 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--peers",
-        type=lambda text: _names(text, list(PEERS), "peer"),
-        default=list(PEERS),
-        help=f"comma-separated, or none: {', '.join(PEERS)}",
+        type=lambda text: _names(text, PACKAGES, "peer"),
+        default=PACKAGES,
+        help=f"comma-separated, or none: {', '.join(PACKAGES)}",
     )
     parser.add_argument("--rounds", type=int, help="repeats of everything, peers included")
+    parser.add_argument("--note", default="", help="a sentence to print beside the results")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument(
         "--flashmm-r",
@@ -54,11 +64,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _write(measured: dict[str, Any], out: Path | None) -> None:
+    if out is not None:
+        out.write_text(json.dumps(measured, indent=1) + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for."""
     options = _parser().parse_args(arguments)
     rounds = options.rounds or ROUNDS[options.size]
-    measured = {"environment": environment(), "size": options.size, "rounds": rounds, "cases": []}
+    measured: dict[str, Any] = {"environment": environment(), "size": options.size}
+    measured["note"] = options.note
+    if options.what == "growth":
+        measured["points"] = measure_growth(options.size)
+        _write(measured, options.out)
+        print(growth_table(measured), environment_table(measured), sep="\n\n")
+        return 0
+    measured |= {"rounds": rounds, "cases": []}
     if options.flashmm_r is not None and measured["environment"]["r"] is not None:
         description = (Path(options.flashmm_r) / "DESCRIPTION").read_text("utf-8")
         version = next(x for x in description.splitlines() if x.startswith("Version:"))
@@ -73,8 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             flashmm_r=options.flashmm_r,
         )
         measured["cases"].append(case)
-        if options.out is not None:
-            options.out.write_text(json.dumps(measured, indent=1) + "\n")
+        _write(measured, options.out)
     print(target_table(measured), peer_table(measured), environment_table(measured), sep="\n\n")
     return 0
 

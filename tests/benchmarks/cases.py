@@ -79,6 +79,10 @@ class Case:
         What must be reached.
     space
         Parameter space of our fit; peers in another space get a fit of ours in theirs.
+    df
+        Degrees of freedom: then a t-test of all features is timed, the fit being there.
+    contrasts
+        ``contrasts(p)`` gives the contrasts that are tested, shape (c, p).
     from_samples
         Whether the statistics are timed too, and the peer's whole call counts, not a refit.
     """
@@ -90,6 +94,8 @@ class Case:
     targets: tuple[Target, ...]
     space: Space = "unconstrained"
     from_samples: bool = False
+    df: str = ""
+    contrasts: Callable[[int], NDArray[np.float64]] = np.eye
 
 
 def _cells(size: Size, rng: np.random.Generator) -> Design:

@@ -20,6 +20,9 @@ __all__ = ["agreement", "outcome"]
 
 # Log-likelihoods this close are those of one optimum: 1e-3 is far below what a test can tell.
 SAME_LOGLIK = 1e-3
+# Degrees of freedom are compared where they matter: above MANY_DF a t is a normal, and some
+# peers cut them off.
+SAME_DF, MANY_DF = 1e-2, 1e3
 
 
 def agreement(ours: Mapping[str, FloatArray], peer: PeerRun) -> dict[str, Any]:
@@ -27,7 +30,8 @@ def agreement(ours: Mapping[str, FloatArray], peer: PeerRun) -> dict[str, Any]:
 
     A ratio of times means something only where both found the same optimum: ``same`` features.
     ``peer_lower`` are those whose likelihood the peer left lower than ours; the verdict
-    ``agrees`` allows a tenth of them, and none in which ours is the lower.
+    ``agrees`` allows a tenth of them, and none in which ours is the lower. Degrees of freedom,
+    where the peer has them, must be the same to a hundredth.
     """
     k = peer.loglik.size
     difference = ours["loglik"][:k] - peer.loglik
@@ -35,7 +39,7 @@ def agreement(ours: Mapping[str, FloatArray], peer: PeerRun) -> dict[str, Any]:
     higher, lower = int((difference < -SAME_LOGLIK).sum()), int((difference > SAME_LOGLIK).sum())
     distance = np.abs(ours["theta"][:k] - peer.theta) / ours["se_theta"][:k]
     relative = np.abs(difference) / np.maximum(np.abs(peer.loglik), 1.0)
-    return {
+    report: dict[str, Any] = {
         "features": k,
         "same": int(same.sum()),
         "peer_higher": higher,
@@ -47,6 +51,13 @@ def agreement(ours: Mapping[str, FloatArray], peer: PeerRun) -> dict[str, Any]:
         "theta_in_standard_errors": _largest(distance[same]),
         "agrees": higher == 0 and int(same.sum()) >= 0.9 * k,
     }
+    if peer.df is not None:
+        df = ours["df"][:k]
+        few = same[:, None] & (df < MANY_DF)
+        apart = _largest((np.abs(df - peer.df) / df)[few])
+        report["df_relative"] = apart
+        report["agrees"] &= apart is not None and apart <= SAME_DF
+    return report
 
 
 def _largest(values: FloatArray) -> float | None:

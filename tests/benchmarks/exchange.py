@@ -22,9 +22,13 @@ __all__ = ["formula", "read_matrix", "read_timing", "write_for_peers"]
 
 
 def write_for_peers(
-    folder: Path, stats: SummaryStats, data: Data, features: Mapping[str, int]
+    folder: Path,
+    stats: SummaryStats,
+    data: Data,
+    features: Mapping[str, int],
+    contrasts: FloatArray | None = None,
 ) -> None:
-    """Write statistics and samples of the features that peers fit."""
+    """Write statistics and samples of the features that peers fit, and what they test."""
     shapes: list[tuple[str, int, int]] = []
 
     def write(name: str, values: FloatArray) -> None:
@@ -34,6 +38,8 @@ def write_for_peers(
 
     for name in ("XX", "XY", "ZX", "ZY", "yy"):
         write(name, getattr(stats, name))
+    if contrasts is not None:
+        write("contrasts", contrasts)
     if "FLASHMM" in features:
         write("ZZ", stats.ZZ.toarray())
     write("sizes", np.array([stats.n, *(term.n_columns for term in data.terms)]))

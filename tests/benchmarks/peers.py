@@ -52,6 +52,8 @@ class Peer:
         R script, or empty for a Python peer.
     module
         Module that a Python peer imports.
+    package
+        What must be installed, and what ``--peers`` chooses by; the name by default.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Peer:
     space: Space
     script: str = ""
     module: str = ""
+    package: str = ""
 
     def missing(self, flashmm_r: str | None) -> str | None:
         """Why it cannot run here; None if it can."""
@@ -69,7 +72,12 @@ class Peer:
             return "R is not installed"
         if self.name == "FLASHMM" and flashmm_r is not None:
             return None
-        return None if _r_has(self.name) else "not installed"
+        return None if _r_has(self.installed_as) else "not installed"
+
+    @property
+    def installed_as(self) -> str:
+        """Name of the package."""
+        return self.package or self.name
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,8 @@ class PeerRun:
         Variance parameters in our order, shape (k, params).
     converged
         By the peer's own account, shape (k,).
+    df
+        Degrees of freedom of the contrasts, shape (k, contrasts), from peers of tests.
     """
 
     seconds: FloatArray
@@ -95,6 +105,7 @@ class PeerRun:
     loglik: FloatArray
     theta: FloatArray
     converged: NDArray[np.bool_]
+    df: FloatArray | None = None
 
 
 PEERS: dict[str, Peer] = {
@@ -104,6 +115,15 @@ PEERS: dict[str, Peer] = {
         Peer("lme4", "refit of one lmer, without derivative checks", "psd", script="lme4.R"),
         Peer("lme-python", "prepare_lmer once, then fit(y=...)", "psd", module="lme_python"),
         Peer("statsmodels", "MixedLM(...).fit(reml=True)", "psd", module="statsmodels"),
+        Peer("lmerTest", "as_lmerModLmerTest and contest1D", "psd", script="lmertest.R"),
+        Peer("pbkrtest", "vcovAdj and Lb_ddf", "psd", script="pbkrtest.R"),
+        Peer(
+            "lme-python, Satterthwaite",
+            "with_satterthwaite",
+            "psd",
+            module="lme_python",
+            package="lme-python",
+        ),
     )
 }
 
@@ -125,7 +145,7 @@ def run_peer(
     PeerError
         With the end of its messages, if it fails.
     """
-    out = folder / f"{peer.name}.csv"
+    out = folder / f"{''.join(filter(str.isalnum, peer.name))}.csv"
     if peer.script:
         command = ["Rscript", "--vanilla", str(SCRIPTS / peer.script)]
     else:
@@ -148,10 +168,12 @@ def run_peer(
 
 def _parsed(table: dict[str, FloatArray]) -> PeerRun:
     theta = [values for name, values in table.items() if name.startswith("theta")]
+    df = [values for name, values in table.items() if name.startswith("df")]
     return PeerRun(
         seconds=table["seconds"],
         setup_seconds=float(table["setup"][0]),
         loglik=table["loglik"],
         theta=np.column_stack(theta),
         converged=table["converged"] > 0,
+        df=np.column_stack(df) if df else None,
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 import time
 import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,44 +21,90 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
 
 
-def lme_python(folder: Path, features: int) -> tuple[list[list[float]], float]:
-    """prepare_lmer once, then fit(y=...) for each feature."""
-    import lme_python as package  # noqa: PLC0415  (optional)
-    import polars  # noqa: PLC0415
+@dataclass(frozen=True)
+class Answer:
+    """One feature: seconds, log-likelihood, whether it converged, theta and degrees of freedom."""
 
-    X, Y = read_matrix(folder, "X"), read_matrix(folder, "Y")
-    codes = read_matrix(folder, "codes").astype(int)
-    terms = (folder / "terms.txt").read_text().split()
-    columns: dict[str, Any] = {f"x{j + 1}": X[:, j] for j in range(X.shape[1])}
-    columns |= {name: [f"l{c}" for c in codes[:, i]] for i, name in enumerate(terms)}
-    frame = polars.DataFrame({"y": Y[0], **columns})
-    start = time.perf_counter()
-    prepared = package.prepare_lmer((folder / "formula.txt").read_text().strip(), frame)
-    setup = time.perf_counter() - start
-    prepared.fit(y=Y[0])
-    rows = []
-    for y in Y[:features]:
+    seconds: float
+    loglik: float
+    converged: bool
+    theta: Sequence[float]
+    df: Sequence[float] = ()
+
+
+Answers = tuple[list[Answer], float]  # and the seconds of what is done once
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that lme-python prepared, and its data."""
+
+    model: Any
+    frame: Any
+    Y: FloatArray
+    terms: list[str]
+    seconds: float
+
+    @classmethod
+    def read(cls, folder: Path) -> Prepared:
+        """Read the data in ``folder`` and prepare the model."""
+        import lme_python as package  # noqa: PLC0415  (optional)
+        import polars  # noqa: PLC0415
+
+        X, Y = read_matrix(folder, "X"), read_matrix(folder, "Y")
+        codes = read_matrix(folder, "codes").astype(int)
+        terms = (folder / "terms.txt").read_text().split()
+        columns: dict[str, Any] = {f"x{j + 1}": X[:, j] for j in range(X.shape[1])}
+        columns |= {name: [f"l{c}" for c in codes[:, i]] for i, name in enumerate(terms)}
+        frame = polars.DataFrame({"y": Y[0], **columns})
+        formula = (folder / "formula.txt").read_text().strip()
         start = time.perf_counter()
-        fit = prepared.fit(y=y)
+        model = package.prepare_lmer(formula, frame)
         seconds = time.perf_counter() - start
-        theta = _in_our_order(fit.var_corr, terms)
-        rows.append([seconds, fit.log_likelihood, float(fit.converged), *theta])
-    return rows, setup
+        model.fit(y=Y[0])
+        return cls(model, frame, Y, terms, seconds)
+
+    def theta(self, fit: Any) -> list[float]:
+        """Variances, then covariances, of each term; the residual variance last."""
+        theta = []
+        for term in (*self.terms, "Residual"):
+            own = [row[1:4] for row in fit.var_corr or [] if row[0] == term]
+            theta += [value for first, second, value in own if first == second]
+            theta += [value for first, second, value in own if first != second]
+        return theta
 
 
-def _in_our_order(var_corr: list[tuple[Any, ...]], terms: list[str]) -> list[float]:
-    """Variances, then covariances, of each term; the residual variance last."""
-    theta = []
-    for term in (*terms, "Residual"):
-        own = [
-            (first, second, value) for group, first, second, value, _ in var_corr if group == term
-        ]
-        theta += [value for first, second, value in own if first == second]
-        theta += [value for first, second, value in own if first != second]
-    return theta
+def lme_python(folder: Path, features: int) -> Answers:
+    """prepare_lmer once, then fit(y=...) for each feature."""
+    prepared = Prepared.read(folder)
+    rows = []
+    for y in prepared.Y[:features]:
+        start = time.perf_counter()
+        fit = prepared.model.fit(y=y)
+        seconds = time.perf_counter() - start
+        theta = prepared.theta(fit)
+        rows.append(Answer(seconds, fit.log_likelihood, bool(fit.converged), theta))
+    return rows, prepared.seconds
 
 
-def statsmodels(folder: Path, features: int) -> tuple[list[list[float]], float]:
+def satterthwaite(folder: Path, features: int) -> Answers:
+    """with_satterthwaite of each feature; its fit is not timed."""
+    import polars  # noqa: PLC0415  (optional)
+
+    prepared = Prepared.read(folder)
+    rows = []
+    for y in prepared.Y[:features]:
+        own = prepared.frame.with_columns(y=polars.Series(y))
+        fit = prepared.model.fit(y=y)
+        start = time.perf_counter()
+        tested = fit.with_satterthwaite(own) or fit
+        seconds = time.perf_counter() - start
+        theta, df = prepared.theta(fit), tested.satterthwaite_dfs
+        rows.append(Answer(seconds, fit.log_likelihood, bool(fit.converged), theta, df))
+    return rows, prepared.seconds
+
+
+def statsmodels(folder: Path, features: int) -> Answers:
     """A fresh MixedLM for each feature; one grouping factor."""
     from statsmodels.regression.mixed_linear_model import MixedLM  # noqa: PLC0415  (optional)
 
@@ -73,20 +122,30 @@ def statsmodels(folder: Path, features: int) -> tuple[list[list[float]], float]:
         seconds = time.perf_counter() - start
         D = np.asarray(fit.cov_re)
         theta = [*np.diag(D), *D[np.triu_indices(len(D), 1)], fit.scale]
-        rows.append([seconds, fit.llf, float(fit.converged), *theta])
+        rows.append(Answer(seconds, fit.llf, bool(fit.converged), theta))
     return rows, 0.0
+
+
+RUNNERS: dict[str, Callable[[Path, int], Answers]] = {
+    "lme-python": lme_python,
+    "lme-python, Satterthwaite": satterthwaite,
+    "statsmodels": statsmodels,
+}
 
 
 def main(arguments: list[str]) -> None:
     """Run a peer and write its table."""
     name, folder, features, out = arguments
-    run = {"lme-python": lme_python, "statsmodels": statsmodels}[name]
-    rows, setup = run(Path(folder), int(features))
-    table = np.array(rows)
-    table = np.column_stack([table[:, :1], np.full(len(table), setup), table[:, 1:]])
-    names = ["seconds", "setup", "loglik", "converged"]
-    names += [f"theta{i + 1}" for i in range(table.shape[1] - 4)]
-    np.savetxt(out, table, delimiter=",", header=",".join(names), comments="", fmt="%.17g")
+    rows, setup = RUNNERS[name](Path(folder), int(features))
+    header = ["seconds", "setup", "loglik", "converged"]
+    header += [f"theta{i + 1}" for i in range(len(rows[0].theta))]
+    header += [f"df{i + 1}" for i in range(len(rows[0].df))]
+    with Path(out).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for row in rows:
+            known = [row.seconds, setup, row.loglik, int(row.converged), *row.theta, *row.df]
+            writer.writerow([repr(float(value)) for value in known])
 
 
 if __name__ == "__main__":

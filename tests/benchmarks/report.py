@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["environment_table", "peer_table", "target_table"]
+__all__ = [
+    "environment_table",
+    "growth_table",
+    "markdown",
+    "peer_table",
+    "provenance",
+    "target_table",
+]
 
 
 def target_table(measured: Mapping[str, Any]) -> str:
@@ -15,9 +22,10 @@ def target_table(measured: Mapping[str, Any]) -> str:
             "case",
             "features",
             "engine",
-            "whole fit",
+            "all features",
             "per feature",
             "iterations (median, max)",
+            "cores busy",
             "peak memory",
             "target",
             "measured",
@@ -36,13 +44,14 @@ def target_table(measured: Mapping[str, Any]) -> str:
                 duration(case["seconds"]),
                 duration(case["seconds_per_feature"]),
                 f"{iterations['median']:.0f}, {iterations['maximum']}",
+                f"{main['processor_seconds'] / main['seconds']:.1f}",
                 f"{case['memory_peak'] / 1e9:.2f} GB",
                 "<br>".join(_target(t) for t in targets),
                 "<br>".join(_value(t) for t in targets),
                 "<br>".join({True: "yes", False: "no", None: "–"}[t["met"]] for t in targets),
             ]
         )
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def peer_table(measured: Mapping[str, Any]) -> str:
@@ -83,7 +92,7 @@ def peer_table(measured: Mapping[str, Any]) -> str:
                     "–" if difference is None else f"{difference:.0e}",
                 ]
             )
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def environment_table(measured: Mapping[str, Any]) -> str:
@@ -91,6 +100,8 @@ def environment_table(measured: Mapping[str, Any]) -> str:
     where = measured["environment"]
     rows = [["what", "value"]]
     rows.append(["date", where["date"]])
+    if where.get("commit"):
+        rows.append(["commit of flashmm", where["commit"]])
     rows.append(["processor", f"{where['processor']}, {where['cores']} cores"])
     rows.append(["memory", f"{where['memory_gib']} GiB"])
     rows.append(["Python", where["python"]])
@@ -100,7 +111,36 @@ def environment_table(measured: Mapping[str, Any]) -> str:
     rows += [[name, version] for name, version in where["packages"].items() if version]
     for name, version in (where["r"] or {}).items():
         rows.append([name if name == "R" else f"{name} in R", version])
-    return _markdown(rows)
+    return markdown(rows)
+
+
+def provenance(measured: Mapping[str, Any]) -> str:
+    """When and where it was measured, in a sentence."""
+    where = measured["environment"]
+    rounds = measured.get("rounds")
+    words = "" if rounds is None else f", {rounds} round{'s' if rounds > 1 else ''}"
+    sentence = (
+        f"Measured on {where['date']} at size *{measured['size']}*{words}, on {where['cores']} "
+        f"cores of {where['processor']}, {where['memory_gib']} GiB of memory."
+    )
+    return f"{sentence} {measured.get('note', '')}".strip()
+
+
+def growth_table(measured: Mapping[str, Any]) -> str:
+    """One row per point of the growth curves."""
+    rows = [["varied", "structure", "m", "n", "p", "q", "engine", "time", "memory"]]
+    rows += [
+        [
+            f"{point['axis']} = {point[point['axis']]:,}",
+            point["structure"],
+            *(f"{point[name]:,}" for name in ("m", "n", "p", "q")),
+            point["engine"],
+            duration(point["seconds"]),
+            f"{point['memory'] / 1e6:.0f} MB",
+        ]
+        for point in measured["points"]
+    ]
+    return markdown(rows)
 
 
 def duration(seconds: float) -> str:
@@ -139,7 +179,7 @@ def _value(target: Mapping[str, Any]) -> str:
     return number(target["value"]) + unit
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     return "\n".join(lines)

@@ -39,7 +39,7 @@ def run_case(
     case, level
         What, and how large.
     peers
-        Names of the peers that may run.
+        Packages of the peers that may run.
     rounds
         Number of rounds.
     flashmm_r
@@ -51,7 +51,7 @@ def run_case(
         For JSON; times in seconds, memory in bytes.
     """
     size = case.sizes[level]
-    wanted = {name: size.peers[name] for name in size.peers if name in peers}
+    wanted = {name: size.peers[name] for name in size.peers if PEERS[name].installed_as in peers}
     report: dict[str, Any] = {"name": case.name, "title": case.title, "level": level}
     absent = {
         name: reason for name in wanted if (reason := PEERS[name].missing(flashmm_r)) is not None
@@ -118,7 +118,7 @@ def _peer(
 def _ours(rounds: Sequence[Mapping[str, Any]], case: Case) -> dict[str, Any]:
     """Our side of the report: medians over the repeats of all rounds."""
     first = rounds[0]
-    report: dict[str, Any] = {key: first[key] for key in ("n", "m", "p", "q", "threads")}
+    report: dict[str, Any] = {key: first[key] for key in ("n", "m", "p", "q")}
     spaces = {}
     for space, measured in first["spaces"].items():
         repeats = [seconds for part in rounds for seconds in part["spaces"][space]["seconds"]]

@@ -13,12 +13,42 @@ read_matrix <- function(name) {
   matrix(values, shape$rows, shape$columns)
 }
 
-# One row per feature; theta is features x parameters, in the order of the terms, residual last.
-write_answers <- function(seconds, setup, loglik, theta, converged) {
+# One row per feature; theta is features x parameters, in the order of the terms, residual last;
+# df is features x contrasts.
+write_answers <- function(seconds, setup, loglik, theta, converged, df = NULL) {
   colnames(theta) <- paste0("theta", seq_len(ncol(theta)))
   table <- data.frame(
     seconds = seconds, setup = setup, loglik = loglik, converged = as.integer(converged)
   )
   table <- cbind(table, theta)
+  if (!is.null(df)) {
+    colnames(df) <- paste0("df", seq_len(ncol(df)))
+    table <- cbind(table, df)
+  }
   write.csv(format(table, digits = 17, trim = TRUE), out, row.names = FALSE, quote = FALSE)
 }
+
+# What lme4 needs: the model, a data frame without the response, the names of the terms.
+read_model <- function() {
+  X <- read_matrix("X")
+  codes <- read_matrix("codes")
+  terms <- readLines(file.path(folder, "terms.txt"))
+  data <- as.data.frame(X)
+  names(data) <- paste0("x", seq_len(ncol(X)))
+  for (i in seq_along(terms)) data[[terms[i]]] <- factor(codes[, i])
+  list(
+    formula = as.formula(readLines(file.path(folder, "formula.txt")), globalenv()),
+    data = data, terms = terms, Y = read_matrix("Y")
+  )
+}
+
+# theta of a fit by lmer, in our order.
+variances <- function(fit, terms) {
+  blocks <- lapply(terms, function(term) {
+    block <- as.matrix(lme4::VarCorr(fit)[[term]])
+    c(diag(block), block[upper.tri(block)])
+  })
+  c(unlist(blocks), sigma(fit)^2)
+}
+
+quiet <- function(expression) suppressMessages(suppressWarnings(expression))
