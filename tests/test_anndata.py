@@ -71,8 +71,7 @@ MATRICES = {
 @pytest.mark.parametrize("kind", MATRICES)
 def test_in_memory(kind, cells, expected):
     adata = with_x(cells, MATRICES[kind])
-    assert_same_sums(build(adata).stats, expected.stats)
-    assert_same_sums(build(adata[::-1].copy()).stats, expected.stats)
+    assert_same_sums(build(adata[::-1]).stats, expected.stats)
     in_any_order = np.random.default_rng(0).permutation(cells.n_obs)
     stats = fm.MultiLMM.from_formula(
         FIXED, RANDOM, cells.obs.iloc[in_any_order], adata, transform="log2p1"
@@ -85,7 +84,6 @@ FILES = {
     "CSC": ("CSC", {}),
     "dense": ("dense", {}),
     "compressed": ("CSR", {"compression": "gzip"}),
-    "lzf": ("CSR", {"compression": "lzf"}),
 }
 
 
@@ -95,8 +93,7 @@ def test_h5ad_backed_and_by_its_path(kind, cells, expected, tmp_path, monkeypatc
     path = tmp_path / "kang.h5ad"
     with_x(cells, MATRICES[matrix]).write_h5ad(path, **options)
     monkeypatch.setattr("flashmm.streaming.BLOCK_BYTES", 2**18)  # several blocks
-    for adata in (path, str(path)):
-        assert_same_sums(build(adata).stats, expected.stats)
+    assert_same_sums(build(str(path)).stats, expected.stats)
     backed = anndata.read_h5ad(path, backed="r")
     assert_same_sums(build(backed).stats, expected.stats)
     by_path = fm.MultiLMM.from_formula(FIXED, RANDOM, cells.obs, path, transform="log2p1")

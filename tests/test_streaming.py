@@ -112,7 +112,7 @@ def test_every_source_gives_the_same_statistics(name, options, tmp_path, monkeyp
 CHEAP = [name for name in SOURCES if not name.startswith(("HDF5", "zarr", "dask", "DataArray"))]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     name=st.sampled_from([name for name in CHEAP if "blocks" not in name]),
     seed=st.integers(0, 2**32 - 1),

@@ -48,7 +48,7 @@ STEP = 4000
 
 # (genes, cells) in memory; (genes, cells) of the file; genes and the cells of the peaks.
 SIZES: dict[str, dict[str, Any]] = {
-    "quick": {"memory": [(100, 3000)], "file": (60, 4000), "peak": (50, [2000, 8000])},
+    "quick": {"memory": [(100, 2000)], "file": (40, 3000), "peak": (50, [2000, 8000])},
     "medium": {
         "memory": [(2000, 100_000), (20_000, 10_000)],
         "file": (11_596, 49_997),
