@@ -18,6 +18,7 @@ from flashmm.exceptions import (
     listing,
     nearest,
 )
+from flashmm.inference.names import coefficients_of
 from flashmm.likelihood import ENGINES, Projection, make_likelihood, on_device, project
 from flashmm.results import FitOptions, MultiLMMResults, assemble_dataset
 from flashmm.solvers import SOLVERS
@@ -26,6 +27,7 @@ from flashmm.solvers.batches import maximise_in_batches, usable_cores
 from flashmm.solvers.space import make_space
 from flashmm.solvers.start import starting_values
 from flashmm.solvers.status import Status
+from flashmm.summary_stats import SummaryStats
 
 __all__ = ["MultiLMM"]
 
@@ -64,6 +66,60 @@ class MultiLMM(ModelData):
     >>> result.params.shape
     (20, 5)
     """
+
+    def drop(self, *, fixed: Any = None, random: Any = None, features: Any = None) -> MultiLMM:
+        """A smaller model of the same data, which are not needed again.
+
+        Parameters
+        ----------
+        fixed
+            Coefficients in any spelling, or terms of the formula (``"cls:trt"``) with all of
+            their coefficients.
+        random
+            Random terms, or variances: ``"Subject[Days]"`` for the effect Days of Subject.
+        features
+            Names, positions or a mask.
+
+        Returns
+        -------
+        MultiLMM
+
+        Raises
+        ------
+        InputError
+            If a name is unknown, or no fixed or no random effect would be left.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sim = fm.simulate.rnaseq(n_genes=20, n_cells=300, n_samples=6, n_clusters=2, rng=1)
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "~ log(libsize) + cls + trt", "~ 0 + sam", sim.metadata, sim.counts,
+        ...     transform="log2p1")
+        >>> fits = {term: model.drop(fixed=term).fit("ML") for term in ("cls", "trt")}
+        >>> model.fit("ML").compare_lr_test(fits["trt"]).columns.tolist()
+        ['statistic', 'df', 'p', 'p_adjusted']
+        """
+        return self._smaller(self.stats.drop(**self._names(fixed, random, features)))
+
+    def keep(self, *, fixed: Any = None, random: Any = None, features: Any = None) -> MultiLMM:
+        """A smaller model with only what is named; arguments as in `drop`, None for all."""
+        return self._smaller(self.stats.keep(**self._names(fixed, random, features)))
+
+    def _names(self, fixed: Any, random: Any, features: Any) -> dict[str, Any]:
+        names = None if fixed is None else coefficients_of(fixed, self.stats.coef_names)
+        return {"fixed": names, "random": random, "features": features}
+
+    def _smaller(self, stats: SummaryStats) -> MultiLMM:
+        return MultiLMM(
+            stats,
+            fixed=reduced_formula(self.fixed, self.stats.coef_names, stats.coef_names),
+            random=reduced_formula(
+                self.random, self.stats.structure.param_names, stats.structure.param_names
+            ),
+            n_dropped=self.n_dropped,
+            recipe=self.recipe,
+        )
 
     @cached_property
     def projection(self) -> Projection:
@@ -184,6 +240,12 @@ class MultiLMM(ModelData):
         results = MultiLMMResults(ds, self.stats, options, projection, self.recipe)
         _warn_about(results.ds["status"].to_numpy())
         return results
+
+
+def reduced_formula(formula: str, names: Sequence[str], left: Sequence[str]) -> str:
+    """A formula as text, with what was dropped since: ``~ a + b, without 'b'``."""
+    gone = [name for name in names if name not in set(left)]
+    return f"{formula}, without {listing(gone)}" if formula and gone else formula
 
 
 def _check_option(name: str, value: object, options: Sequence[str]) -> None:

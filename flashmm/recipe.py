@@ -209,6 +209,8 @@ class DesignRecipe:
             rows = sp.csr_array(self._evaluate(recipe.effects, table, source, context))
             codes = np.full(c, -1, dtype=np.intp)
             if recipe.group:
+                # A model from which an effect was dropped has fewer than the formula makes.
+                rows = rows[:, [recipe.effects.names.index(name) for name in term.effects]]
                 s = len(term.effects)
                 if known:
                     labels = self._labels(recipe.group, table, source)

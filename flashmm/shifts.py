@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
 
-__all__ = ["Shift", "combine_shifts", "shifted_sums"]
+__all__ = ["Shift", "combine_shifts", "restrict_shift", "shifted_sums"]
 
 # A feature whose variation about X is below this share of its sum of squares is summed
 # again after subtracting X a: raw sums would cancel.
@@ -173,6 +173,41 @@ def _move(stats: SummaryStats, features: NDArray[np.intp], a: FloatArray) -> Shi
         XY[:, features] - change,
         ZY[:, features] - stats.ZX @ delta,
         yy[features] - 2.0 * (delta * XY[:, features]).sum(axis=0) + square,
+    )
+
+
+def restrict_shift(stats: SummaryStats, kept: IntArray) -> Shift | None:
+    """Shifted sums about a fit by some of the columns of X alone.
+
+    Parameters
+    ----------
+    stats
+        Statistics with all columns of X.
+    kept
+        Positions of the columns to keep.
+
+    Returns
+    -------
+    Shift or None
+        For the features that still need it: fewer columns leave more variation.
+    """
+    if stats.shift is None:
+        return None
+    features = stats.shift.features
+    XY, _, _, own = stats.centred()
+    score = XY[:, features] + stats.XX @ own[:, features]
+    a = np.zeros_like(score)
+    a[kept] = _Gram.of(stats.XX[np.ix_(kept, kept)]).solve(score[kept])
+    moved = _move(stats, features, a)
+    needed = np.flatnonzero(moved.yy < _CANCELLATION * stats.yy[features])
+    if needed.size == 0:
+        return None
+    return Shift(
+        features[needed],
+        a[np.ix_(kept, needed)],
+        moved.XY[np.ix_(kept, needed)],
+        moved.ZY[:, needed],
+        moved.yy[needed],
     )
 
 

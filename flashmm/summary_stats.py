@@ -24,6 +24,7 @@ from flashmm.shifts import Shift
 from flashmm.sources import Source, Transform, make_source
 from flashmm.stats_algebra import added, subtracted
 from flashmm.stats_checks import check_shapes, sample_count, shared_labels
+from flashmm.stats_selection import kept, without
 from flashmm.summing import sum_design
 
 if TYPE_CHECKING:
@@ -439,6 +440,45 @@ class SummaryStats:
             feature_names=self.feature_names[positions],
             shift=shift,
         )
+
+    def keep(self, *, fixed: Any = None, random: Any = None, features: Any = None) -> SummaryStats:
+        """The statistics of a smaller model, by what stays in it.
+
+        Parameters
+        ----------
+        fixed
+            Names of coefficients; None for all.
+        random
+            Names of random terms, or of variances: ``"Subject[Days]"`` stands for the effect
+            Days of the term Subject; None for all.
+        features
+            As in `take`; None for all.
+
+        Returns
+        -------
+        SummaryStats
+            In the order of ``self`` but for the features.
+
+        Raises
+        ------
+        InputError
+            If a name is unknown, or no fixed or no random effect would be left.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from flashmm import SummaryStats
+        >>> rng = np.random.default_rng(1)
+        >>> Z = np.kron(np.eye(3), np.ones((2, 1)))
+        >>> stats = SummaryStats.from_arrays(rng.normal(size=(4, 6)), np.eye(6)[:, :2], Z)
+        >>> stats.keep(fixed="x2").coef_names, stats.drop(fixed="x2").coef_names
+        (('x2',), ('x1',))
+        """
+        return kept(self, fixed, random, features)
+
+    def drop(self, *, fixed: Any = None, random: Any = None, features: Any = None) -> SummaryStats:
+        """The statistics of a smaller model, by what leaves it; as `keep` otherwise."""
+        return without(self, fixed, random, features)
 
     def to_dataset(self) -> xr.Dataset:
         """The statistics as an xarray Dataset, labels included."""

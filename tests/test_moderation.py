@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import references
 
-from flashmm.exceptions import InputError
 from flashmm.inference.lowess import lowess
-from flashmm.inference.moderation import VariancePrior, moderate, variance_prior
+from flashmm.inference.moderation import moderate, variance_prior
 
 LIMMA = json.loads((references.REFERENCE / "limma" / "reference.json").read_text())
 LEVEL = np.array(LIMMA["covariate"])

@@ -16,7 +16,15 @@ import numpy as np
 
 from flashmm.exceptions import InputError, listing, nearest
 
-__all__ = ["NUMBER", "Coefficients", "is_boundary", "r_name", "resolve_names", "term_name"]
+__all__ = [
+    "NUMBER",
+    "Coefficients",
+    "coefficients_of",
+    "is_boundary",
+    "r_name",
+    "resolve_names",
+    "term_name",
+]
 
 NUMBER = re.compile(r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
@@ -50,6 +58,40 @@ def resolve_names(requested: object, names: Sequence[str]) -> list[int]:
     if isinstance(requested, str | Integral) or not isinstance(requested, Iterable):
         requested = [requested]
     return [known.resolve(item) for item in requested]
+
+
+def coefficients_of(requested: object, names: Sequence[str]) -> list[str]:
+    """Names of coefficients that are asked for one by one or by the terms they belong to.
+
+    Parameters
+    ----------
+    requested : str, int, or an iterable of them
+        Coefficients as in `resolve_names`, or terms: ``"cls:trt"`` for all of its coefficients.
+    names : sequence of str (p,)
+        The names of the coefficients.
+
+    Returns
+    -------
+    list of str
+        Without repetition, in the order of `requested`.
+
+    Raises
+    ------
+    InputError
+        If a name is that of neither a coefficient nor a term.
+
+    Examples
+    --------
+    >>> coefficients_of(["trt", "x"], ["x", "trt[T.B]", "trt[T.C]", "x:trt[T.B]"])
+    ['trt[T.B]', 'trt[T.C]', 'x']
+    """
+    if isinstance(requested, str | Integral) or not isinstance(requested, Iterable):
+        requested = [requested]
+    found: list[str] = []
+    for item in requested:
+        of_term = [name for name in names if term_name(name) == item and name != item]
+        found += of_term or [names[i] for i in resolve_names(item, names)]
+    return list(dict.fromkeys(found))
 
 
 def r_name(name: str) -> str:

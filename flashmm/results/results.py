@@ -12,6 +12,7 @@ import xarray as xr
 from flashmm.exceptions import InputError
 from flashmm.recipe_text import recipe_from_text, recipe_to_text
 from flashmm.results.bootstrap import ParametricBootstrap
+from flashmm.results.comparison import ModelComparison
 from flashmm.results.estimates import FitOptions, attributes
 from flashmm.results.feature_results import FeatureResults
 from flashmm.results.marginal_means import MarginalMeans
@@ -34,6 +35,7 @@ __all__ = ["MultiLMMResults"]
 
 class MultiLMMResults(
     MarginalMeans,
+    ModelComparison,
     RandomEffectPredictions,
     NewDataPredictions,
     ParametricBootstrap,

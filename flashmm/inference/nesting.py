@@ -1,0 +1,173 @@
+"""Which of two models is part of the other, and how their likelihood ratio is distributed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flashmm.exceptions import InputError, listing
+from flashmm.inference.variance_tests import ChiBarSquare
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.design import CovarianceStructure
+    from flashmm.summary_stats import SummaryStats
+
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
+    Key = tuple[str, ...]
+
+__all__ = ["Nesting", "check_same_data", "nesting"]
+
+# Two computations of the same sums differ by rounding.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Nesting:
+    """What a smaller model lacks of a larger one.
+
+    Parameters
+    ----------
+    coefficients
+        Names of the fixed effects.
+    parameters
+        Names of the parameters of D, variances and covariances.
+    variances
+        How many of the parameters are variances.
+    one_effect
+        Whether all parameters belong to one random effect.
+    """
+
+    coefficients: tuple[str, ...]
+    parameters: tuple[str, ...]
+    variances: int
+    one_effect: bool
+
+    @property
+    def df(self) -> int:
+        """Number of parameters that the smaller model sets to zero."""
+        return len(self.coefficients) + len(self.parameters)
+
+    def null(self, space: str) -> ChiBarSquare:
+        """Large-sample null distribution of twice the gain in log-likelihood.
+
+        Chi-square, except where variances are zero in the psd space: there a random effect that
+        is absent brings an equal mixture with one degree of freedom less (Stram & Lee 1994), and
+        several bring one that bounds the p-value from above (Silvapulle & Sen 2005, section 3.6).
+        """
+        if space == "unconstrained" or self.variances == 0:
+            return ChiBarSquare(((self.df, 1.0),))
+        mixture = ((self.df - 1, 0.5), (self.df, 0.5))
+        return ChiBarSquare(mixture, "asymptotic" if self.one_effect else "bound")
+
+
+def nesting(large: SummaryStats, small: SummaryStats) -> Nesting:
+    """What ``small`` lacks of ``large``.
+
+    Raises
+    ------
+    InputError
+        If the smaller model has what the larger has not.
+    """
+    extra = [name for name in small.coef_names if name not in set(large.coef_names)]
+    if extra:
+        raise InputError(
+            "The models are not nested: only the other one has the fixed effects "
+            f"{listing(extra)}. Coefficients are the same if their names are. The test is "
+            "called on the fit of the larger model."
+        )
+    mine, theirs = _parameters(large.structure), _parameters(small.structure)
+    unknown = [name for key, name in theirs.items() if key not in mine]
+    if unknown:
+        raise InputError(
+            "The models are not nested: only the other one has the variance components "
+            f"{listing(unknown)}. Components count as the same if their groups, levels and "
+            "effects have the same names."
+        )
+    gone = [key for key in mine if key not in theirs]
+    variances = [key for key in gone if key[-1] == key[-2]]
+    one = len(variances) == 1 and all(variances[0][-1] in key[-2:] for key in gone)
+    return Nesting(
+        tuple(name for name in large.coef_names if name not in set(small.coef_names)),
+        tuple(mine[key] for key in gone),
+        len(variances),
+        one,
+    )
+
+
+def check_same_data(large: SummaryStats, small: SummaryStats) -> None:
+    """Raise unless two nested models of the same features were summed over the same samples.
+
+    Parameters
+    ----------
+    large, small
+        Statistics of the same features in the same order, ``small`` nested in ``large``.
+
+    Raises
+    ------
+    InputError
+        If a sum that both have differs.
+    """
+    if large.n != small.n:
+        raise InputError(
+            f"The models were fitted to different data: {large.n} and {small.n} samples."
+        )
+    if abs(large.log_weights - small.log_weights) > _ROUNDING * (1.0 + abs(large.log_weights)):
+        raise InputError("The models were fitted to different data: the weights differ.")
+    length = np.sqrt(large.yy)
+    _compare("y'y of", large.yy, small.yy, large.yy, large)
+    here = np.array([large.coef_names.index(name) for name in small.coef_names], dtype=np.intp)
+    size = np.sqrt(np.diag(large.XX))[here]
+    _compare("X'y of", large.XY[here], small.XY, size[:, None] * length, large)
+    if _differ(large.XX[np.ix_(here, here)], small.XX, np.outer(size, size)).any():
+        raise InputError("The models are not nested: fixed effects of the same names differ.")
+    columns = {key: i for i, key in enumerate(_columns(large.structure))}
+    there = np.array([columns[key] for key in _columns(small.structure)], dtype=np.intp)
+    size = np.sqrt(large.ZZ.diagonal())[there]
+    _compare("Z'y of", large.ZY[there], small.ZY, size[:, None] * length, large)
+
+
+def _differ(left: FloatArray, right: FloatArray, scale: FloatArray) -> NDArray[np.bool_]:
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.abs(left - right) > _ROUNDING * scale)  # NaN in both is no difference
+
+
+def _compare(
+    what: str, left: FloatArray, right: FloatArray, scale: FloatArray, stats: SummaryStats
+) -> None:
+    wrong = np.atleast_2d(_differ(left, right, scale)).any(axis=0)
+    if wrong.any():
+        names = stats.feature_names[wrong]
+        raise InputError(
+            f"The models were fitted to different data: {what} the same features differs for "
+            f"{listing(names)}."
+        )
+
+
+def _parameters(structure: CovarianceStructure) -> dict[Key, str]:
+    """Names of the parameters of D by what they mean: group, levels, and two effects."""
+    keys = {}
+    for parameter in structure.parameters:
+        term = structure.terms[parameter.term]
+        if parameter.row < 0:
+            pair: tuple[str, ...] = ("", "")
+        else:
+            pair = tuple(sorted((term.effects[parameter.row], term.effects[parameter.column])))
+        name = term.name if parameter.row < 0 else ""
+        keys[(name, term.group, *term.levels, *pair)] = parameter.name
+    return keys
+
+
+def _columns(structure: CovarianceStructure) -> list[Key]:
+    """Columns of Z by group, level and effect."""
+    keys: list[Key] = []
+    for term in structure.terms:
+        name = term.name if term.covariance == "identity" else ""
+        keys += [
+            (name, term.group, level, effect) for level in term.levels for effect in term.effects
+        ]
+    return keys
