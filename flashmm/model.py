@@ -96,8 +96,9 @@ class MultiLMM(ModelData):
         >>> model = fm.MultiLMM.from_formula(
         ...     "~ log(libsize) + cls + trt", "~ 0 + sam", sim.metadata, sim.counts,
         ...     transform="log2p1")
-        >>> fits = {term: model.drop(fixed=term).fit("ML") for term in ("cls", "trt")}
-        >>> model.fit("ML").compare_lr_test(fits["trt"]).columns.tolist()
+        >>> options = {"method": "ML", "parameter_space": "psd"}
+        >>> fits = {term: model.drop(fixed=term).fit(**options) for term in ("cls", "trt")}
+        >>> model.fit(**options).compare_lr_test(fits["trt"]).columns.tolist()
         ['statistic', 'df', 'p', 'p_adjusted']
         """
         return self._smaller(self.stats.drop(**self._names(fixed, random, features)))
