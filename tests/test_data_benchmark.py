@@ -19,7 +19,7 @@ def test_the_quick_size_runs(tmp_path, monkeypatch, capsys):
         benchmark, "best", lambda function, _=1: 1.0 if function() is not None else 0.0
     )
     monkeypatch.setattr(benchmark, "environment", dict)
-    monkeypatch.setattr(benchmark, "beside_flashmm", lambda _: {"missing": "not asked"})
+    monkeypatch.setattr(benchmark, "beside_flashmm", lambda *_: {"missing": "not asked"})
     assert benchmark.main(["--size", "quick", "--out", str(tmp_path / "out.json")]) == 0
     measured = json.loads((tmp_path / "out.json").read_text())
     memory, file = measured["memory"][0], measured["file"]

@@ -272,9 +272,9 @@ class Source:
             if raw.features is not None:
                 values = _select_features(values, raw.features)
             if sp.issparse(values):
-                columns = values.tocoo().coords[1]
                 here = np.zeros(values.shape[1], dtype=bool)
-                here[columns[np.isnan(values.tocoo().data)]] = True
+                entries = values.tocoo()
+                here[entries.col[np.isnan(entries.data)]] = True
             else:
                 here = np.isnan(values).any(axis=0)
             missing[samples] |= here
@@ -308,7 +308,8 @@ class Source:
     ) -> None:
         if sp.issparse(values):
             first = int(np.flatnonzero(~np.isfinite(values.data))[0])
-            row, column = (int(x[first]) for x in values.tocoo().coords)
+            entries = values.tocoo()
+            row, column = int(entries.row[first]), int(entries.col[first])
         else:
             row, column = (int(x) for x in np.argwhere(~np.isfinite(values))[0])
         value = before[row, column]

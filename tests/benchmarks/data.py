@@ -153,7 +153,7 @@ def in_memory(m: int, n: int) -> dict[str, Any]:
     }
 
 
-def from_file(path: Path) -> dict[str, Any]:
+def from_file(path: Path, flashmm_r: str | None = None) -> dict[str, Any]:
     """From an .h5ad to a tested table: seconds of each part and peak memory."""
     reset_memory_peak()
     start = time.perf_counter()
@@ -175,14 +175,14 @@ def from_file(path: Path) -> dict[str, Any]:
         "seconds_test": stop - fitted,
         "gigabytes": memory_peak() / 1e9,
         "tested": int(table["p"].notna().sum()),
-        "flashmm_r": beside_flashmm(model.stats),
+        "flashmm_r": beside_flashmm(model.stats, flashmm_r),
     }
 
 
-def beside_flashmm(stats: SummaryStats) -> dict[str, Any]:
+def beside_flashmm(stats: SummaryStats, source: str | None) -> dict[str, Any]:
     """FLASHMM's lmm on the same statistics, for the first genes."""
     peer = PEERS["FLASHMM"]
-    reason = peer.missing(None)
+    reason = peer.missing(source)
     if reason is not None:
         return {"missing": reason}
     donors = stats.structure.terms[0].n_columns
@@ -193,7 +193,7 @@ def beside_flashmm(stats: SummaryStats) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         write_for_peers(Path(folder), stats.take(slice(0, genes)), data, {"FLASHMM": genes})
         try:
-            run = run_peer(peer, Path(folder), genes, threads=1, flashmm_r=None)
+            run = run_peer(peer, Path(folder), genes, threads=1, flashmm_r=source)
         except PeerError as error:
             return {"failed": str(error)}
     each = float(np.mean(run.seconds))
@@ -219,7 +219,7 @@ def peak(path: Path) -> dict[str, Any]:
 
 STAGES: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "memory": lambda given: in_memory(int(given[0]), int(given[1])),
-    "file": lambda given: from_file(Path(given[0])),
+    "file": lambda given: from_file(Path(given[0]), *given[1:]),
     "peak": lambda given: peak(Path(given[0])),
 }
 
@@ -238,6 +238,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", choices=list(SIZES), default="quick")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--folder", type=Path, help="where files go while they are read")
+    parser.add_argument(
+        "--flashmm-r",
+        metavar="FOLDER",
+        help="source of the R package FLASHMM; without it the installed package is used",
+    )
     parser.add_argument("--stage", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.stage:
@@ -250,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = Path(folder) / "cells.h5ad"
         m, n = size["file"]
         elements = write_h5ad(path, n, m)
-        measured["file"] = staged("file", path) | {
+        measured["file"] = staged("file", path, *filter(None, [options.flashmm_r])) | {
             "elements": elements,
             "file_gigabytes": path.stat().st_size / 1e9,
         }
