@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import problems as pb
@@ -135,3 +137,47 @@ def test_the_engine_with_least_work_is_chosen(random, engine):
     assert choose(projection)[0] == engine
     found = works(projection)
     assert found[engine][0] == min(work for work, _ in found.values())
+
+
+@pytest.mark.parametrize("method", pb.METHODS)
+@pytest.mark.parametrize(
+    ("random", "engine"),
+    [
+        ("(1 + x | donor)", "blocked"),
+        ("(1 | site) + (1 + x | donor)", "blocked"),
+        ("(1 | donor / kind)", "nested"),
+    ],
+)
+def test_a_batch_keeps_within_a_fifth_of_its_budget(random, engine, method):
+    rng = np.random.default_rng(0)
+    n, m = 4000, 12
+    data = pd.DataFrame(
+        {
+            "x": rng.normal(size=n),
+            "donor": [f"d{i}" for i in rng.choice(150, size=n)],
+            "kind": [f"k{i}" for i in rng.choice(25, size=n)],
+            "site": [f"s{i}" for i in rng.choice(15, size=n)],
+        }
+    )
+    design = build_design("~ x + kind", random, data).design
+    Y = rng.normal(size=(m, n))
+    stats = SummaryStats.from_arrays(Y, design.X, design.Z, components=design.structure)
+    estimator = pb.estimator_of(stats, method, engine)
+    theta = np.full((m, stats.structure.is_variance.size), 0.1)
+    theta[:, ~stats.structure.is_variance] = 0.01
+    theta[:, -1] = 1.0
+    features = np.arange(m)
+    memory = 2**16
+    while estimator.batch_size(memory) < m:
+        memory = int(memory * 1.1)
+    estimator.evaluate(theta, features)  # what all features share is computed once
+    for work in (
+        lambda: estimator.evaluate(theta, features),
+        lambda: estimator.random_effects(theta, features, "conditional"),
+        lambda: estimator.covariance(theta, features),
+    ):
+        tracemalloc.start()
+        work()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak <= 1.2 * memory

@@ -49,7 +49,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockedLikelihood"]
 
-_CACHE_BYTES = 2**25
+# A batch beyond this size only waits for memory; a small one for Python.
+_CACHE_BYTES = 2**24
+_FEW = 16
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,10 @@ class BlockedLikelihood:
         of a cache whatever the budget.
         """
         layout, k = self.layout, self.n_params
-        planes = (14 + 3 * k) * layout.fine.s * layout.fine.size
-        pattern = 6 * int(layout.base.shape[0]) + (6 + 3 * k) * layout.q_c * layout.w
-        per_feature = 8 * (planes + pattern + (16 + 2 * k) * layout.w**2)
-        return max(1, min(memory, _CACHE_BYTES) // per_feature)
+        planes = (5 + k) * layout.fine.s * layout.fine.size
+        pattern = 2.5 * int(layout.base.shape[0]) + (3 + 1.2 * k) * layout.q_c * layout.w
+        per_feature = int(8 * (planes + pattern + (9 + 1.2 * k) * layout.w**2))
+        return max(1, min(memory // per_feature, max(_FEW, _CACHE_BYTES // per_feature)))
 
     # ---- likelihood ------------------------------------------------------------------------
 
