@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = [
+    "data_tables",
     "environment_table",
     "growth_table",
     "markdown",
@@ -141,6 +142,42 @@ def growth_table(measured: Mapping[str, Any]) -> str:
         for point in measured["points"]
     ]
     return markdown(rows)
+
+
+def data_tables(measured: Mapping[str, Any]) -> str:
+    """What ``python -m tests.benchmarks.data`` measured, each target in the heading."""
+    memory = [["genes", "cells", "stored elements", "sums", "with log2(1 + y)", "scipy"]]
+    memory += [
+        [
+            *(f"{row[name]:,}" for name in ("genes", "cells", "elements")),
+            *(
+                f"{row[name]:.1f} ns"
+                for name in ("nanoseconds", "nanoseconds_log2p1", "nanoseconds_scipy_50_columns")
+            ),
+        ]
+        for row in measured["memory"]
+    ]
+    file = measured["file"]
+    peer = file["flashmm_r"].get("seconds_for_all")
+    whole = [["cells", "genes", "in all", "sums", "fit", "tests", "peak memory", "FLASHMM's lmm"]]
+    whole.append(
+        [
+            f"{file['cells']:,}",
+            f"{file['genes']:,}",
+            *(
+                duration(file[name])
+                for name in ("seconds", "seconds_statistics", "seconds_fit", "seconds_test")
+            ),
+            f"{file['gigabytes']:.2f} GB",
+            "not installed" if peer is None else duration(peer),
+        ]
+    )
+    peaks = [["cells", "genes", "memory of the pass"]]
+    peaks += [
+        [f"{row['cells']:,}", f"{row['genes']:,}", f"{row['megabytes_more']:.0f} MB"]
+        for row in measured["peak"]
+    ]
+    return "\n\n".join(markdown(rows) for rows in (memory, whole, peaks))
 
 
 def duration(seconds: float) -> str:
