@@ -12,7 +12,7 @@ __all__ = ["growth_figure"]
 LABELS = {
     "m": "features m",
     "n": "samples n",
-    "q": "random effects q",
+    "q": "levels q",
     "p": "fixed effects p",
     "components": "components",
 }
