@@ -330,15 +330,15 @@ class VarianceComponentInference(Estimates):
             Dims feature, param, bound (lower, upper). The profile of a variance in the psd
             space ends at 0. NaN where a limit was not found.
 
-        Warns
-        -----
-        ConvergenceWarning
-            Once, with the number of features that lack a profile limit.
-
         Raises
         ------
         InputError
             If an option or a parameter is unknown.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Once, with the number of features that lack a profile limit.
 
         Examples
         --------
