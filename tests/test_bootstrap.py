@@ -84,18 +84,18 @@ def test_draws_keep_the_digits_of_a_feature_with_a_huge_mean():
 
 def test_replicates_depend_neither_on_batches_nor_on_company():
     result = model("(1 | donor) + (1 | batch)").fit(parameter_space="psd")
-    whole = result.bootstrap(7, rng=3)
+    whole = result.bootstrap(4, rng=3)
     small = fm.MultiLMM(result.stats).fit(parameter_space="psd", memory=10_000)
     calls = []
-    parts = small.bootstrap(7, rng=3, progress=lambda done, total: calls.append((done, total)))
+    parts = small.bootstrap(4, rng=3, progress=lambda done, total: calls.append((done, total)))
     assert_allclose(parts.replicates, whole.replicates, rtol=1e-6, atol=1e-8)
-    assert len(calls) > 12
-    assert calls[-1] == (84, 84)
-    some = result.bootstrap(7, rng=3, features=["gene 5", "gene 2"])
+    assert len(calls) >= 12
+    assert calls[-1] == (48, 48)
+    some = result.bootstrap(4, rng=3, features=["gene 5", "gene 2"])
     assert_allclose(
         some.replicates, whole.replicates.sel(feature=["gene 5", "gene 2"]), rtol=1e-6, atol=1e-8
     )
-    again = result.bootstrap(7, rng=np.random.default_rng(3))
+    again = result.bootstrap(4, rng=np.random.default_rng(3))
     assert_array_equal(again.replicates, whole.replicates)
 
 
@@ -150,10 +150,10 @@ def test_coverage_of_bootstrap_intervals():
     rng = np.random.default_rng(6)
     Z = np.kron(np.eye(50), np.ones((3, 1)))
     X = np.column_stack([np.ones(150), np.repeat(rng.normal(size=50), 3)])
-    Y = rng.normal(size=(300, 150)) + rng.normal(size=(300, 50)) @ Z.T
+    Y = rng.normal(size=(250, 150)) + rng.normal(size=(250, 50)) @ Z.T
     result = fm.MultiLMM.from_arrays(Y, X, Z).fit(parameter_space="psd")
     boot = result.bootstrap(199, rng=1, statistic=["x2", "Residual"])
-    error = np.sqrt(0.9 * 0.1 / 300)
+    error = np.sqrt(0.9 * 0.1 / 250)
     for method in ("percentile", "basic", "normal"):
         limits = boot.conf_int(0.1, method=method).to_numpy()
         truth = np.array([0.0, 1.0])

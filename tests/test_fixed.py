@@ -13,10 +13,10 @@ from flashmm.solvers.fixed import Fixed
 from flashmm.solvers.space import PSD, Unconstrained, make_space
 
 
-def setting(kind, space, m=3, where="singular", seed=11):
+def setting(kind, space, where="singular", seed=11):
     problem = pb.PROBLEMS[kind]
     rng = np.random.default_rng(seed)
-    Y = problem.simulate(problem.theta(rng, where), m, rng)
+    Y = problem.simulate(problem.theta(rng, where), 3, rng)
     likelihood = pb.estimator_of(problem.stats(Y), "REML")
     space = make_space(space, problem.structure.blocks(), problem.n_params)
     solver = FisherScoring(newton_within=10.0)
@@ -59,7 +59,7 @@ def test_no_neighbour_in_the_psd_space_is_better(kind):
     rng = np.random.default_rng(1)
     on_edge = 0
     block = problem.structure.blocks()[0]
-    for i in (block[0, 0], block[-1, -1], block[0, -1], problem.n_params - 1):
+    for i in (block[0, 0], block[0, -1], problem.n_params - 1):
         start = full.theta.copy()
         start[:, i] *= 1.3
         found = maximiser.at(start, np.arange(3), values=(i,))
