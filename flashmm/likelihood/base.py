@@ -18,6 +18,9 @@ from flashmm.arrays import Array, namespace, put, take
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.likelihood.moments import ContrastMoments
+    from flashmm.likelihood.projection import Projection
+
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
     BoolArray = NDArray[np.bool_]
@@ -269,6 +272,11 @@ class Estimator(Likelihood, Protocol):
     """A likelihood that also tells what theta implies; what `MultiLMM.fit` works with."""
 
     @property
+    def projection(self) -> Projection:
+        """The projected statistics."""
+        ...
+
+    @property
     def engine(self) -> str:
         """Name of the algorithm, e.g. ``"spectral"``."""
         ...
@@ -298,6 +306,12 @@ class Estimator(Likelihood, Protocol):
 
     def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
         """T v with T = Z'PZ at theta for the rows of vectors (B, c, q), same shape."""
+        ...
+
+    def contrast_moments(
+        self, theta: FloatArray, L: FloatArray, *, adjustment: bool
+    ) -> ContrastMoments:
+        """How the variances of hypotheses L (g, r, p) depend on theta (B, k)."""
         ...
 
     def is_definite(self, theta: FloatArray) -> BoolArray:

@@ -30,6 +30,7 @@ from flashmm.likelihood.base import (
 from flashmm.likelihood.elimination import Border, Eliminated, eliminate, eliminate_border
 from flashmm.likelihood.exact import perfect_fits
 from flashmm.likelihood.general import GeneralLikelihood
+from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 from flashmm.likelihood.projection import DENSE_LIMIT
 from flashmm.likelihood.traces import (
     Directions,
@@ -243,6 +244,12 @@ class BlockedLikelihood:
             if errors is not None:
                 put(errors, bad, exact.se)
         return RandomEffects(blup, errors)
+
+    def contrast_moments(
+        self, theta: FloatArray, L: FloatArray, *, adjustment: bool
+    ) -> ContrastMoments:
+        """How the variances of hypotheses L (g, r, p) depend on theta (B, k)."""
+        return contrast_moments(self, theta, L, adjustment=adjustment)
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""

@@ -39,6 +39,7 @@ from flashmm.likelihood.base import (
     assembled,
     standard_errors,
 )
+from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 
 if TYPE_CHECKING:
     from flashmm.design import CovarianceStructure
@@ -182,6 +183,12 @@ class GeneralLikelihood:
         u = xp.matrix_transpose(xp.matmul(vectors, p.K))
         w = xp.linalg.solve(_combine(p.A, theta), u)
         return xp.matmul(xp.matrix_transpose(w), p.K.T)
+
+    def contrast_moments(
+        self, theta: FloatArray, L: FloatArray, *, adjustment: bool
+    ) -> ContrastMoments:
+        """How the variances of hypotheses L (g, r, p) depend on theta (B, k)."""
+        return contrast_moments(self, theta, L, adjustment=adjustment)
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from flashmm.arrays import Array, like, to_numpy
 from flashmm.likelihood.base import Evaluation, RandomEffects
+from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from flashmm.likelihood.base import Estimator, StandardErrorKind
+    from flashmm.likelihood.projection import Projection
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
@@ -38,6 +40,11 @@ class HostedLikelihood:
 
     inner: Estimator
     example: Array
+
+    @property
+    def projection(self) -> Projection:
+        """The statistics projected off X, in numpy."""
+        return self.inner.projection.in_numpy
 
     @property
     def engine(self) -> str:
@@ -94,6 +101,12 @@ class HostedLikelihood:
     def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
         """T v with T = Z'PZ at theta for the rows of vectors (B, c, q), same shape."""
         return to_numpy(self.inner.apply_T(*self._moved(theta, vectors)))
+
+    def contrast_moments(
+        self, theta: FloatArray, L: FloatArray, *, adjustment: bool
+    ) -> ContrastMoments:
+        """How the variances of hypotheses L (g, r, p) depend on theta (B, k)."""
+        return contrast_moments(self, theta, L, adjustment=adjustment)
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""

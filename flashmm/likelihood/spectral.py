@@ -24,6 +24,7 @@ from flashmm.likelihood.base import (
     log_of_product,
     standard_errors,
 )
+from flashmm.likelihood.moments import ContrastMoments
 
 if TYPE_CHECKING:
     from flashmm.likelihood.projection import Projection
@@ -173,6 +174,47 @@ class SpectralLikelihood:
         p, xp = self.projection, namespace(theta)
         u = xp.matmul(vectors, p.K) / self.spectrum.diagonal(theta)[:, None, :]
         return xp.matmul(u, p.K.T)
+
+    def contrast_moments(
+        self, theta: FloatArray, L: FloatArray, *, adjustment: bool
+    ) -> ContrastMoments:
+        """How the variances of hypotheses L (g, r, p) depend on theta (B, 2).
+
+        Along the eigenvectors v is H l sigma2 / d and T is lambda / d: all is weighted sums of
+        products that the features share.
+        """
+        xp = namespace(theta)
+        g, r, p = L.shape
+        flat = xp.reshape(L, (g * r, p)).T
+        along = xp.reshape(self._along @ flat, (-1, g, r))
+        across = xp.reshape(self._across @ flat, (-1, g, r))
+        pairs = xp.reshape(along[:, :, :, None] * along[:, :, None, :], (-1, g * r * r))
+        outside = xp.sum(across[:, :, :, None] * across[:, :, None, :], axis=0)
+        fixed = xp.matmul(
+            xp.matmul(L, self.projection.XX_inverse[None, :, :]), xp.matrix_transpose(L)
+        )
+        main, sigma2, values = theta[:, :1], theta[:, 1:], self.spectrum.values
+        d = self.spectrum.diagonal(theta)
+
+        def weighted(weights: FloatArray) -> FloatArray:
+            return xp.reshape(weights @ pairs, (-1, g, r, r))
+
+        gradient = xp.stack(
+            [
+                weighted((sigma2 / d) ** 2) + outside,
+                weighted(main**2 * values / d**2) + fixed,
+            ],
+            axis=2,
+        )
+        variance = weighted(main * sigma2 / d)
+        variance = variance + main[:, :, None, None] * outside + sigma2[:, :, None, None] * fixed
+        if not adjustment:
+            return ContrastMoments(variance, gradient, None)
+        first = weighted(sigma2**2 * values / d**3)
+        ratio = (main / sigma2)[:, :, None, None]
+        mixed = -ratio * first
+        rows = [xp.stack([first, mixed], axis=2), xp.stack([mixed, -ratio * mixed], axis=2)]
+        return ContrastMoments(variance, gradient, xp.stack(rows, axis=2))
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""

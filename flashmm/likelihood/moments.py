@@ -1,0 +1,131 @@
+"""How the variance of a contrast depends on theta: all that degrees of freedom need.
+
+For contrasts L of the fixed effects let v = Z'V^-1 X C L', one column per row of L. Then, with C
+the covariance of the estimates and T = Z'PZ,
+
+    d(L C L') / d theta_i            = v'G_i v
+    L C (Q_ij - P_i C P_j) C L'      = v'G_i T G_j v
+
+where P_i and Q_ij are those of Kenward & Roger (1997, appendix). Here v = (I - T D) H L', with
+H = Z'X (X'X)^-1, so neither X nor n is needed. The residual's entries follow from
+sum_i theta_i V_i = V and P X = 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from flashmm.arrays import FloatArray
+    from flashmm.design import CovarianceStructure
+    from flashmm.likelihood.base import Estimator
+
+__all__ = ["ContrastMoments", "apply_G", "contrast_moments"]
+
+
+@dataclass(frozen=True)
+class ContrastMoments:
+    """Variances of hypotheses of r contrasts each, and how they depend on theta.
+
+    All in internal units (`flashmm.likelihood.projection`), so y has unit residual variance.
+
+    Parameters
+    ----------
+    variance
+        L C L', shape (B, g, r, r).
+    gradient
+        Its derivatives by the k parameters, the residual last, shape (B, g, k, r, r).
+    adjustment
+        L C (Q_ij - P_i C P_j) C L' of Kenward & Roger (1997), shape (B, g, k, k, r, r); None
+        when not asked for.
+    """
+
+    variance: FloatArray
+    gradient: FloatArray
+    adjustment: FloatArray | None
+
+
+def apply_G(structure: CovarianceStructure, position: int, vectors: FloatArray) -> FloatArray:
+    """G_i v for the rows of vectors (..., q), same shape."""
+    parameter = structure.parameters[position]
+    rows, columns = structure.columns(parameter)
+    result = np.zeros_like(vectors)
+    result[..., rows] = vectors[..., columns]
+    if not parameter.is_variance:
+        result[..., columns] = vectors[..., rows]
+    return result
+
+
+def contrast_moments(
+    likelihood: Estimator, theta: FloatArray, L: FloatArray, *, adjustment: bool
+) -> ContrastMoments:
+    """Moments of g hypotheses of r contrasts each, for any likelihood.
+
+    Parameters
+    ----------
+    likelihood
+        Its `apply_T` does the work.
+    theta
+        Internal parameters, shape (B, k).
+    L
+        Contrasts, shape (g, r, p).
+    adjustment
+        Whether Kenward and Roger's adjustment is wanted.
+
+    Returns
+    -------
+    ContrastMoments
+    """
+    projection = likelihood.projection
+    structure = projection.structure
+    g, r, p = L.shape
+    B, k = theta.shape
+    flat = L.reshape(g * r, p)
+    loaded = np.broadcast_to(flat @ projection.H.T, (B, g * r, structure.q))
+
+    def by_hypothesis(left: FloatArray, right: FloatArray) -> FloatArray:
+        shape = (B, g, r, structure.q)
+        product = np.matmul(left.reshape(shape), np.swapaxes(right.reshape(shape), 2, 3))
+        return np.asarray(product)
+
+    D_loaded = np.zeros_like(loaded)
+    for i in range(k - 1):
+        D_loaded += theta[:, i, None, None] * apply_G(structure, i, loaded)
+    v = loaded - likelihood.apply_T(theta, D_loaded)
+    fixed = np.matmul(np.matmul(L, projection.XX_inverse), np.swapaxes(L, 1, 2))
+    sigma2 = theta[:, -1, None, None, None]
+    variance = _symmetric(sigma2 * fixed + by_hypothesis(D_loaded, v))
+
+    turned = [apply_G(structure, i, v) for i in range(k - 1)]
+    gradient = np.empty((B, g, k, r, r))
+    rest = variance.copy()
+    for i, Gv in enumerate(turned):
+        gradient[:, :, i] = _symmetric(by_hypothesis(Gv, v))
+        rest -= theta[:, i, None, None, None] * gradient[:, :, i]
+    gradient[:, :, -1] = rest / sigma2
+    if not adjustment:
+        return ContrastMoments(variance, gradient, None)
+    second = np.empty((B, g, k, k, r, r))
+    projected = [likelihood.apply_T(theta, Gv) for Gv in turned]
+    for i, Gv in enumerate(turned):
+        for j, TGv in enumerate(projected):
+            second[:, :, i, j] = by_hypothesis(Gv, TGv)
+    _complete(theta, second)
+    return ContrastMoments(variance, gradient, second)
+
+
+def _complete(theta: FloatArray, second: FloatArray) -> None:
+    """Fill in the residual's entries from sum_j theta_j (.)_ij = 0, in place."""
+    k = theta.shape[1]
+    weight = theta[:, None, :-1, None, None] / theta[:, None, -1:, None, None]
+    for i in range(k - 1):
+        second[:, :, i, -1] = -(weight * second[:, :, i, :-1]).sum(axis=2)
+        second[:, :, -1, i] = -(weight * second[:, :, :-1, i]).sum(axis=2)
+    second[:, :, -1, -1] = -(weight * second[:, :, -1, :-1]).sum(axis=2)
+
+
+def _symmetric(matrices: FloatArray) -> FloatArray:
+    return np.asarray(0.5 * (matrices + np.swapaxes(matrices, -1, -2)))
