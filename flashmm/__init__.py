@@ -13,7 +13,13 @@ from flashmm.inference.contrasts import contrast_matrix
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.model import MultiLMM
 from flashmm.power_analysis import power
-from flashmm.results import BootstrapResults, FeatureResults, MultiLMMResults, TTestResults
+from flashmm.results import (
+    BootstrapResults,
+    FeatureResults,
+    FTestResults,
+    MultiLMMResults,
+    TTestResults,
+)
 from flashmm.solvers.status import Status
 from flashmm.summary_stats import SummaryStats
 
@@ -25,6 +31,7 @@ except PackageNotFoundError:  # a source tree that was not installed
 __all__ = [
     "BootstrapResults",
     "ConvergenceWarning",
+    "FTestResults",
     "FeatureResults",
     "FlashMMError",
     "InputError",

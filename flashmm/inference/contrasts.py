@@ -14,7 +14,14 @@ from flashmm.exceptions import InputError, listing
 from flashmm.inference.expressions import read_equations
 from flashmm.inference.names import Coefficients, r_name, resolve_names
 
-__all__ = ["Contrasts", "contrast_matrix", "parse_contrasts", "r_name", "resolve_names"]
+__all__ = [
+    "Contrasts",
+    "contrast_matrix",
+    "independent_rows",
+    "parse_contrasts",
+    "r_name",
+    "resolve_names",
+]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -147,6 +154,41 @@ def parse_contrasts(contrast: object, names: Sequence[str]) -> Contrasts:
     matrix.setflags(write=False)
     values.setflags(write=False)
     return Contrasts(matrix, values, labels)
+
+
+def independent_rows(contrasts: Contrasts) -> tuple[FloatArray, FloatArray]:
+    """Linearly independent contrasts that say the same as all of them together.
+
+    Parameters
+    ----------
+    contrasts : Contrasts
+        Hypotheses ``matrix @ beta = values``.
+
+    Returns
+    -------
+    tuple of ndarray
+        Rows (r, p) and their hypothesised values (r,); the contrasts themselves when they are
+        independent, else orthonormal rows that span them.
+
+    Raises
+    ------
+    InputError
+        If the hypothesised values contradict each other.
+    """
+    matrix, values = contrasts.matrix, contrasts.values
+    length = np.sqrt((matrix * matrix).sum(axis=1))
+    left, sizes, right = np.linalg.svd(matrix / length[:, None], full_matrices=False)
+    rank = int((sizes > 1e-10 * sizes[0]).sum())
+    if rank == matrix.shape[0]:
+        return matrix, values
+    reduced = (left[:, :rank].T @ (values / length)) / sizes[:rank]
+    gap = np.abs(matrix @ (right[:rank].T @ reduced) - values)
+    if (gap > 1e-8 * np.maximum(1.0, np.abs(values))).any():
+        raise InputError(
+            f"the contrasts contradict each other: {listing(contrasts.labels)} cannot all hold, "
+            "since some of them are linear combinations of the others"
+        )
+    return right[:rank], reduced
 
 
 # A label ("" for a vector without one), the weights (p,) and the hypothesised value.

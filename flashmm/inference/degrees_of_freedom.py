@@ -235,7 +235,7 @@ def _df(f: FloatArray, g: FloatArray, covariance: FloatArray) -> FloatArray:
 
 def _eigh(matrices: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Eigenvalues and vectors, NaN where a matrix is not finite."""
-    good = np.isfinite(matrices).all(axis=(-2, -1))
+    good = np.asarray(np.isfinite(matrices).all(axis=(-2, -1)))
     safe = np.where(good[..., None, None], matrices, np.eye(matrices.shape[-1]))
     values, vectors = np.linalg.eigh(safe)
     return np.where(good[..., None], values, np.nan), vectors

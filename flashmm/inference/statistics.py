@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["TStatistics", "confidence_limits", "resolve_alternative", "t_statistics"]
+__all__ = [
+    "TStatistics",
+    "chi2_pvalues",
+    "confidence_limits",
+    "f_pvalues",
+    "resolve_alternative",
+    "t_statistics",
+]
 
 Alternative = Literal["two-sided", "greater", "less"]
 
@@ -94,3 +101,22 @@ def confidence_limits(
         raise InputError(f"`alpha` must lie between 0 and 1, not {alpha!r}.")
     half = stats.t.isf(alpha / 2.0, df) * se
     return np.stack([estimate - half, estimate + half], axis=-1)
+
+
+def f_pvalues(F: FloatArray, df_num: FloatArray, df_denom: FloatArray) -> FloatArray:
+    """P-values of F statistics; infinite denominator degrees of freedom make them chi-square.
+
+    Parameters
+    ----------
+    F, df_num, df_denom
+        Statistics and degrees of freedom, broadcast.
+    """
+    F, df_num, df_denom = np.broadcast_arrays(F, df_num, df_denom)
+    known = np.isinf(df_denom)
+    p = stats.f.sf(F, df_num, np.where(known, 1.0, df_denom))
+    return np.asarray(np.where(known, stats.chi2.sf(F * df_num, df_num), p))
+
+
+def chi2_pvalues(statistic: FloatArray, df: FloatArray) -> FloatArray:
+    """P-values of chi-square statistics."""
+    return np.asarray(stats.chi2.sf(statistic, df))

@@ -7,13 +7,14 @@ a solution; `contrast_results`, `feature_results` and `summary` are what users a
 
 from flashmm.results.assemble import assemble_dataset
 from flashmm.results.bootstrap_results import BootstrapResults
-from flashmm.results.contrast_results import TTestResults
+from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.estimates import FitOptions
 from flashmm.results.feature_results import FeatureResults
 from flashmm.results.results import MultiLMMResults
 
 __all__ = [
     "BootstrapResults",
+    "FTestResults",
     "FeatureResults",
     "FitOptions",
     "MultiLMMResults",

@@ -1,4 +1,4 @@
-"""TTestResults: tests of contrasts for all features, and their tables."""
+"""Tests for all features, and their tables: single contrasts and joint hypotheses."""
 
 from __future__ import annotations
 
@@ -17,84 +17,64 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["TTestResults"]
+__all__ = ["FTestResults", "FeatureTests", "TTestResults"]
 
-_SORT = {"p": "p", "pvalue": "p", "t": "t", "effect": "estimate", "estimate": "estimate"}
+_SORT = {"p": "p", "pvalue": "p", "t": "t", "F": "F", "effect": "estimate", "estimate": "estimate"}
 
 
-class TTestResults:
-    """Tests of linear contrasts of the fixed effects, for every feature.
+class FeatureTests:
+    """Tests of the same hypotheses for every feature; the foundation of what users are handed.
 
     Parameters
     ----------
     ds
-        Dataset with dims feature and contrast: estimate, se, t, df, p; value (contrast); and,
-        if known, status (feature).
-    alternative
-        ``"two-sided"``, ``"greater"`` or ``"less"``.
+        Dataset with dims feature and contrast; it holds p and the variables of `columns`.
     df_method
         How the degrees of freedom were found.
     """
 
-    def __init__(self, ds: xr.Dataset, *, alternative: str, df_method: str) -> None:
+    columns: tuple[str, ...] = ("p",)
+    statistic = "p"
+
+    def __init__(self, ds: xr.Dataset, *, df_method: str) -> None:
         self.ds = ds
-        self.alternative = alternative
         self.df_method = df_method
 
     @property
     def contrasts(self) -> list[str]:
-        """Labels of the contrasts."""
+        """Labels of the hypotheses."""
         return [str(name) for name in self.ds["contrast"].to_numpy()]
-
-    @property
-    def effect(self) -> pd.DataFrame:
-        """Estimates, features x contrasts, in the units of Y."""
-        return self._frame("estimate")
-
-    @property
-    def sd(self) -> pd.DataFrame:
-        """Standard errors of the estimates, features x contrasts."""
-        return self._frame("se")
-
-    @property
-    def tvalue(self) -> pd.DataFrame:
-        """T statistics, features x contrasts."""
-        return self._frame("t")
 
     @property
     def pvalue(self) -> pd.DataFrame:
         """p-values, features x contrasts, not adjusted."""
         return self._frame("p")
 
-    @property
-    def df(self) -> pd.DataFrame:
-        """Degrees of freedom, features x contrasts."""
-        return self._frame("df")
-
-    def adjusted(self, method: str = "bh") -> pd.DataFrame:
-        """p-values adjusted over the features, separately for each contrast.
+    def adjusted(self, method: str = "bh", *, over: str = "features") -> pd.DataFrame:
+        """p-values adjusted for multiple testing.
 
         Parameters
         ----------
         method
             ``"bh"``, ``"by"``, ``"holm"``, ``"bonferroni"`` or ``"none"``.
+        over
+            ``"features"``: separately for each contrast; ``"all"``: over all features and
+            contrasts together.
+
+        Raises
+        ------
+        InputError
+            If an option is unknown.
         """
         p = self.pvalue
-        return pd.DataFrame(adjust_pvalues(p.to_numpy(), method), index=p.index, columns=p.columns)
-
-    def conf_int(self, alpha: float = 0.05) -> xr.DataArray:
-        """Two-sided confidence limits, dims feature, contrast, bound."""
-        ds = self.ds
-        limits = confidence_limits(
-            ds["estimate"].to_numpy(), ds["se"].to_numpy(), ds["df"].to_numpy(), alpha
-        )
-        coords = {name: ds[name] for name in ("feature", "contrast")}
-        return xr.DataArray(
-            limits,
-            dims=("feature", "contrast", "bound"),
-            coords={**coords, "bound": ["lower", "upper"]},
-            name="conf_int",
-        )
+        values = p.to_numpy()
+        if over == "features":
+            adjusted = adjust_pvalues(values, method)
+        elif over == "all":
+            adjusted = adjust_pvalues(values.reshape(-1), method).reshape(values.shape)
+        else:
+            raise InputError(f"Unknown over={over!r}. {nearest(str(over), ['features', 'all'])}")
+        return pd.DataFrame(adjusted, index=p.index, columns=p.columns)
 
     def top_table(
         self,
@@ -103,6 +83,7 @@ class TTestResults:
         n: int | None = 10,
         sort_by: str = "p",
         adjust: str = "bh",
+        adjust_over: str = "features",
         alpha: float | None = None,
     ) -> pd.DataFrame:
         """The features with the strongest evidence on one contrast.
@@ -114,17 +95,19 @@ class TTestResults:
         n
             Number of rows; None for all.
         sort_by
-            ``"p"``, ``"t"`` (absolute) or ``"estimate"`` (absolute).
+            ``"p"`` or a column, by size: ``"t"``, ``"estimate"`` or ``"F"``.
         adjust
-            Adjustment over the features: ``"bh"``, ``"by"``, ``"holm"``, ``"bonferroni"``,
-            ``"none"``.
+            ``"bh"``, ``"by"``, ``"holm"``, ``"bonferroni"`` or ``"none"``.
+        adjust_over
+            ``"features"`` or ``"all"`` (all contrasts too), as in `adjusted`.
         alpha
             Keep only features whose adjusted p-value is at most alpha.
 
         Returns
         -------
         DataFrame
-            Indexed by feature: estimate, se, t, df, p, p_adjusted, status (the verdict).
+            Indexed by feature: estimate, se, t, df, p (or F, df_num, df_denom, p), p_adjusted,
+            status (the verdict).
 
         Raises
         ------
@@ -132,46 +115,47 @@ class TTestResults:
             If the contrast or an option is unknown.
         """
         position = self._position(contrast)
-        if sort_by not in _SORT:
-            raise InputError(f"Unknown sort_by={sort_by!r}. {nearest(str(sort_by), list(_SORT))}")
+        options = [name for name, column in _SORT.items() if column in self.columns]
+        if sort_by not in options:
+            raise InputError(f"Unknown sort_by={sort_by!r}. {nearest(str(sort_by), options)}")
         one = self.ds.isel(contrast=position)
-        index = self._features()
         table = pd.DataFrame(
-            {name: one[name].to_numpy() for name in ("estimate", "se", "t", "df", "p")}, index=index
+            {name: one[name].to_numpy() for name in self.columns}, index=self._features()
         )
-        table["p_adjusted"] = adjust_pvalues(table["p"].to_numpy(), adjust)
+        table["p_adjusted"] = self.adjusted(adjust, over=adjust_over).to_numpy()[:, position]
         if "status" in one:
             table["status"] = one["status"].to_numpy()
         key = table[_SORT[sort_by]].to_numpy()
-        size = np.abs(table["t"].to_numpy())
+        size = np.abs(table[self.statistic].to_numpy())
         first = key if _SORT[sort_by] == "p" else -np.abs(key)
         size, first = np.where(np.isnan(size), -1.0, size), np.where(np.isnan(first), np.inf, first)
-        order = np.lexsort((-size, first))  # ties in p (underflow) by |t|
+        order = np.lexsort((-size, first))  # ties in p (underflow) by the statistic
         table = table.iloc[order]
         if alpha is not None:
             table = table[table["p_adjusted"] <= alpha]
         return table if n is None else table.head(n)
 
-    def to_frame(self, adjust: str = "bh") -> pd.DataFrame:
-        """One row per feature and contrast: estimate, se, t, df, p, p_adjusted."""
-        adjusted = self.adjusted(adjust).to_numpy()
+    def to_frame(self, adjust: str = "bh", *, adjust_over: str = "features") -> pd.DataFrame:
+        """One row per feature and contrast, with the columns of `top_table`.
+
+        Parameters
+        ----------
+        adjust, adjust_over
+            As in `top_table`.
+        """
+        adjusted = self.adjusted(adjust, over=adjust_over).to_numpy()
         features, contrasts = self._features(), self.contrasts
         index = pd.MultiIndex.from_product([features, contrasts], names=["feature", "contrast"])
-        columns = {
-            name: self.ds[name].to_numpy().ravel() for name in ("estimate", "se", "t", "df", "p")
-        }
+        columns = {name: self.ds[name].to_numpy().ravel() for name in self.columns}
         table = pd.DataFrame({**columns, "p_adjusted": adjusted.ravel()}, index=index)
         if "status" in self.ds:
             table["status"] = np.repeat(self.ds["status"].to_numpy(), len(contrasts))
         return table
 
-    summary_frame = to_frame
-
     def __repr__(self) -> str:
         m, c = self.ds.sizes["feature"], self.ds.sizes["contrast"]
-        return (
-            f"<TTestResults: {m} features x {c} contrasts, {self.alternative}, df={self.df_method}>"
-        )
+        side = f"{self.ds.attrs['alternative']}, " if "alternative" in self.ds.attrs else ""
+        return f"<{type(self).__name__}: {m} features x {c} contrasts, {side}df={self.df_method}>"
 
     def _features(self) -> pd.Index:
         return pd.Index(self.ds["feature"].to_numpy(), name="feature")
@@ -195,3 +179,92 @@ class TTestResults:
         if contrast not in labels:
             raise InputError(f"Unknown contrast {contrast!r}. {nearest(str(contrast), labels)}")
         return labels.index(contrast)
+
+
+class TTestResults(FeatureTests):
+    """Tests of linear contrasts of the fixed effects, for every feature.
+
+    Parameters
+    ----------
+    ds
+        Dataset with dims feature and contrast: estimate, se, t, df, p; value (contrast); and,
+        if known, status (feature).
+    alternative
+        ``"two-sided"``, ``"greater"`` or ``"less"``.
+    df_method
+        How the degrees of freedom were found.
+    """
+
+    columns = ("estimate", "se", "t", "df", "p")
+    statistic = "t"
+
+    def __init__(self, ds: xr.Dataset, *, alternative: str, df_method: str) -> None:
+        super().__init__(ds, df_method=df_method)
+        self.alternative = alternative
+
+    @property
+    def effect(self) -> pd.DataFrame:
+        """Estimates, features x contrasts, in the units of Y."""
+        return self._frame("estimate")
+
+    @property
+    def sd(self) -> pd.DataFrame:
+        """Standard errors of the estimates, features x contrasts."""
+        return self._frame("se")
+
+    @property
+    def tvalue(self) -> pd.DataFrame:
+        """T statistics, features x contrasts."""
+        return self._frame("t")
+
+    @property
+    def df(self) -> pd.DataFrame:
+        """Degrees of freedom, features x contrasts."""
+        return self._frame("df")
+
+    def conf_int(self, alpha: float = 0.05) -> xr.DataArray:
+        """Two-sided confidence limits, dims feature, contrast, bound."""
+        ds = self.ds
+        limits = confidence_limits(
+            ds["estimate"].to_numpy(), ds["se"].to_numpy(), ds["df"].to_numpy(), alpha
+        )
+        coords = {name: ds[name] for name in ("feature", "contrast")}
+        return xr.DataArray(
+            limits,
+            dims=("feature", "contrast", "bound"),
+            coords={**coords, "bound": ["lower", "upper"]},
+            name="conf_int",
+        )
+
+    summary_frame = FeatureTests.to_frame
+
+
+class FTestResults(FeatureTests):
+    """Joint tests of several contrasts of the fixed effects, for every feature.
+
+    Parameters
+    ----------
+    ds
+        Dataset with dims feature and contrast (a hypothesis): F, df_num, df_denom, p; and, if
+        known, status (feature).
+    df_method
+        How the denominator's degrees of freedom were found.
+    """
+
+    columns = ("F", "df_num", "df_denom", "p")
+    statistic = "F"
+
+    @property
+    def fvalue(self) -> pd.DataFrame:
+        """F statistics, features x hypotheses."""
+        return self._frame("F")
+
+    @property
+    def df_num(self) -> pd.DataFrame:
+        """Numerator degrees of freedom, features x hypotheses."""
+        return self._frame("df_num")
+
+    @property
+    def df_denom(self) -> pd.DataFrame:
+        """Denominator degrees of freedom, features x hypotheses."""
+        return self._frame("df_denom")

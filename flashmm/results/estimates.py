@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from flashmm.exceptions import InputError
-from flashmm.inference.statistics import t_statistics
 from flashmm.labels import feature_positions
 from flashmm.likelihood import Estimator, Projection, make_likelihood, project
 from flashmm.results.on_request import OnRequest
@@ -129,14 +128,6 @@ class Estimates:
         """Params / bse, features x coefficients."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.params / self.bse
-
-    @property
-    def pvalues(self) -> pd.DataFrame:
-        """Two-sided p-values of the fixed effects on `df_resid` degrees of freedom."""
-        table = t_statistics(
-            self.params.to_numpy(), self.bse.to_numpy(), self.df_resid, "two-sided"
-        )
-        return pd.DataFrame(table.p, index=self._features, columns=self.params.columns)
 
     @property
     def theta(self) -> pd.DataFrame:

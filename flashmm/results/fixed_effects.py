@@ -2,50 +2,71 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from flashmm.exceptions import InputError, nearest
-from flashmm.inference.contrasts import parse_contrasts
-from flashmm.inference.statistics import confidence_limits, resolve_alternative, t_statistics
-from flashmm.results.contrast_results import TTestResults
+from flashmm.inference.contrasts import independent_rows, parse_contrasts
+from flashmm.inference.degrees_of_freedom import DEFAULT_DF, resolve_df
+from flashmm.inference.statistics import (
+    chi2_pvalues,
+    f_pvalues,
+    resolve_alternative,
+    t_statistics,
+)
+from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.estimates import Estimates
+from flashmm.results.hypotheses import Hypotheses
+from flashmm.solvers.space import PSD
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
+
+    FloatArray = NDArray[np.float64]
 
 __all__ = ["FixedEffectInference"]
-
-DF_METHODS = ("residual",)
 
 
 class FixedEffectInference(Estimates):
     """Tests and limits of the fixed effects; part of `MultiLMMResults`."""
 
-    def conf_int(self, alpha: float = 0.05) -> xr.DataArray:
+    @cached_property
+    def _hypotheses(self) -> Hypotheses:
+        blocks = None
+        if self.options.parameter_space == "psd":
+            structure = self.stats.structure
+            blocks = PSD(tuple(structure.blocks()), len(structure.param_names)).all_blocks
+        return Hypotheses(self._on_request, blocks, self.df_resid)
+
+    @cached_property
+    def _default_tests(self) -> TTestResults:
+        return self.t_test()
+
+    @property
+    def pvalues(self) -> pd.DataFrame:
+        """Two-sided p-values of the fixed effects, with the default degrees of freedom."""
+        return self._default_tests.pvalue.rename_axis(columns="coef")
+
+    def conf_int(self, alpha: float = 0.05, *, df: str = DEFAULT_DF) -> xr.DataArray:
         """Wald confidence limits of the fixed effects.
 
         Parameters
         ----------
         alpha
             One minus the coverage.
+        df
+            Degrees of freedom, as in `t_test`.
 
         Returns
         -------
         DataArray
             Dims feature, coef, bound (lower, upper), in the units of params.
         """
-        limits = confidence_limits(
-            self.ds["beta"].to_numpy(), self.ds["se_beta"].to_numpy(), self.df_resid, alpha
-        )
-        return xr.DataArray(
-            limits,
-            dims=("feature", "coef", "bound"),
-            coords={**self._coords("feature", "coef"), "bound": ["lower", "upper"]},
-            name="conf_int",
-        )
+        limits = self.t_test(df=df).conf_int(alpha)
+        return limits.rename({"contrast": "coef"})
 
     def cov_params(self, features: Any = None) -> xr.DataArray:
         """Covariance matrices of the fixed effects.
@@ -74,7 +95,7 @@ class FixedEffectInference(Estimates):
         contrast: Any = None,
         *,
         alternative: str = "two-sided",
-        df: str = "residual",
+        df: str = DEFAULT_DF,
         features: Any = None,
     ) -> TTestResults:
         """Test linear contrasts of the fixed effects, for every feature.
@@ -89,7 +110,9 @@ class FixedEffectInference(Estimates):
         alternative
             ``"two-sided"``, ``"greater"`` or ``"less"``.
         df
-            Degrees of freedom: ``"residual"``, n - p.
+            Degrees of freedom: ``"satterthwaite"`` (Satterthwaite 1946, as lmerTest),
+            ``"kenward-roger"`` (Kenward & Roger 1997, which also widens the standard errors, as
+            pbkrtest; REML fits only) or ``"residual"``, n - p, as FLASHMM.
         features
             Names, positions or a mask; all by default. Adjusted p-values then count these
             features alone.
@@ -104,23 +127,22 @@ class FixedEffectInference(Estimates):
             If a name in the contrast is unknown, or the contrast is zero.
         """
         side = resolve_alternative(alternative)
-        if df not in DF_METHODS:
-            raise InputError(f"Unknown df={df!r}. {nearest(str(df), DF_METHODS)}")
+        method = resolve_df(df, self.method)
         contrasts = parse_contrasts(contrast, self.stats.coef_names)
         L = contrasts.matrix
         positions = self._positions(features)
         estimate = self.ds["beta"].to_numpy()[positions] @ L.T
-        variance = self._on_request.contrast_variance(positions, L)
+        found = self._hypotheses.contrasts(positions, L, method)
         with np.errstate(invalid="ignore"):
-            se = np.sqrt(np.where(variance > 0, variance, np.nan))
-        table = t_statistics(estimate - contrasts.values, se, self.df_resid, side)
+            se = np.sqrt(np.where(found.variance > 0, found.variance, np.nan))
+        table = t_statistics(estimate - contrasts.values, se, found.df, side)
         dims = ("feature", "contrast")
         ds = xr.Dataset(
             {
                 "estimate": (dims, estimate),
                 "se": (dims, se),
                 "t": (dims, table.t),
-                "df": (dims, np.full(estimate.shape, float(self.df_resid))),
+                "df": (dims, found.df),
                 "p": (dims, table.p),
                 "value": (("contrast",), contrasts.values),
                 "status": (("feature",), self.status.to_numpy()[positions]),
@@ -129,9 +151,111 @@ class FixedEffectInference(Estimates):
                 "feature": self._features.to_numpy()[positions],
                 "contrast": np.array(contrasts.labels, dtype=object),
             },
-            attrs={"alternative": side, "df": df},
+            attrs={"alternative": side, "df": method},
         )
-        return TTestResults(ds, alternative=side, df_method=df)
+        return TTestResults(ds, alternative=side, df_method=method)
+
+    def f_test(
+        self, contrast: Any = None, *, df: str = DEFAULT_DF, features: Any = None
+    ) -> FTestResults:
+        """Test several contrasts of the fixed effects jointly, for every feature.
+
+        Parameters
+        ----------
+        contrast
+            As in `t_test`: the hypothesis is that all of them hold at once. By default that
+            every coefficient is zero.
+        df
+            Denominator degrees of freedom: ``"satterthwaite"`` (Fai & Cornelius 1996, as
+            lmerTest), ``"kenward-roger"`` (Kenward & Roger 1997: their scaled F, as pbkrtest; REML
+            fits only) or ``"residual"``, n - p.
+        features
+            Names, positions or a mask; all by default.
+
+        Returns
+        -------
+        FTestResults
+
+        Raises
+        ------
+        InputError
+            If a name is unknown, or the contrasts contradict each other.
+        """
+        method = resolve_df(df, self.method)
+        contrasts = parse_contrasts(contrast, self.stats.coef_names)
+        label = contrasts.labels[0] if len(contrasts.labels) == 1 else "joint"
+        hypotheses = {label: independent_rows(contrasts)}
+        return self._f_tests(hypotheses, method, self._positions(features))
+
+    def wald_test(
+        self,
+        contrast: Any = None,
+        *,
+        use_f: bool = False,
+        df: str = DEFAULT_DF,
+        features: Any = None,
+    ) -> FTestResults:
+        """Wald test that several contrasts hold jointly, for every feature.
+
+        Parameters
+        ----------
+        contrast
+            As in `f_test`.
+        use_f
+            False: a chi-square test, which takes the variances as known; True: `f_test`.
+        df
+            Denominator degrees of freedom of the F test; a chi-square test has none.
+        features
+            Names, positions or a mask; all by default.
+
+        Returns
+        -------
+        FTestResults
+            For a chi-square test F is the chi-square divided by its degrees of freedom, and the
+            denominator's are infinite.
+        """
+        if use_f:
+            return self.f_test(contrast, df=df, features=features)
+        result = self.f_test(contrast, df="residual", features=features)
+        ds = result.ds
+        ds["df_denom"] = ds["df_denom"] * np.inf
+        ds["p"] = (
+            ds["p"].dims,
+            chi2_pvalues(ds["F"].to_numpy() * ds["df_num"].to_numpy(), ds["df_num"].to_numpy()),
+        )
+        ds.attrs["df"] = "none (chi-square)"
+        return FTestResults(ds, df_method="none (chi-square)")
+
+    def _f_tests(
+        self,
+        hypotheses: dict[str, tuple[FloatArray, FloatArray]],
+        method: str,
+        positions: NDArray[np.intp],
+    ) -> FTestResults:
+        """F tests of hypotheses: label -> (independent contrasts (r, p), their values (r,))."""
+        beta = self.ds["beta"].to_numpy()[positions]
+        shape = positions.size, len(hypotheses)
+        F, df = np.empty(shape), np.empty(shape)
+        for column, (L, values) in enumerate(hypotheses.values()):
+            found = self._hypotheses.joint(positions, beta @ L.T - values, L, method)
+            F[:, column], df[:, column] = found.F, found.df
+        df_num = np.array([float(L.shape[0]) for L, _ in hypotheses.values()])
+        dims = ("feature", "contrast")
+        ds = xr.Dataset(
+            {
+                "F": (dims, F),
+                "df_num": (dims, np.broadcast_to(df_num, shape).copy()),
+                "df_denom": (dims, df),
+                "p": (dims, f_pvalues(F, df_num, df)),
+                "status": (("feature",), self.status.to_numpy()[positions]),
+            },
+            coords={
+                "feature": self._features.to_numpy()[positions],
+                "contrast": np.array(list(hypotheses), dtype=object),
+            },
+            attrs={"df": method},
+        )
+        return FTestResults(ds, df_method=method)
 
     def top_table(self, contrast: Any, **options: Any) -> pd.DataFrame:
         """The features with the strongest evidence on one contrast.
@@ -186,13 +310,15 @@ class FixedEffectInference(Estimates):
             },
         )
 
-    def to_frame(self, adjust: str = "bh") -> pd.DataFrame:
+    def to_frame(self, adjust: str = "bh", *, df: str = DEFAULT_DF) -> pd.DataFrame:
         """One row per feature and coefficient: estimate, se, t, df, p, p_adjusted.
 
         Parameters
         ----------
         adjust
             How p-values are adjusted over the features, per coefficient.
+        df
+            Degrees of freedom, as in `t_test`.
         """
-        table = self.t_test().to_frame(adjust)
+        table = self.t_test(df=df).to_frame(adjust)
         return table.rename_axis(index={"contrast": "coef"})

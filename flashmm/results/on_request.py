@@ -63,14 +63,14 @@ class OnRequest:
     def covariance(self, positions: IntArray) -> FloatArray:
         """cov(beta) of the features at ``positions``, shape (B, p, p)."""
         result = np.full((positions.size, self.projection.p, self.projection.p), np.nan)
-        for here, batch in self._batches(positions):
+        for here, batch in self.batches(positions):
             result[here] = self.likelihood.covariance(self.theta[batch], batch)
         return result
 
     def contrast_variance(self, positions: IntArray, L: FloatArray) -> FloatArray:
         """Variances of the contrasts in the rows of L (c, p), shape (B, c)."""
         result = np.full((positions.size, L.shape[0]), np.nan)
-        for here, batch in self._batches(positions):
+        for here, batch in self.batches(positions):
             result[here] = self.likelihood.contrast_variance(self.theta[batch], batch, L)
         return result
 
@@ -78,7 +78,7 @@ class OnRequest:
         """Expected information of theta in the units of Y, shape (B, k, k)."""
         k = self.theta.shape[1]
         result = np.full((positions.size, k, k), np.nan)
-        for here, batch in self._batches(positions):
+        for here, batch in self.batches(positions):
             unit = self.projection.param_scale * self.projection.scale[batch][:, None]
             expected = self.likelihood.evaluate(self.theta[batch], batch).expected
             result[here] = expected / (unit[:, :, None] * unit[:, None, :])
@@ -89,7 +89,7 @@ class OnRequest:
         p = self.projection.p
         theta = self.theta_information(positions)
         beta = np.full((positions.size, p, p), np.nan)
-        for here, batch in self._batches(positions):
+        for here, batch in self.batches(positions):
             beta[here] = np.linalg.inv(self.likelihood.covariance(self.theta[batch], batch))
         return Information(theta, beta)
 
@@ -99,7 +99,7 @@ class OnRequest:
         """Predictions and their standard errors (NaN when not asked for), both (B, q)."""
         blup = np.full((positions.size, self.projection.structure.q), np.nan)
         errors = np.full_like(blup, np.nan)
-        for here, batch in self._batches(positions):
+        for here, batch in self.batches(positions):
             theta = self.theta[batch]
             effects: RandomEffects = self.likelihood.random_effects(theta, batch, kind)
             blup[here] = effects.blup
@@ -135,7 +135,7 @@ class OnRequest:
             part = slice(start, min(start + rows, c))
             W = Z[part].toarray() / p.column_scale - X[part] @ p.H.T
             share = min(general.batch_size(self.memory), max(1, self.memory // (8 * 6 * W.size)))
-            for here, batch in self._batches(positions, share):
+            for here, batch in self.batches(positions, share):
                 theta = self.theta[batch]
                 DW = np.stack(
                     [p.structure.multiply(theta, np.broadcast_to(w, (batch.size, q))) for w in W],
@@ -146,7 +146,7 @@ class OnRequest:
                 result[here, part] = value * p.scale[batch, None]
         return result
 
-    def _batches(
+    def batches(
         self, positions: IntArray, limit: int | None = None
     ) -> Iterator[tuple[IntArray, IntArray]]:
         """Known features: where they are in ``positions``, and their positions."""

@@ -1,0 +1,158 @@
+"""Tests of the fixed effects in numbers: variances, degrees of freedom and F statistics.
+
+Works through the features in batches that fit the memory budget; labels are put on by
+`flashmm.results.fixed_effects`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flashmm.inference.degrees_of_freedom import (
+    FStatistic,
+    VarianceAndDf,
+    kenward_roger,
+    kenward_roger_f,
+    satterthwaite,
+    satterthwaite_f,
+)
+from flashmm.solvers.face import covariance_on_face, face
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from flashmm.likelihood.base import Evaluation
+    from flashmm.likelihood.moments import ContrastMoments
+    from flashmm.results.on_request import OnRequest
+
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
+
+__all__ = ["Hypotheses"]
+
+
+@dataclass(frozen=True)
+class Hypotheses:
+    """Hypotheses about the fixed effects of fitted features.
+
+    Parameters
+    ----------
+    fitted
+        The fitted likelihood.
+    blocks
+        Positions in theta of the covariance blocks that the psd space keeps positive
+        semi-definite, the residual's among them; None in the unconstrained space.
+    df_resid
+        n - p.
+    """
+
+    fitted: OnRequest
+    blocks: tuple[IntArray, ...] | None
+    df_resid: int
+
+    def contrasts(self, positions: IntArray, L: FloatArray, df: str) -> VarianceAndDf:
+        """Variances of the contrasts in the rows of L (c, p), and their df; both (B, c).
+
+        Where V is not positive definite a variance may be negative; its df are then NaN.
+        """
+        shape = positions.size, L.shape[0]
+        if df == "residual":
+            variance = self.fitted.contrast_variance(positions, L)
+            return VarianceAndDf(variance, np.full(shape, float(self.df_resid)))
+        result = VarianceAndDf(np.full(shape, np.nan), np.full(shape, np.nan))
+        method = kenward_roger if df == "kenward-roger" else satterthwaite
+        for here, chosen, moments, covariance in self._moments(positions, L[:, None, :], df):
+            part = method(moments, covariance)
+            scale = self.fitted.projection.scale[positions[here], None]
+            result.variance[here, chosen] = part.variance * scale
+            result.df[here, chosen] = part.df
+        return result
+
+    def joint(
+        self, positions: IntArray, difference: FloatArray, L: FloatArray, df: str
+    ) -> FStatistic:
+        """F statistics that L beta equals its hypothesised values.
+
+        Parameters
+        ----------
+        positions
+            Positions of the features, shape (B,).
+        difference
+            L beta minus those values, in the units of Y, shape (B, r).
+        L
+            Linearly independent contrasts, shape (r, p).
+        df
+            Method for the denominator's degrees of freedom.
+
+        Returns
+        -------
+        FStatistic
+            Shape (B,).
+        """
+        count = positions.size
+        result = FStatistic(np.full(count, np.nan), np.full(count, np.nan))
+        scaled = difference / np.sqrt(self.fitted.projection.scale[positions, None])
+        for here, _, moments, covariance in self._moments(positions, L[None], df):
+            left = scaled[here, None, :]
+            if df == "kenward-roger":
+                part = kenward_roger_f(left, moments, covariance)
+            else:
+                part = satterthwaite_f(left, moments, covariance)
+            result.F[here] = part.F[:, 0]
+            result.df[here] = part.df[:, 0] if df != "residual" else float(self.df_resid)
+        return result
+
+    def _moments(
+        self, positions: IntArray, L: FloatArray, df: str
+    ) -> Iterator[tuple[IntArray, slice, ContrastMoments, FloatArray]]:
+        """Moments of hypotheses L (g, r, p) and the covariance of theta, batch by batch."""
+        fitted, (g, r, _) = self.fitted, L.shape
+        k, adjust = fitted.theta.shape[1], df == "kenward-roger"
+        # Per hypothesis and feature: vectors of length q, and a few (k, k, r, r) arrays.
+        size = 8 * r * ((2 * k + 4) * fitted.projection.structure.q + 4 * k * k * r)
+        groups = max(1, min(g, fitted.memory // size))
+        limit = max(1, fitted.memory // (size * groups))
+        for here, batch in fitted.batches(positions, limit):
+            theta = fitted.theta[batch]
+            covariance = self._covariance(theta, fitted.likelihood.evaluate(theta, batch), df)
+            for start in range(0, g, groups):
+                chosen = slice(start, min(start + groups, g))
+                moments = fitted.likelihood.contrast_moments(theta, L[chosen], adjustment=adjust)
+                yield here, chosen, moments, covariance
+
+    def _covariance(self, theta: FloatArray, at: Evaluation, df: str) -> FloatArray:
+        """Asymptotic covariance of theta, shape (B, k, k).
+
+        Kenward and Roger take the inverse of the expected information. Satterthwaite's method
+        takes that of the observed information, along the face of the psd cone that theta lies
+        on: what the boundary holds does not vary. Where the observed information is not
+        positive definite the expected one stands in.
+        """
+        expected = _inverse(at.expected)
+        if df != "satterthwaite":
+            return expected
+        blocks = self.blocks
+        if blocks is None:
+            blocks = tuple(np.array([[i]]) for i in range(theta.shape[1]))
+            theta = np.ones_like(theta)  # nothing is held
+        covariance, indefinite = covariance_on_face(
+            face(theta, at.score, at.observed, blocks), at.expected
+        )
+        if indefinite.any():
+            again = at.take(indefinite)
+            covariance[indefinite], _ = covariance_on_face(
+                face(theta[indefinite], 0.0 * again.score, again.expected, blocks), again.expected
+            )
+        return covariance
+
+
+def _inverse(information: FloatArray) -> FloatArray:
+    """Inverse of positive definite matrices (B, k, k), scaled to unit diagonal meanwhile."""
+    length = np.sqrt(np.diagonal(information, axis1=-2, axis2=-1))
+    scale = length[:, :, None] * length[:, None, :]
+    return np.asarray(np.linalg.pinv(information / scale, hermitian=True) / scale)
