@@ -52,14 +52,20 @@ def test_means_and_contrasts_equal_emmeans(fits, name):
     case = CASES[name]
     keys = {"by", "at", "weights", "contrast"}
     options = {key: value for key, value in case.items() if key in keys and value is not None}
-    found = fits[case["model"]].marginal_means(case["specs"], **options)
-    table = case["tables"]["satterthwaite"]  # its standard errors are not adjusted
-    labels = [label(row, case) for row in table]
-    assert sorted(found.contrasts) == sorted(labels)
     value = "emmean" if case["contrast"] is None else "estimate"
-    for row, name_of_row in zip(table, labels, strict=True):
-        assert_allclose(found.sd[name_of_row], row["se"], rtol=2e-6)
-        assert_allclose(found.effect[name_of_row], row[value], rtol=0, atol=2e-6 * row["se"])
+    for df, table in case["tables"].items():
+        found = fits[case["model"]].marginal_means(case["specs"], df=df, **options)
+        labels = [label(row, case) for row in table]
+        assert sorted(found.contrasts) == sorted(labels)
+        limits = found.conf_int().isel(feature=0)
+        for row, name_of_row in zip(table, labels, strict=True):
+            se = row["se"]
+            assert_allclose(found.effect[name_of_row], row[value], rtol=0, atol=2e-6 * se)
+            assert_allclose(found.sd[name_of_row], se, rtol=2e-6)
+            assert_allclose(found.df[name_of_row], row["df"], rtol=1e-4)
+            assert_allclose(found.pvalue[name_of_row], row["p"], rtol=1e-3)
+            bounds = limits.sel(contrast=name_of_row)
+            assert_allclose(bounds, [row["lower"], row["upper"]], rtol=0, atol=1e-4 * se)
 
 
 def test_balanced_means_are_means_of_the_data():

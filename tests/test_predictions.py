@@ -69,9 +69,41 @@ def test_predictions_equal_those_from_dense_matrices(kind, engine, space):
                 else:  # a negative variance, in the unconstrained space only
                     assert np.isnan(found.se[j, i])
                     assert (theta[:-1] < 0).any()
-    half = student.isf(0.05, problem.n - problem.p) * observation.se
+    half = student.isf(0.05, observation.df) * observation.se
     assert_allclose(observation.upper, observation.prediction + half, rtol=1e-12)
     assert_allclose(observation.lower, observation.prediction - half, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["intercept", "correlated", "crossed"])
+def test_degrees_of_freedom_follow_from_the_gradient_of_the_variance(kind):
+    problem = pb.PROBLEMS[kind]
+    rng = np.random.default_rng(8)
+    Y = problem.simulate(problem.theta(rng), 2, rng)
+    res = problem.fit(Y)
+    X, Z = rng.normal(size=(3, problem.p)), rng.normal(size=(3, problem.structure.q))
+    found = res.predict(X=X, Z=Z, level="conditional", interval="prediction")
+    residual = res.predict(X=X, Z=Z, level="conditional", interval="prediction", df="residual")
+    np.testing.assert_array_equal(residual.df, problem.n - problem.p)
+    for j in range(2):
+        theta = res.theta.to_numpy()[j]
+        W = np.linalg.inv(problem.evaluate(Y[j], theta, "REML").observed[0])
+        assert np.linalg.eigvalsh(W)[0] > 0
+        for i in range(3):
+
+            def variance(at, j=j, i=i):
+                return truth(problem, Y[j], at, X[i], Z[i])[3] + at[-1]
+
+            steps = 1e-4 * theta[-1] * np.eye(theta.size)
+            gradient = [
+                (
+                    8 * (variance(theta + h) - variance(theta - h))
+                    - (variance(theta + 2 * h) - variance(theta - 2 * h))
+                )
+                / (12 * h.sum())
+                for h in steps
+            ]
+            expected = 2 * variance(theta) ** 2 / (gradient @ W @ gradient)
+            assert_allclose(found.df[j, i], expected, rtol=1e-6)
 
 
 def test_a_small_memory_budget_changes_no_prediction():

@@ -82,7 +82,7 @@ def simulate(
     design = build_design("~ group + condition", RANDOM[setting.components], data).design
     X, Z = design.X, design.Z.toarray()
     n, p = X.shape
-    left, length, right = np.linalg.svd(np.hstack([X, Z]), full_matrices=False)
+    _, length, right = np.linalg.svd(np.hstack([X, Z]), full_matrices=False)
     rank = int((length > 1e-10 * length[0]).sum())
     root = length[:rank, None] * right[:rank]  # U'[X, Z]
     sigma2 = PRIOR_DF / rng.chisquare(PRIOR_DF, size=m)
@@ -125,9 +125,9 @@ def p_values(results: Any) -> dict[tuple[str, str], FloatArray]:
 def study(setting: Setting, m: int, seed: int) -> list[dict[str, Any]]:
     """Rates of rejection of one design, in both parameter spaces, without and with an effect."""
     rows = []
-    for truth, effect, m in (("null", 0.0, m), ("alternative", EFFECT, m // 4)):
+    for truth, effect, count in (("null", 0.0, m), ("alternative", EFFECT, m // 4)):
         key = [seed, setting.subjects, setting.balanced, setting.components, int(effect > 0)]
-        stats = simulate(setting, m, np.random.default_rng(key), effect)
+        stats = simulate(setting, count, np.random.default_rng(key), effect)
         for space in SPACES:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", fm.ConvergenceWarning)
@@ -143,12 +143,12 @@ def study(setting: Setting, m: int, seed: int) -> list[dict[str, Any]]:
                     "truth": truth,
                     "effect": tested,
                     "method": method,
-                    "features": m,
+                    "features": count,
                     "tested": int(known.sum()),
                 }
                 for level in LEVELS if truth == "null" else (0.05,):
-                    count = int((p[known] < level).sum())
-                    rows.append({**base, "level": level, "rejected": count})
+                    rejected = int((p[known] < level).sum())
+                    rows.append({**base, "level": level, "rejected": rejected})
     return rows
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "kenward_roger_f",
     "resolve_df",
     "satterthwaite",
+    "satterthwaite_df",
     "satterthwaite_f",
 ]
 
@@ -84,7 +85,7 @@ def satterthwaite(moments: ContrastMoments, covariance: FloatArray) -> VarianceA
         The variance f as estimated; df NaN where it is not positive.
     """
     f, g = moments.variance[..., 0, 0], moments.gradient[..., 0, 0]
-    return VarianceAndDf(f, _df(f, g, covariance))
+    return VarianceAndDf(f, satterthwaite_df(f, g, covariance))
 
 
 def kenward_roger(moments: ContrastMoments, covariance: FloatArray) -> VarianceAndDf:
@@ -105,7 +106,9 @@ def kenward_roger(moments: ContrastMoments, covariance: FloatArray) -> VarianceA
         The variance with the adjustment 2 sum_ij W_ij l'C (Q_ij - P_i C P_j) C l added.
     """
     f, g = moments.variance[..., 0, 0], moments.gradient[..., 0, 0]
-    return VarianceAndDf(_adjusted(moments, covariance)[..., 0, 0], _df(f, g, covariance))
+    return VarianceAndDf(
+        _adjusted(moments, covariance)[..., 0, 0], satterthwaite_df(f, g, covariance)
+    )
 
 
 def satterthwaite_f(
@@ -132,7 +135,9 @@ def satterthwaite_f(
     turned = np.matmul(np.swapaxes(vectors, -1, -2), difference[..., None])[..., 0]
     with np.errstate(divide="ignore", invalid="ignore"):
         F = (turned**2 / values).sum(axis=-1) / r
-    parts = np.stack([_df(values[..., a], rotated[..., a], covariance) for a in range(r)], -1)
+    parts = np.stack(
+        [satterthwaite_df(values[..., a], rotated[..., a], covariance) for a in range(r)], -1
+    )
     return FStatistic(np.where(values[..., 0] > 0, F, np.nan), fai_cornelius_df(parts))
 
 
@@ -226,8 +231,8 @@ def _adjusted(moments: ContrastMoments, covariance: FloatArray) -> FloatArray:
     return np.asarray(moments.variance + 0.5 * (added + np.swapaxes(added, -1, -2)))
 
 
-def _df(f: FloatArray, g: FloatArray, covariance: FloatArray) -> FloatArray:
-    """2 f^2 / (g'W g) for f (B, g) and g (B, g, k)."""
+def satterthwaite_df(f: FloatArray, g: FloatArray, covariance: FloatArray) -> FloatArray:
+    """2 f^2 / (g'W g) for variances f (B, g), their gradients (B, g, k) and W (B, k, k)."""
     spread = (np.matmul(g, covariance) * g).sum(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where((f > 0) & (spread >= 0), 2.0 * f**2 / spread, np.nan)

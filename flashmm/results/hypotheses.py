@@ -17,13 +17,16 @@ from flashmm.inference.degrees_of_freedom import (
     kenward_roger,
     kenward_roger_f,
     satterthwaite,
+    satterthwaite_df,
     satterthwaite_f,
 )
+from flashmm.inference.prediction import prediction_moments
 from flashmm.solvers.face import covariance_on_face, face
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import scipy.sparse as sp
     from numpy.typing import NDArray
 
     from flashmm.likelihood.base import Evaluation
@@ -105,6 +108,48 @@ class Hypotheses:
                 part = satterthwaite_f(left, moments, covariance)
             result.F[here] = part.F[:, 0]
             result.df[here] = part.df[:, 0] if df != "residual" else float(self.df_resid)
+        return result
+
+    def predictions(
+        self,
+        positions: IntArray,
+        X: FloatArray,
+        Z: sp.csr_array,
+        independent: FloatArray,
+        df: str,
+    ) -> VarianceAndDf:
+        """Variances of X (beta_hat - beta) + Z (b_hat - b) and their df, both (B, c).
+
+        Parameters
+        ----------
+        positions
+            Positions of the features, shape (B,).
+        X, Z
+            Rows to predict, shapes (c, p) and (c, q).
+        independent
+            Row i adds ``independent[i] @ theta``, theta in the units of Y; shape (c, k).
+        df
+            ``"residual"`` or ``"satterthwaite"``.
+        """
+        fitted, c = self.fitted, X.shape[0]
+        projection, k = fitted.projection, fitted.theta.shape[1]
+        shape = positions.size, c
+        result = VarianceAndDf(np.full(shape, np.nan), np.full(shape, float(self.df_resid)))
+        size = 8 * (k + 4) * projection.structure.q
+        rows = max(1, min(c, fitted.memory // size))
+        for start in range(0, c, rows):
+            part = slice(start, min(start + rows, c))
+            Z_scaled = Z[part].toarray() / projection.column_scale
+            added = independent[part] * projection.param_scale
+            for here, batch in fitted.batches(positions, max(1, fitted.memory // (size * rows))):
+                theta = fitted.theta[batch]
+                found = prediction_moments(fitted.likelihood, theta, X[part], Z_scaled, added)
+                result.variance[here, part] = found.variance * projection.scale[batch, None]
+                if df == "satterthwaite":
+                    at = fitted.likelihood.evaluate(theta, batch)
+                    result.df[here, part] = satterthwaite_df(
+                        found.variance, found.gradient, self._covariance(theta, at, df)
+                    )
         return result
 
     def _moments(

@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.likelihood.general import GeneralLikelihood
-
 if TYPE_CHECKING:
-    import scipy.sparse as sp
     from numpy.typing import NDArray
 
     from flashmm.likelihood import Estimator, Projection
@@ -108,43 +105,6 @@ class OnRequest:
             if kind == "conditional":  # a distribution given y and beta needs a proper V
                 errors[here[~self.likelihood.is_definite(theta)]] = np.nan
         return blup, errors
-
-    def prediction_variance(
-        self, positions: IntArray, X: FloatArray, Z: sp.csr_array | None
-    ) -> FloatArray:
-        """Variances of X (beta_hat - beta) + Z (b_hat - b) in the units of Y, shape (B, c).
-
-        Parameters
-        ----------
-        positions
-            Positions of the features, shape (B,).
-        X, Z
-            Rows to predict, shapes (c, p) and (c, q); without Z the fixed part alone.
-        """
-        if Z is None:
-            return self.contrast_variance(positions, X)
-        p, c = self.projection, X.shape[0]
-        general = GeneralLikelihood(p, "REML")
-        # var = sigma2 x'(X'X)^-1x + w'(D - D T D)w with w = z - H x, because
-        # C = sigma2 (X'X)^-1 + H'(D - D T D)H and cov(b_hat - b, beta_hat - beta) = -(D - D T D)H.
-        fixed = np.asarray((X @ p.XX_inverse * X).sum(axis=1))
-        result = np.full((positions.size, c), np.nan)
-        q = p.structure.q
-        rows = max(1, min(c, self.memory // (8 * 6 * max(q, 1))))
-        for start in range(0, c, rows):
-            part = slice(start, min(start + rows, c))
-            W = Z[part].toarray() / p.column_scale - X[part] @ p.H.T
-            share = min(general.batch_size(self.memory), max(1, self.memory // (8 * 6 * W.size)))
-            for here, batch in self.batches(positions, share):
-                theta = self.theta[batch]
-                DW = np.stack(
-                    [p.structure.multiply(theta, np.broadcast_to(w, (batch.size, q))) for w in W],
-                    axis=1,
-                )
-                value = (DW * (W - general.apply_T(theta, DW))).sum(axis=2)
-                value += theta[:, -1:] * fixed[part]
-                result[here, part] = value * p.scale[batch, None]
-        return result
 
     def batches(
         self, positions: IntArray, limit: int | None = None

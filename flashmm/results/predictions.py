@@ -12,9 +12,10 @@ import xarray as xr
 
 from flashmm.design_arrays import design_from_arrays
 from flashmm.exceptions import InputError, listing, nearest
+from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.statistics import confidence_limits
 from flashmm.recipe import RandomRows
-from flashmm.results.estimates import Estimates
+from flashmm.results.fixed_effects import FixedEffectInference
 from flashmm.sources import Transform, make_source
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = ["NewDataPredictions"]
 
 LEVELS = ("population", "conditional")
 INTERVALS = ("confidence", "prediction")
+DF = ("satterthwaite", "residual")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class _Rows:
     labels: pd.Index
 
 
-class NewDataPredictions(Estimates):
+class NewDataPredictions(FixedEffectInference):
     """Predictions for samples, new or old; part of `MultiLMMResults`."""
 
     def predict(
@@ -50,6 +52,7 @@ class NewDataPredictions(Estimates):
         se: bool = False,
         interval: Literal["confidence", "prediction"] | None = None,
         alpha: float = 0.05,
+        df: str = DEFAULT_DF,
         allow_new_levels: bool = False,
         features: Any = None,
         X: ArrayLike | None = None,
@@ -75,6 +78,9 @@ class NewDataPredictions(Estimates):
             variance of a new group's random effects.
         alpha
             One minus the coverage.
+        df
+            Degrees of freedom of the limits: ``"satterthwaite"``, for the whole variance of the
+            prediction, or ``"residual"``, n - p.
         allow_new_levels
             At the conditional level, predict groups that the model does not know with random
             effects of zero, whose variance enters the standard errors. Otherwise they raise.
@@ -89,7 +95,7 @@ class NewDataPredictions(Estimates):
         -------
         DataArray or Dataset
             Dims feature, sample. With ``se`` or ``interval`` a Dataset: prediction, se, and
-            lower and upper where an interval is asked for. ``se`` is the standard error of
+            lower, upper and df where an interval is asked for. ``se`` is the standard error of
             prediction that the interval is built on: of the mean, or of a new observation.
 
         Raises
@@ -102,8 +108,8 @@ class NewDataPredictions(Estimates):
         -----
         With C = cov(beta), D the covariance of b and T = Z'PZ, the variance of
         x'(beta_hat - beta) + z'(b_hat - b) is sigma2 x'(X'X)^-1 x + w'(D - D T D) w with
-        w = z - (X'X)^-1 X'Z applied to x: Henderson's (1975) mixed model equations, free of D^-1.
-        Limits are Student's on n - p degrees of freedom.
+        w = z - Z'X (X'X)^-1 x: Henderson's (1975) mixed model equations, free of D^-1. Limits are
+        Student's; theta counts as known but for the degrees of freedom.
 
         Examples
         --------
@@ -123,6 +129,7 @@ class NewDataPredictions(Estimates):
         _check("level", level, LEVELS)
         if interval is not None:
             _check("interval", interval, INTERVALS)
+        _check("df", df, DF)
         conditional = level == "conditional"
         wide = interval == "prediction"
         rows = self._rows(
@@ -140,21 +147,23 @@ class NewDataPredictions(Estimates):
         prediction = xr.DataArray(estimate, dims=dims, coords=coords, name="prediction")
         if not se and interval is None:
             return prediction
-        Z_known = rows.random.Z if conditional and rows.random is not None else None
-        variance = self._on_request.prediction_variance(positions, rows.X, Z_known)
+        Z_known = sp.csr_array((len(rows.labels), self.stats.q))
+        independent = np.zeros((len(rows.labels), self.ds.sizes["param"]))
         if rows.random is not None and (conditional or wide):
-            weights = rows.random.new.copy()
-            weights[:, -1] = float(wide)
-            variance = variance + self.ds["theta"].to_numpy()[positions] @ weights.T
+            independent[:] = rows.random.new
+            independent[:, -1] = float(wide)
+            Z_known = rows.random.Z if conditional else Z_known
+        found = self._hypotheses.predictions(positions, rows.X, Z_known, independent, df)
         with np.errstate(invalid="ignore"):
-            errors = np.sqrt(np.where(variance > 0, variance, np.nan))
+            errors = np.sqrt(np.where(found.variance > 0, found.variance, np.nan))
         result = xr.Dataset(
             {"prediction": prediction, "se": (dims, errors)}, attrs={"level": level}
         )
         if interval is not None:
-            limits = confidence_limits(estimate, errors, self.df_resid, alpha)
+            limits = confidence_limits(estimate, errors, found.df, alpha)
             result = result.assign(lower=(dims, limits[..., 0]), upper=(dims, limits[..., 1]))
-            result.attrs.update(interval=interval, alpha=alpha, df="residual")
+            result = result.assign(df=(dims, found.df))
+            result.attrs.update(interval=interval, alpha=alpha, df_method=df)
         return result
 
     def fittedvalues(
