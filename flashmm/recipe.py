@@ -377,10 +377,16 @@ def with_factors(
         factors.append(name)
     if not factors:
         return recipe
-    codes = np.zeros((len(data), len(factors)), dtype=np.intp)
-    for position, name in enumerate(factors):
-        codes[:, position] = pd.Index(columns[name].levels).get_indexer(pd.Index(data[name]))
-    combinations, counts = np.unique(codes, axis=0, return_counts=True)
+    codes = [pd.Index(columns[name].levels).get_indexer(pd.Index(data[name])) for name in factors]
+    # Factor by factor: a product of all numbers of levels may not fit an integer.
+    flat = np.zeros(len(data), dtype=np.intp)
+    combinations = np.zeros((1, 0), dtype=np.intp)
+    for name, code in zip(factors, codes, strict=True):
+        size = len(columns[name].levels)
+        found, flat = np.unique(flat * size + code, return_inverse=True)
+        before, own = np.divmod(found, size)
+        combinations = np.column_stack([combinations[before], own])
+    counts = np.bincount(flat)
     return replace(
         recipe,
         columns=columns,
