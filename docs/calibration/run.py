@@ -123,9 +123,9 @@ def p_values(results: Any) -> dict[tuple[str, str], FloatArray]:
 
 
 def study(setting: Setting, m: int, seed: int) -> list[dict[str, Any]]:
-    """Rates of rejection of one design, in both parameter spaces, without and with an effect."""
+    """Rejections in one design, in both parameter spaces, without effects and with."""
     rows = []
-    for truth, effect, count in (("null", 0.0, m), ("alternative", EFFECT, m // 4)):
+    for effect, count in ((0.0, m), (EFFECT, m // 4)):
         key = [seed, setting.subjects, setting.balanced, setting.components, int(effect > 0)]
         stats = simulate(setting, count, np.random.default_rng(key), effect)
         for space in SPACES:
@@ -140,13 +140,13 @@ def study(setting: Setting, m: int, seed: int) -> list[dict[str, Any]]:
                     "design": setting.label,
                     "components": setting.components,
                     "space": space,
-                    "truth": truth,
+                    "size": effect,
                     "effect": tested,
                     "method": method,
                     "features": count,
                     "tested": int(known.sum()),
                 }
-                for level in LEVELS if truth == "null" else (0.05,):
+                for level in (0.05,) if effect else LEVELS:
                     rejected = int((p[known] < level).sum())
                     rows.append({**base, "level": level, "rejected": rejected})
     return rows
