@@ -18,7 +18,7 @@ LAYERS = [
     ("exceptions",),
     ("arrays", "devices", "numeric", "labels", "per_sample", "progress"),
     ("design", "simulate_inputs", "simulate"),
-    ("random_formula", "formula_columns", "recipe", "recipe_text", "formula"),
+    ("random_formula", "formula_columns", "recipe", "fixed_terms", "recipe_text", "formula"),
     ("sources", "design_arrays"),
     ("block_sums", "streaming", "shifts", "summing"),
     ("stats_algebra", "stats_checks", "stats_selection", "summary_stats"),

@@ -201,15 +201,16 @@ def test_the_page_on_a_feature_reads_like_statsmodels():
         assert re.search(rf"{re.escape(label)}: +{re.escape(value)}( |$)", text, re.MULTILINE), (
             label
         )
-    assert heads(text, "Coef.") == ["Coef.", "Std.Err.", "t", "P>|t|", "[0.025", "0.975]"]
+    assert heads(text, "Coef.") == ["Coef.", "Std.Err.", "df", "t", "P>|t|", "[0.025", "0.975]"]
     for name in ("Intercept", "x", "trt[T.B]"):
         cells = [float(cell) for cell in row(text, name)[1:]]
         expected = [
-            one.fe_params[name], one.bse_fe[name], one.tvalues[name], one.pvalues[name],
+            one.fe_params[name], one.bse_fe[name], one.df[name], one.tvalues[name],
+            one.pvalues[name],
             *one.conf_int().loc[name],
         ]  # fmt: skip
         np.testing.assert_allclose(cells, expected, rtol=6e-2, atol=6e-4)
-    assert "on n - p = 77 degrees of freedom" in text
+    assert "on Satterthwaite's degrees of freedom" in text
     assert str(one.summary()) == text
     assert one._repr_html_() == page._repr_html_()
 

@@ -158,11 +158,10 @@ def fai_cornelius_df(df: FloatArray) -> FloatArray:
         Shape (...).
     """
     r = df.shape[-1]
-    same = np.asarray(np.ptp(df, axis=-1) < 1e-8 * np.abs(df[..., 0]))
+    same = np.isclose(df, df[..., :1], rtol=1e-8, atol=0.0).all(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         E = (1.0 / (1.0 - 2.0 / df)).sum(axis=-1)
         pooled = 2.0 * E / (E - r)
-    pooled = np.where(np.isinf(df).all(axis=-1), np.inf, pooled)
     pooled = np.where((df <= 2.0).any(axis=-1), 2.0, pooled)
     pooled = np.where(np.isnan(df).any(axis=-1), np.nan, pooled)
     return np.asarray(np.where(same, df.mean(axis=-1), pooled))

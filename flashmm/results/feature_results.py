@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.results import MultiLMMResults
-    from flashmm.results.contrast_results import TTestResults
+    from flashmm.results.contrast_results import FTestResults, TTestResults
     from flashmm.results.summary import SummaryPage
 
     FloatArray = NDArray[np.float64]
@@ -115,11 +115,21 @@ class FeatureResults:
         """Params / bse."""
         return (self.params / self.bse).rename("tvalues")
 
+    @cached_property
+    def _tests(self) -> TTestResults:
+        return self._results.t_test(features=[self._position_name])
+
+    @property
+    def df(self) -> pd.Series[Any]:
+        """Degrees of freedom of `tvalues`: Satterthwaite's, n - p for the ratios."""
+        fixed, ratios = self._tests.df.to_numpy()[0], np.full(self.k_re2, float(self.df_resid))
+        return pd.Series(np.concatenate([fixed, ratios]), index=self.params.index, name="df")
+
     @property
     def pvalues(self) -> pd.Series[Any]:
-        """Two-sided p-values of `tvalues` on `df_resid` degrees of freedom."""
+        """Two-sided p-values of `tvalues` on `df` degrees of freedom."""
         table = t_statistics(
-            self.params.to_numpy(), self.bse.to_numpy(), float(self.df_resid), "two-sided"
+            self.params.to_numpy(), self.bse.to_numpy(), self.df.to_numpy(), "two-sided"
         )
         return pd.Series(table.p, index=self.params.index, name="pvalues")
 
@@ -132,7 +142,7 @@ class FeatureResults:
             One minus the coverage.
         """
         limits = confidence_limits(
-            self.params.to_numpy(), self.bse.to_numpy(), float(self.df_resid), alpha
+            self.params.to_numpy(), self.bse.to_numpy(), self.df.to_numpy(), alpha
         )
         return pd.DataFrame(limits, index=self.params.index, columns=[0, 1])
 
@@ -360,6 +370,14 @@ class FeatureResults:
     def t_test(self, contrast: Any = None, **options: Any) -> TTestResults:
         """Test contrasts of the fixed effects; see `MultiLMMResults.t_test`."""
         return self._results.t_test(contrast, features=[self._position_name], **options)
+
+    def f_test(self, contrast: Any = None, **options: Any) -> FTestResults:
+        """Test contrasts together; see `MultiLMMResults.f_test`."""
+        return self._results.f_test(contrast, features=[self._position_name], **options)
+
+    def wald_test(self, contrast: Any = None, **options: Any) -> FTestResults:
+        """Wald tests of contrasts together; see `MultiLMMResults.wald_test`."""
+        return self._results.wald_test(contrast, features=[self._position_name], **options)
 
     def summary(self) -> SummaryPage:
         """The page that statsmodels' MixedLM prints."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
 
+from flashmm.design import INTERCEPT
+from flashmm.exceptions import InputError
+from flashmm.fixed_terms import type3_hypotheses
 from flashmm.inference.contrasts import independent_rows, parse_contrasts
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, resolve_df
 from flashmm.inference.statistics import (
@@ -225,6 +228,60 @@ class FixedEffectInference(Estimates):
         )
         ds.attrs["df"] = "none (chi-square)"
         return FTestResults(ds, df_method="none (chi-square)")
+
+    def anova(
+        self, *, type: Literal[3] = 3, df: str = DEFAULT_DF, features: Any = None
+    ) -> FTestResults:
+        """Type III F tests of the terms of the fixed formula, for every feature.
+
+        The hypotheses do not depend on how factors are coded: a term is tested with the linear
+        predictor averaged, with equal weights, over the levels of the factors outside the term,
+        as in SAS and lmerTest. The intercept is not tested. In a model built from matrices each
+        coefficient is a term of its own.
+
+        Parameters
+        ----------
+        type
+            3, the only one.
+        df
+            Denominator degrees of freedom, as in `f_test`.
+        features
+            Names, positions or a mask; all by default.
+
+        Returns
+        -------
+        FTestResults
+            One hypothesis per term.
+
+        Raises
+        ------
+        InputError
+            If an option is unknown or there is no term but the intercept.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sim = fm.simulate.rnaseq(n_genes=5, n_cells=300, n_samples=6, n_clusters=2, rng=1)
+        >>> result = fm.MultiLMM.from_formula(
+        ...     "~ log(libsize) + cls * trt", "~ 0 + sam", sim.metadata, sim.counts,
+        ...     transform="log2p1").fit(parameter_space="psd")
+        >>> result.anova().df_num.iloc[0].to_dict()
+        {'log(libsize)': 1.0, 'cls': 1.0, 'trt': 1.0, 'cls:trt': 1.0}
+        """
+        if type not in (3, "III", "3"):
+            raise InputError(f"Unknown type={type!r}. Only type III tests are available: type=3.")
+        terms = self._terms()
+        if not terms:
+            raise InputError("The fixed formula has no term but the intercept: nothing to test.")
+        hypotheses = {name: (L, np.zeros(L.shape[0])) for name, L in terms.items()}
+        return self._f_tests(hypotheses, resolve_df(df, self.method), self._positions(features))
+
+    def _terms(self) -> dict[str, FloatArray]:
+        """Contrasts of each term, by the formula if it is known and made these coefficients."""
+        names = self.stats.coef_names
+        if self.recipe is not None and self.recipe.fixed.names == names:
+            return type3_hypotheses(self.recipe.fixed.spec)
+        return {name: np.eye(len(names))[[i]] for i, name in enumerate(names) if name != INTERCEPT}
 
     def _f_tests(
         self,

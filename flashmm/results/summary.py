@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.solvers.status import MEANINGS, Status
 
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["SummaryPage", "Table", "feature_page", "model_page"]
 
 WIDTH = 78
+DF_TEXT = {
+    "residual": "residual (n - p)",
+    "satterthwaite": "Satterthwaite's",
+    "kenward-roger": "Kenward and Roger's",
+}
 MAX_ROWS = 60
 MAX_LABEL = 44
 
@@ -145,6 +151,10 @@ def _number(value: float) -> str:
     return "0" if value == 0.0 else f"{value:#.4g}".rstrip(".")
 
 
+def _df(value: float) -> str:
+    return "NaN" if np.isnan(value) else f"{value:.1f}"
+
+
 def _t_value(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 1e4 else _number(value)
 
@@ -228,7 +238,7 @@ def model_page(results: MultiLMMResults) -> SummaryPage:
     notes += more
     notes.append(
         f"Quantiles and medians are over the {int(good.sum())} converged features. Tests of single "
-        f"coefficients on n - p = {results.df_resid} degrees of freedom; up and down are the "
+        f"coefficients on {DF_TEXT[DEFAULT_DF]} degrees of freedom; up and down are the "
         "signs of the coefficients that pass a false discovery rate of 5%, controlled over "
         "features (Benjamini-Hochberg) for each coefficient."
     )
@@ -303,11 +313,12 @@ def feature_page(feature: FeatureResults) -> SummaryPage:
     columns = [
         feature.fe_params,
         feature.bse_fe,
+        feature.df.iloc[:p],
         feature.tvalues.iloc[:p],
         feature.pvalues.iloc[:p],
         *(feature.conf_int().iloc[:p, bound] for bound in (0, 1)),
     ]
-    forms = [_number, _number, _t_value, _p_value, _number, _number]
+    forms = [_number, _number, _df, _t_value, _p_value, _number, _number]
     rows = [
         [_label(name), *(form(column.iloc[j]) for form, column in zip(forms, columns, strict=True))]
         for j, name in enumerate(feature.fe_params.index)
@@ -317,7 +328,7 @@ def feature_page(feature: FeatureResults) -> SummaryPage:
     notes += more
     width = 5 if any(row[4] for row in variances) else 4  # no correlations, no column
     notes.append(
-        f"t tests on n - p = {feature.df_resid} degrees of freedom. Scale is the residual variance."
+        f"t tests on {DF_TEXT[DEFAULT_DF]} degrees of freedom. Scale is the residual variance."
     )
     if feature.status != Status.CONVERGED.label:
         verdict = next(s for s in Status if s.label == feature.status)
@@ -326,7 +337,7 @@ def feature_page(feature: FeatureResults) -> SummaryPage:
         "Mixed Linear Model Regression Results",
         [
             *_head(head, _formulas(results)),
-            Table(coefficients, ["", "Coef.", "Std.Err.", "t", "P>|t|", "[0.025", "0.975]"]),
+            Table(coefficients, ["", "Coef.", "Std.Err.", "df", "t", "P>|t|", "[0.025", "0.975]"]),
             Table(
                 [row[:width] for row in variances],
                 ["", "Estimate", "Std.Err.", "Std.Dev.", "Corr."][:width],
