@@ -64,14 +64,14 @@ def test_type_3_tables_equal_lmertest(key, df):
     found = factors_fit(key).anova(df=df)
     expected = TESTS["models"][key][f"anova_{SUFFIX[df]}"]
     assert found.contrasts == [row["term"] for row in expected]
-    for column, row in enumerate(expected):
+    for position, row in enumerate(expected):
         if (key, row["term"]) == ("no_intercept", "site"):
             # Without an intercept lmerTest tests the sites at the first treatment, not averaged.
             result = factors_fit(key)
             first = [n.startswith("site[") and "trt" not in n for n in result.stats.coef_names]
             table, column = result.f_test(np.eye(result.stats.p)[first], df=df), 0
         else:
-            table = found
+            table, column = found, position
         assert table.df_num.iloc[0, column] == row["NumDF"]
         assert table.df_denom.iloc[0, column] == pytest.approx(row["DenDF"], rel=1e-4)
         assert table.fvalue.iloc[0, column] == pytest.approx(row["F value"], rel=1e-4)
