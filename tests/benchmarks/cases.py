@@ -124,6 +124,18 @@ def _ratings(size: Size, rng: np.random.Generator) -> Design:
     return designs.ratings(size.n, students, teachers, rng)
 
 
+def _treatment_effects(p: int) -> NDArray[np.float64]:
+    """Each cell type's treatment effect, their mean, and a difference: 31 contrasts."""
+    each = np.eye(p)[-29:]
+    return np.vstack([each, each.mean(axis=0), each[0] - each[1]])
+
+
+_TESTED = {
+    "quick": Size(1_160, 50_000, {}, (259,)),
+    "medium": Size(11_600, 100_000, {}, (259,)),
+    "full": Size(11_600, 500_000, {}, (259,)),
+}
+
 _ALL = (
     Case(
         "one_component",
@@ -231,6 +243,50 @@ _ALL = (
         (Target("within", 3, "lme4"), Target("loglik", 1e-6, "lme4")),
         space="psd",
         from_samples=True,
+    ),
+    Case(
+        "satterthwaite",
+        "Satterthwaite t-tests after the fit, 31 contrasts, q = 259, p = 62",
+        _cells,
+        _TESTED,
+        (Target("seconds", 10),),
+        df="satterthwaite",
+        contrasts=_treatment_effects,
+    ),
+    Case(
+        "kenward_roger",
+        "Kenward-Roger t-tests after the fit, 31 contrasts, q = 259, p = 62",
+        _cells,
+        _TESTED,
+        (Target("seconds", 60),),
+        df="kenward-roger",
+        contrasts=_treatment_effects,
+    ),
+    Case(
+        "satterthwaite_small",
+        "Satterthwaite t-tests after the fit, 4 coefficients, q = 25, n = 10,000",
+        _groups,
+        {
+            "quick": Size(2_000, 10_000, {"lme-python, Satterthwaite": 10, "lmerTest": 2}, (25,)),
+            "medium": Size(10_000, 10_000, {"lme-python, Satterthwaite": 40, "lmerTest": 4}, (25,)),
+            "full": Size(10_000, 10_000, {"lme-python, Satterthwaite": 100, "lmerTest": 10}, (25,)),
+        },
+        (Target("ratio", 50, "lme-python, Satterthwaite"),),
+        space="psd",
+        df="satterthwaite",
+    ),
+    Case(
+        "kenward_roger_small",
+        "Kenward-Roger t-tests after the fit, 4 coefficients, q = 25, n = 10,000",
+        _groups,
+        {
+            "quick": Size(2_000, 10_000, {}, (25,)),
+            "medium": Size(10_000, 10_000, {"pbkrtest": 1}, (25,)),
+            "full": Size(10_000, 10_000, {"pbkrtest": 3}, (25,)),
+        },
+        (Target("ratio", 1000, "pbkrtest"),),
+        space="psd",
+        df="kenward-roger",
     ),
 )
 
