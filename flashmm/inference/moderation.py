@@ -10,7 +10,7 @@ not distort it and are themselves moderated less (Phipson et al. 2016, Ann Appl 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,9 +23,17 @@ from flashmm.inference.lowess import lowess
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.likelihood.moments import ContrastMoments
+
     FloatArray = NDArray[np.float64]
 
-__all__ = ["ModeratedVariances", "VariancePrior", "moderate", "variance_prior"]
+__all__ = [
+    "ModeratedVariances",
+    "VariancePrior",
+    "moderate",
+    "moderate_moments",
+    "variance_prior",
+]
 
 # A variance below this share of the median is raised to it, so that its logarithm is no outlier.
 _FLOOR, _ROBUST_FLOOR = 1e-5, 1e-12
@@ -97,6 +105,49 @@ def moderate(variance: FloatArray, df: FloatArray, prior: VariancePrior) -> Mode
         pooled = float(np.nansum(np.where(df > 0, df, 0.0)))
         total = np.minimum(prior.df + df, pooled)
     return ModeratedVariances(share * prior.variance + (1.0 - share) * variance, total)
+
+
+def moderate_moments(
+    moments: ContrastMoments,
+    covariance: FloatArray,
+    residual: FloatArray,
+    moderated: FloatArray,
+    df: FloatArray,
+) -> tuple[ContrastMoments, FloatArray]:
+    """Variances of contrasts, and the covariance of theta, once the residual variance is moderated.
+
+    What is known of the residual variance s changes all of theta by its regression on s: with W
+    the covariance of theta and w its column of s,
+
+        theta~ = theta + w / W_ss (s~ - s)
+        W~     = W - w w' / W_ss (1 - var(s~) / W_ss),    var(s~) = 2 s~^2 / df
+
+    A contrast keeps its estimate, of which sum_i theta~_i dlCl'/dtheta_i is the variance, since
+    that sum is l C X'V^-1 V(theta~) V^-1 X C l'. Satterthwaite's df follow from W~. So a contrast
+    that is judged by the residual variance gains all of the prior df, and one that is judged by
+    the variance between subjects none.
+
+    Parameters
+    ----------
+    moments
+        Of the hypotheses, at theta.
+    covariance
+        W, shape (B, k, k), the residual last.
+    residual, moderated, df
+        s, s~ and the degrees of freedom of s~, shape (B,).
+
+    Returns
+    -------
+    moments, covariance
+        With the variances and W replaced.
+    """
+    own = covariance[:, -1, -1]
+    gain = covariance[:, :, -1] / own[:, None]
+    step = gain * (moderated - residual)[:, None]
+    variance = moments.variance + (step[:, None, :, None, None] * moments.gradient).sum(axis=2)
+    saved = own - 2.0 * moderated**2 / df
+    updated = covariance - saved[:, None, None] * gain[:, :, None] * gain[:, None, :]
+    return replace(moments, variance=variance), updated
 
 
 def variance_prior(

@@ -20,9 +20,7 @@ from flashmm.inference.statistics import (
     t_statistics,
 )
 from flashmm.results.contrast_results import FTestResults, TTestResults
-from flashmm.results.estimates import Estimates
-from flashmm.results.hypotheses import Hypotheses
-from flashmm.solvers.space import PSD
+from flashmm.results.moderation import VarianceModeration
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,16 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["FixedEffectInference"]
 
 
-class FixedEffectInference(Estimates):
+class FixedEffectInference(VarianceModeration):
     """Tests and limits of the fixed effects; part of `MultiLMMResults`."""
-
-    @cached_property
-    def _hypotheses(self) -> Hypotheses:
-        blocks = None
-        if self.options.parameter_space == "psd":
-            structure = self.stats.structure
-            blocks = PSD(tuple(structure.blocks()), len(structure.param_names)).all_blocks
-        return Hypotheses(self._on_request, blocks, self.df_resid)
 
     @cached_property
     def _default_tests(self) -> TTestResults:
@@ -99,6 +89,7 @@ class FixedEffectInference(Estimates):
         *,
         alternative: str = "two-sided",
         df: str = DEFAULT_DF,
+        moderated: bool | xr.Dataset = False,
         features: Any = None,
     ) -> TTestResults:
         """Test linear contrasts of the fixed effects, for every feature.
@@ -116,6 +107,9 @@ class FixedEffectInference(Estimates):
             Degrees of freedom: ``"satterthwaite"`` (Satterthwaite 1946, as lmerTest),
             ``"kenward-roger"`` (Kenward & Roger 1997, which also widens the standard errors, as
             pbkrtest; REML fits only) or ``"residual"``, n - p, as FLASHMM.
+        moderated
+            True for residual variances moderated by those of all features, or what `moderate`
+            returns; with Satterthwaite's degrees of freedom only.
         features
             Names, positions or a mask; all by default. Adjusted p-values then count these
             features alone.
@@ -135,10 +129,11 @@ class FixedEffectInference(Estimates):
         L = contrasts.matrix
         positions = self._positions(features)
         estimate = self.ds["beta"].to_numpy()[positions] @ L.T
-        found = self._hypotheses.contrasts(positions, L, method)
+        found = self._hypotheses_with(moderated, method).contrasts(positions, L, method)
         with np.errstate(invalid="ignore"):
             se = np.sqrt(np.where(found.variance > 0, found.variance, np.nan))
         table = t_statistics(estimate - contrasts.values, se, found.df, side)
+        shown = method if moderated is False else f"{method}, moderated"
         dims = ("feature", "contrast")
         ds = xr.Dataset(
             {
@@ -154,12 +149,17 @@ class FixedEffectInference(Estimates):
                 "feature": self._features.to_numpy()[positions],
                 "contrast": np.array(contrasts.labels, dtype=object),
             },
-            attrs={"alternative": side, "df": method},
+            attrs={"alternative": side, "df": shown},
         )
-        return TTestResults(ds, alternative=side, df_method=method)
+        return TTestResults(ds, alternative=side, df_method=shown)
 
     def f_test(
-        self, contrast: Any = None, *, df: str = DEFAULT_DF, features: Any = None
+        self,
+        contrast: Any = None,
+        *,
+        df: str = DEFAULT_DF,
+        moderated: bool | xr.Dataset = False,
+        features: Any = None,
     ) -> FTestResults:
         """Test several contrasts of the fixed effects jointly, for every feature.
 
@@ -172,6 +172,8 @@ class FixedEffectInference(Estimates):
             Denominator degrees of freedom: ``"satterthwaite"`` (Fai & Cornelius 1996, as
             lmerTest), ``"kenward-roger"`` (Kenward & Roger 1997: their scaled F, as pbkrtest; REML
             fits only) or ``"residual"``, n - p.
+        moderated
+            As in `t_test`.
         features
             Names, positions or a mask; all by default.
 
@@ -188,7 +190,7 @@ class FixedEffectInference(Estimates):
         contrasts = parse_contrasts(contrast, self.stats.coef_names)
         label = contrasts.labels[0] if len(contrasts.labels) == 1 else "joint"
         hypotheses = {label: independent_rows(contrasts)}
-        return self._f_tests(hypotheses, method, self._positions(features))
+        return self._f_tests(hypotheses, method, self._positions(features), moderated)
 
     def wald_test(
         self,
@@ -288,15 +290,18 @@ class FixedEffectInference(Estimates):
         hypotheses: dict[str, tuple[FloatArray, FloatArray]],
         method: str,
         positions: NDArray[np.intp],
+        moderated: bool | xr.Dataset = False,
     ) -> FTestResults:
         """F tests of hypotheses: label -> (independent contrasts (r, p), their values (r,))."""
         beta = self.ds["beta"].to_numpy()[positions]
         shape = positions.size, len(hypotheses)
         F, df = np.empty(shape), np.empty(shape)
+        tests = self._hypotheses_with(moderated, method)
         for column, (L, values) in enumerate(hypotheses.values()):
-            found = self._hypotheses.joint(positions, beta @ L.T - values, L, method)
+            found = tests.joint(positions, beta @ L.T - values, L, method)
             F[:, column], df[:, column] = found.F, found.df
         df_num = np.array([float(L.shape[0]) for L, _ in hypotheses.values()])
+        shown = method if moderated is False else f"{method}, moderated"
         dims = ("feature", "contrast")
         ds = xr.Dataset(
             {
@@ -310,9 +315,9 @@ class FixedEffectInference(Estimates):
                 "feature": self._features.to_numpy()[positions],
                 "contrast": np.array(list(hypotheses), dtype=object),
             },
-            attrs={"df": method},
+            attrs={"df": shown},
         )
-        return FTestResults(ds, df_method=method)
+        return FTestResults(ds, df_method=shown)
 
     def top_table(self, contrast: Any, **options: Any) -> pd.DataFrame:
         """The features with the strongest evidence on one contrast.
@@ -323,7 +328,7 @@ class FixedEffectInference(Estimates):
             As in `t_test`; one contrast.
         **options
             Those of `TTestResults.top_table` (n, sort_by, adjust, alpha) and of `t_test`
-            (alternative, df, features).
+            (alternative, df, moderated, features).
 
         Returns
         -------
@@ -331,7 +336,9 @@ class FixedEffectInference(Estimates):
             Indexed by feature: estimate, se, t, df, p, p_adjusted, status (the verdict).
         """
         testing = {
-            key: options.pop(key) for key in ("alternative", "df", "features") if key in options
+            key: options.pop(key)
+            for key in ("alternative", "df", "moderated", "features")
+            if key in options
         }
         return self.t_test(contrast, **testing).top_table(**options)
 

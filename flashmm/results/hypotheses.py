@@ -20,6 +20,7 @@ from flashmm.inference.degrees_of_freedom import (
     satterthwaite_df,
     satterthwaite_f,
 )
+from flashmm.inference.moderation import moderate_moments
 from flashmm.inference.prediction import prediction_moments
 from flashmm.solvers.face import covariance_on_face, face
 
@@ -52,11 +53,15 @@ class Hypotheses:
         semi-definite, the residual's among them; None in the unconstrained space.
     df_resid
         n - p.
+    residual
+        Moderated residual variances, in internal units, and their degrees of freedom, shape
+        (m, 2); None for those of the fit.
     """
 
     fitted: OnRequest
     blocks: tuple[IntArray, ...] | None
     df_resid: int
+    residual: FloatArray | None = None
 
     def contrasts(self, positions: IntArray, L: FloatArray, df: str) -> VarianceAndDf:
         """Variances of the contrasts in the rows of L (c, p), and their df; both (B, c).
@@ -168,7 +173,30 @@ class Hypotheses:
             for start in range(0, g, groups):
                 chosen = slice(start, min(start + groups, g))
                 moments = fitted.likelihood.contrast_moments(theta, L[chosen], adjustment=adjust)
-                yield here, chosen, moments, covariance
+                spread = covariance
+                if self.residual is not None:
+                    variance, freedom = self.residual[batch].T
+                    moments, spread = moderate_moments(
+                        moments, covariance, theta[:, -1], variance, freedom
+                    )
+                yield here, chosen, moments, spread
+
+    def residual_variance(self) -> tuple[FloatArray, FloatArray]:
+        """Residual variances in internal units and their degrees of freedom, both (m,).
+
+        2 theta^2 / var(theta), with the variance that `satterthwaite` uses; NaN where unknown.
+        """
+        fitted, m = self.fitted, self.fitted.theta.shape[0]
+        variance, df = np.full(m, np.nan), np.full(m, np.nan)
+        limit = max(1, fitted.memory // (8 * 4 * fitted.projection.structure.q))
+        for here, batch in fitted.batches(np.arange(m), limit):
+            theta = fitted.theta[batch]
+            at = fitted.likelihood.evaluate(theta, batch)
+            spread = self._covariance(theta, at, "satterthwaite")[:, -1, -1]
+            variance[here] = theta[:, -1]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                df[here] = 2.0 * theta[:, -1] ** 2 / spread
+        return variance, df
 
     def _covariance(self, theta: FloatArray, at: Evaluation, df: str) -> FloatArray:
         """Asymptotic covariance of theta, shape (B, k, k).
