@@ -49,7 +49,7 @@ EDGE = {
         "power_analysis",
         *("sources.dataarrays", "sources.make", "storage", "storage_zarr", "schema"),
         *(f"results.{name}" for name in ("assemble", "contrast_results", "fixed_effects")),
-        *(f"results.{name}" for name in ("predictions", "random_effects", "results")),
+        *(f"results.{name}" for name in ("moderation", "predictions", "random_effects", "results")),
         *(f"results.{name}" for name in ("bootstrap", "bootstrap_results", "variance_components")),
     },
 }
