@@ -23,7 +23,7 @@ from flashmm.inference.lowess import lowess
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.likelihood.base import ContrastMoments
+    from flashmm.likelihood.moments import ContrastMoments
 
     FloatArray = NDArray[np.float64]
 
