@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,3 +149,31 @@ def test_a_number_of_threads_must_be_one(n_jobs):
 
 def test_there_is_a_core_to_use():
     assert usable_cores() >= 1
+
+
+@pytest.mark.parametrize("method", pb.METHODS)
+@pytest.mark.parametrize(
+    ("engine", "sizes"), [("spectral", [60]), ("bordered", [60, 12]), ("general", [25, 5])]
+)
+def test_a_batch_stays_within_its_memory(engine, sizes, method):
+    rng = np.random.default_rng(0)
+    n, m, p, memory = 300, 2000, 8, 2**23
+    X = np.column_stack([np.ones(n), rng.normal(size=(n, p - 1))])
+    Z = np.hstack([np.eye(size)[rng.integers(size, size=n)] for size in sizes])
+    model = MultiLMM.from_arrays(rng.normal(size=(m, n)), X, Z, components=sizes)
+    likelihood = make_likelihood(model.projection, method, engine)
+    features = np.arange(min(m, likelihood.batch_size(memory)))
+    theta = np.full((features.size, len(sizes) + 1), 0.5)
+
+    def work(theta, features):
+        likelihood.evaluate(theta, features)
+        likelihood.beta(theta, features)
+        likelihood.contrast_variance(theta, features, np.eye(p))
+
+    work(theta[:1], features[:1])  # makes what features share
+    tracemalloc.start()
+    work(theta, features)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 1.2 * memory
+    assert peak >= 0.2 * memory  # and uses it

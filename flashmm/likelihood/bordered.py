@@ -122,7 +122,8 @@ class BorderedLikelihood:
     def batch_size(self, memory: int) -> int:
         """How many features fit into ``memory`` bytes: some (w, w) matrices and (r,) vectors."""
         r, w, k = self.projection.r_full, self.border.width, self.n_params
-        return max(1, memory // (8 * ((14 + 2 * k) * w * w + (10 + 4 * k) * r)))
+        per_feature = (14 + 2 * k) * w * w + (10 + 4 * k) * r + 3 * w * self.projection.p
+        return max(1, memory // (8 * per_feature))
 
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and information at theta (B, k) for chosen features."""

@@ -77,10 +77,14 @@ class GeneralLikelihood:
         return self.projection.perfect_fit
 
     def batch_size(self, memory: int) -> int:
-        """How many features fit into ``memory`` bytes: k + 5 matrices of r x r each."""
+        """How many features fit into ``memory`` bytes.
+
+        A matrix and its factors, k products, and both of their stacks; ML has three more.
+        """
         p = self.projection
         rank = max(p.r, p.r_full, 1)
-        return max(1, memory // (8 * ((self.n_params + 5) * rank**2 + 4 * p.p * (rank + p.p))))
+        matrices = 3 * self.n_params + (7 if self.method == "ML" else 4)
+        return max(1, memory // (8 * (matrices * rank**2 + 4 * p.p * (rank + p.p))))
 
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and information at theta (B, k) for chosen features."""
