@@ -141,6 +141,8 @@ def test_joint_tests_within_and_between_agree_with_single_ones(paired):
     joint = result.f_test("treated", df="satterthwaite", moderated=True)
     np.testing.assert_allclose(joint.fvalue.iloc[:, 0], single.tvalue["treated"] ** 2, rtol=1e-9)
     np.testing.assert_allclose(joint.df_denom.iloc[:, 0], single.df["treated"], rtol=1e-9)
+    table = result.anova(df="satterthwaite", moderated=True)
+    np.testing.assert_allclose(table.pvalue["treated"], single.pvalue["treated"], rtol=1e-9)
 
 
 def test_moderation_ignores_units_and_order(paired):

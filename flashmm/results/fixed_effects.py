@@ -232,7 +232,12 @@ class FixedEffectInference(VarianceModeration):
         return FTestResults(ds, df_method="none (chi-square)")
 
     def anova(
-        self, *, type: Literal[3] = 3, df: str = DEFAULT_DF, features: Any = None
+        self,
+        *,
+        type: Literal[3] = 3,
+        df: str = DEFAULT_DF,
+        moderated: bool | xr.Dataset = False,
+        features: Any = None,
     ) -> FTestResults:
         """Type III F tests of the terms of the fixed formula, for every feature.
 
@@ -247,6 +252,8 @@ class FixedEffectInference(VarianceModeration):
             3, the only one.
         df
             Denominator degrees of freedom, as in `f_test`.
+        moderated
+            As in `t_test`.
         features
             Names, positions or a mask; all by default.
 
@@ -276,7 +283,9 @@ class FixedEffectInference(VarianceModeration):
         if not terms:
             raise InputError("The fixed formula has no term but the intercept: nothing to test.")
         hypotheses = {name: (L, np.zeros(L.shape[0])) for name, L in terms.items()}
-        return self._f_tests(hypotheses, resolve_df(df, self.method), self._positions(features))
+        return self._f_tests(
+            hypotheses, resolve_df(df, self.method), self._positions(features), moderated
+        )
 
     def _terms(self) -> dict[str, FloatArray]:
         """Contrasts of each term, by the formula if it is known and made these coefficients."""
