@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from flashmm import SummaryStats
 from flashmm.formula import build_design
 from flashmm.likelihood import project
 from flashmm.likelihood.choose import choose, works
+from flashmm.likelihood.elimination import eliminate
 from flashmm.likelihood.layout import find_partition
 
 BY_BLOCKS = [
@@ -21,6 +23,14 @@ BY_BLOCKS = [
     for kind in pb.KINDS
     for engine in pb.engines(pb.PROBLEMS[kind])
     if engine in ("blocked", "nested")
+]
+
+
+HELD_UP = [
+    ("correlated", "blocked"),
+    ("child_first", "nested"),
+    ("nested_slopes", "nested"),
+    ("three_levels", "nested"),
 ]
 
 
@@ -181,3 +191,58 @@ def test_a_batch_keeps_within_a_fifth_of_its_budget(random, engine, method):
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak <= 1.2 * memory
+
+
+@pytest.mark.parametrize("method", pb.METHODS)
+@pytest.mark.parametrize(("kind", "engine"), [*HELD_UP, ("slope_and_crossed", "blocked")])
+def test_indefinite_parts_are_eliminated_where_v_is_definite(kind, engine, method):
+    """What takes over beyond the general likelihood's reach, on problems small enough for V."""
+    problem = pb.PROBLEMS[kind]
+    rng = np.random.default_rng([7, pb.KINDS.index(kind)])
+    definite = held_up = 0
+    for _ in range(20):
+        theta = np.zeros(problem.n_params)
+        theta[-1] = 1.0
+        for block in problem.structure.blocks():
+            matrix = rng.normal(size=block.shape)
+            theta[block] = rng.choice([0.02, 0.2]) * (matrix + matrix.T)
+        V, Q = problem.V(theta), problem.contrasts
+        lowest = np.linalg.eigvalsh(V if method == "ML" else Q.T @ V @ Q)[0]
+        if abs(lowest) < 1e-3:
+            continue
+        y = rng.normal(size=problem.n)
+        stats = problem.stats(y[None])
+        estimator = pb.estimator_of(stats, method, engine)
+        beyond = replace(estimator, indefinite=True)
+        internal = pb.projection_of(stats).to_internal(theta[None])
+        found = beyond.evaluate(internal, np.array([0]))
+        if not np.isfinite(found.loglik[0]):
+            assert lowest < 0
+            continue
+        assert lowest > 0
+        general = pb.estimator_of(stats, method, "general").evaluate(internal, np.array([0]))
+        unit = np.sqrt(np.diag(general.expected[0]))
+        assert found.loglik[0] == pytest.approx(general.loglik[0], abs=1e-8)
+        assert_allclose(found.score / unit, general.score / unit, atol=1e-7)
+        for name in ("expected", "average"):
+            matrices = [getattr(at, name)[0] / np.outer(unit, unit) for at in (found, general)]
+            assert_allclose(*matrices, atol=1e-7)
+        definite += 1
+        held_up += float(eliminate(estimator.layout, internal, problem.n).distance[0]) < 0
+    assert definite >= 5
+    assert held_up or method == "ML" or kind != "correlated"
+
+
+@pytest.mark.filterwarnings("ignore::flashmm.ConvergenceWarning")
+@pytest.mark.parametrize("kind", ["child_first", "nested_and_crossed"])
+def test_fits_beyond_the_reach_of_the_general_likelihood_end_alike(kind, monkeypatch):
+    problem = pb.PROBLEMS[kind]
+    rng = np.random.default_rng(2)
+    Y = problem.simulate(problem.theta(rng, "inside"), 6, rng)
+    expected = problem.fit(Y, engine="general")
+    assert expected.converged.any()
+    monkeypatch.setattr("flashmm.likelihood.blocked.DENSE_LIMIT", 0)
+    found = problem.fit(Y, engine="nested")
+    assert found.status.tolist() == expected.status.tolist()
+    ended = expected.converged.to_numpy()
+    assert_allclose(found.llf[ended], expected.llf[ended], atol=1e-7)

@@ -10,7 +10,7 @@ sum_i theta_i V_i = V and P V P = P.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -30,6 +30,10 @@ from flashmm.likelihood.base import (
 from flashmm.likelihood.elimination import Border, Eliminated, eliminate, eliminate_border
 from flashmm.likelihood.exact import perfect_fits
 from flashmm.likelihood.general import GeneralLikelihood
+from flashmm.likelihood.indefinite import (
+    eliminate_border_indefinite,
+    eliminate_indefinite,
+)
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 from flashmm.likelihood.projection import DENSE_LIMIT
 from flashmm.likelihood.traces import (
@@ -59,19 +63,33 @@ _FEW = 16
 class BlockedLikelihood:
     """REML or ML log-likelihood by eliminating the blocks of a layout, then its border.
 
-    Where V_F or V_1 is not positive definite although V is, the general likelihood takes over,
-    as long as Z is small enough for it; else such theta count as outside the domain.
+    Where V_F or V_1 is not positive definite although V may be, the general likelihood takes over,
+    as long as Z is small enough for it; else ``indefinite`` parts are eliminated, with care.
     """
 
     projection: Projection
     method: Literal["REML", "ML"]
     engine: str
     layout: Layout
+    indefinite: bool = False
 
     @cached_property
-    def beyond(self) -> GeneralLikelihood:
-        """For what blocks cannot do."""
-        return GeneralLikelihood(self.projection, self.method)
+    def beyond(self) -> GeneralLikelihood | BlockedLikelihood:
+        """For theta where a part of V is indefinite."""
+        if self._is_small:
+            return GeneralLikelihood(self.projection, self.method)
+        return replace(self, indefinite=True)
+
+    def _blocks(self, theta: FloatArray) -> Eliminated:
+        n = self.projection.n
+        if self.indefinite:
+            return eliminate_indefinite(self.layout, theta, n)
+        return eliminate(self.layout, theta, n)
+
+    def _border(self, blocks: Eliminated, *, with_x: bool, whole: bool = False) -> Border:
+        if self.indefinite:
+            return eliminate_border_indefinite(self.layout, blocks, with_x=with_x)
+        return eliminate_border(self.layout, blocks, with_x=with_x, whole=whole)
 
     @property
     def m(self) -> int:
@@ -105,14 +123,14 @@ class BlockedLikelihood:
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and information at theta (B, k) for chosen features."""
         p, xp = self.projection, namespace(theta)
-        blocks = eliminate(self.layout, theta, p.n)
+        blocks = self._blocks(theta)
         known = blocks.distance > SINGULAR
-        if self._is_small:
+        if self._is_small and not self.indefinite:
             known = known & (theta[:, -1] > SMALL_RESIDUAL)
-        border = trace_border = eliminate_border(self.layout, blocks, with_x=True)
+        border = trace_border = self._border(blocks, with_x=True)
         df, log_det, distance = p.n - p.p, -self._log_det_scaled_XX, border.distance
         if self.method == "ML":
-            trace_border = eliminate_border(self.layout, blocks, with_x=False)
+            trace_border = self._border(blocks, with_x=False)
             df, log_det = p.n, 0.0
             distance = xp.minimum(distance, trace_border.distance)
         log_det = log_det + blocks.log_det + trace_border.log_det
@@ -130,7 +148,7 @@ class BlockedLikelihood:
         if bool(xp.all(inside)):
             return evaluation
         result = evaluation.take(inside).spread(inside)
-        if self._is_small and not bool(xp.all(known)):
+        if not self.indefinite and not bool(xp.all(known)):
             result.put(~known, self.beyond.evaluate(theta[~known], take(features, ~known)))
         return result
 
@@ -171,8 +189,11 @@ class BlockedLikelihood:
         self, theta: FloatArray, *, with_x: bool = True, whole: bool = False
     ) -> tuple[Eliminated, Border, BoolArray]:
         """Blocks and border at theta, and where they could not be had."""
-        blocks = eliminate(self.layout, theta, self.projection.n)
-        border = eliminate_border(self.layout, blocks, with_x=with_x, whole=whole)
+        xp = namespace(theta)
+        blocks = self._blocks(theta)
+        border = self._border(blocks, with_x=with_x, whole=whole)
+        if self.indefinite:  # there is no other likelihood to turn to
+            return blocks, border, blocks.distance > xp.inf
         return blocks, border, ~(blocks.distance > SINGULAR)
 
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
@@ -236,7 +257,7 @@ class BlockedLikelihood:
         errors = None
         if se is not None:
             if se == "conditional":
-                border = eliminate_border(layout, blocks, with_x=False)
+                border = self._border(blocks, with_x=False)
             errors = standard_errors(prior_less_known(layout, blocks, border)) * unit
         if bool(xp.any(bad)):
             exact = self.beyond.random_effects(theta[bad], take(features, bad), se)
@@ -270,8 +291,7 @@ class BlockedLikelihood:
         """The distance as blocks see it, and where only another likelihood can tell."""
         xp = namespace(theta)
         blocks, border, bad = self._eliminated(theta, with_x=with_x)
-        distance = xp.where(bad, -1.0, xp.minimum(blocks.distance, border.distance))
-        return distance, bad & self._is_small
+        return xp.where(bad, -1.0, xp.minimum(blocks.distance, border.distance)), bad
 
 
 def _with_residual(

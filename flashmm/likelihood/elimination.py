@@ -37,6 +37,9 @@ __all__ = [
     "covariance_planes",
     "eliminate",
     "eliminate_border",
+    "finest",
+    "harmless",
+    "identity",
     "pattern",
 ]
 
@@ -101,6 +104,8 @@ class Eliminated:
         log |V_1|, shape (B,).
     distance
         To the edge, about smallest over largest eigenvalue, -1 beyond it; shape (B,).
+    negatives
+        Negative eigenvalues of V_1, shape (B,), where they are allowed; None where not.
     """
 
     theta: Array
@@ -110,6 +115,7 @@ class Eliminated:
     S: Array
     log_det: Array
     distance: Array
+    negatives: Array = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +198,7 @@ def _log_det(pivots: list[Array]) -> Array:
     return xp.sum(xp.log(total), axis=0)
 
 
-def _harmless(theta: Array, beyond: Array) -> Array:
+def harmless(theta: Array, beyond: Array) -> Array:
     """Theta with the features beyond the domain put where V is the identity."""
     xp = namespace(theta)
     identity = xp.zeros_like(theta)
@@ -200,7 +206,7 @@ def _harmless(theta: Array, beyond: Array) -> Array:
     return xp.where(beyond[:, None], identity, theta)
 
 
-def _finest(layout: Layout, theta: Array) -> tuple[Matrix, list[Array]]:
+def finest(layout: Layout, theta: Array) -> tuple[Matrix, list[Array]]:
     """Factors of F_l = sigma2 I + R_l'D R_l."""
     fine = layout.fine
     F = covariance_planes(fine, fine.bases, theta)
@@ -212,12 +218,12 @@ def _finest(layout: Layout, theta: Array) -> tuple[Matrix, list[Array]]:
 def eliminate(layout: Layout, theta: Array, n: int) -> Eliminated:
     """Eliminate the blocks from V at theta (B, k), for n samples."""
     xp, fine = namespace(theta), layout.fine
-    lower, pivots = _finest(layout, theta)
+    lower, pivots = finest(layout, theta)
     distance = _distance(pivots)
     beyond = ~((distance > SINGULAR) & (theta[:, -1] > 0))
     if bool(xp.any(beyond)):
-        theta, distance = _harmless(theta, beyond), xp.where(beyond, -1.0, distance)
-        lower, pivots = _finest(layout, theta)
+        theta, distance = harmless(theta, beyond), xp.where(beyond, -1.0, distance)
+        lower, pivots = finest(layout, theta)
     inverse = small.inverse_of_factors(lower, pivots)
     sigma2 = theta[:, -1]
     log_det = _log_det(pivots) + (n - fine.size) * xp.log(sigma2)
@@ -229,7 +235,7 @@ def eliminate(layout: Layout, theta: Array, n: int) -> Eliminated:
     near = _distance(pivots)
     beyond = ~(near > SINGULAR)
     if bool(xp.any(beyond)):
-        again = eliminate(layout, _harmless(theta, beyond), n)
+        again = eliminate(layout, harmless(theta, beyond), n)
         return Eliminated(
             again.theta,
             again.inverse,
@@ -365,7 +371,7 @@ def _by_scales(S: Array, scales: Array, *, whole: bool) -> _Inner:
     """With D = diag(d)^2, from F = I + diag(d) S diag(d), which is always positive definite."""
     xp, q_z = namespace(S), S.shape[-1]
     left, right = scales[:, :, None], scales[:, None, :]
-    F = left * S * right + _identity(S, q_z)
+    F = left * S * right + identity(S, q_z)
     F_inverse, log_det, near = _inverse(F)
     Q = left * F_inverse * right
     if whole:  # of no use to the fixed effects' covariance, and dear where the border is wide
@@ -398,7 +404,7 @@ def _by_root(layout: Layout, theta: Array, S: Array, independent: Array, *, whol
     up, down, ok = _root(S, independent)
     D_up = _border_covariance_times(layout, theta, up)
     inner = xp.matmul(xp.matrix_transpose(up), D_up)
-    F_inverse, log_det, near = _inverse(inner + _identity(inner, inner.shape[-1]))
+    F_inverse, log_det, near = _inverse(inner + identity(inner, inner.shape[-1]))
     # Written with F^-1, nothing cancels when D S is large or small.
     up_F = xp.matmul(up, F_inverse)
     if whole:
@@ -415,7 +421,7 @@ def _by_root(layout: Layout, theta: Array, S: Array, independent: Array, *, whol
     )
 
 
-def _identity(example: Array, size: int) -> Array:
+def identity(example: Array, size: int) -> Array:
     """The identity, of the kind of some matrices."""
     return namespace(example).eye(
         size, dtype=example.dtype, device=array_api_compat.device(example)
@@ -427,7 +433,7 @@ def _guarded_cholesky(M: Array) -> tuple[Array, Array]:
     xp = namespace(M)
     L, ok = cholesky(M)
     if not bool(xp.all(ok)):
-        L = xp.where(ok[:, None, None], L, _identity(M, M.shape[-1]))
+        L = xp.where(ok[:, None, None], L, identity(M, M.shape[-1]))
     return L, ok
 
 
@@ -445,7 +451,7 @@ def _root(T: Array, independent: Array) -> tuple[Array, Array, Array]:
     L, ok = _guarded_cholesky(xp.take(columns, independent, axis=1))
     inverse = inverse_of_triangular(L)
     up = xp.matmul(columns, xp.matrix_transpose(inverse))
-    down = xp.matmul(inverse, xp.take(_identity(T, q_z), independent, axis=0))
+    down = xp.matmul(inverse, xp.take(identity(T, q_z), independent, axis=0))
     return up, down, ok
 
 
@@ -461,7 +467,7 @@ def _border_covariance_times(layout: Layout, theta: Array, matrix: Array) -> Arr
 def border_covariance(layout: Layout, theta: Array) -> Array:
     """D_z, shape (B, q_z, q_z)."""
     xp = namespace(theta)
-    identity = _identity(theta, layout.q_z)
+    one = identity(theta, layout.q_z)
     return _border_covariance_times(
-        layout, theta, xp.broadcast_to(identity, (theta.shape[0], *identity.shape))
+        layout, theta, xp.broadcast_to(one, (theta.shape[0], *one.shape))
     )
