@@ -32,14 +32,13 @@ from flashmm.likelihood.border import (
 )
 from flashmm.likelihood.general import GeneralLikelihood, root_and_diagonal, weighted_sum
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
-from flashmm.likelihood.projection import DENSE_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flashmm.likelihood.projection import Projection
 
-__all__ = ["BorderedLikelihood", "border_applies", "main_component"]
+__all__ = ["BorderedLikelihood", "main_component"]
 
 # Variances of estimates are what is left of terms in theta^2 / sigma2; at a residual variance
 # below this share of y's on X too few digits are left, and the general likelihood takes over.
@@ -56,16 +55,6 @@ def main_component(projection: Projection) -> int | None:
         if alone and rows.size > most:
             best, most = i, rows.size
     return best
-
-
-def border_applies(projection: Projection) -> bool:
-    """Whether the border is narrow enough beside r for this to pay."""
-    main = main_component(projection)
-    if main is None or len(projection.structure.parameters) < 2:
-        return False
-    rows, _ = projection.structure.columns(projection.structure.parameters[main])
-    q = projection.structure.q
-    return q <= DENSE_LIMIT and q - rows.size <= 0.6 * q
 
 
 @dataclass(frozen=True)
