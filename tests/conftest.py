@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 
 import pytest
 from hypothesis import HealthCheck, settings
+from threadpoolctl import threadpool_limits
 
 # The same examples in every run and on every machine; no timing, so no deadline.
 settings.register_profile(
@@ -19,6 +21,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("flashmm")
+
+
+# Tests run in a process per core (pytest-xdist): BLAS takes no second one in each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    threadpool_limits(1)
 
 
 def _r_has_lme4() -> bool:
