@@ -258,3 +258,24 @@ def test_where_v_ends_and_where_the_likelihood_does(kind, where, method, engine)
     beyond[first] = -20.0 * np.eye(len(first))
     assert np.linalg.eigvalsh(problem.V(beyond))[0] < 0
     assert not estimator.is_definite(projection.to_internal(np.tile(beyond, (2, 1)))).any()
+
+
+@pytest.mark.parametrize("kind", ["crossed", "slope_and_crossed", "nested"])
+@pytest.mark.parametrize("method", ["REML", "ML"])
+def test_features_at_one_point_share_what_does_not_depend_on_y(kind, method):
+    """All at the same theta is one at a time, in and outside the domain."""
+    problem = pb.PROBLEMS[kind]
+    rng = np.random.default_rng(4)
+    stats = problem.stats(rng.normal(size=(4, problem.n)))
+    likelihood = pb.estimator_of(stats, method, "bordered")
+    features = np.arange(4)
+    inside = likelihood.projection.to_internal(np.tile(problem.theta(rng), (4, 1)))[:1]
+    outside = inside.copy()
+    outside[:, -1] = -1.0
+    for theta in (inside, outside):
+        together = likelihood.evaluate(np.repeat(theta, 4, axis=0), features)
+        for j in features:
+            alone = likelihood.evaluate(theta, features[j : j + 1])
+            for name in ("loglik", "score", "expected", "average"):
+                one, all_ = getattr(alone, name)[0], getattr(together, name)[j]
+                np.testing.assert_allclose(all_, one, rtol=1e-11, atol=1e-11)

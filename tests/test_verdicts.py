@@ -364,10 +364,14 @@ def test_order_and_company_change_nothing():
     one, _ = fit(mixed, 2, "REML", "psd")
     other, _ = fit(mixed[order], 2, "REML", "psd")
     assert other.status.tolist() == one.status.iloc[order].tolist()
+    # Numbers of size 1e8 are 1.5e-8 apart, and BLAS rounds a row by its place among others: of
+    # features with such a mean no more than that is known.
+    large = [list(odd_features(2)).index(name) for name in ("mean 1e8", "large along X")]
+    is_large = np.isin(order, len(Y) + np.array(large))
     for variable in VARIABLES:
-        np.testing.assert_allclose(
-            other.ds[variable], one.ds[variable].to_numpy()[order], rtol=1e-9, atol=1e-12
-        )
+        mine, theirs = other.ds[variable].to_numpy(), one.ds[variable].to_numpy()[order]
+        for chosen, rtol in ((~is_large, 1e-9), (is_large, 1e-7)):
+            np.testing.assert_allclose(mine[chosen], theirs[chosen], rtol=rtol, atol=1e-12)
 
 
 def test_every_verdict_has_a_label_and_a_meaning():

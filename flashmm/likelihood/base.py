@@ -135,6 +135,14 @@ class Forms:
     first: FloatArray
     second: FloatArray
 
+    def repeated(self, count: int) -> Forms:
+        """The same for ``count`` features, where one stands for all."""
+        if self.value.shape[0] == count:
+            return self
+        xp = namespace(self.value)
+        parts = (self.value, self.first, self.second)
+        return Forms(*(xp.repeat(part, count, axis=0) for part in parts))
+
 
 def assembled(
     quadratic: Forms,

@@ -118,24 +118,30 @@ class BorderedLikelihood:
         """Log-likelihood, score and information at theta (B, k) for chosen features."""
         p, ml, xp = self.projection, self.method == "ML", namespace(theta)
         outside, df = p.n - p.p - p.r, p.n - p.p
+        # Fits start from one point, where only the quadratic forms differ between features.
+        shared = theta.shape[0] > 1 and bool(xp.all(theta == theta[:1, :]))
+        point = theta[:1, :] if shared else theta
         df_trace = outside
-        pieces, inside, unknown = factorised(self.border, theta)
+        pieces, inside, unknown = factorised(self.border, point)
         trace_border, trace_pieces = self.border, pieces
         if ml:
             df_trace, df, trace_border = p.n - p.r_full, p.n, self.border_full
-            trace_pieces, inside_full, unknown_full = factorised(self.border_full, theta)
+            trace_pieces, inside_full, unknown_full = factorised(self.border_full, point)
             inside, unknown = inside & inside_full, unknown | unknown_full
-        unknown = unknown | (theta[:, -1] <= SMALL_RESIDUAL)
+        unknown = unknown | (point[:, -1] <= SMALL_RESIDUAL)
         known = inside & ~unknown
         if df_trace > 0:
-            known = known & (theta[:, -1] > 0)
+            known = known & (point[:, -1] > 0)
         at, chosen = theta, features
         if not bool(xp.all(known)):
-            at, chosen, pieces = theta[known], features[known], pieces.take(known)
+            point, pieces = point[known], pieces.take(known)
             trace_pieces = trace_pieces.take(known) if ml else pieces
+        known = xp.broadcast_to(known, theta.shape[:1])
+        if not bool(xp.all(known)):
+            at, chosen = theta[known], features[known]
         evaluation = assembled(
             quadratic_forms(self.border, pieces, at, take(self._u, chosen)),
-            traces(trace_border, trace_pieces, at),
+            traces(trace_border, trace_pieces, point).repeated(at.shape[0]),
             at[:, -1],
             n=p.n,
             df=df,
@@ -143,6 +149,7 @@ class BorderedLikelihood:
             df_trace=df_trace,
         ).spread(known)
         if bool(xp.any(unknown)):
+            unknown = xp.broadcast_to(unknown, theta.shape[:1])
             evaluation.put(unknown, self.general.evaluate(theta[unknown], features[unknown]))
         return evaluation
 
