@@ -234,6 +234,10 @@ class CovarianceStructure:
                 blocks += [np.array([[i]], dtype=np.intp) for i, _ in owned]
         return blocks
 
+    def block_levels(self) -> list[int]:
+        """How often each of the `blocks` is repeated along the diagonal of D."""
+        return [int(self.columns(self.parameters[block[0, 0]])[0].size) for block in self.blocks()]
+
 
 @dataclass(frozen=True)
 class Design:

@@ -21,7 +21,7 @@ from flashmm.exceptions import (
 from flashmm.inference.names import coefficients_of
 from flashmm.likelihood import ENGINES, Projection, make_likelihood, on_device, project
 from flashmm.results import FitOptions, MultiLMMResults, assemble_dataset
-from flashmm.solvers import SOLVERS
+from flashmm.solvers import EM, SOLVERS
 from flashmm.solvers.base import Solver
 from flashmm.solvers.batches import maximise_in_batches, usable_cores
 from flashmm.solvers.space import make_space
@@ -149,13 +149,16 @@ class MultiLMM(ModelData):
             ``"REML"`` (default) or ``"ML"``.
         solver
             ``"fisher_scoring"`` (default), ``"average_information"``, ``"newton_raphson"``,
-            or an object with the methods of `flashmm.solvers.Solver`.
+            ``"em"`` (psd space only; slow), or an object with the methods of
+            `flashmm.solvers.Solver`. Features that one of the first three leaves unfinished go on
+            with EM in the psd space and with Newton-Raphson in the unconstrained one.
         theta0
             Starting values in squared units of Y, the residual last: one vector for all
             features, an array or DataFrame (m, n_params), or another fit's results. Default:
             zero random-effect variances and the residual variance of the fixed effects alone.
         max_iter
-            Limit on the number of iterations of each feature.
+            Limit on the number of iterations of each feature, by the solver and again by the one
+            it falls back on; ``n_iter`` counts both.
         epsilon
             A feature has converged when every component of its score, divided by its standard
             error, is below epsilon.
@@ -206,9 +209,15 @@ class MultiLMM(ModelData):
         threads: int | None = _number_of_threads(n_jobs)
         _check_option("engine", engine, ("auto", *ENGINES))
         chosen = _make_solver(solver, epsilon)
+        _check_em(solver, parameter_space)
         projection = self.projection
         structure = self.stats.structure
-        space = make_space(parameter_space, structure.blocks(), len(structure.param_names))
+        space = make_space(
+            parameter_space,
+            structure.blocks(),
+            len(structure.param_names),
+            (*structure.block_levels(), self.stats.n),
+        )
         likelihood = make_likelihood(projection, method, engine)
         log.info("%s of %d features: engine %r", method, self.stats.m, likelihood.engine)
         if device is not None:
@@ -224,6 +233,7 @@ class MultiLMM(ModelData):
             max_iter=max_iter,
             memory=memory,
             n_jobs=threads,
+            fallback=_fallback(solver, parameter_space, epsilon),
         )
         options = FitOptions(
             method=method,
@@ -286,6 +296,25 @@ def _make_solver(solver: str | Solver, epsilon: float) -> Solver:
             f"and terminate; {type(solver).__name__} lacks {listing(absent)}."
         )
     return solver
+
+
+def _check_em(solver: str | Solver, parameter_space: str) -> None:
+    if (solver == "em" or isinstance(solver, EM)) and parameter_space != "psd":
+        raise InputError(
+            "solver='em' updates covariance matrices of the random effects, which never leave the "
+            "psd space: use it with parameter_space='psd', or another solver with 'unconstrained'."
+        )
+
+
+def _fallback(solver: str | Solver, parameter_space: str, epsilon: float) -> Solver | None:
+    """What finishes features that the solver leaves unfinished; a user's solver stands alone."""
+    names = {"psd": "em", "unconstrained": "newton_raphson"}
+    fallback = names[parameter_space]
+    return (
+        SOLVERS[fallback](epsilon=epsilon)
+        if isinstance(solver, str) and solver != fallback
+        else None
+    )
 
 
 def _warn_about(status: np.ndarray[Any, Any]) -> None:

@@ -14,14 +14,17 @@ import problems as pb
 import pytest
 import scipy.linalg
 import scipy.optimize
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 from flashmm import MultiLMM
+from flashmm.arrays import to_numpy
 from flashmm.exceptions import ConvergenceWarning, InputError
 from flashmm.likelihood import make_likelihood, project
-from flashmm.solvers import SOLVERS, FisherScoring, Objective, State, Status, standardised_score
+from flashmm.solvers import EM, SOLVERS, FisherScoring, Objective, State, Status, standardised_score
 from flashmm.solvers import verdicts as verdicts_of
 from flashmm.solvers.base import maximise
+from flashmm.solvers.em import em_map
+from flashmm.solvers.fallback import maximise_in_stages
 from flashmm.solvers.space import PSD, ParameterSpace, Unconstrained
 from flashmm.solvers.start import starting_values
 
@@ -35,6 +38,15 @@ OTHERS = ("intercept", "correlated", "three_crossed")
 each_solver = pytest.mark.parametrize(
     ("kind", "solver"),
     [(k, s) for s in SOLVERS for k in pb.KINDS if s == "fisher_scoring" or k in OTHERS],
+)
+each_unconstrained_solver = pytest.mark.parametrize(
+    ("kind", "solver"),
+    [
+        (k, s)
+        for s in SOLVERS
+        for k in pb.KINDS
+        if s == "fisher_scoring" or (k in OTHERS and s != "em")
+    ],
 )
 
 
@@ -61,7 +73,8 @@ def internal(problem, Y, method, space_name="psd"):
     likelihood = make_likelihood(projection, method)
     space: ParameterSpace = Unconstrained()
     if space_name == "psd":
-        space = PSD(tuple(problem.structure.blocks()), problem.n_params)
+        levels = (*problem.structure.block_levels(), problem.n)
+        space = PSD(tuple(problem.structure.blocks()), problem.n_params, levels)
     start = starting_values(likelihood, projection, space, None, stats.feature_names)
     return likelihood, space, start
 
@@ -69,7 +82,7 @@ def internal(problem, Y, method, space_name="psd"):
 # ---- the maximum is found --------------------------------------------------------------------
 
 
-@each_solver
+@each_unconstrained_solver
 @methods
 def test_unconstrained_fits_end_where_the_score_is_zero(kind, method, solver):
     problem, Y = data(kind, "inside", m=5)
@@ -254,7 +267,7 @@ def test_the_step_within_the_cone_satisfies_the_kkt_conditions(shape, condition)
     """With X = theta + d and S = E d - s: X and S psd, tr(S X) = 0; sufficient, being convex.
 
     Each is compared with the size of what cancels in it: eigenvalues with those of X, the
-    multiplier with the score, the gap with the gain.
+    multiplier with the score, and X itself is a sum, theta + d.
     """
     space, theta, score, information = cone_problems(shape, condition)
     step = space.step(theta, score, information)
@@ -263,12 +276,12 @@ def test_the_step_within_the_cone_satisfies_the_kkt_conditions(shape, condition)
     gain = pb.quadratic_gain(step, score, information)
     assert (gain >= 0).all()
     gap = np.abs((multiplier * x).sum(axis=1))
-    size = np.abs(score * x).sum(axis=1)
-    assert (gap <= 1e-7 * size).all()
+    size = (np.abs(score) * (np.abs(theta) + np.abs(step))).sum(axis=1)
+    assert (gap <= 1e-12 * size).all()
     half = 1 / pb.weights(space)
     for block in space.all_blocks:
         values = np.linalg.eigvalsh(x[:, block])
-        assert (values[:, 0] >= -1e-10 * np.abs(x).max(axis=1)).all()
+        assert (values[:, 0] >= -1e-14 * (np.abs(theta) + np.abs(x)).max(axis=1)).all()
         dual = np.linalg.eigvalsh((multiplier * half)[:, block])
         assert (dual[:, 0] >= -1e-6 * np.abs(score).max(axis=1)).all()
 
@@ -382,6 +395,8 @@ class Recorder:
 def test_no_step_leaves_the_space_or_lowers_the_likelihood(
     kind, method, solver, space_name, stretch
 ):
+    if solver == "em" and space_name == "unconstrained":
+        pytest.skip("EM works in the psd space alone")
     problem, Y = data(kind, "inside", m=4)
     likelihood, space, start = internal(problem, Y, method, space_name)
     recorder = Recorder(SOLVERS[solver](), stretch)
@@ -397,6 +412,84 @@ def test_no_step_leaves_the_space_or_lowers_the_likelihood(
         assert solution.n_iter[feature] == len(path) - 2
 
 
+@methods
+@pytest.mark.parametrize("kind", pb.KINDS)
+def test_em_steps_never_lower_the_likelihood(kind, method):
+    """Bare EM steps from positive definite D, neither accelerated nor damped."""
+    problem, Y = data(kind, "singular", m=4)
+    likelihood, space, _ = internal(problem, Y, method)
+    rng = np.random.default_rng(0)
+    theta = np.stack([problem.theta(rng) for _ in range(4)])
+    everyone = np.arange(4)
+    at = likelihood.evaluate(theta, everyone)
+    first = at.loglik
+    for _ in range(20):
+        before = at
+        theta = em_map(space, theta, at)
+        assert space.contains(theta).all()
+        at = likelihood.evaluate(theta, everyone)
+        assert (at.loglik >= before.loglik - 1e-11 * np.abs(before.loglik)).all()
+    assert (at.loglik > first).all()
+
+
+def test_em_is_refused_where_variances_may_be_negative():
+    problem, Y = data("intercept", "inside", m=1)
+    with pytest.raises(InputError, match="parameter_space='psd'"):
+        fitted(problem, Y, solver="em")
+
+
+def test_unfinished_features_fall_back_on_em():
+    """Two steps of scoring are too few; EM takes over from there, and steps of both count."""
+    problem, Y = data("intercept", "inside", m=20)
+    likelihood, space, start = internal(problem, Y, "REML")
+    every = np.arange(20)
+    alone = maximise(likelihood, space, FisherScoring(), start, every, max_iter=2)
+    stages = (FisherScoring(), EM())
+    both = maximise_in_stages(likelihood, space, stages, start, every, max_iter=2)
+    more = maximise_in_stages(likelihood, space, stages, start, every, max_iter=10)
+    left = alone.status == Status.ITERATION_LIMIT
+    assert left.sum() >= 5
+    assert_array_equal(both.theta[~left], alone.theta[~left])
+    assert (both.n_iter[left] > 2).any()
+    assert (both.n_iter <= 4).all()
+    assert (both.evaluation.loglik >= alone.evaluation.loglik - 1e-9).all()
+    assert (more.status <= Status.BOUNDARY).all()
+
+
+LIBRARIES = ["torch", "array_api_strict"]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("space_name", ["psd", "unconstrained"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_whole_fits_equal_those_of_numpy_in_other_array_libraries(solver, space_name, library):
+    xp = pytest.importorskip(library)
+    if solver == "em" and space_name == "unconstrained":
+        pytest.skip("EM works in the psd space alone")
+    problem, Y = data("slope_and_crossed", "singular", m=6)
+    host = project(problem.stats(Y))
+    like = xp.asarray(np.zeros(1))
+    _, space, start = internal(problem, Y, "REML", space_name)
+    ours, theirs = (
+        maximise(
+            make_likelihood(projection, "REML", "general"),
+            space,
+            SOLVERS[solver](),
+            to(start),
+            to(np.arange(6)),
+            max_iter=100,
+        )
+        for projection, to in ((host, np.asarray), (host.on(like), xp.asarray))
+    )
+    assert type(theirs.theta) is type(like)
+    assert_array_equal(to_numpy(theirs.status), ours.status)
+    good = ours.status <= Status.BOUNDARY
+    assert good.sum() >= 3
+    unit = 1 / units(ours.evaluation)
+    difference = (to_numpy(theirs.theta) - ours.theta) / unit
+    assert_allclose(difference[good], 0.0, atol=1e-6)
+
+
 def test_finished_features_leave_the_batch_and_keep_their_values():
     problem, Y = data("correlated", "inside", m=20)
     likelihood, space, start = internal(problem, Y, "REML")
@@ -407,15 +500,14 @@ def test_finished_features_leave_the_batch_and_keep_their_values():
         assert alone.n_iter[0] == together.n_iter[j]
         assert alone.status[0] == together.status[j]
         unit = 1 / units(alone.evaluation)[0]
-        # Within epsilon: on the boundary a solution is as exact as the cone program (4e-6 here).
-        assert_allclose(alone.theta[0] / unit, together.theta[j] / unit, rtol=0, atol=EPSILON)
+        assert_allclose(alone.theta[0] / unit, together.theta[j] / unit, rtol=0, atol=1e-9)
 
 
 def test_the_iteration_limit_is_a_verdict_and_more_iterations_are_no_worse():
     problem, Y = data("intercept", "inside", m=20)
     few, many = (fitted(problem, Y, max_iter=limit) for limit in (1, 50))
     assert (few.status == "iteration limit").any()
-    assert (few.n_iter <= 1).all()
+    assert (few.n_iter <= 2).all()  # one of scoring, one of what it falls back on
     assert many.converged.all()
     assert (many.llf >= few.llf - 1e-9).all()
 

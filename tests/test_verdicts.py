@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 import flashmm as fm
 from flashmm.schema import check_dataset
+from flashmm.solvers import FisherScoring
 from flashmm.solvers.status import MEANINGS, Status
 
 N, L, BATCHES = 120, 12, 5
@@ -317,7 +318,8 @@ def test_indefinite_v_is_a_verdict_of_its_own():
 @pytest.mark.parametrize(("method", "space", "components"), SETTINGS)
 def test_the_iteration_limit_is_a_verdict(method, space, components):
     _, _, Y, _ = problem()
-    results, messages = fit(Y, components, method, space, max_iter=1)
+    # an object, unlike a name, has nothing to fall back on
+    results, messages = fit(Y, components, method, space, max_iter=1, solver=FisherScoring())
     full, _ = fit(Y, components, method, space)
     assert (full.n_iter > 1).all()
     assert set(results.status) == {"iteration limit"}

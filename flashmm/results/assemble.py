@@ -134,7 +134,7 @@ def _verdicts(
     solution: Solution,
     options: FitOptions,
 ) -> NDArray[np.int8]:
-    status = solution.status.copy()
+    status = np.array(solution.status)
     status[projection.zero_variance] = Status.ZERO_VARIANCE
     status[likelihood.perfect_fit] = Status.PERFECT_FIT
     status[projection.non_finite] = Status.NON_FINITE

@@ -78,7 +78,9 @@ def refit(
     """
     projection, threads = project(stats), usable_cores()
     structure = stats.structure
-    space = make_space(options.parameter_space, structure.blocks(), len(structure.param_names))
+    levels = (*structure.block_levels(), stats.n)
+    params = len(structure.param_names)
+    space = make_space(options.parameter_space, structure.blocks(), params, levels)
     likelihood = make_likelihood(projection, options.method, options.engine)
     solver = SOLVERS.get(options.solver, FisherScoring)(epsilon=options.epsilon)
     start = starting_values(likelihood, projection, space, theta0, stats.feature_names)

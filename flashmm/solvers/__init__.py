@@ -3,11 +3,13 @@
 from collections.abc import Callable
 
 from flashmm.solvers.base import Objective, Solution, Solver, State, standardised_score, verdicts
+from flashmm.solvers.em import EM
 from flashmm.solvers.fisher_scoring import FisherScoring
 from flashmm.solvers.information import AverageInformation, NewtonRaphson
 from flashmm.solvers.status import Status
 
 __all__ = [
+    "EM",
     "SOLVERS",
     "AverageInformation",
     "FisherScoring",
@@ -25,4 +27,5 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "fisher_scoring": FisherScoring,
     "average_information": AverageInformation,
     "newton_raphson": NewtonRaphson,
+    "em": EM,
 }

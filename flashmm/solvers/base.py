@@ -10,27 +10,25 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+import array_api_compat
 import numpy as np
 
+from flashmm.arrays import Array, BoolArray, FloatArray, IntArray, flatnonzero, namespace, put, take
 from flashmm.likelihood.base import Evaluation, Likelihood
+from flashmm.solvers.blocks import symmetric_eigen
 from flashmm.solvers.status import Status
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from flashmm.solvers.space import ParameterSpace
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = [
     "Objective",
     "Solution",
     "Solver",
     "State",
-    "definite_observed",
     "maximise",
+    "newton_where",
+    "positive_observed",
     "scaled_by_information",
     "standardised_score",
     "verdicts",
@@ -64,7 +62,7 @@ class Objective:
 
     def take(self, index: IntArray | BoolArray) -> Objective:
         """The same for some of the running features."""
-        return replace(self, features=self.features[index])
+        return replace(self, features=take(self.features, index))
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,10 @@ class State:
 
     def take(self, index: IntArray | BoolArray) -> State:
         """The state of some of the running features."""
-        kept = None if self.standardised is None else self.standardised[index]
-        return State(self.theta[index], self.evaluation.take(index), self.step[index], kept)
+        kept = None if self.standardised is None else take(self.standardised, index)
+        return State(
+            take(self.theta, index), self.evaluation.take(index), take(self.step, index), kept
+        )
 
 
 class Solver(Protocol):
@@ -105,7 +105,7 @@ class Solver(Protocol):
         """Propose a full step for every running feature."""
         ...
 
-    def terminate(self, objective: Objective, state: State) -> NDArray[np.int8]:
+    def terminate(self, objective: Objective, state: State) -> Array:
         """Status codes (B,): `Status.RUNNING` or the verdict of a finished feature."""
         ...
 
@@ -128,8 +128,8 @@ class Solution:
 
     theta: FloatArray
     evaluation: Evaluation
-    n_iter: NDArray[np.int64]
-    status: NDArray[np.int8]
+    n_iter: Array
+    status: Array
 
 
 def standardised_score(objective: Objective, state: State) -> FloatArray:
@@ -150,36 +150,20 @@ def scaled_by_information(expected: FloatArray, step: FloatArray) -> FloatArray:
 
     NaN where rounding at the edge of the likelihood's domain makes E_ii negative.
     """
-    left = np.matmul(expected, step[:, :, None])[:, :, 0]
+    xp = namespace(expected)
+    left = xp.matmul(expected, step[:, :, None])[:, :, 0]
     with np.errstate(invalid="ignore"):
-        return np.asarray(left / np.sqrt(np.diagonal(expected, axis1=-2, axis2=-1)))
+        return left / xp.sqrt(xp.linalg.diagonal(expected))
 
 
-def definite_observed(
-    objective: Objective, state: State, features: IntArray, lowest: float = 0.05
-) -> tuple[IntArray, FloatArray]:
-    """Which of ``features`` have a positive definite observed information, and those matrices.
-
-    Eigenvalues are those of O scaled by the diagonal of E and must exceed ``lowest``. Of
-    parameters that the boundary holds only the expected information counts.
-    """
-    evaluation = state.evaluation
-    expected, average = evaluation.expected[features], evaluation.average[features]
-    observed = 2.0 * average - expected
-    held = objective.space.held(state.theta[features], evaluation.score[features])
-    either = held[:, :, None] | held[:, None, :]
-    diagonal = np.eye(held.shape[1], dtype=bool)
-    observed = np.where(either, np.where(diagonal, expected, 0.0), observed)
-    length = np.sqrt(np.diagonal(expected, axis1=-2, axis2=-1))
-    values = np.linalg.eigvalsh(observed / (length[:, :, None] * length[:, None, :]))
-    definite = values[:, 0] > lowest
-    return features[definite], observed[definite]
-
-
-def verdicts(objective: Objective, state: State, converged: BoolArray) -> NDArray[np.int8]:
+def verdicts(objective: Objective, state: State, converged: BoolArray) -> Array:
     """`Status.CONVERGED`, or `Status.BOUNDARY` at the edge of the space, where converged."""
-    codes = np.where(objective.space.on_boundary(state.theta), Status.BOUNDARY, Status.CONVERGED)
-    return np.where(converged, codes, Status.RUNNING).astype(np.int8)
+    xp = namespace(state.theta)
+    boundary = objective.space.on_boundary(state.theta)
+    codes = int(Status.CONVERGED) + (Status.BOUNDARY - Status.CONVERGED) * xp.astype(
+        boundary, xp.int8
+    )
+    return xp.where(converged, codes, int(Status.RUNNING))
 
 
 def maximise(
@@ -209,51 +193,83 @@ def maximise(
     Solution
         In the order of ``features``.
     """
+    xp, device = namespace(theta0), array_api_compat.device(theta0)
     count = theta0.shape[0]
+    running = xp.arange(count, device=device)
     objective = Objective(likelihood, space, features)
     state = solver.init(objective, theta0)
     final = Solution(
-        theta0.copy(),
-        state.evaluation.take(np.arange(count)),
-        np.zeros(count, dtype=np.int64),
-        np.full(count, Status.RUNNING, dtype=np.int8),
+        xp.asarray(theta0, copy=True),
+        state.evaluation.take(running),
+        xp.zeros(count, dtype=xp.int64, device=device),
+        xp.full(count, int(Status.RUNNING), dtype=xp.int8, device=device),
     )
-    running = np.arange(count)
     for iteration in range(max_iter + 1):
         state = solver.step(objective, state)
-        codes = np.asarray(solver.terminate(objective, state), dtype=np.int8)
+        codes = solver.terminate(objective, state)
         moved, stalled = _damped(objective, _polished(objective, state, codes))
-        codes[(codes == Status.RUNNING) & stalled] = Status.STALLED
+        codes[(codes == int(Status.RUNNING)) & stalled] = int(Status.STALLED)
         if iteration == max_iter:
-            codes[codes == Status.RUNNING] = Status.ITERATION_LIMIT
-        done = codes != Status.RUNNING
-        if done.any():
+            codes[codes == int(Status.RUNNING)] = int(Status.ITERATION_LIMIT)
+        done = codes != int(Status.RUNNING)
+        if bool(xp.any(done)):
             ended = running[done]
-            final.theta[ended] = moved.theta[done]
+            put(final.theta, ended, moved.theta[done])
             final.evaluation.put(ended, moved.evaluation.take(done))
-            final.n_iter[ended] = iteration
-            final.status[ended] = codes[done]
-        if done.all():
+            put(final.n_iter, ended, xp.full_like(ended, iteration))
+            put(final.status, ended, codes[done])
+        if bool(xp.all(done)):
             break
         state, running, objective = moved.take(~done), running[~done], objective.take(~done)
     return final
 
 
-def _polished(objective: Objective, state: State, codes: NDArray[np.int8]) -> State:
+def _polished(objective: Objective, state: State, codes: Array) -> State:
     """Give converged features a last Newton step in place of the solver's.
 
     Within epsilon standard errors of the maximum the observed information is almost exact, so
     one step squares the error that is left. Where it is not positive definite the solver's
     own step stays.
     """
-    converged = np.flatnonzero(codes <= Status.INDEFINITE)
-    chosen, observed = definite_observed(objective, state, converged, 1e-6)
-    if chosen.size == 0:
-        return state
-    step = state.step.copy()
-    score = state.evaluation.score[chosen]
-    step[chosen] = objective.space.step(state.theta[chosen], score, observed)
-    return replace(state, step=step)
+    return newton_where(objective, state, codes <= int(Status.INDEFINITE), 1e-6)[0]
+
+
+def newton_where(
+    objective: Objective, state: State, chosen: BoolArray, lowest: float = 0.05
+) -> tuple[State, BoolArray]:
+    """Put Newton steps in place of those proposed, for chosen features (B,) near a maximum.
+
+    Returns the state and which features got one, (B,).
+
+    Near one, the observed information scaled by the expected one has eigenvalues above ``lowest``
+    in the directions that the boundary of the space leaves.
+    """
+    rows, taken = flatnonzero(chosen), chosen & False
+    if rows.shape[0] == 0:
+        return state, taken
+    xp, at = namespace(state.theta), state.evaluation.take(rows)
+    step, ok = objective.space.newton(
+        take(state.theta, rows), at.score, at.expected, at.observed, lowest
+    )
+    result = xp.asarray(state.step, copy=True)
+    put(result, rows[ok], step[ok])
+    put(taken, rows, ok)
+    return replace(state, step=result), taken
+
+
+def positive_observed(evaluation: Evaluation) -> FloatArray:
+    """The observed information, made positive definite, shape (B, k, k).
+
+    Its eigenvalues, relative to the diagonal of the expected information, are replaced by their
+    absolute values, so that every step climbs (Nocedal & Wright 2006, section 3.4).
+    """
+    xp = namespace(evaluation.expected)
+    length = xp.sqrt(xp.linalg.diagonal(evaluation.expected))
+    scale = length[:, :, None] * length[:, None, :]
+    values, vectors = symmetric_eigen(evaluation.observed / scale)
+    values = xp.clip(xp.abs(values), min=0.01)
+    definite = xp.matmul(vectors * values[:, None, :], xp.matrix_transpose(vectors))
+    return definite * scale
 
 
 def _damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
@@ -261,36 +277,43 @@ def _damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
 
     Returns the new state and which features found no such step and stayed where they were.
     """
+    xp = namespace(state.theta)
     before, step = state.evaluation, state.step
-    slope = np.maximum((before.score * step).sum(axis=1), 0.0)
+    slope = xp.clip(xp.sum(before.score * step, axis=1), min=0.0)
     # Rounding of the log-likelihood: a smaller fall is not a fall.
-    rounding = before.rounding + 1e-12 * (1.0 + np.abs(before.loglik))
-    alpha = np.ones(step.shape[0])
+    rounding = before.rounding + 1e-12 * (1.0 + xp.abs(before.loglik))
+    alpha = xp.ones_like(slope)
     space = objective.space
     theta = space.tidied(state.theta + step)
     evaluation = objective.evaluate(theta)
 
-    def refused(after: Evaluation, index: IntArray) -> BoolArray:
-        enough = _SUFFICIENT_INCREASE * alpha[index] * slope[index]
-        gain = after.loglik - before.loglik[index]
-        allowed = np.isfinite(after.score).all(axis=1) & space.contains(theta[index])
+    def refused(
+        after: Evaluation, theta: FloatArray, index: IntArray, alpha: FloatArray
+    ) -> BoolArray:
+        slopes, steps = take(slope, index), take(step, index)
+        with np.errstate(invalid="ignore"):  # from outside the domain, by rounding, to outside
+            gain = after.loglik - take(before.loglik, index)
+        allowed = xp.all(xp.isfinite(after.score), axis=1) & space.contains(theta)
         # Near the maximum the gain drowns in rounding; the slope along the step does not
         # (the approximate Wolfe condition of Hager & Zhang 2005).
-        flatter = np.abs((after.score * step[index]).sum(axis=1)) <= 0.5 * slope[index]
-        close = flatter & (gain >= -rounding[index] - after.rounding)
-        return np.asarray(~(allowed & ((gain >= enough) | close)))
+        flatter = xp.abs(xp.sum(after.score * steps, axis=1)) <= 0.5 * slopes
+        close = flatter & (gain >= -take(rounding, index) - after.rounding)
+        return ~(allowed & ((gain >= _SUFFICIENT_INCREASE * alpha * slopes) | close))
 
-    pending = np.flatnonzero(refused(evaluation, np.arange(alpha.size)))
+    everyone = xp.arange(alpha.shape[0], device=array_api_compat.device(alpha))
+    pending = everyone[refused(evaluation, theta, everyone, alpha)]
+    share = 1.0
     for _ in range(_HALVINGS):
-        if pending.size == 0:
+        if pending.shape[0] == 0:
             break
-        alpha[pending] *= 0.5
-        theta[pending] = space.tidied(state.theta[pending] + alpha[pending, None] * step[pending])
-        again = objective.take(pending).evaluate(theta[pending])
+        share *= 0.5
+        shorter = space.tidied(take(state.theta, pending) + share * take(step, pending))
+        put(theta, pending, shorter)
+        again = objective.take(pending).evaluate(shorter)
         evaluation.put(pending, again)
-        pending = pending[refused(again, pending)]
-    stalled = np.zeros(alpha.size, dtype=bool)
-    stalled[pending] = True
-    theta[pending] = state.theta[pending]
+        pending = pending[refused(again, shorter, pending, share + xp.zeros_like(again.loglik))]
+    put(theta, pending, take(state.theta, pending))
     evaluation.put(pending, before.take(pending))
-    return State(theta, evaluation, np.zeros_like(theta)), stalled
+    stalled = alpha < 0
+    put(stalled, pending, pending >= 0)
+    return State(theta, evaluation, xp.zeros_like(theta)), stalled

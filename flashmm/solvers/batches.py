@@ -10,7 +10,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from flashmm.likelihood.base import Evaluation, Likelihood
-from flashmm.solvers.base import Solution, Solver, maximise
+from flashmm.solvers.base import Solution, Solver
+from flashmm.solvers.fallback import maximise_in_stages
 from flashmm.solvers.status import Status
 
 if TYPE_CHECKING:
@@ -100,10 +101,13 @@ def maximise_in_batches(
     max_iter: int,
     memory: int,
     n_jobs: int | None = 1,
+    fallback: Solver | None = None,
 ) -> Solution:
     """Maximise every usable feature, as many at once as ``memory`` bytes allow.
 
-    Features that are not usable keep NaN and `Status.RUNNING`; their verdict is the caller's.
+    Features that ``solver`` leaves unfinished go on with ``fallback``, if there is one, for at most
+    ``max_iter`` steps more. Features that are not usable keep NaN and `Status.RUNNING`; their
+    verdict is the caller's.
     """
     m, k = theta0.shape
     total = Solution(
@@ -113,8 +117,12 @@ def maximise_in_batches(
         np.full(m, Status.RUNNING, dtype=np.int8),
     )
 
+    stages = (solver,) if fallback is None else (solver, fallback)
+
     def fit(batch: IntArray) -> None:
-        part = maximise(likelihood, space, solver, theta0[batch], batch, max_iter=max_iter)
+        part = maximise_in_stages(
+            likelihood, space, stages, theta0[batch], batch, max_iter=max_iter
+        )
         total.theta[batch], total.n_iter[batch] = part.theta, part.n_iter
         total.status[batch] = part.status
         total.evaluation.put(batch, part.evaluation)

@@ -5,23 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from flashmm.arrays import flatnonzero, namespace, put, take
 from flashmm.solvers.base import (
     Objective,
     State,
-    definite_observed,
+    newton_where,
+    positive_observed,
     scaled_by_information,
     standardised_score,
     verdicts,
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
+    from flashmm.arrays import Array, BoolArray, FloatArray
 
 __all__ = ["FisherScoring"]
+
+# Standardised scores below which an indefinite observed information may give steps.
+_NEAR = 0.1
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class FisherScoring:
         from the maximum.
     newton_within
         Once every component of that score is below this, steps use the observed information
-        where it is positive definite: scoring converges linearly, Newton's method
+        (made positive definite where it is not): scoring converges linearly, Newton's method
         quadratically. 0 keeps to scoring.
     """
 
@@ -45,20 +46,38 @@ class FisherScoring:
 
     def init(self, objective: Objective, theta0: FloatArray) -> State:
         """Evaluate the starting values."""
-        return State(theta0, objective.evaluate(theta0), np.zeros_like(theta0))
+        return State(theta0, objective.evaluate(theta0), 0.0 * theta0)
 
     def step(self, objective: Objective, state: State) -> State:
         """Propose E^-1 score, or the best step within the space."""
-        evaluation = state.evaluation
+        xp, evaluation = namespace(state.theta), state.evaluation
         step = objective.space.step(state.theta, evaluation.score, evaluation.expected)
         score = scaled_by_information(evaluation.expected, step)
-        close = np.flatnonzero(np.abs(score).max(axis=1) < self.newton_within)
-        near, observed = definite_observed(objective, state, close)
-        if near.size:
-            step[near] = objective.space.step(state.theta[near], evaluation.score[near], observed)
-        return replace(state, step=step, standardised=score)
+        size = xp.max(xp.abs(score), axis=1)
+        proposed = replace(state, step=step, standardised=score)
+        state, taken = newton_where(objective, proposed, size < self.newton_within)
+        inside = ~objective.space.on_boundary(state.theta)
+        return _flat_steps(
+            objective, state, (size < min(self.newton_within, _NEAR)) & inside & ~taken
+        )
 
-    def terminate(self, objective: Objective, state: State) -> NDArray[np.int8]:
+    def terminate(self, objective: Objective, state: State) -> Array:
         """Converged when the standardised score is below epsilon."""
-        score = standardised_score(objective, state)
-        return verdicts(objective, state, np.abs(score).max(axis=1) < self.epsilon)
+        xp, score = namespace(state.theta), standardised_score(objective, state)
+        return verdicts(objective, state, xp.max(xp.abs(score), axis=1) < self.epsilon)
+
+
+def _flat_steps(objective: Objective, state: State, chosen: BoolArray) -> State:
+    """Steps for chosen features (B,) by the observed information, made positive definite.
+
+    Where the likelihood is flat or not concave scoring creeps: its steps are as short as the
+    expected curvature, which may be many times the observed.
+    """
+    rows = flatnonzero(chosen)
+    if rows.shape[0] == 0:
+        return state
+    xp, at = namespace(state.theta), state.evaluation.take(rows)
+    step = objective.space.step(take(state.theta, rows), at.score, positive_observed(at))
+    result = xp.asarray(state.step, copy=True)
+    put(result, rows, step)
+    return replace(state, step=result)

@@ -195,9 +195,32 @@ class Fixed:
         step[:, carried[held]] = 0.0
         return step
 
+    def newton(
+        self,
+        theta: FloatArray,
+        score: FloatArray,
+        expected: FloatArray,
+        observed: FloatArray,
+        lowest: float,
+    ) -> tuple[FloatArray, BoolArray]:
+        """The best step of the model with the observed information, where that is definite.
+
+        Of parameters that are fixed, or that the boundary holds, only the expected counts.
+        """
+        held = self.held(theta, score)
+        either = held[:, :, None] | held[:, None, :]
+        diagonal = np.eye(held.shape[1], dtype=bool)
+        observed = np.where(either, np.where(diagonal, expected, 0.0), observed)
+        length = np.sqrt(np.diagonal(expected, axis1=-2, axis2=-1))
+        values = np.linalg.eigvalsh(observed / (length[:, :, None] * length[:, None, :]))
+        definite = values[:, 0] > lowest
+        step = np.zeros_like(theta)
+        step[definite] = self.step(theta[definite], score[definite], observed[definite])
+        return step, definite
+
     def contains(self, theta: FloatArray) -> BoolArray:
         """Which theta lie in the space."""
-        return self.inner.contains(theta[:, self.carried])
+        return np.asarray(self.inner.contains(theta[:, self.carried]))
 
     def tidied(self, theta: FloatArray) -> FloatArray:
         """Theta with what rounding put outside the space put back on its boundary."""
@@ -209,11 +232,14 @@ class Fixed:
 
     def on_boundary(self, theta: FloatArray) -> BoolArray:
         """Which theta lie on the boundary of the slice."""
-        return self.inner.on_boundary(theta[:, self.carried])
+        return np.asarray(self.inner.on_boundary(theta[:, self.carried]))
 
     def held(self, theta: FloatArray, score: FloatArray) -> BoolArray:
         """The fixed parameters, and those that the boundary holds."""
         held = np.ones(theta.shape, dtype=bool)
-        held[:, self.carried] = self.inner.held(theta[:, self.carried], score[:, self.carried])
+        if isinstance(self.inner, PSD):
+            held[:, self.carried] = self.inner.held(theta[:, self.carried], score[:, self.carried])
+        else:
+            held[:, self.carried] = False
         held[:, self.carried[self.held_positions]] = True
         return held

@@ -5,16 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from flashmm.solvers.base import Objective, State, standardised_score, verdicts
+from flashmm.arrays import namespace
+from flashmm.solvers.base import Objective, State, positive_observed, standardised_score, verdicts
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays import Array, FloatArray
     from flashmm.likelihood.base import Evaluation
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["AverageInformation", "NewtonRaphson"]
 
@@ -33,7 +29,7 @@ class AverageInformation:
 
     def init(self, objective: Objective, theta0: FloatArray) -> State:
         """Evaluate the starting values."""
-        return State(theta0, objective.evaluate(theta0), np.zeros_like(theta0))
+        return State(theta0, objective.evaluate(theta0), 0.0 * theta0)
 
     def step(self, objective: Objective, state: State) -> State:
         """Propose A^-1 score, or the best step within the space."""
@@ -41,10 +37,10 @@ class AverageInformation:
         step = objective.space.step(state.theta, state.evaluation.score, information)
         return replace(state, step=step, standardised=standardised_score(objective, state))
 
-    def terminate(self, objective: Objective, state: State) -> NDArray[np.int8]:
+    def terminate(self, objective: Objective, state: State) -> Array:
         """Converged when the standardised score is below epsilon."""
-        score = standardised_score(objective, state)
-        return verdicts(objective, state, np.abs(score).max(axis=1) < self.epsilon)
+        xp, score = namespace(state.theta), standardised_score(objective, state)
+        return verdicts(objective, state, xp.max(xp.abs(score), axis=1) < self.epsilon)
 
     def _information(self, evaluation: Evaluation) -> FloatArray:
         # A random effect predicted as zero has no average information of its own; a little of
@@ -67,9 +63,4 @@ class NewtonRaphson(AverageInformation):
     """
 
     def _information(self, evaluation: Evaluation) -> FloatArray:
-        length = np.sqrt(np.diagonal(evaluation.expected, axis1=-2, axis2=-1))
-        scale = length[:, :, None] * length[:, None, :]
-        values, vectors = np.linalg.eigh(evaluation.observed / scale)
-        values = np.maximum(np.abs(values), 0.01)
-        definite = np.matmul(vectors * values[:, None, :], np.swapaxes(vectors, 1, 2))
-        return np.asarray(definite * scale)
+        return positive_observed(evaluation)

@@ -8,22 +8,24 @@ so any fraction of a step is allowed too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from flashmm.solvers.cone import ConeProgram, solve_cone_program
+from flashmm.arrays import BoolArray, FloatArray, namespace
+from flashmm.solvers.blocks import Blocks
+from flashmm.solvers.complementarity import newton_on_face, quadratic_program
+from flashmm.solvers.linear import solve_definite, solve_symmetric, unit_diagonal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
-
-__all__ = ["PSD", "ParameterSpace", "Unconstrained", "make_space", "solve_symmetric"]
+__all__ = ["PSD", "ParameterSpace", "Unconstrained", "make_space"]
 
 _SINGULAR = 1e-10
+# Eigenvalues of a block that are negative by this share of the largest are so by rounding.
+_ROUNDING = 1e-13
 
 
 class ParameterSpace(Protocol):
@@ -38,6 +40,21 @@ class ParameterSpace(Protocol):
         """Step d (B, k) that maximises score'd - 1/2 d'I d with theta + d in the space."""
         ...
 
+    def newton(
+        self,
+        theta: FloatArray,
+        score: FloatArray,
+        expected: FloatArray,
+        observed: FloatArray,
+        lowest: float,
+    ) -> tuple[FloatArray, BoolArray]:
+        """Newton steps (B, k) towards the maximum near theta, and which are towards one (B,).
+
+        The observed information, scaled by the expected one, must have eigenvalues above
+        ``lowest`` in the directions that the boundary leaves.
+        """
+        ...
+
     def contains(self, theta: FloatArray) -> BoolArray:
         """Which theta (B, k) lie in the space."""
         ...
@@ -49,25 +66,6 @@ class ParameterSpace(Protocol):
     def on_boundary(self, theta: FloatArray) -> BoolArray:
         """Which theta (B, k) lie on the boundary of the space."""
         ...
-
-    def held(self, theta: FloatArray, score: FloatArray) -> BoolArray:
-        """Which parameters (B, k) the boundary holds against their score."""
-        ...
-
-
-def solve_symmetric(information: FloatArray, score: FloatArray) -> FloatArray:
-    """I^-1 s for a stack of symmetric matrices; eigenvalues are kept positive.
-
-    Works on the matrix scaled to unit diagonal, so units do not matter. Directions without
-    information get a bounded step rather than an infinite one.
-    """
-    diagonal = np.abs(np.diagonal(information, axis1=-2, axis2=-1))
-    length = np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
-    values, vectors = np.linalg.eigh(information / (length[:, :, None] * length[:, None, :]))
-    values = np.maximum(np.abs(values), 1e-12)
-    projected = np.matmul(np.swapaxes(vectors, 1, 2), (score / length)[:, :, None])
-    step = np.matmul(vectors, projected / values[:, :, None])[:, :, 0]
-    return np.asarray(step / length)
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,25 @@ class Unconstrained:
         del theta
         return solve_symmetric(information, score)
 
+    def newton(
+        self,
+        theta: FloatArray,
+        score: FloatArray,
+        expected: FloatArray,
+        observed: FloatArray,
+        lowest: float,
+    ) -> tuple[FloatArray, BoolArray]:
+        """The full step O^-1 s where O is positive definite."""
+        del theta
+        _, length = unit_diagonal(expected)
+        scaled = observed / (length[:, :, None] * length[:, None, :])
+        step, ok = solve_definite(scaled, score / length, lowest)
+        return step / length, ok
+
     def contains(self, theta: FloatArray) -> BoolArray:
         """All of them: the likelihood itself says where it exists."""
-        return np.ones(theta.shape[0], dtype=bool)
+        xp = namespace(theta)
+        return xp.ones_like(theta[:, 0], dtype=xp.bool)
 
     def tidied(self, theta: FloatArray) -> FloatArray:
         """Theta as it is."""
@@ -91,12 +105,7 @@ class Unconstrained:
 
     def on_boundary(self, theta: FloatArray) -> BoolArray:
         """None of them: the space is open."""
-        return np.zeros(theta.shape[0], dtype=bool)
-
-    def held(self, theta: FloatArray, score: FloatArray) -> BoolArray:
-        """None of them."""
-        del score
-        return np.zeros(theta.shape, dtype=bool)
+        return ~self.contains(theta)
 
 
 @dataclass(frozen=True)
@@ -109,67 +118,91 @@ class PSD:
         Per covariance block the positions of its entries in theta, each shape (s, s).
     n_params
         Length of theta, the residual variance last.
+    levels
+        Levels of each block and, last, samples, for EM; none where it is not to be used.
     """
 
     blocks: tuple[NDArray[np.intp], ...]
     n_params: int
+    levels: tuple[int, ...] = ()
     name: str = "psd"
+    _algebra: dict[object, Blocks] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def all_blocks(self) -> tuple[NDArray[np.intp], ...]:
         """The blocks of D and, last, the residual variance."""
         return (*self.blocks, np.array([[self.n_params - 1]], dtype=np.intp))
 
+    def algebra(self, theta: FloatArray) -> Blocks:
+        """The algebra of the blocks in arrays like theta."""
+        key = (namespace(theta).__name__, str(getattr(theta, "device", "cpu")))
+        if key not in self._algebra:
+            self._algebra[key] = Blocks.of(self.all_blocks, self.n_params, theta)
+        return self._algebra[key]
+
     def step(self, theta: FloatArray, score: FloatArray, information: FloatArray) -> FloatArray:
         """The full step where it stays inside, else the best step within the cone."""
+        xp = namespace(theta)
         step = solve_symmetric(information, score)
         outside = ~self.contains(theta + step)
-        if outside.any():
-            step[outside] = solve_cone_program(
-                ConeProgram(theta[outside], score[outside], information[outside]), self.all_blocks
-            )
+        if bool(xp.any(outside)):
+            program = theta[outside], score[outside], information[outside]
+            step[outside] = quadratic_program(self.algebra(theta), *program)
         return step
+
+    def newton(
+        self,
+        theta: FloatArray,
+        score: FloatArray,
+        expected: FloatArray,
+        observed: FloatArray,
+        lowest: float,
+    ) -> tuple[FloatArray, BoolArray]:
+        """A step on the face of the boundary that theta lies on, or off it."""
+        return newton_on_face(self.algebra(theta), theta, score, expected, observed, lowest)
 
     def contains(self, theta: FloatArray) -> BoolArray:
         """Which theta have every block positive semi-definite (to rounding)."""
-        inside = np.ones(theta.shape[0], dtype=bool)
-        for block in self.all_blocks:
-            if block.shape == (1, 1):
-                inside &= theta[:, block[0, 0]] >= 0.0
-            else:
-                values = np.linalg.eigvalsh(theta[:, block])
-                inside &= values[:, 0] >= -1e-14 * np.abs(values[:, -1])
-        return inside
+        algebra = self.algebra(theta)
+        if not algebra.larger:
+            return namespace(theta).all((theta >= 0) | (algebra.free > 0), axis=1)
+        return algebra.lowest(theta * algebra.factor) >= -_ROUNDING
 
     def tidied(self, theta: FloatArray) -> FloatArray:
-        """Variances that are negative by rounding alone become zero."""
-        rounding = 1e-14 * np.abs(theta).max(axis=1, keepdims=True)
-        variances = np.zeros(theta.shape[1], dtype=bool)
-        variances[np.concatenate([np.diag(block) for block in self.all_blocks])] = True
-        return np.where(variances & (theta < 0) & (theta >= -rounding), 0.0, theta)
-
-    def held(self, theta: FloatArray, score: FloatArray) -> BoolArray:
-        """Variances of their own that are zero and would fall further."""
-        held = np.zeros(theta.shape, dtype=bool)
-        for block in self.blocks:
-            if block.shape == (1, 1):
-                i = block[0, 0]
-                held[:, i] = (theta[:, i] == 0.0) & (score[:, i] <= 0.0)
-        return held
+        """Eigenvalues that are negative by rounding alone become zero."""
+        xp, algebra = namespace(theta), self.algebra(theta)
+        rounding = 10.0 * _ROUNDING * xp.max(xp.abs(theta), axis=1, keepdims=True)
+        barely = (theta < 0) & (theta >= -rounding) & (algebra.single > 0)
+        theta = xp.where(barely, 0.0, theta)
+        if algebra.larger:
+            rows = algebra.lowest(theta * algebra.factor) < 0
+            if bool(xp.any(rows)):
+                inside = algebra.decomposed(theta[rows] * algebra.factor).X / algebra.factor
+                change = xp.max(xp.abs(inside - theta[rows]), axis=1, keepdims=True)
+                theta[rows] = xp.where(change <= rounding[rows], inside, theta[rows])
+        return theta
 
     def on_boundary(self, theta: FloatArray) -> BoolArray:
         """Which theta have a block that is singular, relative to the sizes of its variances."""
-        boundary = np.zeros(theta.shape[0], dtype=bool)
-        for block in self.blocks:
-            variances = theta[:, np.diag(block)]
-            boundary |= (variances <= _SINGULAR * theta[:, -1:]).any(axis=1)
-            if block.shape[0] > 1:
-                length = np.sqrt(np.where(variances > 0, variances, 1.0))
-                correlation = theta[:, block] / (length[:, :, None] * length[:, None, :])
-                boundary |= np.linalg.eigvalsh(correlation)[:, 0] <= 1e-8
+        xp, algebra = namespace(theta), self.algebra(theta)
+        own = xp.take(theta, algebra.row, axis=1)
+        other = xp.take(theta, algebra.column, axis=1)
+        small = own <= _SINGULAR * theta[:, -1:]
+        boundary = xp.any(small[:, :-1], axis=1)
+        if algebra.larger:
+            size = xp.where((own > 0) & (other > 0), own * other, 1.0)
+            correlation = theta / xp.sqrt(size) * algebra.factor
+            boundary = boundary | (algebra.lowest(correlation) <= 1e-8)
         return boundary
 
+    def held(self, theta: FloatArray, score: FloatArray) -> BoolArray:
+        """Variances of their own that are zero and would fall further, shape (B, k)."""
+        alone = self.algebra(theta).single > 0
+        return (theta == 0.0) & (score <= 0.0) & alone
 
-def make_space(name: str, blocks: Sequence[NDArray[np.intp]], n_params: int) -> ParameterSpace:
+
+def make_space(
+    name: str, blocks: Sequence[NDArray[np.intp]], n_params: int, levels: Sequence[int] = ()
+) -> ParameterSpace:
     """The space that `MultiLMM.fit` calls ``name``, for the covariance blocks of a design."""
-    return PSD(tuple(blocks), n_params) if name == "psd" else Unconstrained()
+    return PSD(tuple(blocks), n_params, tuple(levels)) if name == "psd" else Unconstrained()

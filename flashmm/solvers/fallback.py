@@ -1,0 +1,72 @@
+"""A second solver for features that the first leaves unfinished."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import array_api_compat
+
+from flashmm.arrays import FloatArray, IntArray, flatnonzero, namespace, put, take
+from flashmm.solvers.base import Solution, Solver, maximise
+from flashmm.solvers.status import Status
+
+if TYPE_CHECKING:
+    from flashmm.likelihood.base import Likelihood
+    from flashmm.solvers.space import ParameterSpace
+
+__all__ = ["maximise_in_stages"]
+
+
+def maximise_in_stages(
+    likelihood: Likelihood,
+    space: ParameterSpace,
+    stages: tuple[Solver, ...],
+    theta0: FloatArray,
+    features: IntArray,
+    *,
+    max_iter: int,
+) -> Solution:
+    """Maximise by the first solver; each further one goes on where features are unfinished.
+
+    Parameters
+    ----------
+    likelihood, space, theta0, features
+        As for `flashmm.solvers.base.maximise`.
+    stages
+        Solvers.
+    max_iter
+        Limit on the number of steps of each feature in each stage.
+
+    Returns
+    -------
+    Solution
+        Steps of all stages count. A later stage's end counts where it has converged, no lower
+        than the end of the stage before.
+    """
+    solution = maximise(likelihood, space, stages[0], theta0, features, max_iter=max_iter)
+    for solver in stages[1:]:
+        status = solution.status
+        rows = flatnonzero(
+            (status == int(Status.ITERATION_LIMIT)) | (status == int(Status.STALLED))
+        )
+        if rows.shape[0] == 0:
+            break
+        before = solution.evaluation.take(rows)
+        again = maximise(
+            likelihood,
+            space,
+            solver,
+            take(solution.theta, rows),
+            take(features, rows),
+            max_iter=max_iter,
+        )
+        xp = namespace(theta0)
+        put(solution.n_iter, rows, take(solution.n_iter, rows) + again.n_iter)
+        rounding = before.rounding + again.evaluation.rounding
+        no_lower = again.evaluation.loglik >= before.loglik - rounding
+        better = (again.status <= int(Status.INDEFINITE)) & no_lower
+        kept = xp.arange(rows.shape[0], device=array_api_compat.device(rows))[better]
+        put(solution.theta, rows[better], take(again.theta, kept))
+        put(solution.status, rows[better], take(again.status, kept))
+        solution.evaluation.put(rows[better], again.evaluation.take(kept))
+    return solution
