@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.linalg
+import scipy.optimize
 from numpy.typing import NDArray
 
 from flashmm import MultiLMM, SummaryStats
@@ -299,6 +300,45 @@ def projected_gradient(
         look = new + (t - 1) / t_new * (new - x)
         x, t = new, t_new
     return x - theta
+
+
+def search(likelihood: Any, space: PSD, rng: np.random.Generator, starts: int = 2) -> float:
+    """Best log-likelihood of the first feature that scipy finds, in internal units.
+
+    Works with Cholesky factors of the blocks, from random starts.
+    """
+    corners = [np.tril_indices(len(block)) for block in space.all_blocks]
+    sizes = np.cumsum([0] + [rows.size for rows, _ in corners])
+
+    def factors(x: FloatArray) -> Any:
+        for block, corner, start, stop in zip(
+            space.all_blocks, corners, sizes, sizes[1:], strict=False
+        ):
+            L = np.zeros(block.shape)
+            L[corner] = x[start:stop]
+            yield block, corner, L
+
+    def objective(x: FloatArray) -> tuple[float, FloatArray]:
+        theta = np.zeros(space.n_params)
+        for block, _, L in factors(x):
+            theta[block] = L @ L.T
+        at = likelihood.evaluate(theta[None], np.array([0]))
+        if not np.isfinite(at.loglik[0]):
+            return 1e10, np.zeros_like(x)
+        gradient = []
+        for block, corner, L in factors(x):
+            S = at.score[0][block] * np.where(np.eye(len(block)) > 0, 1.0, 0.5)
+            gradient.append(2 * (S @ L)[corner])
+        return -float(at.loglik[0]), -np.concatenate(gradient)
+
+    tight = {"maxiter": 2000, "maxfun": 5000, "ftol": 1e-15, "gtol": 1e-9}
+    runs = (
+        scipy.optimize.minimize(
+            objective, rng.normal(size=sizes[-1]), jac=True, method="L-BFGS-B", options=tight
+        )
+        for _ in range(starts)
+    )
+    return -min(float(run.fun) for run in runs)
 
 
 # ---- the problems ----------------------------------------------------------------------------

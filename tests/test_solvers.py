@@ -120,44 +120,6 @@ def test_psd_fits_satisfy_the_first_order_conditions(kind, method, solver):
         assert max(pb.kkt(problem, one, at, j)) <= 10 * EPSILON
 
 
-def search(problem, y, method, rng, starts=2):
-    """Best log-likelihood (internal units) that scipy finds over Cholesky factors of the blocks."""
-    likelihood, space, _ = internal(problem, y[None], method)
-    assert isinstance(space, PSD)
-    corners = [np.tril_indices(len(block)) for block in space.all_blocks]
-    sizes = np.cumsum([0] + [rows.size for rows, _ in corners])
-
-    def factors(x):
-        for block, corner, start, stop in zip(
-            space.all_blocks, corners, sizes, sizes[1:], strict=False
-        ):
-            L = np.zeros(block.shape)
-            L[corner] = x[start:stop]
-            yield block, corner, L
-
-    def objective(x):
-        theta = np.zeros(problem.n_params)
-        for block, _, L in factors(x):
-            theta[block] = L @ L.T
-        at = likelihood.evaluate(theta[None], np.array([0]))
-        if not np.isfinite(at.loglik[0]):
-            return 1e10, np.zeros_like(x)
-        gradient = []
-        for block, corner, L in factors(x):
-            S = at.score[0][block] * np.where(np.eye(len(block)) > 0, 1.0, 0.5)
-            gradient.append(2 * (S @ L)[corner])
-        return -at.loglik[0], -np.concatenate(gradient)
-
-    tight = {"maxiter": 2000, "maxfun": 5000, "ftol": 1e-15, "gtol": 1e-9}
-    runs = (
-        scipy.optimize.minimize(
-            objective, rng.normal(size=sizes[-1]), jac=True, method="L-BFGS-B", options=tight
-        )
-        for _ in range(starts)
-    )
-    return -min(run.fun for run in runs)
-
-
 @methods
 @pytest.mark.parametrize("kind", ["correlated", "three_effects", "slope_and_crossed"])
 def test_no_search_finds_a_higher_likelihood_in_the_psd_space(kind, method):
@@ -165,10 +127,10 @@ def test_no_search_finds_a_higher_likelihood_in_the_psd_space(kind, method):
     result = fitted(problem, Y, method=method, parameter_space="psd", max_iter=100)
     assert set(result.status) <= {"converged", "boundary"}
     for j, y in enumerate(Y):
-        likelihood, _, _ = internal(problem, y[None], method)
+        likelihood, space, _ = internal(problem, y[None], method)
         theta = project(problem.stats(y[None])).to_internal(result.theta.to_numpy()[[j]])
         ours = likelihood.evaluate(theta, np.array([0])).loglik[0]
-        assert ours >= search(problem, y, method, np.random.default_rng(j)) - 1e-6
+        assert ours >= pb.search(likelihood, space, np.random.default_rng(j)) - 1e-6
 
 
 def test_singular_optima_are_among_the_problems():

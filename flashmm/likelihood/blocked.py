@@ -302,9 +302,11 @@ def _with_residual(
     sum_i theta_i V_i = V and P V P = P: ``total`` is sum_i theta_i first_i.
     """
     xp, sigma2, own = namespace(theta), theta[:, -1], theta[:, :-1]
-    last = (total - xp.sum(own * first, axis=1)) / sigma2
-    row = (first - xp.matmul(second, own[:, :, None])[:, :, 0]) / sigma2[:, None]
-    corner = (last - xp.sum(own * row, axis=1)) / sigma2
+    # Next to sigma2 = 0 this overflows; a point that is not finite is one that no step takes.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        last = (total - xp.sum(own * first, axis=1)) / sigma2
+        row = (first - xp.matmul(second, own[:, :, None])[:, :, 0]) / sigma2[:, None]
+        corner = (last - xp.sum(own * row, axis=1)) / sigma2
     upper = xp.concat([second, row[:, :, None]], axis=2)
     lower = xp.concat([row, corner[:, None]], axis=1)
     return Forms(

@@ -83,10 +83,11 @@ def assemble_dataset(
 
 
 def _standard_errors(expected: FloatArray) -> FloatArray:
-    """Sqrt diag E^-1, shape (B, k); works on E scaled to unit diagonal."""
+    """Sqrt diag E^-1, shape (B, k), NaN where it does not exist; on E scaled to unit diagonal."""
     length = np.sqrt(np.diagonal(expected, axis1=-2, axis2=-1))
     inverse = np.linalg.pinv(expected / (length[:, :, None] * length[:, None, :]), hermitian=True)
-    return np.asarray(np.sqrt(np.diagonal(inverse, axis1=-2, axis2=-1)) / length)
+    with np.errstate(invalid="ignore"):  # negative where rounding has spoilt E at the edge
+        return np.asarray(np.sqrt(np.diagonal(inverse, axis1=-2, axis2=-1)) / length)
 
 
 def _fixed_effects(

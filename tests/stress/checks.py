@@ -1,0 +1,293 @@
+"""Whether a fit is what its verdict says, by the plain likelihood and by definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+
+import problems as pb
+from flashmm import MultiLMM, SummaryStats
+from flashmm.solvers.base import maximise
+from flashmm.solvers.fisher_scoring import FisherScoring
+from flashmm.solvers.space import PSD, Unconstrained
+from flashmm.solvers.status import Status
+
+EPSILON = 1e-5
+# Sums of squares of n numbers tell a residual from rounding down to about this share of them.
+RELATIVE_RESIDUAL = 1e-5
+GOOD = ("converged", "boundary", "indefinite")
+Finding = tuple[str, str]
+"""What is wrong, in a few words that stay the same, and the figure."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """The features Y (m, n) of a problem, fitted in one space by one method."""
+
+    problem: pb.Problem
+    Y: pb.FloatArray
+    stats: SummaryStats
+    method: str
+    space: str
+    result: Any
+
+    @cached_property
+    def theta(self) -> pb.FloatArray:
+        """Estimates, (m, k)."""
+        return np.asarray(self.result.theta.to_numpy())
+
+    @cached_property
+    def status(self) -> list[str]:
+        """Verdicts."""
+        return [str(label) for label in self.result.status]
+
+    @cached_property
+    def plain(self) -> Any:
+        """The plain likelihood of all features at their estimates, in the units of Y."""
+        theta = np.where(np.isfinite(self.theta), self.theta, 0.0)
+        fitted = np.isfinite(self.theta).all(axis=1) & (theta != 0.0).any(axis=1)
+        theta[~fitted, -1] = pb.projection_of(self.stats).scale[~fitted]
+        with np.errstate(all="ignore"):  # features without a fit have no likelihood either
+            return pb.evaluate(self.stats, theta, self.method)
+
+    def rounding(self, j: int) -> float:
+        """Rounding error of a log-likelihood, and of a score in standard errors.
+
+        A sum of squares of n numbers is known to about n eps of itself, and y'Py divides it by
+        no less than the smallest eigenvalue of the contrasts' covariance, or of V under ML.
+        """
+        Q = self.problem.contrasts if self.method == "REML" else np.eye(self.problem.n)
+        smallest = np.linalg.eigvalsh(Q.T @ self.problem.V(self.theta[j]) @ Q)[0]
+        scale = pb.projection_of(self.stats).scale[j]
+        return 1e-15 * self.problem.n * (1.0 + float(scale / max(smallest, 1e-15 * scale)))
+
+    @cached_property
+    def ends(self) -> dict[int, pb.FloatArray]:
+        """Where the features without a maximum ended, in internal units."""
+        features = np.flatnonzero([label == "no maximum" for label in self.status])
+        likelihood = pb.estimator_of(self.stats, self.method)
+        start = np.zeros((features.size, self.problem.n_params))
+        start[:, -1] = 1.0
+        with np.errstate(all="ignore"):
+            end = maximise(
+                likelihood, Unconstrained(), FisherScoring(EPSILON), start, features, max_iter=50
+            )
+        return dict(zip(features.tolist(), end.theta, strict=True))
+
+    def alone(self, j: int) -> tuple[Any, pb.FloatArray]:
+        """The plain likelihood of feature j by itself, and its theta, both in internal units."""
+        likelihood = pb.estimator_of(self.problem.stats(self.Y[[j]]), self.method)
+        return likelihood, likelihood.projection.to_internal(self.theta[[j]])
+
+
+def check_good(fit: Fit, j: int) -> Iterator[Finding]:
+    """Stationary by the plain likelihood, and nothing that is not finite."""
+    with np.errstate(all="ignore"):
+        yield from _check_good(fit, j)
+
+
+def _check_good(fit: Fit, j: int) -> Iterator[Finding]:
+    one, at, label = fit.result.ds.isel(feature=j), fit.plain, fit.status[j]
+    names = ["beta", "theta", "se_theta", "score", "loglik"]
+    if label != "indefinite":
+        names.append("se_beta")
+    wrong = [name for name in names if not np.isfinite(one[name].to_numpy()).all()]
+    if wrong == ["se_beta"] and fit.space == "psd" and fit.theta[j, -1] == 0.0:
+        yield "a standard error is NaN at zero residual", ""
+    elif wrong:
+        yield "not finite under a good verdict", ", ".join(wrong)
+        return
+    unit = np.sqrt(np.diag(at.expected[j]))
+    # What cancels in y'Py leaves an error of this size in a score in standard errors.
+    allowance = 10.0 * fit.rounding(j)
+    if fit.space == "psd":
+        highest, product = pb.kkt(fit.problem, fit.theta[j], at, j)
+        left = max(highest, product)
+        for block in fit.problem.structure.blocks():
+            values = np.linalg.eigvalsh(fit.theta[j][block])
+            if values[0] < -1e-10 * max(values[-1], 1e-300):
+                yield "outside the psd space", f"{values[0]:.1e}"
+    else:
+        left = float(np.abs(at.score[j] / unit).max())
+    if not left < EPSILON:
+        within = left < EPSILON + allowance
+        what = "score above epsilon, within rounding" if within else "score above epsilon"
+        yield what, f"{left:.1e}, rounding {allowance:.0e}"
+    difference = abs(float(at.loglik[j]) - float(one["loglik"]))
+    if not difference < 1e-8 * (1 + abs(float(one["loglik"]))) + allowance:
+        yield "log-likelihood differs from the plain one", f"{difference:.1e}"
+    # Twice the average minus the expected information is the observed one.
+    observed = (2 * at.average[j] - at.expected[j]) / np.outer(unit, unit)
+    lowest = float(np.linalg.eigvalsh(observed)[0])
+    edge = label == "boundary" or (fit.space == "psd" and fit.theta[j, -1] == 0.0)
+    if not edge and lowest < -1e-6 - allowance:
+        yield "not a maximum but a saddle", f"{lowest:.1e}"
+    values = np.linalg.eigvalsh(fit.problem.V(fit.theta[j]))
+    told = abs(values[0]) > 1e-8 * np.abs(values).max()
+    if told and (label == "indefinite") != bool(values[0] < 0):
+        yield "V is definite where the verdict says otherwise", f"{values[0]:.1e}"
+    if label == "converged" and fit.space == "psd" and fit.theta[j, -1] == 0.0:
+        yield "converged with a residual variance of zero", ""
+
+
+def check_dense(fit: Fit, j: int) -> Iterator[Finding]:
+    """The log-likelihood from V itself, where V can be inverted well."""
+    V = fit.problem.V(fit.theta[j])
+    X = fit.problem.X
+    if fit.status[j] == "indefinite" or max(np.linalg.cond(V), np.linalg.cond(X) ** 2) > 1e6:
+        return
+    y = fit.Y[j] - X @ np.linalg.lstsq(X, fit.Y[j], rcond=None)[0]  # a large mean spoils y'Py
+    truth = pb.dense(fit.problem, y, fit.theta[j], fit.method)
+    difference = abs(truth.loglik - float(fit.result.llf.iloc[j]))
+    if not difference < 1e-6 + 10 * fit.rounding(j):
+        yield "log-likelihood differs from that of V", f"{difference:.1e}"
+
+
+def check_search(fit: Fit, j: int, rng: np.random.Generator) -> Iterator[Finding]:
+    """No search from other starts finds a higher likelihood."""
+    likelihood, theta = fit.alone(j)
+    ours = float(likelihood.evaluate(theta, np.array([0])).loglik[0])
+    edge = 1.0
+    with np.errstate(all="ignore"):
+        if fit.space == "psd":
+            space = PSD(tuple(fit.problem.structure.blocks()), fit.problem.n_params)
+            best = pb.search(likelihood, space, rng)
+        else:
+            best, where = search_domain(likelihood, theta[0], rng)
+            if best > ours:  # to the end, which may be the edge
+                end = maximise(
+                    likelihood,
+                    Unconstrained(),
+                    FisherScoring(EPSILON),
+                    where[None],
+                    np.array([0]),
+                    max_iter=100,
+                ).theta
+                edge = float(likelihood.distance_to_edge(end)[0])
+    if best > ours + 1e-5 + 10 * fit.rounding(j):
+        unbounded = edge < 1e-6
+        what = "a maximum, but unbounded elsewhere" if unbounded else "a higher likelihood exists"
+        yield what, f"by {best - ours:.1e}"
+
+
+def search_domain(
+    likelihood: Any, theta: pb.FloatArray, rng: np.random.Generator, starts: int = 2
+) -> tuple[float, pb.FloatArray]:
+    """Best log-likelihood that scipy finds with V free to be indefinite, and where."""
+    expected = likelihood.evaluate(theta[None], np.array([0])).expected[0]
+    unit = 1.0 / np.sqrt(np.diag(expected))
+
+    def objective(x: pb.FloatArray) -> tuple[float, pb.FloatArray]:
+        at = likelihood.evaluate((x * unit)[None], np.array([0]))
+        if not (np.isfinite(at.loglik[0]) and np.isfinite(at.score[0]).all()):
+            return 1e10, np.zeros_like(x)
+        return -float(at.loglik[0]), -np.asarray(at.score[0]) * unit
+
+    best, where = -np.inf, theta
+    for _ in range(starts):
+        start = theta / unit + rng.normal(size=theta.size) * 3.0
+        for _ in range(40):
+            if objective(start)[0] < 1e10:
+                break
+            start = 0.7 * start + 0.3 * theta / unit
+        run = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B")
+        if -run.fun > best:
+            best, where = -float(run.fun), run.x * unit
+    return best, where
+
+
+def check_company(fit: Fit, j: int) -> Iterator[Finding]:
+    """The same verdict and estimate for the feature alone."""
+    result = MultiLMM(fit.problem.stats(fit.Y[[j]])).fit(fit.method, parameter_space=fit.space)
+    label = str(result.status.iloc[0])
+    if label != fit.status[j]:
+        yield "another verdict alone", f"{label}, in company {fit.status[j]}"
+    elif label in GOOD:
+        se = fit.result.ds["se_theta"].to_numpy()[j]
+        change = float((np.abs(result.theta.to_numpy()[0] - fit.theta[j]) / se).max())
+        if not change < 1e-7 + 10 * fit.rounding(j):
+            yield "another estimate alone", f"{change:.1e} standard errors"
+
+
+def _explained(columns: pb.FloatArray, y: pb.FloatArray) -> bool:
+    """Whether the columns explain y, up to what sums of squares can tell."""
+    columns = columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-300)
+    left = y - columns @ np.linalg.lstsq(columns, y, rcond=1e-12)[0]
+    size = np.abs(y).max()
+    return bool(np.abs(left).max() <= RELATIVE_RESIDUAL * size)
+
+
+def check_zero_variance(fit: Fit, j: int) -> Iterator[Finding]:
+    """X explains the feature."""
+    if not _explained(fit.problem.X, fit.Y[j]):
+        yield "not explained by X", ""
+
+
+def check_perfect_fit(fit: Fit, j: int) -> Iterator[Finding]:
+    """X and Z explain the feature."""
+    if not _explained(np.hstack([fit.problem.X, fit.problem.Z]), fit.Y[j]):
+        yield "not explained by X and Z", ""
+
+
+def check_no_maximum(fit: Fit, j: int) -> Iterator[Finding]:
+    """Towards the point where the fit ended the likelihood rises, decade by decade.
+
+    Where V turns singular in a direction that y does not have, log |V| alone counts, and each
+    factor of ten in the distance from the edge adds at least 1/2 log 10.
+    """
+    likelihood = pb.estimator_of(fit.stats, fit.method)
+    start = np.append(np.zeros(fit.problem.n_params - 1), 1.0)
+    end, feature = fit.ends[j], np.full(4, j)
+    path = start + (1.0 - 10.0 ** -np.arange(2, 6))[:, None] * (end - start)
+    with np.errstate(all="ignore"):
+        values = likelihood.evaluate(path, feature).loglik
+    rises = np.diff(values)
+    if not (rises > 0.5).all():
+        yield "the likelihood stops rising", ", ".join(f"{rise:.1e}" for rise in rises)
+
+
+def check_non_finite(fit: Fit, j: int) -> Iterator[Finding]:
+    """The sums of squares overflow."""
+    with np.errstate(over="ignore"):
+        if np.isfinite(fit.Y[j] @ fit.Y[j]):
+            yield "the sums are finite", ""
+
+
+def check_unfinished(fit: Fit, j: int) -> Iterator[Finding]:
+    """An honest verdict is one whose score is not small."""
+    with np.errstate(all="ignore"):
+        left = float(np.abs(fit.plain.score[j] / np.sqrt(np.diag(fit.plain.expected[j]))).max())
+    if left < EPSILON and fit.space == "unconstrained":
+        yield "unfinished, but the score is small", f"{left:.1e}"
+
+
+VERDICTS: dict[str, Callable[[Fit, int], Iterator[Finding]]] = {
+    **dict.fromkeys(GOOD, check_good),
+    Status.ZERO_VARIANCE.label: check_zero_variance,
+    Status.PERFECT_FIT.label: check_perfect_fit,
+    Status.NO_MAXIMUM.label: check_no_maximum,
+    Status.NON_FINITE.label: check_non_finite,
+    Status.ITERATION_LIMIT.label: check_unfinished,
+    Status.STALLED.label: check_unfinished,
+}
+
+
+def check_refusal(problem: pb.Problem) -> Iterator[Finding]:
+    """A design is refused where X loses rank, or the covariances of the contrasts do."""
+    X = problem.X / np.maximum(np.linalg.norm(problem.X, axis=0), 1e-300)
+    if problem.n <= problem.p or np.linalg.cond(X) > 1e6:
+        return
+    Q = problem.contrasts
+    parts = np.stack([(Q.T @ part @ Q).ravel() for part in problem.derivatives])
+    length = np.linalg.norm(parts, axis=1)
+    raw = np.linalg.norm(problem.derivatives.reshape(len(parts), -1), axis=1)
+    if (length <= 1e-6 * raw).any():
+        return
+    parts = parts / length[:, None]
+    if np.linalg.eigvalsh(parts @ parts.T)[0] > 1e-7:
+        yield "refused, but it can be fitted", ""
