@@ -144,6 +144,8 @@ class Forms:
         return Forms(*(xp.repeat(part, count, axis=0) for part in parts))
 
 
+# Next to sigma2 = 0 this overflows; a point that is not finite is one that no step takes.
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def assembled(
     quadratic: Forms,
     trace: Forms,

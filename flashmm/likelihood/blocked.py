@@ -120,6 +120,8 @@ class BlockedLikelihood:
 
     # ---- likelihood ------------------------------------------------------------------------
 
+    # Next to sigma2 = 0 this overflows, as in `assembled`.
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and information at theta (B, k) for chosen features."""
         p, xp = self.projection, namespace(theta)
@@ -302,11 +304,9 @@ def _with_residual(
     sum_i theta_i V_i = V and P V P = P: ``total`` is sum_i theta_i first_i.
     """
     xp, sigma2, own = namespace(theta), theta[:, -1], theta[:, :-1]
-    # Next to sigma2 = 0 this overflows; a point that is not finite is one that no step takes.
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        last = (total - xp.sum(own * first, axis=1)) / sigma2
-        row = (first - xp.matmul(second, own[:, :, None])[:, :, 0]) / sigma2[:, None]
-        corner = (last - xp.sum(own * row, axis=1)) / sigma2
+    last = (total - xp.sum(own * first, axis=1)) / sigma2
+    row = (first - xp.matmul(second, own[:, :, None])[:, :, 0]) / sigma2[:, None]
+    corner = (last - xp.sum(own * row, axis=1)) / sigma2
     upper = xp.concat([second, row[:, :, None]], axis=2)
     lower = xp.concat([row, corner[:, None]], axis=1)
     return Forms(

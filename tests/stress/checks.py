@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import problems as pb
 import scipy.optimize
 
-import problems as pb
 from flashmm import MultiLMM, SummaryStats
 from flashmm.solvers.base import maximise
 from flashmm.solvers.fisher_scoring import FisherScoring

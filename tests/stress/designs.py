@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-
 import problems as pb
+
 from flashmm.design_arrays import as_structure
 from flashmm.formula import build_design
 
@@ -112,7 +112,7 @@ def _within_treatment(rng: Rng) -> Draw:
     return Draw("~ 0 + trt + x", str(rng.choice(["(1 | g)", "(1 + w || g)"])), data)
 
 
-def _one_factor_in_X(rng: Rng) -> Draw:  # noqa: N802
+def _one_factor_in_X(rng: Rng) -> Draw:
     """A random factor one of whose levels has a coefficient of its own."""
     n = int(rng.integers(20, 50))
     data = _table(rng, n, g=_labels(rng, n, 6, 0.7))
