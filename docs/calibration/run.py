@@ -116,6 +116,7 @@ def p_values(results: Any) -> dict[tuple[str, str], FloatArray]:
     """Two-sided p-values by method and effect, each (m,)."""
     found = {}
     tests = {method: results.t_test(list(EFFECTS.values()), df=method) for method in METHODS}
+    tests["moderated"] = results.t_test(list(EFFECTS.values()), moderated=True)
     for method, test in tests.items():
         for position, effect in enumerate(EFFECTS):
             found[method, effect] = test.pvalue.to_numpy()[:, position]
