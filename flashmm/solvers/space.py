@@ -183,12 +183,12 @@ class PSD:
         return theta
 
     def on_boundary(self, theta: FloatArray) -> BoolArray:
-        """Which theta have a block that is singular, relative to the sizes of its variances."""
+        """Which theta have a singular block, relative to its variances, or no residual variance."""
         xp, algebra = namespace(theta), self.algebra(theta)
         own = xp.take(theta, algebra.row, axis=1)
         other = xp.take(theta, algebra.column, axis=1)
         small = own <= _SINGULAR * theta[:, -1:]
-        boundary = xp.any(small[:, :-1], axis=1)
+        boundary = xp.any(small[:, :-1], axis=1) | (theta[:, -1] <= 0.0)
         if algebra.larger:
             size = xp.where((own > 0) & (other > 0), own * other, 1.0)
             correlation = theta / xp.sqrt(size) * algebra.factor
