@@ -32,7 +32,12 @@ LEVELS = (0.05, 0.01, 1e-3, 1e-4)
 RANDOM = {1: "(1 | subject)", 2: "(condition || subject)"}
 EFFECTS = {"between": "group[T.B]", "within": "condition"}
 SPACES = ("unconstrained", "psd")
-METHODS = ("residual", "satterthwaite", "kenward-roger")
+METHODS = {
+    "residual": {"df": "residual"},
+    "satterthwaite": {"df": "satterthwaite"},
+    "kenward-roger": {"df": "kenward-roger"},
+    "moderated": {"df": "satterthwaite", "moderated": True},
+}
 # Variances of the subjects' intercepts and of their responses to the condition, in residual
 # variances; the residual variance itself is 1 / (a chi-square with 8 df / 8) in each feature.
 INTERCEPT, SLOPE, PRIOR_DF = 0.5, 0.5, 8.0
@@ -115,9 +120,8 @@ def simulate(
 def p_values(results: Any) -> dict[tuple[str, str], FloatArray]:
     """Two-sided p-values by method and effect, each (m,)."""
     found = {}
-    tests = {method: results.t_test(list(EFFECTS.values()), df=method) for method in METHODS}
-    tests["moderated"] = results.t_test(list(EFFECTS.values()), moderated=True)
-    for method, test in tests.items():
+    for method, options in METHODS.items():
+        test = results.t_test(list(EFFECTS.values()), **options)
         for position, effect in enumerate(EFFECTS):
             found[method, effect] = test.pvalue.to_numpy()[:, position]
     return found
