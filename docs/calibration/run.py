@@ -1,7 +1,7 @@
 """How often do tests of fixed effects reject where nothing is there? Writes rates.csv.
 
     python docs/calibration/run.py              # the study of docs/calibration.md
-    python docs/calibration/run.py --features 500 --out /tmp/rates.csv
+    python docs/calibration/run.py --features 500 --out rates-short.csv
 
 Subjects in two groups, several observations each under two conditions. Features are drawn as
 summary statistics: y = X beta + Z b + e enters only through W'y and y'y with W = [X, Z], and in an
