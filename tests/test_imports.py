@@ -42,7 +42,7 @@ EDGE = {
         *("solvers.start", "inference.contrasts", "constructors"),
         *(f"results.{name}" for name in ("contrast_results", "estimates", "feature_results")),
         *(f"results.{name}" for name in ("marginal_means", "predictions", "statsmodels_check")),
-        *("results.bootstrap", "results.comparison", "results.summary"),
+        *("results.anndata_out", "results.bootstrap", "results.comparison", "results.summary"),
     },
     "formulaic": {"formula", "formula_columns", "random_formula", "recipe_text"},
     "xarray": {

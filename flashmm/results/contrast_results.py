@@ -19,6 +19,24 @@ if TYPE_CHECKING:
 
 __all__ = ["FTestResults", "FeatureTests", "TTestResults"]
 
+# What pertpy and scanpy call the columns of a table of differential expression.
+_STYLES = {
+    "pertpy": {
+        "estimate": "log_fc",
+        "p": "p_value",
+        "p_adjusted": "adj_p_value",
+        "t": "t_value",
+        "se": "sd",
+    },
+    "scanpy": {
+        "t": "scores",
+        "estimate": "logfoldchanges",
+        "p": "pvals",
+        "p_adjusted": "pvals_adj",
+    },
+}
+_LABELS = {"pertpy": "variable", "scanpy": "names"}
+
 _SORT = {"p": "p", "pvalue": "p", "t": "t", "F": "F", "effect": "estimate", "estimate": "estimate"}
 
 
@@ -85,6 +103,7 @@ class FeatureTests:
         adjust: str = "bh",
         adjust_over: str = "features",
         alpha: float | None = None,
+        style: str | None = None,
     ) -> pd.DataFrame:
         """The features with the strongest evidence on one contrast.
 
@@ -102,12 +121,18 @@ class FeatureTests:
             ``"features"`` or ``"all"`` (all contrasts too), as in `adjusted`.
         alpha
             Keep only features whose adjusted p-value is at most alpha.
+        style
+            ``"pertpy"`` or ``"scanpy"`` for their names of the columns, features as a column;
+            the log fold change is then the estimate, in the units of Y: a log2 fold change
+            where Y is log2, as ``transform="log2p1"`` makes it.
 
         Returns
         -------
         DataFrame
             Indexed by feature: estimate, se, t, df, p (or F, df_num, df_denom, p), p_adjusted,
-            status (the verdict).
+            status (the verdict). In the style of pertpy: variable, log_fc, p_value,
+            adj_p_value, t_value, sd, df, contrast, status; of scanpy: names, scores,
+            logfoldchanges, pvals, pvals_adj.
 
         Raises
         ------
@@ -133,6 +158,8 @@ class FeatureTests:
         table = table.iloc[order]
         if alpha is not None:
             table = table[table["p_adjusted"] <= alpha]
+        if style is not None:
+            table = _styled(table, style, self.contrasts[position])
         return table if n is None else table.head(n)
 
     def to_frame(self, adjust: str = "bh", *, adjust_over: str = "features") -> pd.DataFrame:
@@ -179,6 +206,21 @@ class FeatureTests:
         if contrast not in labels:
             raise InputError(f"Unknown contrast {contrast!r}. {nearest(str(contrast), labels)}")
         return labels.index(contrast)
+
+
+def _styled(table: pd.DataFrame, style: str, contrast: str) -> pd.DataFrame:
+    """A table of t-tests under the names of another package."""
+    if style not in _STYLES:
+        raise InputError(f"Unknown style={style!r}. {nearest(str(style), list(_STYLES))}")
+    if "estimate" not in table:
+        raise InputError(f"style={style!r} is for single contrasts: joint tests have no estimate.")
+    names = _STYLES[style]
+    result = table[list(names)].rename(columns=names)
+    if style == "pertpy":
+        result["df"], result["contrast"] = table["df"], contrast
+        if "status" in table:
+            result["status"] = table["status"]
+    return result.rename_axis(index=_LABELS[style]).reset_index()
 
 
 class TTestResults(FeatureTests):

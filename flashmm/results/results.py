@@ -11,6 +11,7 @@ import xarray as xr
 
 from flashmm.exceptions import InputError
 from flashmm.recipe_text import recipe_from_text, recipe_to_text
+from flashmm.results.anndata_out import AnnDataOutput
 from flashmm.results.bootstrap import ParametricBootstrap
 from flashmm.results.comparison import ModelComparison
 from flashmm.results.estimates import FitOptions, attributes
@@ -39,6 +40,7 @@ class MultiLMMResults(
     RandomEffectPredictions,
     NewDataPredictions,
     ParametricBootstrap,
+    AnnDataOutput,
 ):
     """Fitted models of all features.
 

@@ -1,0 +1,200 @@
+"""Estimates written into an AnnData object, beside the genes that they belong to."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from flashmm.exceptions import InputError, listing
+from flashmm.inference.degrees_of_freedom import DEFAULT_DF
+from flashmm.inference.multiplicity import adjust_pvalues
+from flashmm.results.fixed_effects import FixedEffectInference
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from flashmm.results.contrast_results import TTestResults
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["AnnDataOutput"]
+
+NOT_FITTED = "not fitted"
+
+
+class AnnDataOutput(FixedEffectInference):
+    """Results as columns of an AnnData object; part of `MultiLMMResults`."""
+
+    def to_anndata(
+        self,
+        adata: Any,
+        key_added: str = "flashmm",
+        *,
+        tests: TTestResults | None = None,
+        df: str = DEFAULT_DF,
+        copy: bool = False,
+    ) -> Any:
+        """Write the estimates into an AnnData object, matched by the names of the genes.
+
+        ======================================  ==================================================
+        ``varm[f"{key_added}_params"]``         fixed effects, genes x coefficients
+        ``..._bse``, ``..._pvalues``            their standard errors and two-sided p-values
+        ``..._pvalues_adjusted``                these adjusted over the genes (Benjamini-Hochberg)
+        ``..._theta``, ``..._bse_theta``        variance components and their standard errors
+        ``..._tests_estimate``, ``_se``, ...    ``tests``, genes x contrasts (if given)
+        ``var[f"{key_added}_status"]``          verdict of each gene; "not fitted" where absent
+        ``..._loglik``, ``..._n_iter``          log-likelihood; iterations taken (-1: not fitted)
+        ``uns[key_added]``                      ``coef``, ``param``, ``contrast``: names of the
+                                                columns above; ``options``: how it was fitted;
+                                                ``df``: degrees of freedom of the p-values
+        ======================================  ==================================================
+
+        Parameters
+        ----------
+        adata
+            The object; its ``var_names`` are matched with the features, in any order. Genes
+            without a fit get NaN.
+        key_added
+            Beginning of the keys. What an earlier call wrote under it is replaced.
+        tests
+            Tests from `t_test`, to be written too.
+        df
+            Degrees of freedom of the p-values, as in `t_test`.
+        copy
+            True to leave ``adata`` as it is and return a copy with the results.
+
+        Returns
+        -------
+        AnnData or None
+            The copy, or None: ``adata`` was written to.
+
+        Raises
+        ------
+        InputError
+            If ``adata`` has no or repeated names of genes, none of them is a feature, or
+            ``key_added`` cannot be a key of an .h5ad file.
+
+        Warns
+        -----
+        UserWarning
+            If some features are no genes of ``adata``.
+
+        Examples
+        --------
+        >>> import anndata, flashmm as fm
+        >>> sim = fm.simulate.rnaseq(n_genes=20, n_cells=300, n_samples=6, n_clusters=2, rng=1)
+        >>> adata = anndata.AnnData(sim.counts.T, obs=sim.metadata)
+        >>> result = fm.MultiLMM.from_anndata(
+        ...     adata, "~ log(libsize) + trt", "~ 0 + sam", transform="log2p1").fit()
+        >>> result.to_anndata(adata)
+        >>> adata.varm["flashmm_params"].shape, adata.uns["flashmm"]["coef"].tolist()
+        ((20, 3), ['Intercept', 'log(libsize)', 'trt[T.B]'])
+        """
+        _check_key(key_added)
+        positions = _matched(adata, self._features)
+        main = self.t_test(df=df)
+        p = main.pvalue.to_numpy()
+        arrays = {
+            "params": self.params.to_numpy(),
+            "bse": self.bse.to_numpy(),
+            "pvalues": p,
+            "pvalues_adjusted": adjust_pvalues(p),
+            "theta": self.theta.to_numpy(),
+            "bse_theta": self.bse_theta.to_numpy(),
+        }
+        names: dict[str, Any] = {
+            "coef": self.ds["coef"].to_numpy(),
+            "param": self.ds["param"].to_numpy(),
+        }
+        if tests is not None:
+            arrays |= self._test_arrays(tests)
+            names["contrast"] = np.array(tests.contrasts)
+        target = adata.copy() if copy else adata
+        _clear(target, key_added)
+        for name, values in arrays.items():
+            target.varm[f"{key_added}_{name}"] = _aligned(values, positions, np.nan)
+        target.var[f"{key_added}_status"] = pd.Categorical(
+            _aligned(self.status.to_numpy(), positions, NOT_FITTED)
+        )
+        target.var[f"{key_added}_loglik"] = _aligned(self.llf.to_numpy(), positions, np.nan)
+        target.var[f"{key_added}_n_iter"] = _aligned(self.n_iter.to_numpy(), positions, -1)
+        target.uns[key_added] = {
+            **{name: np.array([str(label) for label in labels]) for name, labels in names.items()},
+            "options": _storable(asdict(self.options)),
+            "df": main.df_method,
+        }
+        return target if copy else None
+
+    def _test_arrays(self, tests: TTestResults) -> dict[str, FloatArray]:
+        features = pd.Index(tests.ds["feature"].to_numpy())
+        if tests.statistic != "t":
+            raise InputError("`tests` must come from `t_test`: joint tests have no estimates.")
+        if not features.equals(pd.Index(self._features.to_numpy())):
+            raise InputError(
+                "`tests` must hold the features of these results, all of them and in their order; "
+                "it comes from another fit, or from `t_test(features=...)`."
+            )
+        arrays = {f"tests_{name}": tests.ds[name].to_numpy() for name in tests.columns}
+        return arrays | {"tests_p_adjusted": tests.adjusted().to_numpy()}
+
+
+def _check_key(key: str) -> None:
+    if not isinstance(key, str) or not key:
+        raise InputError(f"`key_added` must be some text, not {key!r}.")
+    if "/" in key:
+        raise InputError(f"`key_added` must not contain '/', which .h5ad files refuse: {key!r}.")
+
+
+def _matched(adata: Any, features: pd.Index) -> NDArray[np.intp]:
+    """Position of each gene of ``adata`` among the features; -1 where it is none of them."""
+    if not all(hasattr(adata, name) for name in ("var_names", "var", "varm", "uns")):
+        raise InputError(f"`adata` must be an AnnData object, not {type(adata).__name__}.")
+    genes = pd.Index([str(name) for name in adata.var_names], dtype=object)
+    if not genes.is_unique:
+        repeated = genes[genes.duplicated()].unique()
+        raise InputError(
+            f"The names of the genes of `adata` repeat: {listing(repeated)}. Call "
+            "adata.var_names_make_unique() before the fit."
+        )
+    names = pd.Index([str(name) for name in features], dtype=object)
+    positions = names.get_indexer(genes)
+    absent = names[~names.isin(genes)]
+    if absent.size == names.size:
+        raise InputError(
+            f"None of the {names.size} features ({listing(names, 3)}) is among the genes of "
+            f"`adata` ({listing(genes, 3)}). Are its var_names those that were fitted?"
+        )
+    if absent.size:
+        warnings.warn(
+            f"{absent.size} of {names.size} features are not among the genes of `adata` and "
+            f"are left out: {listing(absent, 3)}.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return np.asarray(positions)
+
+
+def _aligned(values: NDArray[Any], positions: NDArray[np.intp], missing: Any) -> NDArray[Any]:
+    """Rows of features as rows of genes."""
+    rows = values[np.maximum(positions, 0)]
+    rows[positions < 0] = missing
+    return rows
+
+
+def _clear(adata: Any, key: str) -> None:
+    """Take out what an earlier call wrote under the same key."""
+    own = ("params", "bse", "pvalues", "pvalues_adjusted", "theta", "bse_theta")
+    for name in list(adata.varm):
+        if name.startswith(f"{key}_tests_") or name in {f"{key}_{part}" for part in own}:
+            del adata.varm[name]
+
+
+def _storable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without None, which .h5ad files refuse."""
+    return {name: value for name, value in options.items() if value is not None}
