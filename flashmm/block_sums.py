@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from flashmm.compact import CompactMatrix, Layer, LayeredMatrix, compacted, layers_of
 from flashmm.sources.source import per_element
 from flashmm.sources.transforms import with_data
 
@@ -27,61 +28,30 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockSums", "DesignColumns", "block_sums", "design_columns"]
 
-# Fewer factor-like columns than this cost less multiplied one by one than summed by code.
-_FEW = 4
-# Codes worth having: sums by code, codes x features, must stay small beside the block.
-_MOST_CODES = 2048
-_SAMPLE = 1024
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Columns with one element per sample: sample i has ``weights[i]`` in column ``codes[i]``.
-
-    Parameters
-    ----------
-    codes
-        Column of each sample, shape (n,).
-    count
-        Number of columns.
-    weights
-        The elements, shape (n,); None for ones.
-    """
-
-    codes: NDArray[Any]
-    count: int
-    weights: FloatArray | None = None
-
 
 @dataclass(frozen=True)
 class DesignColumns:
-    """X and Z in the form in which sparse blocks are multiplied.
+    """X and Z in the form in which blocks are multiplied.
 
     Parameters
     ----------
     X, Z
-        The design, shapes (n, p) and (n, q).
-    continuous
-        Columns of X that are multiplied directly, shape (c,).
-    grouped
-        Codes of the distinct rows of the other columns of X; None when there are none.
-    table
-        The distinct rows, shape (n_codes, p - c).
+        The design, shapes (n, p) and (n, q); indexed by samples they give their rows.
+    parts
+        X by kinds of columns.
     layers
         Z as a sum of layers.
     """
 
-    X: FloatArray
-    Z: sp.csr_array
-    continuous: IntArray
-    grouped: Layer | None
-    table: FloatArray
+    X: FloatArray | CompactMatrix
+    Z: sp.csr_array | LayeredMatrix
+    parts: CompactMatrix
     layers: tuple[Layer, ...]
 
     @cached_property
     def transposed_Z(self) -> sp.csr_array:
         """Z', by rows."""
-        return sp.csr_array(self.Z.T)
+        return sp.csr_array(self.Z[:].T)
 
     def transposed_Z_of(self, samples: slice | IntArray) -> sp.csr_array:
         """The columns of Z' of some samples."""
@@ -105,56 +75,10 @@ class BlockSums:
     yy: FloatArray
 
 
-def design_columns(X: FloatArray, Z: sp.csr_array) -> DesignColumns:
-    """Find the factor-like columns of X and split Z into layers."""
-    p = X.shape[1]
-    rows = X[:: max(1, X.shape[0] // _SAMPLE)]
-    few = np.array([np.unique(rows[:, i]).size <= max(2, rows.shape[0] // 16) for i in range(p)])
-    grouped, table = None, np.empty((0, 0))
-    if few.sum() > _FEW:
-        grouped, table = _distinct_rows(X[:, few])
-    continuous = np.arange(p) if grouped is None else np.flatnonzero(~few)
-    return DesignColumns(X, Z, continuous, grouped, table, _layers(Z))
-
-
-def _distinct_rows(columns: FloatArray) -> tuple[Layer | None, FloatArray]:
-    """Codes and distinct rows of a matrix; None where there are too many to be worth it."""
-    # Equal rows have equal images under a fixed projection; that unequal ones differ is checked.
-    image = columns @ np.random.default_rng(0).normal(size=columns.shape[1])
-    _, first, codes = np.unique(image, return_index=True, return_inverse=True)
-    if first.size > min(_MOST_CODES, max(1, columns.shape[0] // 4)):
-        return None, np.empty((0, 0))
-    table = columns[first]
-    step = 4096
-    for start in range(0, columns.shape[0], step):
-        here = slice(start, start + step)
-        if not np.array_equal(table[codes[here]], columns[here]):
-            return None, np.empty((0, 0))
-    return Layer(codes.astype(np.int32), first.size), table
-
-
-def _layers(Z: sp.csr_array) -> tuple[Layer, ...]:
-    """Z as layers: the first elements of all rows, the second ones, ...
-
-    Rows with fewer elements than others have a zero in the layers that they lack.
-    """
-    counts = np.diff(Z.indptr)
-    layers = []
-    most = int(counts.max(initial=0))
-    if (counts == most).all():  # as indicators have it: no copies
-        for k in range(most):
-            codes, weights = Z.indices[k::most], Z.data[k::most]
-            layers.append(Layer(codes, Z.shape[1], None if (weights == 1.0).all() else weights))
-        return tuple(layers)
-    for k in range(most):
-        present = counts > k
-        element = Z.indptr[:-1][present] + k
-        codes = np.zeros(counts.size, dtype=np.int32)
-        codes[present] = Z.indices[element]
-        weights = np.zeros(counts.size)
-        weights[present] = Z.data[element]
-        layers.append(Layer(codes, Z.shape[1], None if (weights == 1.0).all() else weights))
-    return tuple(layers)
+def design_columns(X: FloatArray | CompactMatrix, Z: sp.csr_array | LayeredMatrix) -> DesignColumns:
+    """Split X into its kinds of columns and Z into layers, where they are not."""
+    parts = X if isinstance(X, CompactMatrix) else compacted(X.__getitem__, X.shape[0], X)
+    return DesignColumns(X, Z, parts, Z.layers if isinstance(Z, LayeredMatrix) else layers_of(Z))
 
 
 def block_sums(
@@ -189,7 +113,10 @@ def block_sums(
             _add_sparse(values, samples, design, here, into)
         else:
             weighted = values if here is None else values * here
-            into.XY[:] += (weighted @ design.X[samples]).T
+            if isinstance(design.X, CompactMatrix):
+                into.XY[:] += design.X.transposed_times(samples, weighted.T)
+            else:
+                into.XY[:] += (weighted @ design.X[samples]).T
             into.ZY[:] += np.asarray(design.transposed_Z_of(samples) @ weighted.T)
             into.yy[:] += (weighted * values).sum(axis=1)
     return into
@@ -208,24 +135,38 @@ def _add_sparse(
         squares.data *= each
         values = with_data(values, values.data * each)
     into.yy[:] += squares @ np.ones(values.shape[1])
-    p = design.X.shape[1]
-    if design.grouped is not None:
-        present, sums = _sums_by_code(values, design.grouped, samples)
-        others = np.ones(p, dtype=bool)
-        others[design.continuous] = False
-        into.XY[others] += sp.csr_array(design.table[present].T) @ sums
-    if design.continuous.size == p:
-        into.XY[:] += (values @ design.X[samples]).T
+    parts = design.parts
+    if parts.grouped is not None:
+        present, sums = _sums_by_code(values, parts.grouped, samples)
+        into.XY[parts.in_table] += sp.csr_array(parts.table[present].T) @ sums
+    for layer in parts.layered.layers:
+        _add_layer(values, layer, samples, into.XY, parts.in_layers)
+    if parts.in_dense.size == into.XY.shape[0]:
+        into.XY[:] += (values @ parts.dense[samples]).T
     else:
-        for column in design.continuous:
-            into.XY[column] += values @ design.X[samples, column]
+        for position, column in enumerate(parts.in_dense):
+            into.XY[column] += values @ parts.dense[samples, position]
     for layer in design.layers:
-        present, sums = _sums_by_code(values, layer, samples)
-        if isinstance(present, slice):
-            into.ZY[:] += sums
-            continue
-        for code, row in zip(present.tolist(), sums, strict=True):
-            into.ZY[code] += row
+        _add_layer(values, layer, samples, into.ZY, None)
+
+
+def _add_layer(
+    values: Any,
+    layer: Layer,
+    samples: slice | IntArray,
+    into: FloatArray,
+    positions: IntArray | None,
+) -> None:
+    """Add the sums of a layer to the rows at the positions of its columns; None for all."""
+    present, sums = _sums_by_code(values, layer, samples)
+    if not isinstance(present, slice):
+        rows = present if positions is None else positions[present]
+        for code, row in zip(rows.tolist(), sums, strict=True):
+            into[code] += row
+    elif positions is None:
+        into += sums
+    else:
+        into[positions] += sums
 
 
 def _sums_by_code(

@@ -8,7 +8,6 @@ levels of a term, D repeats one small block.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +19,8 @@ from flashmm.exceptions import InputError, listing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from flashmm.compact import CompactMatrix, LayeredMatrix
 
     FloatArray = NDArray[np.float64]
 
@@ -246,26 +247,24 @@ class Design:
     Parameters
     ----------
     X
-        Fixed-effects design, shape (n, p).
+        Fixed-effects design, shape (n, p); of many samples in compact form, which gives rows
+        when it is indexed by samples, as the matrix does.
     Z
-        Random-effects design, sparse, shape (n, q).
+        Random-effects design, sparse, shape (n, q); of many samples in compact form too.
     coef_names
         Names of the p fixed effects.
     structure
         The random terms and their covariance.
-    sample_names
-        Labels of the n samples; None when the samples are unlabelled.
     fixed, random
         The formulas as text, for printing; empty when built from arrays.
     recipe
         How X and Z are made of new data, see `flashmm.recipe`; None when built from arrays.
     """
 
-    X: FloatArray
-    Z: sp.csr_array
+    X: FloatArray | CompactMatrix
+    Z: sp.csr_array | LayeredMatrix
     coef_names: tuple[str, ...]
     structure: CovarianceStructure
-    sample_names: Sequence[object] | None = None
     fixed: str = ""
     random: str = ""
     recipe: Any = None

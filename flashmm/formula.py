@@ -7,7 +7,7 @@ bars. Names are looked up in the data (and in ``context``), never in the caller'
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -16,6 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 from formulaic import Formula, SimpleFormula
 
+from flashmm.compact import CompactMatrix, LayeredMatrix, LayerStack, compacted, many, steps
 from flashmm.design import INTERCEPT, CovarianceStructure, Design, RandomTerm
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.formula_columns import (
@@ -26,6 +27,7 @@ from flashmm.formula_columns import (
     missing_rows,
     refuse_infinite,
 )
+from flashmm.formula_rows import formula_rows
 from flashmm.random_formula import BarTerm, PlainTerm, parse_formula, parse_random, terms_text
 from flashmm.recipe import (
     DesignRecipe,
@@ -46,6 +48,10 @@ __all__ = ["DesignBuild", "build_design"]
 RandomFormula: TypeAlias = (
     str | SimpleFormula | Sequence[str | SimpleFormula] | Mapping[str, str | SimpleFormula]
 )
+
+
+# Gives columns of a matrix for some samples.
+Rows: TypeAlias = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -143,16 +149,18 @@ def build_design(
     names.check()
 
     dropped = missing_rows(table, names.columns, missing)
-    labels = table.index[~dropped]
+    used = table[names.columns]
+    if dropped.any():
+        used = used[~dropped]
+    labels = used.index
     kept = pd.DataFrame(
-        {column: clean(table[column][~dropped], column) for column in names.columns},
-        index=range(len(labels)),
+        {column: clean(used[column], column) for column in names.columns}, index=range(len(labels))
     )
     refuse_infinite(kept, labels)
 
     columns = Columns(kept, names.context, labels)
-    X, spec = columns.build(plain, f"`fixed` = {fixed_text!r}", "numpy")
-    coef_names = tuple(str(name) for name in spec.column_names)
+    X = formula_rows(columns, plain, f"`fixed` = {fixed_text!r}", "numpy")
+    coef_names = tuple(str(name) for name in X.spec.column_names)
     repeated = [name for name, count in Counter(coef_names).items() if count > 1]
     if repeated:
         raise InputError(
@@ -167,15 +175,12 @@ def build_design(
         for term in terms
     ]
     structure = CovarianceStructure(_name_terms(terms, [block.term for block in built]))
-    recipe = _recipe(kept, names.context, (plain, spec), built, structure)
-    index = table.index
-    unlabelled = index.equals(pd.RangeIndex(len(index))) and isinstance(index, pd.RangeIndex)
+    recipe = _recipe(kept, names.context, (plain, X.spec), built, structure)
     design = Design(
-        X=X,
-        Z=sp.csr_array(sp.hstack([block.Z for block in built], format="csr")),
+        X=_fixed_matrix(X.rows, len(kept)),
+        Z=_random_matrix([block.rows for block in built], len(kept), structure.q),
         coef_names=coef_names,
         structure=structure,
-        sample_names=None if unlabelled else list(labels),
         fixed=fixed_text,
         random=_random_text(terms),
         recipe=recipe,
@@ -185,13 +190,34 @@ def build_design(
 
 @dataclass(frozen=True)
 class _Block:
-    """A random term's columns of Z, (n, L * s), and how they were made."""
+    """A random term, what gives its columns of Z for some samples, and how they are made."""
 
     term: RandomTerm
-    Z: sp.csr_array
+    rows: Rows
     effects: SimpleFormula
     spec: Any
     group: tuple[str, ...]
+
+
+def _fixed_matrix(rows: Rows, n: int) -> FloatArray | CompactMatrix:
+    """X, of many samples in compact form."""
+    return compacted(rows, n) if many(n) else np.asarray(rows(slice(None)))
+
+
+def _random_matrix(blocks: list[Rows], n: int, q: int) -> sp.csr_array | LayeredMatrix:
+    """Z, of many samples in compact form."""
+
+    def rows(here: slice) -> sp.csr_array:
+        Z = sp.csr_array(sp.hstack([block(here) for block in blocks], format="csr"))
+        Z.eliminate_zeros()
+        return Z
+
+    if not many(n):
+        return rows(slice(None))
+    stack = LayerStack(q)
+    for here in steps(n):
+        stack.add(rows(here))
+    return stack.together()
 
 
 def _recipe(
@@ -240,7 +266,8 @@ def _recipe(
 def _bar_columns(term: BarTerm, columns: Columns) -> _Block:
     """Build the columns of ``(effects | group)``, level by level, shape (n, L * s)."""
     source = f"Random term {term.source!r}"
-    effects, spec = columns.build(term.effects, source, "sparse")
+    effects = formula_rows(columns, term.effects, source, "sparse")
+    spec = effects.spec
     names = tuple(str(name) for name in spec.column_names)
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated or not names:
@@ -262,13 +289,15 @@ def _bar_columns(term: BarTerm, columns: Columns) -> _Block:
                 f"which `||` would correlate. Write diag({term.effects_text} | {group})."
             )
     codes, levels = columns.codes(term.group)
-    entries = effects.tocoo()
-    position = codes[entries.row] * len(names) + entries.col
-    Z = sp.csr_array(
-        (entries.data, (entries.row, position.astype(entries.row.dtype))),
-        shape=(len(codes), len(levels) * len(names)),
-    )
-    Z.eliminate_zeros()
+
+    def rows(samples: slice) -> sp.csr_array:
+        entries = effects.rows(samples).tocoo()
+        position = codes[samples][entries.row] * len(names) + entries.col
+        return sp.csr_array(
+            (entries.data, (entries.row, position.astype(entries.row.dtype))),
+            shape=(entries.shape[0], len(levels) * len(names)),
+        )
+
     random_term = RandomTerm(
         name=term.name or term.group_text,
         group=term.group_text,
@@ -276,7 +305,7 @@ def _bar_columns(term: BarTerm, columns: Columns) -> _Block:
         effects=names,
         covariance=term.covariance if len(names) > 1 else "full",
     )
-    return _Block(random_term, Z, term.effects, spec, term.group)
+    return _Block(random_term, rows, term.effects, spec, term.group)
 
 
 def _plain_columns(term: PlainTerm, columns: Columns) -> _Block:
@@ -296,7 +325,8 @@ def _plain_columns(term: PlainTerm, columns: Columns) -> _Block:
                 f"effect. If it names groups, write '~ 0 + C({bare})' or '(1 | {bare})'; if it is "
                 "a number, convert the column to float."
             )
-    Z, spec = columns.build(term.formula, source, "sparse")
+    made = formula_rows(columns, term.formula, source, "sparse")
+    spec = made.spec
     names = tuple(str(name) for name in spec.column_names)
     if bare is not None and len(terms) == 1 and bare in spec.encoder_state:
         categories = spec.encoder_state[bare][1].get("categories", [])
@@ -310,14 +340,12 @@ def _plain_columns(term: PlainTerm, columns: Columns) -> _Block:
             f"{source}: the columns must have distinct names, not {listing(repeated or names)}."
         )
     random_term = RandomTerm(term.name or group, group, names, (INTERCEPT,), "identity")
-    Z = sp.csr_array(Z)
-    Z.eliminate_zeros()
     if group != bare or bare not in columns.data.columns:
-        return _Block(random_term, Z, term.formula, spec, ())
+        return _Block(random_term, made.rows, term.formula, spec, ())
     # One effect for each level of a column, as (1 | column) has.
     one = Formula("1")
-    _, spec = columns.build(one, source, "sparse")
-    return _Block(random_term, Z, one, spec, (bare,))
+    spec = formula_rows(columns, one, source, "sparse").spec
+    return _Block(random_term, made.rows, one, spec, (bare,))
 
 
 def _name_terms(

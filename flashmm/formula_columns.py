@@ -6,7 +6,8 @@ import ast
 import builtins
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -29,8 +30,10 @@ __all__ = [
     "Names",
     "check_data",
     "clean",
+    "evaluating",
     "missing_rows",
     "number_label",
+    "numbers",
     "refuse_infinite",
 ]
 
@@ -162,7 +165,8 @@ def missing_rows(data: pd.DataFrame, columns: list[str], missing: str) -> BoolAr
     dropped = np.zeros(len(data), dtype=bool)
     reports = []
     for column in columns:
-        absent = np.asarray(data[column].isna(), dtype=bool)
+        # np.asarray(series) would make the index of data build a hash table of its labels.
+        absent = data[column].isna().to_numpy(dtype=bool)
         if absent.any():
             dropped |= absent
             rows = listing(data.index[absent][:3])
@@ -233,6 +237,47 @@ def number_label(number: float, whole: bool) -> str:
     return str(int(number)) if whole else str(number)
 
 
+@contextmanager
+def evaluating(source: str) -> Iterator[None]:
+    """Say which formula cannot be evaluated, and why."""
+    try:
+        # What log(0) gives is reported by `Columns.refuse_non_finite`; a level outside
+        # C(x, levels=...) would silently become a row of zeros.
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("error", DataMismatchWarning)
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{source} cannot be evaluated: {reason}") from error
+
+
+def numbers(matrix: Any, n: int, output: Literal["numpy", "sparse"]) -> Any:
+    """The columns of formulaic's matrix of n rows as float64: dense, or sparse CSC."""
+    values = matrix.__wrapped__
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"its columns are {values.dtype}, not numbers")
+    values = (
+        np.asarray(values, dtype=np.float64)
+        if output == "numpy"
+        else sp.csc_array(values, dtype=np.float64)
+    )
+    if values.shape[0] != n:
+        raise ValueError(f"it gives {values.shape[0]} rows for {n} samples")
+    return values
+
+
+def _non_finite(values: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Rows and columns of the entries that are not finite."""
+    if sp.issparse(values):
+        entries = values.tocoo()
+        wrong = ~np.isfinite(entries.data)
+        return entries.row[wrong], entries.col[wrong]
+    rows, columns = np.nonzero(~np.isfinite(values))
+    return rows, columns
+
+
 class Columns:
     """The columns that formulas make of the rows in use.
 
@@ -251,7 +296,7 @@ class Columns:
         self.data = data
         self.labels = labels
         self.context = context
-        self._codes: dict[str, tuple[NDArray[np.intp], list[str]]] = {}
+        self._codes: dict[str, tuple[NDArray[np.int32], list[str]]] = {}
 
     def build(
         self, formula: SimpleFormula | ModelSpec, source: str, output: Literal["numpy", "sparse"]
@@ -260,60 +305,48 @@ class Columns:
 
         A spec in place of the formula makes the columns that it made before.
         """
-        try:
-            # What log(0) gives is reported below, with its rows; a level outside
-            # C(x, levels=...) would silently become a row of zeros.
-            with np.errstate(all="ignore"), warnings.catch_warnings():
-                warnings.simplefilter("error", DataMismatchWarning)
-                matrix = formula.get_model_matrix(
-                    self.data, context=self.context, output=output, na_action="ignore"
-                )
-            spec = matrix.model_spec
-            values = matrix.__wrapped__
-            if values.dtype.kind not in "biuf":
-                raise TypeError(f"its columns are {values.dtype}, not numbers")
-            values = (
-                np.array(values, dtype=np.float64)
-                if output == "numpy"
-                else sp.csc_array(values, dtype=np.float64)
+        with evaluating(source):
+            matrix = formula.get_model_matrix(
+                self.data, context=self.context, output=output, na_action="ignore"
             )
-            if values.shape[0] != len(self.data):
-                raise ValueError(f"it gives {values.shape[0]} rows for {len(self.data)} samples")
-        except MemoryError:
-            raise
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{source} cannot be evaluated: {reason}") from error
-        self._refuse_non_finite(values, spec.column_names, source)
-        return values, spec
+            values = numbers(matrix, len(self.data), output)
+        self.refuse_non_finite([(0, values)], matrix.model_spec.column_names, source)
+        return values, matrix.model_spec
 
-    def _refuse_non_finite(self, values: Any, names: Sequence[str], source: str) -> None:
-        rows: Any
-        columns: Any
-        if isinstance(values, sp.csc_array):
-            entries = values.tocoo()
-            wrong = ~np.isfinite(entries.data)
-            rows, columns = entries.row[wrong], entries.col[wrong]
-        elif np.isfinite(values).all():
-            return
-        else:
-            rows, columns = np.nonzero(~np.isfinite(values))
-        if len(columns):
-            worst = columns.min()
-            which = self.labels[np.unique(rows[columns == worst])]
+    def refuse_non_finite(
+        self, parts: Iterable[tuple[int, Any]], names: Sequence[str], source: str
+    ) -> None:
+        """Raise for the first column of a formula that is not finite in some rows.
+
+        Parameters
+        ----------
+        parts
+            Columns of successive rows and the position of the first of these rows.
+        names, source
+            Names of the columns, and where the formula stands.
+        """
+        worst = len(names)
+        found: list[NDArray[np.intp]] = []
+        for start, values in parts:
+            rows, columns = _non_finite(values)
+            if columns.size and columns.min() < worst:
+                worst, found = int(columns.min()), []
+            found.append(start + np.unique(rows[columns == worst]))
+        if worst < len(names):
             raise InputError(
-                f"{source}: column {names[worst]!r} is not finite in rows {listing(which)}. "
+                f"{source}: column {names[worst]!r} is not finite in rows "
+                f"{listing(self.labels[np.concatenate(found)])}. "
                 "Check what its transform makes of these values (log of zero?)."
             )
 
-    def codes(self, group: tuple[str, ...]) -> tuple[NDArray[np.intp], list[str]]:
+    def codes(self, group: tuple[str, ...]) -> tuple[NDArray[np.int32], list[str]]:
         """Level of each row, shape (n,), and the labels of the observed levels in order."""
         codes, levels = self._column_codes(group[0])
         for column in group[1:]:
             inner, inner_levels = self._column_codes(column)
-            both = codes * len(inner_levels) + inner
+            both = codes.astype(np.int64) * len(inner_levels) + inner
             pairs, found = np.unique(both, return_inverse=True)
-            codes = np.asarray(found, dtype=np.intp)
+            codes = found.astype(np.int32)
             outer_of, inner_of = np.divmod(pairs, len(inner_levels))
             levels = [
                 f"{levels[a]}:{inner_levels[b]}" for a, b in zip(outer_of, inner_of, strict=True)
@@ -326,15 +359,15 @@ class Columns:
             )
         return codes, levels
 
-    def _column_codes(self, column: str) -> tuple[NDArray[np.intp], list[str]]:
+    def _column_codes(self, column: str) -> tuple[NDArray[np.int32], list[str]]:
         if column not in self._codes:
             values = self.data[column]
             if isinstance(values.dtype, pd.CategoricalDtype):
-                codes = np.asarray(values.cat.codes, dtype=np.intp)
+                codes = values.cat.codes.to_numpy(dtype=np.int32)
                 levels = [str(level) for level in values.cat.categories]
             elif values.dtype.kind in "biuf":
                 numbers, inverse = np.unique(np.asarray(values), return_inverse=True)
-                codes = np.asarray(inverse, dtype=np.intp)
+                codes = inverse.astype(np.int32)
                 # Floats may be integers that once had missing values beside them.
                 whole = bool(numbers.dtype.kind != "b" and (numbers == np.round(numbers)).all())
                 levels = [number_label(number, whole) for number in numbers.tolist()]
@@ -342,8 +375,8 @@ class Columns:
                 found, uniques = pd.factorize(values)
                 unsorted = [str(level) for level in uniques]
                 order = sorted(range(len(unsorted)), key=unsorted.__getitem__)
-                rank = np.empty(len(order), dtype=np.intp)
-                rank[order] = np.arange(len(order))
+                rank = np.empty(len(order), dtype=np.int32)
+                rank[order] = np.arange(len(order), dtype=np.int32)
                 codes, levels = rank[found], [unsorted[i] for i in order]
             self._codes[column] = codes, levels
         return self._codes[column]

@@ -16,6 +16,7 @@ from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.results.refit import Progress, replicate_fits
 from flashmm.solvers.status import Status
 from flashmm.summary_stats import SummaryStats
+from flashmm.summing import design_products
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -166,14 +167,14 @@ def _design_statistics(design: Any, fixed: str | None, random: Any, data: Any) -
             )
         return stats
     built = build_design(str(fixed), random, data, context=None, missing="raise").design
-    X, Z = built.X, built.Z
+    XX, ZX, ZZ = design_products(built.X, built.Z)
     return SummaryStats(
         n=built.n,
-        XX=X.T @ X,
-        XY=np.zeros((X.shape[1], 0)),
-        ZX=np.asarray(Z.T @ X),
-        ZY=np.zeros((Z.shape[1], 0)),
-        ZZ=(Z.T @ Z).tocsr(),
+        XX=XX,
+        XY=np.zeros((XX.shape[0], 0)),
+        ZX=ZX,
+        ZY=np.zeros((ZX.shape[0], 0)),
+        ZZ=ZZ,
         yy=np.zeros(0),
         coef_names=built.coef_names,
         structure=built.structure,

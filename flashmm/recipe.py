@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from flashmm.compact import steps
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.formula_columns import Columns, check_data, clean, number_label, refuse_infinite
 
@@ -377,20 +378,33 @@ def with_factors(
         factors.append(name)
     if not factors:
         return recipe
-    codes = [pd.Index(columns[name].levels).get_indexer(pd.Index(data[name])) for name in factors]
-    # Factor by factor: a product of all numbers of levels may not fit an integer.
-    flat = np.zeros(len(data), dtype=np.intp)
-    combinations = np.zeros((1, 0), dtype=np.intp)
-    for name, code in zip(factors, codes, strict=True):
-        size = len(columns[name].levels)
-        found, flat = np.unique(flat * size + code, return_inverse=True)
-        before, own = np.divmod(found, size)
-        combinations = np.column_stack([combinations[before], own])
-    counts = np.bincount(flat)
+    combinations, counts = np.zeros((0, len(factors)), dtype=np.intp), np.zeros(0, dtype=np.intp)
+    for here in steps(len(data)):
+        codes = [
+            pd.Index(columns[name].levels).get_indexer(pd.Index(data[name].iloc[here]))
+            for name in factors
+        ]
+        found, times = _counted(codes, [len(columns[name].levels) for name in factors])
+        combinations, same = np.unique(
+            np.vstack([combinations, found]), axis=0, return_inverse=True
+        )
+        counts = np.bincount(same.ravel(), np.append(counts, times)).astype(np.intp)
     return replace(
         recipe,
         columns=columns,
         factors=tuple(factors),
         combinations=combinations,
-        counts=np.asarray(counts, dtype=np.intp),
+        counts=counts,
     )
+
+
+def _counted(codes: list[IntArray], sizes: list[int]) -> tuple[IntArray, IntArray]:
+    """Combinations of codes, in order, and how often each occurs."""
+    # Factor by factor: a product of all numbers of levels may not fit an integer.
+    flat = np.zeros(codes[0].size, dtype=np.intp)
+    combinations = np.zeros((1, 0), dtype=np.intp)
+    for code, size in zip(codes, sizes, strict=True):
+        found, flat = np.unique(flat * size + code, return_inverse=True)
+        before, own = np.divmod(found, size)
+        combinations = np.column_stack([combinations[before], own])
+    return combinations, np.bincount(flat)

@@ -106,7 +106,7 @@ def sum_source(
     largest = max(columns.layers, key=lambda layer: layer.count, default=None)
     if largest is not None and 8 * largest.count * source.m <= _CACHE:
         largest = None
-    groups = 0 if columns.grouped is None else columns.grouped.count
+    groups = 0 if columns.parts.grouped is None else columns.parts.grouped.count
 
     def zeros(m: int) -> PassSums:
         p, q = columns.X.shape[1], columns.Z.shape[1]

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm.block_sums import BlockSums, DesignColumns, block_sums, design_columns
+from flashmm.compact import CompactMatrix, LayeredMatrix, steps
 from flashmm.design import Design
 from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
@@ -25,11 +26,9 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["sum_design"]
+__all__ = ["design_products", "sum_design"]
 
 log = logging.getLogger("flashmm")
-
-_SAMPLES = 2**16
 
 
 def sum_design(
@@ -87,7 +86,7 @@ def _statistics(
     weights: FloatArray | None,
 ) -> SummaryStats:
     """Sums over Y and the cross-products of the design, labelled."""
-    XX, ZX, ZZ = _design_products(columns.X, columns.Z, weights)
+    XX, ZX, ZZ = design_products(columns.X, columns.Z, weights)
     return cls(
         n=columns.X.shape[0],
         XX=XX,
@@ -103,20 +102,21 @@ def _statistics(
     )
 
 
-def _design_products(
-    X: FloatArray, Z: sp.csr_array, weights: FloatArray | None
+def design_products(
+    X: FloatArray | CompactMatrix,
+    Z: sp.csr_array | LayeredMatrix,
+    weights: FloatArray | None = None,
 ) -> tuple[FloatArray, FloatArray, sp.csr_array]:
     """X'X, Z'X and Z'Z, some samples at a time: no copy of the design is made."""
     p, q = X.shape[1], Z.shape[1]
     XX, ZX, ZZ = np.zeros((p, p)), np.zeros((q, p)), sp.csr_array((q, q))
-    for start in range(0, X.shape[0], _SAMPLES):
-        here = slice(start, start + _SAMPLES)
-        part_X, transposed_Z = X[here], sp.csr_array(Z[here].T)
-        if weights is None:
-            weighted_X, weighted_Z = part_X, Z[here]
-        else:
+    for here in steps(X.shape[0]):
+        part_X, part_Z = X[here], Z[here]
+        weighted_X, weighted_Z = part_X, part_Z
+        if weights is not None:
             weighted_X = part_X * weights[here, None]
-            weighted_Z = sp.csr_array(Z[here] * weights[here, None])
+            weighted_Z = sp.csr_array(part_Z * weights[here, None])
+        transposed_Z = sp.csr_array(part_Z.T)
         XX += part_X.T @ weighted_X
         ZX += transposed_Z @ weighted_X
         ZZ = ZZ + transposed_Z @ weighted_Z

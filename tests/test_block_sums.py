@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-import flashmm.block_sums as module
+import flashmm.compact as module
 from flashmm.block_sums import block_sums, design_columns
 from flashmm.sources import Block
 
@@ -82,9 +82,10 @@ def test_samples_sorted_by_group_take_the_short_way():
 
 def test_factor_like_columns_are_found():
     columns = design_columns(X_KINDS["factors and continuous"], sp.csr_array(np.eye(N)))
-    assert columns.continuous.tolist() == [0]
-    assert columns.grouped.count == len(np.unique(X_KINDS["factors and continuous"][:, 1:], axis=0))
-    assert design_columns(X_KINDS["continuous"], sp.csr_array(np.eye(N))).grouped is None
+    assert columns.parts.in_dense.tolist() == [0]
+    distinct = np.unique(X_KINDS["factors and continuous"][:, 1:], axis=0)
+    assert columns.parts.grouped.count == len(distinct)
+    assert design_columns(X_KINDS["continuous"], sp.csr_array(np.eye(N))).parts.grouped is None
 
 
 def test_rows_that_only_look_alike_are_told_apart(monkeypatch):
@@ -98,8 +99,8 @@ def test_rows_that_only_look_alike_are_told_apart(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(module.np.random, "default_rng", lambda _: Zero())
         columns = design_columns(X, sp.csr_array(np.eye(N)))
-    assert columns.grouped is None
-    assert columns.continuous.size == X.shape[1]
+    assert columns.parts.grouped is None
+    np.testing.assert_array_equal(columns.parts[:], X)
 
 
 def test_a_rare_value_that_the_first_look_misses_stays_right():

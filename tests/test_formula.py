@@ -434,7 +434,6 @@ def test_drop_computes_everything_on_the_kept_rows():
     built = build_design("~ scale(x)", "(x | g) + (1 | f)", with_gaps(), missing="drop")
     np.testing.assert_array_equal(built.dropped, [0, 1, 0, 1, 0, 0])
     design = built.design
-    assert design.sample_names == ["u", "w", "y", "z"]
     x = np.array([0.5, 2.0, 4.0, 3.0])
     np.testing.assert_allclose(design.X[:, 1], (x - x.mean()) / x.std(ddof=1))
     alone = build("~ scale(x)", "(x | g) + (1 | f)", with_gaps().loc[["u", "w", "y", "z"]])
@@ -450,15 +449,10 @@ def test_a_level_seen_only_in_dropped_rows_is_gone():
     assert design.structure.terms[0].levels == ("hi", "lo")
 
 
-def test_nothing_dropped_and_sample_names():
+def test_nothing_dropped():
     built = build_design("~ x", "(1 | g)", SAMPLES)
     assert built.dropped.dtype == bool
     assert built.dropped.tolist() == [False] * 6
-    assert built.design.sample_names is None
-    assert build("~ x", "(1|g)", SAMPLES.set_index("id", drop=False)).sample_names == [
-        10, 9, 10, 2, 9, 2,
-    ]  # fmt: skip
-    assert build("~ x", "(1|g)", SAMPLES.iloc[::-1]).sample_names == [5, 4, 3, 2, 1, 0]
 
 
 def test_a_dict_of_columns_is_a_table():

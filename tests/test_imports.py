@@ -17,8 +17,10 @@ PACKAGE = Path(flashmm.__file__).parent
 LAYERS = [
     ("exceptions",),
     ("arrays", "devices", "numeric", "labels", "per_sample", "progress"),
+    ("compact",),
     ("design", "simulate_inputs", "simulate"),
-    ("random_formula", "formula_columns", "recipe", "fixed_terms", "recipe_text", "formula"),
+    ("random_formula", "formula_columns", "formula_rows"),
+    ("recipe", "fixed_terms", "recipe_text", "formula"),
     ("sources", "design_arrays"),
     ("block_sums", "streaming", "shifts", "summing"),
     ("stats_algebra", "stats_checks", "stats_selection", "summary_stats"),
@@ -33,7 +35,8 @@ LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 EDGE = {
     "pandas": {
-        *("formula", "formula_columns", "random_formula", "recipe", "numeric", "labels"),
+        *("formula", "formula_columns", "formula_rows", "random_formula", "recipe", "numeric"),
+        "labels",
         *("design_arrays", "per_sample", "stats_algebra", "stats_checks", "summary_stats"),
         "stats_selection",
         *("simulate", "simulate_inputs"),
@@ -44,7 +47,7 @@ EDGE = {
         *(f"results.{name}" for name in ("marginal_means", "predictions", "statsmodels_check")),
         *("results.anndata_out", "results.bootstrap", "results.comparison", "results.summary"),
     },
-    "formulaic": {"formula", "formula_columns", "random_formula", "recipe_text"},
+    "formulaic": {"formula", "formula_columns", "formula_rows", "random_formula", "recipe_text"},
     "xarray": {
         "power_analysis",
         *("sources.dataarrays", "sources.make", "storage", "storage_zarr", "schema"),

@@ -299,15 +299,16 @@ class NewDataPredictions(FixedEffectInference):
         empty = sp.csr_array((len(labels), stats.q))
         structure = stats.structure
         design = design_from_arrays(X, empty if Z is None else Z, components=structure)
-        if design.X.shape[1] != stats.p:
-            raise InputError(f"X has {design.X.shape[1]} columns, but the model has p = {stats.p}.")
+        rows_X, rows_Z = design.X[:], design.Z[:]
+        if rows_X.shape[1] != stats.p:
+            raise InputError(f"X has {rows_X.shape[1]} columns, but the model has p = {stats.p}.")
         weights = np.zeros((len(labels), len(structure.param_names)))
         if not known:
             for i, parameter in enumerate(structure.parameters):
                 rows, columns = structure.columns(parameter)
-                product = design.Z[:, rows].multiply(design.Z[:, columns]).sum(axis=1)
+                product = rows_Z[:, rows].multiply(rows_Z[:, columns]).sum(axis=1)
                 weights[:, i] = np.ravel(product) * (1.0 if parameter.is_variance else 2.0)
-        return _Rows(design.X, RandomRows(design.Z, weights, {}), labels)
+        return _Rows(rows_X, RandomRows(rows_Z, weights, {}), labels)
 
 
 def _range(index: Any, size: int) -> Any:

@@ -76,7 +76,7 @@ def source_of(
     position = match_samples(read, samples, n)
     names = checked_labels(read.features, m, "feature", default=np.arange(m))
     known = read.samples if is_default(samples) else samples
-    sample_names = None if known is None or is_default(known) else list(known)
+    sample_names = None if known is None or is_default(known) else known
     return Source(read.reader, names, n, position, transform=transform, sample_names=sample_names)
 
 
