@@ -149,12 +149,11 @@ def build_design(
     names.check()
 
     dropped = missing_rows(table, names.columns, missing)
-    used = table[names.columns]
-    if dropped.any():
-        used = used[~dropped]
-    labels = used.index
-    kept = pd.DataFrame(
-        {column: clean(used[column], column) for column in names.columns}, index=range(len(labels))
+    rows = ~dropped if dropped.any() else slice(None)
+    labels = table.index[rows]
+    kept = pd.DataFrame(  # a copy: functions of the formulas may not reach the caller's data
+        {column: clean(table[column].iloc[rows], column) for column in names.columns},
+        index=range(len(labels)),
     )
     refuse_infinite(kept, labels)
 

@@ -187,7 +187,7 @@ def clean(values: pd.Series[Any], column: str) -> pd.Series[Any]:
     """Reduce a column without missing values to a type that formulaic reads as meant.
 
     Unused categories go, and nullable, sparse and object numbers become plain ones; formulaic
-    would take the last for categories.
+    would take the last for categories. The result may share the memory of ``values``.
     """
     dtype = values.dtype
     if isinstance(dtype, pd.CategoricalDtype):
@@ -208,9 +208,9 @@ def clean(values: pd.Series[Any], column: str) -> pd.Series[Any]:
             values = values.astype(bool)
         elif pd.api.types.is_integer_dtype(dtype):
             # Products of small integers would wrap around.
-            values = values.astype(np.int64)
+            values = values.astype(np.int64, copy=False)
         elif pd.api.types.is_float_dtype(dtype):
-            values = values.astype(np.float64)
+            values = values.astype(np.float64, copy=False)
     printed = Counter(str(level) for level in levels)
     alike = [name for name, count in printed.items() if count > 1]
     if alike:
@@ -218,7 +218,7 @@ def clean(values: pd.Series[Any], column: str) -> pd.Series[Any]:
             f"Column {column!r} of `data` has different values that print alike: "
             f"{listing(alike)}. Convert it to one type, e.g. with .astype(str)."
         )
-    return values.reset_index(drop=True)
+    return pd.Series(values.array)
 
 
 def refuse_infinite(data: pd.DataFrame, labels: pd.Index[Any]) -> None:
