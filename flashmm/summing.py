@@ -110,7 +110,7 @@ def design_products(
     """X'X, Z'X and Z'Z, some samples at a time: no copy of the design is made."""
     p, q = X.shape[1], Z.shape[1]
     XX, ZX, ZZ = np.zeros((p, p)), np.zeros((q, p)), sp.csr_array((q, q))
-    for here in steps(X.shape[0]):
+    for here in steps(X.shape[0], 2**14):
         part_X, part_Z = X[here], Z[here]
         weighted_X, weighted_Z = part_X, part_Z
         if weights is not None:

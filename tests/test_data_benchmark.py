@@ -29,6 +29,7 @@ def test_the_quick_size_runs(tmp_path, monkeypatch, capsys):
     assert (file["cells"], file["genes"]) == (3000, 40)
     assert file["tested"] > 30
     assert [row["cells"] for row in measured["peak"]] == [2000, 8000]
+    assert all(row["p"] == 62 and row["megabytes"] > 0 for row in measured["peak"])
     assert str(tmp_path) not in (tmp_path / "out.json").read_text()
     capsys.readouterr()
 

@@ -7,17 +7,20 @@ Three measurements, each in a process of its own:
   scipy's X'Y for 50 dense columns beside it;
 * ``file``: an .h5ad from disk to a fitted, tested table, with FLASHMM's lmm on the same
   statistics for some genes where R has it;
-* ``peak``: peak memory of the same at growing numbers of cells.
+* ``peak``: peak memory of the process from an .h5ad to statistics at growing numbers of cells,
+  and what the metadata and the design of a cell take.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,8 +35,6 @@ from flashmm.exceptions import ConvergenceWarning
 from flashmm.formula import build_design
 from flashmm.sources import make_source
 from flashmm.sources.anndata_kinds import open_anndata
-from flashmm.sources.make import source_of
-from flashmm.sources.pieces import Labelled
 from flashmm.summary_stats import SummaryStats
 
 from .designs import Data, Term
@@ -206,14 +207,21 @@ def peak(path: Path) -> dict[str, Any]:
     reset_memory_peak()
     model = MultiLMM.from_anndata(path, FIXED, RANDOM, transform="log2p1")
     whole = memory_peak()
-    metadata = open_anndata(path).obs.memory_usage(deep=True).sum()
+    obs = open_anndata(path).obs
+    metadata = obs.memory_usage(deep=True).sum()
+    tracemalloc.start()
+    design = build_design(FIXED, RANDOM, obs).design
+    gc.collect()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
     return {
         "cells": model.stats.n,
         "genes": model.stats.m,
         "p": model.stats.p,
         "megabytes_before": before / 1e6,
         "megabytes": whole / 1e6,
-        "metadata_bytes_per_cell": float(metadata) / model.stats.n,
+        "metadata_bytes_per_cell": float(metadata) / design.n,
+        "design_bytes_per_cell": held / design.n,
     }
 
 

@@ -172,11 +172,23 @@ def data_tables(measured: Mapping[str, Any]) -> str:
             "not installed" if peer is None else duration(peer),
         ]
     )
-    peaks = [["cells", "genes", "memory of the pass"]]
-    peaks += [
-        [f"{row['cells']:,}", f"{row['genes']:,}", f"{row['megabytes_more']:.0f} MB"]
-        for row in measured["peak"]
-    ]
+    peaks = [["cells", "genes", "p", "peak memory", "metadata per cell", "design per cell"]]
+    peaks[0].append("peak memory more, per cell more")
+    above: Mapping[str, Any] | None = None
+    for row in measured["peak"]:
+        more = "–"
+        if above is not None:
+            cells = row["cells"] - above["cells"]
+            more = f"{1e6 * (row['megabytes'] - above['megabytes']) / cells:.0f} bytes"
+        peaks.append(
+            [
+                *(f"{row[name]:,}" for name in ("cells", "genes", "p")),
+                f"{row['megabytes']:.0f} MB",
+                *(f"{row[f'{name}_bytes_per_cell']:.0f} bytes" for name in ("metadata", "design")),
+                more,
+            ]
+        )
+        above = row
     return "\n\n".join(markdown(rows) for rows in (memory, whole, peaks))
 
 
