@@ -155,8 +155,7 @@ def test_refusals():
     other.var_names = [f"x{i}" for i in range(12)]
     with pytest.raises(InputError, match=r"None of the 12 features \('Gene1'.* is among the genes"):
         result.to_anndata(other)
-    with pytest.warns(UserWarning, match="not unique"):
-        other.var_names = ["Gene1"] * 12
+    other.var_names = ["Gene1"] * 12
     with pytest.raises(InputError, match=r"repeat: 'Gene1'.*var_names_make_unique"):
         result.to_anndata(other)
     with pytest.raises(InputError, match="joint tests have no estimates"):
