@@ -1,12 +1,14 @@
 """``python -m tests.benchmarks.data``: from cells to statistics, in memory and from files.
 
-Three measurements, each in a process of its own:
+Four measurements, each in a process of its own:
 
 * ``memory``: CSR cells x genes in memory, 259 donors, cell type, cell type x treatment and log
   library size (p = 62): nanoseconds per stored element for all statistics, with the time of
   scipy's X'Y for 50 dense columns beside it;
 * ``file``: an .h5ad from disk to a fitted, tested table, with FLASHMM's lmm on the same
   statistics for some genes where R has it;
+* ``beside``: the same at a tenth of the cells, beside FLASHMM's own sums over all genes and its
+  lmm for some of them;
 * ``peak``: peak memory of the process from an .h5ad to statistics at growing numbers of cells,
   and what the metadata and the design of a cell take.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,13 +36,15 @@ import scipy.sparse as sp
 from flashmm import MultiLMM
 from flashmm.exceptions import ConvergenceWarning
 from flashmm.formula import build_design
+from flashmm.results import MultiLMMResults
 from flashmm.sources import make_source
 from flashmm.sources.anndata_kinds import open_anndata
 from flashmm.summary_stats import SummaryStats
 
+from .compare import agreement
 from .designs import Data, Term
 from .environment import environment, memory_now, memory_peak, reset_memory_peak
-from .exchange import write_for_peers
+from .exchange import write_counts, write_for_peers
 from .peers import PEERS, ROOT, PeerError, run_peer
 
 FIXED = "~ 0 + log(libsize) + age + cls + cls:trt"
@@ -47,17 +52,25 @@ RANDOM = "~ 0 + donor"
 DONORS, TYPES, DENSITY = 259, 30, 0.08
 STEP = 4000
 
-# (genes, cells) in memory; (genes, cells) of the file; genes and the cells of the peaks.
+# (genes, cells) in memory; (genes, cells) of the file; (genes, cells, genes that FLASHMM fits)
+# beside it; genes and the cells of the peaks.
 SIZES: dict[str, dict[str, Any]] = {
-    "quick": {"memory": [(100, 2000)], "file": (40, 3000), "peak": (50, [2000, 8000])},
+    "quick": {
+        "memory": [(100, 2000)],
+        "file": (40, 3000),
+        "beside": (40, 2000, 4),
+        "peak": (50, [2000, 8000]),
+    },
     "medium": {
         "memory": [(2000, 100_000), (20_000, 10_000)],
         "file": (11_596, 49_997),
+        "beside": (2000, 20_000, 50),
         "peak": (500, [100_000, 500_000]),
     },
     "full": {
         "memory": [(2000, 200_000), (20_000, 25_000)],
         "file": (11_596, 499_973),
+        "beside": (11_596, 49_997, 1000),
         "peak": (500, [100_000, 500_000, 2_000_000]),
     },
 }
@@ -154,7 +167,7 @@ def in_memory(m: int, n: int) -> dict[str, Any]:
     }
 
 
-def from_file(path: Path, flashmm_r: str | None = None) -> dict[str, Any]:
+def to_table(path: Path) -> tuple[dict[str, Any], MultiLMMResults]:
     """From an .h5ad to a tested table: seconds of each part and peak memory."""
     reset_memory_peak()
     start = time.perf_counter()
@@ -166,7 +179,7 @@ def from_file(path: Path, flashmm_r: str | None = None) -> dict[str, Any]:
     fitted = time.perf_counter()
     table = result.t_test(model.stats.coef_names[-1]).top_table(n=model.stats.m)
     stop = time.perf_counter()
-    return {
+    measured = {
         "cells": model.stats.n,
         "genes": model.stats.m,
         "p": model.stats.p,
@@ -176,29 +189,57 @@ def from_file(path: Path, flashmm_r: str | None = None) -> dict[str, Any]:
         "seconds_test": stop - fitted,
         "gigabytes": memory_peak() / 1e9,
         "tested": int(table["p"].notna().sum()),
-        "flashmm_r": beside_flashmm(model.stats, flashmm_r),
     }
+    return measured, result
 
 
-def beside_flashmm(stats: SummaryStats, source: str | None) -> dict[str, Any]:
-    """FLASHMM's lmm on the same statistics, for the first genes."""
-    peer = PEERS["FLASHMM"]
+def from_file(path: Path, source: str | None = None) -> dict[str, Any]:
+    """`to_table`, and FLASHMM's lmm on the same statistics for the first genes."""
+    measured, result = to_table(path)
+    stats = result.stats
+    genes = min(PEER_GENES, stats.m)
+    donors = Term("donor", np.empty(0, int), stats.structure.terms[0].n_columns)
+    data = Data(np.empty((0, stats.p)), (donors,), np.empty((0, 0)))
+    with tempfile.TemporaryDirectory() as folder:
+        write_for_peers(Path(folder), stats.take(slice(0, genes)), data, {"FLASHMM": genes})
+        measured["flashmm_r"] = run_flashmm("FLASHMM", Path(folder), result, genes, source)
+    return measured
+
+
+def beside(path: Path, genes: int, source: str | None = None) -> dict[str, Any]:
+    """`to_table`, and FLASHMM from the counts: sums of all genes, lmm for some."""
+    measured, result = to_table(path)
+    obs = open_anndata(path).obs
+    X = build_design(FIXED, RANDOM, obs).design.X[:]
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        write_counts(Path(folder), path, X, obs["donor"].cat.codes.to_numpy())
+        found = run_flashmm("FLASHMM from counts", Path(folder), result, genes, source)
+    if "seconds_for_all" in found:
+        found["ratio"] = found["seconds_for_all"] / measured["seconds"]
+    return measured | {"flashmm_r": found}
+
+
+def run_flashmm(
+    name: str, folder: Path, result: MultiLMMResults, genes: int, source: str | None
+) -> dict[str, Any]:
+    """Time FLASHMM on what lies in a folder, and compare its fits with ours."""
+    peer = PEERS[name]
     reason = peer.missing(source)
     if reason is not None:
         return {"missing": reason}
-    donors = stats.structure.terms[0].n_columns
-    data = Data(
-        np.empty((0, stats.p)), (Term("donor", np.empty(0, int), donors),), np.empty((0, 0))
-    )
-    genes = min(PEER_GENES, stats.m)
-    with tempfile.TemporaryDirectory() as folder:
-        write_for_peers(Path(folder), stats.take(slice(0, genes)), data, {"FLASHMM": genes})
-        try:
-            run = run_peer(peer, Path(folder), genes, threads=1, flashmm_r=source)
-        except PeerError as error:
-            return {"failed": str(error)}
+    try:
+        run = run_peer(peer, folder, genes, threads=os.cpu_count() or 1, flashmm_r=source)
+    except PeerError as error:
+        return {"failed": str(error)}
     each = float(np.mean(run.seconds))
-    return {"genes": genes, "seconds_per_gene": each, "seconds_for_all": each * stats.m}
+    ours = {key: result.ds[key].to_numpy() for key in ("theta", "se_theta", "loglik")}
+    return {
+        "genes": genes,
+        "seconds_statistics": run.setup_seconds,
+        "seconds_per_gene": each,
+        "seconds_for_all": run.setup_seconds + each * result.stats.m,
+        "agreement": agreement(ours, run),
+    }
 
 
 def peak(path: Path) -> dict[str, Any]:
@@ -228,6 +269,7 @@ def peak(path: Path) -> dict[str, Any]:
 STAGES: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "memory": lambda given: in_memory(int(given[0]), int(given[1])),
     "file": lambda given: from_file(Path(given[0]), *given[1:]),
+    "beside": lambda given: beside(Path(given[0]), int(given[1]), *given[2:]),
     "peak": lambda given: peak(Path(given[0])),
 }
 
@@ -263,10 +305,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = Path(folder) / "cells.h5ad"
         m, n = size["file"]
         elements = write_h5ad(path, n, m)
-        measured["file"] = staged("file", path, *filter(None, [options.flashmm_r])) | {
+        source = [] if options.flashmm_r is None else [options.flashmm_r]
+        measured["file"] = staged("file", path, *source) | {
             "elements": elements,
             "file_gigabytes": path.stat().st_size / 1e9,
         }
+        m, n, fitted = size["beside"]
+        write_h5ad(path, n, m)
+        measured["beside"] = staged("beside", path, fitted, *source)
         m, numbers = size["peak"]
         measured["peak"] = []
         for n in numbers:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["formula", "read_matrix", "read_timing", "write_for_peers"]
+__all__ = ["formula", "read_matrix", "read_timing", "write_counts", "write_for_peers"]
 
 
 def write_for_peers(
@@ -49,6 +49,36 @@ def write_for_peers(
         write("codes", np.column_stack([term.codes for term in data.terms]))
         (folder / "formula.txt").write_text(formula(data) + "\n")
         (folder / "terms.txt").write_text("".join(f"{term.name}\n" for term in data.terms))
+    _write_shapes(folder, shapes)
+
+
+def write_counts(folder: Path, path: Path, X: FloatArray, codes: FloatArray) -> None:
+    """Write the counts of an .h5ad and their design for a peer that sums for itself.
+
+    Parameters
+    ----------
+    folder
+        Where the files go.
+    path
+        AnnData with X in CSR, cells x genes.
+    X, codes
+        Fixed-effects design (n, p), and the level of each cell, shape (n,).
+    """
+    import h5py  # noqa: PLC0415  (optional)
+
+    with h5py.File(path) as file:
+        group = file["X"]
+        genes = int(group.attrs["shape"][1])
+        for name, dtype in (("data", "<f4"), ("indices", "<i4"), ("indptr", "<i4")):
+            group[name][:].astype(dtype).tofile(folder / f"{name}.bin")
+    shapes = []
+    for name, values in (("X", X), ("codes", codes[:, None]), ("genes", np.array([[genes]]))):
+        np.asarray(values, dtype=np.float64).T.tofile(folder / f"{name}.bin")
+        shapes.append((name, *values.shape))
+    _write_shapes(folder, shapes)
+
+
+def _write_shapes(folder: Path, shapes: list[tuple[str, int, int]]) -> None:
     with (folder / "shapes.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["name", "rows", "columns"])

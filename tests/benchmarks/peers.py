@@ -70,7 +70,7 @@ class Peer:
             return None if found else "not installed"
         if shutil.which("Rscript") is None:
             return "R is not installed"
-        if self.name == "FLASHMM" and flashmm_r is not None:
+        if self.installed_as == "FLASHMM" and flashmm_r is not None:
             return None
         return None if _r_has(self.installed_as) else "not installed"
 
@@ -112,6 +112,13 @@ PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
         Peer("FLASHMM", "lmm on the same statistics", "unconstrained", script="flashmm.R"),
+        Peer(
+            "FLASHMM from counts",
+            "sslmm on the counts of all features, then lmm",
+            "unconstrained",
+            script="flashmm_counts.R",
+            package="FLASHMM",
+        ),
         Peer("lme4", "refit of one lmer, without derivative checks", "psd", script="lme4.R"),
         Peer("lme-python", "prepare_lmer once, then fit(y=...)", "psd", module="lme_python"),
         Peer("statsmodels", "MixedLM(...).fit(reml=True)", "psd", module="statsmodels"),
@@ -151,7 +158,7 @@ def run_peer(
     else:
         command = [sys.executable, "-m", "tests.benchmarks.python_peers", peer.name]
     command += [str(folder), str(features), str(out)]
-    if peer.name == "FLASHMM" and flashmm_r is not None:
+    if peer.installed_as == "FLASHMM" and flashmm_r is not None:
         command.append(str(Path(flashmm_r).resolve()))
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     variables = dict(os.environ) | dict.fromkeys(names, str(threads))

@@ -172,6 +172,12 @@ def data_tables(measured: Mapping[str, Any]) -> str:
             "not installed" if peer is None else duration(peer),
         ]
     )
+    beside = [
+        ["cells", "genes", "ours in all", "FLASHMM's sums", "its lmm per gene", "genes fitted"]
+    ]
+    beside[0] += ["its time in all", "ratio", "same optimum"]
+    if "beside" in measured:
+        beside.append(_beside_flashmm(measured["beside"]))
     peaks = [["cells", "genes", "p", "peak memory", "metadata per cell", "design per cell"]]
     peaks[0].append("peak memory more, per cell more")
     above: Mapping[str, Any] | None = None
@@ -189,7 +195,21 @@ def data_tables(measured: Mapping[str, Any]) -> str:
             ]
         )
         above = row
-    return "\n\n".join(markdown(rows) for rows in (memory, whole, peaks))
+    return "\n\n".join(markdown(rows) for rows in (memory, whole, beside, peaks) if rows[1:])
+
+
+def _beside_flashmm(row: Mapping[str, Any]) -> list[str]:
+    cells = [f"{row['cells']:,}", f"{row['genes']:,}", duration(row["seconds"])]
+    peer = row["flashmm_r"]
+    if "agreement" not in peer:
+        return [*cells, peer.get("missing", "failed"), *["–"] * 5]
+    found = peer["agreement"]
+    times = (duration(peer[f"seconds_{part}"]) for part in ("statistics", "per_gene"))
+    return [
+        *(*cells, *times, f"{peer['genes']:,}", duration(peer["seconds_for_all"])),
+        number(peer["ratio"]) if found["agrees"] else "answers differ",
+        f"{found['same']} of {found['features']}",
+    ]
 
 
 def duration(seconds: float) -> str:

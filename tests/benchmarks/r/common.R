@@ -13,6 +13,20 @@ read_matrix <- function(name) {
   matrix(values, shape$rows, shape$columns)
 }
 
+# FLASHMM, installed or from a folder with its source.
+load_flashmm <- function() {
+  if (length(arguments) <= 3) {
+    library(FLASHMM)
+    return(invisible())
+  }
+  library(MASS)
+  library(Matrix)
+  for (file in list.files(file.path(arguments[4], "R"), full.names = TRUE)) source(file)
+  compiler::enableJIT(3)
+  lmm <<- compiler::cmpfun(lmm)
+  varest <<- compiler::cmpfun(varest)
+}
+
 # One row per feature; theta is features x parameters, in the order of the terms, residual last;
 # df is features x contrasts.
 write_answers <- function(seconds, setup, loglik, theta, converged, df = NULL) {

@@ -1,16 +1,7 @@
 # FLASHMM's lmm on summary statistics: installed, or from a folder with its source.
 
 source(file.path(Sys.getenv("FLASHMM_BENCHMARK_SCRIPTS"), "common.R"))
-if (length(arguments) > 3) {
-  library(MASS)
-  library(Matrix)
-  for (file in list.files(file.path(arguments[4], "R"), full.names = TRUE)) source(file)
-  compiler::enableJIT(3)
-  lmm <- compiler::cmpfun(lmm)
-  varest <- compiler::cmpfun(varest)
-} else {
-  library(FLASHMM)
-}
+load_flashmm()
 
 XX <- read_matrix("XX")
 ZX <- read_matrix("ZX")
