@@ -443,19 +443,11 @@ p=5, q=6>
             )
         structure = stats.structure if components is None else as_structure(components, stats.q)
         return cls(
-            SummaryStats(
-                n=stats.n,
-                XX=stats.XX,
-                XY=stats.XY,
-                ZX=stats.ZX,
-                ZY=stats.ZY,
-                ZZ=stats.ZZ,
-                yy=stats.yy,
+            replace(
+                stats,
                 feature_names=stats.feature_names if feature_names is None else feature_names,
                 coef_names=stats.coef_names if coef_names is None else coef_names,
                 structure=structure,
-                shift=stats.shift,
-                log_weights=stats.log_weights,
             )
         )
 

@@ -24,6 +24,10 @@ class MissingSamplesWarning(UserWarning):
     """Samples with missing values were dropped, as ``missing="drop"`` asked."""
 
 
+class PrecisionWarning(UserWarning):
+    """The statistics of a design keep fewer digits than an analysis may need."""
+
+
 def listing(names: Iterable[object], limit: int = 5) -> str:
     """Quote the first few names for a message: ``'a', 'b', ... (12 in all)``."""
     items = [str(name) for name in names]

@@ -15,6 +15,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from flashmm.design import CovarianceStructure, RandomTerm
+from flashmm.design_root import combine_roots, restrict_root
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.shifts import combine_shifts
 
@@ -68,10 +69,12 @@ def subtracted(whole: SummaryStats, part: SummaryStats) -> SummaryStats:
 
 def _combined(left: SummaryStats, right: SummaryStats, sign: float) -> SummaryStats:
     """Left + sign * right, for statistics that agree in every label."""
+    XX = left.XX + sign * right.XX
     total = replace(
         left,
         n=left.n + int(sign) * right.n,
-        XX=left.XX + sign * right.XX,
+        XX=XX,
+        XX_root=combine_roots(left, right, XX, sign),
         XY=left.XY + sign * right.XY,
         ZX=left.ZX + sign * right.ZX,
         ZY=left.ZY + sign * right.ZY,
@@ -127,6 +130,7 @@ def _with_coefficients_of(stats: SummaryStats, other: SummaryStats) -> SummarySt
     return replace(
         stats,
         XX=stats.XX[np.ix_(order, order)],
+        XX_root=restrict_root(stats.XX_root, order),
         XY=stats.XY[order],
         ZX=stats.ZX[:, order],
         coef_names=theirs,

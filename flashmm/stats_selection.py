@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from flashmm.design import CovarianceStructure, RandomTerm
+from flashmm.design_root import near_collinear, restrict_root
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.labels import feature_positions
 from flashmm.shifts import restrict_shift
@@ -69,9 +70,11 @@ def _fixed_positions(stats: SummaryStats, names: Any) -> IntArray:
 def _with_fixed(stats: SummaryStats, positions: IntArray) -> SummaryStats:
     if positions.size == 0:
         raise InputError("No fixed effect would be left. A model needs at least one.")
+    XX = stats.XX[np.ix_(positions, positions)]
     return replace(
         stats,
-        XX=stats.XX[np.ix_(positions, positions)],
+        XX=XX,
+        XX_root=restrict_root(stats.XX_root, positions) if near_collinear(XX) else None,
         XY=stats.XY[positions],
         ZX=stats.ZX[:, positions],
         coef_names=tuple(stats.coef_names[i] for i in positions),

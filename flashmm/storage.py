@@ -68,6 +68,8 @@ def stats_to_dataset(stats: SummaryStats) -> xr.Dataset:
             "shift_ZY": (("level", "shifted"), shift.ZY),
             "shift_yy": (("shifted",), shift.yy),
         }
+    if stats.XX_root is not None:
+        data["XX_root"] = (("root", "coef"), stats.XX_root)
     names = list(stats.coef_names)
     coords: dict[str, Any] = {
         "feature": feature_coordinate(stats),
@@ -123,6 +125,7 @@ def stats_from_dataset(ds: xr.Dataset) -> SummaryStats:
         structure=CovarianceStructure(tuple(terms)),
         shift=shift,
         log_weights=float(ds.attrs.get("log_weights", 0.0)),
+        XX_root=ds["XX_root"].to_numpy() if "XX_root" in ds else None,
     )
 
 

@@ -73,6 +73,9 @@ class SummaryStats:
         (`flashmm.shifts`); None where no feature needs them.
     log_weights
         Sum of the logarithms of the samples' weights; the sums above are weighted by them.
+    XX_root
+        R of the QR decomposition of X, shape (p, p), where X'X alone would keep too few digits
+        (`flashmm.design_root`); None where it does not need one, or X was not at hand.
 
     Raises
     ------
@@ -103,6 +106,7 @@ class SummaryStats:
     structure: Any = None
     shift: Shift | None = None
     log_weights: float = 0.0
+    XX_root: FloatArray | None = None
 
     def __post_init__(self) -> None:
         fields: dict[str, Any] = {"n": sample_count(self.n)}
@@ -123,6 +127,12 @@ class SummaryStats:
         p, m = fields["XY"].shape
         q = fields["ZZ"].shape[0]
         check_shapes(fields, p, q, m)
+        if self.XX_root is not None:
+            fields["XX_root"] = float_array(self.XX_root, "XX_root")
+            if fields["XX_root"].shape != (p, p):
+                raise InputError(
+                    f"XX_root has shape {fields['XX_root'].shape}, but must be {(p, p)}."
+                )
         coefs = self.coef_names
         if coefs is None:
             coefs = shared_labels(self, "coefficients", XX=(0, 1), XY=(0,), ZX=(1,))

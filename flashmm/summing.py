@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from flashmm.block_sums import BlockSums, DesignColumns, block_sums, design_columns
 from flashmm.compact import CompactMatrix, LayeredMatrix, steps
 from flashmm.design import Design
+from flashmm.design_root import near_collinear, root_of_rows
 from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
 from flashmm.shifts import shifted_sums
@@ -87,6 +88,9 @@ def _statistics(
 ) -> SummaryStats:
     """Sums over Y and the cross-products of the design, labelled."""
     XX, ZX, ZZ = design_products(columns.X, columns.Z, weights)
+    root = None
+    if near_collinear(XX):
+        root = root_of_rows(_weighted_rows(columns.X, weights), XX.shape[0])
     return cls(
         n=columns.X.shape[0],
         XX=XX,
@@ -99,6 +103,7 @@ def _statistics(
         coef_names=design.coef_names,
         structure=design.structure,
         log_weights=0.0 if weights is None else float(np.log(weights).sum()),
+        XX_root=root,
     )
 
 
@@ -121,6 +126,13 @@ def design_products(
         ZX += transposed_Z @ weighted_X
         ZZ = ZZ + transposed_Z @ weighted_Z
     return XX, ZX, sp.csr_array(ZZ)
+
+
+def _weighted_rows(
+    X: FloatArray | CompactMatrix, weights: FloatArray | None
+) -> Iterator[FloatArray]:
+    for here in steps(X.shape[0], 2**14):
+        yield X[here] if weights is None else X[here] * np.sqrt(weights[here, None])
 
 
 def _with_shift(

@@ -285,6 +285,8 @@ class BlockedLikelihood:
     def distance_to_edge(self, theta: FloatArray) -> FloatArray:
         """About the smallest over largest eigenvalue of V (ML) or of the error contrasts'."""
         distance, unknown = self._distance(theta, with_x=self.method == "REML")
+        if self._is_small:  # blocks divide by the residual variance
+            unknown = unknown | (theta[:, -1] <= SMALL_RESIDUAL)
         if bool(namespace(theta).any(unknown)):
             put(distance, unknown, self.beyond.distance_to_edge(theta[unknown]))
         return distance

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["perfect_fits"]
 
-_ROUNDING = 1e-12
 _RANK = 1e-10
 
 
@@ -66,7 +65,7 @@ def perfect_fits(layout: Layout, projection: Projection) -> BoolArray:
     if rank + more >= n:
         return projection.scale < 0
     total = float(n - projection.p)
-    exact = total - explained <= _ROUNDING * total
+    exact = total - explained <= to_numpy(projection.rounding)
     return like(exact, projection.scale) & projection.varies
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.exceptions import InputError, listing
+from flashmm.design_root import scaled_gram
+from flashmm.exceptions import InputError, PrecisionWarning, listing
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -16,9 +19,15 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["check_components", "check_sample_size", "inverse_of_XX"]
+__all__ = ["Whitening", "check_components", "check_sample_size", "whiten"]
 
 _CONFOUNDED = 1e-9
+# X'X tells a dependent column from a nearly dependent one down to its rounding; a root of it, whose
+# singular values are not squared, much further.
+_RANK_OF_ROOT = 1e-11
+_RANK_OF_XX = 3e-6
+# Smallest over largest eigenvalue of the scaled X'X below which at most six digits are left.
+_FEW_DIGITS = 1e-10
 
 
 def check_sample_size(n: int, p: int) -> None:
@@ -32,38 +41,88 @@ def check_sample_size(n: int, p: int) -> None:
         )
 
 
-def inverse_of_XX(XX: FloatArray, names: tuple[str, ...]) -> tuple[FloatArray, float]:
-    """(X'X)^-1 and log |X'X|, after scaling the columns of X to unit length."""
-    length = np.sqrt(np.diag(XX))
+@dataclass(frozen=True)
+class Whitening:
+    """Coordinates of X in which X'X is the identity.
+
+    Parameters
+    ----------
+    W
+        Shape (p, p): W'X'XW = I, so that (X'X)^-1 = W W'.
+    log_det
+        log |X'X|.
+    amplification
+        By how much a relative rounding error of a sum grows in these coordinates.
+    """
+
+    W: FloatArray
+    log_det: float
+    amplification: float
+
+
+def whiten(XX: FloatArray, root: FloatArray | None, names: tuple[str, ...]) -> Whitening:
+    """Whiten X by its X'X, or by the root R'R = X'X where there is one.
+
+    Raises
+    ------
+    InputError
+        If X has not full column rank, as far as the digits of the two can tell.
+
+    Warns
+    -----
+    PrecisionWarning
+        If X'X has lost most of its digits, and there is no root.
+    """
+    scaled, length = scaled_gram(XX)
     p = length.size
-    empty = length == 0
-    scaled = XX / np.outer(np.where(empty, 1.0, length), np.where(empty, 1.0, length))
+    if root is not None and (length > 0).all():
+        _, singular, vectors = np.linalg.svd(root / length)
+        rank = int((singular > _RANK_OF_ROOT * singular[0]).sum())
+        if rank < p:
+            raise InputError(_rank_message(root / length, names, rank, _RANK_OF_ROOT))
+        W = vectors.T / singular / length[:, None]
+        log_det = 2.0 * float(np.log(singular).sum() + np.log(length).sum())
+        return Whitening(W, log_det, float(singular[0] / singular[-1]))
     values, vectors = np.linalg.eigh(scaled)
-    tolerance = p * 1e-13 * values[-1]
-    rank = int((values > tolerance).sum())
+    rank = int((values > p * 1e-13 * values[-1]).sum())
     if rank < p:
-        raise InputError(_rank_message(scaled, names, rank, empty))
-    inverse = (vectors / values) @ vectors.T / np.outer(length, length)
-    return inverse, float(np.log(values).sum() + 2.0 * np.log(length).sum())
+        factor = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+        raise InputError(_rank_message(factor, names, rank, _RANK_OF_XX))
+    if values[0] < _FEW_DIGITS * values[-1]:
+        _warn_of_digits(values, vectors, names)
+    W = vectors / np.sqrt(values) / length[:, None]
+    log_det = float(np.log(values).sum() + 2.0 * np.log(length).sum())
+    return Whitening(W, log_det, float(values[-1] / values[0]))
 
 
-def _rank_message(
-    scaled: FloatArray, names: tuple[str, ...], rank: int, empty: NDArray[np.bool_]
-) -> str:
-    """Name the columns of X that depend on the columns before them."""
+def _warn_of_digits(values: FloatArray, vectors: FloatArray, names: tuple[str, ...]) -> None:
+    involved = [name for name, x in zip(names, vectors[:, 0], strict=True) if abs(x) > 0.1]
+    ratio = values[-1] / values[0]
+    warnings.warn(
+        f"The columns {listing(involved)} of `fixed` nearly depend on each other (condition "
+        f"number of X {np.sqrt(ratio):.0e}), and these statistics hold X'X alone: about "
+        f"{max(0, int(16 - np.log10(ratio)))} digits of the results are right. Centre and scale "
+        "numeric columns before they are summed, or sum X, Z and Y with flashmm, which keeps a "
+        "root of X'X for such designs.",
+        PrecisionWarning,
+        stacklevel=3,
+    )
+
+
+def _rank_message(columns: FloatArray, names: tuple[str, ...], rank: int, tolerance: float) -> str:
+    """Name the columns that depend on those before them; any with X's X'X, of unit length."""
     basis: list[int] = []
     clauses: list[str] = []
     for j in range(len(names)):
-        if empty[j]:
+        if not columns[:, j].any():
             clauses.append(f"{names[j]!r} is zero in every sample (an empty cell of the design)")
             continue
         if not basis:
             basis.append(j)
             continue
-        gram = scaled[np.ix_(basis, basis)]
-        weights = np.linalg.lstsq(gram, scaled[basis, j], rcond=1e-12)[0]
-        left = scaled[j, j] - scaled[basis, j] @ weights
-        if left > 1e-11 and len(basis) < rank:
+        weights = np.linalg.lstsq(columns[:, basis], columns[:, j], rcond=0.1 * tolerance)[0]
+        left = np.linalg.norm(columns[:, j] - columns[:, basis] @ weights)
+        if left > tolerance and len(basis) < rank:
             basis.append(j)
         else:
             used = [

@@ -286,9 +286,11 @@ def make_layout(projection: Projection, partition: Partition) -> Layout:
     q = structure.q
     fine = _make_blocks(ZZ, structure, partition.fine)
     coarse = _make_blocks(ZZ, structure, partition.coarse)
-    x_transform = _x_transform(projection.XX, projection.ZX)
-    X = sp.csr_array(projection.ZX @ x_transform)
-    XX = sp.csr_array(x_transform.T @ projection.XX @ x_transform)
+    x_transform, XX = projection.whitening, np.eye(projection.p)
+    if not projection.exact:
+        x_transform = _x_transform(projection.XX, projection.ZX)
+        XX = x_transform.T @ projection.XX @ x_transform
+    X, XX = sp.csr_array(projection.ZX @ x_transform), sp.csr_array(XX)
     pick = sp.csr_array(sp.eye_array(q, format="csr")[border, :])
     left = [blocks.sparse(blocks.left_inverse, q) for blocks in (fine, coarse)]
     roots = [blocks.sparse(np.swapaxes(blocks.root, 1, 2), q) for blocks in (fine, coarse)]

@@ -22,7 +22,7 @@ import scipy.sparse as sp
 
 from flashmm.arrays import Array, like, namespace
 from flashmm.exceptions import InputError
-from flashmm.likelihood.gates import check_components, check_sample_size, inverse_of_XX
+from flashmm.likelihood.gates import check_components, check_sample_size, whiten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,11 +38,22 @@ __all__ = ["Basis", "Projection", "project"]
 _RANK_TOLERANCE = 1e-10
 # Sums of squares carry relative rounding errors of this order.
 _ROUNDING = 1e-12
+_EPS = float(np.finfo(np.float64).eps)
 # Up to this many random effects a dense eigenbasis is cheap.
 DENSE_LIMIT = 3000
 # Arrays of a projection that go to a device; the sparse Z'Z stays.
 _MOVED = (
-    *("XX", "XX_inverse", "ZX", "ZRy", "scale", "column_scale", "param_scale", "beta_ols"),
+    *(
+        "XX",
+        "whitening",
+        "ZX",
+        "ZRy",
+        "rounding",
+        "scale",
+        "column_scale",
+        "param_scale",
+        "beta_ols",
+    ),
     *("zero_variance", "non_finite"),
 )
 
@@ -82,8 +93,10 @@ class Projection:
         Random terms; k parameters of D.
     XX
         X'X, shape (p, p).
-    XX_inverse
-        (X'X)^-1, shape (p, p).
+    whitening
+        W with W'X'XW = I, shape (p, p); (X'X)^-1 = W W'.
+    exact
+        Whether W was found without X'X, which has then too few digits.
     log_det_XX
         log |X'X|.
     log_weights
@@ -102,6 +115,9 @@ class Projection:
         What internal theta is multiplied by, besides ``scale``, to give theta; shape (k + 1,).
     beta_ols
         Least-squares coefficients of y, shape (p, m).
+    rounding
+        What rounding may leave of the sum of squares of a feature that X and Z explain, scaled
+        (y'Ry is n - p), shape (m,).
     zero_variance, non_finite
         Features that X alone explains, or whose sums are not finite; each shape (m,).
     origin
@@ -112,7 +128,8 @@ class Projection:
     p: int
     structure: CovarianceStructure
     XX: FloatArray
-    XX_inverse: FloatArray
+    whitening: FloatArray
+    exact: bool
     log_det_XX: float
     log_weights: float
     ZX: FloatArray
@@ -122,6 +139,7 @@ class Projection:
     column_scale: FloatArray
     param_scale: FloatArray
     beta_ols: FloatArray
+    rounding: FloatArray
     zero_variance: BoolArray
     non_finite: BoolArray
     origin: Projection | None = None
@@ -145,15 +163,20 @@ class Projection:
     @cached_property
     def H(self) -> FloatArray:
         """Scaled Z'X (X'X)^-1, shape (q, p)."""
-        return self.ZX @ self.XX_inverse
+        return (self.ZX @ self.whitening) @ self.whitening.T
+
+    @cached_property
+    def XX_inverse(self) -> FloatArray:
+        """(X'X)^-1, shape (p, p)."""
+        return self.whitening @ self.whitening.T
 
     @cached_property
     def basis(self) -> Basis:
         """Eigenbasis of the scaled Z'RZ."""
         if self.origin is not None:
             return self.origin.basis.on(self.scale)
-        ZRZ = self.ZZ.toarray() - self.H @ self.ZX.T
-        return _make_basis(0.5 * (ZRZ + ZRZ.T), self.structure)
+        ZXW = self.ZX @ self.whitening
+        return _make_basis(self.ZZ.toarray() - ZXW @ ZXW.T, self.structure)
 
     @cached_property
     def basis_full(self) -> Basis:
@@ -209,7 +232,7 @@ class Projection:
         """Features that X and Z together explain exactly, shape (m,)."""
         if self.n - self.p == self.r:
             return self.scale < 0
-        return (self.rss <= _ROUNDING * (self.n - self.p)) & self.varies
+        return (self.rss <= self.rounding) & self.varies
 
     @property
     def varies(self) -> BoolArray:
@@ -254,7 +277,7 @@ def project(stats: SummaryStats) -> Projection:
     """
     n, p, structure = stats.n, stats.p, stats.structure
     check_sample_size(n, p)
-    XX_inverse, log_det = inverse_of_XX(stats.XX, stats.coef_names)
+    white = whiten(stats.XX, stats.XX_root, stats.coef_names)
     XY, ZY, yy, a = stats.centred()
     non_finite = ~(np.isfinite(XY).all(axis=0) & np.isfinite(ZY).all(axis=0) & np.isfinite(yy))
     if non_finite.any():
@@ -265,14 +288,16 @@ def project(stats: SummaryStats) -> Projection:
     shrink = sp.diags_array(1.0 / column_scale)
     ZX = stats.ZX / column_scale[:, None]
     ZZ = sp.csr_array(shrink @ stats.ZZ @ shrink)
-    check_components(ZX, ZX @ XX_inverse, ZZ, n - p, structure)
+    ZXW = ZX @ white.W
+    check_components(ZXW, ZXW, ZZ, n - p, structure)
 
-    beta_left = XX_inverse @ XY
-    yRy = yy - (XY * beta_left).sum(axis=0)
-    floor = _ROUNDING * yy + (0.1 * _ROUNDING) ** 2 * stats.yy
+    WXY = white.W.T @ XY
+    yRy = yy - (WXY**2).sum(axis=0)
+    rounding = max(_ROUNDING, _EPS * white.amplification)
+    floor = rounding * yy + (0.1 * _ROUNDING) ** 2 * stats.yy
     zero_variance = ~non_finite & (yRy <= floor)
     scale = np.where(zero_variance | non_finite, 1.0, yRy / (n - p))
-    ZRy = (ZY / column_scale[:, None] - ZX @ beta_left) / np.sqrt(scale)
+    ZRy = (ZY / column_scale[:, None] - ZXW @ WXY) / np.sqrt(scale)
     param_scale = np.array(
         [
             1.0 / (column_scale[rows[0]] * column_scale[columns[0]])
@@ -280,15 +305,16 @@ def project(stats: SummaryStats) -> Projection:
         ]
         + [1.0]
     )
-    beta_ols = beta_left + a
+    beta_ols = white.W @ WXY + a
     beta_ols[:, non_finite] = np.nan
     return Projection(
         n=n,
         p=p,
         structure=structure,
         XX=stats.XX,
-        XX_inverse=XX_inverse,
-        log_det_XX=log_det,
+        whitening=white.W,
+        exact=stats.XX_root is not None,
+        log_det_XX=white.log_det,
         log_weights=stats.log_weights,
         ZX=ZX,
         ZZ=ZZ,
@@ -297,6 +323,7 @@ def project(stats: SummaryStats) -> Projection:
         column_scale=column_scale,
         param_scale=param_scale,
         beta_ols=beta_ols,
+        rounding=np.maximum(_ROUNDING * (n - p), 2.0 * _EPS * white.amplification * yy / scale),
         zero_variance=zero_variance,
         non_finite=non_finite,
     )

@@ -84,9 +84,12 @@ def assemble_dataset(
 
 def _standard_errors(expected: FloatArray) -> FloatArray:
     """Sqrt diag E^-1, shape (B, k), NaN where it does not exist; on E scaled to unit diagonal."""
-    length = np.sqrt(np.diagonal(expected, axis1=-2, axis2=-1))
-    inverse = np.linalg.pinv(expected / (length[:, :, None] * length[:, None, :]), hermitian=True)
-    with np.errstate(invalid="ignore"):  # negative where rounding has spoilt E at the edge
+    with np.errstate(all="ignore"):  # rounding may have spoilt E at the edge of the domain
+        length = np.sqrt(np.diagonal(expected, axis1=-2, axis2=-1))
+        scaled = expected / (length[:, :, None] * length[:, None, :])
+        known = np.isfinite(scaled).all(axis=(1, 2))
+        inverse = np.full_like(scaled, np.nan)
+        inverse[known] = np.linalg.pinv(scaled[known], hermitian=True)
         return np.asarray(np.sqrt(np.diagonal(inverse, axis1=-2, axis2=-1)) / length)
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import scipy.linalg
 import xarray as xr
 
+from flashmm.design_root import restrict_root
 from flashmm.exceptions import InputError
 from flashmm.inference.contrasts import parse_contrasts
 from flashmm.inference.draws import FeatureStreams, Sampler
@@ -316,6 +317,7 @@ class ParametricBootstrap(FixedEffectInference, VarianceComponentInference):
         restricted = type(stats)(
             n=stats.n,
             XX=basis.T @ stats.XX @ basis,
+            XX_root=restrict_root(stats.XX_root, basis),
             XY=basis.T @ moved_XY,
             ZX=stats.ZX @ basis,
             ZY=ZY + stats.ZX @ move,

@@ -264,7 +264,8 @@ def positive_observed(evaluation: Evaluation) -> FloatArray:
     absolute values, so that every step climbs (Nocedal & Wright 2006, section 3.4).
     """
     xp = namespace(evaluation.expected)
-    length = xp.sqrt(xp.linalg.diagonal(evaluation.expected))
+    with np.errstate(invalid="ignore"):  # at the edge of the domain rounding may spoil it
+        length = xp.sqrt(xp.linalg.diagonal(evaluation.expected))
     scale = length[:, :, None] * length[:, None, :]
     values, vectors = symmetric_eigen(evaluation.observed / scale)
     values = xp.clip(xp.abs(values), min=0.01)
