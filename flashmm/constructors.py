@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pandas as pd
 
-from flashmm.design_arrays import as_structure
+from flashmm.design_arrays import as_structure, design_and_source
 from flashmm.exceptions import InputError, MissingSamplesWarning, listing, nearest
 from flashmm.formula import build_design
-from flashmm.per_sample import per_sample
+from flashmm.patterned_stats import PatternedStats
+from flashmm.patterned_sums import sum_by_pattern
+from flashmm.per_sample import per_sample, positive
 from flashmm.sources import Source, Transform, make_source
 from flashmm.sources.anndata_kinds import open_anndata
 from flashmm.sources.make import source_of
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from flashmm.recipe import DesignRecipe
 
 __all__ = ["ModelData"]
+
+MISSING = ["raise", "drop", "feature"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class ModelData:
     ----------
     stats
         Summary statistics of the data; they carry the labels and the covariance structure.
+        `PatternedStats` where features miss different samples.
     fixed, random
         Formulas as text, for printing.
     n_dropped
@@ -60,7 +65,7 @@ class ModelData:
 
     def __init__(
         self,
-        stats: SummaryStats,
+        stats: SummaryStats | PatternedStats,
         *,
         fixed: str = "",
         random: str = "",
@@ -88,7 +93,7 @@ class ModelData:
         *,
         transform: Transform = None,
         feature_names: Sequence[object] | None = None,
-        missing: Literal["raise", "drop"] = "raise",
+        missing: Literal["raise", "drop", "feature"] = "raise",
         context: Mapping[str, Any] | None = None,
         rows: Literal["features", "samples"] = "features",
         features: Any = None,
@@ -126,8 +131,10 @@ class ModelData:
         feature_names
             Labels of the m features, for a Y that carries none (a sparse matrix, say).
         missing
-            What to do about missing values in ``data`` or Y: ``"raise"``, or ``"drop"`` the
-            samples concerned, for all features alike.
+            What to do about missing values in ``data`` or Y: ``"raise"``; ``"drop"`` the
+            samples concerned, for all features alike; or ``"feature"``: where Y is NaN, that
+            feature is fitted without the sample, and only samples with a missing value in
+            ``data`` are dropped. Values must be missing at random given X and Z.
         context
             Names that the formulas may use besides the columns of ``data``. The caller's
             variables are not seen.
@@ -202,7 +209,7 @@ class ModelData:
         layer: str | None = None,
         mask_var: str | ArrayLike | None = None,
         transform: Transform = None,
-        missing: Literal["raise", "drop"] = "raise",
+        missing: Literal["raise", "drop", "feature"] = "raise",
         context: Mapping[str, Any] | None = None,
         min_count: float | None = None,
         min_fraction: float | None = None,
@@ -275,12 +282,11 @@ p=5, q=6>
     ) -> Self:
         """Build the design, drop what is missing, and sum."""
         missing = handling.missing
-        if missing not in ("raise", "drop"):
-            raise InputError(
-                f"Unknown missing={missing!r}. {nearest(str(missing), ['raise', 'drop'])}"
-            )
+        if missing not in MISSING:
+            raise InputError(f"Unknown missing={missing!r}. {nearest(str(missing), MISSING)}")
         context = handling.context
-        build = build_design(fixed, random, data, context=context, missing=missing)
+        in_data: Any = "raise" if missing == "raise" else "drop"
+        build = build_design(fixed, random, data, context=context, missing=in_data)
         source: Source = source_for(getattr(data, "index", None), len(build.dropped))
         if handling.features is not None:
             source = source.taking(handling.features)
@@ -291,8 +297,9 @@ p=5, q=6>
         if factors is not None and not _is_total(factors):
             source = replace(source, size_factors=per_sample(factors, data, "size_factors"))
         dropped = build.dropped
-        if missing == "drop":
-            dropped = dropped | source.missing_samples()
+        if missing != "raise":
+            if missing == "drop":
+                dropped = dropped | source.missing_samples()
             if dropped.all():
                 raise InputError(
                     f"All {dropped.size} samples have a missing value: nothing is left to fit."
@@ -309,9 +316,15 @@ p=5, q=6>
                     stacklevel=3,
                 )
         if _is_total(factors):
+            if missing == "feature":
+                raise InputError(
+                    "size_factors='total' needs samples without missing values. Pass the factors "
+                    "as an array."
+                )
             source = source.normalised(handling.target_sum)
         design = build.design
-        stats = SummaryStats.from_design(
+        sum_up = sum_by_pattern if missing == "feature" else SummaryStats.from_design
+        stats = sum_up(
             source,
             design,
             weights=weights,
@@ -340,6 +353,7 @@ p=5, q=6>
         feature_names: Sequence[object] | None = None,
         coef_names: Sequence[str] | None = None,
         weights: ArrayLike | None = None,
+        missing: Literal["raise", "feature"] = "raise",
     ) -> Self:
         """Build a model from matrices, as FLASHMM's lmmfit(Y, X, Z, d).
 
@@ -360,6 +374,8 @@ p=5, q=6>
             Labels that override those of Y and X.
         weights
             Precision of each sample, shape (n,); None for ones.
+        missing
+            ``"feature"`` fits each feature over the samples in which it is not NaN.
 
         Returns
         -------
@@ -379,23 +395,21 @@ p=5, q=6>
         >>> model
         <MultiLMM: n=40, m=3, p=1, q=8>
         """
-        return cls(
-            SummaryStats.from_arrays(
-                Y,
-                X,
-                Z,
-                components=components,
-                transform=transform,
-                feature_names=feature_names,
-                coef_names=coef_names,
-                weights=weights,
-            )
+        if missing not in ("raise", "feature"):
+            options = ["raise", "feature"]
+            raise InputError(f"Unknown missing={missing!r}. {nearest(str(missing), options)}")
+        design, source = design_and_source(
+            Y, X, Z, components, coef_names, transform, feature_names
         )
+        if weights is not None:
+            weights = positive(weights, design.n, "weights")
+        sum_up: Any = sum_by_pattern if missing == "feature" else SummaryStats.from_design
+        return cls(sum_up(source, design, weights=weights))
 
     @classmethod
     def from_summary_stats(
         cls,
-        stats: SummaryStats | Mapping[str, Any],
+        stats: SummaryStats | PatternedStats | Mapping[str, Any],
         *,
         components: Any = None,
         feature_names: Sequence[object] | None = None,
@@ -434,6 +448,8 @@ p=5, q=6>
         >>> bool(fm.MultiLMM.from_summary_stats(stats).fit().converged.all())
         True
         """
+        if isinstance(stats, PatternedStats) and components is feature_names is coef_names is None:
+            return cls(stats)
         if isinstance(stats, Mapping):
             stats = _stats_from_mapping(stats)
         if not isinstance(stats, SummaryStats):

@@ -14,13 +14,14 @@ from flashmm.design import CovarianceStructure, Design, RandomTerm
 from flashmm.exceptions import InputError
 from flashmm.labels import checked_labels, is_default
 from flashmm.numeric import float_array
+from flashmm.sources import Source, Transform, make_source
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["as_structure", "design_from_arrays"]
+__all__ = ["as_structure", "design_and_source", "design_from_arrays"]
 
 
 def design_from_arrays(
@@ -120,3 +121,20 @@ def _finite_sparse(Z: Any) -> sp.csr_array:
         )
     Z.sum_duplicates()
     return Z
+
+
+def design_and_source(
+    Y: Any,
+    X: Any,
+    Z: Any,
+    components: Any,
+    coef_names: Sequence[str] | None,
+    transform: Transform,
+    feature_names: Sequence[object] | None,
+) -> tuple[Design, Source]:
+    """The design that matrices make, and Y with its samples in the order of theirs."""
+    design = design_from_arrays(X, Z, components=components, coef_names=coef_names)
+    labelled = next((part for part in (X, Z) if isinstance(part, pd.DataFrame)), None)
+    samples = None if labelled is None else labelled.index
+    source = make_source(Y, transform=transform, samples=samples, n=design.n)
+    return design, source if feature_names is None else source.renamed(feature_names)

@@ -19,7 +19,14 @@ from flashmm.exceptions import (
     nearest,
 )
 from flashmm.inference.names import coefficients_of
-from flashmm.likelihood import ENGINES, Projection, make_likelihood, on_device, project
+from flashmm.likelihood import (
+    ENGINES,
+    AnyProjection,
+    PatternedProjection,
+    make_likelihood,
+    on_device,
+    project_any,
+)
 from flashmm.results import FitOptions, MultiLMMResults, assemble_dataset
 from flashmm.solvers import EM, SOLVERS
 from flashmm.solvers.base import Solver
@@ -123,9 +130,9 @@ class MultiLMM(ModelData):
         )
 
     @cached_property
-    def projection(self) -> Projection:
+    def projection(self) -> AnyProjection:
         """The statistics projected off X (computed once; checks that the model can be fitted)."""
-        return project(self.stats)
+        return project_any(self.stats)
 
     def fit(
         self,
@@ -221,6 +228,8 @@ class MultiLMM(ModelData):
         likelihood = make_likelihood(projection, method, engine)
         log.info("%s of %d features: engine %r", method, self.stats.m, likelihood.engine)
         if device is not None:
+            if isinstance(projection, PatternedProjection):
+                raise InputError("`device` needs features that have the same samples.")
             likelihood = on_device(projection, method, likelihood.engine, device)
             threads = None  # PyTorch has its own, and large batches suit it
         start = starting_values(likelihood, projection, space, theta0, self.stats.feature_names)

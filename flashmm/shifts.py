@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
 
-__all__ = ["Shift", "combine_shifts", "restrict_shift", "shifted_sums"]
+__all__ = [
+    "Shift",
+    "cancelling",
+    "combine_shifts",
+    "least_squares",
+    "restrict_shift",
+    "shifted_sums",
+    "sums_about",
+]
 
 # A feature whose variation about X is below this share of its sum of squares is summed
 # again after subtracting X a: raw sums would cancel.
@@ -126,20 +134,29 @@ def shifted_sums(
     weights
         Precision of each sample, shape (n,); None for ones.
     """
-    gram = _Gram.of(stats.XX)
-    with np.errstate(over="ignore", invalid="ignore"):
-        a = gram.solve(stats.XY)
-        rss = stats.yy - (stats.XY * a).sum(axis=0)
-    features = np.flatnonzero((rss < _CANCELLATION * stats.yy) & (stats.yy > 0))
+    features, a = cancelling(stats)
     if features.size == 0:
         return None
-    a = a[:, features]
-    a = a + gram.solve(_sums_about(a, features, blocks, columns, stats, weights).XY)
-    sums = _sums_about(a, features, blocks, columns, stats, weights)
+    a = a + least_squares(stats.XX, sums_about(a, features, blocks, columns, stats, weights).XY)
+    sums = sums_about(a, features, blocks, columns, stats, weights)
     return Shift(features, a, sums.XY, sums.ZY, sums.yy)
 
 
-def _sums_about(
+def cancelling(stats: SummaryStats) -> tuple[IntArray, FloatArray]:
+    """Features whose raw sums cancel, (f,), and their least-squares coefficients, (p, f)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        a = least_squares(stats.XX, stats.XY)
+        rss = stats.yy - (stats.XY * a).sum(axis=0)
+    features = np.flatnonzero((rss < _CANCELLATION * stats.yy) & (stats.yy > 0))
+    return features, a[:, features]
+
+
+def least_squares(XX: FloatArray, XY: FloatArray) -> FloatArray:
+    """A solution of X'X a = X'y that leaves out directions in which X is constant zero, (p, f)."""
+    return _Gram.of(XX).solve(XY)
+
+
+def sums_about(
     a: FloatArray,
     features: IntArray,
     blocks: Callable[[IntArray], Iterable[Block]],
@@ -155,6 +172,8 @@ def _sums_about(
         values: Any = block.values
         dense = values.toarray() if sp.issparse(values) else values
         left = dense - (columns.X[block.samples] @ a[:, slots]).T
+        if block.missing is not None:
+            left[block.missing] = 0.0
         sums = block_sums(replace(block, values=left), columns, weights)
         XY[:, slots] += sums.XY
         ZY[:, slots] += sums.ZY

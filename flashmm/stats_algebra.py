@@ -206,8 +206,7 @@ def _with_levels(stats: SummaryStats, structure: CovarianceStructure) -> Summary
     """
     if stats.structure == structure:
         return stats
-    columns = _columns(stats.structure)
-    source = np.array([columns.get(key, -1) for key in _columns(structure)], dtype=np.intp)
+    source = column_positions(stats.structure, structure)
     here = np.flatnonzero(source >= 0)
     moved = sp.csr_array(
         (np.ones(here.size), (here, source[here])), shape=(structure.q, stats.structure.q)
@@ -223,6 +222,12 @@ def _with_levels(stats: SummaryStats, structure: CovarianceStructure) -> Summary
         structure=structure,
         shift=shift,
     )
+
+
+def column_positions(structure: CovarianceStructure, other: CovarianceStructure) -> IntArray:
+    """Position of the columns of another structure in the first, -1 for one that it lacks."""
+    columns = _columns(structure)
+    return np.array([columns.get(key, -1) for key in _columns(other)], dtype=np.intp)
 
 
 def _columns(structure: CovarianceStructure) -> dict[tuple[str, str, str], int]:

@@ -15,13 +15,13 @@ import pandas as pd
 import scipy.sparse as sp
 
 from flashmm.design import Design
-from flashmm.design_arrays import as_structure, design_from_arrays
+from flashmm.design_arrays import as_structure
 from flashmm.exceptions import InputError
 from flashmm.labels import checked_labels, feature_positions
 from flashmm.numeric import float_array
 from flashmm.per_sample import positive
 from flashmm.shifts import Shift
-from flashmm.sources import Source, Transform, make_source
+from flashmm.sources import Source, Transform
 from flashmm.stats_algebra import added, subtracted
 from flashmm.stats_checks import check_shapes, sample_count, shared_labels
 from flashmm.stats_selection import kept, without
@@ -211,14 +211,12 @@ class SummaryStats:
         InputError
             If the shapes do not match or a value is missing or infinite.
         """
-        design = design_from_arrays(X, Z, components=components, coef_names=coef_names)
-        labelled = next((part for part in (X, Z) if isinstance(part, pd.DataFrame)), None)
-        samples = None if labelled is None else labelled.index
-        source = make_source(Y, transform=transform, samples=samples, n=design.n)
+        design, source = design_and_source(
+            Y, X, Z, components, coef_names, transform, feature_names
+        )
         if weights is not None:
             weights = positive(weights, design.n, "weights")
-        stats = cls.from_design(source, design, weights=weights)
-        return stats if feature_names is None else replace(stats, feature_names=feature_names)
+        return cls.from_design(source, design, weights=weights)
 
     @classmethod
     def from_blocks(

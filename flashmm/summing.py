@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["design_products", "sum_design"]
+__all__ = ["design_products", "statistics_of", "sum_design"]
 
 log = logging.getLogger("flashmm")
 
@@ -67,7 +67,7 @@ def sum_design(
         progress=progress,
     )
     kept = passing(total.totals, total.detected, source.n, min_count, min_fraction)
-    stats = _statistics(cls, total.sums, columns, design, source.feature_names, weights)
+    stats = statistics_of(cls, total.sums, columns, design, source.feature_names, weights)
     if selecting:
         stats, source = stats.take(kept), source.taking(kept)
     return _with_shift(
@@ -78,7 +78,7 @@ def sum_design(
     )
 
 
-def _statistics(
+def statistics_of(
     cls: type[SummaryStats],
     sums: BlockSums,
     columns: DesignColumns,
@@ -160,7 +160,7 @@ def _fold(
         part_weights = None if weights is None else weights[block.samples]
         sums = block_sums(here, columns, part_weights)
         part = _with_shift(
-            _statistics(cls, sums, columns, design, source.feature_names, part_weights),
+            statistics_of(cls, sums, columns, design, source.feature_names, part_weights),
             lambda features, here=here: [  # type: ignore[misc]
                 replace(here, features=features, values=here.values[features])
             ],

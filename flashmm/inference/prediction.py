@@ -65,12 +65,13 @@ def prediction_moments(
     """
     projection, k = likelihood.projection, theta.shape[1]
     structure = projection.structure
-    W = np.broadcast_to(Z - X @ projection.H.T, (theta.shape[0], *Z.shape))
+    W = Z - np.matmul(X, np.swapaxes(projection.H, -1, -2))
+    W = np.broadcast_to(W, (theta.shape[0], *Z.shape))
     D_W = np.zeros(W.shape)
     for i in range(k - 1):
         D_W += theta[:, i, None, None] * apply_G(structure, i, W)
     v = W - likelihood.apply_T(theta, D_W)
-    fixed = (X @ projection.XX_inverse * X).sum(axis=1)
+    fixed = (np.matmul(X, projection.XX_inverse) * X).sum(axis=-1)
     variance = theta[:, -1:] * fixed + (D_W * v).sum(axis=2)
     gradient = np.empty((*variance.shape, k))
     rest = variance.copy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from flashmm.devices import example_on
 from flashmm.exceptions import InputError
@@ -13,27 +13,40 @@ from flashmm.likelihood.choose import choose
 from flashmm.likelihood.general import GeneralLikelihood
 from flashmm.likelihood.hosted import HostedLikelihood
 from flashmm.likelihood.layout import find_partition, make_layout
+from flashmm.likelihood.patterned import (
+    PatternedLikelihood,
+    PatternedProjection,
+    project_patterns,
+)
 from flashmm.likelihood.projection import Projection, project
 from flashmm.likelihood.spectral import SpectralLikelihood
 from flashmm.likelihood.structure import MAX_EFFECTS
+from flashmm.patterned_stats import PatternedStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from flashmm.summary_stats import SummaryStats
+
 __all__ = [
     "ENGINES",
+    "AnyEstimator",
+    "AnyProjection",
     "BlockedLikelihood",
     "BorderedLikelihood",
     "Estimator",
     "Evaluation",
     "GeneralLikelihood",
     "Likelihood",
+    "PatternedLikelihood",
+    "PatternedProjection",
     "Projection",
     "RandomEffects",
     "SpectralLikelihood",
     "make_likelihood",
     "on_device",
     "project",
+    "project_any",
 ]
 
 _WITHOUT_BLOCKS: dict[str, Callable[[Projection, Literal["REML", "ML"]], Estimator]] = {
@@ -44,9 +57,15 @@ _WITHOUT_BLOCKS: dict[str, Callable[[Projection, Literal["REML", "ML"]], Estimat
 ENGINES = ("blocked", "nested", *_WITHOUT_BLOCKS)
 
 
+AnyProjection: TypeAlias = Projection | PatternedProjection
+AnyEstimator: TypeAlias = Estimator | PatternedLikelihood
+
+
 def make_likelihood(
-    projection: Projection, method: Literal["REML", "ML"], engine: str = "auto"
-) -> Estimator:
+    projection: AnyProjection,
+    method: Literal["REML", "ML"],
+    engine: str = "auto",
+) -> AnyEstimator:
     """The likelihood for a design.
 
     Parameters
@@ -56,7 +75,8 @@ def make_likelihood(
     method
         ``"REML"`` or ``"ML"``.
     engine
-        A name in `ENGINES`, or ``"auto"``: see `flashmm.likelihood.choose`.
+        A name in `ENGINES`, or ``"auto"``: see `flashmm.likelihood.choose`. Where samples are
+        missing it is that of the patterns which many features share.
 
     Returns
     -------
@@ -67,6 +87,13 @@ def make_likelihood(
     InputError
         If the engine asked for cannot do this design.
     """
+    if isinstance(projection, PatternedProjection):
+        engine = "auto" if engine == "patterned" else engine
+
+        def make(part: Projection) -> Any:
+            return make_likelihood(part, method, engine)
+
+        return PatternedLikelihood.of_projection(projection, method, make)
     host, partition = projection.in_numpy, None
     if engine == "auto":
         engine, partition = choose(host)
@@ -93,6 +120,11 @@ def make_likelihood(
     return _WITHOUT_BLOCKS[engine](projection, method)
 
 
+def project_any(stats: SummaryStats | PatternedStats) -> AnyProjection:
+    """Project statistics off X, of features that have all samples or of such that do not."""
+    return project_patterns(stats) if isinstance(stats, PatternedStats) else project(stats)
+
+
 def on_device(
     projection: Projection, method: Literal["REML", "ML"], engine: str, device: Any
 ) -> Estimator:
@@ -104,7 +136,8 @@ def on_device(
         If PyTorch or the device is absent, or the device lacks float64.
     """
     example = example_on(device)
-    return HostedLikelihood(make_likelihood(projection.on(example), method, engine), example)
+    inner: Any = make_likelihood(projection.on(example), method, engine)
+    return HostedLikelihood(inner, example)
 
 
 _NO_BLOCKS = (

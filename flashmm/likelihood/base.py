@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import array_api_compat
 import numpy as np
@@ -45,6 +45,7 @@ __all__ = [
     "assembled",
     "log_of_product",
     "rounding_errors",
+    "rows_of",
     "standard_errors",
 ]
 
@@ -151,8 +152,8 @@ def assembled(
     trace: Forms,
     sigma2: FloatArray,
     *,
-    n: int,
-    df: int,
+    n: int | FloatArray,
+    df: int | FloatArray,
     rss: FloatArray | None,
     df_trace: int,
 ) -> Evaluation:
@@ -171,9 +172,9 @@ def assembled(
     sigma2
         Residual variances, shape (B,).
     n
-        Samples.
+        Samples; a number, or one for each feature.
     df
-        n - p under REML, n under ML.
+        n - p under REML, n under ML; likewise.
     rss
         Residual sums of squares of y on [X, Z], shape (B,); None where [X, Z] spans everything.
     df_trace
@@ -220,7 +221,7 @@ def log_of_product(values: Array) -> Array:
     return total
 
 
-def rounding_errors(n: int, sigma2: Array) -> Array:
+def rounding_errors(n: int | Array, sigma2: Array) -> Array:
     """Rounding errors of a log-likelihood: sums of n terms, sums of squares over sigma2.
 
     In internal units y'Ry is n - p, so what is left of it after cancellation carries an
@@ -315,7 +316,11 @@ class Estimator(Likelihood, Protocol):
         ...
 
     def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
-        """T v with T = Z'PZ at theta for the rows of vectors (B, c, q), same shape."""
+        """T v with T = Z'PZ at theta for the rows of vectors (B, c, q), same shape.
+
+        This and the methods below say nothing of features, which share their design; where they
+        do not, `rows_of` gives the likelihoods of those that the rows of theta belong to.
+        """
         ...
 
     def contrast_moments(
@@ -335,3 +340,9 @@ class Estimator(Likelihood, Protocol):
         under REML.
         """
         ...
+
+
+def rows_of(likelihood: Any, features: IntArray) -> Any:
+    """The likelihoods of features (B,), one for each row of theta; where they share it, itself."""
+    of = getattr(likelihood, "of", None)
+    return likelihood if of is None else of(features)

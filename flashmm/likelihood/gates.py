@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["Whitening", "check_components", "check_sample_size", "whiten"]
+__all__ = ["CONFOUNDED", "Whitening", "check_components", "check_sample_size", "pairs_of", "whiten"]
 
-_CONFOUNDED = 1e-9
+CONFOUNDED = 1e-9
 # X'X tells a dependent column from a nearly dependent one down to its rounding; a root of it, whose
 # singular values are not squared, much further.
 _RANK_OF_ROOT = 1e-11
@@ -156,7 +156,7 @@ def check_components(
     for parameter in structure.parameters:
         if parameter.is_variance:
             rows, _ = structure.columns(parameter)
-            if kept[rows].sum() <= _CONFOUNDED * ZZ.diagonal()[rows].sum():
+            if kept[rows].sum() <= CONFOUNDED * ZZ.diagonal()[rows].sum():
                 raise InputError(
                     f"The random effect {parameter.name!r} lies in the span of the fixed effects: "
                     "nothing is left of it once `fixed` is taken out. Remove it from `random`, "
@@ -165,7 +165,7 @@ def check_components(
     information = _information_at_zero(ZX, H, ZZ, df, structure)
     length = np.sqrt(np.diag(information))
     values, vectors = np.linalg.eigh(information / np.outer(length, length))
-    if values[0] < _CONFOUNDED:
+    if values[0] < CONFOUNDED:
         names = np.array(structure.param_names)
         involved = names[np.abs(vectors[:, 0]) > 1e-3]
         raise InputError(
@@ -180,7 +180,7 @@ def _information_at_zero(
 ) -> FloatArray:
     """tr(R V_i R V_j), the expected information at theta = (0, ..., 0, 1) but for a half."""
     k = len(structure.parameters)
-    pairs = [_pairs(structure, parameter) for parameter in structure.parameters]
+    pairs = [pairs_of(structure, parameter) for parameter in structure.parameters]
     information = np.zeros((k + 1, k + 1))
     for i, mine in enumerate(pairs):
         for left, right in mine:
@@ -195,7 +195,7 @@ def _information_at_zero(
     return np.asarray(np.tril(information) + np.tril(information, -1).T + 0.0)
 
 
-def _pairs(
+def pairs_of(
     structure: CovarianceStructure, parameter: CovarianceParameter
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Rows and columns of the ones of G_i, its lower triangle as a second pair."""

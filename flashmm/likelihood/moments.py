@@ -84,7 +84,8 @@ def contrast_moments(
     g, r, p = L.shape
     B, k = theta.shape
     flat = L.reshape(g * r, p)
-    loaded = np.broadcast_to(flat @ projection.H.T, (B, g * r, structure.q))
+    loaded = np.matmul(flat, np.swapaxes(projection.H, -1, -2))
+    loaded = np.broadcast_to(loaded, (B, g * r, structure.q))
 
     def by_hypothesis(left: FloatArray, right: FloatArray) -> FloatArray:
         shape = (B, g, r, structure.q)
@@ -95,7 +96,8 @@ def contrast_moments(
     for i in range(k - 1):
         D_loaded += theta[:, i, None, None] * apply_G(structure, i, loaded)
     v = loaded - likelihood.apply_T(theta, D_loaded)
-    fixed = np.matmul(np.matmul(L, projection.XX_inverse), np.swapaxes(L, 1, 2))
+    inverse = projection.XX_inverse.reshape(-1, 1, p, p)  # one, or one for each feature
+    fixed = np.matmul(np.matmul(L, inverse), np.swapaxes(L, 1, 2))
     sigma2 = theta[:, -1, None, None, None]
     variance = _symmetric(sigma2 * fixed + by_hypothesis(D_loaded, v))
 

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     BoolArray = NDArray[np.bool_]
 
-__all__ = ["Basis", "Projection", "project"]
+__all__ = ["ROUNDING", "Basis", "Projection", "parameter_scale", "project", "scale_of_columns"]
 
 _RANK_TOLERANCE = 1e-10
 # Sums of squares carry relative rounding errors of this order.
-_ROUNDING = 1e-12
+ROUNDING = 1e-12
 _EPS = float(np.finfo(np.float64).eps)
 # Up to this many random effects a dense eigenbasis is cheap.
 DENSE_LIMIT = 3000
@@ -266,8 +266,15 @@ class Projection:
         return theta * (self.param_scale * self.scale[:, None])
 
 
-def project(stats: SummaryStats) -> Projection:
+def project(stats: SummaryStats, column_scale: FloatArray | None = None) -> Projection:
     """Project summary statistics off X and check that the model can be fitted.
+
+    Parameters
+    ----------
+    stats
+        The statistics.
+    column_scale
+        Units of the effects, shape (q,); those of the design by default.
 
     Raises
     ------
@@ -284,7 +291,8 @@ def project(stats: SummaryStats) -> Projection:
         XY, ZY, yy = XY.copy(), ZY.copy(), yy.copy()
         XY[:, non_finite], ZY[:, non_finite], yy[non_finite] = 0.0, 0.0, 0.0
 
-    column_scale = _column_scale(stats.ZZ.diagonal(), structure)
+    own_scale = scale_of_columns(stats.ZZ.diagonal(), structure)
+    column_scale = own_scale if column_scale is None else column_scale
     shrink = sp.diags_array(1.0 / column_scale)
     ZX = stats.ZX / column_scale[:, None]
     ZZ = sp.csr_array(shrink @ stats.ZZ @ shrink)
@@ -293,18 +301,11 @@ def project(stats: SummaryStats) -> Projection:
 
     WXY = white.W.T @ XY
     yRy = yy - (WXY**2).sum(axis=0)
-    rounding = max(_ROUNDING, _EPS * white.amplification)
-    floor = rounding * yy + (0.1 * _ROUNDING) ** 2 * stats.yy
+    rounding = max(ROUNDING, _EPS * white.amplification)
+    floor = rounding * yy + (0.1 * ROUNDING) ** 2 * stats.yy
     zero_variance = ~non_finite & (yRy <= floor)
     scale = np.where(zero_variance | non_finite, 1.0, yRy / (n - p))
     ZRy = (ZY / column_scale[:, None] - ZXW @ WXY) / np.sqrt(scale)
-    param_scale = np.array(
-        [
-            1.0 / (column_scale[rows[0]] * column_scale[columns[0]])
-            for rows, columns in map(structure.columns, structure.parameters)
-        ]
-        + [1.0]
-    )
     beta_ols = white.W @ WXY + a
     beta_ols[:, non_finite] = np.nan
     return Projection(
@@ -321,15 +322,26 @@ def project(stats: SummaryStats) -> Projection:
         ZRy=np.ascontiguousarray(ZRy.T),
         scale=scale,
         column_scale=column_scale,
-        param_scale=param_scale,
+        param_scale=parameter_scale(structure, column_scale),
         beta_ols=beta_ols,
-        rounding=np.maximum(_ROUNDING * (n - p), 2.0 * _EPS * white.amplification * yy / scale),
+        rounding=np.maximum(ROUNDING * (n - p), 2.0 * _EPS * white.amplification * yy / scale),
         zero_variance=zero_variance,
         non_finite=non_finite,
     )
 
 
-def _column_scale(diagonal: FloatArray, structure: CovarianceStructure) -> FloatArray:
+def parameter_scale(structure: CovarianceStructure, column_scale: FloatArray) -> FloatArray:
+    """What internal theta is multiplied by to give theta, but for the features' scale."""
+    return np.array(
+        [
+            1.0 / (column_scale[rows[0]] * column_scale[columns[0]])
+            for rows, columns in map(structure.columns, structure.parameters)
+        ]
+        + [1.0]
+    )
+
+
+def scale_of_columns(diagonal: FloatArray, structure: CovarianceStructure) -> FloatArray:
     """Root mean square of the columns of Z of each effect, so that effects are comparable."""
     scale = np.ones(structure.q)
     for parameter in structure.parameters:

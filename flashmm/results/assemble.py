@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from flashmm.likelihood import PatternedProjection
+from flashmm.likelihood.base import rows_of
+from flashmm.patterned_stats import PatternedStats
 from flashmm.results.estimates import FitOptions, attributes
 from flashmm.solvers.batches import over_batches
 from flashmm.solvers.status import Status
@@ -15,7 +18,7 @@ from flashmm.storage import feature_coordinate
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.likelihood import Estimator, Projection
+    from flashmm.likelihood import AnyEstimator, AnyProjection
     from flashmm.solvers.base import Solution
     from flashmm.summary_stats import SummaryStats
 
@@ -32,9 +35,9 @@ _AT_THE_EDGE = 1e-6
 
 
 def assemble_dataset(
-    stats: SummaryStats,
-    projection: Projection,
-    likelihood: Estimator,
+    stats: SummaryStats | PatternedStats,
+    projection: AnyProjection,
+    likelihood: AnyEstimator,
     solution: Solution,
     options: FitOptions,
     *,
@@ -60,6 +63,7 @@ def assemble_dataset(
     natural = projection.to_natural(theta)
     natural[status == Status.ZERO_VARIANCE] = 0.0
 
+    nobs = {"nobs": (("feature",), stats.nobs)} if isinstance(stats, PatternedStats) else {}
     coefs, params = list(stats.coef_names), list(stats.structure.param_names)
     dims = ("feature", "coef"), ("feature", "param")
     return xr.Dataset(
@@ -72,6 +76,7 @@ def assemble_dataset(
             "loglik": (("feature",), loglik),
             "n_iter": (("feature",), solution.n_iter),
             "status": (("feature",), status),
+            **nobs,
         },
         coords={
             "feature": feature_coordinate(stats),
@@ -94,9 +99,9 @@ def _standard_errors(expected: FloatArray) -> FloatArray:
 
 
 def _fixed_effects(
-    stats: SummaryStats,
-    projection: Projection,
-    likelihood: Estimator,
+    stats: SummaryStats | PatternedStats,
+    projection: AnyProjection,
+    likelihood: AnyEstimator,
     theta: FloatArray,
     memory: int,
     n_jobs: int | None,
@@ -117,13 +122,13 @@ def _fixed_effects(
         se[batch] = np.sqrt(np.where(variance > 0, variance, np.nan))
         suspects = batch[negative[batch] | ~_psd_blocks(stats, theta[batch])]
         if suspects.size:
-            indefinite[suspects] = ~likelihood.is_definite(theta[suspects])
+            indefinite[suspects] = ~rows_of(likelihood, suspects).is_definite(theta[suspects])
 
     over_batches(estimate, likelihood, fitted, memory=memory, n_jobs=n_jobs)
     return beta, se, indefinite
 
 
-def _psd_blocks(stats: SummaryStats, theta: FloatArray) -> BoolArray:
+def _psd_blocks(stats: SummaryStats | PatternedStats, theta: FloatArray) -> BoolArray:
     """Which theta have every covariance block of D positive semi-definite."""
     inside = np.ones(theta.shape[0], dtype=bool)
     for block in stats.structure.blocks():
@@ -133,8 +138,8 @@ def _psd_blocks(stats: SummaryStats, theta: FloatArray) -> BoolArray:
 
 
 def _verdicts(
-    projection: Projection,
-    likelihood: Estimator,
+    projection: AnyProjection,
+    likelihood: AnyEstimator,
     solution: Solution,
     options: FitOptions,
 ) -> NDArray[np.int8]:
@@ -142,9 +147,12 @@ def _verdicts(
     status[projection.zero_variance] = Status.ZERO_VARIANCE
     status[likelihood.perfect_fit] = Status.PERFECT_FIT
     status[projection.non_finite] = Status.NON_FINITE
+    if isinstance(projection, PatternedProjection):
+        status[projection.not_estimable] = Status.NOT_ESTIMABLE
     bounded = options.method == "REML" and len(projection.structure.parameters) == 1
     if options.parameter_space == "unconstrained" and not bounded:
         unfinished = np.flatnonzero(np.isin(status, (Status.ITERATION_LIMIT, Status.STALLED)))
-        distance = likelihood.distance_to_edge(solution.theta[unfinished])
+        rows = rows_of(likelihood, unfinished)
+        distance = rows.distance_to_edge(solution.theta[unfinished])
         status[unfinished[distance < _AT_THE_EDGE]] = Status.NO_MAXIMUM
     return status

@@ -6,16 +6,17 @@ the summary statistics; it is not stored.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 
 from flashmm.exceptions import InputError
 from flashmm.labels import feature_positions
-from flashmm.likelihood import Estimator, Projection, make_likelihood, project
+from flashmm.likelihood import AnyEstimator, AnyProjection, make_likelihood, project_any
+from flashmm.patterned_stats import PatternedStats
 from flashmm.results.on_request import OnRequest
 from flashmm.solvers.status import Status
 
@@ -69,9 +70,9 @@ class Estimates:
     def __init__(
         self,
         ds: xr.Dataset,
-        stats: SummaryStats,
+        stats: SummaryStats | PatternedStats,
         options: FitOptions,
-        projection: Projection | None = None,
+        projection: AnyProjection | None = None,
         recipe: DesignRecipe | None = None,
     ) -> None:
         self.ds = ds
@@ -82,11 +83,11 @@ class Estimates:
             self.__dict__["_projection"] = projection
 
     @cached_property
-    def _projection(self) -> Projection:
-        return project(self.stats)
+    def _projection(self) -> AnyProjection:
+        return project_any(self.stats)
 
     @cached_property
-    def _likelihood(self) -> Estimator:
+    def _likelihood(self) -> AnyEstimator:
         return make_likelihood(self._projection, self.options.method, self.options.engine)
 
     @cached_property
@@ -181,19 +182,57 @@ class Estimates:
         return pd.Series(good, index=self._features, name="converged")
 
     @property
-    def nobs(self) -> int:
-        """Number of samples."""
+    def nobs(self) -> Any:
+        """Number of samples; of each feature, a Series, where they miss different ones."""
+        if isinstance(self.stats, PatternedStats):
+            return pd.Series(self.stats.nobs, index=self._features, name="nobs")
         return self.stats.n
 
     @property
-    def df_resid(self) -> int:
-        """Residual degrees of freedom, n - p."""
-        return self.stats.n - self.stats.p
+    def df_resid(self) -> Any:
+        """Residual degrees of freedom, n - p; like `nobs`."""
+        df = self.nobs - self.stats.p
+        return df.rename("df_resid") if isinstance(df, pd.Series) else df
 
     @property
     def method(self) -> str:
         """``"REML"`` or ``"ML"``."""
         return self.options.method
+
+    # ---- samples missing by feature ----------------------------------------------------------
+
+    def of_pattern(self, feature: Any) -> Self:
+        """The results of the features that have the same samples as one, an ordinary fit.
+
+        Parameters
+        ----------
+        feature
+            Name of the feature, or its position when the features have text names.
+
+        Returns
+        -------
+        MultiLMMResults
+            Nothing is fitted again. These results themselves where no sample is missing.
+        """
+        stats = self.stats
+        if not isinstance(stats, PatternedStats):
+            return self
+        pattern = int(stats.pattern[self._positions([feature])[0]])
+        ds = self.ds.isel(feature=stats.members(pattern)).drop_vars("nobs")
+        one = stats.of_pattern(pattern)
+        options = replace(self.options, engine="auto")
+        ds.attrs = attributes(one, options)
+        return type(self)(ds, one, options, recipe=self.recipe)
+
+    def _one_design(self, what: str) -> SummaryStats:
+        """The statistics, where all features have the same samples, which ``what`` needs."""
+        if isinstance(self.stats, PatternedStats):
+            raise InputError(
+                f"{what} needs features that have the same samples; here each lacks its own "
+                "(missing='feature'). results.of_pattern(feature) holds those that share the "
+                "samples of one, and can do it."
+            )
+        return self.stats
 
     # ---- helpers ---------------------------------------------------------------------------
 
@@ -223,6 +262,6 @@ class Estimates:
         return feature_positions(names, features)
 
 
-def attributes(stats: SummaryStats, options: FitOptions) -> dict[str, Any]:
+def attributes(stats: SummaryStats | PatternedStats, options: FitOptions) -> dict[str, Any]:
     """What ``results.ds.attrs`` holds: strings and numbers."""
     return {**asdict(options), "nobs": stats.n, "df_resid": stats.n - stats.p}

@@ -22,6 +22,7 @@ from flashmm.inference.degrees_of_freedom import (
 )
 from flashmm.inference.moderation import moderate_moments
 from flashmm.inference.prediction import prediction_moments
+from flashmm.likelihood.base import rows_of
 from flashmm.solvers.face import covariance_on_face, face
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Hypotheses:
         Positions in theta of the covariance blocks that the psd space keeps positive
         semi-definite, the residual's among them; None in the unconstrained space.
     df_resid
-        n - p.
+        n - p of each feature, shape (m,).
     residual
         Moderated residual variances, in internal units, and their degrees of freedom, shape
         (m, 2); None for those of the fit.
@@ -60,7 +61,7 @@ class Hypotheses:
 
     fitted: OnRequest
     blocks: tuple[IntArray, ...] | None
-    df_resid: int
+    df_resid: FloatArray
     residual: FloatArray | None = None
 
     def contrasts(self, positions: IntArray, L: FloatArray, df: str) -> VarianceAndDf:
@@ -71,7 +72,7 @@ class Hypotheses:
         shape = positions.size, L.shape[0]
         if df == "residual":
             variance = self.fitted.contrast_variance(positions, L)
-            return VarianceAndDf(variance, np.full(shape, float(self.df_resid)))
+            return VarianceAndDf(variance, np.tile(self.df_resid[positions, None], shape[1]))
         result = VarianceAndDf(np.full(shape, np.nan), np.full(shape, np.nan))
         method = kenward_roger if df == "kenward-roger" else satterthwaite
         for here, chosen, moments, covariance in self._moments(positions, L[:, None, :], df):
@@ -112,7 +113,7 @@ class Hypotheses:
             else:
                 part = satterthwaite_f(left, moments, covariance)
             result.F[here] = part.F[:, 0]
-            result.df[here] = part.df[:, 0] if df != "residual" else float(self.df_resid)
+            result.df[here] = part.df[:, 0] if df != "residual" else self.df_resid[positions[here]]
         return result
 
     def predictions(
@@ -139,7 +140,9 @@ class Hypotheses:
         fitted, c = self.fitted, X.shape[0]
         projection, k = fitted.projection, fitted.theta.shape[1]
         shape = positions.size, c
-        result = VarianceAndDf(np.full(shape, np.nan), np.full(shape, float(self.df_resid)))
+        result = VarianceAndDf(
+            np.full(shape, np.nan), np.tile(self.df_resid[positions, None], shape[1])
+        )
         size = 8 * (k + 4) * projection.structure.q
         rows = max(1, min(c, fitted.memory // size))
         for start in range(0, c, rows):
@@ -148,7 +151,9 @@ class Hypotheses:
             added = independent[part] * projection.param_scale
             for here, batch in fitted.batches(positions, max(1, fitted.memory // (size * rows))):
                 theta = fitted.theta[batch]
-                found = prediction_moments(fitted.likelihood, theta, X[part], Z_scaled, added)
+                found = prediction_moments(
+                    rows_of(fitted.likelihood, batch), theta, X[part], Z_scaled, added
+                )
                 result.variance[here, part] = found.variance * projection.scale[batch, None]
                 if df == "satterthwaite":
                     at = fitted.likelihood.evaluate(theta, batch)
@@ -170,9 +175,10 @@ class Hypotheses:
         for here, batch in fitted.batches(positions, limit):
             theta = fitted.theta[batch]
             covariance = self._covariance(theta, fitted.likelihood.evaluate(theta, batch), df)
+            rows = rows_of(fitted.likelihood, batch)
             for start in range(0, g, groups):
                 chosen = slice(start, min(start + groups, g))
-                moments = fitted.likelihood.contrast_moments(theta, L[chosen], adjustment=adjust)
+                moments = rows.contrast_moments(theta, L[chosen], adjustment=adjust)
                 spread = covariance
                 if self.residual is not None:
                     variance, freedom = self.residual[batch].T

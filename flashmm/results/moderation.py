@@ -35,7 +35,8 @@ class VarianceModeration(Estimates):
         if self.options.parameter_space == "psd":
             structure = self.stats.structure
             blocks = PSD(tuple(structure.blocks()), len(structure.param_names)).all_blocks
-        return Hypotheses(self._on_request, blocks, self.df_resid)
+        df = np.broadcast_to(np.asarray(self.df_resid, dtype=np.float64), (self.stats.m,))
+        return Hypotheses(self._on_request, blocks, df)
 
     def moderate(self, *, trend: bool | ArrayLike = False, robust: bool = False) -> xr.Dataset:
         """Residual variances moderated by those of all features (empirical Bayes).

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.likelihood.base import rows_of
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.likelihood import Estimator, Projection
+    from flashmm.likelihood import AnyEstimator, AnyProjection
     from flashmm.likelihood.base import RandomEffects, StandardErrorKind
 
     FloatArray = NDArray[np.float64]
@@ -51,8 +53,8 @@ class OnRequest:
         Bytes that one batch may take.
     """
 
-    likelihood: Estimator
-    projection: Projection
+    likelihood: AnyEstimator
+    projection: AnyProjection
     theta: FloatArray
     known: BoolArray
     memory: int
@@ -103,7 +105,7 @@ class OnRequest:
             if effects.se is not None:
                 errors[here] = effects.se
             if kind == "conditional":  # a distribution given y and beta needs a proper V
-                errors[here[~self.likelihood.is_definite(theta)]] = np.nan
+                errors[here[~rows_of(self.likelihood, batch).is_definite(theta)]] = np.nan
         return blup, errors
 
     def batches(

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from flashmm.exceptions import InputError
+from flashmm.patterned_stats import PatternedStats
 from flashmm.recipe_text import recipe_from_text, recipe_to_text
 from flashmm.results.anndata_out import AnnDataOutput
 from flashmm.results.bootstrap import ParametricBootstrap
@@ -93,7 +94,12 @@ class MultiLMMResults(
         -------
         FeatureResults
         """
-        return FeatureResults(self, int(self._positions([feature])[0]))
+        position = int(self._positions([feature])[0])
+        if isinstance(self.stats, PatternedStats):
+            pattern = self.stats.pattern
+            within = np.flatnonzero(pattern == pattern[position])
+            return FeatureResults(self.of_pattern(feature), int(np.searchsorted(within, position)))
+        return FeatureResults(self, position)
 
     def summary(self, feature: Any = None) -> SummaryPage:
         """A page on the whole fit, or on one feature as statsmodels' MixedLM prints it.

@@ -22,7 +22,8 @@ class Status(IntEnum):
     ZERO_VARIANCE = 6
     PERFECT_FIT = 7
     NON_FINITE = 8
-    RUNNING = 9
+    NOT_ESTIMABLE = 9
+    RUNNING = 10
 
     @property
     def label(self) -> str:
@@ -48,5 +49,6 @@ MEANINGS: dict[Status, str] = {
     Status.ZERO_VARIANCE: "X explains the feature exactly (a constant, for instance)",
     Status.PERFECT_FIT: "X and Z together explain the feature exactly",
     Status.NON_FINITE: "the feature's sums are not finite",
+    Status.NOT_ESTIMABLE: "the samples that the feature has cannot carry the model",
     Status.RUNNING: "not ended (internal)",
 }

@@ -74,6 +74,9 @@ class Block:
     totals, detected
         Sum of each feature before size factors and transform, and number of samples in which it
         is not zero, shape (f,); None unless asked for.
+    missing
+        Where a dense block had no value and holds zero instead, shape (f, n_b); None where
+        missing values are not allowed.
     """
 
     features: slice | IntArray
@@ -81,6 +84,7 @@ class Block:
     values: FloatArray | sp.csr_array | sp.csc_array
     totals: FloatArray | None = None
     detected: FloatArray | None = None
+    missing: BoolArray | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,8 @@ class Source:
         Whether blocks carry ``totals`` and ``detected``.
     sample_names
         Labels of the samples in use, for messages; None for their positions.
+    allow_missing
+        Whether a missing value (NaN) becomes zero; otherwise it raises.
     """
 
     reader: Reader
@@ -122,6 +128,7 @@ class Source:
     target_sum: float | None = None
     counting: bool = False
     sample_names: Sequence[object] | None = None
+    allow_missing: bool = False
 
     @property
     def m(self) -> int:
@@ -247,6 +254,9 @@ class Source:
             factors = size_factors_of(_sample_sums(values), self.target_sum)
         if raw.features is not None and raw.features.size < values.shape[0]:
             values = _select_features(values, raw.features)
+        missing = None
+        if self.allow_missing:
+            values, missing = _without_missing(values)
         before = values
         totals = detected = None
         if self.counting:
@@ -254,10 +264,12 @@ class Source:
         if factors is not None:
             values = _divide_samples(values, factors)
         values = apply_transform(values, self.transform)
+        if missing is not None and missing.any():
+            values = _zero_where(values, missing)
         stored = values.data if sp.issparse(values) else values
         if not np.isfinite(stored).all():
             self._raise_non_finite(raw, samples, before, values)
-        return Block(raw.slots, samples, values, totals, detected)
+        return Block(raw.slots, samples, values, totals, detected, missing)
 
     def missing_samples(self, block_bytes: int = BLOCK_BYTES) -> BoolArray:
         """Which samples in use have a missing value (NaN) in a feature in use, shape (n,)."""
@@ -278,6 +290,18 @@ class Source:
             else:
                 here = np.isnan(values).any(axis=0)
             missing[samples] |= here
+        return missing
+
+    def missing_values(self, block_bytes: int = BLOCK_BYTES) -> BoolArray:
+        """Where features in use have no value (NaN), shape (m, n)."""
+        missing = np.zeros((self.m, self.n), dtype=bool)
+        features = np.arange(self.m)
+        for raw in self.raw_blocks(block_bytes):
+            values, samples = self._in_use(_canonical(raw.values), raw.piece.samples)
+            if raw.features is not None:
+                values = _select_features(values, raw.features)
+            _, here = _without_missing(values)
+            missing[np.ix_(features[raw.slots], np.arange(self.n)[samples])] = here
         return missing
 
     def sample_totals(self, block_bytes: int = BLOCK_BYTES) -> FloatArray:
@@ -329,6 +353,28 @@ class Source:
             f"transform {transform_name(self.transform)!r} turns {value:g} into a value that is "
             f"not finite: {where}.{hint}"
         )
+
+
+def _without_missing(values: Any) -> tuple[Any, BoolArray]:
+    """A block with zeros for missing values, and where those are, shape (f, n_b)."""
+    if sp.issparse(values):
+        absent = np.isnan(values.data)
+        where = np.zeros(values.shape, dtype=bool)
+        if absent.any():
+            entries = values.tocoo()
+            where[entries.row[absent], entries.col[absent]] = True
+            values = with_data(values, np.where(absent, 0.0, values.data))
+        return values, where
+    where = np.isnan(values)
+    return np.where(where, 0.0, values), where
+
+
+def _zero_where(values: Any, missing: BoolArray) -> Any:
+    """Zeros again where there was no value: a transform may have moved them."""
+    if not sp.issparse(values):
+        return np.where(missing, 0.0, values)
+    entries = values.tocoo()
+    return with_data(values, np.where(missing[entries.row, entries.col], 0.0, values.data))
 
 
 def size_factors_of(totals: FloatArray, target_sum: float) -> FloatArray:

@@ -1,0 +1,600 @@
+"""The general likelihood for features each with a design of its own: one stack of matrices.
+
+As `flashmm.likelihood.general`, whose formulas these are, but X'X, Z'X, Z'Z and n differ by feature.
+With K K' = Z'RZ, r = K w, w = M^-1 u and T = K M^-1 K', everything that a parameter of D needs is a
+sum over entries of T and r: no product of matrices for each. Roots are made a chunk of features at
+a time and kept while they fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import scipy.sparse as sp
+
+from flashmm.arrays import cholesky, inverse_of_triangular
+from flashmm.likelihood.base import (
+    SINGULAR,
+    Evaluation,
+    Forms,
+    RandomEffects,
+    StandardErrorKind,
+    assembled,
+    standard_errors,
+)
+from flashmm.likelihood.gates import CONFOUNDED, pairs_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from flashmm.design import CovarianceStructure
+    from flashmm.patterned_stats import PatternedStats
+
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
+    BoolArray = NDArray[np.bool_]
+
+__all__ = ["DesignStack", "Root", "StackedLikelihood", "StackedProjection"]
+
+_RANK_TOLERANCE = 1e-10
+_CHUNK_BYTES = 2**25
+_KEPT_BYTES = 2**29
+
+
+@dataclass(frozen=True)
+class Root:
+    """Roots K K' of Z'RZ or Z'Z of B features.
+
+    Parameters
+    ----------
+    K, left_inverse
+        Shapes (B, q, r); zero in columns beyond a feature's rank.
+    held
+        One for columns within the rank, else zero, shape (B, r).
+    """
+
+    K: FloatArray
+    left_inverse: FloatArray
+    held: FloatArray
+
+    @property
+    def rank(self) -> FloatArray:
+        """Ranks, shape (B,)."""
+        return np.asarray(self.held.sum(axis=1))
+
+    def take(self, index: IntArray) -> Root:
+        """The roots of some of the features."""
+        return Root(self.K[index], self.left_inverse[index], self.held[index])
+
+    @classmethod
+    def of(cls, gram: FloatArray, most: int) -> Root:
+        """Roots of positive semi-definite matrices (B, q, q) of rank at most ``most``."""
+        values, vectors = np.linalg.eigh(gram)
+        r = min(gram.shape[-1], most)
+        values, vectors = values[:, gram.shape[-1] - r :], vectors[:, :, gram.shape[-1] - r :]
+        held = values > _RANK_TOLERANCE * np.maximum(values[:, -1:], 1.0)
+        root = np.sqrt(np.where(held, values, 0.0))
+        inverse = np.divide(1.0, root, out=np.zeros_like(root), where=held)
+        return cls(
+            vectors * root[:, None, :], vectors * inverse[:, None, :], held.astype(np.float64)
+        )
+
+
+@dataclass(frozen=True)
+class DesignStack:
+    """What the designs of F features have of their own, scaled like a `Projection`.
+
+    Parameters
+    ----------
+    X, Z
+        The design of all samples, shapes (n, p) and (n, q); Z scaled.
+    observed
+        Which samples each feature has, shape (F, n).
+    structure
+        Random terms.
+    column_scale
+        What the columns of Z were divided by, shape (q,).
+    """
+
+    X: FloatArray
+    Z: sp.csr_array
+    observed: BoolArray
+    structure: CovarianceStructure
+    column_scale: FloatArray
+
+    @classmethod
+    def of(cls, stats: PatternedStats, features: IntArray, column_scale: FloatArray) -> DesignStack:
+        """The designs of some features."""
+        Z = sp.csr_array(stats.Z @ sp.diags_array(1.0 / column_scale))
+        observed = stats.observed[stats.pattern[features]]
+        return cls(stats.X, Z, observed, stats.structure, column_scale)
+
+    @cached_property
+    def n(self) -> FloatArray:
+        """Samples of each feature, shape (F,)."""
+        return np.asarray(self.observed.sum(axis=1), dtype=np.float64)
+
+    def XX(self) -> FloatArray:
+        """X'X of each feature, shape (F, p, p)."""
+        F, p = self.observed.shape[0], self.X.shape[1]
+        result, there = np.empty((F, p, p)), self.observed.astype(np.float64)
+        for i in range(p):
+            result[:, i] = there @ (self.X[:, [i]] * self.X)
+        return result
+
+    def ZX(self, features: slice) -> FloatArray:
+        """Z'X of some features, shape (B, q, p)."""
+        there = self.observed[features].astype(np.float64)
+        columns = [np.asarray((self.Z.T @ (there * x).T).T) for x in self.X.T]
+        return np.stack(columns, axis=2)
+
+    @cached_property
+    def _outer(self) -> sp.csr_array:
+        """Row by row the products of the elements of Z, transposed: shape (q * q, n)."""
+        Z, q = self.Z, self.Z.shape[1]
+        counts = np.diff(Z.indptr)
+        most = int(counts.max(initial=0))
+        rows, columns, values = [], [], []
+        for a in range(most):
+            for b in range(most):
+                sample = np.flatnonzero(counts > max(a, b))
+                first, second = Z.indptr[sample] + a, Z.indptr[sample] + b
+                rows.append(Z.indices[first].astype(np.int64) * q + Z.indices[second])
+                columns.append(sample)
+                values.append(Z.data[first] * Z.data[second])
+        if not rows:
+            return sp.csr_array((q * q, Z.shape[0]))
+        entries = (np.concatenate(rows), np.concatenate(columns))
+        return sp.csr_array((np.concatenate(values), entries), shape=(q * q, Z.shape[0]))
+
+    def ZZ(self, features: slice) -> FloatArray:
+        """Z'Z of some features, shape (B, q, q)."""
+        there, q = self.observed[features].astype(np.float64), self.Z.shape[1]
+        return np.asarray((self._outer @ there.T).T).reshape(-1, q, q)
+
+
+@dataclass(frozen=True)
+class StackedProjection:
+    """Statistics of features with designs of their own, projected off X and scaled.
+
+    Names and units are those of `flashmm.likelihood.projection.Projection`; F features.
+
+    Parameters
+    ----------
+    designs
+        What their designs are made of.
+    whitening
+        W with W'X'XW = I, shape (F, p, p).
+    log_det_XX, log_weights, scale, rounding
+        Shape (F,).
+    WXY
+        W'X'y in the units of y, shape (F, p).
+    ZY
+        Scaled Z'y in the units of y, shape (F, q).
+    beta_ols
+        Shape (F, p).
+    """
+
+    designs: DesignStack
+    whitening: FloatArray
+    log_det_XX: FloatArray
+    log_weights: FloatArray
+    scale: FloatArray
+    rounding: FloatArray
+    WXY: FloatArray
+    ZY: FloatArray
+    beta_ols: FloatArray
+    _kept: dict[tuple[str, int], tuple[FloatArray, Root]] = field(default_factory=dict)
+
+    @property
+    def m(self) -> int:
+        """Number of features F."""
+        return int(self.scale.size)
+
+    @property
+    def p(self) -> int:
+        """Number of fixed effects."""
+        return int(self.beta_ols.shape[1])
+
+    @property
+    def structure(self) -> CovarianceStructure:
+        """Random terms."""
+        return self.designs.structure
+
+    @property
+    def most(self) -> int:
+        """Samples of the feature that has most."""
+        return int(self.designs.n.max(initial=0))
+
+    @cached_property
+    def chunk(self) -> int:
+        """Features whose roots are made at once."""
+        q = self.structure.q
+        each = 8 * q * (4 * min(q, self.most) + self.p + 2 * q)
+        return max(1, _CHUNK_BYTES // each)
+
+    def chunks(self, features: IntArray) -> Iterator[tuple[slice, int, IntArray]]:
+        """Where the features of each chunk are, its number, and their positions in it.
+
+        Features ascend.
+        """
+        numbers = features // self.chunk
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+        for start, stop in zip(starts, [*starts[1:], features.size], strict=True):
+            number = int(numbers[start])
+            yield slice(start, stop), number, features[start:stop] - number * self.chunk
+
+    def roots(self, number: int, *, full: bool = False) -> tuple[FloatArray, Root]:
+        """Z'XW (B, q, p) and the root of Z'RZ, or of Z'Z if ``full``, of a chunk of features."""
+        key = ("full" if full else "projected", number)
+        found = self._kept.get(key)
+        if found is None:
+            here = slice(number * self.chunk, min((number + 1) * self.chunk, self.m))
+            ZXW = np.matmul(self.designs.ZX(here), self.whitening[here])
+            gram = self.designs.ZZ(here)
+            if not full:
+                gram -= np.matmul(ZXW, np.swapaxes(ZXW, 1, 2))
+            found = ZXW, Root.of(gram, self.most - (0 if full else self.p))
+            size = 8 * (ZXW.size + 2 * found[1].K.size)
+            if (len(self._kept) + 1) * size <= _KEPT_BYTES:
+                self._kept[key] = found
+        return found
+
+    def well_posed(self, here: slice) -> BoolArray:
+        """Features whose components have something left beside X and can be told apart, (B,)."""
+        ZXW = np.matmul(self.designs.ZX(here), self.whitening[here])
+        ZZ = self.designs.ZZ(here)
+        S = ZZ - np.matmul(ZXW, np.swapaxes(ZXW, 1, 2))
+        k, structure = len(self.structure.parameters), self.structure
+        good = np.ones(S.shape[0], dtype=bool)
+        left, raw = (np.diagonal(part, axis1=1, axis2=2) for part in (S, ZZ))
+        for parameter in structure.parameters:
+            if parameter.is_variance:
+                rows, _ = structure.columns(parameter)
+                good &= left[:, rows].sum(axis=1) > CONFOUNDED * raw[:, rows].sum(axis=1)
+        forms = entry_sums(structure, S)
+        information = forms.second
+        information[:, :k, k] = information[:, k, :k] = forms.first[:, :k]
+        information[:, k, k] = self.designs.n[here] - self.p
+        length = np.sqrt(np.diagonal(information, axis1=1, axis2=2))
+        length = np.where(good[:, None] & (length > 0), length, 1.0)
+        values = np.linalg.eigvalsh(information / (length[:, :, None] * length[:, None, :]))
+        return np.asarray(good & (values[:, 0] >= CONFOUNDED))
+
+    def coordinates(self, where: IntArray, ZXW: FloatArray, root: Root) -> FloatArray:
+        """Coordinates u of Z'Ry, Z'Ry = K u in units of y's residual, shape (B, r)."""
+        ZRy = self.ZY[where] - np.matmul(ZXW, self.WXY[where][:, :, None])[:, :, 0]
+        ZRy /= np.sqrt(self.scale[where])[:, None]
+        return np.asarray(np.matmul(np.swapaxes(root.left_inverse, 1, 2), ZRy[:, :, None])[:, :, 0])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Designs and data of the features of one evaluation, all from one chunk."""
+
+    structure: CovarianceStructure
+    ZXW: FloatArray
+    root: Root
+    n: FloatArray
+
+    def M(self, theta: FloatArray) -> FloatArray:
+        """sigma2 I + K'DK, with ones beyond the rank."""
+        K, held = self.root.K, self.root.held
+        M = np.matmul(np.swapaxes(K, 1, 2), times_D(self.structure, theta, K))
+        index = np.arange(held.shape[1])
+        M[:, index, index] += theta[:, -1:] * held + (1.0 - held)
+        return M
+
+    def inverse(self, theta: FloatArray) -> FloatArray:
+        """M^-1, shape (B, r, r)."""
+        return np.linalg.inv(self.M(theta))
+
+    def T_times(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
+        """T v for the rows of vectors (B, c, q)."""
+        u = np.swapaxes(np.matmul(vectors, self.root.K), 1, 2)
+        w = np.linalg.solve(self.M(theta), u)
+        return np.asarray(np.matmul(np.swapaxes(w, 1, 2), np.swapaxes(self.root.K, 1, 2)))
+
+
+def times_D(structure: CovarianceStructure, theta: FloatArray, V: FloatArray) -> FloatArray:
+    """D V for matrices V (B, q, c), same shape."""
+    result = np.zeros_like(V)
+    for i, parameter in enumerate(structure.parameters):
+        rows, columns = structure.slices(parameter)
+        weight = theta[:, i, None, None]
+        result[:, rows] += weight * V[:, columns]
+        if not parameter.is_variance:
+            result[:, columns] += weight * V[:, rows]
+    return result
+
+
+@dataclass(frozen=True)
+class StackedLikelihood:
+    """REML or ML log-likelihood of features with designs of their own; an `Estimator` by `of`."""
+
+    projection: StackedProjection
+    method: Literal["REML", "ML"]
+    engine: str = "stacked"
+
+    @property
+    def m(self) -> int:
+        """Number of features."""
+        return self.projection.m
+
+    @property
+    def n_params(self) -> int:
+        """Number of variance parameters, the residual included."""
+        return len(self.projection.structure.parameters) + 1
+
+    @cached_property
+    def perfect_fit(self) -> BoolArray:
+        """Features that X and Z together explain exactly, shape (m,)."""
+        p = self.projection
+        result = np.zeros(self.m, dtype=bool)
+        for here, rows in self.chunks(np.arange(self.m)):
+            u = p.coordinates(here, rows.ZXW, rows.root)
+            df = rows.n - p.p
+            result[here] = (df - (u * u).sum(axis=1) <= p.rounding[here]) & (df > rows.root.rank)
+        return result
+
+    def batch_size(self, memory: int) -> int:
+        """How many features fit into ``memory`` bytes."""
+        q = self.projection.structure.q
+        r = min(q, self.projection.most)
+        return max(1, memory // (8 * (6 * q * r + 4 * r * r + 2 * q * q)))
+
+    def chunks(self, features: IntArray, *, full: bool = False) -> Iterator[tuple[IntArray, _Rows]]:
+        p = self.projection
+        for where, number, local in p.chunks(features):
+            ZXW, root = p.roots(number, full=full)
+            here = features[where]
+            yield (
+                np.arange(features.size)[where],
+                _Rows(p.structure, ZXW[local], root.take(local), p.designs.n[here]),
+            )
+
+    def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
+        """Log-likelihood, score and information at theta (B, k) for chosen features."""
+        result = Evaluation.empty(features.size, self.n_params)
+        pieces = list(self.chunks(features))
+        full = list(self.chunks(features, full=True)) if self.method == "ML" else pieces
+        for (where, rows), (_, whole) in zip(pieces, full, strict=True):
+            result.put(where, self._evaluate(theta[where], features[where], rows, whole))
+        return result
+
+    def _evaluate(
+        self, theta: FloatArray, features: IntArray, rows: _Rows, whole: _Rows
+    ) -> Evaluation:
+        p, ml = self.projection, self.method == "ML"
+        outside = rows.n - p.p - rows.root.rank
+        df, df_trace = rows.n - p.p, outside
+        inside, factor = _factor(rows.M(theta))
+        trace_factor = factor
+        if ml:
+            df, df_trace = rows.n, rows.n - whole.root.rank
+            inside_full, trace_factor = _factor(whole.M(theta))
+            inside &= inside_full
+        inside &= (theta[:, -1] > 0) | ((df_trace <= 0) & (outside <= 0))
+        if not inside.all():
+            index = np.flatnonzero(inside)
+            theta, features, df, df_trace = (
+                theta[index],
+                features[index],
+                df[index],
+                df_trace[index],
+            )
+            factor, trace_factor, outside = factor[index], trace_factor[index], outside[index]
+            rows = replace(rows, ZXW=rows.ZXW[index], root=rows.root.take(index), n=rows.n[index])
+            whole = replace(
+                whole, ZXW=whole.ZXW[index], root=whole.root.take(index), n=whole.n[index]
+            )
+        u = p.coordinates(features, rows.ZXW, rows.root)
+        W = _inverse(factor)
+        quadratic = _quadratic_forms(p.structure, rows.root, W, u)
+        trace = _traces(p.structure, whole.root, trace_factor, _inverse(trace_factor) if ml else W)
+        sigma2 = theta[:, -1]
+        rss = np.where(outside > 0, rows.n - p.p - (u * u).sum(axis=1), 0.0)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            _add_residual(quadratic, np.where(rss != 0, rss / sigma2, 0.0), sigma2)
+            counted = df_trace > 0
+            trace.value[counted] += df_trace[counted] * np.log(sigma2[counted])
+            trace.first[:, -1] += np.where(counted, df_trace / sigma2, 0.0)
+            trace.second[:, -1, -1] += np.where(counted, df_trace / sigma2**2, 0.0)
+        found = assembled(quadratic, trace, sigma2, n=rows.n, df=df, rss=None, df_trace=0)
+        return found.spread(inside)
+
+    # ---- what theta implies ------------------------------------------------------------------
+
+    def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Generalised least squares at theta, shape (B, p)."""
+        p = self.projection
+        result = p.beta_ols[features].copy()
+        for where, rows in self.chunks(features):
+            here = features[where]
+            r = self._residual(theta[where], here, rows)
+            Dr = p.structure.multiply(theta[where], r)
+            moved = np.matmul(Dr[:, None, :], rows.ZXW)
+            change = np.matmul(moved, np.swapaxes(p.whitening[here], 1, 2))[:, 0]
+            result[where] -= np.sqrt(p.scale[here])[:, None] * change
+        return result
+
+    def _residual(self, theta: FloatArray, features: IntArray, rows: _Rows) -> FloatArray:
+        """R = Z'Py, shape (B, q)."""
+        u = self.projection.coordinates(features, rows.ZXW, rows.root)
+        w = np.linalg.solve(rows.M(theta), u[:, :, None])
+        return np.asarray(np.matmul(rows.root.K, w)[:, :, 0])
+
+    def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Covariance matrices of the fixed effects, shape (B, p, p)."""
+        p = self.projection
+        result = np.empty((features.size, p.p, p.p))
+        for where, rows in self.chunks(features):
+            here, at = features[where], theta[where]
+            DG = times_D(p.structure, at, rows.ZXW)
+            TDG = np.swapaxes(rows.T_times(at, np.swapaxes(DG, 1, 2)), 1, 2)
+            inner = np.matmul(np.swapaxes(DG, 1, 2), rows.ZXW - TDG)
+            index = np.arange(p.p)
+            inner[:, index, index] += at[:, -1:]
+            W = p.whitening[here]
+            C = np.matmul(np.matmul(W, inner), np.swapaxes(W, 1, 2))
+            result[where] = 0.5 * (C + np.swapaxes(C, 1, 2)) * p.scale[here][:, None, None]
+        return result
+
+    def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
+        """Variances l'Cl of the rows of L (c, p), shape (B, c)."""
+        C = self.covariance(theta, features)
+        return np.asarray((np.matmul(L, C) * L).sum(axis=2))
+
+    def random_effects(
+        self, theta: FloatArray, features: IntArray, se: StandardErrorKind | None
+    ) -> RandomEffects:
+        """Best linear unbiased predictions, with standard errors if asked for."""
+        p = self.projection
+        q = p.structure.q
+        blup = np.empty((features.size, q))
+        errors = None if se is None else np.empty((features.size, q))
+        for where, rows in self.chunks(features):
+            here, at = features[where], theta[where]
+            unit = np.sqrt(p.scale[here])[:, None] / p.designs.column_scale
+            blup[where] = p.structure.multiply(at, self._residual(at, here, rows)) * unit
+        if errors is not None:
+            for where, rows in self.chunks(features, full=se == "conditional"):
+                at = theta[where]
+                DK = times_D(p.structure, at, rows.root.K)
+                variance = np.zeros((at.shape[0], q))
+                for i, parameter in enumerate(p.structure.parameters):
+                    if parameter.is_variance:
+                        variance[:, p.structure.slices(parameter)[0]] += at[:, i, None]
+                variance -= (np.matmul(DK, rows.inverse(at)) * DK).sum(axis=2)
+                unit = np.sqrt(p.scale[features[where]])[:, None] / p.designs.column_scale
+                errors[where] = standard_errors(variance) * unit
+        return RandomEffects(blup, errors)
+
+    def of(self, features: IntArray) -> StackRows:
+        """The likelihoods of some features, one for each row of theta."""
+        return StackRows(self, features)
+
+    def H(self, features: IntArray) -> FloatArray:
+        """Z'X (X'X)^-1 of some features, shape (B, q, p)."""
+        result = np.empty((features.size, self.projection.structure.q, self.projection.p))
+        for where, rows in self.chunks(features):
+            W = self.projection.whitening[features[where]]
+            result[where] = np.matmul(rows.ZXW, np.swapaxes(W, 1, 2))
+        return result
+
+
+@dataclass(frozen=True)
+class StackRows:
+    """The likelihoods of certain features of a stack, one for each row of theta."""
+
+    likelihood: StackedLikelihood
+    features: IntArray
+
+    def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
+        """T v with T = Z'PZ at theta for the rows of vectors (B, c, q), same shape."""
+        result = np.empty_like(vectors)
+        for where, rows in self.likelihood.chunks(self.features):
+            result[where] = rows.T_times(theta[where], vectors[where])
+        return result
+
+    def is_definite(self, theta: FloatArray) -> BoolArray:
+        """Whether V is positive definite, shape (B,)."""
+        result = np.zeros(self.features.size, dtype=bool)
+        for where, rows in self.likelihood.chunks(self.features, full=True):
+            _, definite = cholesky(rows.M(theta[where]))
+            alone = rows.n > rows.root.rank
+            result[where] = definite & ((theta[where, -1] > 0) | ~alone)
+        return result
+
+    def distance_to_edge(self, theta: FloatArray) -> FloatArray:
+        """Smallest over largest eigenvalue of V (ML) or the error contrasts' covariance."""
+        owner, result = self.likelihood, np.empty(self.features.size)
+        ml = owner.method == "ML"
+        for where, rows in owner.chunks(self.features, full=ml):
+            sigma2, held = theta[where, -1], rows.root.held > 0
+            left = rows.n - rows.root.rank - (0 if ml else owner.projection.p)
+            M = rows.M(theta[where])
+            index = np.arange(held.shape[1])
+            # Beyond the rank stands what is neither the largest nor the smallest.
+            diagonal = np.where(held, M[:, index, index], 0.0).sum(axis=1)
+            mean = diagonal / np.maximum(held.sum(axis=1), 1)
+            M[:, index, index] = np.where(held, M[:, index, index], mean[:, None])
+            values = np.linalg.eigvalsh(M)
+            alone = np.where(left > 0, sigma2, values[:, -1])[:, None]
+            values = np.concatenate([values, alone], axis=1)
+            result[where] = values.min(axis=1) / np.abs(values).max(axis=1)
+        return result
+
+
+def _factor(M: FloatArray) -> tuple[BoolArray, FloatArray]:
+    """Which matrices are positive definite and not too close to singular; Cholesky factors."""
+    L, ok = cholesky(M)
+    pivots = np.diagonal(L, axis1=1, axis2=2)
+    with np.errstate(invalid="ignore"):
+        return ok & (pivots.min(axis=1) ** 2 > SINGULAR * pivots.max(axis=1) ** 2), L
+
+
+def _inverse(L: FloatArray) -> FloatArray:
+    inverse = np.asarray(inverse_of_triangular(L))
+    return np.asarray(np.matmul(np.swapaxes(inverse, 1, 2), inverse))
+
+
+def _quadratic_forms(
+    structure: CovarianceStructure, root: Root, W: FloatArray, u: FloatArray
+) -> Forms:
+    """U'Wu and its derivatives on the span of Z, the residual last."""
+    w = np.matmul(W, u[:, :, None])[:, :, 0]
+    r = np.matmul(root.K, w[:, :, None])[:, :, 0]
+    turned = np.zeros((w.shape[0], len(structure.parameters), r.shape[1]))
+    for i, parameter in enumerate(structure.parameters):
+        for rows, columns in pairs_of(structure, parameter):
+            turned[:, i, rows] = r[:, columns]
+    V = np.concatenate([np.matmul(turned, root.K), w[:, None, :]], axis=1)
+    first = np.matmul(V, w[:, :, None])[:, :, 0]
+    second = np.matmul(np.matmul(V, W), np.swapaxes(V, 1, 2))
+    return Forms((w * u).sum(axis=1), first, second)
+
+
+def _traces(structure: CovarianceStructure, root: Root, L: FloatArray, W: FloatArray) -> Forms:
+    """Log |M|, tr(W A_i) and tr(W A_i W A_j), the residual (A = I) last."""
+    k = len(structure.parameters)
+    KW = np.matmul(root.K, W)
+    forms = entry_sums(structure, np.matmul(KW, np.swapaxes(root.K, 1, 2)))
+    for i, parameter in enumerate(structure.parameters):
+        for a, b in pairs_of(structure, parameter):
+            forms.second[:, i, k] += (KW[:, a] * KW[:, b]).sum(axis=(1, 2))
+        forms.second[:, k, i] = forms.second[:, i, k]
+    beyond = (1.0 - root.held).sum(axis=1)
+    forms.first[:, k] = np.diagonal(W, axis1=1, axis2=2).sum(axis=1) - beyond
+    forms.second[:, k, k] = (W * W).sum(axis=(1, 2)) - beyond
+    log_det = 2.0 * np.log(np.diagonal(L, axis1=1, axis2=2)).sum(axis=1)
+    return Forms(log_det, forms.first, forms.second)
+
+
+def entry_sums(structure: CovarianceStructure, T: FloatArray) -> Forms:
+    """tr(G_i T) and tr(G_i T G_j T) for symmetric T (B, q, q); the residual's entries are zero."""
+    B, k = T.shape[0], len(structure.parameters)
+    first, second = np.zeros((B, k + 1)), np.zeros((B, k + 1, k + 1))
+    pairs = [pairs_of(structure, parameter) for parameter in structure.parameters]
+    for i, mine in enumerate(pairs):
+        for a, b in mine:
+            first[:, i] += T[:, a, b].sum(axis=1)
+        for j in range(i + 1):
+            for a, b in mine:
+                for c, d in pairs[j]:
+                    second[:, i, j] += (T[:, b][:, :, c] * T[:, a][:, :, d]).sum(axis=(1, 2))
+            second[:, j, i] = second[:, i, j]
+    return Forms(np.zeros(B), first, second)
+
+
+def _add_residual(quadratic: Forms, part: FloatArray, sigma2: FloatArray) -> None:
+    """Add rss / sigma2 and its derivatives; ``part`` is zero where there is none."""
+    there = part != 0
+    quadratic.value[:] += part
+    quadratic.first[:, -1] += np.where(there, part / sigma2, 0.0)
+    quadratic.second[:, -1, -1] += np.where(there, part / sigma2**2, 0.0)

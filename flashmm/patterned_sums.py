@@ -1,0 +1,130 @@
+"""Sums of features each of which lacks some samples: one pass for Y, one for what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from flashmm.block_sums import DesignColumns, design_columns
+from flashmm.design import Design
+from flashmm.exceptions import InputError
+from flashmm.patterned_stats import PatternedStats, joined_shift
+from flashmm.shifts import Shift, cancelling, least_squares, sums_about
+from flashmm.sources import Block, Source
+from flashmm.streaming import passing, suitable_block_bytes, sum_source, worker_count
+from flashmm.summary_stats import SummaryStats
+from flashmm.summing import statistics_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
+
+__all__ = ["sum_by_pattern"]
+
+
+def sum_by_pattern(
+    source: Source,
+    design: Design,
+    *,
+    weights: FloatArray | None = None,
+    min_count: float | None = None,
+    min_fraction: float | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+) -> SummaryStats | PatternedStats:
+    """Statistics of features over the samples in which they are not NaN.
+
+    Parameters
+    ----------
+    source, design, weights, min_count, min_fraction, workers, progress
+        As in `SummaryStats.from_design`.
+
+    Returns
+    -------
+    SummaryStats or PatternedStats
+        Ordinary statistics when nothing is missing.
+
+    Raises
+    ------
+    InputError
+        If the source can be read only once.
+    """
+    if source.reader.one_pass:
+        raise InputError(
+            "missing='feature' reads Y more than once, but these blocks can be had only once. Pass "
+            "Y as an array or a file."
+        )
+    selecting = min_count is not None or min_fraction is not None
+    source = replace(source, counting=selecting, allow_missing=True)
+    block_bytes = suitable_block_bytes(source, design)
+    columns = design_columns(design.X, design.Z)
+    total = sum_source(
+        source,
+        columns,
+        weights=weights,
+        workers=worker_count(workers) if source.is_sparse and not source.densifies else 1,
+        block_bytes=block_bytes,
+        progress=progress,
+    )
+    sums = statistics_of(SummaryStats, total.sums, columns, design, source.feature_names, weights)
+    if selecting:
+        kept = passing(total.totals, total.detected, source.n, min_count, min_fraction)
+        sums, source = sums.take(kept), source.taking(kept)
+    observed = ~source.missing_values(block_bytes)
+    if observed.all():
+        return SummaryStats.from_design(
+            replace(source, allow_missing=False, counting=False), design, weights=weights
+        )
+    packed, pattern = np.unique(np.packbits(observed, axis=1), axis=0, return_inverse=True)
+    n = source.n
+    X, Z = np.asarray(design.X[:n]), sp.csr_array(design.Z[:n])
+    if weights is not None:
+        root = np.sqrt(weights)[:, None]
+        X, Z = X * root, sp.csr_array(Z * root)
+    stats = PatternedStats(
+        sums,
+        X,
+        Z,
+        np.zeros(n) if weights is None else np.log(weights),
+        np.unpackbits(packed, axis=1, count=n).astype(bool),
+        pattern.reshape(-1),
+    )
+
+    def blocks(features: IntArray) -> Iterable[Block]:
+        return source.blocks(block_bytes, features=features, dense=True)
+
+    shift = _shift(stats, blocks, columns, weights)
+    return stats if shift is None else replace(stats, sums=replace(sums, shift=shift))
+
+
+def _shift(
+    stats: PatternedStats,
+    blocks: Callable[[NDArray[np.intp]], Iterable[Block]],
+    columns: DesignColumns,
+    weights: FloatArray | None,
+) -> Shift | None:
+    """Sum again, after subtracting X a, the features whose raw sums cancel; as `shifted_sums`."""
+    parts: dict[int, Any] = {}
+    for k in range(stats.n_patterns):
+        one = stats.of_pattern(k)
+        features, a = cancelling(one)
+        if features.size:
+            parts[k] = Shift(
+                features, a, one.XY[:, features], one.ZY[:, features], one.yy[features]
+            )
+    first = joined_shift(stats, parts)
+    if first is None:
+        return None
+    features, a = first.features, first.a
+    about = sums_about(a, features, blocks, columns, stats.sums, weights)
+    for k in parts:
+        here = np.flatnonzero(stats.pattern[features] == k)
+        a[:, here] += least_squares(stats.of_pattern(k).XX, about.XY[:, here])
+    about = sums_about(a, features, blocks, columns, stats.sums, weights)
+    return Shift(features, a, about.XY, about.ZY, about.yy)
