@@ -8,10 +8,12 @@ from flashmm.exceptions import (
     FlashMMError,
     InputError,
     MissingSamplesWarning,
+    PrecisionWarning,
 )
 from flashmm.inference.contrasts import contrast_matrix
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.model import MultiLMM
+from flashmm.patterned_stats import PatternedStats
 from flashmm.power_analysis import power
 from flashmm.results import (
     BootstrapResults,
@@ -38,6 +40,8 @@ __all__ = [
     "MissingSamplesWarning",
     "MultiLMM",
     "MultiLMMResults",
+    "PatternedStats",
+    "PrecisionWarning",
     "Status",
     "SummaryStats",
     "TTestResults",

@@ -27,6 +27,7 @@ from flashmm.likelihood import (
     on_device,
     project_any,
 )
+from flashmm.patterned_stats import PatternedStats
 from flashmm.results import FitOptions, MultiLMMResults, assemble_dataset
 from flashmm.solvers import EM, SOLVERS
 from flashmm.solvers.base import Solver
@@ -118,7 +119,7 @@ class MultiLMM(ModelData):
         names = None if fixed is None else coefficients_of(fixed, self.stats.coef_names)
         return {"fixed": names, "random": random, "features": features}
 
-    def _smaller(self, stats: SummaryStats) -> MultiLMM:
+    def _smaller(self, stats: SummaryStats | PatternedStats) -> MultiLMM:
         return MultiLMM(
             stats,
             fixed=reduced_formula(self.fixed, self.stats.coef_names, stats.coef_names),

@@ -22,6 +22,7 @@ from flashmm.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from os import PathLike
 
     from numpy.typing import NDArray
 
@@ -111,6 +112,25 @@ class PatternedStats:
         """Sum of the logarithms of all samples' weights."""
         return float(self.log_weight.sum())
 
+    # ---- keeping it --------------------------------------------------------------------------
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the statistics, the design and the patterns; as `SummaryStats.save`."""
+        from flashmm.storage import save_dataset  # noqa: PLC0415  (imports this module)
+        from flashmm.storage_patterned import any_to_dataset  # noqa: PLC0415
+
+        save_dataset(any_to_dataset(self), path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> PatternedStats:
+        """Read statistics that `save` wrote; checked as `SummaryStats.load` does."""
+        from flashmm.storage import load_dataset  # noqa: PLC0415
+        from flashmm.storage_patterned import any_from_dataset  # noqa: PLC0415
+
+        stats = any_from_dataset(load_dataset(path, kind="PatternedStats"))
+        assert isinstance(stats, PatternedStats)
+        return stats
+
     # ---- patterns ---------------------------------------------------------------------------
 
     @property
@@ -123,15 +143,26 @@ class PatternedStats:
         """Number of samples of each feature, shape (m,)."""
         return np.asarray(self.observed.sum(axis=1)[self.pattern])
 
+    @cached_property
+    def _members(self) -> list[IntArray]:
+        order = np.argsort(self.pattern, kind="stable")
+        counts = np.bincount(self.pattern, minlength=self.n_patterns)
+        return np.split(order, np.cumsum(counts)[:-1])
+
     def members(self, pattern: int) -> IntArray:
-        """Positions of the features with a pattern."""
-        return np.flatnonzero(self.pattern == pattern)
+        """Positions of the features with a pattern, ascending."""
+        return self._members[pattern]
+
+    def XX_of(self, pattern: int) -> FloatArray:
+        """X'X over the samples of a pattern, shape (p, p)."""
+        X = self.X[self.observed[pattern]]
+        return np.asarray(X.T @ X)
 
     def of_pattern(self, pattern: int) -> SummaryStats:
         """Ordinary statistics of the features with a pattern, over their samples."""
         here = self.observed[pattern]
         X, Z = self.X[here], self.Z[here]
-        XX = X.T @ X
+        XX = self.XX_of(pattern)
         return replace(
             self.sums.take(self.members(pattern)),
             n=int(here.sum()),
@@ -185,7 +216,7 @@ class PatternedStats:
 
 
 def joined_shift(stats: PatternedStats, parts: Mapping[int, Shift | None]) -> Shift | None:
-    """The shifted sums of all features from those of patterns, whose features are numbered apart."""
+    """The shifted sums of all features from those of each pattern's."""
     known = {k: part for k, part in parts.items() if part is not None}
     if not known:
         return None

@@ -111,10 +111,12 @@ def _shift(
 ) -> Shift | None:
     """Sum again, after subtracting X a, the features whose raw sums cancel; as `shifted_sums`."""
     parts: dict[int, Any] = {}
+    sums = stats.sums
     for k in range(stats.n_patterns):
-        one = stats.of_pattern(k)
-        features, a = cancelling(one)
+        members = stats.members(k)
+        features, a = cancelling(stats.XX_of(k), sums.XY[:, members], sums.yy[members])
         if features.size:
+            one = sums.take(members)
             parts[k] = Shift(
                 features, a, one.XY[:, features], one.ZY[:, features], one.yy[features]
             )
@@ -125,6 +127,6 @@ def _shift(
     about = sums_about(a, features, blocks, columns, stats.sums, weights)
     for k in parts:
         here = np.flatnonzero(stats.pattern[features] == k)
-        a[:, here] += least_squares(stats.of_pattern(k).XX, about.XY[:, here])
+        a[:, here] += least_squares(stats.XX_of(k), about.XY[:, here])
     about = sums_about(a, features, blocks, columns, stats.sums, weights)
     return Shift(features, a, about.XY, about.ZY, about.yy)

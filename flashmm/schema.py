@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["RESULTS", "Variable", "check_dataset", "describe"]
+__all__ = ["OPTIONAL", "RESULTS", "Variable", "check_dataset", "describe"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ RESULTS: dict[str, Variable] = {
     "status": Variable(("feature",), "i", "verdict; see flashmm.Status"),
 }
 
+OPTIONAL: dict[str, Variable] = {
+    "nobs": Variable(("feature",), "i", "samples of the feature; only where they differ"),
+}
+
 
 def check_dataset(ds: xr.Dataset, registry: dict[str, Variable] = RESULTS) -> None:
     """Raise AssertionError if a registered variable is absent or of another shape or kind."""
@@ -70,6 +74,6 @@ def describe(registry: dict[str, Variable] = RESULTS) -> str:
     lines = ["| variable | dims | meaning |", "|---|---|---|"]
     lines += [
         f"| `{name}` | {', '.join(variable.dims)} | {variable.meaning} |"
-        for name, variable in registry.items()
+        for name, variable in {**registry, **OPTIONAL}.items()
     ]
     return "\n".join(lines)

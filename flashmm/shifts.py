@@ -134,7 +134,7 @@ def shifted_sums(
     weights
         Precision of each sample, shape (n,); None for ones.
     """
-    features, a = cancelling(stats)
+    features, a = cancelling(stats.XX, stats.XY, stats.yy)
     if features.size == 0:
         return None
     a = a + least_squares(stats.XX, sums_about(a, features, blocks, columns, stats, weights).XY)
@@ -142,12 +142,12 @@ def shifted_sums(
     return Shift(features, a, sums.XY, sums.ZY, sums.yy)
 
 
-def cancelling(stats: SummaryStats) -> tuple[IntArray, FloatArray]:
+def cancelling(XX: FloatArray, XY: FloatArray, yy: FloatArray) -> tuple[IntArray, FloatArray]:
     """Features whose raw sums cancel, (f,), and their least-squares coefficients, (p, f)."""
     with np.errstate(over="ignore", invalid="ignore"):
-        a = least_squares(stats.XX, stats.XY)
-        rss = stats.yy - (stats.XY * a).sum(axis=0)
-    features = np.flatnonzero((rss < _CANCELLATION * stats.yy) & (stats.yy > 0))
+        a = least_squares(XX, XY)
+        rss = yy - (XY * a).sum(axis=0)
+    features = np.flatnonzero((rss < _CANCELLATION * yy) & (yy > 0))
     return features, a[:, features]
 
 

@@ -25,9 +25,12 @@ from flashmm.summary_stats import SummaryStats
 if TYPE_CHECKING:
     from os import PathLike
 
+    from flashmm.patterned_stats import PatternedStats
+
 __all__ = ["FORMAT", "load_dataset", "save_dataset", "stats_from_dataset", "stats_to_dataset"]
 
 FORMAT = 2
+PATTERNED_FORMAT = 3
 _KIND = "flashmm_kind"
 _FORMAT = "flashmm_format"
 _CHECKSUM = "flashmm_checksum"
@@ -129,13 +132,18 @@ def stats_from_dataset(ds: xr.Dataset) -> SummaryStats:
     )
 
 
+def set_format(ds: xr.Dataset, kind: str, version: int) -> xr.Dataset:
+    """The Dataset marked as holding another kind of thing, in another format."""
+    return ds.assign_attrs({_KIND: kind, _FORMAT: version})
+
+
 def level_coordinates(structure: CovarianceStructure) -> dict[str, Any]:
     """The ``level`` coordinate with the term, group, level and effect of each column of Z."""
     labels = {name: ("level", _text(values)) for name, values in structure.column_labels().items()}
     return {"level": _text(structure.column_names), **labels}
 
 
-def feature_coordinate(stats: SummaryStats) -> np.ndarray[Any, Any]:
+def feature_coordinate(stats: SummaryStats | PatternedStats) -> np.ndarray[Any, Any]:
     """Feature labels as a coordinate: text, or integers when Y had no labels."""
     names = stats.feature_names
     return names if names.dtype.kind in "iu" else _text(names)
@@ -251,9 +259,10 @@ def load_dataset(path: str | PathLike[str], *, kind: str) -> xr.Dataset:
         found = ds.attrs.get(_KIND, "something that flashmm did not write")
         raise InputError(f"{str(path)!r} holds {found}, not {kind}.")
     version = int(ds.attrs.get(_FORMAT, 0))
-    if version > FORMAT:
+    if version > PATTERNED_FORMAT:
         raise InputError(
-            f"{str(path)!r} has format {version}, but this flashmm reads up to {FORMAT}. "
+            f"{str(path)!r} has format {version}, but this flashmm reads up to "
+            f"{PATTERNED_FORMAT}. "
             "Update flashmm."
         )
     ds = _from_netcdf3(ds)

@@ -15,7 +15,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from flashmm.design import Design
-from flashmm.design_arrays import as_structure
+from flashmm.design_arrays import as_structure, design_and_source
 from flashmm.exceptions import InputError
 from flashmm.labels import checked_labels, feature_positions
 from flashmm.numeric import float_array

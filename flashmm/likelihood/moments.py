@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flashmm.arrays import FloatArray
     from flashmm.design import CovarianceStructure
     from flashmm.likelihood.base import Estimator
+    from flashmm.likelihood.patterned import FeatureRows
 
 __all__ = ["ContrastMoments", "apply_G", "contrast_moments"]
 
@@ -60,7 +61,7 @@ def apply_G(structure: CovarianceStructure, position: int, vectors: FloatArray) 
 
 
 def contrast_moments(
-    likelihood: Estimator, theta: FloatArray, L: FloatArray, *, adjustment: bool
+    likelihood: Estimator | FeatureRows, theta: FloatArray, L: FloatArray, *, adjustment: bool
 ) -> ContrastMoments:
     """Moments of g hypotheses of r contrasts each, for any likelihood.
 

@@ -112,7 +112,8 @@ class PatternedProjection:
         """Log-likelihoods of y itself, as `Projection.natural_loglik`."""
         here: Any = slice(None) if features is None else features
         df = self.n[here] - (self.p if method == "REML" else 0)
-        natural = loglik - 0.5 * df * np.log(self.scale[here]) + 0.5 * self.log_weights[here]
+        natural: FloatArray = loglik - 0.5 * df * np.log(self.scale[here])
+        natural = natural + 0.5 * self.log_weights[here]
         return natural - 0.5 * self.log_det_XX[here] if method == "REML" else natural
 
     def to_internal(self, theta: FloatArray) -> FloatArray:

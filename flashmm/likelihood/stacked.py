@@ -1,6 +1,6 @@
 """The general likelihood for features each with a design of its own: one stack of matrices.
 
-As `flashmm.likelihood.general`, whose formulas these are, but X'X, Z'X, Z'Z and n differ by feature.
+The formulas are those of `flashmm.likelihood.general`, but X'X, Z'X, Z'Z and n differ by feature.
 With K K' = Z'RZ, r = K w, w = M^-1 u and T = K M^-1 K', everything that a parameter of D needs is a
 sum over entries of T and r: no product of matrices for each. Roots are made a chunk of features at
 a time and kept while they fit.
@@ -285,14 +285,14 @@ class _Rows:
     def M(self, theta: FloatArray) -> FloatArray:
         """sigma2 I + K'DK, with ones beyond the rank."""
         K, held = self.root.K, self.root.held
-        M = np.matmul(np.swapaxes(K, 1, 2), times_D(self.structure, theta, K))
+        M: FloatArray = np.matmul(np.swapaxes(K, 1, 2), times_D(self.structure, theta, K))
         index = np.arange(held.shape[1])
         M[:, index, index] += theta[:, -1:] * held + (1.0 - held)
         return M
 
     def inverse(self, theta: FloatArray) -> FloatArray:
         """M^-1, shape (B, r, r)."""
-        return np.linalg.inv(self.M(theta))
+        return np.asarray(np.linalg.inv(self.M(theta)))
 
     def T_times(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
         """T v for the rows of vectors (B, c, q)."""
@@ -349,6 +349,7 @@ class StackedLikelihood:
         return max(1, memory // (8 * (6 * q * r + 4 * r * r + 2 * q * q)))
 
     def chunks(self, features: IntArray, *, full: bool = False) -> Iterator[tuple[IntArray, _Rows]]:
+        """Which of ``features``, ascending, belong together, and their designs."""
         p = self.projection
         for where, number, local in p.chunks(features):
             ZXW, root = p.roots(number, full=full)

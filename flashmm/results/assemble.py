@@ -113,7 +113,7 @@ def _fixed_effects(
     explained = projection.zero_variance
     beta[explained] = projection.beta_ols[:, explained].T
     fitted = np.flatnonzero(np.isfinite(theta).all(axis=1))
-    negative = ((theta < 0) & stats.structure.is_variance).any(axis=1)
+    negative = np.asarray(((theta < 0) & stats.structure.is_variance).any(axis=1))
     identity = np.eye(p)
 
     def estimate(batch: IntArray) -> None:

@@ -89,7 +89,7 @@ class ParametricBootstrap(FixedEffectInference, VarianceComponentInference):
         streams = FeatureStreams.spawn(np.random.default_rng(rng), self.stats.m).take(positions)
         theta = self.ds["theta"].to_numpy()[positions]
         beta = self.ds["beta"].to_numpy()[positions]
-        drawn = Sampler(self.stats).draw(theta, beta, n, streams)
+        drawn = Sampler(self._one_design("`draw`")).draw(theta, beta, n, streams)
         names = self._features.to_numpy()[positions]
         labels = [f"{name}#{r}" for name in names for r in range(n)]
         return replace(drawn, feature_names=labels)
@@ -142,7 +142,7 @@ class ParametricBootstrap(FixedEffectInference, VarianceComponentInference):
         <BootstrapResults: 3 features, 20 replicates, 1 statistics>
         """
         _check_count("n", n)
-        chosen = _statistic(statistic, self.stats)
+        chosen = _statistic(statistic, self._one_design("The bootstrap"))
         positions = self._positions(features)
         estimate = _values(chosen.evaluate(self), self.stats.m)[positions]
         values = np.full((positions.size, n, estimate.shape[1]), np.nan)
@@ -270,7 +270,15 @@ class ParametricBootstrap(FixedEffectInference, VarianceComponentInference):
         """Fits of replicates, in batches: rows of ``positions``, replicates, results."""
         streams = FeatureStreams.spawn(np.random.default_rng(rng), self.stats.m).take(positions)
         theta = np.where(self._drawable(positions)[:, None], theta, np.nan)
-        fits = replicate_fits(Sampler(self.stats), theta, beta, n, streams, self.options, progress)
+        fits = replicate_fits(
+            Sampler(self._one_design("The bootstrap")),
+            theta,
+            beta,
+            n,
+            streams,
+            self.options,
+            progress,
+        )
         for fit in fits:
             results = type(self)(fit.ds, fit.stats, self.options, fit.projection)
             yield fit.rows, fit.columns, results
@@ -308,7 +316,7 @@ class ParametricBootstrap(FixedEffectInference, VarianceComponentInference):
         basis = scipy.linalg.null_space(parsed.matrix)
         inverse = np.linalg.pinv(parsed.matrix)
         fixed = inverse[:, 0] * parsed.values[0]
-        stats = self.stats.take(positions)
+        stats = self._one_design("The bootstrap").take(positions)
         # y - X fixed = (y - X a) + X move + X basis rest: the last part is left to the fit.
         XY, ZY, yy, a = stats.centred()
         move = inverse @ (parsed.matrix @ a - parsed.values[:, None])

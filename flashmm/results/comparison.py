@@ -11,9 +11,27 @@ from flashmm.exceptions import InputError
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.nesting import check_same_data, nesting
 from flashmm.inference.variance_tests import likelihood_ratio
+from flashmm.patterned_stats import PatternedStats
 from flashmm.results.estimates import Estimates
+from flashmm.summary_stats import SummaryStats
 
 __all__ = ["ModelComparison"]
+
+
+def common_sums(
+    large: SummaryStats | PatternedStats, small: SummaryStats | PatternedStats
+) -> tuple[SummaryStats, SummaryStats]:
+    """The sums of two models of the same features, which must lack the same samples."""
+    if not isinstance(large, PatternedStats) and not isinstance(small, PatternedStats):
+        return large, small
+    if (
+        isinstance(large, PatternedStats)
+        and isinstance(small, PatternedStats)
+        and large.n == small.n
+        and np.array_equal(large.observed[large.pattern], small.observed[small.pattern])
+    ):
+        return large.sums, small.sums
+    raise InputError("The models were fitted to different data: their features miss other samples.")
 
 
 class ModelComparison(Estimates):
@@ -71,7 +89,7 @@ class ModelComparison(Estimates):
         positions = self._positions(features)
         names = self._features.to_numpy()[positions]
         theirs = other._positions(names)
-        large, small = self.stats.take(positions), other.stats.take(theirs)
+        large, small = common_sums(self.stats.take(positions), other.stats.take(theirs))
         lacks = nesting(large, small)
         if lacks.df == 0:
             raise InputError("The two models have the same parameters: there is nothing to test.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from flashmm.exceptions import InputError
 from flashmm.labels import feature_positions
@@ -21,9 +22,8 @@ from flashmm.results.on_request import OnRequest
 from flashmm.solvers.status import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    import xarray as xr
     from numpy.typing import NDArray
 
     from flashmm.recipe import DesignRecipe
@@ -217,12 +217,32 @@ class Estimates:
         stats = self.stats
         if not isinstance(stats, PatternedStats):
             return self
-        pattern = int(stats.pattern[self._positions([feature])[0]])
+        return self._of_pattern(int(stats.pattern[self._positions([feature])[0]]))
+
+    def _of_pattern(self, pattern: int) -> Self:
+        stats = self.stats
+        assert isinstance(stats, PatternedStats)
         ds = self.ds.isel(feature=stats.members(pattern)).drop_vars("nobs")
         one = stats.of_pattern(pattern)
         options = replace(self.options, engine="auto")
         ds.attrs = attributes(one, options)
         return type(self)(ds, one, options, recipe=self.recipe)
+
+    def _by_pattern(
+        self, positions: NDArray[np.intp], call: Callable[[Any, NDArray[np.intp]], xr.Dataset]
+    ) -> xr.Dataset:
+        """What ``call`` says of the results of each pattern and of some features in them."""
+        stats = self.stats
+        assert isinstance(stats, PatternedStats)
+        places, parts = [], []
+        for pattern in np.unique(stats.pattern[positions]):
+            here = np.flatnonzero(stats.pattern[positions] == pattern)
+            members = stats.members(int(pattern))
+            one = self._of_pattern(int(pattern))
+            parts.append(call(one, np.searchsorted(members, positions[here])))
+            places.append(here)
+        order = np.argsort(np.concatenate(places))
+        return xr.concat(parts, "feature").isel(feature=order)
 
     def _one_design(self, what: str) -> SummaryStats:
         """The statistics, where all features have the same samples, which ``what`` needs."""

@@ -237,7 +237,8 @@ class FeatureResults:
     @property
     def random_effects_cov(self) -> dict[str, pd.DataFrame]:
         """Conditional covariance matrices of `random_effects`, given y and beta."""
-        stats, theta = self._results.stats, self._one["theta"].to_numpy()
+        stats = self._results._one_design("random_effects_cov")
+        theta = self._one["theta"].to_numpy()
         proper = np.isfinite(theta).all() and theta[-1] > 0
         result = {}
         for keys, effects, columns in self._groups:
@@ -406,12 +407,12 @@ class FeatureResults:
     @property
     def nobs(self) -> int:
         """Number of samples."""
-        return self._results.nobs
+        return int(self._results.nobs)
 
     @property
     def df_resid(self) -> int:
         """Residual degrees of freedom, n - p."""
-        return self._results.df_resid
+        return int(self._results.df_resid)
 
     @property
     def method(self) -> str:

@@ -12,6 +12,7 @@ import xarray as xr
 from flashmm.exceptions import InputError
 from flashmm.inference.moderation import moderate, variance_prior
 from flashmm.inference.variance_fractions import column_sums
+from flashmm.patterned_stats import PatternedStats
 from flashmm.results.estimates import Estimates
 from flashmm.results.hypotheses import Hypotheses
 from flashmm.solvers.space import PSD
@@ -105,12 +106,18 @@ class VarianceModeration(Estimates):
 
     def _means(self) -> FloatArray:
         """Means of the features over the samples: of their least-squares fits, shape (m,)."""
-        sums = column_sums(self.stats)
+        sums = column_sums(
+            self.stats.sums if isinstance(self.stats, PatternedStats) else self.stats
+        )
         if sums is None:
             raise InputError(
                 "The features' means do not follow from the statistics: the model has neither an "
                 "intercept nor indicators of all levels of a factor. Give `trend` the means."
             )
+        if isinstance(self.stats, PatternedStats):
+            one = self.stats
+            own = (one.observed @ one.X)[one.pattern]
+            return np.asarray((own * self._projection.beta_ols.T).sum(axis=1) / one.nobs)
         return np.asarray(sums @ self._projection.beta_ols / self.stats.n)
 
     def _hypotheses_with(self, moderated: bool | xr.Dataset, df: str) -> Hypotheses:

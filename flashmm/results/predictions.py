@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from flashmm.design_arrays import design_from_arrays
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.statistics import confidence_limits
+from flashmm.patterned_stats import PatternedStats
 from flashmm.recipe import RandomRows
 from flashmm.results.fixed_effects import FixedEffectInference
 from flashmm.sources import Transform, make_source
@@ -252,10 +253,14 @@ class NewDataPredictions(FixedEffectInference):
             raise InputError(f"Y lacks the features {listing(names[where < 0])}.")
         chosen, slot = np.unique(where, return_inverse=True)
         values = np.empty((chosen.size, source.n))
+        source = replace(source, allow_missing=isinstance(self.stats, PatternedStats))
         for block in source.taking(chosen).blocks():
             part: Any = block.values
+            part = part.toarray() if sp.issparse(part) else part
+            if block.missing is not None:
+                part = np.where(block.missing, np.nan, part)
             where_to = np.ix_(_range(block.features, chosen.size), _range(block.samples, source.n))
-            values[where_to] = part.toarray() if sp.issparse(part) else part
+            values[where_to] = part
         resid = values[slot] - fitted.to_numpy()
         return xr.DataArray(resid, coords=fitted.coords, dims=fitted.dims, name="resid")
 

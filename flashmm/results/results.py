@@ -21,13 +21,9 @@ from flashmm.results.marginal_means import MarginalMeans
 from flashmm.results.predictions import NewDataPredictions
 from flashmm.results.random_effects import RandomEffectPredictions
 from flashmm.results.summary import SummaryPage, feature_page, model_page
-from flashmm.schema import RESULTS
-from flashmm.storage import (
-    load_dataset,
-    save_dataset,
-    stats_from_dataset,
-    stats_to_dataset,
-)
+from flashmm.schema import OPTIONAL, RESULTS
+from flashmm.storage import load_dataset, save_dataset
+from flashmm.storage_patterned import any_from_dataset, any_to_dataset
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -130,8 +126,9 @@ class MultiLMMResults(
         path
             File to write; an existing file is replaced once the new one is complete.
         """
-        ds = xr.merge([self.ds, stats_to_dataset(self.stats)], join="exact", compat="no_conflicts")
-        ds.attrs = {**stats_to_dataset(self.stats.take([])).attrs, **self.ds.attrs}
+        stats = any_to_dataset(self.stats)
+        ds = xr.merge([self.ds, stats], join="exact", compat="no_conflicts")
+        ds.attrs = {**stats.attrs, **self.ds.attrs}
         ds.attrs["flashmm_kind"] = "MultiLMMResults"
         if self.recipe is not None:
             with contextlib.suppress(InputError):
@@ -154,17 +151,19 @@ class MultiLMMResults(
             If the file holds something else or comes from a later format.
         """
         merged = load_dataset(path, kind="MultiLMMResults")
-        stats = stats_from_dataset(merged)
+        stats = any_from_dataset(merged)
         attrs = merged.attrs
         values = {field.name: attrs[field.name] for field in fields(FitOptions)}
         for name in ("max_iter", "memory", "n_dropped"):
             values[name] = int(values[name])
         options = FitOptions(**values)
-        ds = merged[list(RESULTS)]
+        ds = merged[[*RESULTS, *(name for name in OPTIONAL if name in merged)]]
         ds = ds.drop_vars([name for name in ds.coords if name not in ("feature", "coef", "param")])
         ds["n_iter"], ds["status"] = ds["n_iter"].astype(np.int64), ds["status"].astype(np.int8)
         ds.attrs = attributes(stats, options)
         recipe = None
         if "recipe" in merged:
             recipe = recipe_from_text(str(merged["recipe"].to_numpy()[0]))
+        if "nobs" in ds:
+            ds["nobs"] = ds["nobs"].astype(np.int64)
         return cls(ds, stats, options, recipe=recipe)

@@ -205,13 +205,18 @@ def _truncated(rows: list[list[str]], what: str, where: str) -> tuple[list[list[
     return rows[:MAX_ROWS], [f"{len(rows) - MAX_ROWS} more {what} not shown; see {where}."]
 
 
+def _sample_count(results: MultiLMMResults) -> Any:
+    nobs = results.nobs
+    return nobs if isinstance(nobs, int) else f"{nobs.min()} to {nobs.max()}"
+
+
 def model_page(results: MultiLMMResults) -> SummaryPage:
     """The page on a whole fit."""
     stats, options = results.stats, results.options
     status = results.ds["status"].to_numpy()
     good = results.converged.to_numpy()
     head: list[tuple[str, Any]] = [
-        ("Samples (n)", stats.n),
+        ("Samples (n)", _sample_count(results)),
         ("Features (m)", stats.m),
         ("Fixed effects (p)", stats.p),
         ("Random effects (q)", stats.q),

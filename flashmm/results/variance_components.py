@@ -34,6 +34,8 @@ from flashmm.inference.variance_tests import (
     z_statistics,
     zero_hypotheses,
 )
+from flashmm.likelihood import Projection
+from flashmm.patterned_stats import PatternedStats
 from flashmm.results.estimates import Estimates
 from flashmm.solvers import FisherScoring
 from flashmm.solvers.space import make_space
@@ -217,6 +219,8 @@ class VarianceComponentInference(Estimates):
         """
         self._refuse_weights()
         positions = self._positions(features)
+        if isinstance(self.stats, PatternedStats):
+            return self._by_pattern(positions, lambda one, here: one.icc(here))
         names, weights = component_weights(self.stats)
         parts = self.ds["theta"].to_numpy()[positions] @ weights.T
         covariance = np.matmul(np.matmul(weights, self._theta_covariance(positions)), weights.T)
@@ -274,6 +278,12 @@ class VarianceComponentInference(Estimates):
             raise InputError(f"Unknown by={by!r}. {nearest(str(by), ['term', 'coef'])}")
         self._refuse_weights()
         positions = self._positions(features)
+        if isinstance(self.stats, PatternedStats):
+            if column_means is not None:
+                self._one_design("`column_means`")
+            return self._by_pattern(
+                positions, lambda one, here: one.variance_fractions(by=by, features=here)
+            )
         S = sample_covariance(self.stats.XX, self._column_sums(column_means), self.stats.n)
         terms: dict[str, list[int]] = {}
         for i, name in enumerate(self.stats.coef_names):
@@ -463,7 +473,9 @@ class VarianceComponentInference(Estimates):
             )
         if isinstance(n_sim, bool) or not isinstance(n_sim, (int, np.integer)) or n_sim < 1:
             raise InputError(f"`n_sim` must be a positive whole number, not {n_sim!r}.")
+        self._one_design("null='exact'")
         p = self._projection
+        assert isinstance(p, Projection)
         eigenvalues = np.diag(p.A[0])
         reml = self.options.method == "REML"
         return simulate_exact_null(
@@ -500,7 +512,7 @@ class VarianceComponentInference(Estimates):
                     f"X; its shape is {means.shape}."
                 )
             return means * self.stats.n
-        sums = column_sums(self.stats)
+        sums = column_sums(self._one_design("Column sums"))
         if sums is None:
             raise InputError(
                 "The variance of a fixed effect needs the means of the columns of X, which these "

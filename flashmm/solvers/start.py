@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.likelihood.base import Likelihood
+    from flashmm.likelihood.patterned import PatternedProjection
     from flashmm.likelihood.projection import Projection
     from flashmm.solvers.space import ParameterSpace
 
@@ -23,7 +24,7 @@ __all__ = ["starting_values"]
 
 def starting_values(
     likelihood: Likelihood,
-    projection: Projection,
+    projection: Projection | PatternedProjection,
     space: ParameterSpace,
     theta0: Any,
     feature_names: NDArray[Any],
