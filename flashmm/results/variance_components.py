@@ -220,7 +220,7 @@ class VarianceComponentInference(Estimates):
         self._refuse_weights()
         positions = self._positions(features)
         if isinstance(self.stats, PatternedStats):
-            return self._by_pattern(positions, lambda one, here: one.icc(here))
+            return self._by_pattern(positions, lambda one, here: one.icc(features=here))
         names, weights = component_weights(self.stats)
         parts = self.ds["theta"].to_numpy()[positions] @ weights.T
         covariance = np.matmul(np.matmul(weights, self._theta_covariance(positions)), weights.T)
