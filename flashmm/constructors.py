@@ -156,9 +156,10 @@ class ModelData:
             Precision of each sample, shape (n,) or the name of a column of ``data``:
             ``e_j ~ N(0, sigma2_j diag(1 / weights))``.
         n_jobs
-            Threads that sum blocks of sparse Y; None for one per processor.
+            Threads that sum blocks of sparse Y, or a dask array; None for one per processor. A
+            dask array is summed by the workers of a cluster if a ``distributed.Client`` is active.
         progress
-            Show a progress bar over the blocks on a terminal (needs tqdm).
+            Show a progress bar over the blocks on a terminal (needs tqdm; dask has its own).
 
         Returns
         -------

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from flashmm.block_sums import DesignColumns, design_columns
+from flashmm.block_sums import BlockSums, design_columns
 from flashmm.design import Design
 from flashmm.exceptions import InputError
 from flashmm.patterned_stats import PatternedStats, joined_shift
-from flashmm.shifts import Shift, cancelling, least_squares, sums_about
-from flashmm.sources import Block, Source
-from flashmm.streaming import passing, suitable_block_bytes, sum_source, worker_count
+from flashmm.shifts import Shift, cancelling, least_squares
+from flashmm.sources import Source
+from flashmm.streaming import passing, suitable_block_bytes
 from flashmm.summary_stats import SummaryStats
-from flashmm.summing import statistics_of
+from flashmm.summing import first_sums, second_sums, statistics_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,13 +65,8 @@ def sum_by_pattern(
     source = replace(source, counting=selecting, allow_missing=True)
     block_bytes = suitable_block_bytes(source, design)
     columns = design_columns(design.X, design.Z)
-    total = sum_source(
-        source,
-        columns,
-        weights=weights,
-        workers=worker_count(workers) if source.is_sparse and not source.densifies else 1,
-        block_bytes=block_bytes,
-        progress=progress,
+    total = first_sums(
+        source, columns, weights, block_bytes=block_bytes, workers=workers, progress=progress
     )
     sums = statistics_of(SummaryStats, total.sums, columns, design, source.feature_names, weights)
     if selecting:
@@ -96,18 +92,13 @@ def sum_by_pattern(
         pattern.reshape(-1),
     )
 
-    def blocks(features: IntArray) -> Iterable[Block]:
-        return source.blocks(block_bytes, features=features, dense=True)
-
-    shift = _shift(stats, blocks, columns, weights)
+    again = partial(second_sums, source, columns, weights, block_bytes, workers)
+    shift = _shift(stats, again)
     return stats if shift is None else replace(stats, sums=replace(sums, shift=shift))
 
 
 def _shift(
-    stats: PatternedStats,
-    blocks: Callable[[NDArray[np.intp]], Iterable[Block]],
-    columns: DesignColumns,
-    weights: FloatArray | None,
+    stats: PatternedStats, again: Callable[[FloatArray, IntArray], BlockSums]
 ) -> Shift | None:
     """Sum again, after subtracting X a, the features whose raw sums cancel; as `shifted_sums`."""
     parts: dict[int, Any] = {}
@@ -124,9 +115,9 @@ def _shift(
     if first is None:
         return None
     features, a = first.features, first.a
-    about = sums_about(a, features, blocks, columns, stats.sums, weights)
+    about = again(a, features)
     for k in parts:
         here = np.flatnonzero(stats.pattern[features] == k)
         a[:, here] += least_squares(stats.XX_of(k), about.XY[:, here])
-    about = sums_about(a, features, blocks, columns, stats.sums, weights)
+    about = again(a, features)
     return Shift(features, a, about.XY, about.ZY, about.yy)

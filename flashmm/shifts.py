@@ -113,10 +113,7 @@ class _Gram:
 
 
 def shifted_sums(
-    stats: SummaryStats,
-    blocks: Callable[[IntArray], Iterable[Block]],
-    columns: DesignColumns,
-    weights: FloatArray | None = None,
+    stats: SummaryStats, again: Callable[[FloatArray, IntArray], BlockSums]
 ) -> Shift | None:
     """Sum again, after subtracting X a, the features whose raw sums cancel.
 
@@ -127,18 +124,15 @@ def shifted_sums(
     ----------
     stats
         Raw sums.
-    blocks
-        Gives the blocks of some features once more.
-    columns
-        X and Z.
-    weights
-        Precision of each sample, shape (n,); None for ones.
+    again
+        Gives the sums of y - X a over all samples, from a (p, f) and the positions of its
+        features (f,), ascending: `sums_about` with one more look at the data.
     """
     features, a = cancelling(stats.XX, stats.XY, stats.yy)
     if features.size == 0:
         return None
-    a = a + least_squares(stats.XX, sums_about(a, features, blocks, columns, stats, weights).XY)
-    sums = sums_about(a, features, blocks, columns, stats, weights)
+    a = a + least_squares(stats.XX, again(a, features).XY)
+    sums = again(a, features)
     return Shift(features, a, sums.XY, sums.ZY, sums.yy)
 
 
@@ -159,16 +153,29 @@ def least_squares(XX: FloatArray, XY: FloatArray) -> FloatArray:
 def sums_about(
     a: FloatArray,
     features: IntArray,
-    blocks: Callable[[IntArray], Iterable[Block]],
+    blocks: Iterable[Block],
     columns: DesignColumns,
-    stats: SummaryStats,
-    weights: FloatArray | None,
+    weights: FloatArray | None = None,
 ) -> BlockSums:
-    """Sums of y - X a over all samples, for the features that a belongs to."""
-    XY, ZY = np.zeros((stats.p, features.size)), np.zeros((stats.q, features.size))
-    yy = np.zeros(features.size)
-    for block in blocks(features):
-        slots = np.searchsorted(features, np.arange(stats.m)[block.features])
+    """Sums of y - X a over all samples.
+
+    Parameters
+    ----------
+    a
+        Coefficients of the features concerned, shape (p, f).
+    features
+        Their positions, ascending, shape (f,).
+    blocks
+        Blocks of these features.
+    columns
+        X and Z.
+    weights
+        Precision of each sample, shape (n,); None for ones.
+    """
+    p, q = columns.X.shape[1], columns.Z.shape[1]
+    XY, ZY, yy = np.zeros((p, features.size)), np.zeros((q, features.size)), np.zeros(features.size)
+    for block in blocks:
+        slots = np.searchsorted(features, _positions(block.features))
         values: Any = block.values
         dense = values.toarray() if sp.issparse(values) else values
         left = dense - (columns.X[block.samples] @ a[:, slots]).T
@@ -179,6 +186,12 @@ def sums_about(
         ZY[:, slots] += sums.ZY
         yy[slots] += sums.yy
     return BlockSums(XY, ZY, yy)
+
+
+def _positions(features: slice | IntArray) -> IntArray:
+    if isinstance(features, slice):
+        return np.arange(features.start, features.stop)
+    return features
 
 
 def _move(stats: SummaryStats, features: NDArray[np.intp], a: FloatArray) -> Shift:

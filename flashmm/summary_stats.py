@@ -299,7 +299,8 @@ class SummaryStats:
             Leave out features that sum to less before anything is done to them, or that are not
             zero in a smaller fraction of the samples.
         workers
-            Threads that sum blocks of sparse Y; None for as many as there are processors.
+            Threads that sum blocks of sparse Y or a dask array; None for as many as there are
+            processors.
         progress
             Show a progress bar on a terminal.
         block_bytes

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +13,15 @@ import scipy.sparse as sp
 
 from flashmm.block_sums import BlockSums, DesignColumns, block_sums, design_columns
 from flashmm.compact import CompactMatrix, LayeredMatrix, steps
+from flashmm.dask_sums import sum_parts, sum_parts_about
 from flashmm.design import Design
 from flashmm.design_root import near_collinear, root_of_rows
 from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
-from flashmm.shifts import shifted_sums
+from flashmm.shifts import shifted_sums, sums_about
 from flashmm.sources import Block, Source
-from flashmm.streaming import passing, suitable_block_bytes, sum_source, worker_count
+from flashmm.sources.dask_arrays import DaskReader
+from flashmm.streaming import PassSums, passing, suitable_block_bytes, sum_source, worker_count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,8 +29,9 @@ if TYPE_CHECKING:
     from flashmm.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
 
-__all__ = ["design_products", "statistics_of", "sum_design"]
+__all__ = ["design_products", "first_sums", "second_sums", "statistics_of", "sum_design"]
 
 log = logging.getLogger("flashmm")
 
@@ -47,35 +51,71 @@ def sum_design(
     """The work of `SummaryStats.from_design`, whose class is ``cls``."""
     selecting = min_count is not None or min_fraction is not None
     source = replace(source, counting=selecting)
-    # Dense products are threaded by BLAS itself.
-    threads = worker_count(workers) if source.is_sparse and not source.densifies else 1
     block_bytes = block_bytes or suitable_block_bytes(source, design)
     log.info(
         "%s, %d features x %d samples: blocks of %.0f MiB, %d threads",
-        *(source.reader.kind, source.m, source.n, block_bytes / 2**20, threads),
+        *(source.reader.kind, source.m, source.n, block_bytes / 2**20, _threads(source, workers)),
     )
     if source.reader.one_pass:
         stats, totals, detected = _fold(cls, source, design, weights, progress)
         return stats.take(passing(totals, detected, stats.n, min_count, min_fraction))
     columns = design_columns(design.X, design.Z)
-    total = sum_source(
-        source,
-        columns,
-        weights=weights,
-        workers=threads,
-        block_bytes=block_bytes,
-        progress=progress,
+    total = first_sums(
+        source, columns, weights, block_bytes=block_bytes, workers=workers, progress=progress
     )
     kept = passing(total.totals, total.detected, source.n, min_count, min_fraction)
     stats = statistics_of(cls, total.sums, columns, design, source.feature_names, weights)
     if selecting:
         stats, source = stats.take(kept), source.taking(kept)
-    return _with_shift(
-        stats,
-        lambda features: source.blocks(block_bytes, features=features, dense=True),
+    again = partial(second_sums, source, columns, weights, block_bytes, workers)
+    return replace(stats, shift=shifted_sums(stats, again))
+
+
+def first_sums(
+    source: Source,
+    columns: DesignColumns,
+    weights: FloatArray | None,
+    *,
+    block_bytes: int,
+    workers: int | None,
+    progress: bool,
+) -> PassSums:
+    """One pass over a source that can be read again, where its blocks are."""
+    if isinstance(source.reader, DaskReader):
+        return sum_parts(
+            source, columns, weights, block_bytes=block_bytes, threads=workers, progress=progress
+        )
+    return sum_source(
+        source,
         columns,
-        weights,
+        weights=weights,
+        workers=_threads(source, workers),
+        block_bytes=block_bytes,
+        progress=progress,
     )
+
+
+def second_sums(
+    source: Source,
+    columns: DesignColumns,
+    weights: FloatArray | None,
+    block_bytes: int,
+    workers: int | None,
+    a: FloatArray,
+    features: IntArray,
+) -> BlockSums:
+    """One more pass, for the sums of y - X a; see `flashmm.shifts.sums_about`."""
+    if isinstance(source.reader, DaskReader):
+        return sum_parts_about(
+            *(a, features, source, columns, weights), block_bytes=block_bytes, threads=workers
+        )
+    blocks = source.blocks(block_bytes, features=features, dense=True)
+    return sums_about(a, features, blocks, columns, weights)
+
+
+def _threads(source: Source, workers: int | None) -> int:
+    # Dense products are threaded by BLAS itself.
+    return worker_count(workers) if source.is_sparse and not source.densifies else 1
 
 
 def statistics_of(
@@ -135,15 +175,6 @@ def _weighted_rows(
         yield X[here] if weights is None else X[here] * np.sqrt(weights[here, None])
 
 
-def _with_shift(
-    stats: SummaryStats,
-    blocks: Callable[[NDArray[np.intp]], Iterable[Block]],
-    columns: DesignColumns,
-    weights: FloatArray | None,
-) -> SummaryStats:
-    return replace(stats, shift=shifted_sums(stats, blocks, columns, weights))
-
-
 def _fold(
     cls: type[SummaryStats],
     source: Source,
@@ -159,14 +190,9 @@ def _fold(
         here = replace(block, samples=slice(0, columns.X.shape[0]))
         part_weights = None if weights is None else weights[block.samples]
         sums = block_sums(here, columns, part_weights)
-        part = _with_shift(
-            statistics_of(cls, sums, columns, design, source.feature_names, part_weights),
-            lambda features, here=here: [  # type: ignore[misc]
-                replace(here, features=features, values=here.values[features])
-            ],
-            columns,
-            part_weights,
-        )
+        part = statistics_of(cls, sums, columns, design, source.feature_names, part_weights)
+        again = partial(_sums_of_block_about, here, columns, part_weights)
+        part = replace(part, shift=shifted_sums(part, again))
         total = part if total is None else total + part
         if block.totals is not None and block.detected is not None:
             totals += block.totals
@@ -174,3 +200,14 @@ def _fold(
     if total is None:
         raise InputError("Y has no blocks: there is nothing to sum.")
     return total, totals, detected
+
+
+def _sums_of_block_about(
+    block: Block,
+    columns: DesignColumns,
+    weights: FloatArray | None,
+    a: FloatArray,
+    features: IntArray,
+) -> BlockSums:
+    block = replace(block, features=features, values=block.values[features])
+    return sums_about(a, features, [block], columns, weights)

@@ -22,7 +22,7 @@ LAYERS = [
     ("random_formula", "formula_columns", "formula_rows"),
     ("recipe", "fixed_terms", "recipe_text", "formula"),
     ("sources", "design_arrays"),
-    ("design_root", "block_sums", "streaming", "shifts", "summing"),
+    ("design_root", "block_sums", "streaming", "shifts", "dask_sums", "summing"),
     ("stats_algebra", "stats_checks", "stats_selection", "summary_stats"),
     ("patterned_stats", "patterned_sums"),
     ("likelihood",),

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from flashmm.exceptions import InputError
 from flashmm.sources.pieces import Piece
 
-__all__ = ["dask_reader", "is_dask"]
+__all__ = ["DaskReader", "dask_reader", "is_dask", "joined_chunks"]
 
 
 def is_dask(values: Any) -> bool:
@@ -71,8 +71,11 @@ class DaskReader:
         """Whether every piece holds all features of its samples."""
         return bool(self.values.numblocks[1 if self.transposed else 0] == 1)
 
-    def pieces(self, block_bytes: int, *, dense: bool) -> Iterator[Piece]:  # noqa: ARG002
-        """Runs of chunks up to ``block_bytes`` along one axis; single chunks where both are cut."""
+    def runs(self, block_bytes: int) -> Iterator[tuple[slice, slice]]:
+        """Rows and columns of `values` that go together: whole chunks.
+
+        Runs of chunks up to ``block_bytes`` along one axis; single chunks where both are cut.
+        """
         edges = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in self.values.chunks]
         width = max(1, block_bytes // 8)
         if self.sparse:  # a guess at how full the blocks are: no more than a tenth
@@ -81,22 +84,52 @@ class DaskReader:
             if self.values.numblocks[1 - axis] == 1:
                 edges[axis] = _joined(edges[axis], width // max(1, self.values.shape[1 - axis]))
         for rows, columns in itertools.product(*map(itertools.pairwise, edges)):
-            row, column = slice(*map(int, rows)), slice(*map(int, columns))
-            features, samples = (column, row) if self.transposed else (row, column)
-            yield Piece(features, samples, self._reading(row, column))
+            yield slice(*map(int, rows)), slice(*map(int, columns))
+
+    def pieces(self, block_bytes: int, *, dense: bool) -> Iterator[Piece]:  # noqa: ARG002
+        """Runs of chunks, each computed when it is read."""
+        for rows, columns in self.runs(block_bytes):
+            features, samples = (columns, rows) if self.transposed else (rows, columns)
+            yield Piece(features, samples, self._reading(rows, columns))
 
     def _reading(self, rows: slice, columns: slice) -> Callable[[], Any]:
         def read() -> Any:
-            values = self.values[rows, columns].compute()
-            if hasattr(values, "to_scipy_sparse"):
-                values = values.to_scipy_sparse()
-            if sp.issparse(values):
-                values = sp.csc_array(values) if values.format == "csc" else sp.csr_array(values)
-            else:
-                values = np.asarray(values)
-            return values.T if self.transposed else values
+            return joined_chunks([[self.values[rows, columns].compute()]], self.transposed)
 
         return read
+
+
+def joined_chunks(chunks: list[list[Any]], transposed: bool) -> Any:
+    """Computed chunks, row by row, as one piece of features x samples.
+
+    Parameters
+    ----------
+    chunks
+        ndarrays, matrices of scipy, or arrays of the package sparse.
+    transposed
+        Whether they are samples x features.
+
+    Returns
+    -------
+    ndarray, csr_array or csc_array
+    """
+    rows = [[_plain(chunk) for chunk in row] for row in chunks]
+    first = rows[0][0]
+    if len(rows) == len(rows[0]) == 1:
+        values = first
+    elif sp.issparse(first):
+        values = sp.block_array(rows, format="csc" if first.format == "csc" else "csr")
+    else:
+        values = np.block(rows)
+    return values.T if transposed else values
+
+
+def _plain(values: Any) -> Any:
+    if hasattr(values, "to_scipy_sparse"):
+        values = values.to_scipy_sparse()
+    if sp.issparse(values):
+        return sp.csc_array(values) if values.format == "csc" else sp.csr_array(values)
+    return np.asarray(values)
 
 
 def _joined(edges: Any, width: int) -> Any:

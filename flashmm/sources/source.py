@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import scipy.sparse as sp
 
 from flashmm.exceptions import InputError
 from flashmm.labels import checked_labels, feature_positions
+from flashmm.sources.dask_arrays import DaskReader
+from flashmm.sources.dask_parts import in_parts
 from flashmm.sources.pieces import BLOCK_BYTES, Piece, Reader
 from flashmm.sources.transforms import (
     Transform,
@@ -116,6 +119,8 @@ class Source:
         Labels of the samples in use, for messages; None for their positions.
     allow_missing
         Whether a missing value (NaN) becomes zero; otherwise it raises.
+    block
+        Number of the block of a larger Y that this is, for messages; None to count its own.
     """
 
     reader: Reader
@@ -129,6 +134,7 @@ class Source:
     counting: bool = False
     sample_names: Sequence[object] | None = None
     allow_missing: bool = False
+    block: int | None = None
 
     @property
     def m(self) -> int:
@@ -279,6 +285,10 @@ class Source:
                 "samples beforehand, or pass Y as an array or a file."
             )
         missing = np.zeros(self.n, dtype=bool)
+        if isinstance(self.reader, DaskReader):
+            for part, here in in_parts(self, methodcaller("missing_samples"), block_bytes):
+                missing[part.rows] |= here
+            return missing
         for raw in self.raw_blocks(block_bytes):
             values, samples = self._in_use(_canonical(raw.values), raw.piece.samples)
             if raw.features is not None:
@@ -296,6 +306,10 @@ class Source:
         """Where features in use have no value (NaN), shape (m, n)."""
         missing = np.zeros((self.m, self.n), dtype=bool)
         features = np.arange(self.m)
+        if isinstance(self.reader, DaskReader):
+            for part, here in in_parts(self, methodcaller("missing_values"), block_bytes):
+                missing[part.features, part.rows] = here
+            return missing
         for raw in self.raw_blocks(block_bytes):
             values, samples = self._in_use(_canonical(raw.values), raw.piece.samples)
             if raw.features is not None:
@@ -308,6 +322,10 @@ class Source:
         """Sum over all features of each sample in use, before any transform, shape (n,)."""
         everything = replace(self, chosen=None, feature_names=np.arange(self.reader.shape[0]))
         totals = np.zeros(self.n)
+        if isinstance(self.reader, DaskReader):
+            for part, here in in_parts(everything, methodcaller("sample_totals"), block_bytes):
+                totals[part.rows] += here
+            return totals
         for raw in everything.raw_blocks(block_bytes):
             values, samples = self._in_use(_canonical(raw.values), raw.piece.samples)
             totals[samples] += _sample_sums(values)
@@ -340,7 +358,8 @@ class Source:
         feature = self.feature_names[raw.slots][row]
         position = int(np.arange(self.n)[samples][column])
         sample = position if self.sample_names is None else self.sample_names[position]
-        where = f"feature {_quoted(feature)}, sample {_quoted(sample)} (block {raw.number})"
+        number = raw.number if self.block is None else self.block
+        where = f"feature {_quoted(feature)}, sample {_quoted(sample)} (block {number})"
         if np.isnan(value):
             raise InputError(
                 f"Y has a missing value: {where}. Use missing='drop' to drop the samples that "
