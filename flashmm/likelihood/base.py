@@ -29,13 +29,15 @@ if TYPE_CHECKING:
 # largest: what lies beyond is rounding.
 SINGULAR = 1e-13
 
-# A residual variance below this share of the residual variance of y on X: fast likelihoods,
-# which divide by it, lose digits there that the general likelihood keeps.
-SMALL_RESIDUAL = 1e-6
+# Residual variances below such a share of the residual variance of y on X: fast likelihoods, which
+# divide by its square, lose digits there that the general likelihood keeps (about 1e-14 over
+# the share's square), and which it is called in for where q is at most the first number.
+_SMALL_RESIDUAL = ((128, 1e-2), (512, 1e-3), (math.inf, 1e-6))
+# Bytes that features handed on to the general likelihood may take at once.
+_HANDED_ON = 2**27
 
 __all__ = [
     "SINGULAR",
-    "SMALL_RESIDUAL",
     "Estimator",
     "Evaluation",
     "Forms",
@@ -43,9 +45,11 @@ __all__ = [
     "RandomEffects",
     "StandardErrorKind",
     "assembled",
+    "evaluate_in_parts",
     "log_of_product",
     "rounding_errors",
     "rows_of",
+    "small_residual",
     "standard_errors",
 ]
 
@@ -229,6 +233,25 @@ def rounding_errors(n: int | Array, sigma2: Array) -> Array:
     """
     xp = namespace(sigma2)
     return 1e-14 * n * (1.0 + 1.0 / xp.where(sigma2 == 0, 1e-300, xp.abs(sigma2)))
+
+
+def small_residual(q: int) -> float:
+    """The residual variance, in internal units, below which fast likelihoods lose digits."""
+    return next(share for most, share in _SMALL_RESIDUAL if q <= most)
+
+
+def evaluate_in_parts(likelihood: Likelihood, theta: Array, features: Array) -> Evaluation:
+    """Evaluate as many features at once as fit into a modest part of memory."""
+    size = likelihood.batch_size(_HANDED_ON)
+    if features.shape[0] <= size:
+        return likelihood.evaluate(theta, features)
+    result = Evaluation.empty(features.shape[0], theta.shape[1], theta)
+    for start in range(0, features.shape[0], size):
+        here = slice(start, start + size)
+        part = likelihood.evaluate(theta[here, :], features[here])
+        for name in part.__match_args__:
+            getattr(result, name)[here, ...] = getattr(part, name)
+    return result
 
 
 def standard_errors(variance: Array) -> Array:

@@ -19,12 +19,13 @@ import numpy as np
 from flashmm.arrays import namespace, put, take
 from flashmm.likelihood.base import (
     SINGULAR,
-    SMALL_RESIDUAL,
     Evaluation,
     Forms,
     RandomEffects,
     StandardErrorKind,
     assembled,
+    evaluate_in_parts,
+    small_residual,
     standard_errors,
 )
 from flashmm.likelihood.elimination import Border, Eliminated, eliminate, eliminate_border
@@ -128,7 +129,7 @@ class BlockedLikelihood:
         blocks = self._blocks(theta)
         known = blocks.distance > SINGULAR
         if self._is_small and not self.indefinite:
-            known = known & (theta[:, -1] > SMALL_RESIDUAL)
+            known = known & ~self._is_lossy(theta)
         border = trace_border = self._border(blocks, with_x=True)
         df, log_det, distance = p.n - p.p, -self._log_det_scaled_XX, border.distance
         if self.method == "ML":
@@ -151,13 +152,19 @@ class BlockedLikelihood:
             return evaluation
         result = evaluation.take(inside).spread(inside)
         if not self.indefinite and not bool(xp.all(known)):
-            result.put(~known, self.beyond.evaluate(theta[~known], take(features, ~known)))
+            result.put(
+                ~known, evaluate_in_parts(self.beyond, theta[~known], take(features, ~known))
+            )
         return result
 
     @property
     def _is_small(self) -> bool:
         """Whether Z is small enough for the general likelihood."""
         return self.projection.structure.q <= DENSE_LIMIT
+
+    def _is_lossy(self, theta: FloatArray) -> BoolArray:
+        """Where blocks, which divide by the residual variance, lose digits, shape (B,)."""
+        return theta[:, -1] <= small_residual(self.projection.structure.q)
 
     @cached_property
     def _log_det_scaled_XX(self) -> float:
@@ -196,7 +203,8 @@ class BlockedLikelihood:
         border = self._border(blocks, with_x=with_x, whole=whole)
         if self.indefinite:  # there is no other likelihood to turn to
             return blocks, border, blocks.distance > xp.inf
-        return blocks, border, ~(blocks.distance > SINGULAR)
+        bad = ~(blocks.distance > SINGULAR)
+        return blocks, border, bad | self._is_lossy(theta) if self._is_small else bad
 
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Generalised least squares at theta, shape (B, p)."""
@@ -285,8 +293,8 @@ class BlockedLikelihood:
     def distance_to_edge(self, theta: FloatArray) -> FloatArray:
         """About the smallest over largest eigenvalue of V (ML) or of the error contrasts'."""
         distance, unknown = self._distance(theta, with_x=self.method == "REML")
-        if self._is_small:  # blocks divide by the residual variance
-            unknown = unknown | (theta[:, -1] <= SMALL_RESIDUAL)
+        if self._is_small and not self.indefinite:
+            unknown = unknown | self._is_lossy(theta)
         if bool(namespace(theta).any(unknown)):
             put(distance, unknown, self.beyond.distance_to_edge(theta[unknown]))
         return distance

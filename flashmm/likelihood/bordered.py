@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Literal
 
 from flashmm.arrays import BoolArray, FloatArray, IntArray, namespace, put, take
 from flashmm.likelihood.base import (
-    SMALL_RESIDUAL,
     Evaluation,
     RandomEffects,
     StandardErrorKind,
     assembled,
+    evaluate_in_parts,
+    small_residual,
     standard_errors,
 )
 from flashmm.likelihood.border import (
@@ -128,7 +129,7 @@ class BorderedLikelihood:
             df_trace, df, trace_border = p.n - p.r_full, p.n, self.border_full
             trace_pieces, inside_full, unknown_full = factorised(self.border_full, point)
             inside, unknown = inside & inside_full, unknown | unknown_full
-        unknown = unknown | (point[:, -1] <= SMALL_RESIDUAL)
+        unknown = unknown | (point[:, -1] <= small_residual(p.structure.q))
         known = inside & ~unknown
         if df_trace > 0:
             known = known & (point[:, -1] > 0)
@@ -150,7 +151,9 @@ class BorderedLikelihood:
         ).spread(known)
         if bool(xp.any(unknown)):
             unknown = xp.broadcast_to(unknown, theta.shape[:1])
-            evaluation.put(unknown, self.general.evaluate(theta[unknown], features[unknown]))
+            evaluation.put(
+                unknown, evaluate_in_parts(self.general, theta[unknown], features[unknown])
+            )
         return evaluation
 
     # What theta implies is asked for once per fit, and M^-1 is needed in factored form only.
