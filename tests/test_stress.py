@@ -15,7 +15,6 @@ from tests.stress.run import SETTINGS, Tally, run_design
 
 # What docs/robustness.md says falls short: at a residual variance of zero a standard error that is
 # exactly zero is NaN.
-KNOWN = ("a standard error is NaN at zero residual",)
 DESIGNS = 20
 
 
@@ -68,7 +67,7 @@ def test_a_slice_of_the_suite():
     for index in range(DESIGNS):
         setting = SETTINGS[(index + index // len(KINDS)) % len(SETTINGS)]
         total.add(run_design(1, index, [setting], every=3))
-    violations = [v for v in total.violations if v.what not in (*ALLOWED, *KNOWN)]
+    violations = [v for v in total.violations if v.what not in ALLOWED]
     assert not violations, report(total, DESIGNS)
     assert len(total.verdicts) > len(KINDS)
 

@@ -28,10 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["assemble_dataset"]
 
-# An unfinished fit this close to the edge of the likelihood's domain is on its way to an
+# An unfinished fit this close to the edge of the likelihood's domain may be on its way to an
 # infinite likelihood: where the matrix turns singular in a direction that y does not have
-# (under REML that takes two components), log |V| falls without bound.
+# (under REML that takes two components), log |V| falls without bound, and each factor of ten in
+# the distance adds at least log(10) / 2 to the log-likelihood.
 _AT_THE_EDGE = 1e-6
+_RISE = 0.5
+# Before a maximum close to the edge the rise slackens, to six tenths of the one before.
+_STEADY = 0.9
 
 
 def assemble_dataset(
@@ -48,7 +52,7 @@ def assemble_dataset(
     theta = solution.theta.copy()
     theta[status == Status.NO_MAXIMUM] = np.nan
     beta, se_beta, indefinite = _fixed_effects(
-        stats, projection, likelihood, theta, options.memory, n_jobs
+        stats, projection, likelihood, theta, options, n_jobs
     )
     status[indefinite & (status == Status.CONVERGED)] = Status.INDEFINITE
 
@@ -103,7 +107,7 @@ def _fixed_effects(
     projection: AnyProjection,
     likelihood: AnyEstimator,
     theta: FloatArray,
-    memory: int,
+    options: FitOptions,
     n_jobs: int | None,
 ) -> tuple[FloatArray, FloatArray, BoolArray]:
     """Beta and its standard errors (m, p), and where V is not positive definite."""
@@ -115,16 +119,18 @@ def _fixed_effects(
     fitted = np.flatnonzero(np.isfinite(theta).all(axis=1))
     negative = np.asarray(((theta < 0) & stats.structure.is_variance).any(axis=1))
     identity = np.eye(p)
+    # With D positive semi-definite only rounding takes a variance of zero below it.
+    not_positive = 0.0 if options.parameter_space == "psd" else np.nan
 
     def estimate(batch: IntArray) -> None:
         beta[batch] = likelihood.beta(theta[batch], batch)
         variance = likelihood.contrast_variance(theta[batch], batch, identity)
-        se[batch] = np.sqrt(np.where(variance > 0, variance, np.nan))
+        se[batch] = np.sqrt(np.where(variance > 0, variance, not_positive))
         suspects = batch[negative[batch] | ~_psd_blocks(stats, theta[batch])]
         if suspects.size:
             indefinite[suspects] = ~rows_of(likelihood, suspects).is_definite(theta[suspects])
 
-    over_batches(estimate, likelihood, fitted, memory=memory, n_jobs=n_jobs)
+    over_batches(estimate, likelihood, fitted, memory=options.memory, n_jobs=n_jobs)
     return beta, se, indefinite
 
 
@@ -152,7 +158,29 @@ def _verdicts(
     bounded = options.method == "REML" and len(projection.structure.parameters) == 1
     if options.parameter_space == "unconstrained" and not bounded:
         unfinished = np.flatnonzero(np.isin(status, (Status.ITERATION_LIMIT, Status.STALLED)))
-        rows = rows_of(likelihood, unfinished)
-        distance = rows.distance_to_edge(solution.theta[unfinished])
-        status[unfinished[distance < _AT_THE_EDGE]] = Status.NO_MAXIMUM
+        status[_without_maximum(likelihood, solution, unfinished)] = Status.NO_MAXIMUM
     return status
+
+
+def _without_maximum(
+    likelihood: AnyEstimator, solution: Solution, unfinished: IntArray
+) -> IntArray:
+    """Which unfinished features end at the edge and still rise towards it as they came near."""
+    theta = solution.theta[unfinished]
+    distance = rows_of(likelihood, unfinished).distance_to_edge(theta)
+    near = np.flatnonzero(distance < _AT_THE_EDGE)
+    if near.size == 0:
+        return unfinished[near]
+    inside = np.zeros(theta.shape[1])
+    inside[-1] = 1.0
+    features, way = unfinished[near], inside - theta[near]
+    distance = np.maximum(distance[near], 1e-12)  # rounding's limit
+    values = [solution.evaluation.loglik[features]]
+    with np.errstate(all="ignore"):
+        farther = theta[near] + distance[:, None] * way
+        slope = (rows_of(likelihood, features).distance_to_edge(farther) - distance) / distance
+        for tens in (10.0, 100.0):  # as many times as far from the edge, on the way to the start
+            back = (tens - 1.0) * distance / np.maximum(slope, 1.0)
+            values.append(likelihood.evaluate(theta[near] + back[:, None] * way, features).loglik)
+        last, before = values[0] - values[1], values[1] - values[2]
+    return features[(last > _RISE) & (last > _STEADY * before)]
