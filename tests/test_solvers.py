@@ -88,9 +88,13 @@ def test_unconstrained_fits_end_where_the_score_is_zero(kind, method, solver):
     problem, Y = data(kind, "inside", m=5)
     result = fitted(problem, Y, method=method, solver=solver, max_iter=40)
     good = result.converged.to_numpy()
-    # Where V can turn singular in a direction that y lacks, the likelihood has no maximum; REML
-    # with one component always has one.
-    assert set(result.status[~good]) <= {"no maximum"}
+    # Where V can turn singular in a direction that y lacks, the likelihood has no maximum, or one so
+    # close to the edge that it is not reached; REML with one component always has one.
+    left = result.status.to_numpy()
+    lost = np.isin(left, ["iteration limit", "stalled"])
+    assert (good | lost | (left == "no maximum")).all()
+    there = result._projection.to_internal(result.theta.to_numpy())[lost]
+    assert (result._likelihood.distance_to_edge(there) < 1e-6).all()
     if method == "REML" and problem.n_params == 2 and kind != "saturated":
         assert good.all()
     if not good.any():
