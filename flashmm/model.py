@@ -32,6 +32,7 @@ from flashmm.results import FitOptions, MultiLMMResults, assemble_dataset
 from flashmm.solvers import EM, SOLVERS
 from flashmm.solvers.base import Solver
 from flashmm.solvers.batches import maximise_in_batches, usable_cores
+from flashmm.solvers.restart import second_start
 from flashmm.solvers.space import make_space
 from flashmm.solvers.start import starting_values
 from flashmm.solvers.status import Status
@@ -164,6 +165,8 @@ class MultiLMM(ModelData):
             Starting values in squared units of Y, the residual last: one vector for all
             features, an array or DataFrame (m, n_params), or another fit's results. Default:
             zero random-effect variances and the residual variance of the fixed effects alone.
+            From there, features that end on the boundary of the psd space are searched again
+            from large variances, and the better end counts.
         max_iter
             Limit on the number of iterations of each feature, by the solver and again by the one
             it falls back on; ``n_iter`` counts both.
@@ -234,6 +237,8 @@ class MultiLMM(ModelData):
             likelihood = on_device(projection, method, likelihood.engine, device)
             threads = None  # PyTorch has its own, and large batches suit it
         start = starting_values(likelihood, projection, space, theta0, self.stats.feature_names)
+        fresh = theta0 is None and isinstance(solver, str)
+        again_from = second_start(structure.is_variance) if fresh else None
         solution = maximise_in_batches(
             likelihood,
             space,
@@ -244,6 +249,7 @@ class MultiLMM(ModelData):
             memory=memory,
             n_jobs=threads,
             fallback=_fallback(solver, parameter_space, epsilon),
+            again_from=again_from,
         )
         options = FitOptions(
             method=method,

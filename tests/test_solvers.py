@@ -88,8 +88,8 @@ def test_unconstrained_fits_end_where_the_score_is_zero(kind, method, solver):
     problem, Y = data(kind, "inside", m=5)
     result = fitted(problem, Y, method=method, solver=solver, max_iter=40)
     good = result.converged.to_numpy()
-    # Where V can turn singular in a direction that y lacks, the likelihood has no maximum, or one so
-    # close to the edge that it is not reached; REML with one component always has one.
+    # Where V can turn singular in a direction that y lacks, the likelihood has no maximum, or one
+    # too close to the edge to be reached; REML with one component always has one.
     left = result.status.to_numpy()
     lost = np.isin(left, ["iteration limit", "stalled"])
     assert (good | lost | (left == "no maximum")).all()

@@ -72,6 +72,25 @@ def test_a_slice_of_the_suite():
     assert len(total.verdicts) > len(KINDS)
 
 
+@pytest.mark.parametrize(
+    ("seed", "index", "setting"),
+    [
+        (1, 4, ("REML", "unconstrained")),  # information spoilt by rounding
+        (1, 16, ("REML", "psd")),  # standard errors of zero
+        (2026, 3, ("REML", "psd")),  # near-collinear X
+        (2026, 7, ("ML", "unconstrained")),  # no maximum
+        (2026, 9, ("REML", "unconstrained")),  # tiny residuals
+        (2026, 65, ("REML", "psd")),
+        (11, 2, ("ML", "psd")),  # a residual variance of zero but for rounding
+        (11, 73, ("ML", "psd")),  # another maximum, 7 higher
+        (11, 130, ("REML", "psd")),  # and a warning
+    ],
+)
+def test_designs_that_failed_once(seed, index, setting):
+    tally = run_design(seed, index, [setting])
+    assert not [v for v in tally.violations if v.what not in ALLOWED], report(tally, 1)
+
+
 def test_a_residual_variance_of_zero_is_on_the_boundary():
     space = PSD(tuple(np.array([[i]]) for i in range(2)), 3)
     theta = np.array([[0.5, 0.2, 0.0], [0.5, 0.2, 0.1], [0.5, 0.0, 0.1]])

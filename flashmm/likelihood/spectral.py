@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from flashmm.arrays import Array, BoolArray, FloatArray, IntArray, namespace, take
 from flashmm.likelihood.base import (
     SINGULAR,
@@ -257,7 +259,8 @@ class Spectrum:
         xp = namespace(theta)
         ends = [theta[:, 0] * self.values[i] + theta[:, 1] for i in (0, -1)]
         edge = xp.stack([*ends, theta[:, 1]] if with_residual else ends, axis=1)
-        return xp.min(edge, axis=1) / xp.max(xp.abs(edge), axis=1)
+        with np.errstate(invalid="ignore"):  # nowhere to be far from where all of theta is zero
+            return xp.min(edge, axis=1) / xp.max(xp.abs(edge), axis=1)
 
 
 def _quadratic_forms(spectrum: Spectrum, u: FloatArray, inverse: FloatArray) -> Forms:

@@ -13,6 +13,7 @@ from flashmm.progress import progress_bar
 from flashmm.results.assemble import assemble_dataset
 from flashmm.solvers import SOLVERS, FisherScoring
 from flashmm.solvers.batches import maximise_in_batches, usable_cores
+from flashmm.solvers.restart import second_start
 from flashmm.solvers.space import make_space
 from flashmm.solvers.start import starting_values
 
@@ -93,6 +94,7 @@ def refit(
         max_iter=options.max_iter,
         memory=options.memory,
         n_jobs=threads,
+        again_from=second_start(structure.is_variance) if theta0 is None else None,
     )
     ds = assemble_dataset(stats, projection, likelihood, solution, options, n_jobs=threads)
     return ds, projection

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from flashmm.likelihood.base import Evaluation, Likelihood
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
+from flashmm.solvers.restart import searched_again
 from flashmm.solvers.status import Status
 
 if TYPE_CHECKING:
@@ -102,12 +103,14 @@ def maximise_in_batches(
     memory: int,
     n_jobs: int | None = 1,
     fallback: Solver | None = None,
+    again_from: FloatArray | None = None,
 ) -> Solution:
     """Maximise every usable feature, as many at once as ``memory`` bytes allow.
 
     Features that ``solver`` leaves unfinished go on with ``fallback``, if there is one, for at most
     ``max_iter`` steps more. Features that are not usable keep NaN and `Status.RUNNING`; their
-    verdict is the caller's.
+    verdict is the caller's. Those that end on the boundary are searched again from ``again_from``
+    (k,), if it is given, and the better end counts.
     """
     m, k = theta0.shape
     total = Solution(
@@ -123,6 +126,10 @@ def maximise_in_batches(
         part = maximise_in_stages(
             likelihood, space, stages, theta0[batch], batch, max_iter=max_iter
         )
+        if again_from is not None:
+            part = searched_again(
+                likelihood, space, stages, part, batch, again_from, max_iter=max_iter
+            )
         total.theta[batch], total.n_iter[batch] = part.theta, part.n_iter
         total.status[batch] = part.status
         total.evaluation.put(batch, part.evaluation)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["PSD", "ParameterSpace", "Unconstrained", "make_space"]
 
 _SINGULAR = 1e-10
+# A residual variance below this share of the largest variance differs from zero by rounding alone.
+_NO_RESIDUAL = 1e-13
 # Eigenvalues of a block that are negative by this share of the largest are so by rounding.
 _ROUNDING = 1e-13
 
@@ -188,7 +190,8 @@ class PSD:
         own = xp.take(theta, algebra.row, axis=1)
         other = xp.take(theta, algebra.column, axis=1)
         small = own <= _SINGULAR * theta[:, -1:]
-        boundary = xp.any(small[:, :-1], axis=1) | (theta[:, -1] <= 0.0)
+        largest = xp.max(own, axis=1)
+        boundary = xp.any(small[:, :-1], axis=1) | (theta[:, -1] <= _NO_RESIDUAL * largest)
         if algebra.larger:
             size = xp.where((own > 0) & (other > 0), own * other, 1.0)
             correlation = theta / xp.sqrt(size) * algebra.factor

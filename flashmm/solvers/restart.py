@@ -1,0 +1,86 @@
+"""A second start for features whose first search ended on the boundary.
+
+Fits start from variances of zero, which most data leave at once. Where they end on the boundary
+the likelihood may have another, higher maximum inside: about one such feature in a hundred of
+small random designs. A search that comes from large variances finds it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flashmm.arrays import flatnonzero, namespace, put, take
+from flashmm.solvers.fallback import maximise_in_stages
+from flashmm.solvers.status import Status
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.arrays import IntArray
+    from flashmm.likelihood.base import Likelihood
+    from flashmm.solvers.base import Solution, Solver
+    from flashmm.solvers.space import ParameterSpace
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["searched_again", "second_start"]
+
+# Gains in log-likelihood that are worth another answer.
+_GAIN = 1e-6
+_MOST_ROUNDING = 1e-2
+
+
+def second_start(is_variance: NDArray[np.bool_]) -> FloatArray:
+    """Large variances, no covariances and a small residual, in internal units, shape (k,)."""
+    start = np.where(is_variance, 1.0, 0.0)
+    start[-1] = 0.1
+    return start
+
+
+def searched_again(
+    likelihood: Likelihood,
+    space: ParameterSpace,
+    stages: tuple[Solver, ...],
+    solution: Solution,
+    features: IntArray,
+    start: FloatArray,
+    *,
+    max_iter: int,
+) -> Solution:
+    """The solution with the better of two ends where the first lies on the boundary.
+
+    Parameters
+    ----------
+    likelihood, space, stages, features, max_iter
+        As for `maximise_in_stages`, whose ``solution`` it is.
+    start
+        The second start, shape (k,).
+
+    Returns
+    -------
+    Solution
+        Changed in place: steps of both searches count.
+    """
+    rows = flatnonzero(solution.status == int(Status.BOUNDARY))
+    count = rows.shape[0]
+    if count == 0:
+        return solution
+    xp = namespace(solution.theta)
+    first = xp.asarray(np.tile(start, (count, 1)))
+    again = maximise_in_stages(
+        likelihood, space, stages, first, take(features, rows), max_iter=max_iter
+    )
+    put(solution.n_iter, rows, take(solution.n_iter, rows) + again.n_iter)
+    before = take(solution.evaluation.loglik, rows)
+    rounding = take(solution.evaluation.rounding, rows) + again.evaluation.rounding
+    # The bound on rounding is infinite at sigma2 = 0, where a likelihood may be exact all the same.
+    enough = before + _GAIN + xp.clip(rounding, max=_MOST_ROUNDING)
+    better = flatnonzero(again.evaluation.loglik > enough)
+    if better.shape[0]:
+        where = take(rows, better)
+        put(solution.theta, where, take(again.theta, better))
+        put(solution.status, where, take(again.status, better))
+        solution.evaluation.put(where, again.evaluation.take(better))
+    return solution
