@@ -224,7 +224,7 @@ _ALL = (
         "three crossed, q = 25 + 3 + 4, p = 2, n = 100",
         _tissues,
         {
-            "quick": Size(1_000, 100, {"lme4": 20}),
+            "quick": Size(1_000, 100, {"lme4": 5}),
             "medium": Size(10_000, 100, {"lme4": 60, "lme-python": 60}),
             "full": Size(10_000, 100, {"lme4": 200, "lme-python": 200}),
         },

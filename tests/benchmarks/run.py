@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .cases import Case, Size
+from .cases import Case
 from .compare import agreement, outcome
 from .peers import PEERS, ROOT, PeerError, PeerRun, run_peer
+from .worker import build
 
 __all__ = ["run_case"]
 
@@ -32,7 +33,7 @@ def run_case(
 
     In every round we fit, then each peer does, so that a slow spell of the machine meets both.
     R peers run with one BLAS thread and with as many as there are cores in the first round, and
-    the faster setting counts.
+    the faster setting counts; at size quick only the latter.
 
     Parameters
     ----------
@@ -58,19 +59,20 @@ def run_case(
     }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _stage("build", case, level, folder)
+        build(case, level, folder)
         ours: list[dict[str, Any]] = []
         runs: dict[str, list[PeerRun]] = {name: [] for name in wanted if name not in absent}
         threads: dict[str, int] = {}
+        try_threads = level != "quick" and size.m > 1
         failed: dict[str, str] = {}
         for _ in range(rounds):
-            _stage("fit", case, level, folder)
+            _fit(case, level, folder)
             ours.append(json.loads((folder / "ours.json").read_text()))
             for name, found in runs.items():
                 if name in failed:
                     continue
                 try:
-                    found.append(_peer(name, folder, wanted[name], threads, flashmm_r, size))
+                    found.append(_peer(name, folder, wanted[name], threads, flashmm_r, try_threads))
                 except PeerError as error:
                     failed[name] = str(error)
         report |= _ours(ours, case)
@@ -88,9 +90,9 @@ def run_case(
     return report
 
 
-def _stage(stage: str, case: Case, level: str, folder: Path) -> None:
-    command = [sys.executable, "-m", "tests.benchmarks.worker", stage, case.name, level]
-    subprocess.run([*command, str(folder)], cwd=ROOT, check=True)
+def _fit(case: Case, level: str, folder: Path) -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.worker", case.name, level, str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True)
 
 
 def _peer(
@@ -99,12 +101,12 @@ def _peer(
     features: int,
     threads: dict[str, int],
     flashmm_r: str | None,
-    size: Size,
+    try_threads: bool,
 ) -> PeerRun:
-    """One run of a peer; the first tries how many threads suit it best."""
+    """One run of a peer; the first may try how many threads suit it best."""
     peer = PEERS[name]
     cores = os.cpu_count() or 1
-    if name in threads or not peer.script or size.m == 1:
+    if name in threads or not peer.script or not try_threads:
         count = threads.setdefault(name, cores)
         return run_peer(peer, folder, features, threads=count, flashmm_r=flashmm_r)
     tried = {

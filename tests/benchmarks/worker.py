@@ -1,7 +1,7 @@
-"""The two stages of a case that are ours, each in a process of its own.
+"""The two stages of a case that are ours.
 
 ``build`` simulates the data, sums them and writes what the fit and the peers read; ``fit`` times
-our fit and keeps its answers. A process of its own makes the peak memory its own.
+our fit and keeps its answers, in a process of its own, which makes the peak memory its own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .exchange import write_for_peers
 from .peers import PEERS
 
 # Per level, our fit is repeated until so many seconds have passed, REPEATS times at most.
-SECONDS = {"quick": 1.0, "medium": 4.0, "full": 10.0}
+SECONDS = {"quick": 0.2, "medium": 4.0, "full": 10.0}
 REPEATS = 7
 
 
@@ -115,15 +115,11 @@ def fitted(stats: SummaryStats, space: Space) -> Any:
 
 
 def main(arguments: list[str]) -> None:
-    """``worker STAGE CASE LEVEL FOLDER``."""
-    stage, name, level, folder = arguments
+    """Fit: ``worker CASE LEVEL FOLDER``."""
+    name, level, folder = arguments
     case = CASES[name]
-    if stage == "build":
-        build(case, level, Path(folder))
-    else:
-        wanted = {PEERS[peer].space for peer in case.sizes[level].peers if peer in PEERS}
-        spaces: tuple[Space, ...] = (case.space, *sorted(wanted - {case.space}))
-        fit(case, level, Path(folder), spaces)
+    wanted = {PEERS[peer].space for peer in case.sizes[level].peers if peer in PEERS}
+    fit(case, level, Path(folder), (case.space, *sorted(wanted - {case.space})))
 
 
 if __name__ == "__main__":
