@@ -16,7 +16,7 @@ from benchmarks.compare import agreement, outcome
 from benchmarks.designs import Data, Term, groups, ratings, with_responses
 from benchmarks.exchange import formula, read_matrix, write_for_peers
 from benchmarks.peers import PEERS, PeerRun
-from benchmarks.report import duration, number
+from benchmarks.report import duration, number, slopes_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -135,6 +135,20 @@ def test_a_target_is_met_only_by_what_was_measured():
     assert outcome(Target("ratio", 1.0, "FLASHMM"), case) == (None, None)
     agrees["agrees"] = False
     assert outcome(Target("ratio", 0.4, "lme4"), case) == (None, None)
+
+
+def test_slopes_are_those_of_the_powers():
+    points = [
+        {"axis": axis, "structure": "s", axis: value, "seconds": 3.0 * value**power}
+        for axis, power in (("m", 1.0), ("n", 0.0))
+        for value in (10, 100, 1000)
+    ]
+    points[2]["seconds"] *= 10.0
+    points.append({"axis": "p", "structure": "t", "p": 4, "seconds": 1.0})
+    lines = slopes_table({"points": points}).splitlines()
+    assert lines[0] == "| structure | m | n | p |"
+    assert lines[2] == "| s | 1.50 (2.00) | 0.00 (0.00) | – |"
+    assert lines[3] == "| t | – | – | – |"
 
 
 def test_numbers_for_readers():

@@ -16,7 +16,7 @@ from .cases import CASES, LEVELS
 from .environment import environment
 from .growth import measure_growth
 from .peers import PEERS
-from .report import environment_table, growth_table, peer_table, target_table
+from .report import environment_table, growth_table, peer_table, slopes_table, target_table
 from .run import run_case
 
 PACKAGES = list(dict.fromkeys(peer.installed_as for peer in PEERS.values()))
@@ -78,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.what == "growth":
         measured["points"] = measure_growth(options.size)
         _write(measured, options.out)
-        print(growth_table(measured), environment_table(measured), sep="\n\n")
+        print(
+            growth_table(measured), slopes_table(measured), environment_table(measured), sep="\n\n"
+        )
         return 0
     measured |= {"rounds": rounds, "cases": []}
     if options.flashmm_r is not None and measured["environment"]["r"] is not None:

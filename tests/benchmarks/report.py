@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 __all__ = [
     "data_tables",
     "environment_table",
@@ -12,6 +14,7 @@ __all__ = [
     "markdown",
     "peer_table",
     "provenance",
+    "slopes_table",
     "target_table",
 ]
 
@@ -142,6 +145,28 @@ def growth_table(measured: Mapping[str, Any]) -> str:
         for point in measured["points"]
     ]
     return markdown(rows)
+
+
+def slopes_table(measured: Mapping[str, Any]) -> str:
+    """Slope of log time against the log of what is varied: all points, and the last two."""
+    points = measured["points"]
+    axes = list(dict.fromkeys(point["axis"] for point in points))
+    structures = list(dict.fromkeys(point["structure"] for point in points))
+    rows = [["structure", *axes]]
+    for structure in structures:
+        rows.append([structure])
+        for axis in axes:
+            here = [p for p in points if (p["axis"], p["structure"]) == (axis, structure)]
+            rows[-1].append(_slopes([p[axis] for p in here], [p["seconds"] for p in here]))
+    return markdown(rows)
+
+
+def _slopes(values: Sequence[float], seconds: Sequence[float]) -> str:
+    if len(values) < 2:
+        return "–"
+    x, y = np.log(values), np.log(seconds)
+    last = (y[-1] - y[-2]) / (x[-1] - x[-2])
+    return f"{np.polyfit(x, y, 1)[0]:.2f} ({last:.2f})"
 
 
 def data_tables(measured: Mapping[str, Any]) -> str:
