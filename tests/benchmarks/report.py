@@ -166,7 +166,7 @@ def _slopes(values: Sequence[float], seconds: Sequence[float]) -> str:
         return "–"
     x, y = np.log(values), np.log(seconds)
     last = (y[-1] - y[-2]) / (x[-1] - x[-2])
-    return f"{np.polyfit(x, y, 1)[0]:.2f} ({last:.2f})"
+    return f"{np.polyfit(x, y, 1)[0]:z.2f} ({last:z.2f})"
 
 
 def data_tables(measured: Mapping[str, Any]) -> str:
