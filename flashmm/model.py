@@ -169,7 +169,7 @@ class MultiLMM(ModelData):
             from large variances, and the better end counts.
         max_iter
             Limit on the number of iterations of each feature, by the solver and again by the one
-            it falls back on; ``n_iter`` counts both.
+            it falls back on (EM: ten times as many); ``n_iter`` counts both.
         epsilon
             A feature has converged when every component of its score, divided by its standard
             error, is below epsilon.

@@ -156,7 +156,7 @@ def _verdicts(
     if isinstance(projection, PatternedProjection):
         status[projection.not_estimable] = Status.NOT_ESTIMABLE
     bounded = options.method == "REML" and len(projection.structure.parameters) == 1
-    if options.parameter_space == "unconstrained" and not bounded:
+    if options.parameter_space == "psd" or not bounded:
         unfinished = np.flatnonzero(np.isin(status, (Status.ITERATION_LIMIT, Status.STALLED)))
         status[_without_maximum(likelihood, solution, unfinished)] = Status.NO_MAXIMUM
     return status

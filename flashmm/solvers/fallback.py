@@ -8,6 +8,7 @@ import array_api_compat
 
 from flashmm.arrays import FloatArray, IntArray, flatnonzero, namespace, put, take
 from flashmm.solvers.base import Solution, Solver, maximise
+from flashmm.solvers.em import EM
 from flashmm.solvers.status import Status
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from flashmm.solvers.space import ParameterSpace
 
 __all__ = ["maximise_in_stages"]
+
+_STEPS_OF_EM = 10
 
 
 def maximise_in_stages(
@@ -35,7 +38,8 @@ def maximise_in_stages(
     stages
         Solvers.
     max_iter
-        Limit on the number of steps of each feature in each stage.
+        Limit on the number of steps of each feature in each stage; EM, sure and slow, may take
+        ten times as many.
 
     Returns
     -------
@@ -58,7 +62,7 @@ def maximise_in_stages(
             solver,
             take(solution.theta, rows),
             take(features, rows),
-            max_iter=max_iter,
+            max_iter=max_iter * (_STEPS_OF_EM if isinstance(solver, EM) else 1),
         )
         xp = namespace(theta0)
         put(solution.n_iter, rows, take(solution.n_iter, rows) + again.n_iter)
