@@ -412,14 +412,13 @@ def test_unfinished_features_fall_back_on_em():
     alone = maximise(likelihood, space, FisherScoring(), start, every, max_iter=2)
     stages = (FisherScoring(), EM())
     both = maximise_in_stages(likelihood, space, stages, start, every, max_iter=2)
-    more = maximise_in_stages(likelihood, space, stages, start, every, max_iter=10)
     left = alone.status == Status.ITERATION_LIMIT
     assert left.sum() >= 5
     assert_array_equal(both.theta[~left], alone.theta[~left])
     assert (both.n_iter[left] > 2).any()
-    assert (both.n_iter <= 4).all()
+    assert (both.n_iter <= 2 + 20).all()  # EM may take ten times as many
     assert (both.evaluation.loglik >= alone.evaluation.loglik - 1e-9).all()
-    assert (more.status <= Status.BOUNDARY).all()
+    assert (both.status <= Status.BOUNDARY).all()
 
 
 LIBRARIES = ["torch", "array_api_strict"]
