@@ -29,7 +29,7 @@ extensions = [
     "myst_nb",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "jupyter_execute", "**.ipynb_checkpoints"]
+exclude_patterns = ["robustness/*", "_build", "jupyter_execute", "**.ipynb_checkpoints"]
 
 # Reference pages are generated from docstrings into docs/generated, which git ignores.
 autosummary_generate = True

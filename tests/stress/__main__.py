@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="index of the first design")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--minutes", type=float, help="stop early, and report what was run by then")
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
     arguments = parser.parse_args()
     indices = range(arguments.first, arguments.first + arguments.designs)
     total, one, done = Tally(), partial(run_design, arguments.seed), 0
@@ -34,7 +35,10 @@ def main() -> int:
             if time.monotonic() > end:
                 pool.shutdown(wait=False, cancel_futures=True)
                 break
-    print(report(total, done))
+    text = report(total, done)
+    print(text)
+    if arguments.out is not None:
+        arguments.out.write_text(text + "\n", "utf-8")
     return int(any(v.what not in ALLOWED for v in total.violations))
 
 
