@@ -22,19 +22,16 @@ from flashmm.inference.names import coefficients_of
 from flashmm.likelihood import (
     ENGINES,
     AnyProjection,
-    PatternedProjection,
     make_likelihood,
-    on_device,
     project_any,
 )
 from flashmm.patterned_stats import PatternedStats
-from flashmm.results import FitOptions, MultiLMMResults, assemble_dataset
+from flashmm.results import FitOptions, MultiLMMResults
+from flashmm.results.fitting import FitPlan, fit_features
+from flashmm.results.on_workers import fit_on_workers
 from flashmm.solvers import EM, SOLVERS
 from flashmm.solvers.base import Solver
-from flashmm.solvers.batches import maximise_in_batches, usable_cores
-from flashmm.solvers.restart import second_start
-from flashmm.solvers.space import make_space
-from flashmm.solvers.start import starting_values
+from flashmm.solvers.batches import usable_cores
 from flashmm.solvers.status import Status
 from flashmm.summary_stats import SummaryStats
 
@@ -149,6 +146,7 @@ class MultiLMM(ModelData):
         n_jobs: int | None = None,
         device: Any = None,
         engine: str = "auto",
+        client: Any = None,
     ) -> MultiLMMResults:
         """Fit all features.
 
@@ -190,6 +188,11 @@ class MultiLMM(ModelData):
             ``"bordered"`` (several, one with most of the columns), ``"blocked"`` (slopes, very
             many levels, large crossed factors), ``"general"`` (any), or ``"auto"``, which takes
             the fastest that applies. All give the same answer to rounding.
+        client
+            A ``distributed.Client``: its workers fit the features, in partitions that depend on
+            the statistics alone, each in one thread unless ``n_jobs`` says otherwise. The answer
+            is the same to the last bit on any number of workers, and that of a fit here to
+            rounding; a lost worker costs a retry. Worth it where a fit here takes minutes.
 
         Returns
         -------
@@ -217,40 +220,13 @@ class MultiLMM(ModelData):
         _check_option("method", method, METHODS)
         _check_option("parameter_space", parameter_space, SPACES)
         _check_numbers(max_iter, epsilon, memory)
-        threads: int | None = _number_of_threads(n_jobs)
+        threads = _number_of_threads(n_jobs, alone=client is None)
         _check_option("engine", engine, ("auto", *ENGINES))
         chosen = _make_solver(solver, epsilon)
         _check_em(solver, parameter_space)
         projection = self.projection
-        structure = self.stats.structure
-        space = make_space(
-            parameter_space,
-            structure.blocks(),
-            len(structure.param_names),
-            (*structure.block_levels(), self.stats.n),
-        )
         likelihood = make_likelihood(projection, method, engine)
         log.info("%s of %d features: engine %r", method, self.stats.m, likelihood.engine)
-        if device is not None:
-            if isinstance(projection, PatternedProjection):
-                raise InputError("`device` needs features that have the same samples.")
-            likelihood = on_device(projection, method, likelihood.engine, device)
-            threads = None  # PyTorch has its own, and large batches suit it
-        start = starting_values(likelihood, projection, space, theta0, self.stats.feature_names)
-        fresh = theta0 is None and isinstance(solver, str)
-        again_from = second_start(structure.is_variance) if fresh else None
-        solution = maximise_in_batches(
-            likelihood,
-            space,
-            chosen,
-            start,
-            projection.varies & ~likelihood.perfect_fit,
-            max_iter=max_iter,
-            memory=memory,
-            n_jobs=threads,
-            fallback=_fallback(solver, parameter_space, epsilon),
-            again_from=again_from,
-        )
         options = FitOptions(
             method=method,
             solver=solver if isinstance(solver, str) else type(solver).__name__,
@@ -263,7 +239,12 @@ class MultiLMM(ModelData):
             random=self.random,
             n_dropped=self.n_dropped,
         )
-        ds = assemble_dataset(self.stats, projection, likelihood, solution, options, n_jobs=threads)
+        fallback = _fallback(solver, parameter_space, epsilon)
+        plan = FitPlan(options, chosen, fallback, threads, device, isinstance(solver, str))
+        if client is None:
+            ds = fit_features(self.stats, projection, likelihood, plan, theta0)
+        else:
+            ds = fit_on_workers(client, self.stats, plan, theta0)
         results = MultiLMMResults(ds, self.stats, options, projection, self.recipe)
         _warn_about(results.ds["status"].to_numpy())
         return results
@@ -289,7 +270,9 @@ def _check_numbers(max_iter: int, epsilon: float, memory: int) -> None:
         raise InputError(f"`memory` must be a positive number of bytes, not {memory!r}.")
 
 
-def _number_of_threads(n_jobs: int | None) -> int:
+def _number_of_threads(n_jobs: int | None, *, alone: bool) -> int:
+    if n_jobs is None and not alone:
+        return 1
     if n_jobs is None or n_jobs == -1:
         return usable_cores()
     if isinstance(n_jobs, bool) or not isinstance(n_jobs, (int, np.integer)) or n_jobs < 1:

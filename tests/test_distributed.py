@@ -14,6 +14,7 @@ import xarray as xr
 import flashmm as fm
 from flashmm.exceptions import InputError, MissingSamplesWarning
 from flashmm.likelihood import project
+from flashmm.solvers import FisherScoring
 
 dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
@@ -173,3 +174,90 @@ def test_a_lost_worker_costs_a_retry_and_not_the_result(client, tmp_path):
     assert len(list(tmp_path.iterdir())) > 2 * 9  # more calls than there are chunks
     client.wait_for_workers(2)
     assert set(client.scheduler_info()["workers"]) != before  # one of them is new
+
+
+# ---- fits --------------------------------------------------------------------------------
+
+
+def many() -> fm.MultiLMM:
+    """Features of every kind: regular, on the boundary, constant, not finite, far off."""
+    rng = np.random.default_rng(3)
+    Y = rng.normal(size=(150, N)) + np.repeat(rng.normal(size=(150, 6)), N // 6, axis=1)
+    Y[5] = 1.0
+    Y[17] += 1e9
+    stats = stats_of(pd.DataFrame(Y, [f"gene {i}" for i in range(150)], data().index))
+    stats.yy[40] = np.nan
+    return fm.MultiLMM.from_summary_stats(stats)
+
+
+def assert_same_fit(found: fm.MultiLMMResults, expected: fm.MultiLMMResults) -> None:
+    assert found.status.tolist() == expected.status.tolist()
+    assert found.ds.attrs == expected.ds.attrs
+    for name in ("beta", "se_beta", "theta", "se_theta", "loglik"):
+        np.testing.assert_allclose(
+            found.ds[name], expected.ds[name], rtol=1e-6, atol=1e-8, err_msg=name
+        )
+        assert found.ds[name].dims == expected.ds[name].dims
+    assert found.ds.indexes["feature"].equals(expected.ds.indexes["feature"])
+
+
+OPTIONS = [
+    {"parameter_space": "psd"},
+    {"method": "ML", "solver": "newton_raphson", "engine": "general"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_workers_give_the_same_fit(client, options):
+    model = many()
+    with pytest.warns(fm.ConvergenceWarning) as here:
+        expected = model.fit(**options)
+    with pytest.warns(fm.ConvergenceWarning) as there:
+        found = model.fit(**options, client=client)
+    assert len(there) == 1  # counted over all partitions
+    assert str(there[0].message) == str(here[0].message)
+    assert_same_fit(found, expected)
+    np.testing.assert_allclose(found.blup(), expected.blup(), rtol=1e-6, atol=1e-6)
+
+
+def test_starting_values_go_to_their_features(client):
+    model = many().drop(features=["gene 5", "gene 40"])
+    first = model.fit(parameter_space="psd")
+    again = model.fit(parameter_space="psd", theta0=first.theta.iloc[::-1], client=client)
+    regular = (first.status == "converged").to_numpy()
+    assert regular.sum() > 20
+    assert again.ds["n_iter"].to_numpy()[regular].max() <= 1
+    assert first.ds["n_iter"].to_numpy()[regular].min() > 1
+
+
+def lethal_solver(directory):
+    """Fisher scoring that kills its process on the second of all partitions."""
+
+    class Lethal(FisherScoring):
+        def init(self, likelihood, theta0):
+            marker = directory / str(len(list(directory.iterdir())))
+            marker.touch()
+            if marker.name == "1":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().init(likelihood, theta0)
+
+    return Lethal()
+
+
+def test_a_worker_lost_in_a_fit_costs_a_retry(client, tmp_path):
+    model = many().drop(features=["gene 5", "gene 40"])
+    found = model.fit(parameter_space="psd", solver=lethal_solver(tmp_path), client=client)
+    assert len(list(tmp_path.iterdir())) > 3  # there are three partitions
+    expected = model.fit(parameter_space="psd", solver=FisherScoring())
+    np.testing.assert_allclose(found.ds["theta"], expected.ds["theta"], rtol=1e-6, atol=1e-8)
+    assert found.status.tolist() == expected.status.tolist()
+
+
+def test_what_cannot_be_fitted_on_workers_is_refused(client):
+    with pytest.raises(InputError, match=r"must be a distributed.Client .*not str"):
+        many().fit(client="tcp://somewhere")
+    Y = counts()
+    Y[0, 4] = np.nan
+    model = fm.MultiLMM.from_formula("~ x + (1 | g)", None, data(), Y, missing="feature")
+    with pytest.raises(InputError, match="features that have the same samples"):
+        model.fit(client=client)

@@ -10,12 +10,9 @@ import numpy as np
 
 from flashmm.likelihood import make_likelihood, project
 from flashmm.progress import progress_bar
-from flashmm.results.assemble import assemble_dataset
+from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.solvers import SOLVERS, FisherScoring
-from flashmm.solvers.batches import maximise_in_batches, usable_cores
-from flashmm.solvers.restart import second_start
-from flashmm.solvers.space import make_space
-from flashmm.solvers.start import starting_values
+from flashmm.solvers.batches import usable_cores
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -77,27 +74,11 @@ def refit(
     tuple
         The Dataset of the results and the projected statistics.
     """
-    projection, threads = project(stats), usable_cores()
-    structure = stats.structure
-    levels = (*structure.block_levels(), stats.n)
-    params = len(structure.param_names)
-    space = make_space(options.parameter_space, structure.blocks(), params, levels)
+    projection = project(stats)
     likelihood = make_likelihood(projection, options.method, options.engine)
     solver = SOLVERS.get(options.solver, FisherScoring)(epsilon=options.epsilon)
-    start = starting_values(likelihood, projection, space, theta0, stats.feature_names)
-    solution = maximise_in_batches(
-        likelihood,
-        space,
-        solver,
-        start,
-        projection.varies & ~likelihood.perfect_fit,
-        max_iter=options.max_iter,
-        memory=options.memory,
-        n_jobs=threads,
-        again_from=second_start(structure.is_variance) if theta0 is None else None,
-    )
-    ds = assemble_dataset(stats, projection, likelihood, solution, options, n_jobs=threads)
-    return ds, projection
+    plan = FitPlan(options, solver, threads=usable_cores())
+    return fit_features(stats, projection, likelihood, plan, theta0), projection
 
 
 def replicate_fits(

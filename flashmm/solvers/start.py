@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["starting_values"]
+__all__ = ["starting_rows", "starting_values"]
 
 
 def starting_values(
@@ -41,7 +41,7 @@ def starting_values(
     if theta0 is None:
         return default
     params = projection.structure.param_names
-    given = projection.to_internal(_as_rows(theta0, m, params, feature_names))
+    given = projection.to_internal(starting_rows(theta0, m, params, feature_names))
     usable = np.isfinite(given).all(axis=1) & projection.varies
     usable &= space.contains(np.where(np.isfinite(given), given, 0.0))
     start = np.where(usable[:, None], given, default)
@@ -53,7 +53,7 @@ def starting_values(
     return start
 
 
-def _as_rows(
+def starting_rows(
     theta0: Any, m: int, params: tuple[str, ...], feature_names: NDArray[Any]
 ) -> FloatArray:
     """Starting values in the units of Y, shape (m, k); a DataFrame is matched by label."""

@@ -1,0 +1,133 @@
+"""Features fitted in partitions by the workers of a dask cluster."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from threadpoolctl import threadpool_limits
+
+from flashmm.exceptions import InputError
+from flashmm.likelihood import make_likelihood, project
+from flashmm.patterned_stats import PatternedStats
+from flashmm.results.estimates import attributes
+from flashmm.results.fitting import FitPlan, fit_features
+from flashmm.solvers.start import starting_rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.summary_stats import SummaryStats
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["fit_on_workers"]
+
+# Partitions depend on the statistics alone, so that the answer does not on the workers: about so
+# many where there are features enough, and none with more bytes of statistics than dask likes to
+# see in a task.
+_PARTITIONS = 32
+_LEAST = 64
+_MOST_BYTES = 2**23
+
+
+def fit_on_workers(
+    client: Any, stats: SummaryStats | PatternedStats, plan: FitPlan, theta0: Any = None
+) -> xr.Dataset:
+    """Fit all features, some on each worker; see `flashmm.results.fitting.fit_features`.
+
+    Every task carries the statistics of its features, so that it can be done again elsewhere when
+    its worker is lost.
+
+    Parameters
+    ----------
+    client
+        A ``distributed.Client``.
+    stats, plan, theta0
+        As in `fit_features`.
+    """
+    if not (hasattr(client, "submit") and hasattr(client, "nthreads")):
+        raise InputError(
+            "`client` must be a distributed.Client (pip install 'flashmm[dask]'), not "
+            f"{type(client).__name__}."
+        )
+    if isinstance(stats, PatternedStats):
+        raise InputError(
+            "`client` needs features that have the same samples; fit without it, or sum with "
+            "missing='drop'."
+        )
+    rows = None
+    if theta0 is not None:
+        params = stats.structure.param_names
+        rows = starting_rows(theta0, stats.m, params, stats.feature_names)
+    pieces = list(_fitted(client, stats, plan, rows))
+    ds = xr.concat(
+        pieces,
+        "feature",
+        data_vars="all",
+        coords="minimal",
+        compat="override",
+        join="exact",
+        combine_attrs="override",
+    )
+    ds.attrs = attributes(stats, plan.options)
+    return ds
+
+
+def _fitted(
+    client: Any, stats: SummaryStats, plan: FitPlan, rows: FloatArray | None
+) -> Iterator[xr.Dataset]:
+    """The fits of the partitions, in order; a few more are under way than there are threads."""
+    waiting: deque[Any] = deque()
+    try:
+        design = _submitted(client, _itself, stats.take([]))
+        for features in _partitions(stats):
+            if len(waiting) >= max(_PARTITIONS, 2 * sum(client.nthreads().values())):
+                yield waiting.popleft().result()
+            start = None if rows is None else rows[features]
+            waiting.append(_submitted(client, _fit, design, _own(stats, features), plan, start))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        if waiting:
+            client.cancel(list(waiting))
+
+
+def _submitted(client: Any, function: Any, *arguments: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+        return client.submit(function, *arguments, pure=False)
+
+
+def _partitions(stats: SummaryStats) -> list[NDArray[np.intp]]:
+    largest = max(1, _MOST_BYTES // (8 * (stats.p + stats.q)))
+    count = max(-(-stats.m // largest), min(_PARTITIONS, -(-stats.m // _LEAST)), 1)
+    return np.array_split(np.arange(stats.m), count)
+
+
+def _own(stats: SummaryStats, features: NDArray[np.intp]) -> dict[str, Any]:
+    """The fields of the statistics that belong to some features."""
+    part = stats.take(slice(int(features[0]), int(features[-1]) + 1) if features.size else [])
+    return {name: getattr(part, name) for name in ("XY", "ZY", "yy", "feature_names", "shift")}
+
+
+# ---- on the workers ----------------------------------------------------------------------
+
+
+def _itself(design: SummaryStats) -> SummaryStats:
+    return design
+
+
+def _fit(
+    design: SummaryStats, own: dict[str, Any], plan: FitPlan, theta0: FloatArray | None
+) -> xr.Dataset:
+    stats = replace(design, **own)
+    with threadpool_limits(1, user_api="blas"):
+        projection = project(stats)
+        likelihood = make_likelihood(projection, plan.options.method, plan.options.engine)
+        return fit_features(stats, projection, likelihood, plan, theta0)
