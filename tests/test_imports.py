@@ -53,7 +53,7 @@ EDGE = {
         "power_analysis",
         *("sources.dataarrays", "sources.make", "storage", "storage_zarr", "schema"),
         *(f"results.{name}" for name in ("assemble", "contrast_results", "estimates")),
-        "results.fixed_effects",
+        *("results.fixed_effects", "results.on_workers"),
         *(f"results.{name}" for name in ("moderation", "predictions", "random_effects", "results")),
         *(f"results.{name}" for name in ("bootstrap", "bootstrap_results", "variance_components")),
     },
