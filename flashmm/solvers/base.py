@@ -205,8 +205,10 @@ def maximise(
         xp.full(count, int(Status.RUNNING), dtype=xp.int8, device=device),
     )
     for iteration in range(max_iter + 1):
-        state = solver.step(objective, state)
-        codes = solver.terminate(objective, state)
+        # Next to the edge of the domain information overflows; a step that is not finite is refused.
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            state = solver.step(objective, state)
+            codes = solver.terminate(objective, state)
         moved, stalled = _damped(objective, _polished(objective, state, codes))
         codes[(codes == int(Status.RUNNING)) & stalled] = int(Status.STALLED)
         if iteration == max_iter:

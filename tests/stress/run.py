@@ -99,9 +99,9 @@ def run_design(
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
                     result = MultiLMM(stats).fit(method, parameter_space=space)
-                for warning in caught:
-                    if warning.category is not ConvergenceWarning:
-                        blame(where, "", "", "warned", str(warning.message)[:80])
+                others = [w for w in caught if w.category is not ConvergenceWarning]
+                for message in sorted({str(warning.message)[:80] for warning in others}):
+                    blame(where, "", "", "warned", message)
                 fit = Fit(problem, Y, stats, method, space, result)
                 for j, feature, what, figure in _findings(fit, seed, index, tally.checked):
                     blame(where, names[feature], fit.status[j], what, figure)
