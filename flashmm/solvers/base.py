@@ -205,7 +205,7 @@ def maximise(
         xp.full(count, int(Status.RUNNING), dtype=xp.int8, device=device),
     )
     for iteration in range(max_iter + 1):
-        # Next to the edge of the domain information overflows; a step that is not finite is refused.
+        # Next to the edge of the domain information overflows; no step that is not finite is taken.
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             state = solver.step(objective, state)
             codes = solver.terminate(objective, state)
