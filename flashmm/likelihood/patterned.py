@@ -24,7 +24,8 @@ from flashmm.likelihood.projection import (
     project,
     scale_of_columns,
 )
-from flashmm.likelihood.stacked import DesignStack, StackedLikelihood, StackedProjection
+from flashmm.likelihood.stacked import StackedLikelihood
+from flashmm.likelihood.stacked_designs import DesignStack, StackedProjection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
