@@ -9,7 +9,7 @@ from flashmm.exceptions import InputError
 from flashmm.likelihood import PatternedProjection, on_device
 from flashmm.results.assemble import assemble_dataset
 from flashmm.solvers.batches import maximise_in_batches
-from flashmm.solvers.restart import second_start
+from flashmm.solvers.restart import second_starts
 from flashmm.solvers.space import make_space
 from flashmm.solvers.start import starting_values
 
@@ -85,7 +85,7 @@ def fit_features(
         likelihood = on_device(projection, options.method, options.engine, plan.device)
         threads = None  # PyTorch has its own, and large batches suit it
     start = starting_values(likelihood, projection, space, theta0, stats.feature_names)
-    again = plan.second_search and theta0 is None
+    again = second_starts(start, structure.is_variance) if plan.second_search else None
     solution = maximise_in_batches(
         likelihood,
         space,
@@ -96,6 +96,6 @@ def fit_features(
         memory=options.memory,
         n_jobs=threads,
         fallback=plan.fallback,
-        again_from=second_start(structure.is_variance) if again else None,
+        again_from=again,
     )
     return assemble_dataset(stats, projection, likelihood, solution, options, n_jobs=threads)

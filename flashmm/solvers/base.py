@@ -29,13 +29,17 @@ __all__ = [
     "maximise",
     "newton_where",
     "positive_observed",
-    "scaled_by_information",
+    "scoring_step",
     "standardised_score",
     "verdicts",
+    "within",
 ]
 
 _SUFFICIENT_INCREASE = 1e-4
 _HALVINGS = 60
+# A full step that leaves the domain of the likelihood is first cut to this share of itself: next
+# to the edge each step then comes twenty times as close, where halving would only come twice.
+_TO_THE_EDGE = 0.95
 
 
 @dataclass(frozen=True)
@@ -77,18 +81,18 @@ class State:
         Likelihood and derivatives at theta.
     step
         Proposed step, shape (B, k); set by the solver.
-    standardised
-        `standardised_score`, shape (B, k), for a solver that has it at hand.
+    scoring
+        `scoring_step`, shape (B, k), for a solver that has it at hand.
     """
 
     theta: FloatArray
     evaluation: Evaluation
     step: FloatArray
-    standardised: FloatArray | None = None
+    scoring: FloatArray | None = None
 
     def take(self, index: IntArray | BoolArray) -> State:
         """The state of some of the running features."""
-        kept = None if self.standardised is None else take(self.standardised, index)
+        kept = None if self.scoring is None else take(self.scoring, index)
         return State(
             take(self.theta, index), self.evaluation.take(index), take(self.step, index), kept
         )
@@ -132,28 +136,47 @@ class Solution:
     status: Array
 
 
+def scoring_step(objective: Objective, state: State) -> FloatArray:
+    """The best step within the space by the expected information, shape (B, k); E^-1 s inside."""
+    if state.scoring is not None:
+        return state.scoring
+    at = state.evaluation
+    return objective.space.step(state.theta, at.score, at.expected)
+
+
 def standardised_score(objective: Objective, state: State) -> FloatArray:
     """Score in standard-error units, s_i / sqrt(E_ii), shape (B, k).
 
     In a constrained space the part of the score that the boundary holds in balance does not
-    count: what counts is E d, with d the best step within the space (d = E^-1 s inside).
+    count: what counts is E d, with d the `scoring_step`. NaN where rounding at the edge of the
+    likelihood's domain makes E_ii negative.
     """
-    if state.standardised is not None:
-        return state.standardised
-    E = state.evaluation.expected
-    step = objective.space.step(state.theta, state.evaluation.score, E)
-    return scaled_by_information(E, step)
-
-
-def scaled_by_information(expected: FloatArray, step: FloatArray) -> FloatArray:
-    """E d in standard-error units, (E d)_i / sqrt(E_ii), shape (B, k).
-
-    NaN where rounding at the edge of the likelihood's domain makes E_ii negative.
-    """
-    xp = namespace(expected)
+    expected = state.evaluation.expected
+    xp, step = namespace(expected), scoring_step(objective, state)
     left = xp.matmul(expected, step[:, :, None])[:, :, 0]
     with np.errstate(invalid="ignore"):
         return left / xp.sqrt(xp.linalg.diagonal(expected))
+
+
+def within(objective: Objective, state: State, epsilon: float) -> BoolArray:
+    """Which features are within epsilon standard errors of their maximum, shape (B,).
+
+    By every component of the `standardised_score` s and by every linear combination of them: the
+    largest of (l's) / sqrt(l'El) is sqrt(d'Ed), with d the `scoring_step`. Parameters that are
+    almost collinear, at the edge of the likelihood's domain, make it much the larger of the two.
+    Half of d'Ed is what the step promises to gain; less than rounding is nothing.
+    """
+    xp, at = namespace(state.theta), state.evaluation
+    step, score = scoring_step(objective, state), standardised_score(objective, state)
+    with np.errstate(invalid="ignore"):
+        square = xp.sum(score * xp.sqrt(xp.linalg.diagonal(at.expected)) * step, axis=1)
+    components = xp.max(xp.abs(score), axis=1) < epsilon
+    return components & (square < epsilon**2 + 2.0 * _rounding(at))
+
+
+def _rounding(evaluation: Evaluation) -> FloatArray:
+    """Rounding of the log-likelihood, shape (B,): a smaller fall is not a fall."""
+    return evaluation.rounding + 1e-12 * (1.0 + namespace(evaluation.loglik).abs(evaluation.loglik))
 
 
 def verdicts(objective: Objective, state: State, converged: BoolArray) -> Array:
@@ -243,8 +266,8 @@ def newton_where(
 
     Returns the state and which features got one, (B,).
 
-    Near one, the observed information scaled by the expected one has eigenvalues above ``lowest``
-    in the directions that the boundary of the space leaves.
+    Near one, the observed information has eigenvalues above ``lowest``, relative to the expected
+    one, in the directions that the boundary of the space leaves.
     """
     rows, taken = flatnonzero(chosen), chosen & False
     if rows.shape[0] == 0:
@@ -276,15 +299,14 @@ def positive_observed(evaluation: Evaluation) -> FloatArray:
 
 
 def _damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
-    """Take the proposed steps, halved until the likelihood exists and does not fall.
+    """Take the proposed steps, shortened until the likelihood exists and does not fall.
 
     Returns the new state and which features found no such step and stayed where they were.
     """
     xp = namespace(state.theta)
     before, step = state.evaluation, state.step
     slope = xp.clip(xp.sum(before.score * step, axis=1), min=0.0)
-    # Rounding of the log-likelihood: a smaller fall is not a fall.
-    rounding = before.rounding + 1e-12 * (1.0 + xp.abs(before.loglik))
+    rounding = _rounding(before)
     alpha = xp.ones_like(slope)
     space = objective.space
     theta = space.tidied(state.theta + step)
@@ -305,16 +327,17 @@ def _damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
 
     everyone = xp.arange(alpha.shape[0], device=array_api_compat.device(alpha))
     pending = everyone[refused(evaluation, theta, everyone, alpha)]
-    share = 1.0
+    exists = xp.isfinite(evaluation.loglik)
+    shares = take(xp.where(exists, 0.5 * alpha, _TO_THE_EDGE * alpha), pending)
     for _ in range(_HALVINGS):
         if pending.shape[0] == 0:
             break
-        share *= 0.5
-        shorter = space.tidied(take(state.theta, pending) + share * take(step, pending))
+        shorter = space.tidied(take(state.theta, pending) + shares[:, None] * take(step, pending))
         put(theta, pending, shorter)
         again = objective.take(pending).evaluate(shorter)
         evaluation.put(pending, again)
-        pending = pending[refused(again, shorter, pending, share + xp.zeros_like(again.loglik))]
+        left = refused(again, shorter, pending, shares)
+        pending, shares = pending[left], 0.5 * shares[left]
     put(theta, pending, take(state.theta, pending))
     evaluation.put(pending, before.take(pending))
     stalled = alpha < 0

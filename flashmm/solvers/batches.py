@@ -110,7 +110,7 @@ def maximise_in_batches(
     Features that ``solver`` leaves unfinished go on with ``fallback``, if there is one, for at most
     ``max_iter`` steps more. Features that are not usable keep NaN and `Status.RUNNING`; their
     verdict is the caller's. Those that end on the boundary are searched again from ``again_from``
-    (k,), if it is given, and the better end counts.
+    (m, k), where it is given and not NaN, and the better end counts.
     """
     m, k = theta0.shape
     total = Solution(
@@ -128,7 +128,7 @@ def maximise_in_batches(
         )
         if again_from is not None:
             part = searched_again(
-                likelihood, space, stages, part, batch, again_from, max_iter=max_iter
+                likelihood, space, stages, part, batch, again_from[batch], max_iter=max_iter
             )
         total.theta[batch], total.n_iter[batch] = part.theta, part.n_iter
         total.status[batch] = part.status

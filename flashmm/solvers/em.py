@@ -11,9 +11,10 @@ from flashmm.solvers.base import (
     Objective,
     State,
     newton_where,
-    scaled_by_information,
+    scoring_step,
     standardised_score,
     verdicts,
+    within,
 )
 from flashmm.solvers.space import PSD
 
@@ -59,20 +60,21 @@ class EM:
 
     def step(self, objective: Objective, state: State) -> State:
         """Propose a SQUAREM step, or one of scoring where EM has done its work."""
-        xp, space, at = namespace(state.theta), _psd(objective), state.evaluation
-        step = space.step(state.theta, at.score, at.expected)
-        score = scaled_by_information(at.expected, step)
+        xp, space = namespace(state.theta), _psd(objective)
+        scoring = scoring_step(objective, state)
+        proposed = replace(state, step=scoring, scoring=scoring)
+        score = standardised_score(objective, proposed)
         close = xp.max(xp.abs(score), axis=1) < self.newton_within
         far = ~(close | space.on_boundary(state.theta))
         if bool(xp.any(far)):
+            step = xp.asarray(scoring, copy=True)
             step[far] = _squarem(objective.take(far), space, state.take(far))
-        proposed = replace(state, step=step, standardised=score)
+            proposed = replace(proposed, step=step)
         return newton_where(objective, proposed, close)[0]
 
     def terminate(self, objective: Objective, state: State) -> Array:
         """Converged when the standardised score is below epsilon."""
-        xp, score = namespace(state.theta), standardised_score(objective, state)
-        return verdicts(objective, state, xp.max(xp.abs(score), axis=1) < self.epsilon)
+        return verdicts(objective, state, within(objective, state, self.epsilon))
 
 
 def _psd(objective: Objective) -> PSD:

@@ -11,9 +11,10 @@ from flashmm.solvers.base import (
     State,
     newton_where,
     positive_observed,
-    scaled_by_information,
+    scoring_step,
     standardised_score,
     verdicts,
+    within,
 )
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ class FisherScoring:
     Parameters
     ----------
     epsilon
-        A feature has converged when every component of its score, divided by its standard
-        error sqrt(E_ii), is below epsilon; its estimate is then about epsilon standard errors
-        from the maximum.
+        A feature has converged when its score, divided by its standard error, is below epsilon
+        in every component and in every combination of them (`flashmm.solvers.base.within`);
+        its estimate is then about epsilon standard errors from the maximum.
     newton_within
         Once every component of that score is below this, steps use the observed information
         (made positive definite where it is not): scoring converges linearly, Newton's method
@@ -50,11 +51,9 @@ class FisherScoring:
 
     def step(self, objective: Objective, state: State) -> State:
         """Propose E^-1 score, or the best step within the space."""
-        xp, evaluation = namespace(state.theta), state.evaluation
-        step = objective.space.step(state.theta, evaluation.score, evaluation.expected)
-        score = scaled_by_information(evaluation.expected, step)
-        size = xp.max(xp.abs(score), axis=1)
-        proposed = replace(state, step=step, standardised=score)
+        xp, step = namespace(state.theta), scoring_step(objective, state)
+        proposed = replace(state, step=step, scoring=step)
+        size = xp.max(xp.abs(standardised_score(objective, proposed)), axis=1)
         state, taken = newton_where(objective, proposed, size < self.newton_within)
         inside = ~objective.space.on_boundary(state.theta)
         return _flat_steps(
@@ -63,8 +62,7 @@ class FisherScoring:
 
     def terminate(self, objective: Objective, state: State) -> Array:
         """Converged when the standardised score is below epsilon."""
-        xp, score = namespace(state.theta), standardised_score(objective, state)
-        return verdicts(objective, state, xp.max(xp.abs(score), axis=1) < self.epsilon)
+        return verdicts(objective, state, within(objective, state, self.epsilon))
 
 
 def _flat_steps(objective: Objective, state: State, chosen: BoolArray) -> State:

@@ -5,8 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from flashmm.arrays import namespace
-from flashmm.solvers.base import Objective, State, positive_observed, standardised_score, verdicts
+from flashmm.solvers.base import (
+    Objective,
+    State,
+    positive_observed,
+    scoring_step,
+    verdicts,
+    within,
+)
 
 if TYPE_CHECKING:
     from flashmm.arrays import Array, FloatArray
@@ -35,12 +41,11 @@ class AverageInformation:
         """Propose A^-1 score, or the best step within the space."""
         information = self._information(state.evaluation)
         step = objective.space.step(state.theta, state.evaluation.score, information)
-        return replace(state, step=step, standardised=standardised_score(objective, state))
+        return replace(state, step=step, scoring=scoring_step(objective, state))
 
     def terminate(self, objective: Objective, state: State) -> Array:
         """Converged when the standardised score is below epsilon."""
-        xp, score = namespace(state.theta), standardised_score(objective, state)
-        return verdicts(objective, state, xp.max(xp.abs(score), axis=1) < self.epsilon)
+        return verdicts(objective, state, within(objective, state, self.epsilon))
 
     def _information(self, evaluation: Evaluation) -> FloatArray:
         # A random effect predicted as zero has no average information of its own; a little of

@@ -25,9 +25,12 @@ def unit_diagonal(information: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def solve_definite(
-    matrix: FloatArray, right: FloatArray, lowest: float = _SMALLEST_PIVOT
+    matrix: FloatArray,
+    right: FloatArray,
+    lowest: float = _SMALLEST_PIVOT,
+    relative_to: FloatArray | None = None,
 ) -> tuple[FloatArray, BoolArray]:
-    """Solve M x = b where M - ``lowest`` I is positive definite.
+    """Solve M x = b where M - ``lowest`` R is positive definite.
 
     Parameters
     ----------
@@ -36,20 +39,26 @@ def solve_definite(
     right
         Shape (B, k).
     lowest
-        A bound on the smallest eigenvalue.
+        A bound on the smallest eigenvalue, relative to R.
+    relative_to
+        R, positive definite, shape (B, k, k); the identity by default.
 
     Returns
     -------
     tuple of array
         The solutions (B, k), and for which features the bound holds (Sylvester's law of
-        inertia: the pivots of M - lowest I are positive), (B,). Solutions of others are not
+        inertia: the pivots of M - lowest R are positive), (B,). Solutions of others are not
         to be used.
     """
     xp, k = namespace(matrix), right.shape[1]
     # What breaks down past a bad pivot is not used.
     with np.errstate(all="ignore"):
         factor, pivot = _factored(matrix, 0.0)
-        bounds = pivot if lowest == 0.0 else _factored(matrix, lowest)[1]
+        bounds = pivot
+        if relative_to is not None:
+            bounds = pivot + _factored(matrix - lowest * relative_to, 0.0)[1]
+        elif lowest != 0.0:
+            bounds = _factored(matrix, lowest)[1]
         smallest = xp.min(xp.stack(bounds, axis=1), axis=1)
         y: list[FloatArray] = []
         for i in range(k):

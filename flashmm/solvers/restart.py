@@ -1,4 +1,4 @@
-"""A second start for features whose first search ended on the boundary.
+"""A second start for features that came to the boundary from the default start.
 
 Fits start from variances of zero, which most data leave at once. Where they end on the boundary
 the likelihood may have another, higher maximum inside: about one such feature in a hundred of
@@ -13,6 +13,7 @@ import numpy as np
 
 from flashmm.arrays import flatnonzero, namespace, put, take
 from flashmm.solvers.fallback import maximise_in_stages
+from flashmm.solvers.start import default_start
 from flashmm.solvers.status import Status
 
 if TYPE_CHECKING:
@@ -25,18 +26,33 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["searched_again", "second_start"]
+__all__ = ["searched_again", "second_starts"]
 
 # Gains in log-likelihood that are worth another answer.
 _GAIN = 1e-6
 _MOST_ROUNDING = 1e-2
 
 
-def second_start(is_variance: NDArray[np.bool_]) -> FloatArray:
-    """Large variances, no covariances and a small residual, in internal units, shape (k,)."""
+def second_starts(first: FloatArray, is_variance: NDArray[np.bool_]) -> FloatArray:
+    """Large variances, no covariances and a small residual, in internal units.
+
+    Parameters
+    ----------
+    first
+        First starts, shape (m, k).
+    is_variance
+        Which parameters are variances, shape (k,).
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (m, k). NaN for features whose first start is not the default: who chooses a start
+        chooses the maximum.
+    """
     start = np.where(is_variance, 1.0, 0.0)
     start[-1] = 0.1
-    return start
+    default = (first == default_start(*first.shape)).all(axis=1)
+    return np.where(default[:, None], start, np.nan)
 
 
 def searched_again(
@@ -56,21 +72,20 @@ def searched_again(
     likelihood, space, stages, features, max_iter
         As for `maximise_in_stages`, whose ``solution`` it is.
     start
-        The second start, shape (k,).
+        Second starts, shape (B, k); NaN for features that are not searched again.
 
     Returns
     -------
     Solution
         Changed in place: steps of both searches count.
     """
-    rows = flatnonzero(solution.status == int(Status.BOUNDARY))
-    count = rows.shape[0]
-    if count == 0:
-        return solution
     xp = namespace(solution.theta)
-    first = xp.asarray(np.tile(start, (count, 1)))
+    wanted = (solution.status == int(Status.BOUNDARY)) & xp.isfinite(start[:, 0])
+    rows = flatnonzero(wanted)
+    if rows.shape[0] == 0:
+        return solution
     again = maximise_in_stages(
-        likelihood, space, stages, first, take(features, rows), max_iter=max_iter
+        likelihood, space, stages, take(start, rows), take(features, rows), max_iter=max_iter
     )
     put(solution.n_iter, rows, take(solution.n_iter, rows) + again.n_iter)
     before = take(solution.evaluation.loglik, rows)

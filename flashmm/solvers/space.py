@@ -52,7 +52,7 @@ class ParameterSpace(Protocol):
     ) -> tuple[FloatArray, BoolArray]:
         """Newton steps (B, k) towards the maximum near theta, and which are towards one (B,).
 
-        The observed information, scaled by the expected one, must have eigenvalues above
+        The observed information, relative to the expected one, must have eigenvalues above
         ``lowest`` in the directions that the boundary leaves.
         """
         ...
@@ -91,9 +91,9 @@ class Unconstrained:
     ) -> tuple[FloatArray, BoolArray]:
         """The full step O^-1 s where O is positive definite."""
         del theta
-        _, length = unit_diagonal(expected)
+        unit, length = unit_diagonal(expected)
         scaled = observed / (length[:, :, None] * length[:, None, :])
-        step, ok = solve_definite(scaled, score / length, lowest)
+        step, ok = solve_definite(scaled, score / length, lowest, unit)
         return step / length, ok
 
     def contains(self, theta: FloatArray) -> BoolArray:

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["starting_rows", "starting_values"]
+__all__ = ["default_start", "starting_rows", "starting_values"]
+
+
+def default_start(m: int, k: int) -> FloatArray:
+    """No random-effect variance and the residual variance of the fixed effects, shape (m, k)."""
+    start = np.zeros((m, k))
+    start[:, -1] = 1.0
+    return start
 
 
 def starting_values(
@@ -31,13 +38,11 @@ def starting_values(
 ) -> FloatArray:
     """Internal starting values inside the space, shape (m, k).
 
-    The default has no random-effect variance and the residual variance of the fixed effects
-    alone; zero lies in both spaces. Given values outside the space, or where the likelihood
+    `default_start` lies in both spaces. Given values outside the space, or where the likelihood
     does not exist, fall back to it feature by feature.
     """
     m, k = likelihood.m, likelihood.n_params
-    default = np.zeros((m, k))
-    default[:, -1] = 1.0
+    default = default_start(m, k)
     if theta0 is None:
         return default
     params = projection.structure.param_names

@@ -116,6 +116,7 @@ def _check_good(fit: Fit, j: int) -> Iterator[Finding]:
                 yield "outside the psd space", f"{values[0]:.1e}"
     else:
         left = float(np.abs(at.score[j] / unit).max())
+        yield from _check_combinations(at.score[j] / unit, at.expected[j], unit, fit.rounding(j))
     # The conditions of the cone are measured by S B, a fit by its next step: the two agree within
     # a factor of three where a block is singular.
     most = 3.0 * EPSILON if fit.space == "psd" else EPSILON
@@ -138,6 +139,19 @@ def _check_good(fit: Fit, j: int) -> Iterator[Finding]:
         yield "V is definite where the verdict says otherwise", f"{values[0]:.1e}"
     if label == "converged" and fit.space == "psd" and fit.theta[j, -1] == 0.0:
         yield "converged with a residual variance of zero", ""
+
+
+def _check_combinations(
+    score: pb.FloatArray, expected: pb.FloatArray, unit: pb.FloatArray, rounding: float
+) -> Iterator[Finding]:
+    """No combination of the scores (in standard errors) is large: sqrt(s'E^-1 s) is the largest."""
+    values, vectors = np.linalg.eigh(expected / np.outer(unit, unit))
+    values = np.maximum(values, 1e-15)
+    largest = float(np.linalg.norm(vectors.T @ score / np.sqrt(values)))
+    # What rounding leaves of a gain, and of the score of the worst combination.
+    allowance = np.sqrt(2e-9 + 10 * rounding) + 10 * rounding / np.sqrt(values[0])
+    if not largest < EPSILON + allowance:
+        yield "a combination of scores above epsilon", f"{largest:.1e}, rounding {allowance:.0e}"
 
 
 def check_dense(fit: Fit, j: int) -> Iterator[Finding]:
@@ -257,8 +271,8 @@ def check_no_maximum(fit: Fit, j: int) -> Iterator[Finding]:
     path = end + distance / slope * 10.0 ** np.arange(4, 0, -1)[:, None] * (start - end)
     with np.errstate(all="ignore"):
         values = likelihood.evaluate(path, feature).loglik
-    rises = np.diff(values)
-    if not (rises > 0.95).all():
+    rises = np.diff(values)  # farthest from the edge the rise may still be on its way to its limit
+    if not (rises[0] > 0 and (rises[1:] > 0.95).all()):
         yield "the likelihood stops rising", ", ".join(f"{rise:.1e}" for rise in rises)
 
 
