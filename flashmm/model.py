@@ -163,14 +163,14 @@ class MultiLMM(ModelData):
             Starting values in squared units of Y, the residual last: one vector for all
             features, an array or DataFrame (m, n_params), or another fit's results. Default:
             zero random-effect variances and the residual variance of the fixed effects alone.
-            From there, features that end on the boundary of the psd space are searched again
+            Features that come from there to the boundary of the psd space are searched again
             from large variances, and the better end counts.
         max_iter
-            Limit on the number of iterations of each feature, by the solver and again by the one
-            it falls back on (EM: ten times as many); ``n_iter`` counts both.
+            Limit on the number of iterations of each feature by the solver; the one that it falls
+            back on may take four times as many (EM: ten times); ``n_iter`` counts both.
         epsilon
-            A feature has converged when every component of its score, divided by its standard
-            error, is below epsilon.
+            A feature has converged when its score, divided by its standard error, is below
+            epsilon in every component and every combination of them.
         parameter_space
             ``"unconstrained"``: variances may be negative, as in FLASHMM; ``"psd"``: D is
             positive semi-definite, as in lme4 and statsmodels.

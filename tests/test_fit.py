@@ -84,6 +84,21 @@ def test_starting_values_for_some_of_the_features(results):
     assert again.n_iter["gene 3"] == results.n_iter["gene 3"]  # from the default start
 
 
+def test_only_the_default_start_is_followed_by_a_second_search():
+    """A feature without a usable start of its own is fitted as it would be without any."""
+    rng = np.random.default_rng(5)
+    group = np.repeat(np.arange(6), 4)
+    built = fm.MultiLMM.from_arrays(rng.normal(size=(12, 24)), np.ones((24, 1)), np.eye(6)[group])
+    first = built.fit(parameter_space="psd")
+    boundary = first.status == "boundary"
+    given = boundary & (np.arange(12) % 2 == 0)
+    assert 2 <= given.sum() < boundary.sum()
+    again = built.fit(parameter_space="psd", theta0=first.theta.where(given, np.nan))
+    assert (again.n_iter[~given] == first.n_iter[~given]).all()
+    np.testing.assert_array_equal(again.theta[~given], first.theta[~given])
+    assert (again.n_iter[given] < first.n_iter[given]).all()
+
+
 def test_starting_values_of_another_parameter_are_refused(results):
     with pytest.raises(InputError, match="run"):
         model().fit(theta0=results.theta.rename(columns={"batch": "run"}))

@@ -232,6 +232,18 @@ def test_v_is_indefinite_exactly_where_the_status_says_so(kang):
     assert (kang.status[has_nan] == "indefinite").all()
 
 
+def test_next_to_the_edge_the_end_does_not_depend_on_the_start(kang_model, kang):
+    """The correlation of FNDC3B's two estimates is -1 + 5e-8: a point whose score is below epsilon
+    in both components was 2e-3 standard errors from its maximum."""
+    gene = ref.kang().genes.index("FNDC3B")
+    one = fm.MultiLMM(kang_model.stats.take([gene]))
+    unit = kang.bse_theta.to_numpy()[gene]
+    for start in ([-3e-4, 0.13], [0.01, 0.13], [-3.8194e-4, 0.1337688]):
+        with pytest.warns(ConvergenceWarning, match="1 indefinite"):
+            again = one.fit(theta0=np.array(start)).theta.to_numpy()
+        assert np.abs((again - kang.theta.to_numpy()[gene]) / unit).max() < 1e-8
+
+
 def test_of_two_maxima_the_fit_ends_at_the_one_of_flashmm(kang_model, kang, kang_reference):
     """LRRFIP1 has a second maximum, 1.1 higher, next to the edge of the domain."""
     gene = ref.kang().genes.index("LRRFIP1")

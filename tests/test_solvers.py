@@ -75,7 +75,7 @@ def internal(problem, Y, method, space_name="psd"):
     if space_name == "psd":
         levels = (*problem.structure.block_levels(), problem.n)
         space = PSD(tuple(problem.structure.blocks()), problem.n_params, levels)
-    start = starting_values(likelihood, projection, space, None, stats.feature_names)
+    start = starting_values(likelihood, projection, space, None, stats.feature_names).theta
     return likelihood, space, start
 
 
@@ -472,7 +472,7 @@ def test_the_iteration_limit_is_a_verdict_and_more_iterations_are_no_worse():
     problem, Y = data("intercept", "inside", m=20)
     few, many = (fitted(problem, Y, max_iter=limit) for limit in (1, 50))
     assert (few.status == "iteration limit").any()
-    assert (few.n_iter <= 2).all()  # one of scoring, one of what it falls back on
+    assert (few.n_iter <= 5).all()  # one of scoring, four of what it falls back on
     assert many.converged.all()
     assert (many.llf >= few.llf - 1e-9).all()
 

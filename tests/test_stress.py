@@ -13,8 +13,6 @@ from tests.stress.designs import KINDS, draw
 from tests.stress.report import ALLOWED, report
 from tests.stress.run import SETTINGS, Tally, run_design
 
-# What docs/robustness.md says falls short: at a residual variance of zero a standard error that is
-# exactly zero is NaN.
 DESIGNS = 20
 
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["assemble_dataset"]
 
 # An unfinished fit this close to the edge of the likelihood's domain may be on its way to an
-# infinite likelihood: where the matrix turns singular in a direction that y does not have
-# (under REML that takes two components), log |V| falls without bound, and each factor of ten in
-# the distance adds at least log(10) / 2 to the log-likelihood.
+# infinite likelihood: where the matrix turns singular in a direction that y does not have (under
+# REML most often with two components or more, which leave a choice of directions), log |V| falls
+# without bound, and each factor of ten in the distance adds at least log(10) / 2.
 _AT_THE_EDGE = 1e-6
 _RISE = 0.5
 # Before a maximum close to the edge the rise slackens, to six tenths of the one before.
@@ -48,7 +48,7 @@ def assemble_dataset(
     n_jobs: int | None = 1,
 ) -> xr.Dataset:
     """Scale a solution back, add the fixed effects, settle the verdicts and label all of it."""
-    status = _verdicts(projection, likelihood, solution, options)
+    status = _verdicts(projection, likelihood, solution)
     theta = solution.theta.copy()
     theta[status == Status.NO_MAXIMUM] = np.nan
     beta, se_beta, indefinite = _fixed_effects(
@@ -144,10 +144,7 @@ def _psd_blocks(stats: SummaryStats | PatternedStats, theta: FloatArray) -> Bool
 
 
 def _verdicts(
-    projection: AnyProjection,
-    likelihood: AnyEstimator,
-    solution: Solution,
-    options: FitOptions,
+    projection: AnyProjection, likelihood: AnyEstimator, solution: Solution
 ) -> NDArray[np.int8]:
     status = np.array(solution.status)
     status[projection.zero_variance] = Status.ZERO_VARIANCE
@@ -155,10 +152,8 @@ def _verdicts(
     status[projection.non_finite] = Status.NON_FINITE
     if isinstance(projection, PatternedProjection):
         status[projection.not_estimable] = Status.NOT_ESTIMABLE
-    bounded = options.method == "REML" and len(projection.structure.parameters) == 1
-    if options.parameter_space == "psd" or not bounded:
-        unfinished = np.flatnonzero(np.isin(status, (Status.ITERATION_LIMIT, Status.STALLED)))
-        status[_without_maximum(likelihood, solution, unfinished)] = Status.NO_MAXIMUM
+    unfinished = np.flatnonzero(np.isin(status, (Status.ITERATION_LIMIT, Status.STALLED)))
+    status[_without_maximum(likelihood, solution, unfinished)] = Status.NO_MAXIMUM
     return status
 
 

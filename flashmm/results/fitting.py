@@ -90,7 +90,7 @@ def fit_features(
         likelihood,
         space,
         plan.solver,
-        start,
+        start.theta,
         projection.varies & ~likelihood.perfect_fit,
         max_iter=options.max_iter,
         memory=options.memory,

@@ -2,7 +2,15 @@
 
 from collections.abc import Callable
 
-from flashmm.solvers.base import Objective, Solution, Solver, State, standardised_score, verdicts
+from flashmm.solvers.base import (
+    Objective,
+    Solution,
+    Solver,
+    State,
+    standardised_score,
+    verdicts,
+    within,
+)
 from flashmm.solvers.em import EM
 from flashmm.solvers.fisher_scoring import FisherScoring
 from flashmm.solvers.information import AverageInformation, NewtonRaphson
@@ -21,6 +29,7 @@ __all__ = [
     "Status",
     "standardised_score",
     "verdicts",
+    "within",
 ]
 
 SOLVERS: dict[str, Callable[..., Solver]] = {

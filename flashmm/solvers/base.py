@@ -293,7 +293,7 @@ def positive_observed(evaluation: Evaluation) -> FloatArray:
         length = xp.sqrt(xp.linalg.diagonal(evaluation.expected))
     scale = length[:, :, None] * length[:, None, :]
     values, vectors = symmetric_eigen(evaluation.observed / scale)
-    values = xp.clip(xp.abs(values), min=1e-6)
+    values = xp.clip(xp.abs(values), min=1e-13)
     definite = xp.matmul(vectors * values[:, None, :], xp.matrix_transpose(vectors))
     return definite * scale
 

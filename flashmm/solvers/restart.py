@@ -13,7 +13,6 @@ import numpy as np
 
 from flashmm.arrays import flatnonzero, namespace, put, take
 from flashmm.solvers.fallback import maximise_in_stages
-from flashmm.solvers.start import default_start
 from flashmm.solvers.status import Status
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from flashmm.likelihood.base import Likelihood
     from flashmm.solvers.base import Solution, Solver
     from flashmm.solvers.space import ParameterSpace
+    from flashmm.solvers.start import Starts
 
     FloatArray = NDArray[np.float64]
 
@@ -33,26 +33,25 @@ _GAIN = 1e-6
 _MOST_ROUNDING = 1e-2
 
 
-def second_starts(first: FloatArray, is_variance: NDArray[np.bool_]) -> FloatArray:
+def second_starts(first: Starts, is_variance: NDArray[np.bool_]) -> FloatArray:
     """Large variances, no covariances and a small residual, in internal units.
 
     Parameters
     ----------
     first
-        First starts, shape (m, k).
+        First starts.
     is_variance
         Which parameters are variances, shape (k,).
 
     Returns
     -------
     numpy.ndarray
-        Shape (m, k). NaN for features whose first start is not the default: who chooses a start
-        chooses the maximum.
+        Shape (m, k). NaN for features whose first start was given: who chooses a start chooses
+        the maximum.
     """
     start = np.where(is_variance, 1.0, 0.0)
     start[-1] = 0.1
-    default = (first == default_start(*first.shape)).all(axis=1)
-    return np.where(default[:, None], start, np.nan)
+    return np.where(first.given[:, None], np.nan, start)
 
 
 def searched_again(

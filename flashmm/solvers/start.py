@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,15 +19,25 @@ if TYPE_CHECKING:
     from flashmm.solvers.space import ParameterSpace
 
     FloatArray = NDArray[np.float64]
+    BoolArray = NDArray[np.bool_]
 
-__all__ = ["default_start", "starting_rows", "starting_values"]
+__all__ = ["Starts", "starting_rows", "starting_values"]
 
 
-def default_start(m: int, k: int) -> FloatArray:
-    """No random-effect variance and the residual variance of the fixed effects, shape (m, k)."""
-    start = np.zeros((m, k))
-    start[:, -1] = 1.0
-    return start
+@dataclass(frozen=True)
+class Starts:
+    """Where the search for each feature's maximum begins.
+
+    Parameters
+    ----------
+    theta
+        In internal units and inside the space, shape (m, k).
+    given
+        Features whose start was given to the fit, shape (m,). The others start from the default.
+    """
+
+    theta: FloatArray
+    given: BoolArray
 
 
 def starting_values(
@@ -35,16 +46,18 @@ def starting_values(
     space: ParameterSpace,
     theta0: Any,
     feature_names: NDArray[Any],
-) -> FloatArray:
-    """Internal starting values inside the space, shape (m, k).
+) -> Starts:
+    """Starting values of all features.
 
-    `default_start` lies in both spaces. Given values outside the space, or where the likelihood
+    The default has no random-effect variance and the residual variance of the fixed effects
+    alone; zero lies in both spaces. Given values outside the space, or where the likelihood
     does not exist, fall back to it feature by feature.
     """
     m, k = likelihood.m, likelihood.n_params
-    default = default_start(m, k)
+    default = np.zeros((m, k))
+    default[:, -1] = 1.0
     if theta0 is None:
-        return default
+        return Starts(default, np.zeros(m, dtype=bool))
     params = projection.structure.param_names
     given = projection.to_internal(starting_rows(theta0, m, params, feature_names))
     usable = np.isfinite(given).all(axis=1) & projection.varies
@@ -54,8 +67,8 @@ def starting_values(
     for first in range(0, m, step):
         features = np.arange(first, min(first + step, m))
         exists = np.isfinite(likelihood.evaluate(start[features], features).loglik)
-        start[features[~exists]] = default[features[~exists]]
-    return start
+        usable[features[~exists]] = False
+    return Starts(np.where(usable[:, None], start, default), np.asarray(usable))
 
 
 def starting_rows(
