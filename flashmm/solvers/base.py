@@ -232,7 +232,7 @@ def maximise(
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             state = solver.step(objective, state)
             codes = solver.terminate(objective, state)
-        moved, stalled = _damped(objective, _polished(objective, state, codes))
+            moved, stalled = _damped(objective, _polished(objective, state, codes))
         codes[(codes == int(Status.RUNNING)) & stalled] = int(Status.STALLED)
         if iteration == max_iter:
             codes[codes == int(Status.RUNNING)] = int(Status.ITERATION_LIMIT)
