@@ -163,8 +163,8 @@ class MultiLMM(ModelData):
             Starting values in squared units of Y, the residual last: one vector for all
             features, an array or DataFrame (m, n_params), or another fit's results. Default:
             zero random-effect variances and the residual variance of the fixed effects alone.
-            Features that come from there to the boundary of the psd space are searched again
-            from large variances, and the better end counts.
+            Features that come from there to the boundary of the psd space, or to a negative
+            variance without it, are searched again from large variances; the better end counts.
         max_iter
             Limit on the number of iterations of each feature by the solver; the one that it falls
             back on may take four times as many (EM: ten times); ``n_iter`` counts both.

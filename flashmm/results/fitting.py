@@ -42,7 +42,8 @@ class FitPlan:
     device
         Device of PyTorch that computes the likelihood; None for numpy.
     second_search
-        Whether features that end on the boundary, from the default start, are searched again.
+        Whether features that come from the default start to variances of zero or below are
+        searched again.
     """
 
     options: FitOptions

@@ -109,8 +109,8 @@ def maximise_in_batches(
 
     Features that ``solver`` leaves unfinished go on with ``fallback``, if there is one, for at most
     ``max_iter`` steps more. Features that are not usable keep NaN and `Status.RUNNING`; their
-    verdict is the caller's. Those that end on the boundary are searched again from ``again_from``
-    (m, k), where it is given and not NaN, and the better end counts.
+    verdict is the caller's. Those that end with variances of zero or below are searched again from
+    ``again_from`` (m, k), where it is given and not NaN, and the better end counts.
     """
     m, k = theta0.shape
     total = Solution(

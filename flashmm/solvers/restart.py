@@ -1,8 +1,9 @@
-"""A second start for features that came to the boundary from the default start.
+"""A second start for features that end with variances of zero or below.
 
-Fits start from variances of zero, which most data leave at once. Where they end on the boundary
-the likelihood may have another, higher maximum inside: about one such feature in a hundred of
-small random designs. A search that comes from large variances finds it.
+Fits start from variances of zero, which most data leave at once. Where they end on the boundary of
+the psd space, or without it at a negative variance, the likelihood may have another, higher maximum
+at positive ones: about one such feature in a hundred of small random designs, one in a thousand of
+large ones with few levels. A search that comes from large variances finds it.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def searched_again(
     *,
     max_iter: int,
 ) -> Solution:
-    """The solution with the better of two ends where the first lies on the boundary.
+    """The solution with the better of two ends where the first has variances of zero or below.
 
     Parameters
     ----------
@@ -79,10 +80,15 @@ def searched_again(
         Changed in place: steps of both searches count.
     """
     xp = namespace(solution.theta)
-    wanted = (solution.status == int(Status.BOUNDARY)) & xp.isfinite(start[:, 0])
-    rows = flatnonzero(wanted)
+    boundary = solution.status == int(Status.BOUNDARY)
+    # Of the parameters variances alone start above zero; comparisons with NaN are false.
+    negative = xp.any((solution.theta < 0) & (start > 0), axis=1)
+    converged = (solution.status == int(Status.CONVERGED)) & negative
+    rows = flatnonzero((boundary & xp.isfinite(start[:, 0])) | converged)
     if rows.shape[0] == 0:
         return solution
+    if space.name != "psd":  # a search that is not finished is on its way to the domain's edge
+        stages = stages[:1]
     again = maximise_in_stages(
         likelihood, space, stages, take(start, rows), take(features, rows), max_iter=max_iter
     )
@@ -91,7 +97,9 @@ def searched_again(
     rounding = take(solution.evaluation.rounding, rows) + again.evaluation.rounding
     # The bound on rounding is infinite at sigma2 = 0, where a likelihood may be exact all the same.
     enough = before + _GAIN + xp.clip(rounding, max=_MOST_ROUNDING)
-    better = flatnonzero(again.evaluation.loglik > enough)
+    finished = again.status <= int(Status.BOUNDARY)
+    higher = again.evaluation.loglik > enough
+    better = flatnonzero(higher & (finished | take(boundary, rows)))
     if better.shape[0]:
         where = take(rows, better)
         put(solution.theta, where, take(again.theta, better))
