@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import array_api_compat
+import array_api_compat.numpy
 import numpy as np
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def namespace(*arrays: Array) -> Namespace:
     >>> float(namespace(np.ones(3)).sum(np.ones(3)))
     3.0
     """
+    if type(arrays[0]) is np.ndarray:  # asked a thousand times in a fit of few features
+        return array_api_compat.numpy
     return array_api_compat.array_namespace(*arrays)
 
 
