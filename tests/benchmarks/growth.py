@@ -27,7 +27,7 @@ from .worker import fitted
 
 __all__ = ["AXES", "STRUCTURES", "Point", "measure_growth"]
 
-SECONDS, REPEATS = 1.0, 5
+SECONDS, FEWEST, MOST = 1.0, 2, 5
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ STRUCTURES = {
 
 # What is varied, over which values, at full size; smaller sizes take the first values.
 AXES: dict[str, tuple[int, ...]] = {
-    "m": (100, 300, 1_000, 3_000, 10_000),
+    "m": (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000),
     "n": (2_000, 10_000, 100_000, 1_000_000),
     "q": (50, 100, 200, 400, 800),
     "p": (4, 8, 16, 32, 64),
     "components": (1, 2, 3, 4, 5),
 }
-LENGTHS = {"quick": 2, "medium": 4, "full": 5}
+LENGTHS = {"quick": 2, "medium": 4, "full": 7}
 
 
 def points(level: str) -> list[tuple[str, Point]]:
@@ -148,7 +148,7 @@ def measure(stats: SummaryStats) -> dict[str, Any]:
     before = memory_now()
     reset_memory_peak()
     repeats: list[float] = []
-    while len(repeats) < REPEATS and sum(repeats) < SECONDS:
+    while len(repeats) < FEWEST or (len(repeats) < MOST and sum(repeats) < SECONDS):
         start = time.perf_counter()
         result = fitted(stats, "unconstrained")
         repeats.append(time.perf_counter() - start)
