@@ -220,6 +220,13 @@ def test_workers_give_the_same_fit(client, options):
     np.testing.assert_allclose(found.blup(), expected.blup(), rtol=1e-6, atol=1e-6)
 
 
+def test_workers_compute_on_a_device(client):
+    pytest.importorskip("torch")
+    model = many().drop(features=["gene 5", "gene 40"])
+    found = model.fit(parameter_space="psd", client=client, device="cpu")
+    assert_same_fit(found, model.fit(parameter_space="psd"))
+
+
 def test_starting_values_go_to_their_features(client):
     model = many().drop(features=["gene 5", "gene 40"])
     first = model.fit(parameter_space="psd")
