@@ -13,10 +13,13 @@ import scipy.optimize
 
 from flashmm import MultiLMM, SummaryStats
 from flashmm.solvers.base import maximise
-from flashmm.solvers.fallback import maximise_in_stages
+from flashmm.solvers.batches import maximise_in_batches
+from flashmm.solvers.em import EM
 from flashmm.solvers.fisher_scoring import FisherScoring
 from flashmm.solvers.information import NewtonRaphson
-from flashmm.solvers.space import PSD, Unconstrained
+from flashmm.solvers.restart import second_starts
+from flashmm.solvers.space import PSD, Unconstrained, make_space
+from flashmm.solvers.start import Starts
 from flashmm.solvers.status import Status
 
 EPSILON = 1e-5
@@ -74,14 +77,25 @@ class Fit:
         """Where the features without a maximum ended, in internal units."""
         features = np.flatnonzero([label == "no maximum" for label in self.status])
         likelihood = pb.estimator_of(self.stats, self.method)
-        start = np.zeros((features.size, self.problem.n_params))
+        structure, k = self.problem.structure, self.problem.n_params
+        levels = (*structure.block_levels(), self.problem.n)
+        space = make_space(self.space, structure.blocks(), k, levels)
+        start = np.zeros((likelihood.m, k))
         start[:, -1] = 1.0
+        first = Starts(start, np.zeros(likelihood.m, dtype=bool))
         with np.errstate(all="ignore"):
-            stages = (FisherScoring(EPSILON), NewtonRaphson(epsilon=EPSILON))
-            end = maximise_in_stages(
-                likelihood, Unconstrained(), stages, start, features, max_iter=50
+            end = maximise_in_batches(
+                likelihood,
+                space,
+                FisherScoring(EPSILON),
+                start,
+                np.isin(np.arange(likelihood.m), features),
+                max_iter=50,
+                memory=2**30,
+                fallback=EM(EPSILON) if self.space == "psd" else NewtonRaphson(EPSILON),
+                again_from=second_starts(first, structure.is_variance),
             )
-        return dict(zip(features.tolist(), end.theta, strict=True))
+        return {int(j): end.theta[j] for j in features}
 
     def alone(self, j: int) -> tuple[Any, pb.FloatArray]:
         """The plain likelihood of feature j by itself, and its theta, both in internal units."""
