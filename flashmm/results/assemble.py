@@ -48,7 +48,9 @@ def assemble_dataset(
     n_jobs: int | None = 1,
 ) -> xr.Dataset:
     """Scale a solution back, add the fixed effects, settle the verdicts and label all of it."""
-    status = _verdicts(projection, likelihood, solution)
+    se_theta = _standard_errors(solution.evaluation.expected)
+    spoilt = np.asarray(~np.isfinite(se_theta).all(axis=1))
+    status = _verdicts(projection, likelihood, solution, spoilt)
     theta = solution.theta.copy()
     theta[status == Status.NO_MAXIMUM] = np.nan
     beta, se_beta, indefinite = _fixed_effects(
@@ -62,8 +64,7 @@ def assemble_dataset(
     loglik = np.where(known, natural_loglik, np.nan)
     with np.errstate(invalid="ignore"):
         score = np.where(known[:, None], solution.evaluation.score / unit, np.nan)
-    se_theta = np.full_like(theta, np.nan)
-    se_theta[known] = _standard_errors(solution.evaluation.expected[known]) * unit[known]
+    se_theta = np.where(known[:, None], se_theta * unit, np.nan)
     natural = projection.to_natural(theta)
     natural[status == Status.ZERO_VARIANCE] = 0.0
 
@@ -144,9 +145,12 @@ def _psd_blocks(stats: SummaryStats | PatternedStats, theta: FloatArray) -> Bool
 
 
 def _verdicts(
-    projection: AnyProjection, likelihood: AnyEstimator, solution: Solution
+    projection: AnyProjection, likelihood: AnyEstimator, solution: Solution, spoilt: BoolArray
 ) -> NDArray[np.int8]:
+    """The solver's verdicts and those that the data give; ``spoilt`` (m,): no standard errors."""
     status = np.array(solution.status)
+    # Where V counts as singular, rounding leaves neither a score nor information to go by.
+    status[spoilt & (status <= Status.INDEFINITE)] = Status.STALLED
     status[projection.zero_variance] = Status.ZERO_VARIANCE
     status[likelihood.perfect_fit] = Status.PERFECT_FIT
     status[projection.non_finite] = Status.NON_FINITE

@@ -44,7 +44,10 @@ MEANINGS: dict[Status, str] = {
         "some standard errors do not exist"
     ),
     Status.ITERATION_LIMIT: "max_iter reached before the score was small enough",
-    Status.STALLED: "no step raises the likelihood any more, but the score is not small",
+    Status.STALLED: (
+        "no step raises the likelihood any more, but the score is not small, "
+        "or rounding leaves no standard errors"
+    ),
     Status.NO_MAXIMUM: "the likelihood grows without bound towards the edge of its domain",
     Status.ZERO_VARIANCE: "X explains the feature exactly (a constant, for instance)",
     Status.PERFECT_FIT: "X and Z together explain the feature exactly",
