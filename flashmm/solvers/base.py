@@ -16,6 +16,7 @@ import numpy as np
 from flashmm.arrays import Array, BoolArray, FloatArray, IntArray, flatnonzero, namespace, put, take
 from flashmm.likelihood.base import Evaluation, Likelihood
 from flashmm.solvers.blocks import symmetric_eigen
+from flashmm.solvers.damping import damped, loglik_rounding
 from flashmm.solvers.status import Status
 
 if TYPE_CHECKING:
@@ -34,14 +35,6 @@ __all__ = [
     "verdicts",
     "within",
 ]
-
-_SUFFICIENT_INCREASE = 1e-4
-_HALVINGS = 25
-# A full step that leaves the domain of the likelihood is first cut to this share of itself: next
-# to the edge each step then comes twenty times as close, where halving would only come twice.
-_TO_THE_EDGE = 0.95
-# After that, to this many times the length up to which a step cannot leave the domain.
-_SAFE_LENGTHS = 4.0
 
 
 @dataclass(frozen=True)
@@ -173,12 +166,7 @@ def within(objective: Objective, state: State, epsilon: float) -> BoolArray:
     with np.errstate(invalid="ignore"):
         square = xp.sum(score * xp.sqrt(xp.linalg.diagonal(at.expected)) * step, axis=1)
     components = xp.max(xp.abs(score), axis=1) < epsilon
-    return components & (square < epsilon**2 + 2.0 * _rounding(at))
-
-
-def _rounding(evaluation: Evaluation) -> FloatArray:
-    """Rounding of the log-likelihood, shape (B,): a smaller fall is not a fall."""
-    return evaluation.rounding + 1e-12 * (1.0 + namespace(evaluation.loglik).abs(evaluation.loglik))
+    return components & (square < epsilon**2 + 2.0 * loglik_rounding(at))
 
 
 def verdicts(objective: Objective, state: State, converged: BoolArray) -> Array:
@@ -234,7 +222,7 @@ def maximise(
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             state = solver.step(objective, state)
             codes = solver.terminate(objective, state)
-            moved, stalled = _damped(objective, _polished(objective, state, codes))
+            moved, stalled = damped(objective, _polished(objective, state, codes))
         codes[(codes == int(Status.RUNNING)) & stalled] = int(Status.STALLED)
         if iteration == max_iter:
             codes[codes == int(Status.RUNNING)] = int(Status.ITERATION_LIMIT)
@@ -298,64 +286,3 @@ def positive_observed(evaluation: Evaluation) -> FloatArray:
     values = xp.clip(xp.abs(values), min=1e-13)
     definite = xp.matmul(vectors * values[:, None, :], xp.matrix_transpose(vectors))
     return definite * scale
-
-
-def _damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
-    """Take the proposed steps, shortened until the likelihood exists and does not fall.
-
-    The eigenvalues mu of the change of V relative to V have sum mu^2 = 2 d'Ed, so no step with
-    2 d'Ed < 1 leaves the domain (Dikin's ellipsoid): next to the edge that saves many halvings.
-
-    A step that promises less than the last digit of the log-likelihood is not tried.
-
-    Returns the new state and which features found no such step and stayed where they were.
-    """
-    xp = namespace(state.theta)
-    before, step = state.evaluation, state.step
-    slope = xp.clip(xp.sum(before.score * step, axis=1), min=0.0)
-    rounding = _rounding(before)
-    alpha = xp.ones_like(slope)
-    space = objective.space
-    theta = space.tidied(state.theta + step)
-    evaluation = objective.evaluate(theta)
-
-    def refused(
-        after: Evaluation, theta: FloatArray, index: IntArray, alpha: FloatArray
-    ) -> BoolArray:
-        slopes, steps = take(slope, index), take(step, index)
-        with np.errstate(invalid="ignore"):  # from outside the domain, by rounding, to outside
-            gain = after.loglik - take(before.loglik, index)
-        allowed = xp.all(xp.isfinite(after.score), axis=1) & space.contains(theta)
-        # Near the maximum the gain drowns in rounding; the slope along the step does not
-        # (the approximate Wolfe condition of Hager & Zhang 2005).
-        flatter = xp.abs(xp.sum(after.score * steps, axis=1)) <= 0.5 * slopes
-        close = flatter & (gain >= -take(rounding, index) - after.rounding)
-        return ~(allowed & ((gain >= _SUFFICIENT_INCREASE * alpha * slopes) | close))
-
-    everyone = xp.arange(alpha.shape[0], device=array_api_compat.device(alpha))
-    pending = everyone[refused(evaluation, theta, everyone, alpha)]
-    exists = xp.isfinite(evaluation.loglik)
-    shares = take(xp.where(exists, 0.5 * alpha, _TO_THE_EDGE * alpha), pending)
-    square = xp.sum(xp.matmul(before.expected, step[:, :, None])[:, :, 0] * step, axis=1)
-    near = _SAFE_LENGTHS / xp.sqrt(xp.clip(2.0 * square, min=1.0))
-    least = 1e-15 * (1.0 + xp.abs(before.loglik))
-    given_up = pending[:0]
-    for _ in range(_HALVINGS):
-        if pending.shape[0] == 0:
-            break
-        shorter = space.tidied(take(state.theta, pending) + shares[:, None] * take(step, pending))
-        put(theta, pending, shorter)
-        again = objective.take(pending).evaluate(shorter)
-        evaluation.put(pending, again)
-        left = refused(again, shorter, pending, shares)
-        pending, shares, exists = pending[left], 0.5 * shares[left], xp.isfinite(again.loglik)[left]
-        shares = xp.where(exists, shares, xp.minimum(shares, take(near, pending)))
-        worth = shares * take(slope, pending) > take(least, pending)
-        given_up = xp.concat([given_up, pending[~worth]])
-        pending, shares = pending[worth], shares[worth]
-    pending = xp.concat([given_up, pending])
-    put(theta, pending, take(state.theta, pending))
-    evaluation.put(pending, before.take(pending))
-    stalled = alpha < 0
-    put(stalled, pending, pending >= 0)
-    return State(theta, evaluation, xp.zeros_like(theta)), stalled
