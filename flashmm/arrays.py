@@ -45,13 +45,13 @@ Namespace: TypeAlias = Any
 _SMALL = 8
 
 
-def namespace(*arrays: Array) -> Namespace:
-    """The functions for some arrays, named as the standard names them.
+def namespace(array: Array) -> Namespace:
+    """The functions for an array and others of its library, named as the standard names them.
 
     Parameters
     ----------
-    *arrays
-        Arrays of one library.
+    array
+        Of any library that array-api-compat knows.
 
     Returns
     -------
@@ -63,9 +63,9 @@ def namespace(*arrays: Array) -> Namespace:
     >>> float(namespace(np.ones(3)).sum(np.ones(3)))
     3.0
     """
-    if type(arrays[0]) is np.ndarray:  # asked a thousand times in a fit of few features
+    if type(array) is np.ndarray:  # asked a thousand times in a fit of few features
         return array_api_compat.numpy
-    return array_api_compat.array_namespace(*arrays)
+    return array_api_compat.array_namespace(array)
 
 
 def like(values: Any, example: Array) -> Array:

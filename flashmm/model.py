@@ -32,6 +32,7 @@ from flashmm.results.on_workers import fit_on_workers
 from flashmm.solvers import EM, SOLVERS
 from flashmm.solvers.base import Solver
 from flashmm.solvers.batches import usable_cores
+from flashmm.solvers.fallback import fallback_of
 from flashmm.solvers.status import Status
 from flashmm.summary_stats import SummaryStats
 
@@ -157,17 +158,20 @@ class MultiLMM(ModelData):
         solver
             ``"fisher_scoring"`` (default), ``"average_information"``, ``"newton_raphson"``,
             ``"em"`` (psd space only; slow), or an object with the methods of
-            `flashmm.solvers.Solver`. Features that one of the first three leaves unfinished go on
-            with EM in the psd space and with Newton-Raphson in the unconstrained one.
+            `flashmm.solvers.Solver`. Features that a solver known by name leaves unfinished go on
+            with EM in the psd space and with Newton-Raphson in the unconstrained one, unless that
+            is what left them.
         theta0
             Starting values in squared units of Y, the residual last: one vector for all
             features, an array or DataFrame (m, n_params), or another fit's results. Default:
             zero random-effect variances and the residual variance of the fixed effects alone.
             Features that come from there to the boundary of the psd space, or to a negative
-            variance without it, are searched again from large variances; the better end counts.
+            variance without it, are searched again from large variances by a solver known by name;
+            the better end counts.
         max_iter
-            Limit on the number of iterations of each feature by the solver; the one that it falls
-            back on may take four times as many (EM: ten times); ``n_iter`` counts both.
+            Limit on the number of iterations of each feature in one search by the solver; the one
+            that it falls back on may take four times as many (EM: ten times). ``n_iter`` counts
+            the steps of all.
         epsilon
             A feature has converged when its score, divided by its standard error, is below
             epsilon in every component and every combination of them.
@@ -186,8 +190,9 @@ class MultiLMM(ModelData):
         engine
             How the likelihood is computed: ``"spectral"`` (one variance component),
             ``"bordered"`` (several, one with most of the columns), ``"blocked"`` (slopes, very
-            many levels, large crossed factors), ``"general"`` (any), or ``"auto"``, which takes
-            the fastest that applies. All give the same answer to rounding.
+            many levels, large crossed factors), ``"nested"`` (one factor within another),
+            ``"general"`` (any), or ``"auto"``, which takes the fastest that applies. All give
+            the same answer to rounding.
         client
             A ``distributed.Client``: its workers fit the features, in partitions that depend on
             the statistics alone, each in one thread unless ``n_jobs`` says otherwise. The answer
@@ -239,7 +244,7 @@ class MultiLMM(ModelData):
             random=self.random,
             n_dropped=self.n_dropped,
         )
-        fallback = _fallback(solver, parameter_space, epsilon)
+        fallback = fallback_of(solver, parameter_space, epsilon)
         plan = FitPlan(options, chosen, fallback, threads, device, isinstance(solver, str))
         if client is None:
             ds = fit_features(self.stats, projection, likelihood, plan, theta0)
@@ -303,17 +308,6 @@ def _check_em(solver: str | Solver, parameter_space: str) -> None:
             "solver='em' updates covariance matrices of the random effects, which never leave the "
             "psd space: use it with parameter_space='psd', or another solver with 'unconstrained'."
         )
-
-
-def _fallback(solver: str | Solver, parameter_space: str, epsilon: float) -> Solver | None:
-    """What finishes features that the solver leaves unfinished; a user's solver stands alone."""
-    names = {"psd": "em", "unconstrained": "newton_raphson"}
-    fallback = names[parameter_space]
-    return (
-        SOLVERS[fallback](epsilon=epsilon)
-        if isinstance(solver, str) and solver != fallback
-        else None
-    )
 
 
 def _warn_about(status: np.ndarray[Any, Any]) -> None:

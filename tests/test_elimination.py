@@ -233,6 +233,53 @@ def test_indefinite_parts_are_eliminated_where_v_is_definite(kind, engine, metho
     assert held_up or method == "ML" or kind != "correlated"
 
 
+def near_the_edge(likelihood, direction, shares):
+    """Theta (len(shares), k) on a way from the identity that leaves the domain at a share of 1."""
+    start = np.zeros_like(direction)
+    start[-1] = 1.0
+    inside, outside = 0.0, 1.0
+    while likelihood.distance_to_edge((start + outside * direction)[None])[0] > 0:
+        outside *= 2.0
+    for _ in range(60):
+        middle = 0.5 * (inside + outside)
+        if likelihood.distance_to_edge((start + middle * direction)[None])[0] > 0:
+            inside = middle
+        else:
+            outside = middle
+    return start + inside * np.multiply.outer(np.asarray(shares), direction)
+
+
+@pytest.mark.parametrize("method", pb.METHODS)
+@pytest.mark.parametrize(("kind", "engine"), [*HELD_UP, ("slope_and_crossed", "blocked")])
+def test_next_to_the_edge_the_likelihood_is_the_same_in_company_and_to_rounding(
+    kind, engine, method
+):
+    """Among features within the domain, next to its edge, and beyond it at every elimination."""
+    problem = pb.PROBLEMS[kind]
+    rng = np.random.default_rng([8, pb.KINDS.index(kind)])
+    stats = problem.stats(rng.normal(size=(1, problem.n)))
+    general = pb.estimator_of(stats, method)
+    fast = pb.estimator_of(stats, method, engine)
+    theta = []
+    for _ in range(8):
+        direction = rng.normal(size=problem.n_params)
+        direction[-1] = 0.0
+        direction[rng.integers(problem.n_params - 1)] = -2.0
+        theta.append(near_the_edge(general, direction, [0.5, 0.999, 1 - 1e-3, 1 - 1e-5, 2.0]))
+    theta = np.concatenate(theta)
+    together = fast.evaluate(theta, np.zeros(len(theta), dtype=np.intp))
+    distance = fast.distance_to_edge(theta)
+    truth = general.evaluate(theta, np.zeros(len(theta), dtype=np.intp))
+    unit = np.sqrt(np.diagonal(truth.expected, axis1=1, axis2=2))
+    for j, each in enumerate(theta):
+        alone = fast.evaluate(each[None], np.zeros(1, dtype=np.intp))
+        assert together.loglik[j] == pytest.approx(alone.loglik[0], rel=1e-9, abs=1e-8)
+        assert distance[j] == pytest.approx(fast.distance_to_edge(each[None])[0], rel=1e-5)
+        if np.isfinite(truth.loglik[j]):
+            assert together.loglik[j] == pytest.approx(truth.loglik[j], rel=1e-9, abs=1e-6)
+            assert_allclose(together.score[j] / unit[j], truth.score[j] / unit[j], atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore::flashmm.ConvergenceWarning")
 @pytest.mark.parametrize("kind", ["child_first", "nested_and_crossed"])
 def test_fits_beyond_the_reach_of_the_general_likelihood_end_alike(kind, monkeypatch):

@@ -233,8 +233,7 @@ def test_v_is_indefinite_exactly_where_the_status_says_so(kang):
 
 
 def test_next_to_the_edge_the_end_does_not_depend_on_the_start(kang_model, kang):
-    """The correlation of FNDC3B's two estimates is -1 + 5e-8: a point whose score is below epsilon
-    in both components was 2e-3 standard errors from its maximum."""
+    """The correlation of FNDC3B's two estimates is -1 + 5e-8."""
     gene = ref.kang().genes.index("FNDC3B")
     one = fm.MultiLMM(kang_model.stats.take([gene]))
     unit = kang.bse_theta.to_numpy()[gene]

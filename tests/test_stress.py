@@ -41,6 +41,8 @@ def test_the_checks_pass_a_maximum_and_object_to_other_points(method, space):
     assert "a higher likelihood exists" in dict(
         check_search(moved, inside, np.random.default_rng(0))
     )
+    if space == "unconstrained":
+        assert "a combination of scores above epsilon" in findings
     moved.result.ds["beta"][inside, 0] = np.nan
     assert dict(VERDICTS["converged"](moved, inside)) == {"not finite under a good verdict": "beta"}
 

@@ -32,6 +32,7 @@ from flashmm.likelihood.elimination import Border, Eliminated, eliminate, elimin
 from flashmm.likelihood.exact import perfect_fits
 from flashmm.likelihood.general import GeneralLikelihood
 from flashmm.likelihood.indefinite import (
+    covariance_is_definite,
     eliminate_border_indefinite,
     eliminate_indefinite,
 )
@@ -58,6 +59,10 @@ __all__ = ["BlockedLikelihood"]
 # A batch beyond this size only waits for memory; a small one for Python.
 _CACHE_BYTES = 2**24
 _FEW = 16
+# Closer to the edge, relative, eliminations of an indefinite D lose digits: half of them at 1e-5.
+_CLOSE = 1e-3
+# Random effects up to which the general likelihood is cheap enough to take over there.
+_CHEAP = 500
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class BlockedLikelihood:
     """REML or ML log-likelihood by eliminating the blocks of a layout, then its border.
 
     Where V_F or V_1 is not positive definite although V may be, the general likelihood takes over,
-    as long as Z is small enough for it; else ``indefinite`` parts are eliminated, with care.
+    as long as Z is small enough for it; else ``indefinite`` parts are eliminated, with care. It
+    also takes over where eliminations lose digits.
     """
 
     projection: Projection
@@ -127,15 +133,13 @@ class BlockedLikelihood:
         """Log-likelihood, score and information at theta (B, k) for chosen features."""
         p, xp = self.projection, namespace(theta)
         blocks = self._blocks(theta)
-        known = blocks.distance > SINGULAR
-        if self._is_small and not self.indefinite:
-            known = known & ~self._is_lossy(theta)
         border = trace_border = self._border(blocks, with_x=True)
         df, log_det, distance = p.n - p.p, -self._log_det_scaled_XX, border.distance
         if self.method == "ML":
             trace_border = self._border(blocks, with_x=False)
             df, log_det = p.n, 0.0
             distance = xp.minimum(distance, trace_border.distance)
+        known = (blocks.distance > SINGULAR) & ~self._is_lossy(theta, blocks.distance, distance)
         log_det = log_det + blocks.log_det + trace_border.log_det
         solved = self._solve(blocks, border, features)
         evaluation = assembled(
@@ -162,9 +166,23 @@ class BlockedLikelihood:
         """Whether Z is small enough for the general likelihood."""
         return self.projection.structure.q <= DENSE_LIMIT
 
-    def _is_lossy(self, theta: FloatArray) -> BoolArray:
-        """Where blocks, which divide by the residual variance, lose digits, shape (B,)."""
-        return theta[:, -1] <= small_residual(self.projection.structure.q)
+    def _is_lossy(
+        self, theta: FloatArray, blocks_distance: FloatArray, border_distance: FloatArray
+    ) -> BoolArray:
+        """Where eliminations lose digits that the general likelihood has, shape (B,).
+
+        Blocks divide by the residual variance; with a D that is not positive semi-definite what
+        is eliminated first may be closer to singular than V, and what comes last must undo it.
+        """
+        xp, structure = namespace(theta), self.projection.structure
+        if self.indefinite or not self._is_small:
+            return theta[:, -1] < -xp.inf
+        lossy = theta[:, -1] <= small_residual(structure.q)
+        close = xp.minimum(blocks_distance, border_distance) < _CLOSE
+        close = close & (border_distance > 0)
+        if structure.q <= _CHEAP and bool(xp.any(close)):
+            lossy = lossy | (close & ~covariance_is_definite(structure.blocks(), theta))
+        return lossy
 
     @cached_property
     def _log_det_scaled_XX(self) -> float:
@@ -203,8 +221,8 @@ class BlockedLikelihood:
         border = self._border(blocks, with_x=with_x, whole=whole)
         if self.indefinite:  # there is no other likelihood to turn to
             return blocks, border, blocks.distance > xp.inf
-        bad = ~(blocks.distance > SINGULAR)
-        return blocks, border, bad | self._is_lossy(theta) if self._is_small else bad
+        lossy = self._is_lossy(theta, blocks.distance, border.distance)
+        return blocks, border, ~(blocks.distance > SINGULAR) | lossy
 
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Generalised least squares at theta, shape (B, p)."""
@@ -293,8 +311,6 @@ class BlockedLikelihood:
     def distance_to_edge(self, theta: FloatArray) -> FloatArray:
         """About the smallest over largest eigenvalue of V (ML) or of the error contrasts'."""
         distance, unknown = self._distance(theta, with_x=self.method == "REML")
-        if self._is_small and not self.indefinite:
-            unknown = unknown | self._is_lossy(theta)
         if bool(namespace(theta).any(unknown)):
             put(distance, unknown, self.beyond.distance_to_edge(theta[unknown]))
         return distance

@@ -243,7 +243,7 @@ def eliminate(layout: Layout, theta: Array, n: int) -> Eliminated:
             again.coarse,
             again.S,
             again.log_det,
-            xp.where(beyond, -1.0, distance),
+            xp.where(beyond, -1.0, xp.minimum(distance, again.distance)),
         )
     own = S.own - xp.matmul(xp.matrix_transpose(coarse.K), S.coupling)
     own = 0.5 * (own + xp.matrix_transpose(own))

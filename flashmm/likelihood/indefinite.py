@@ -33,13 +33,33 @@ from flashmm.likelihood.elimination import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from flashmm.likelihood.layout import Layout
     from flashmm.likelihood.small import Matrix, Symmetric
 
-__all__ = ["eliminate_border_indefinite", "eliminate_indefinite"]
+__all__ = ["covariance_is_definite", "eliminate_border_indefinite", "eliminate_indefinite"]
 
 # Pivots below this share of the largest lose too many digits.
 _SMALL = 1e-9
+
+
+def covariance_is_definite(blocks: list[NDArray[np.intp]], theta: Array) -> Array:
+    """Which theta (B, k) have every covariance block of D positive semi-definite, shape (B,).
+
+    ``blocks`` holds the positions in theta of each block's entries, (s, s).
+    """
+    xp = namespace(theta)
+    definite = xp.all(xp.isfinite(theta), axis=1)
+    theta = harmless(theta, ~definite)
+    for block in blocks:
+        rows = [xp.stack([theta[:, int(i)] for i in row], axis=-1) for row in block]
+        lowest = rows[0][:, 0]
+        if len(rows) > 1:
+            lowest = xp.linalg.eigvalsh(xp.stack(rows, axis=-2))[:, 0]
+        definite = definite & (lowest >= 0)
+    return definite
 
 
 def eliminate_indefinite(layout: Layout, theta: Array, n: int) -> Eliminated:

@@ -9,6 +9,7 @@ import xarray as xr
 
 from flashmm.likelihood import PatternedProjection
 from flashmm.likelihood.base import rows_of
+from flashmm.likelihood.indefinite import covariance_is_definite
 from flashmm.patterned_stats import PatternedStats
 from flashmm.results.estimates import FitOptions, attributes
 from flashmm.solvers.batches import over_batches
@@ -34,6 +35,8 @@ __all__ = ["assemble_dataset"]
 # without bound, and each factor of ten in the distance adds at least log(10) / 2.
 _AT_THE_EDGE = 1e-6
 _RISE = 0.5
+# Closer to the edge than this, distances and rises drown in rounding.
+_RESOLVED = 1e-12
 # Before a maximum close to the edge the rise slackens, to six tenths of the one before.
 _STEADY = 0.9
 
@@ -93,14 +96,15 @@ def assemble_dataset(
 
 
 def _standard_errors(expected: FloatArray) -> FloatArray:
-    """Sqrt diag E^-1, shape (B, k), NaN where it does not exist; on E scaled to unit diagonal."""
+    """Sqrt diag E^-1, shape (B, k), NaN where rounding has left E indefinite."""
     with np.errstate(all="ignore"):  # rounding may have spoilt E at the edge of the domain
         length = np.sqrt(np.diagonal(expected, axis1=-2, axis2=-1))
         scaled = expected / (length[:, :, None] * length[:, None, :])
         known = np.isfinite(scaled).all(axis=(1, 2))
-        inverse = np.full_like(scaled, np.nan)
-        inverse[known] = np.linalg.pinv(scaled[known], hermitian=True)
-        return np.asarray(np.sqrt(np.diagonal(inverse, axis1=-2, axis2=-1)) / length)
+        scaled[~known] = 0.0
+        values, vectors = np.linalg.eigh(scaled)
+        values[~(values[:, 0] > 0.0)] = np.nan
+        return np.asarray(np.sqrt((vectors**2 / values[:, None, :]).sum(axis=2)) / length)
 
 
 def _fixed_effects(
@@ -127,21 +131,13 @@ def _fixed_effects(
         beta[batch] = likelihood.beta(theta[batch], batch)
         variance = likelihood.contrast_variance(theta[batch], batch, identity)
         se[batch] = np.sqrt(np.where(variance > 0, variance, not_positive))
-        suspects = batch[negative[batch] | ~_psd_blocks(stats, theta[batch])]
+        definite = covariance_is_definite(stats.structure.blocks(), theta[batch])
+        suspects = batch[negative[batch] | ~definite]
         if suspects.size:
             indefinite[suspects] = ~rows_of(likelihood, suspects).is_definite(theta[suspects])
 
     over_batches(estimate, likelihood, fitted, memory=options.memory, n_jobs=n_jobs)
     return beta, se, indefinite
-
-
-def _psd_blocks(stats: SummaryStats | PatternedStats, theta: FloatArray) -> BoolArray:
-    """Which theta have every covariance block of D positive semi-definite."""
-    inside = np.ones(theta.shape[0], dtype=bool)
-    for block in stats.structure.blocks():
-        if block.shape[0] > 1:
-            inside &= np.linalg.eigvalsh(theta[:, block])[:, 0] >= 0
-    return inside
 
 
 def _verdicts(
@@ -172,14 +168,14 @@ def _without_maximum(
         return unfinished[near]
     inside = np.zeros(theta.shape[1])
     inside[-1] = 1.0
-    features, way = unfinished[near], inside - theta[near]
-    distance = np.maximum(distance[near], 1e-12)  # rounding's limit
+    features, way, distance = unfinished[near], inside - theta[near], distance[near]
+    length = np.maximum(distance, _RESOLVED)
     values = [solution.evaluation.loglik[features]]
     with np.errstate(all="ignore"):
-        farther = theta[near] + distance[:, None] * way
-        slope = (rows_of(likelihood, features).distance_to_edge(farther) - distance) / distance
-        for tens in (10.0, 100.0):  # as many times as far from the edge, on the way to the start
-            back = (tens - 1.0) * distance / np.maximum(slope, 1.0)
+        farther = theta[near] + length[:, None] * way
+        slope = (rows_of(likelihood, features).distance_to_edge(farther) - distance) / length
+        for tens in (10.0, 100.0):  # on the way back to the start, at such multiples of length
+            back = (tens * length - distance) / np.maximum(slope, 1.0)
             values.append(likelihood.evaluate(theta[near] + back[:, None] * way, features).loglik)
         last, before = values[0] - values[1], values[1] - values[2]
     return features[(last > _RISE) & (last > _STEADY * before)]

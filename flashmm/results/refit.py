@@ -11,8 +11,9 @@ import numpy as np
 from flashmm.likelihood import make_likelihood, project
 from flashmm.progress import progress_bar
 from flashmm.results.fitting import FitPlan, fit_features
-from flashmm.solvers import SOLVERS, FisherScoring
+from flashmm.solvers import SOLVERS
 from flashmm.solvers.batches import usable_cores
+from flashmm.solvers.fallback import fallback_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -76,8 +77,10 @@ def refit(
     """
     projection = project(stats)
     likelihood = make_likelihood(projection, options.method, options.engine)
-    solver = SOLVERS.get(options.solver, FisherScoring)(epsilon=options.epsilon)
-    plan = FitPlan(options, solver, threads=usable_cores())
+    name = options.solver if options.solver in SOLVERS else "fisher_scoring"
+    solver = SOLVERS[name](epsilon=options.epsilon)
+    fallback = fallback_of(name, options.parameter_space, options.epsilon)
+    plan = FitPlan(options, solver, fallback, threads=usable_cores())
     return fit_features(stats, projection, likelihood, plan, theta0), projection
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from flashmm.arrays import Array, BoolArray, FloatArray, IntArray, flatnonzero, namespace, put, take
 from flashmm.likelihood.base import Evaluation, Likelihood
 from flashmm.solvers.blocks import symmetric_eigen
-from flashmm.solvers.damping import damped, loglik_rounding
+from flashmm.solvers.damping import damped, last_digit
 from flashmm.solvers.status import Status
 
 if TYPE_CHECKING:
@@ -159,14 +159,13 @@ def within(objective: Objective, state: State, epsilon: float) -> BoolArray:
     By every component of the `standardised_score` s and by every linear combination of them: the
     largest of (l's) / sqrt(l'El) is sqrt(d'Ed), with d the `scoring_step`. Parameters that are
     almost collinear, at the edge of the likelihood's domain, make it much the larger of the two.
-    Half of d'Ed is what the step promises to gain; less than rounding is nothing.
+    Half of d'Ed is what the step promises to gain; less than the likelihood's rounding is nothing.
     """
-    xp, at = namespace(state.theta), state.evaluation
-    step, score = scoring_step(objective, state), standardised_score(objective, state)
-    with np.errstate(invalid="ignore"):
-        square = xp.sum(score * xp.sqrt(xp.linalg.diagonal(at.expected)) * step, axis=1)
+    xp, at, step = namespace(state.theta), state.evaluation, scoring_step(objective, state)
+    score = standardised_score(objective, replace(state, scoring=step))
+    square = xp.sum(xp.matmul(at.expected, step[:, :, None])[:, :, 0] * step, axis=1)
     components = xp.max(xp.abs(score), axis=1) < epsilon
-    return components & (square < epsilon**2 + 2.0 * loglik_rounding(at))
+    return components & (square < epsilon**2 + 2.0 * (at.rounding + last_digit(at)))
 
 
 def verdicts(objective: Objective, state: State, converged: BoolArray) -> Array:
@@ -257,7 +256,7 @@ def newton_where(
     Returns the state and which features got one, (B,).
 
     Near one, the observed information has eigenvalues above ``lowest``, relative to the expected
-    one, in the directions that the boundary of the space leaves.
+    one or its diagonal, in the directions that the boundary of the space leaves.
     """
     rows, taken = flatnonzero(chosen), chosen & False
     if rows.shape[0] == 0:

@@ -107,8 +107,8 @@ def maximise_in_batches(
 ) -> Solution:
     """Maximise every usable feature, as many at once as ``memory`` bytes allow.
 
-    Features that ``solver`` leaves unfinished go on with ``fallback``, if there is one, for at most
-    ``max_iter`` steps more. Features that are not usable keep NaN and `Status.RUNNING`; their
+    Features that ``solver`` leaves unfinished go on with ``fallback``, if there is one (see
+    `maximise_in_stages`). Features that are not usable keep NaN and `Status.RUNNING`; their
     verdict is the caller's. Those that end with variances of zero or below are searched again from
     ``again_from`` (m, k), where it is given and not NaN, and the better end counts.
     """

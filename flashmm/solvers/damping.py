@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flashmm.likelihood.base import Evaluation
     from flashmm.solvers.base import Objective, State
 
-__all__ = ["damped", "loglik_rounding"]
+__all__ = ["damped", "last_digit"]
 
 _SUFFICIENT_INCREASE = 1e-4
 _HALVINGS = 25
@@ -24,13 +24,13 @@ _HALVINGS = 25
 _TO_THE_EDGE = 0.95
 # After that, to this many times the length up to which a step cannot leave the domain.
 _SAFE_LENGTHS = 4.0
-# The last digit of a log-likelihood, relative to one more than itself.
-_LAST_DIGIT = 1e-15
+# A fall of the log-likelihood by less than so many of its last digits is not a fall.
+_DIGITS = 1e3
 
 
-def loglik_rounding(evaluation: Evaluation) -> FloatArray:
-    """Rounding of the log-likelihood, shape (B,): a smaller fall is not a fall."""
-    return evaluation.rounding + 1e-12 * (1.0 + namespace(evaluation.loglik).abs(evaluation.loglik))
+def last_digit(evaluation: Evaluation) -> FloatArray:
+    """The last digit of the log-likelihood, shape (B,)."""
+    return 1e-15 * (1.0 + namespace(evaluation.loglik).abs(evaluation.loglik))
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Slopes:
     slope
         Rise that a full step promises to first order, shape (B,).
     rounding
-        `loglik_rounding`, shape (B,).
+        A smaller fall of the log-likelihood is not a fall, shape (B,).
     """
 
     before: Evaluation
@@ -76,17 +76,18 @@ class _Slopes:
 def damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
     """Take the proposed steps, shortened until the likelihood exists and does not fall.
 
-    The eigenvalues mu of the change of V relative to V have sum mu^2 = 2 d'Ed, so no step with
-    2 d'Ed < 1 leaves the domain (Dikin's ellipsoid): next to the edge that saves many halvings.
+    The eigenvalues mu of the change of V relative to V (under REML of the error contrasts'
+    covariance) have sum mu^2 = 2 d'Ed, so no step with 2 d'Ed < 1 leaves the domain (Dikin's
+    ellipsoid): next to the edge that saves many halvings.
 
-    A step that promises less than the last digit of the log-likelihood is not tried.
+    A shortened step that promises less than the last digit of the log-likelihood is not tried.
 
     Returns the new state and which features found no such step and stayed where they were.
     """
     xp, space = namespace(state.theta), objective.space
     before, step = state.evaluation, state.step
     slope = xp.clip(xp.sum(before.score * step, axis=1), min=0.0)
-    slopes = _Slopes(before, step, slope, loglik_rounding(before))
+    slopes = _Slopes(before, step, slope, before.rounding + _DIGITS * last_digit(before))
     theta = space.tidied(state.theta + step)
     evaluation = objective.evaluate(theta)
 
@@ -97,7 +98,7 @@ def damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
     share = take(xp.where(exists, 0.5 * one, _TO_THE_EDGE * one), pending)
     square = xp.sum(xp.matmul(before.expected, step[:, :, None])[:, :, 0] * step, axis=1)
     safe = _SAFE_LENGTHS / xp.sqrt(xp.clip(2.0 * square, min=1.0))
-    worth = _LAST_DIGIT * (1.0 + xp.abs(before.loglik))
+    worth = last_digit(before)
     stalled = one < 0.0
     for _ in range(_HALVINGS):
         if pending.shape[0] == 0:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import array_api_compat
-
-from flashmm.arrays import FloatArray, IntArray, flatnonzero, namespace, put, take
+from flashmm.arrays import FloatArray, IntArray, flatnonzero, put, take
 from flashmm.solvers.base import Solution, Solver, maximise
 from flashmm.solvers.em import EM
+from flashmm.solvers.information import NewtonRaphson
 from flashmm.solvers.status import Status
 
 if TYPE_CHECKING:
     from flashmm.likelihood.base import Likelihood
     from flashmm.solvers.space import ParameterSpace
 
-__all__ = ["maximise_in_stages"]
+__all__ = ["fallback_of", "maximise_in_stages"]
 
 # Steps of a later stage, as multiples of the first's. Newton's method needs them where the
 # likelihood is unbounded, to follow it to the edge of its domain: the way is narrow and bent.
 _STEPS_OF_EM = 10
 _STEPS_OF_OTHERS = 4
+
+
+def fallback_of(solver: str | Solver, parameter_space: str, epsilon: float) -> Solver | None:
+    """What goes on with features that a solver leaves unfinished; a user's solver stands alone."""
+    name = "em" if parameter_space == "psd" else "newton_raphson"
+    if not isinstance(solver, str) or solver == name:
+        return None
+    return EM(epsilon=epsilon) if name == "em" else NewtonRaphson(epsilon=epsilon)
 
 
 def maximise_in_stages(
@@ -67,13 +74,11 @@ def maximise_in_stages(
             take(features, rows),
             max_iter=max_iter * (_STEPS_OF_EM if isinstance(solver, EM) else _STEPS_OF_OTHERS),
         )
-        xp = namespace(theta0)
         put(solution.n_iter, rows, take(solution.n_iter, rows) + again.n_iter)
         rounding = before.rounding + again.evaluation.rounding
-        no_lower = again.evaluation.loglik >= before.loglik - rounding
-        better = no_lower
-        kept = xp.arange(rows.shape[0], device=array_api_compat.device(rows))[better]
-        put(solution.theta, rows[better], take(again.theta, kept))
-        put(solution.status, rows[better], take(again.status, kept))
-        solution.evaluation.put(rows[better], again.evaluation.take(kept))
+        kept = flatnonzero(again.evaluation.loglik >= before.loglik - rounding)
+        rows = take(rows, kept)
+        put(solution.theta, rows, take(again.theta, kept))
+        put(solution.status, rows, take(again.status, kept))
+        solution.evaluation.put(rows, again.evaluation.take(kept))
     return solution

@@ -52,8 +52,8 @@ class ParameterSpace(Protocol):
     ) -> tuple[FloatArray, BoolArray]:
         """Newton steps (B, k) towards the maximum near theta, and which are towards one (B,).
 
-        The observed information, relative to the expected one, must have eigenvalues above
-        ``lowest`` in the directions that the boundary leaves.
+        The observed information, relative to the expected one (where there is a boundary, to its
+        diagonal), must have eigenvalues above ``lowest`` in the directions that this leaves.
         """
         ...
 

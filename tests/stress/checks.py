@@ -163,7 +163,7 @@ def _check_combinations(
     values = np.maximum(values, 1e-15)
     largest = float(np.linalg.norm(vectors.T @ score / np.sqrt(values)))
     # What rounding leaves of a gain, and of the score of the worst combination.
-    allowance = np.sqrt(2e-9 + 10 * rounding) + 10 * rounding / np.sqrt(values[0])
+    allowance = np.sqrt(1e-11 + 10 * rounding) + 10 * rounding / np.sqrt(values[0])
     if not largest < EPSILON + allowance:
         yield "a combination of scores above epsilon", f"{largest:.1e}, rounding {allowance:.0e}"
 
