@@ -269,9 +269,9 @@ def _check_option(name: str, value: object, options: Sequence[str]) -> None:
 def _check_numbers(max_iter: int, epsilon: float, memory: int) -> None:
     if isinstance(max_iter, bool) or not isinstance(max_iter, (int, np.integer)) or max_iter < 1:
         raise InputError(f"`max_iter` must be a positive integer, not {max_iter!r}.")
-    if not isinstance(epsilon, Real) or not epsilon > 0:
-        raise InputError(f"`epsilon` must be positive, not {epsilon!r}.")
-    if not isinstance(memory, Real) or memory < 1:
+    if not isinstance(epsilon, Real) or not 0 < epsilon < 1:
+        raise InputError(f"`epsilon` must be between 0 and 1 standard errors, not {epsilon!r}.")
+    if not isinstance(memory, Real) or not memory >= 1:
         raise InputError(f"`memory` must be a positive number of bytes, not {memory!r}.")
 
 

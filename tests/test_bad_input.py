@@ -325,9 +325,11 @@ def test_shapes_of_arrays(X, Z, options, message):
         ({"max_iter": 2.5}, "`max_iter` must be a positive integer, not 2.5"),
         ({"max_iter": True}, "`max_iter` must be a positive integer, not True"),
         ({"max_iter": "many"}, "`max_iter` must be a positive integer, not 'many'"),
-        ({"epsilon": 0}, "`epsilon` must be positive"),
-        ({"epsilon": -1e-5}, "`epsilon` must be positive"),
-        ({"epsilon": np.nan}, "`epsilon` must be positive"),
+        ({"epsilon": 0}, "`epsilon` must be between 0 and 1"),
+        ({"epsilon": -1e-5}, "`epsilon` must be between 0 and 1"),
+        ({"epsilon": np.nan}, "`epsilon` must be between 0 and 1"),
+        ({"epsilon": np.inf}, "`epsilon` must be between 0 and 1"),
+        ({"memory": np.nan}, "`memory` must be a positive number"),
         ({"epsilon": "small"}, "`epsilon` must be"),
         ({"memory": 0}, "`memory` must be"),
         ({"memory": "1GB"}, "`memory` must be"),
@@ -364,3 +366,14 @@ def test_listing_and_nearest():
     assert listing(range(7)) == "'0', '1', '2', '3', '4', ... (7 in all)"
     assert nearest("isg15", ["ISG15", "IFI6"]) == "Did you mean 'ISG15'?"
     assert nearest("xyz", ["a", "b"]) == "Available: 'a', 'b'."
+
+
+def test_a_covariance_of_effects_that_no_level_has_both_of_is_refused():
+    rng = np.random.default_rng(4)
+    donor = np.repeat([f"d{i}" for i in range(8)], 6)
+    cells = pd.DataFrame({"donor": donor, "arm": np.where(donor < "d4", "a", "b")})
+    Y = rng.normal(size=(2, len(cells)))
+    with refused("nothing about the covariance 'donor[arm[a],arm[b]]': no level of 'donor'"):
+        fm.MultiLMM.from_formula("~ arm + (0 + arm | donor)", None, cells, Y).fit()
+    apart = fm.MultiLMM.from_formula("~ arm + diag(0 + arm | donor)", None, cells, Y)
+    assert apart.fit(parameter_space="psd").converged.all()

@@ -11,7 +11,7 @@ import problems as pb
 import pytest
 from numpy.testing import assert_allclose
 
-from flashmm import SummaryStats
+from flashmm import MultiLMM, SummaryStats
 from flashmm.formula import build_design
 from flashmm.likelihood import project
 from flashmm.likelihood.choose import choose, works
@@ -147,6 +147,28 @@ def test_the_engine_with_least_work_is_chosen(random, engine):
     assert choose(projection)[0] == engine
     found = works(projection)
     assert found[engine][0] == min(work for work, _ in found.values())
+
+
+def test_columns_of_zeros_in_the_border_do_no_harm():
+    """A category that a site lacks, and a dose that is zero all over it."""
+    rng = np.random.default_rng(5)
+    data = samples(rng)
+    data["dose"] = np.where(data.site == "s0", 0.0, rng.integers(0, 4, len(data)))
+    data["kind"] = np.where(data.site == "s1", "k0", data.kind)
+    Y = (
+        rng.normal(size=(2, len(data)))
+        + 2.0 * rng.normal(size=(2, 12))[:, pd.factorize(data.donor)[0]]
+    )
+    for random in ("(1 + dose | site) + (1 | donor)", "diag(kind | site) + (1 | donor)"):
+        design = build_design("~ x", random, data).design
+        stats = SummaryStats.from_arrays(Y, design.X, design.Z, components=design.structure)
+        assert (stats.ZZ.diagonal() == 0).any()
+        model = MultiLMM.from_summary_stats(stats)
+        fits = {
+            engine: model.fit(engine=engine, parameter_space="psd")
+            for engine in ("blocked", "general")
+        }
+        assert_allclose(fits["blocked"].llf, fits["general"].llf, rtol=1e-10)
 
 
 @pytest.mark.parametrize("method", pb.METHODS)

@@ -56,9 +56,11 @@ def perfect_fits(layout: Layout, projection: Projection) -> BoolArray:
         a_w = a_w - np.tensordot(K, a_c, axes=([0, 1], [0, 1]))
         explained += (a_c * (G @ a_c)).sum(axis=(0, 1))
     length = np.sqrt(np.diag(layout.WW))
-    scaled = own / np.outer(length, length)
+    there = np.flatnonzero(length)  # not a level that a slope never moves, say
+    scaled = own[np.ix_(there, there)] / np.outer(length[there], length[there])
     kept = independent_columns(scaled)
     factor = np.linalg.cholesky(scaled[np.ix_(kept, kept)])
+    kept = there[kept]
     part = scipy.linalg.solve_triangular(factor, a_w[kept] / length[kept, None], lower=True)
     explained += (part**2).sum(axis=0)
     more = kept.size

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["CONFOUNDED", "Whitening", "check_components", "check_sample_size", "pairs_of", "whiten"]
 
 CONFOUNDED = 1e-9
+# Information on a covariance, relative to that on a variance, that is rounding.
+_NOTHING = 1e-15
 # X'X tells a dependent column from a nearly dependent one down to its rounding; a root of it, whose
 # singular values are not squared, much further.
 _RANK_OF_ROOT = 1e-11
@@ -163,6 +165,15 @@ def check_components(
                     "or the terms that absorb it from `fixed`."
                 )
     information = _information_at_zero(ZX, H, ZZ, df, structure)
+    for i, parameter in enumerate(structure.parameters):
+        own = [j for j, each in enumerate(structure.parameters) if each.term == parameter.term]
+        if information[i, i] <= _NOTHING * np.diag(information)[own].max():
+            term = structure.terms[parameter.term]
+            raise InputError(
+                f"The data say nothing about the covariance {parameter.name!r}: no level of "
+                f"{term.group!r} has both of its effects. Write the effects as uncorrelated, "
+                "diag(... | group), or leave one out."
+            )
     length = np.sqrt(np.diag(information))
     values, vectors = np.linalg.eigh(information / np.outer(length, length))
     if values[0] < CONFOUNDED:
@@ -170,8 +181,9 @@ def check_components(
         involved = names[np.abs(vectors[:, 0]) > 1e-3]
         raise InputError(
             f"The variance components {listing(involved)} cannot be told apart in this design. "
-            "A grouping factor needs fewer levels than samples, and no two terms may group "
-            "alike; remove one of them."
+            "This is so where a grouping factor has as many levels as samples, where two terms "
+            "have the same effects and groups (an intercept beside all categories of a factor, "
+            "say), or where a slope is constant. Remove one of them."
         )
 
 

@@ -224,6 +224,7 @@ def model_page(results: MultiLMMResults) -> SummaryPage:
         ("Method", options.method),
         ("Parameter space", options.parameter_space),
         ("Solver", options.solver),
+        ("Engine", options.engine),
         ("Iterations, median", f"{np.median(results.n_iter[good]):g}" if good.any() else "-"),
         ("Iterations, most", f"{results.n_iter.max()}" if stats.m else "-"),
     ]

@@ -40,13 +40,11 @@ MEANINGS: dict[Status, str] = {
     Status.CONVERGED: "stationary point inside the parameter space",
     Status.BOUNDARY: "maximum on the boundary of the psd space (a singular fit)",
     Status.INDEFINITE: (
-        "stationary point of the restricted likelihood where V is not positive definite: "
-        "some standard errors do not exist"
+        "stationary point where V is not positive definite: some standard errors do not exist"
     ),
     Status.ITERATION_LIMIT: "max_iter reached before the score was small enough",
     Status.STALLED: (
-        "no step raises the likelihood any more, but the score is not small, "
-        "or rounding leaves no standard errors"
+        "no step raises the likelihood further, yet the score is not small (or lost in rounding)"
     ),
     Status.NO_MAXIMUM: "the likelihood grows without bound towards the edge of its domain",
     Status.ZERO_VARIANCE: "X explains the feature exactly (a constant, for instance)",

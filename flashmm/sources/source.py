@@ -363,7 +363,8 @@ class Source:
         if np.isnan(value):
             raise InputError(
                 f"Y has a missing value: {where}. Use missing='drop' to drop the samples that "
-                "have one, or fill them in."
+                "have one, missing='feature' of MultiLMM to fit each feature over those it has, or "
+                "fill them in."
             )
         if np.isinf(value):
             raise InputError(f"Y is infinite: {where}. Remove or correct the value.")
