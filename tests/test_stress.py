@@ -82,6 +82,8 @@ def test_a_slice_of_the_suite():
         (2026, 9, ("REML", "unconstrained")),  # tiny residuals
         (2026, 65, ("REML", "psd")),
         (2026, 628, ("REML", "psd")),  # V singular but for rounding: no standard errors
+        (2026, 226, ("REML", "unconstrained")),  # information singular but for rounding
+        (2026, 1187, ("ML", "psd")),  # a fit that goes far
         (11, 2, ("ML", "psd")),  # a residual variance of zero but for rounding
         (11, 73, ("ML", "psd")),  # another maximum, 7 higher
         (11, 130, ("REML", "psd")),  # and a warning

@@ -162,7 +162,8 @@ def _without_maximum(
 ) -> IntArray:
     """Which unfinished features end at the edge and still rise towards it as they came near."""
     theta = solution.theta[unfinished]
-    distance = rows_of(likelihood, unfinished).distance_to_edge(theta)
+    with np.errstate(all="ignore"):  # a fit without a maximum may have gone far
+        distance = rows_of(likelihood, unfinished).distance_to_edge(theta)
     near = np.flatnonzero(distance < _AT_THE_EDGE)
     if near.size == 0:
         return unfinished[near]
