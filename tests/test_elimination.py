@@ -287,7 +287,7 @@ def test_next_to_the_edge_the_likelihood_is_the_same_in_company_and_to_rounding(
         direction = rng.normal(size=problem.n_params)
         direction[-1] = 0.0
         direction[rng.integers(problem.n_params - 1)] = -2.0
-        theta.append(near_the_edge(general, direction, [0.5, 0.999, 1 - 1e-3, 1 - 1e-5, 2.0]))
+        theta.append(near_the_edge(general, direction, [0.5, 0.99, 1 - 1e-3, 1 - 1e-5, 2.0]))
     theta = np.concatenate(theta)
     together = fast.evaluate(theta, np.zeros(len(theta), dtype=np.intp))
     distance = fast.distance_to_edge(theta)

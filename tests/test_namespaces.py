@@ -16,6 +16,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from flashmm.arrays import like, namespace, to_numpy
 from flashmm.likelihood import make_likelihood
 from flashmm.likelihood.base import log_of_product
+from flashmm.likelihood.indefinite import covariance_is_definite
 
 CASES = [(kind, name) for kind in pb.KINDS for name in pb.engines(pb.PROBLEMS[kind])]
 WHERE = ("inside", "singular", "negative")
@@ -104,3 +105,17 @@ def test_logarithms_of_products(example, r):
     found = to_numpy(log_of_product(like(values, example)))
     assert_allclose(found, np.log(values).sum(axis=1), rtol=1e-13, atol=1e-13)
     assert_allclose(log_of_product(values), found, rtol=1e-14)
+
+
+def test_where_covariance_blocks_are_definite_in_every_library(example):
+    blocks = pb.PROBLEMS["correlated"].structure.blocks()  # one of two effects, then sigma2
+    theta = np.ones((5, 4))
+    first, second, covariance = blocks[0][0, 0], blocks[0][1, 1], blocks[0][0, 1]
+    theta[0, covariance] = 0.9
+    theta[1, covariance] = 1.1
+    theta[2, second], theta[2, covariance] = 0.0, 0.0
+    theta[3, first], theta[3, covariance] = -0.1, 0.0
+    theta[4, -1] = np.nan
+    expected = [True, False, True, False, False]
+    assert covariance_is_definite(blocks, theta).tolist() == expected
+    assert to_numpy(covariance_is_definite(blocks, like(theta, example))).tolist() == expected

@@ -59,7 +59,7 @@ __all__ = ["BlockedLikelihood"]
 # A batch beyond this size only waits for memory; a small one for Python.
 _CACHE_BYTES = 2**24
 _FEW = 16
-# Closer to the edge, relative, eliminations of an indefinite D lose digits: half of them at 1e-5.
+# Eliminations with an indefinite D lose digits where they are closer to singular than this.
 _CLOSE = 1e-3
 # Random effects up to which the general likelihood is cheap enough to take over there.
 _CHEAP = 500

@@ -167,7 +167,8 @@ def check_components(
     information = _information_at_zero(ZX, H, ZZ, df, structure)
     for i, parameter in enumerate(structure.parameters):
         own = [j for j, each in enumerate(structure.parameters) if each.term == parameter.term]
-        if information[i, i] <= _NOTHING * np.diag(information)[own].max():
+        most = np.diag(information)[own].max()
+        if not parameter.is_variance and information[i, i] <= _NOTHING * most:
             term = structure.terms[parameter.term]
             raise InputError(
                 f"The data say nothing about the covariance {parameter.name!r}: no level of "

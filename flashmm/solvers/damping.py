@@ -98,7 +98,7 @@ def damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
     share = take(xp.where(exists, 0.5 * one, _TO_THE_EDGE * one), pending)
     square = xp.sum(xp.matmul(before.expected, step[:, :, None])[:, :, 0] * step, axis=1)
     safe = _SAFE_LENGTHS / xp.sqrt(xp.clip(2.0 * square, min=1.0))
-    worth = last_digit(before)
+    least = last_digit(before)
     stalled = one < 0.0
     for _ in range(_HALVINGS):
         if pending.shape[0] == 0:
@@ -110,7 +110,7 @@ def damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
         left = slopes.refuse(after, space.contains(shorter), pending, share)
         pending, share, exists = pending[left], 0.5 * share[left], xp.isfinite(after.loglik)[left]
         share = xp.where(exists, share, xp.minimum(share, take(safe, pending)))
-        trying = share * take(slope, pending) > take(worth, pending)
+        trying = share * take(slope, pending) > take(least, pending)
         put(stalled, pending, ~trying)
         pending, share = pending[trying], share[trying]
     put(stalled, pending, pending >= 0)
