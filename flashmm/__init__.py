@@ -13,8 +13,6 @@ from flashmm.exceptions import (
 from flashmm.inference.contrasts import contrast_matrix
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.model import MultiLMM
-from flashmm.patterned_stats import PatternedStats
-from flashmm.power_analysis import power
 from flashmm.results import (
     BootstrapResults,
     FeatureResults,
@@ -22,8 +20,10 @@ from flashmm.results import (
     MultiLMMResults,
     TTestResults,
 )
+from flashmm.simulate.power import power
 from flashmm.solvers.status import Status
-from flashmm.summary_stats import SummaryStats
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.summary_stats import SummaryStats
 
 try:
     __version__ = version("flashmm")
@@ -50,3 +50,8 @@ __all__ = [
     "power",
     "simulate",
 ]
+
+
+def __dir__() -> list[str]:
+    """Public names alone: the rooms are imported by their own paths."""
+    return [*__all__, "__version__"]

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pandas as pd
 
-from flashmm.design_arrays import as_structure, design_and_source
+from flashmm.designs.from_arrays import as_structure, design_and_source
+from flashmm.designs.per_sample import per_sample, positive
 from flashmm.exceptions import InputError, MissingSamplesWarning, listing, nearest
-from flashmm.formula import build_design
-from flashmm.patterned_stats import PatternedStats
-from flashmm.patterned_sums import sum_by_pattern
-from flashmm.per_sample import per_sample, positive
+from flashmm.formulas.build import build_design
 from flashmm.sources import Source, Transform, make_source
 from flashmm.sources.anndata_kinds import open_anndata
 from flashmm.sources.make import source_of
 from flashmm.sources.pieces import Labelled
-from flashmm.summary_stats import SummaryStats
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.own_rows_sums import sum_by_pattern
+from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from flashmm.recipe import DesignRecipe
+    from flashmm.formulas.recipe import DesignRecipe
 
 __all__ = ["ModelData"]
 

@@ -25,7 +25,6 @@ from flashmm.likelihood import (
     make_likelihood,
     project_any,
 )
-from flashmm.patterned_stats import PatternedStats
 from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.results.on_workers import fit_on_workers
@@ -34,7 +33,8 @@ from flashmm.solvers.base import Solver
 from flashmm.solvers.batches import usable_cores
 from flashmm.solvers.fallback import fallback_of
 from flashmm.solvers.status import Status
-from flashmm.summary_stats import SummaryStats
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["MultiLMM"]
 

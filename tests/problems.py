@@ -19,10 +19,10 @@ import scipy.optimize
 from numpy.typing import NDArray
 
 from flashmm import MultiLMM, SummaryStats
-from flashmm.design import CovarianceStructure
-from flashmm.design_arrays import as_structure
+from flashmm.designs.design import CovarianceStructure
+from flashmm.designs.from_arrays import as_structure
 from flashmm.exceptions import InputError
-from flashmm.formula import build_design
+from flashmm.formulas.build import build_design
 from flashmm.likelihood import ENGINES, Evaluation, Projection, make_likelihood, project
 from flashmm.solvers.space import PSD
 

@@ -92,7 +92,7 @@ def test_h5ad_backed_and_by_its_path(kind, cells, expected, tmp_path, monkeypatc
     matrix, options = FILES[kind]
     path = tmp_path / "kang.h5ad"
     with_x(cells, MATRICES[matrix]).write_h5ad(path, **options)
-    monkeypatch.setattr("flashmm.streaming.BLOCK_BYTES", 2**18)  # several blocks
+    monkeypatch.setattr("flashmm.stats.streaming.BLOCK_BYTES", 2**18)  # several blocks
     assert_same_sums(build(str(path)).stats, expected.stats)
     backed = anndata.read_h5ad(path, backed="r")
     assert_same_sums(build(backed).stats, expected.stats)
@@ -114,7 +114,7 @@ def test_a_view_of_a_backed_object(cells, tmp_path):
 def test_zarr_by_its_path(kind, cells, expected, tmp_path, monkeypatch):
     pytest.importorskip("zarr")
     with_x(cells, MATRICES[kind]).write_zarr(tmp_path / "kang.zarr")
-    monkeypatch.setattr("flashmm.streaming.BLOCK_BYTES", 2**18)
+    monkeypatch.setattr("flashmm.stats.streaming.BLOCK_BYTES", 2**18)
     assert_same_sums(build(tmp_path / "kang.zarr").stats, expected.stats)
 
 
@@ -240,7 +240,7 @@ def test_a_bad_value_in_one_block_is_named(value, cells, tmp_path, monkeypatch):
     adata.X.data[position] = value
     gene = adata.var_names[adata.X.indices[position]]
     adata.write_h5ad(tmp_path / "kang.h5ad")
-    monkeypatch.setattr("flashmm.streaming.BLOCK_BYTES", 2**18)
+    monkeypatch.setattr("flashmm.stats.streaming.BLOCK_BYTES", 2**18)
     with pytest.raises(InputError) as caught:
         build(tmp_path / "kang.h5ad")
     message = str(caught.value)

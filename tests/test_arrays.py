@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from flashmm.arrays import (
+from flashmm.arrays.namespaces import (
     Triangle,
     cholesky,
     flatnonzero,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-import flashmm.compact as module
-from flashmm.block_sums import block_sums, design_columns
+import flashmm.designs.compact as module
 from flashmm.sources import Block
+from flashmm.stats.block_sums import block_sums, design_columns
 
 N, M = 400, 7
 

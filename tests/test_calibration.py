@@ -12,7 +12,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import flashmm as fm
-from flashmm.formula import build_design
+from flashmm.formulas.build import build_design
 
 FOLDER = Path(__file__).parents[1] / "docs" / "calibration"
 

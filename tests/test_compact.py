@@ -14,11 +14,12 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashmm import MultiLMM, compact
-from flashmm.compact import CompactMatrix, LayeredMatrix, LayerStack, compacted
+from flashmm import MultiLMM
+from flashmm.designs import compact
+from flashmm.designs.compact import CompactMatrix, LayeredMatrix, LayerStack, compacted
 from flashmm.exceptions import InputError, MissingSamplesWarning
-from flashmm.formula import build_design
-from flashmm.recipe_text import recipe_to_text
+from flashmm.formulas.build import build_design
+from flashmm.formulas.recipe_text import recipe_to_text
 
 N = 240
 

@@ -9,7 +9,8 @@ import problems as pb
 import pytest
 from numpy.testing import assert_allclose
 
-from flashmm import MultiLMM, devices
+from flashmm import MultiLMM
+from flashmm.arrays import devices
 from flashmm.exceptions import InputError
 
 CASES = [

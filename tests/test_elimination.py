@@ -12,11 +12,11 @@ import pytest
 from numpy.testing import assert_allclose
 
 from flashmm import MultiLMM, SummaryStats
-from flashmm.formula import build_design
+from flashmm.formulas.build import build_design
 from flashmm.likelihood import project
 from flashmm.likelihood.choose import choose, works
-from flashmm.likelihood.elimination import eliminate
-from flashmm.likelihood.layout import find_partition
+from flashmm.likelihood.elimination.eliminate import eliminate
+from flashmm.likelihood.elimination.layout import find_partition
 
 BY_BLOCKS = [
     (kind, engine)
@@ -310,7 +310,7 @@ def test_fits_beyond_the_reach_of_the_general_likelihood_end_alike(kind, monkeyp
     Y = problem.simulate(problem.theta(rng, "inside"), 6, rng)
     expected = problem.fit(Y, engine="general")
     assert expected.converged.any()
-    monkeypatch.setattr("flashmm.likelihood.blocked.DENSE_LIMIT", 0)
+    monkeypatch.setattr("flashmm.likelihood.elimination.blocked.DENSE_LIMIT", 0)
     found = problem.fit(Y, engine="nested")
     assert found.status.tolist() == expected.status.tolist()
     ended = expected.converged.to_numpy()

@@ -11,7 +11,7 @@ from small_fit import N, model, responses
 
 import flashmm as fm
 from flashmm.exceptions import InputError
-from flashmm.schema import check_dataset
+from flashmm.storage.schema import check_dataset
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from formulaic import Formula
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flashmm.design import Design
+from flashmm.designs.design import Design
 from flashmm.exceptions import InputError
-from flashmm.formula import build_design
+from flashmm.formulas.build import build_design
 
 # In the caller's scope on purpose: formulas must not see them.
 C = "not the transform"

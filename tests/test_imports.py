@@ -15,47 +15,140 @@ PACKAGE = Path(flashmm.__file__).parent
 # Formula -> Design -> SummaryStats -> Likelihood -> Solver -> Results -> Model. A module may
 # import from its own layer and from those above it in this list.
 LAYERS = [
-    ("exceptions",),
-    ("arrays", "devices", "numeric", "labels", "per_sample", "progress"),
-    ("compact",),
-    ("design", "simulate_inputs", "simulate"),
-    ("random_formula", "formula_columns", "formula_rows"),
-    ("recipe", "fixed_terms", "recipe_text", "formula"),
-    ("sources", "design_arrays"),
-    ("design_root", "block_sums", "streaming", "shifts", "dask_sums", "summing"),
-    ("stats_algebra", "stats_checks", "stats_selection", "summary_stats"),
-    ("patterned_stats", "patterned_sums"),
+    ("exceptions", "progress"),
+    ("arrays",),
+    ("sources",),
+    ("designs",),
+    ("formulas",),
+    ("stats",),
     ("likelihood",),
     ("solvers",),
-    ("inference", "schema", "checksum", "storage_zarr", "storage", "storage_patterned"),
+    ("inference", "storage"),
     ("results",),
-    ("constructors", "model", "power_analysis"),
+    ("simulate",),
+    ("constructors", "model"),
     ("__init__",),
 ]
 LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 
 EDGE = {
     "pandas": {
-        *("formula", "formula_columns", "formula_rows", "random_formula", "recipe", "numeric"),
-        "labels",
-        *("design_arrays", "per_sample", "stats_algebra", "stats_checks", "summary_stats"),
-        "stats_selection",
-        *("simulate", "simulate_inputs"),
-        *(f"sources.{name}" for name in ("anndata_kinds", "dataarrays", "iterables", "make")),
-        *(f"sources.{name}" for name in ("matching", "memory")),
-        *("solvers.start", "inference.contrasts", "constructors"),
-        *(f"results.{name}" for name in ("contrast_results", "estimates", "feature_results")),
-        *(f"results.{name}" for name in ("marginal_means", "predictions", "statsmodels_check")),
-        *("results.anndata_out", "results.bootstrap", "results.comparison", "results.summary"),
+        "constructors",
+        *(
+            f"arrays.{name}"
+            for name in (
+                "labels",
+                "numeric",
+            )
+        ),
+        *(
+            f"designs.{name}"
+            for name in (
+                "from_arrays",
+                "per_sample",
+            )
+        ),
+        *(
+            f"formulas.{name}"
+            for name in (
+                "build",
+                "columns",
+                "random_terms",
+                "recipe",
+                "rows",
+            )
+        ),
+        *(f"inference.{name}" for name in ("contrasts",)),
+        *(
+            f"results.{name}"
+            for name in (
+                "anndata_out",
+                "bootstrap",
+                "comparison",
+                "contrast_results",
+                "estimates",
+                "feature_results",
+                "marginal_means",
+                "predictions",
+                "statsmodels_check",
+                "summary",
+            )
+        ),
+        *(
+            f"simulate.{name}"
+            for name in (
+                "inputs",
+                "single_cell",
+            )
+        ),
+        *(f"solvers.{name}" for name in ("start",)),
+        *(
+            f"sources.{name}"
+            for name in (
+                "anndata_kinds",
+                "dataarrays",
+                "iterables",
+                "make",
+                "matching",
+                "memory",
+            )
+        ),
+        *(
+            f"stats.{name}"
+            for name in (
+                "algebra",
+                "checks",
+                "selection",
+                "summary_stats",
+            )
+        ),
     },
-    "formulaic": {"formula", "formula_columns", "formula_rows", "random_formula", "recipe_text"},
+    "formulaic": {
+        *(
+            f"formulas.{name}"
+            for name in (
+                "build",
+                "columns",
+                "random_terms",
+                "recipe_text",
+                "rows",
+            )
+        ),
+    },
     "xarray": {
-        "power_analysis",
-        *("sources.dataarrays", "sources.make", "storage", "storage_zarr", "schema"),
-        *(f"results.{name}" for name in ("assemble", "contrast_results", "estimates")),
-        *("results.fixed_effects", "results.on_workers"),
-        *(f"results.{name}" for name in ("moderation", "predictions", "random_effects", "results")),
-        *(f"results.{name}" for name in ("bootstrap", "bootstrap_results", "variance_components")),
+        *(
+            f"results.{name}"
+            for name in (
+                "assemble",
+                "bootstrap",
+                "bootstrap_results",
+                "contrast_results",
+                "estimates",
+                "fixed_effects",
+                "moderation",
+                "on_workers",
+                "predictions",
+                "random_effects",
+                "results",
+                "variance_components",
+            )
+        ),
+        *(f"simulate.{name}" for name in ("power",)),
+        *(
+            f"sources.{name}"
+            for name in (
+                "dataarrays",
+                "make",
+            )
+        ),
+        *(
+            f"storage.{name}"
+            for name in (
+                "files",
+                "schema",
+                "zarr",
+            )
+        ),
     },
 }
 
@@ -117,9 +210,9 @@ def layer(module: str) -> int:
 
 
 def test_the_reader_of_imports_reads():
-    assert {"design", "exceptions"} <= internal("formula")
-    assert "storage" not in internal("summary_stats")
-    assert "storage" in internal("summary_stats", deferred=True)
+    assert {"designs.design", "exceptions"} <= internal("formulas.build")
+    assert "storage.files" not in internal("stats.summary_stats")
+    assert "storage.files" in internal("stats.summary_stats", deferred=True)
     assert "flashmm.results.results" not in imports(
         "results.summary", deferred=True
     )  # for type checking only
@@ -145,8 +238,8 @@ def test_deferred_imports_are_the_known_one(module):
     """Only save and load of statistics reach forward, to the storage that knows their shape."""
     deferred = internal(module, deferred=True) - internal(module)
     known = {
-        "summary_stats": {"storage"},
-        "patterned_stats": {"storage", "storage_patterned"},
+        "stats.summary_stats": {"storage.files"},
+        "stats.own_rows": {"storage.files", "storage.own_rows"},
     }
     assert deferred <= known.get(module, set())
 
@@ -180,3 +273,4 @@ def test_public_names_exist_and_are_all_of_them():
     assert sorted(flashmm.__all__) == flashmm.__all__
     for name in flashmm.__all__:
         assert getattr(flashmm, name) is not None
+    assert set(dir(flashmm)) == {*flashmm.__all__, "__version__"}

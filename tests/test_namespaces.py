@@ -13,10 +13,10 @@ import problems as pb
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from flashmm.arrays import like, namespace, to_numpy
+from flashmm.arrays.namespaces import like, namespace, to_numpy
 from flashmm.likelihood import make_likelihood
 from flashmm.likelihood.base import log_of_product
-from flashmm.likelihood.indefinite import covariance_is_definite
+from flashmm.likelihood.elimination.indefinite import covariance_is_definite
 
 CASES = [(kind, name) for kind in pb.KINDS for name in pb.engines(pb.PROBLEMS[kind])]
 WHERE = ("inside", "singular", "negative")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 import flashmm as fm
-from flashmm.design_root import near_collinear, root_of_rows
 from flashmm.exceptions import ConvergenceWarning, InputError, PrecisionWarning
+from flashmm.stats.root import near_collinear, root_of_rows
 
 YEARS = "~ year + I(year**2)"
 RANDOM = {"spectral": "(1|g)", "bordered": "(1|g) + (1|h)", "blocked": "(1 + x|g)"}

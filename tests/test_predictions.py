@@ -14,8 +14,8 @@ from scipy.stats import t as student
 
 import flashmm as fm
 from flashmm import InputError
-from flashmm.formula import build_design
-from flashmm.recipe_text import recipe_from_text, recipe_to_text
+from flashmm.formulas.build import build_design
+from flashmm.formulas.recipe_text import recipe_from_text, recipe_to_text
 
 KINDS = [
     (kind, engine)

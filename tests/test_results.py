@@ -11,7 +11,7 @@ from small_fit import COEFS, FEATURES, LEVELS, PARAMS, N, model, responses, samp
 
 import flashmm as fm
 from flashmm.exceptions import InputError
-from flashmm.schema import RESULTS, check_dataset, describe
+from flashmm.storage.schema import RESULTS, check_dataset, describe
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
 from flashmm.exceptions import InputError
-from flashmm.simulate import SimulatedRNASeq, rnaseq
+from flashmm.simulate.single_cell import SimulatedRNASeq, rnaseq
 
 
 def reference_counts(n_genes: int = 12, n_cells: int = 60, mean: float = 20.0) -> pd.DataFrame:

@@ -17,7 +17,7 @@ import scipy.optimize
 from numpy.testing import assert_allclose, assert_array_equal
 
 from flashmm import MultiLMM
-from flashmm.arrays import to_numpy
+from flashmm.arrays.namespaces import to_numpy
 from flashmm.exceptions import ConvergenceWarning, InputError
 from flashmm.likelihood import make_likelihood, project
 from flashmm.solvers import EM, SOLVERS, FisherScoring, Objective, State, Status, standardised_score

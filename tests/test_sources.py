@@ -11,10 +11,10 @@ import scipy.sparse as sp
 import xarray as xr
 
 import flashmm as fm
-from flashmm.design_arrays import design_from_arrays
+from flashmm.designs.from_arrays import design_from_arrays
 from flashmm.exceptions import InputError, MissingSamplesWarning
 from flashmm.sources import make_source
-from flashmm.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
 
 M, N = 5, 24
 FEATURES = ["gène 1", "g2", "g3", "g4", "g5"]

@@ -9,7 +9,7 @@ from test_summary_stats import arrays, assert_same, assert_same_fit, far_off
 
 import flashmm as fm
 from flashmm.exceptions import InputError
-from flashmm.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
 
 N = 120
 FEATURES = ["ISG15", "IFI6", "CD3D", "CD8A"]

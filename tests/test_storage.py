@@ -11,10 +11,10 @@ import pytest
 import xarray as xr
 
 import flashmm as fm
-from flashmm import storage
 from flashmm.exceptions import InputError
 from flashmm.results import MultiLMMResults
-from flashmm.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
+from flashmm.storage import files as storage
 
 N = 60
 

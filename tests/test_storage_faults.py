@@ -16,10 +16,10 @@ import xarray as xr
 from test_storage import assert_identical, responses
 from test_storage import model as fresh_model
 
-from flashmm import storage
 from flashmm.exceptions import InputError
 from flashmm.results import MultiLMMResults
-from flashmm.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
+from flashmm.storage import files as storage
 
 # Built once: nothing here changes it.
 model = cache(fresh_model)
@@ -181,7 +181,7 @@ SCRIPT = """
 import os, resource, signal, sys
 sys.path[:0] = {path!r}
 import numpy as np, xarray as xr
-from flashmm.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
 rng = np.random.default_rng(0)
 Z = np.eye(6)[np.arange(60) % 6]
 stats = SummaryStats.from_arrays(rng.normal(size=(20000, 60)), np.ones((60, 1)), Z)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sources import assert_same_sums
 
-from flashmm.design_arrays import design_from_arrays
+from flashmm.designs.from_arrays import design_from_arrays
 from flashmm.sources import make_source
-from flashmm.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
 
 numbers = itertools.count()
 

@@ -18,9 +18,9 @@ from test_sources import FEATURES, SAMPLES, N, assert_same_sums, counts, frame, 
 
 import flashmm as fm
 from flashmm.exceptions import InputError
-from flashmm.formula import build_design
+from flashmm.formulas.build import build_design
 from flashmm.sources import make_source
-from flashmm.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
 
 # ---- every source, block size, order and number of workers ------------------------------
 
@@ -245,7 +245,7 @@ def test_features_are_selected_in_the_same_pass(make, monkeypatch):
         passes.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr("flashmm.summing.sum_source", counted)
+    monkeypatch.setattr("flashmm.stats.summing.sum_source", counted)
     whole = stats_of(Y, transform="log2p1")
     passes.clear()
     for options, kept in (
@@ -490,7 +490,7 @@ def test_memory_does_not_grow_with_the_stored_elements(tmp_path, monkeypatch):
     import tracemalloc  # noqa: PLC0415
 
     anndata = pytest.importorskip("anndata")
-    monkeypatch.setattr("flashmm.streaming.BLOCK_BYTES", 2**18)
+    monkeypatch.setattr("flashmm.stats.streaming.BLOCK_BYTES", 2**18)
     peaks, sizes = [], []
     for n in (5_000, 20_000):
         Y = sp.random(n, 400, 0.1, format="csr", dtype=np.float32, rng=np.random.default_rng(0))

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 import flashmm as fm
 from flashmm.exceptions import InputError
-from flashmm.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
 
 N, L, M = 60, 6, 4
 

@@ -10,9 +10,9 @@ import pytest
 import scipy.sparse as sp
 
 import flashmm as fm
-from flashmm.schema import check_dataset
 from flashmm.solvers import FisherScoring
 from flashmm.solvers.status import MEANINGS, Status
+from flashmm.storage.schema import check_dataset
 
 N, L, BATCHES = 120, 12, 5
 ORDINARY = 5

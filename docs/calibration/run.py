@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 import flashmm as fm
-from flashmm.formula import build_design
+from flashmm.formulas.build import build_design
 
 FloatArray = NDArray[np.float64]
 

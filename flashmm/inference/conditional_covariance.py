@@ -11,7 +11,7 @@ from scipy.sparse.linalg import splu
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.design import CovarianceStructure
+    from flashmm.designs.design import CovarianceStructure
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.linalg
 
-from flashmm.arrays import cholesky
-from flashmm.shifts import Shift
+from flashmm.arrays.namespaces import cholesky
+from flashmm.stats.shifts import Shift
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.summary_stats import SummaryStats
+    from flashmm.stats.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
 

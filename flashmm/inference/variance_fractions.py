@@ -21,8 +21,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.design import CovarianceStructure
-    from flashmm.summary_stats import SummaryStats
+    from flashmm.designs.design import CovarianceStructure
+    from flashmm.stats.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ from flashmm.exceptions import InputError, listing, nearest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.design import CovarianceStructure
+    from flashmm.designs.design import CovarianceStructure
 
     FloatArray = NDArray[np.float64]
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from flashmm.devices import example_on
+from flashmm.arrays.devices import example_on
 from flashmm.exceptions import InputError
 from flashmm.likelihood.base import Estimator, Evaluation, Likelihood, RandomEffects
-from flashmm.likelihood.blocked import BlockedLikelihood
-from flashmm.likelihood.bordered import BorderedLikelihood, main_component
+from flashmm.likelihood.bordered.bordered import BorderedLikelihood, main_component
 from flashmm.likelihood.choose import choose
+from flashmm.likelihood.elimination.blocked import BlockedLikelihood
+from flashmm.likelihood.elimination.layout import find_partition, make_layout
 from flashmm.likelihood.general import GeneralLikelihood
 from flashmm.likelihood.hosted import HostedLikelihood
-from flashmm.likelihood.layout import find_partition, make_layout
-from flashmm.likelihood.patterned import (
+from flashmm.likelihood.own_rows.patterned import (
     PatternedLikelihood,
     PatternedProjection,
     project_patterns,
@@ -21,12 +21,12 @@ from flashmm.likelihood.patterned import (
 from flashmm.likelihood.projection import Projection, project
 from flashmm.likelihood.spectral import SpectralLikelihood
 from flashmm.likelihood.structure import MAX_EFFECTS
-from flashmm.patterned_stats import PatternedStats
+from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flashmm.summary_stats import SummaryStats
+    from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = [
     "ENGINES",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import array_api_compat
 import numpy as np
 
-from flashmm.arrays import Array, namespace, put, take
+from flashmm.arrays.namespaces import Array, namespace, put, take
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flashmm.likelihood.bordered import main_component
-from flashmm.likelihood.layout import find_partition
+from flashmm.likelihood.bordered.bordered import main_component
+from flashmm.likelihood.elimination.layout import find_partition
 from flashmm.likelihood.projection import DENSE_LIMIT
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.design_root import scaled_gram
 from flashmm.exceptions import InputError, PrecisionWarning, listing
+from flashmm.stats.root import scaled_gram
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
     from numpy.typing import NDArray
 
-    from flashmm.design import CovarianceParameter, CovarianceStructure
+    from flashmm.designs.design import CovarianceParameter, CovarianceStructure
 
     FloatArray = NDArray[np.float64]
 

@@ -1,6 +1,6 @@
 """The general likelihood: any covariance structure, dense algebra, one matrix per feature.
 
-Exact for every design that `flashmm.design` can express. Faster likelihoods for special
+Exact for every design that `flashmm.designs.design` can express. Faster likelihoods for special
 structures are checked against it.
 
 What theta implies follows from the projected statistics too: with r = Z'Py and T = Z'PZ,
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 import array_api_compat
 
-from flashmm.arrays import (
+from flashmm.arrays.namespaces import (
     BoolArray,
     FloatArray,
     IntArray,
@@ -42,7 +42,7 @@ from flashmm.likelihood.base import (
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 
 if TYPE_CHECKING:
-    from flashmm.design import CovarianceStructure
+    from flashmm.designs.design import CovarianceStructure
     from flashmm.likelihood.projection import Projection
 
 __all__ = ["GeneralLikelihood", "root_and_diagonal", "weighted_sum"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flashmm.arrays import Array, like, to_numpy
+from flashmm.arrays.namespaces import Array, like, to_numpy
 from flashmm.likelihood.base import Evaluation, RandomEffects
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 

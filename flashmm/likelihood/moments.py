@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from flashmm.arrays import FloatArray
-    from flashmm.design import CovarianceStructure
+    from flashmm.arrays.namespaces import FloatArray
+    from flashmm.designs.design import CovarianceStructure
     from flashmm.likelihood.base import Estimator
-    from flashmm.likelihood.patterned import FeatureRows
+    from flashmm.likelihood.own_rows.patterned import FeatureRows
 
 __all__ = ["ContrastMoments", "apply_G", "contrast_moments"]
 

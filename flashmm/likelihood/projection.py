@@ -20,15 +20,15 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 
-from flashmm.arrays import Array, like, namespace
+from flashmm.arrays.namespaces import Array, like, namespace
 from flashmm.exceptions import InputError
 from flashmm.likelihood.gates import check_components, check_sample_size, whiten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.design import CovarianceStructure
-    from flashmm.summary_stats import SummaryStats
+    from flashmm.designs.design import CovarianceStructure
+    from flashmm.stats.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
     BoolArray = NDArray[np.bool_]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from flashmm.arrays import Array, BoolArray, FloatArray, IntArray, namespace, take
+from flashmm.arrays.namespaces import Array, BoolArray, FloatArray, IntArray, namespace, take
 from flashmm.likelihood.base import (
     SINGULAR,
     Evaluation,

@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.design import CovarianceStructure
+    from flashmm.designs.design import CovarianceStructure
 
     IntArray = NDArray[np.intp]
 

@@ -9,19 +9,19 @@ import xarray as xr
 
 from flashmm.likelihood import PatternedProjection
 from flashmm.likelihood.base import rows_of
-from flashmm.likelihood.indefinite import covariance_is_definite
-from flashmm.patterned_stats import PatternedStats
+from flashmm.likelihood.elimination.indefinite import covariance_is_definite
 from flashmm.results.estimates import FitOptions, attributes
 from flashmm.solvers.batches import over_batches
 from flashmm.solvers.status import Status
-from flashmm.storage import feature_coordinate
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.storage.files import feature_coordinate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.likelihood import AnyEstimator, AnyProjection
     from flashmm.solvers.base import Solution
-    from flashmm.summary_stats import SummaryStats
+    from flashmm.stats.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]

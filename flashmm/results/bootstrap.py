@@ -11,7 +11,6 @@ import pandas as pd
 import scipy.linalg
 import xarray as xr
 
-from flashmm.design_root import restrict_root
 from flashmm.exceptions import InputError
 from flashmm.inference.contrasts import parse_contrasts
 from flashmm.inference.draws import FeatureStreams, Sampler
@@ -22,12 +21,13 @@ from flashmm.results.fixed_effects import FixedEffectInference
 from flashmm.results.refit import Progress, refit, replicate_fits
 from flashmm.results.variance_components import VarianceComponentInference
 from flashmm.solvers.status import Status
+from flashmm.stats.root import restrict_root
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.design import CovarianceStructure
-    from flashmm.summary_stats import SummaryStats
+    from flashmm.designs.design import CovarianceStructure
+    from flashmm.stats.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]

@@ -11,9 +11,9 @@ from flashmm.exceptions import InputError
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.nesting import check_same_data, nesting
 from flashmm.inference.variance_tests import likelihood_ratio
-from flashmm.patterned_stats import PatternedStats
 from flashmm.results.estimates import Estimates
-from flashmm.summary_stats import SummaryStats
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["ModelComparison"]
 

@@ -14,20 +14,20 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from flashmm.arrays.labels import feature_positions
 from flashmm.exceptions import InputError
-from flashmm.labels import feature_positions
 from flashmm.likelihood import AnyEstimator, AnyProjection, make_likelihood, project_any
-from flashmm.patterned_stats import PatternedStats
 from flashmm.results.on_request import OnRequest
 from flashmm.solvers.status import Status
+from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-    from flashmm.recipe import DesignRecipe
-    from flashmm.summary_stats import SummaryStats
+    from flashmm.formulas.recipe import DesignRecipe
+    from flashmm.stats.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
 
@@ -56,7 +56,7 @@ class Estimates:
     Parameters
     ----------
     ds
-        Estimates, as an xarray Dataset; its variables are listed in `flashmm.schema`.
+        Estimates, as an xarray Dataset; its variables are listed in `flashmm.storage.schema`.
     stats
         The summary statistics that were fitted.
     options

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from flashmm.likelihood import AnyEstimator, AnyProjection
-    from flashmm.patterned_stats import PatternedStats
     from flashmm.results.estimates import FitOptions
     from flashmm.solvers.base import Solver
-    from flashmm.summary_stats import SummaryStats
+    from flashmm.stats.own_rows import PatternedStats
+    from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["FitPlan", "fit_features"]
 

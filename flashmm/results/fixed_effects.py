@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
-from flashmm.design import INTERCEPT
+from flashmm.designs.design import INTERCEPT
 from flashmm.exceptions import InputError
-from flashmm.fixed_terms import type3_hypotheses
+from flashmm.formulas.fixed_terms import type3_hypotheses
 from flashmm.inference.contrasts import independent_rows, parse_contrasts
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, resolve_df
 from flashmm.inference.statistics import (

@@ -17,7 +17,7 @@ from flashmm.results.fixed_effects import FixedEffectInference
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.recipe import DesignRecipe
+    from flashmm.formulas.recipe import DesignRecipe
     from flashmm.results.contrast_results import TTestResults
 
     FloatArray = NDArray[np.float64]

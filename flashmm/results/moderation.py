@@ -12,10 +12,10 @@ import xarray as xr
 from flashmm.exceptions import InputError
 from flashmm.inference.moderation import moderate, variance_prior
 from flashmm.inference.variance_fractions import column_sums
-from flashmm.patterned_stats import PatternedStats
 from flashmm.results.estimates import Estimates
 from flashmm.results.hypotheses import Hypotheses
 from flashmm.solvers.space import PSD
+from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

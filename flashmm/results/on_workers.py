@@ -14,15 +14,15 @@ from threadpoolctl import threadpool_limits
 
 from flashmm.exceptions import InputError
 from flashmm.likelihood import make_likelihood, project
-from flashmm.patterned_stats import PatternedStats
 from flashmm.results.estimates import attributes
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.solvers.start import starting_rows
+from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.summary_stats import SummaryStats
+    from flashmm.stats.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
 

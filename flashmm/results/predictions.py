@@ -10,14 +10,14 @@ import pandas as pd
 import scipy.sparse as sp
 import xarray as xr
 
-from flashmm.design_arrays import design_from_arrays
+from flashmm.designs.from_arrays import design_from_arrays
 from flashmm.exceptions import InputError, listing, nearest
+from flashmm.formulas.recipe import RandomRows
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.statistics import confidence_limits
-from flashmm.patterned_stats import PatternedStats
-from flashmm.recipe import RandomRows
 from flashmm.results.fixed_effects import FixedEffectInference
 from flashmm.sources import Transform, make_source
+from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

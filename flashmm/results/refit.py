@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flashmm.inference.draws import FeatureStreams, Sampler
     from flashmm.likelihood import Projection
     from flashmm.results.estimates import FitOptions
-    from flashmm.summary_stats import SummaryStats
+    from flashmm.stats.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
 

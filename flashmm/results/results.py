@@ -10,8 +10,7 @@ import numpy as np
 import xarray as xr
 
 from flashmm.exceptions import InputError
-from flashmm.patterned_stats import PatternedStats
-from flashmm.recipe_text import recipe_from_text, recipe_to_text
+from flashmm.formulas.recipe_text import recipe_from_text, recipe_to_text
 from flashmm.results.anndata_out import AnnDataOutput
 from flashmm.results.bootstrap import ParametricBootstrap
 from flashmm.results.comparison import ModelComparison
@@ -21,9 +20,10 @@ from flashmm.results.marginal_means import MarginalMeans
 from flashmm.results.predictions import NewDataPredictions
 from flashmm.results.random_effects import RandomEffectPredictions
 from flashmm.results.summary import SummaryPage, feature_page, model_page
-from flashmm.schema import OPTIONAL, RESULTS
-from flashmm.storage import load_dataset, save_dataset
-from flashmm.storage_patterned import any_from_dataset, any_to_dataset
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.storage.files import load_dataset, save_dataset
+from flashmm.storage.own_rows import any_from_dataset, any_to_dataset
+from flashmm.storage.schema import OPTIONAL, RESULTS
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -44,7 +44,7 @@ class MultiLMMResults(
     Parameters
     ----------
     ds
-        Estimates, as an xarray Dataset; its variables are listed in `flashmm.schema`.
+        Estimates, as an xarray Dataset; its variables are listed in `flashmm.storage.schema`.
     stats
         The summary statistics that were fitted.
     options

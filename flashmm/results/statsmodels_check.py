@@ -16,7 +16,7 @@ from flashmm.exceptions import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.design import CovarianceStructure
+    from flashmm.designs.design import CovarianceStructure
     from flashmm.results.feature_results import FeatureResults
 
     FloatArray = NDArray[np.float64]

@@ -35,11 +35,11 @@ from flashmm.inference.variance_tests import (
     zero_hypotheses,
 )
 from flashmm.likelihood import Projection
-from flashmm.patterned_stats import PatternedStats
 from flashmm.results.estimates import Estimates
 from flashmm.solvers import FisherScoring
 from flashmm.solvers.space import make_space
 from flashmm.solvers.status import Status
+from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Protocol
 import array_api_compat
 import numpy as np
 
-from flashmm.arrays import Array, BoolArray, FloatArray, IntArray, flatnonzero, namespace, put, take
+from flashmm.arrays.namespaces import (
+    Array,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    flatnonzero,
+    namespace,
+    put,
+    take,
+)
 from flashmm.likelihood.base import Evaluation, Likelihood
 from flashmm.solvers.blocks import symmetric_eigen
 from flashmm.solvers.damping import damped, last_digit

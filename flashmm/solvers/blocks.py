@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.arrays import Array, FloatArray, like, namespace
+from flashmm.arrays.namespaces import Array, FloatArray, like, namespace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ that X lies on is negative, the bend of the face included: the second-order cond
 
 from __future__ import annotations
 
-from flashmm.arrays import BoolArray, FloatArray, namespace, put
+from flashmm.arrays.namespaces import BoolArray, FloatArray, namespace, put
 from flashmm.solvers.blocks import Blocks, Decomposition
 from flashmm.solvers.cone import interior_point
 from flashmm.solvers.linear import solve_definite

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flashmm.arrays import FloatArray, namespace, put, take
+from flashmm.arrays.namespaces import FloatArray, namespace, put, take
 from flashmm.solvers.blocks import Block, Blocks, symmetric_eigen
 from flashmm.solvers.linear import solve_definite, unit_diagonal
 

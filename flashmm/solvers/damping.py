@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import array_api_compat
 import numpy as np
 
-from flashmm.arrays import namespace, put, take
+from flashmm.arrays.namespaces import namespace, put, take
 
 if TYPE_CHECKING:
-    from flashmm.arrays import BoolArray, FloatArray, IntArray
+    from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray
     from flashmm.likelihood.base import Evaluation
     from flashmm.solvers.base import Objective, State
 

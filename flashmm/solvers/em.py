@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from flashmm.arrays import FloatArray, namespace
+from flashmm.arrays.namespaces import FloatArray, namespace
 from flashmm.exceptions import InputError
 from flashmm.solvers.base import (
     Objective,
@@ -19,7 +19,7 @@ from flashmm.solvers.base import (
 from flashmm.solvers.space import PSD
 
 if TYPE_CHECKING:
-    from flashmm.arrays import Array
+    from flashmm.arrays.namespaces import Array
     from flashmm.likelihood.base import Evaluation
 
 __all__ = ["EM", "em_map"]

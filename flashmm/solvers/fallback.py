@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flashmm.arrays import FloatArray, IntArray, flatnonzero, put, take
+from flashmm.arrays.namespaces import FloatArray, IntArray, flatnonzero, put, take
 from flashmm.solvers.base import Solution, Solver, maximise
 from flashmm.solvers.em import EM
 from flashmm.solvers.information import NewtonRaphson

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from flashmm.arrays import flatnonzero, namespace, put, take
+from flashmm.arrays.namespaces import flatnonzero, namespace, put, take
 from flashmm.solvers.base import (
     Objective,
     State,
@@ -18,7 +18,7 @@ from flashmm.solvers.base import (
 )
 
 if TYPE_CHECKING:
-    from flashmm.arrays import Array, BoolArray, FloatArray
+    from flashmm.arrays.namespaces import Array, BoolArray, FloatArray
 
 __all__ = ["FisherScoring"]
 

@@ -15,7 +15,7 @@ from flashmm.solvers.base import (
 )
 
 if TYPE_CHECKING:
-    from flashmm.arrays import Array, FloatArray
+    from flashmm.arrays.namespaces import Array, FloatArray
     from flashmm.likelihood.base import Evaluation
 
 __all__ = ["AverageInformation", "NewtonRaphson"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flashmm.arrays import BoolArray, FloatArray, namespace
+from flashmm.arrays.namespaces import BoolArray, FloatArray, namespace
 
 __all__ = ["solve_definite", "solve_symmetric", "unit_diagonal"]
 

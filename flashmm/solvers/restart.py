@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.arrays import flatnonzero, namespace, put, take
+from flashmm.arrays.namespaces import flatnonzero, namespace, put, take
 from flashmm.solvers.fallback import maximise_in_stages
 from flashmm.solvers.status import Status
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.arrays import IntArray
+    from flashmm.arrays.namespaces import IntArray
     from flashmm.likelihood.base import Likelihood
     from flashmm.solvers.base import Solution, Solver
     from flashmm.solvers.space import ParameterSpace

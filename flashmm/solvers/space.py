@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from flashmm.arrays import BoolArray, FloatArray, namespace
+from flashmm.arrays.namespaces import BoolArray, FloatArray, namespace
 from flashmm.solvers.blocks import Blocks
 from flashmm.solvers.complementarity import newton_on_face, quadratic_program
 from flashmm.solvers.linear import solve_definite, solve_symmetric, unit_diagonal

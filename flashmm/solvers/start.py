@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.likelihood.base import Likelihood
-    from flashmm.likelihood.patterned import PatternedProjection
+    from flashmm.likelihood.own_rows.patterned import PatternedProjection
     from flashmm.likelihood.projection import Projection
     from flashmm.solvers.space import ParameterSpace
 

@@ -1,7 +1,7 @@
 """Every kind of Y, read as blocks: float64, never whole when sparse or on disk.
 
-A source knows its labels and hands out blocks; `flashmm.block_sums` sums over them. One module
-per kind: `memory`, `dataarrays`, `disk`, `dask_arrays`, `anndata_kinds`, `iterables`.
+A source knows its labels and hands out blocks; `flashmm.stats.block_sums` sums over them. One
+module per kind: `memory`, `dataarrays`, `disk`, `dask_arrays`, `anndata_kinds`, `iterables`.
 """
 
 from flashmm.sources.make import make_source

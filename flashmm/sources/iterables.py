@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from flashmm.arrays.labels import is_default
 from flashmm.exceptions import InputError, listing
-from flashmm.labels import is_default
 from flashmm.sources.memory import read_memory
 from flashmm.sources.pieces import Labelled, Piece
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from flashmm.arrays.labels import checked_labels, is_default
 from flashmm.exceptions import InputError, nearest
-from flashmm.labels import checked_labels, is_default
 from flashmm.sources.anndata_kinds import is_anndata, matrix_reader, read_anndata
 from flashmm.sources.dask_arrays import is_dask
 from flashmm.sources.dataarrays import read_dataarray

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from flashmm.arrays.labels import is_default
 from flashmm.exceptions import InputError, listing
-from flashmm.labels import is_default
 from flashmm.sources.pieces import Labelled
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from flashmm.arrays.labels import is_default
+from flashmm.arrays.numeric import numeric_array
 from flashmm.exceptions import InputError, listing
-from flashmm.labels import is_default
-from flashmm.numeric import numeric_array
 from flashmm.sources.pieces import CompressedReader, DenseReader, Labelled
 
 __all__ = ["array_reader", "read_memory", "sparse_reader"]

@@ -1,6 +1,6 @@
 """Y with its labels and what is done to it on the way, handed out as blocks.
 
-Blocks hold some features of some samples, float64, sparse where Y is; `flashmm.block_sums`
+Blocks hold some features of some samples, float64, sparse where Y is; `flashmm.stats.block_sums`
 sums over them. Nothing here holds more than a block.
 """
 
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from flashmm.arrays.labels import checked_labels, feature_positions
 from flashmm.exceptions import InputError
-from flashmm.labels import checked_labels, feature_positions
 from flashmm.sources.dask_arrays import DaskReader
 from flashmm.sources.dask_parts import in_parts
 from flashmm.sources.pieces import BLOCK_BYTES, Piece, Reader

@@ -35,11 +35,11 @@ import scipy.sparse as sp
 
 from flashmm import MultiLMM
 from flashmm.exceptions import ConvergenceWarning
-from flashmm.formula import build_design
+from flashmm.formulas.build import build_design
 from flashmm.results import MultiLMMResults
 from flashmm.sources import make_source
 from flashmm.sources.anndata_kinds import open_anndata
-from flashmm.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
 
 from .compare import agreement
 from .designs import Data, Term

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm import SummaryStats
-from flashmm.design import CovarianceStructure, RandomTerm
+from flashmm.designs.design import CovarianceStructure, RandomTerm
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

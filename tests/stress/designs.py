@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import problems as pb
 
-from flashmm.design_arrays import as_structure
-from flashmm.formula import build_design
+from flashmm.designs.from_arrays import as_structure
+from flashmm.formulas.build import build_design
 
 Rng = np.random.Generator
 

@@ -1,0 +1,1 @@
+"""What every room uses: array namespaces, devices, numbers and labels."""

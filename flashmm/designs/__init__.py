@@ -1,0 +1,1 @@
+"""Designs: X, Z, their labels and the structure of D(theta)."""

@@ -1,0 +1,276 @@
+"""The design of a model: X, Z, their labels, and the covariance structure D(theta).
+
+D(theta) = sum_i theta_i G_i with known symmetric G_i. Each random term owns a run of
+columns of Z, ordered level by level: column ``level * n_effects + effect``. Over the
+levels of a term, D repeats one small block.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import scipy.sparse as sp
+
+from flashmm.arrays.namespaces import Array, namespace
+from flashmm.exceptions import InputError, listing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.designs.compact import CompactMatrix, LayeredMatrix
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["CovarianceParameter", "CovarianceStructure", "Design", "RandomTerm"]
+
+RESIDUAL = "Residual"
+INTERCEPT = "Intercept"
+
+
+@dataclass(frozen=True)
+class RandomTerm:
+    """One random-effects term: a block of columns of Z and the shape of its covariance.
+
+    Parameters
+    ----------
+    name
+        Label of the term, unique in the model, e.g. ``"Subject"``.
+    group
+        Grouping factor, e.g. ``"Subject"`` or ``"batch:cask"``.
+    levels
+        The L levels of the grouping factor, in the order of the columns of Z.
+    effects
+        The s effects that each level has, e.g. ``("Intercept", "Days")``.
+    covariance
+        ``"full"``: an s x s covariance matrix (variances and covariances);
+        ``"diagonal"``: one variance per effect, no covariances;
+        ``"identity"``: one variance for all columns of the term.
+    """
+
+    name: str
+    group: str
+    levels: tuple[str, ...]
+    effects: tuple[str, ...] = (INTERCEPT,)
+    covariance: Literal["full", "diagonal", "identity"] = "full"
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of Z that belong to this term, L * s."""
+        return len(self.levels) * len(self.effects)
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Labels of the columns: ``Subject[308]``, or ``Subject[308]:Days`` for a slope."""
+        return tuple(
+            f"{self.group}[{level}]" + ("" if effect == INTERCEPT else f":{effect}")
+            for level in self.levels
+            for effect in self.effects
+        )
+
+
+@dataclass(frozen=True)
+class CovarianceParameter:
+    """One parameter of D: a variance (``row == column``) or a covariance of a term.
+
+    Parameters
+    ----------
+    name
+        ``"Subject"``, ``"Subject[Days]"`` or ``"Subject[Intercept,Days]"``.
+    term
+        Position of the term in the model.
+    row, column
+        Positions of the two effects within the term; -1, -1 stands for all of them
+        (an identity covariance).
+    """
+
+    name: str
+    term: int
+    row: int
+    column: int
+
+    @property
+    def is_variance(self) -> bool:
+        """Whether the parameter is a variance, not a covariance."""
+        return self.row == self.column
+
+
+def _prefix(term: RandomTerm) -> str:
+    """What parameter names start with: the group, or the name that the user gave the term."""
+    own = term.name.removesuffix(f"[{term.effects[0]}]") if len(term.effects) == 1 else term.name
+    return term.group if own.startswith(f"{term.group}[") else own
+
+
+def _term_parameters(position: int, term: RandomTerm) -> list[CovarianceParameter]:
+    effects = term.effects
+    if term.covariance == "identity":
+        return [CovarianceParameter(term.name, position, -1, -1)]
+    if effects == (INTERCEPT,):
+        return [CovarianceParameter(term.name, position, 0, 0)]
+    prefix = _prefix(term)
+    parameters = [
+        CovarianceParameter(f"{prefix}[{effect}]", position, a, a)
+        for a, effect in enumerate(effects)
+    ]
+    if term.covariance == "full":
+        parameters += [
+            CovarianceParameter(f"{prefix}[{effects[a]},{effects[b]}]", position, a, b)
+            for a in range(len(effects))
+            for b in range(a + 1, len(effects))
+        ]
+    return parameters
+
+
+@dataclass(frozen=True)
+class CovarianceStructure:
+    """D(theta) = sum_i theta_i G_i over the random terms of a model.
+
+    theta has one entry per parameter of D and, last, the residual variance.
+
+    Parameters
+    ----------
+    terms
+        The random terms, in the order of their columns in Z.
+
+    Raises
+    ------
+    InputError
+        If two parameters carry the same name (the same term twice).
+    """
+
+    terms: tuple[RandomTerm, ...]
+    parameters: tuple[CovarianceParameter, ...] = field(init=False)
+    offsets: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        parameters = [
+            parameter
+            for position, term in enumerate(self.terms)
+            for parameter in _term_parameters(position, term)
+        ]
+        names = [parameter.name for parameter in parameters] + [RESIDUAL]
+        repeated = [name for name, count in Counter(names).items() if count > 1]
+        if repeated:
+            raise InputError(
+                f"`random` holds the same variance component more than once: {listing(repeated)}. "
+                "Remove the repeated term, or name the components with a dict."
+            )
+        sizes = [term.n_columns for term in self.terms]
+        object.__setattr__(self, "parameters", tuple(parameters))
+        object.__setattr__(self, "offsets", tuple(int(x) for x in np.cumsum([0, *sizes])))
+
+    @property
+    def q(self) -> int:
+        """Number of columns of Z."""
+        return self.offsets[-1]
+
+    @property
+    def param_names(self) -> tuple[str, ...]:
+        """Names of the entries of theta, the residual variance last."""
+        return (*(parameter.name for parameter in self.parameters), RESIDUAL)
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Labels of the columns of Z."""
+        return tuple(name for term in self.terms for name in term.column_names)
+
+    @property
+    def is_variance(self) -> NDArray[np.bool_]:
+        """Which entries of theta are variances, shape (n_params,)."""
+        return np.array([parameter.is_variance for parameter in self.parameters] + [True])
+
+    def column_labels(self) -> dict[str, list[str]]:
+        """Term, group, level and effect of each column of Z, each a list of length q."""
+        labels: dict[str, list[str]] = {"term": [], "group": [], "group_level": [], "effect": []}
+        for term in self.terms:
+            for level in term.levels:
+                for effect in term.effects:
+                    for key, value in zip(
+                        labels, (term.name, term.group, level, effect), strict=True
+                    ):
+                        labels[key].append(value)
+        return labels
+
+    def slices(self, parameter: CovarianceParameter) -> tuple[slice, slice]:
+        """Rows and columns of the ones of G_i in its upper block triangle, as slices."""
+        term = self.terms[parameter.term]
+        start, stop = self.offsets[parameter.term], self.offsets[parameter.term + 1]
+        if parameter.row < 0:
+            return slice(start, stop), slice(start, stop)
+        s = len(term.effects)
+        return slice(start + parameter.row, stop, s), slice(start + parameter.column, stop, s)
+
+    def columns(self, parameter: CovarianceParameter) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows and columns of the ones of G_i in its upper block triangle, each shape (L,)."""
+        rows, columns = (np.arange(s.start, s.stop, s.step) for s in self.slices(parameter))
+        return rows, columns
+
+    def multiply(self, theta: Array, vectors: Array) -> Array:
+        """D(theta_j) v_j for every feature j: theta (m, n_params), vectors and result (m, q)."""
+        result = namespace(vectors).zeros_like(vectors)
+        for i, parameter in enumerate(self.parameters):
+            rows, columns = self.slices(parameter)
+            weight = theta[:, i, None]
+            result[:, rows] += weight * vectors[:, columns]
+            if not parameter.is_variance:
+                result[:, columns] += weight * vectors[:, rows]
+        return result
+
+    def blocks(self) -> list[NDArray[np.intp]]:
+        """Per covariance block, the (s, s) positions in theta of its entries; -1 for a zero.
+
+        An identity or diagonal term gives one 1 x 1 block per variance.
+        """
+        blocks: list[NDArray[np.intp]] = []
+        for position, term in enumerate(self.terms):
+            owned = [(i, p) for i, p in enumerate(self.parameters) if p.term == position]
+            if term.covariance == "full" and len(term.effects) > 1:
+                block = np.full((len(term.effects),) * 2, -1, dtype=np.intp)
+                for i, p in owned:
+                    block[p.row, p.column] = block[p.column, p.row] = i
+                blocks.append(block)
+            else:
+                blocks += [np.array([[i]], dtype=np.intp) for i, _ in owned]
+        return blocks
+
+    def block_levels(self) -> list[int]:
+        """How often each of the `blocks` is repeated along the diagonal of D."""
+        return [int(self.columns(self.parameters[block[0, 0]])[0].size) for block in self.blocks()]
+
+
+@dataclass(frozen=True)
+class Design:
+    """Design matrices and labels that all features share.
+
+    Parameters
+    ----------
+    X
+        Fixed-effects design, shape (n, p); of many samples in compact form, which gives rows
+        when it is indexed by samples, as the matrix does.
+    Z
+        Random-effects design, sparse, shape (n, q); of many samples in compact form too.
+    coef_names
+        Names of the p fixed effects.
+    structure
+        The random terms and their covariance.
+    fixed, random
+        The formulas as text, for printing; empty when built from arrays.
+    recipe
+        How X and Z are made of new data, see `flashmm.formulas.recipe`; None when built from
+        arrays.
+    """
+
+    X: FloatArray | CompactMatrix
+    Z: sp.csr_array | LayeredMatrix
+    coef_names: tuple[str, ...]
+    structure: CovarianceStructure
+    fixed: str = ""
+    random: str = ""
+    recipe: Any = None
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return int(self.X.shape[0])

@@ -1,0 +1,57 @@
+"""One positive number per sample: weights and size factors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from flashmm.arrays.numeric import float_array
+from flashmm.exceptions import InputError, nearest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["per_sample", "positive"]
+
+
+def per_sample(values: Any, data: Any, name: str) -> FloatArray | None:
+    """Values of an option: an array in the order of ``data``, or the name of one of its columns.
+
+    A Series is matched to ``data`` by label.
+    """
+    if values is None:
+        return None
+    data = pd.DataFrame(data)
+    if isinstance(values, str):
+        if values not in data.columns:
+            columns = [str(column) for column in data.columns]
+            raise InputError(
+                f"`{name}` names {values!r}, which is no column of `data`. "
+                f"{nearest(values, columns)}"
+            )
+        values = data[values]
+    elif isinstance(values, pd.Series) and not values.index.equals(data.index):
+        if not values.index.is_unique or not data.index.isin(values.index).all():
+            raise InputError(f"`{name}` and `data` do not match by label. Pass an array.")
+        values = values.loc[data.index]
+    if isinstance(values, pd.Series):
+        values = values.to_numpy(dtype=object)
+    return positive(values, len(data), name)
+
+
+def positive(values: Any, n: int, name: str) -> FloatArray:
+    """An array of n positive numbers."""
+    array = float_array(values, f"`{name}`")
+    if array.shape != (n,):
+        raise InputError(f"`{name}` has shape {array.shape}, but there are {n} samples.")
+    bad = np.flatnonzero(~(np.isfinite(array) & (array > 0)))
+    if bad.size:
+        raise InputError(
+            f"`{name}` must be positive and finite; it is {array[bad[0]]:g} for sample {bad[0]} "
+            f"({bad.size} in all)."
+        )
+    return array

@@ -1,0 +1,386 @@
+"""Fixed and random formulas -> Design.
+
+formulaic builds the columns of X and of the effects in Z; `flashmm.formulas.random_terms` reads the
+bars. Names are looked up in the data (and in ``context``), never in the caller's scope.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from formulaic import Formula, SimpleFormula
+
+from flashmm.designs.compact import CompactMatrix, LayeredMatrix, LayerStack, compacted, many, steps
+from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design, RandomTerm
+from flashmm.exceptions import InputError, listing, nearest
+from flashmm.formulas.columns import (
+    Columns,
+    Names,
+    check_data,
+    clean,
+    missing_rows,
+    refuse_infinite,
+)
+from flashmm.formulas.random_terms import (
+    BarTerm,
+    PlainTerm,
+    parse_formula,
+    parse_random,
+    terms_text,
+)
+from flashmm.formulas.recipe import (
+    DesignRecipe,
+    FormulaRecipe,
+    TermRecipe,
+    record_column,
+    with_factors,
+)
+from flashmm.formulas.rows import formula_rows
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    FloatArray = NDArray[np.float64]
+    BoolArray = NDArray[np.bool_]
+
+__all__ = ["DesignBuild", "build_design"]
+
+RandomFormula: TypeAlias = (
+    str | SimpleFormula | Sequence[str | SimpleFormula] | Mapping[str, str | SimpleFormula]
+)
+
+
+# Gives columns of a matrix for some samples.
+Rows: TypeAlias = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class DesignBuild:
+    """A design and the rows of the data that it leaves out.
+
+    Parameters
+    ----------
+    design
+        The design of the n rows kept.
+    dropped
+        Rows of data left out because a used column is missing there, shape (n_rows,).
+    """
+
+    design: Design
+    dropped: BoolArray
+
+
+def build_design(
+    fixed: str | SimpleFormula,
+    random: RandomFormula | None,
+    data: pd.DataFrame,
+    *,
+    context: Mapping[str, Any] | None = None,
+    missing: Literal["raise", "drop"] = "raise",
+) -> DesignBuild:
+    """Build X, Z and their labels from formulas and a table of samples.
+
+    Parameters
+    ----------
+    fixed
+        One-sided formula of the fixed effects, e.g. ``"~ 0 + log(libsize) + cls"``. It may hold
+        the random effects as bars: ``"~ age + (1 | donor)"``.
+    random
+        Random effects: bars (``"(1 + x | g) + (1 | h)"``), a FLASHMM formula whose columns are
+        independent with one variance (``"~ 0 + sam"``), a list of these, or a dict whose keys
+        name the components. None when ``fixed`` holds the bars.
+    data
+        One row per sample, n_rows rows.
+    context
+        Further names that the formulas may use, e.g. functions of your own.
+    missing
+        ``"raise"`` refuses missing values in the columns used; ``"drop"`` leaves those rows out
+        before anything is computed.
+
+    Returns
+    -------
+    DesignBuild
+        The design and the mask of dropped rows.
+
+    Raises
+    ------
+    InputError
+        If a formula cannot be read, uses a name that is not a column, holds no effects, or
+        meets missing or non-finite values; or if ``data`` is not a usable table.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> cells = pd.DataFrame({"age": [1.0, 2.0, 4.0], "donor": ["a", "b", "a"]})
+    >>> design = build_design("~ age + (1 | donor)", None, cells).design
+    >>> design.coef_names
+    ('Intercept', 'age')
+    >>> design.structure.column_names
+    ('donor[a]', 'donor[b]')
+    """
+    table = check_data(data)
+    if missing not in ("raise", "drop"):
+        raise InputError(f"Unknown missing={missing!r}. {nearest(str(missing), ['raise', 'drop'])}")
+    plain, text, bars = parse_formula(fixed, "fixed")
+    terms: list[BarTerm | PlainTerm] = [*bars]
+    if random is not None:
+        terms += parse_random(random)
+    if not terms:
+        raise InputError(
+            "There are no random effects. Add a bar to `fixed`, such as (1 | donor), or pass "
+            "`random`, such as '~ 0 + donor'."
+        )
+    fixed_text = f"~ {text or '1'}"
+    if len(plain) == 0:
+        raise InputError(
+            f"`fixed` = {fixed_text!r} has no fixed effects. Write '~ 1' for an intercept."
+        )
+
+    names = Names(table, dict(context or {}))
+    names.add_formula(plain, f"`fixed` = {fixed_text!r}")
+    for term in terms:
+        source = f"Random term {term.text!r}"
+        if isinstance(term, BarTerm):
+            names.add_formula(term.effects, source)
+            for column in term.group:
+                names.add_column(column, source)
+        else:
+            names.add_formula(term.formula, source)
+    names.check()
+
+    dropped = missing_rows(table, names.columns, missing)
+    rows = ~dropped if dropped.any() else slice(None)
+    labels = table.index[rows]
+    kept = pd.DataFrame(  # a copy: functions of the formulas may not reach the caller's data
+        {column: clean(table[column].iloc[rows], column) for column in names.columns},
+        index=range(len(labels)),
+    )
+    refuse_infinite(kept, labels)
+
+    columns = Columns(kept, names.context, labels)
+    X = formula_rows(columns, plain, f"`fixed` = {fixed_text!r}", "numpy")
+    coef_names = tuple(str(name) for name in X.spec.column_names)
+    repeated = [name for name, count in Counter(coef_names).items() if count > 1]
+    if repeated:
+        raise InputError(
+            f"`fixed` = {fixed_text!r} gives several columns the same name: {listing(repeated)}. "
+            "Rename the columns of data behind them."
+        )
+    if not coef_names:
+        raise InputError(f"`fixed` = {fixed_text!r} gives no columns. Write '~ 1'.")
+
+    built = [
+        _bar_columns(term, columns) if isinstance(term, BarTerm) else _plain_columns(term, columns)
+        for term in terms
+    ]
+    structure = CovarianceStructure(_name_terms(terms, [block.term for block in built]))
+    recipe = _recipe(kept, names.context, (plain, X.spec), built, structure)
+    design = Design(
+        X=_fixed_matrix(X.rows, len(kept)),
+        Z=_random_matrix([block.rows for block in built], len(kept), structure.q),
+        coef_names=coef_names,
+        structure=structure,
+        fixed=fixed_text,
+        random=_random_text(terms),
+        recipe=recipe,
+    )
+    return DesignBuild(design, dropped)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A random term, what gives its columns of Z for some samples, and how they are made."""
+
+    term: RandomTerm
+    rows: Rows
+    effects: SimpleFormula
+    spec: Any
+    group: tuple[str, ...]
+
+
+def _fixed_matrix(rows: Rows, n: int) -> FloatArray | CompactMatrix:
+    """X, of many samples in compact form."""
+    return compacted(rows, n) if many(n) else np.asarray(rows(slice(None)))
+
+
+def _random_matrix(blocks: list[Rows], n: int, q: int) -> sp.csr_array | LayeredMatrix:
+    """Z, of many samples in compact form."""
+
+    def rows(here: slice) -> sp.csr_array:
+        Z = sp.csr_array(sp.hstack([block(here) for block in blocks], format="csr"))
+        Z.eliminate_zeros()
+        return Z
+
+    if not many(n):
+        return rows(slice(None))
+    stack = LayerStack(q)
+    for here in steps(n):
+        stack.add(rows(here))
+    return stack.together()
+
+
+def _recipe(
+    data: pd.DataFrame,
+    context: Mapping[str, Any],
+    fixed: tuple[SimpleFormula, Any],
+    blocks: list[_Block],
+    structure: CovarianceStructure,
+) -> DesignRecipe:
+    """Note how the columns were made, for new data."""
+
+    def formula(parsed: SimpleFormula, spec: Any, output: Literal["numpy", "sparse"]) -> Any:
+        used = Names(data, dict(context))
+        used.add_formula(parsed, "")
+        names = tuple(str(name) for name in spec.column_names)
+        return FormulaRecipe(terms_text(parsed), tuple(used.columns), names, spec, output)
+
+    X = formula(*fixed, "numpy")
+    terms = tuple(
+        TermRecipe(term.name, formula(block.effects, block.spec, "sparse"), block.group)
+        for term, block in zip(structure.terms, blocks, strict=True)
+    )
+    in_formula = {name for part in (X, *(term.effects for term in terms)) for name in part.columns}
+    recipe = DesignRecipe(
+        columns={
+            name: record_column(data[name], in_formula=name in in_formula) for name in data.columns
+        },
+        fixed=X,
+        terms=terms,
+        factors=(),
+        combinations=np.zeros((1, 0), dtype=np.intp),
+        counts=np.array([len(data)], dtype=np.intp),
+        context=context,
+    )
+    spec = X.spec
+    categorical = {
+        str(variable)
+        for factor, variables in spec.factor_variables.items()
+        if factor.expr in spec.encoder_state
+        and spec.encoder_state[factor.expr][0].value == "categorical"
+        for variable in variables
+    }
+    return with_factors(recipe, data, categorical)
+
+
+def _bar_columns(term: BarTerm, columns: Columns) -> _Block:
+    """Build the columns of ``(effects | group)``, level by level, shape (n, L * s)."""
+    source = f"Random term {term.source!r}"
+    effects = formula_rows(columns, term.effects, source, "sparse")
+    spec = effects.spec
+    names = tuple(str(name) for name in spec.column_names)
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated or not names:
+        raise InputError(
+            f"{source}: the effects must have columns with distinct names, not {listing(names)}."
+        )
+    if term.split:
+        kinds = [kind.value for kind, _ in spec.encoder_state.values()]
+        group = term.group_text
+        if "categorical" in kinds:
+            raise InputError(
+                f"{source}: `||` keeps the correlations between the levels of a factor "
+                f"({term.effects_text.removeprefix('0 + ')}). For effects without correlations "
+                f"write diag({term.effects_text} | {group})."
+            )
+        if len(names) > 1:
+            raise InputError(
+                f"{source}: {term.effects_text.removeprefix('0 + ')} has {len(names)} columns, "
+                f"which `||` would correlate. Write diag({term.effects_text} | {group})."
+            )
+    codes, levels = columns.codes(term.group)
+
+    def rows(samples: slice) -> sp.csr_array:
+        entries = effects.rows(samples).tocoo()
+        position = codes[samples][entries.row] * len(names) + entries.col
+        return sp.csr_array(
+            (entries.data, (entries.row, position.astype(entries.row.dtype))),
+            shape=(entries.shape[0], len(levels) * len(names)),
+        )
+
+    random_term = RandomTerm(
+        name=term.name or term.group_text,
+        group=term.group_text,
+        levels=tuple(levels),
+        effects=names,
+        covariance=term.covariance if len(names) > 1 else "full",
+    )
+    return _Block(random_term, rows, term.effects, spec, term.group)
+
+
+def _plain_columns(term: PlainTerm, columns: Columns) -> _Block:
+    """Build the columns of a FLASHMM formula, one variance for all of them."""
+    source = f"Random term {term.text!r}"
+    terms = list(term.formula)
+    group = term.source.removeprefix("0 + ")
+    bare = None
+    if all(len(t.factors) == 1 for t in terms):
+        factors = [t.factors[0] for t in terms if t.degree > 0]
+        bare = factors[0].expr if len(factors) == 1 else None
+    if bare is not None and bare in columns.data.columns:
+        values = columns.data[bare]
+        if values.dtype.kind in "iu" and values.nunique() > 1:
+            raise InputError(
+                f"{source}: {bare!r} holds integers, so the formula takes it for one numeric "
+                f"effect. If it names groups, write '~ 0 + C({bare})' or '(1 | {bare})'; if it is "
+                "a number, convert the column to float."
+            )
+    made = formula_rows(columns, term.formula, source, "sparse")
+    spec = made.spec
+    names = tuple(str(name) for name in spec.column_names)
+    if bare is not None and len(terms) == 1 and bare in spec.encoder_state:
+        categories = spec.encoder_state[bare][1].get("categories", [])
+        levels = tuple(str(category) for category in categories)
+        # Custom contrasts have other columns than the levels.
+        if names == tuple(f"{bare}[{level}]" for level in levels):
+            names, group = levels, bare
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated or not names:
+        raise InputError(
+            f"{source}: the columns must have distinct names, not {listing(repeated or names)}."
+        )
+    random_term = RandomTerm(term.name or group, group, names, (INTERCEPT,), "identity")
+    if group != bare or bare not in columns.data.columns:
+        return _Block(random_term, made.rows, term.formula, spec, ())
+    # One effect for each level of a column, as (1 | column) has.
+    one = Formula("1")
+    spec = formula_rows(columns, one, source, "sparse").spec
+    return _Block(random_term, made.rows, one, spec, (bare,))
+
+
+def _name_terms(
+    terms: list[BarTerm | PlainTerm], built: list[RandomTerm]
+) -> tuple[RandomTerm, ...]:
+    """Give each term a name of its own: the group, or ``g[x]`` when others share it."""
+    owned = Counter((term.group, effect) for term in built for effect in term.effects)
+    twice = [f"{effect} of {group}" for (group, effect), count in owned.items() if count > 1]
+    if twice:
+        raise InputError(
+            f"`random` holds the same effect more than once: {listing(twice)}. Remove one."
+        )
+    shared = Counter(term.group for term in built)
+    named = []
+    for source, term in zip(terms, built, strict=True):
+        name = term.name
+        if isinstance(source, BarTerm) and not source.name and shared[term.group] > 1:
+            label = source.effects_text.removeprefix("0 + ")
+            name = term.group if label == "1" else f"{term.group}[{label}]"
+        named.append(RandomTerm(name, term.group, term.levels, term.effects, term.covariance))
+    repeated = [name for name, count in Counter(t.name for t in named).items() if count > 1]
+    if repeated:
+        raise InputError(
+            f"Two random terms are called {listing(repeated)}. Name the components with a dict."
+        )
+    return tuple(named)
+
+
+def _random_text(terms: list[BarTerm | PlainTerm]) -> str:
+    named = any(term.name for term in terms)
+    texts = [f"{term.name}: {term.text}" if term.name else term.text for term in terms]
+    bars_only = not named and all(isinstance(term, BarTerm) for term in terms)
+    return (" + " if bars_only else ", ").join(texts)

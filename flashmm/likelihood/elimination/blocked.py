@@ -1,0 +1,342 @@
+"""Blocks eliminated from V, then a dense border: for slopes, many levels, nested and crossed.
+
+One grouping factor's terms make V_F = sigma2 I + Z_F D_F Z_F' fall into small blocks; the terms of
+a factor in which it is nested fall into blocks again once it is gone. What is left, other
+random effects and X, is a dense border of width w. The sums over blocks are outer products
+that all features share, weighted by each; see `flashmm.likelihood.elimination.eliminate`,
+`flashmm.likelihood.elimination.traces` and docs/engines.md. The residual's row comes free, since
+sum_i theta_i V_i = V and P V P = P.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from flashmm.arrays.namespaces import namespace, put, take
+from flashmm.likelihood.base import (
+    SINGULAR,
+    Evaluation,
+    Forms,
+    RandomEffects,
+    StandardErrorKind,
+    assembled,
+    evaluate_in_parts,
+    small_residual,
+    standard_errors,
+)
+from flashmm.likelihood.elimination.eliminate import Border, Eliminated, eliminate, eliminate_border
+from flashmm.likelihood.elimination.exact import perfect_fits
+from flashmm.likelihood.elimination.indefinite import (
+    covariance_is_definite,
+    eliminate_border_indefinite,
+    eliminate_indefinite,
+)
+from flashmm.likelihood.elimination.traces import (
+    Directions,
+    Solved,
+    apply,
+    derivative_times,
+    inner_products,
+    prior_less_known,
+    solve,
+    traces,
+)
+from flashmm.likelihood.general import GeneralLikelihood
+from flashmm.likelihood.moments import ContrastMoments, contrast_moments
+from flashmm.likelihood.projection import DENSE_LIMIT
+
+if TYPE_CHECKING:
+    from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray
+    from flashmm.likelihood.elimination.layout import Layout
+    from flashmm.likelihood.projection import Projection
+
+__all__ = ["BlockedLikelihood"]
+
+# A batch beyond this size only waits for memory; a small one for Python.
+_CACHE_BYTES = 2**24
+_FEW = 16
+# Eliminations with an indefinite D lose digits where they are closer to singular than this.
+_CLOSE = 1e-3
+# Random effects up to which the general likelihood is cheap enough to take over there.
+_CHEAP = 500
+
+
+@dataclass(frozen=True)
+class BlockedLikelihood:
+    """REML or ML log-likelihood by eliminating the blocks of a layout, then its border.
+
+    Where V_F or V_1 is not positive definite although V may be, the general likelihood takes over,
+    as long as Z is small enough for it; else ``indefinite`` parts are eliminated, with care. It
+    also takes over where eliminations lose digits.
+    """
+
+    projection: Projection
+    method: Literal["REML", "ML"]
+    engine: str
+    layout: Layout
+    indefinite: bool = False
+
+    @cached_property
+    def beyond(self) -> GeneralLikelihood | BlockedLikelihood:
+        """For theta where a part of V is indefinite."""
+        if self._is_small:
+            return GeneralLikelihood(self.projection, self.method)
+        return replace(self, indefinite=True)
+
+    def _blocks(self, theta: FloatArray) -> Eliminated:
+        n = self.projection.n
+        if self.indefinite:
+            return eliminate_indefinite(self.layout, theta, n)
+        return eliminate(self.layout, theta, n)
+
+    def _border(self, blocks: Eliminated, *, with_x: bool, whole: bool = False) -> Border:
+        if self.indefinite:
+            return eliminate_border_indefinite(self.layout, blocks, with_x=with_x)
+        return eliminate_border(self.layout, blocks, with_x=with_x, whole=whole)
+
+    @property
+    def m(self) -> int:
+        """Number of features."""
+        return self.projection.m
+
+    @property
+    def n_params(self) -> int:
+        """Number of variance parameters, the residual included."""
+        return len(self.projection.structure.parameters) + 1
+
+    @cached_property
+    def perfect_fit(self) -> BoolArray:
+        """Features that X and Z together explain exactly, shape (m,)."""
+        return perfect_fits(self.layout, self.projection)
+
+    def batch_size(self, memory: int) -> int:
+        """How many features fit into ``memory`` bytes: planes, couplings and (w, w) arrays.
+
+        Passes over small matrices are bound by memory traffic, so batches stay near the size
+        of a cache whatever the budget.
+        """
+        layout, k = self.layout, self.n_params
+        planes = (5 + k) * layout.fine.s * layout.fine.size
+        pattern = 2.5 * int(layout.base.shape[0]) + (3 + 1.2 * k) * layout.q_c * layout.w
+        per_feature = int(8 * (planes + pattern + (9 + 1.2 * k) * layout.w**2))
+        return max(1, min(memory // per_feature, max(_FEW, _CACHE_BYTES // per_feature)))
+
+    # ---- likelihood ------------------------------------------------------------------------
+
+    # Next to sigma2 = 0 this overflows, as in `assembled`.
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
+        """Log-likelihood, score and information at theta (B, k) for chosen features."""
+        p, xp = self.projection, namespace(theta)
+        blocks = self._blocks(theta)
+        border = trace_border = self._border(blocks, with_x=True)
+        df, log_det, distance = p.n - p.p, -self._log_det_scaled_XX, border.distance
+        if self.method == "ML":
+            trace_border = self._border(blocks, with_x=False)
+            df, log_det = p.n, 0.0
+            distance = xp.minimum(distance, trace_border.distance)
+        known = (blocks.distance > SINGULAR) & ~self._is_lossy(theta, blocks.distance, distance)
+        log_det = log_det + blocks.log_det + trace_border.log_det
+        solved = self._solve(blocks, border, features)
+        evaluation = assembled(
+            self._quadratic(blocks, border, solved),
+            self._traces(blocks, trace_border, log_det, df),
+            blocks.theta[:, -1],
+            n=p.n,
+            df=df,
+            rss=None,
+            df_trace=0,
+        )
+        inside = known & (distance > SINGULAR)
+        if bool(xp.all(inside)):
+            return evaluation
+        result = evaluation.take(inside).spread(inside)
+        if not self.indefinite and not bool(xp.all(known)):
+            result.put(
+                ~known, evaluate_in_parts(self.beyond, theta[~known], take(features, ~known))
+            )
+        return result
+
+    @property
+    def _is_small(self) -> bool:
+        """Whether Z is small enough for the general likelihood."""
+        return self.projection.structure.q <= DENSE_LIMIT
+
+    def _is_lossy(
+        self, theta: FloatArray, blocks_distance: FloatArray, border_distance: FloatArray
+    ) -> BoolArray:
+        """Where eliminations lose digits that the general likelihood has, shape (B,).
+
+        Blocks divide by the residual variance; with a D that is not positive semi-definite what
+        is eliminated first may be closer to singular than V, and what comes last must undo it.
+        """
+        xp, structure = namespace(theta), self.projection.structure
+        if self.indefinite or not self._is_small:
+            return theta[:, -1] < -xp.inf
+        lossy = theta[:, -1] <= small_residual(structure.q)
+        close = xp.minimum(blocks_distance, border_distance) < _CLOSE
+        close = close & (border_distance > 0)
+        if structure.q <= _CHEAP and bool(xp.any(close)):
+            lossy = lossy | (close & ~covariance_is_definite(structure.blocks(), theta))
+        return lossy
+
+    @cached_property
+    def _log_det_scaled_XX(self) -> float:
+        layout = self.layout
+        return float(np.linalg.slogdet(layout.WW[layout.q_z :, layout.q_z :])[1])
+
+    def _solve(self, blocks: Eliminated, border: Border, features: IntArray) -> Solved:
+        p, layout = self.projection, self.layout
+        packed = layout.to_directions.times(take(p.ZRy, features).T)
+        y = Directions.of(layout, packed[:, None, :])
+        return solve(layout, blocks, border, y, float(p.n - p.p))
+
+    def _quadratic(self, blocks: Eliminated, border: Border, solved: Solved) -> Forms:
+        """The forms y'Py, y'P V_i P y and y'P V_i P V_j P y, the residual last."""
+        layout = self.layout
+        left = derivative_times(layout, solved.r, self.n_params - 1)
+        right = apply(layout, blocks, border, left)
+        first = inner_products(left, solved.r)[:, :, 0]
+        second = inner_products(left, right)
+        return _with_residual(blocks.theta, solved.value, solved.value, first, second)
+
+    def _traces(self, blocks: Eliminated, border: Border, log_det: FloatArray, df: int) -> Forms:
+        """The log determinant, tr(P V_i) and tr(P V_i P V_j), the residual last."""
+        found = traces(self.layout, blocks, border)
+        total = 0.0 * log_det + float(df)
+        return _with_residual(blocks.theta, log_det, total, found.first, found.second)
+
+    # ---- estimates -------------------------------------------------------------------------
+
+    def _eliminated(
+        self, theta: FloatArray, *, with_x: bool = True, whole: bool = False
+    ) -> tuple[Eliminated, Border, BoolArray]:
+        """Blocks and border at theta, and where they could not be had."""
+        xp = namespace(theta)
+        blocks = self._blocks(theta)
+        border = self._border(blocks, with_x=with_x, whole=whole)
+        if self.indefinite:  # there is no other likelihood to turn to
+            return blocks, border, blocks.distance > xp.inf
+        lossy = self._is_lossy(theta, blocks.distance, border.distance)
+        return blocks, border, ~(blocks.distance > SINGULAR) | lossy
+
+    def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Generalised least squares at theta, shape (B, p)."""
+        p, layout, xp = self.projection, self.layout, namespace(theta)
+        blocks, border, bad = self._eliminated(theta, whole=True)
+        g = self._solve(blocks, border, features).g[:, layout.q_z :]
+        scaled = take(p.unit, features)[:, None] * xp.matmul(g, layout.x_transform.T)
+        beta = take(p.beta_ols.T, features) + scaled
+        if bool(xp.any(bad)):
+            put(beta, bad, self.beyond.beta(theta[bad], take(features, bad)))
+        return beta
+
+    def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Covariance matrices of the fixed effects, shape (B, p, p); indefinite where V is."""
+        p, layout, xp = self.projection, self.layout, namespace(theta)
+        _, border, bad = self._eliminated(theta, whole=True)
+        inner = border.N[:, layout.q_z :, layout.q_z :]
+        C = xp.matmul(xp.matmul(layout.x_transform, inner), layout.x_transform.T)
+        C = C * take(p.scale, features)[:, None, None]
+        if bool(xp.any(bad)):
+            put(C, bad, self.beyond.covariance(theta[bad], take(features, bad)))
+        return C
+
+    def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
+        """Variances l'Cl of the rows of L (c, p), shape (B, c)."""
+        p, layout, xp = self.projection, self.layout, namespace(theta)
+        _, border, bad = self._eliminated(theta, whole=True)
+        inner, rows = border.N[:, layout.q_z :, layout.q_z :], xp.matmul(L, layout.x_transform)
+        variance = xp.sum(xp.matmul(rows, inner) * rows, axis=2)
+        variance = variance * take(p.scale, features)[:, None]
+        if bool(xp.any(bad)):
+            exact = self.beyond.contrast_variance(theta[bad], take(features, bad), L)
+            put(variance, bad, exact)
+        return variance
+
+    def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
+        """Z'PZ v at theta (B, k) for the rows of vectors (B, c, q), same shape."""
+        layout, xp = self.layout, namespace(theta)
+        count, c, q = vectors.shape
+        blocks, border, bad = self._eliminated(theta)
+        columns = xp.reshape(xp.permute_dims(vectors, (2, 1, 0)), (q, c * count))
+        packed = layout.from_directions.transposed_times(columns)
+        x = Directions.of(layout, xp.reshape(packed, (packed.shape[0], c, count)))
+        turned = apply(layout, blocks, border, x).packed()
+        columns = layout.from_directions.times(xp.reshape(turned, (turned.shape[0], c * count)))
+        result = xp.permute_dims(xp.reshape(columns, (q, c, count)), (2, 1, 0))
+        if bool(xp.any(bad)):
+            put(result, bad, self.beyond.apply_T(theta[bad], vectors[bad]))
+        return result
+
+    def random_effects(
+        self, theta: FloatArray, features: IntArray, se: StandardErrorKind | None
+    ) -> RandomEffects:
+        """Best linear unbiased predictions, with standard errors if asked for."""
+        p, layout, xp = self.projection, self.layout, namespace(theta)
+        unit = take(p.unit, features)[:, None] / p.column_scale
+        blocks, border, bad = self._eliminated(theta)
+        r = self._solve(blocks, border, features).r.packed()[:, 0, :]
+        blup = p.structure.multiply(theta, layout.from_directions.times(r).T) * unit
+        errors = None
+        if se is not None:
+            if se == "conditional":
+                border = self._border(blocks, with_x=False)
+            errors = standard_errors(prior_less_known(layout, blocks, border)) * unit
+        if bool(xp.any(bad)):
+            exact = self.beyond.random_effects(theta[bad], take(features, bad), se)
+            put(blup, bad, exact.blup)
+            if errors is not None:
+                put(errors, bad, exact.se)
+        return RandomEffects(blup, errors)
+
+    def contrast_moments(
+        self, theta: FloatArray, L: FloatArray, *, adjustment: bool
+    ) -> ContrastMoments:
+        """How the variances of hypotheses L (g, r, p) depend on theta (B, k)."""
+        return contrast_moments(self, theta, L, adjustment=adjustment)
+
+    def is_definite(self, theta: FloatArray) -> BoolArray:
+        """Whether V is positive definite, shape (B,)."""
+        distance, unknown = self._distance(theta, with_x=False)
+        definite = distance > 0
+        if bool(namespace(theta).any(unknown)):
+            put(definite, unknown, self.beyond.is_definite(theta[unknown]))
+        return definite
+
+    def distance_to_edge(self, theta: FloatArray) -> FloatArray:
+        """About the smallest over largest eigenvalue of V (ML) or of the error contrasts'."""
+        distance, unknown = self._distance(theta, with_x=self.method == "REML")
+        if bool(namespace(theta).any(unknown)):
+            put(distance, unknown, self.beyond.distance_to_edge(theta[unknown]))
+        return distance
+
+    def _distance(self, theta: FloatArray, *, with_x: bool) -> tuple[FloatArray, BoolArray]:
+        """The distance as blocks see it, and where only another likelihood can tell."""
+        xp = namespace(theta)
+        blocks, border, bad = self._eliminated(theta, with_x=with_x)
+        return xp.where(bad, -1.0, xp.minimum(blocks.distance, border.distance)), bad
+
+
+def _with_residual(
+    theta: FloatArray, value: FloatArray, total: FloatArray, first: FloatArray, second: FloatArray
+) -> Forms:
+    """Add the residual's entries to those of D's parameters, (B, k - 1) and (B, k - 1, k - 1).
+
+    sum_i theta_i V_i = V and P V P = P: ``total`` is sum_i theta_i first_i.
+    """
+    xp, sigma2, own = namespace(theta), theta[:, -1], theta[:, :-1]
+    last = (total - xp.sum(own * first, axis=1)) / sigma2
+    row = (first - xp.matmul(second, own[:, :, None])[:, :, 0]) / sigma2[:, None]
+    corner = (last - xp.sum(own * row, axis=1)) / sigma2
+    upper = xp.concat([second, row[:, :, None]], axis=2)
+    lower = xp.concat([row, corner[:, None]], axis=1)
+    return Forms(
+        value,
+        xp.concat([first, last[:, None]], axis=1),
+        xp.concat([upper, lower[:, None, :]], axis=1),
+    )

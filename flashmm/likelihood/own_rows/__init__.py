@@ -1,0 +1,1 @@
+"""Likelihoods of features that have rows of their own: each its own X, Z and samples."""

@@ -1,0 +1,433 @@
+"""Features that miss different samples: groups of them, each with its own likelihood.
+
+A pattern that many features share is a design like any other, with its fast likelihood. Features
+with rare patterns go together as a stack. All have the same internal units of theta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from flashmm.exceptions import InputError
+from flashmm.likelihood.base import Evaluation, RandomEffects, StandardErrorKind, rows_of
+from flashmm.likelihood.gates import check_sample_size
+from flashmm.likelihood.moments import ContrastMoments, contrast_moments
+from flashmm.likelihood.own_rows.stacked import StackedLikelihood
+from flashmm.likelihood.own_rows.stacked_designs import DesignStack, StackedProjection
+from flashmm.likelihood.projection import (
+    ROUNDING,
+    Projection,
+    parameter_scale,
+    project,
+    scale_of_columns,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from flashmm.designs.design import CovarianceStructure
+    from flashmm.likelihood.base import Estimator
+    from flashmm.stats.own_rows import PatternedStats
+
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
+    BoolArray = NDArray[np.bool_]
+
+__all__ = ["FeatureRows", "PatternedLikelihood", "PatternedProjection", "project_patterns"]
+
+# A pattern with fewer features costs less in the stack than by itself.
+_MANY = 8
+_EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some features, at ascending positions, and their projected statistics."""
+
+    features: IntArray
+    projection: Projection | StackedProjection
+
+
+@dataclass(frozen=True)
+class PatternedProjection:
+    """The projected statistics of all features; names as in `Projection`.
+
+    Parameters
+    ----------
+    p
+        Number of fixed effects.
+    structure
+        Random terms.
+    column_scale, param_scale
+        Units of the effects and of theta, shared by all groups.
+    groups
+        The groups; features that cannot be estimated are in none.
+    scale, rounding, n, log_det_XX, log_weights
+        Shape (m,).
+    beta_ols
+        Shape (p, m).
+    zero_variance, non_finite, not_estimable
+        Shape (m,).
+    """
+
+    p: int
+    structure: CovarianceStructure
+    column_scale: FloatArray
+    param_scale: FloatArray
+    groups: tuple[Group, ...]
+    scale: FloatArray
+    rounding: FloatArray
+    n: FloatArray
+    log_det_XX: FloatArray
+    log_weights: FloatArray
+    beta_ols: FloatArray
+    zero_variance: BoolArray
+    non_finite: BoolArray
+    not_estimable: BoolArray
+
+    @property
+    def m(self) -> int:
+        """Number of features."""
+        return int(self.scale.size)
+
+    @property
+    def varies(self) -> BoolArray:
+        """Features that can be fitted, shape (m,)."""
+        return ~(self.zero_variance | self.non_finite | self.not_estimable)
+
+    @property
+    def unit(self) -> FloatArray:
+        """Square root of ``scale``, shape (m,)."""
+        return np.asarray(np.sqrt(self.scale))
+
+    def natural_loglik(
+        self, loglik: FloatArray, method: str, features: IntArray | None = None
+    ) -> FloatArray:
+        """Log-likelihoods of y itself, as `Projection.natural_loglik`."""
+        here: Any = slice(None) if features is None else features
+        df = self.n[here] - (self.p if method == "REML" else 0)
+        natural: FloatArray = loglik - 0.5 * df * np.log(self.scale[here])
+        natural = natural + 0.5 * self.log_weights[here]
+        return natural - 0.5 * self.log_det_XX[here] if method == "REML" else natural
+
+    def to_internal(self, theta: FloatArray) -> FloatArray:
+        """Scale theta (m, k + 1) in the units of Y to the internal units."""
+        return np.asarray(theta / (self.param_scale * self.scale[:, None]))
+
+    def to_natural(self, theta: FloatArray) -> FloatArray:
+        """Scale internal theta (m, k + 1) back to the units of Y."""
+        return np.asarray(theta * (self.param_scale * self.scale[:, None]))
+
+
+def project_patterns(stats: PatternedStats) -> PatternedProjection:
+    """Project the statistics of all features off X.
+
+    Raises
+    ------
+    InputError
+        If not even all samples together could carry the model.
+    """
+    check_sample_size(stats.n, stats.p)
+    structure, m, p = stats.structure, stats.m, stats.p
+    column_scale = scale_of_columns(stats.sums.ZZ.diagonal(), structure)
+    total = PatternedProjection(
+        p,
+        structure,
+        column_scale,
+        parameter_scale(structure, column_scale),
+        (),
+        np.ones(m),
+        np.ones(m),
+        stats.nobs.astype(np.float64),
+        np.zeros(m),
+        np.zeros(m),
+        np.full((p, m), np.nan),
+        np.zeros(m, dtype=bool),
+        np.zeros(m, dtype=bool),
+        np.zeros(m, dtype=bool),
+    )
+    counts = np.bincount(stats.pattern, minlength=stats.n_patterns)
+    groups = []
+    for pattern in np.flatnonzero(counts >= _MANY):
+        features = stats.members(int(pattern))
+        try:
+            projection = project(stats.of_pattern(int(pattern)), column_scale)
+        except InputError:
+            total.not_estimable[features] = True
+            continue
+        groups.append(Group(features, projection))
+    rare = np.flatnonzero(counts[stats.pattern] < _MANY)
+    if rare.size:
+        features, stacked = _stack(stats, rare, total)
+        if features.size:
+            groups.append(Group(features, stacked))
+    for group in groups:
+        _fill(total, group)
+    if total.not_estimable.all() and m:
+        project(stats.sums)  # says what is wrong where nothing can be estimated at all
+    return replace(total, groups=tuple(groups))
+
+
+def _fill(total: PatternedProjection, group: Group) -> None:
+    """Put what a group knows of its features among that of all."""
+    here, part = group.features, group.projection
+    for name in ("scale", "rounding", "log_det_XX", "log_weights"):
+        getattr(total, name)[here] = getattr(part, name)
+    if isinstance(part, Projection):
+        total.beta_ols[:, here] = part.beta_ols
+        total.zero_variance[here], total.non_finite[here] = part.zero_variance, part.non_finite
+    else:
+        total.beta_ols[:, here] = part.beta_ols.T
+
+
+def _stack(
+    stats: PatternedStats, features: IntArray, total: PatternedProjection
+) -> tuple[IntArray, StackedProjection]:
+    """The features whose designs can carry the model, and these as a stack.
+
+    Verdicts of the others are put into ``total``.
+    """
+    p = stats.p
+    designs = DesignStack.of(stats, features, total.column_scale)
+    XX = designs.XX()
+    length = np.sqrt(np.diagonal(XX, axis1=1, axis2=2))
+    unit = np.where(length > 0, length, 1.0)
+    values, vectors = np.linalg.eigh(XX / (unit[:, :, None] * unit[:, None, :]))
+    good = (values[:, 0] > p * 1e-13 * values[:, -1]) & (designs.n > p)
+    total.not_estimable[features[~good]] = True
+    features, unit, values, vectors = features[good], unit[good], values[good], vectors[good]
+    designs = DesignStack.of(stats, features, total.column_scale)
+
+    XY, ZY, yy, a = (part[..., features] for part in stats.sums.centred())
+    finite = np.isfinite(XY).all(axis=0) & np.isfinite(ZY).all(axis=0) & np.isfinite(yy)
+    total.non_finite[features[~finite]] = True
+    XY, ZY, yy = (np.where(finite, part, 0.0) for part in (XY, ZY, yy))
+    W = vectors / np.sqrt(values)[:, None, :] / unit[:, :, None]
+    WXY = np.matmul(XY.T[:, None, :], W)[:, 0]
+    yRy = yy - (WXY**2).sum(axis=1)
+    amplification = values[:, -1] / values[:, 0]
+    floor = np.maximum(ROUNDING, _EPS * amplification) * yy
+    floor += (0.1 * ROUNDING) ** 2 * np.where(finite, stats.sums.yy[features], 0.0)
+    constant = finite & (yRy <= floor)
+    total.zero_variance[features[constant]] = True
+    df = designs.n - p
+    scale = np.where(constant | ~finite, 1.0, yRy / df)
+    beta_ols = np.matmul(W, WXY[:, :, None])[:, :, 0] + a.T
+    beta_ols[~finite] = np.nan
+    log_det = np.log(values).sum(axis=1) + 2.0 * np.log(unit).sum(axis=1)
+    stacked = StackedProjection(
+        designs=designs,
+        whitening=W,
+        log_det_XX=log_det,
+        log_weights=designs.observed @ stats.log_weight,
+        scale=scale,
+        rounding=np.maximum(ROUNDING * df, 2.0 * _EPS * amplification * yy / scale),
+        WXY=WXY,
+        ZY=(ZY / total.column_scale[:, None]).T,
+        beta_ols=beta_ols,
+    )
+    posed = np.ones(features.size, dtype=bool)
+    for start in range(0, features.size, stacked.chunk):
+        here = slice(start, min(start + stacked.chunk, features.size))
+        posed[here] = stacked.well_posed(here)
+    if posed.all():
+        return features, stacked
+    total.not_estimable[features[~posed]] = True
+    left = StackedProjection(
+        DesignStack.of(stats, features[posed], total.column_scale),
+        *(
+            getattr(stacked, name)[posed]
+            for name in stacked.__match_args__
+            if name not in ("designs", "_kept")
+        ),
+    )
+    return features[posed], left
+
+
+@dataclass(frozen=True)
+class PatternedLikelihood:
+    """The likelihoods of all features, each by the group it is in; an `Estimator` by `of`.
+
+    Parameters
+    ----------
+    projection
+        The projected statistics.
+    method
+        ``"REML"`` or ``"ML"``.
+    estimators
+        The likelihood of each group.
+    """
+
+    projection: PatternedProjection
+    method: Literal["REML", "ML"]
+    estimators: tuple[Estimator | StackedLikelihood, ...]
+    engine: str = "patterned"
+
+    @classmethod
+    def of_projection(
+        cls,
+        projection: PatternedProjection,
+        method: Literal["REML", "ML"],
+        make: Callable[[Projection], Estimator],
+    ) -> PatternedLikelihood:
+        """The likelihood of groups; ``make`` makes that of one with a common pattern."""
+        parts = tuple(
+            make(group.projection)
+            if isinstance(group.projection, Projection)
+            else StackedLikelihood(group.projection, method)
+            for group in projection.groups
+        )
+        return cls(projection, method, parts)
+
+    @property
+    def m(self) -> int:
+        """Number of features."""
+        return self.projection.m
+
+    @property
+    def n_params(self) -> int:
+        """Number of variance parameters, the residual included."""
+        return len(self.projection.structure.parameters) + 1
+
+    @cached_property
+    def _places(self) -> tuple[IntArray, IntArray]:
+        """Group of each feature, -1 for none, and its position there; both (m,)."""
+        group, place = np.full(self.m, -1), np.zeros(self.m, dtype=np.intp)
+        for number, part in enumerate(self.projection.groups):
+            group[part.features] = number
+            place[part.features] = np.arange(part.features.size)
+        return group, place
+
+    def split(self, features: IntArray) -> Iterator[tuple[IntArray, IntArray, Any]]:
+        """Per group: which of ``features`` are in it, their positions there, its likelihood."""
+        group, place = self._places
+        numbers = group[features]
+        for number in np.unique(numbers[numbers >= 0]):
+            where = np.flatnonzero(numbers == number)
+            yield where, place[features[where]], self.estimators[number]
+
+    @cached_property
+    def perfect_fit(self) -> BoolArray:
+        """Features that X and Z together explain exactly, shape (m,)."""
+        result = np.zeros(self.m, dtype=bool)
+        for group, estimator in zip(self.projection.groups, self.estimators, strict=True):
+            result[group.features] = estimator.perfect_fit
+        return result & self.projection.varies
+
+    def batch_size(self, memory: int) -> int:
+        """How many features may be evaluated at once within ``memory`` bytes."""
+        return min((part.batch_size(memory) for part in self.estimators), default=1)
+
+    def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
+        """Evaluate ``theta`` (B, k) for the features at the positions ``features`` (B,)."""
+        result = Evaluation.empty(features.size, self.n_params)
+        for where, local, estimator in self.split(features):
+            result.put(where, estimator.evaluate(theta[where], local))
+        return result
+
+    def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Fixed effects at theta, shape (B, p)."""
+        result = np.empty((features.size, self.projection.p))
+        for where, local, estimator in self.split(features):
+            result[where] = estimator.beta(theta[where], local)
+        return result
+
+    def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
+        """Variances l'Cl of the rows of L (c, p), shape (B, c)."""
+        result = np.empty((features.size, L.shape[0]))
+        for where, local, estimator in self.split(features):
+            result[where] = estimator.contrast_variance(theta[where], local, L)
+        return result
+
+    def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Covariance matrices of the fixed effects, shape (B, p, p)."""
+        result = np.empty((features.size, self.projection.p, self.projection.p))
+        for where, local, estimator in self.split(features):
+            result[where] = estimator.covariance(theta[where], local)
+        return result
+
+    def random_effects(
+        self, theta: FloatArray, features: IntArray, se: StandardErrorKind | None
+    ) -> RandomEffects:
+        """Predictions of the random effects, with standard errors if asked for."""
+        blup = np.empty((features.size, self.projection.structure.q))
+        errors = None if se is None else np.empty_like(blup)
+        for where, local, estimator in self.split(features):
+            part = estimator.random_effects(theta[where], local, se)
+            blup[where] = part.blup
+            if errors is not None and part.se is not None:
+                errors[where] = part.se
+        return RandomEffects(blup, errors)
+
+    def of(self, features: IntArray) -> FeatureRows:
+        """The likelihoods of some features, one for each row of theta."""
+        return FeatureRows(self, features)
+
+
+@dataclass(frozen=True)
+class _DesignRows:
+    """Of the designs of some features what formulas for contrasts need."""
+
+    structure: CovarianceStructure
+    H: FloatArray
+    XX_inverse: FloatArray
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """The likelihoods of certain features, one for each row of theta."""
+
+    likelihood: PatternedLikelihood
+    features: IntArray
+
+    @cached_property
+    def projection(self) -> _DesignRows:
+        """H (B, q, p) and (X'X)^-1 (B, p, p) of the features."""
+        owner = self.likelihood
+        p = owner.projection
+        H = np.empty((self.features.size, p.structure.q, p.p))
+        XX_inverse = np.empty((self.features.size, p.p, p.p))
+        for where, local, estimator in owner.split(self.features):
+            if isinstance(estimator, StackedLikelihood):
+                W = estimator.projection.whitening[local]
+                H[where] = estimator.H(local)
+                XX_inverse[where] = np.matmul(W, np.swapaxes(W, 1, 2))
+            else:
+                H[where] = estimator.projection.H
+                XX_inverse[where] = estimator.projection.XX_inverse
+        return _DesignRows(p.structure, H, XX_inverse)
+
+    def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
+        """T v with T = Z'PZ at theta for the rows of vectors (B, c, q), same shape."""
+        result = np.empty_like(vectors)
+        for where, local, estimator in self.likelihood.split(self.features):
+            one = rows_of(estimator, local)
+            result[where] = one.apply_T(theta[where], vectors[where])
+        return result
+
+    def contrast_moments(
+        self, theta: FloatArray, L: FloatArray, *, adjustment: bool
+    ) -> ContrastMoments:
+        """How the variances of hypotheses L (g, r, p) depend on theta (B, k)."""
+        return contrast_moments(self, theta, L, adjustment=adjustment)
+
+    def is_definite(self, theta: FloatArray) -> BoolArray:
+        """Whether V is positive definite, shape (B,)."""
+        result = np.zeros(self.features.size, dtype=bool)
+        for where, local, estimator in self.likelihood.split(self.features):
+            result[where] = rows_of(estimator, local).is_definite(theta[where])
+        return result
+
+    def distance_to_edge(self, theta: FloatArray) -> FloatArray:
+        """Smallest over largest eigenvalue of V, or of the error contrasts' covariance."""
+        result = np.empty(self.features.size)
+        for where, local, estimator in self.likelihood.split(self.features):
+            result[where] = rows_of(estimator, local).distance_to_edge(theta[where])
+        return result

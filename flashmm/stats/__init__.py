@@ -1,0 +1,1 @@
+"""Summary statistics: blocks of samples to cross-products, sums and differences of these."""

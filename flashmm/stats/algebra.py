@@ -1,0 +1,237 @@
+"""Adding and subtracting summary statistics: aligned by label, then summed.
+
+Statistics of different samples may list their coefficients and features in different orders and
+know different levels of a grouping factor; a level that one of them lacks has zero sums there.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from flashmm.designs.design import CovarianceStructure, RandomTerm
+from flashmm.exceptions import InputError, listing, nearest
+from flashmm.stats.root import combine_roots, restrict_root
+from flashmm.stats.shifts import combine_shifts
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.stats.summary_stats import SummaryStats
+
+    IntArray = NDArray[np.intp]
+
+__all__ = ["Features", "added", "subtracted"]
+
+Features = Literal["equal", "intersect"]
+
+# What is left of a sum over the samples of a level, relative to what it was, once all of its
+# samples have been taken out: rounding.
+_ROUNDING = 1e-12
+
+
+def added(left: SummaryStats, right: SummaryStats, features: Features = "equal") -> SummaryStats:
+    """Statistics of the union of two disjoint sets of samples, labelled as ``left`` is."""
+    left, right = _with_same_features(left, right, features)
+    right = _with_coefficients_of(right, left)
+    structure = _united(left.structure, right.structure)
+    return _combined(_with_levels(left, structure), _with_levels(right, structure), 1.0)
+
+
+def subtracted(whole: SummaryStats, part: SummaryStats) -> SummaryStats:
+    """Statistics of the samples of ``whole`` that are not in ``part``.
+
+    Levels that have no samples left are gone.
+    """
+    if part.n >= whole.n:
+        raise InputError(
+            f"Cannot take {part.n} samples out of {whole.n}: nothing would be left of them."
+        )
+    unknown = [str(name) for name in whole.feature_names if name not in set(part.feature_names)]
+    if unknown:
+        raise InputError(
+            f"The statistics to take out lack features: {listing(unknown)}. Use take() first."
+        )
+    part = _with_coefficients_of(part.take(list(whole.feature_names)), whole)
+    if _united(whole.structure, part.structure) != whole.structure:
+        known = set(whole.structure.column_names)
+        extra = [name for name in part.structure.column_names if name not in known]
+        raise InputError(f"The statistics to take out have other levels: {listing(extra)}.")
+    left = _combined(whole, _with_levels(part, whole.structure), -1.0)
+    rounding = left.ZZ.diagonal() <= _ROUNDING * whole.ZZ.diagonal()
+    return _with_levels(left, _without(left.structure, rounding & (whole.ZZ.diagonal() > 0)))
+
+
+def _combined(left: SummaryStats, right: SummaryStats, sign: float) -> SummaryStats:
+    """Left + sign * right, for statistics that agree in every label."""
+    XX = left.XX + sign * right.XX
+    total = replace(
+        left,
+        n=left.n + int(sign) * right.n,
+        XX=XX,
+        XX_root=combine_roots(left, right, XX, sign),
+        XY=left.XY + sign * right.XY,
+        ZX=left.ZX + sign * right.ZX,
+        ZY=left.ZY + sign * right.ZY,
+        ZZ=sp.csr_array(left.ZZ + sign * right.ZZ),
+        yy=np.maximum(left.yy + sign * right.yy, 0.0) if sign < 0 else left.yy + right.yy,
+        log_weights=left.log_weights + sign * right.log_weights,
+        shift=None,
+    )
+    return replace(total, shift=combine_shifts(left, right, total, sign))
+
+
+# ---- features and coefficients -----------------------------------------------------------
+
+
+def _with_same_features(
+    left: SummaryStats, right: SummaryStats, features: Features
+) -> tuple[SummaryStats, SummaryStats]:
+    if features not in ("equal", "intersect"):
+        raise InputError(
+            f"Unknown features={features!r}. {nearest(str(features), ['equal', 'intersect'])}"
+        )
+    mine, theirs = left.feature_names, right.feature_names
+    if np.array_equal(mine, theirs):
+        return left, right
+    on_left, on_right = set(mine), set(theirs)
+    if features == "equal" and on_left != on_right:
+        _raise_different(
+            "features", list(mine), list(theirs), "Join them with add(other, features='intersect')."
+        )
+    common = [name for name in mine if name in on_right]
+    if not common:
+        raise InputError("The two SummaryStats have no feature in common.")
+    return left if len(common) == left.m else left.take(common), right.take(common)
+
+
+def _with_coefficients_of(stats: SummaryStats, other: SummaryStats) -> SummaryStats:
+    """The statistics with their coefficients in another's order."""
+    mine, theirs = stats.coef_names, other.coef_names
+    if mine == theirs:
+        return stats
+    if set(mine) != set(theirs):
+        _raise_different(
+            "coefficients",
+            list(theirs),
+            list(mine),
+            "Build both with the same formula, and name in it the levels of a factor that not "
+            "every part has: C(batch, levels=['a', 'b']).",
+        )
+    order = pd.Index(mine).get_indexer(pd.Index(theirs))
+    shift = stats.shift
+    if shift is not None:
+        shift = replace(shift, a=shift.a[order], XY=shift.XY[order])
+    return replace(
+        stats,
+        XX=stats.XX[np.ix_(order, order)],
+        XX_root=restrict_root(stats.XX_root, order),
+        XY=stats.XY[order],
+        ZX=stats.ZX[:, order],
+        coef_names=theirs,
+        shift=shift,
+    )
+
+
+def _raise_different(what: str, mine: list[object], theirs: list[object], advice: str) -> None:
+    missing = [name for name in mine if name not in set(theirs)]
+    extra = [name for name in theirs if name not in set(mine)]
+    raise InputError(
+        f"The two SummaryStats have different {what}: only on the left: "
+        f"{listing(missing) or 'none'}; only on the right: {listing(extra) or 'none'}. {advice}"
+    )
+
+
+# ---- levels ------------------------------------------------------------------------------
+
+
+def _united(left: CovarianceStructure, right: CovarianceStructure) -> CovarianceStructure:
+    """The terms of ``left``, each with the levels of ``right`` that it lacks at its end."""
+    if left == right:
+        return left
+    theirs = {term.name: term for term in right.terms}
+    shapes = [
+        {term.name: (term.group, term.effects, term.covariance) for term in structure.terms}
+        for structure in (left, right)
+    ]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            "The two SummaryStats have different variance components: "
+            f"{listing(left.param_names)} and {listing(right.param_names)}."
+        )
+    return CovarianceStructure(tuple(_united_term(term, theirs[term.name]) for term in left.terms))
+
+
+def _united_term(mine: RandomTerm, theirs: RandomTerm) -> RandomTerm:
+    if mine.levels == theirs.levels:
+        return mine
+    if _only_counted(mine) and _only_counted(theirs):
+        raise InputError(
+            f"The two SummaryStats have {len(mine.levels)} and {len(theirs.levels)} columns in "
+            f"{mine.name!r}, without labels that say which belong together. Pass Z as a DataFrame "
+            "with named columns."
+        )
+    known = set(mine.levels)
+    new = tuple(level for level in theirs.levels if level not in known)
+    return replace(mine, levels=mine.levels + new)
+
+
+def _only_counted(term: RandomTerm) -> bool:
+    """Whether the columns came without labels, from an array."""
+    counted = tuple(str(i + 1) for i in range(len(term.levels)))
+    return re.fullmatch(r"Z\d+", term.name) is not None and term.levels == counted
+
+
+def _without(structure: CovarianceStructure, gone: NDArray[np.bool_]) -> CovarianceStructure:
+    """The structure without the levels all of whose columns are ``gone``."""
+    terms = []
+    for term, start in zip(structure.terms, structure.offsets, strict=False):
+        s = len(term.effects)
+        columns = gone[start : start + term.n_columns].reshape(-1, s)
+        empty = np.asarray(columns.all(axis=1))
+        levels = tuple(level for i, level in enumerate(term.levels) if not empty[i])
+        terms.append(replace(term, levels=levels))
+    return CovarianceStructure(tuple(terms))
+
+
+def _with_levels(stats: SummaryStats, structure: CovarianceStructure) -> SummaryStats:
+    """The statistics over the columns of another structure with the same terms.
+
+    Columns that it adds are zero; those that it lacks are dropped.
+    """
+    if stats.structure == structure:
+        return stats
+    source = column_positions(stats.structure, structure)
+    here = np.flatnonzero(source >= 0)
+    moved = sp.csr_array(
+        (np.ones(here.size), (here, source[here])), shape=(structure.q, stats.structure.q)
+    )
+    shift = stats.shift
+    if shift is not None:
+        shift = replace(shift, ZY=moved @ shift.ZY)
+    return replace(
+        stats,
+        ZX=moved @ stats.ZX,
+        ZY=moved @ stats.ZY,
+        ZZ=sp.csr_array(moved @ stats.ZZ @ moved.T),
+        structure=structure,
+        shift=shift,
+    )
+
+
+def column_positions(structure: CovarianceStructure, other: CovarianceStructure) -> IntArray:
+    """Position of the columns of another structure in the first, -1 for one that it lacks."""
+    columns = _columns(structure)
+    return np.array([columns.get(key, -1) for key in _columns(other)], dtype=np.intp)
+
+
+def _columns(structure: CovarianceStructure) -> dict[tuple[str, str, str], int]:
+    """Position of each column of Z by its term, level and effect."""
+    labels = structure.column_labels()
+    keys = zip(labels["term"], labels["group_level"], labels["effect"], strict=True)
+    return {key: position for position, key in enumerate(keys)}

@@ -1,0 +1,178 @@
+"""Sums over a dask array: each part is summed where its chunks are, and only sums come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flashmm.designs.compact import CompactMatrix, Layer, LayeredMatrix
+from flashmm.sources.dask_parts import Part, computed, fold, parts_of, shared
+from flashmm.stats.block_sums import BlockSums, DesignColumns, design_columns
+from flashmm.stats.shifts import sums_about
+from flashmm.stats.streaming import PassSums, sum_source
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.sources import Source
+
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
+
+__all__ = ["sum_parts", "sum_parts_about"]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of the design for one part, in few bytes.
+
+    Parameters
+    ----------
+    X, Z
+        As in `DesignColumns`, X without the table of its distinct rows, which all parts share.
+    weights
+        Precision of each sample, shape (n_b,); None for ones.
+    """
+
+    X: CompactMatrix
+    Z: LayeredMatrix
+    weights: FloatArray | None
+
+    @classmethod
+    def of(cls, design: DesignColumns, rows: IntArray, weights: FloatArray | None) -> _Rows:
+        parts, n = design.parts, rows.size
+        X = replace(
+            parts,
+            shape=(n, parts.shape[1]),
+            grouped=None if parts.grouped is None else _taken(parts.grouped, rows),
+            table=np.empty((0, 0)),
+            layered=_rows_of(parts.layered.layers, parts.layered.shape[1], rows),
+            dense=parts.dense[rows],
+        )
+        Z = _rows_of(design.layers, design.Z.shape[1], rows)
+        return cls(X, Z, None if weights is None else weights[rows])
+
+    def design(self, table: FloatArray) -> DesignColumns:
+        """X and Z of these samples alone."""
+        return design_columns(replace(self.X, table=table), self.Z)
+
+
+def _rows_of(layers: tuple[Layer, ...], columns: int, rows: IntArray) -> LayeredMatrix:
+    return LayeredMatrix(tuple(_taken(layer, rows) for layer in layers), (rows.size, columns))
+
+
+def _taken(layer: Layer, rows: IntArray) -> Layer:
+    weights = None if layer.weights is None else layer.weights[rows]
+    return Layer(layer.codes[rows], layer.count, weights)
+
+
+def sum_parts(
+    source: Source,
+    design: DesignColumns,
+    weights: FloatArray | None = None,
+    *,
+    block_bytes: int,
+    threads: int | None = None,
+    progress: bool = False,
+) -> PassSums:
+    """Sum all parts of a dask array; as `flashmm.stats.streaming.sum_source` otherwise.
+
+    The order of the additions depends on the parts alone, not on who makes them.
+
+    Parameters
+    ----------
+    source
+        Y, a dask array.
+    design
+        X and Z.
+    weights
+        Precision of each sample, shape (n,); None for ones.
+    block_bytes
+        Size of the parts.
+    threads, progress
+        See `flashmm.sources.dask_parts.computed`.
+    """
+    table = shared(design.parts.table)
+
+    def task(part: Part) -> Any:
+        rows = _Rows.of(design, part.rows, weights)
+        return part.apply(partial(_sums_of_part, rows, block_bytes), table)
+
+    sums = _folded(source, block_bytes, task, threads, progress)
+    XY, ZY, yy, totals, detected = sums or _zeros(design, source.m, 2)
+    return PassSums(BlockSums(XY, ZY, yy), totals, detected)
+
+
+def sum_parts_about(
+    a: FloatArray,
+    features: IntArray,
+    source: Source,
+    design: DesignColumns,
+    weights: FloatArray | None = None,
+    *,
+    block_bytes: int,
+    threads: int | None = None,
+) -> BlockSums:
+    """Sums of y - X a for the features at some positions; see `flashmm.stats.shifts.sums_about`."""
+    chosen = np.zeros(source.m, dtype=bool)
+    chosen[features] = True
+    table = shared(design.parts.table)
+    shares: dict[int, Any] = {}
+
+    def task(part: Part) -> Any:
+        start = part.features.start
+        if start not in shares:
+            shares[start] = shared(a[:, part.features])
+        rows = _Rows.of(design, part.rows, weights)
+        return part.apply(partial(_sums_of_part_about, rows, block_bytes), table, shares[start])
+
+    sums = _folded(source.taking(chosen), block_bytes, task, threads)
+    return BlockSums(*(sums or _zeros(design, features.size)))
+
+
+def _zeros(design: DesignColumns, m: int, counts: int = 0) -> tuple[FloatArray, ...]:
+    p, q = design.X.shape[1], design.Z.shape[1]
+    return np.zeros((p, m)), np.zeros((q, m)), *(np.zeros(m) for _ in range(1 + counts))
+
+
+def _folded(
+    source: Source,
+    block_bytes: int,
+    task: Callable[[Part], Any],
+    threads: int | None,
+    progress: bool = False,
+) -> tuple[FloatArray, ...] | None:
+    """The sums of all parts, features along the last axis; None when there is no part."""
+    groups: dict[int, list[Any]] = {}
+    for part in parts_of(source, block_bytes):
+        groups.setdefault(part.features.start, []).append(task(part))
+    totals = [fold(_added, groups[start]) for start in sorted(groups)]
+    found = computed(totals, threads=threads, progress=progress)
+    return tuple(np.concatenate(sums, axis=-1) for sums in zip(*found, strict=True)) or None
+
+
+# ---- on the workers ----------------------------------------------------------------------
+
+
+def _sums_of_part(
+    rows: _Rows, block_bytes: int, source: Source, table: FloatArray
+) -> tuple[FloatArray, ...]:
+    found = sum_source(source, rows.design(table), weights=rows.weights, block_bytes=block_bytes)
+    return found.sums.XY, found.sums.ZY, found.sums.yy, found.totals, found.detected
+
+
+def _sums_of_part_about(
+    rows: _Rows, block_bytes: int, source: Source, table: FloatArray, a: FloatArray
+) -> tuple[FloatArray, ...]:
+    blocks = source.blocks(block_bytes, dense=True)
+    found = sums_about(a, np.arange(source.m), blocks, rows.design(table), rows.weights)
+    return found.XY, found.ZY, found.yy
+
+
+def _added(parts: list[tuple[FloatArray, ...]]) -> tuple[FloatArray, ...]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return tuple(reduce(np.add, arrays) for arrays in zip(*parts, strict=True))

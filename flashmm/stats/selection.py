@@ -1,0 +1,145 @@
+"""Fewer fixed effects, random effects or features: the statistics of smaller models.
+
+Nothing needs the data again: the sums of a smaller design are a part of those of a larger one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from flashmm.arrays.labels import feature_positions
+from flashmm.designs.design import CovarianceStructure, RandomTerm
+from flashmm.exceptions import InputError, listing, nearest
+from flashmm.stats.root import near_collinear, restrict_root
+from flashmm.stats.shifts import restrict_shift
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.stats.summary_stats import SummaryStats
+
+    IntArray = NDArray[np.intp]
+
+__all__ = ["kept", "without"]
+
+
+def kept(stats: SummaryStats, fixed: Any, random: Any, features: Any) -> SummaryStats:
+    """The statistics with only what is named; None keeps all of its kind."""
+    if fixed is not None:
+        stats = _with_fixed(stats, np.sort(_fixed_positions(stats, fixed)))
+    if random is not None:
+        stats = _with_random(stats, _random_positions(stats.structure, random))
+    return stats if features is None else stats.take(features)
+
+
+def without(stats: SummaryStats, fixed: Any, random: Any, features: Any) -> SummaryStats:
+    """The statistics without what is named; None drops nothing of its kind."""
+    if fixed is not None:
+        gone = _fixed_positions(stats, fixed)
+        stats = _with_fixed(stats, np.setdiff1d(np.arange(stats.p), gone))
+    if random is not None:
+        gone_effects = _random_positions(stats.structure, random)
+        every = {(t, e) for t, term in enumerate(stats.structure.terms) for e in _effects(term)}
+        stats = _with_random(stats, every - gone_effects)
+    if features is not None:
+        gone = feature_positions(stats.feature_names, features)
+        stats = stats.take(np.setdiff1d(np.arange(stats.m), gone))
+    return stats
+
+
+# ---- fixed effects -----------------------------------------------------------------------
+
+
+def _fixed_positions(stats: SummaryStats, names: Any) -> IntArray:
+    asked = _as_list(names)
+    positions = pd.Index(stats.coef_names).get_indexer(pd.Index(asked, dtype=object))
+    if (positions < 0).any():
+        unknown = [name for name, at in zip(asked, positions, strict=True) if at < 0]
+        raise InputError(
+            f"Unknown coefficient: {listing(unknown)}. "
+            f"{nearest(str(unknown[0]), list(stats.coef_names))}"
+        )
+    return np.unique(positions)
+
+
+def _with_fixed(stats: SummaryStats, positions: IntArray) -> SummaryStats:
+    if positions.size == 0:
+        raise InputError("No fixed effect would be left. A model needs at least one.")
+    XX = stats.XX[np.ix_(positions, positions)]
+    return replace(
+        stats,
+        XX=XX,
+        XX_root=restrict_root(stats.XX_root, positions) if near_collinear(XX) else None,
+        XY=stats.XY[positions],
+        ZX=stats.ZX[:, positions],
+        coef_names=tuple(stats.coef_names[i] for i in positions),
+        shift=restrict_shift(stats, positions),
+    )
+
+
+# ---- random effects ----------------------------------------------------------------------
+
+
+def _effects(term: RandomTerm) -> range:
+    """Effects of a term that can go alone: none of an identity covariance can."""
+    return range(1 if term.covariance == "identity" else len(term.effects))
+
+
+def _random_positions(structure: CovarianceStructure, names: Any) -> set[tuple[int, int]]:
+    """(term, effect) of terms and variances by name; an identity term has the one effect 0."""
+    known: dict[str, set[tuple[int, int]]] = {}
+    for position, term in enumerate(structure.terms):
+        known[term.name] = {(position, effect) for effect in _effects(term)}
+    for parameter in structure.parameters:
+        if parameter.is_variance:
+            known.setdefault(parameter.name, {(parameter.term, max(parameter.row, 0))})
+    asked = _as_list(names)
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise InputError(
+            f"Unknown random effect: {listing(unknown)}. {nearest(str(unknown[0]), list(known))} "
+            "Name a term or a variance."
+        )
+    return set().union(*(known[name] for name in asked))
+
+
+def _with_random(stats: SummaryStats, wanted: set[tuple[int, int]]) -> SummaryStats:
+    if not wanted:
+        raise InputError("No random effect would be left. A model needs at least one.")
+    structure = stats.structure
+    terms, columns = [], []
+    for position, term in enumerate(structure.terms):
+        effects = [e for e in _effects(term) if (position, e) in wanted]
+        if not effects:
+            continue
+        start, stop = structure.offsets[position : position + 2]
+        of_term = np.arange(start, stop).reshape(len(term.levels), len(term.effects))
+        if term.covariance == "identity":
+            terms.append(term)
+        else:
+            of_term = of_term[:, effects]
+            terms.append(replace(term, effects=tuple(term.effects[e] for e in effects)))
+        columns.append(of_term.ravel())
+    here = np.concatenate(columns)
+    shift = stats.shift
+    if shift is not None:
+        shift = replace(shift, ZY=shift.ZY[here])
+    return replace(
+        stats,
+        ZX=stats.ZX[here],
+        ZY=stats.ZY[here],
+        ZZ=stats.ZZ[here][:, here],
+        structure=CovarianceStructure(tuple(terms)),
+        shift=shift,
+    )
+
+
+def _as_list(names: Any) -> list[Any]:
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        return [names]
+    return list(names)

@@ -1,0 +1,170 @@
+"""One pass over a source: blocks are read in turn, summed by several threads, added in order."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from flashmm.exceptions import InputError
+from flashmm.progress import progress_bar
+from flashmm.sources.pieces import BLOCK_BYTES
+from flashmm.sources.portions import portions
+from flashmm.sources.source import RawBlock, Source
+from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.designs.design import Design
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = [
+    "PassSums",
+    "in_order",
+    "passing",
+    "suitable_block_bytes",
+    "sum_source",
+    "worker_count",
+]
+
+# Sums by code, codes x features, that are larger than this are reached too slowly in any order:
+# samples of the same code are brought together first.
+_CACHE = 2**23
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def worker_count(workers: int | None) -> int:
+    """Threads to use: as many as asked for, else as this process may run on."""
+    if workers is not None:
+        return workers
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    """Results of a function in the order of its items, computed by several threads.
+
+    The items are drawn by the caller's thread, and at most one more than there are workers is
+    held at a time; what is left is dropped when the caller stops or an error comes.
+    """
+    if workers == 1:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="flashmm")
+    try:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class PassSums:
+    """Sums of one pass over a source.
+
+    Parameters
+    ----------
+    sums
+        X'Y', Z'Y' and the sums of squares of all features in use.
+    totals, detected
+        Sum of each feature and number of samples in which it is not zero, shape (m,); zero
+        unless the source counts.
+    """
+
+    sums: BlockSums
+    totals: FloatArray
+    detected: FloatArray
+
+
+def sum_source(
+    source: Source,
+    columns: DesignColumns,
+    *,
+    weights: FloatArray | None = None,
+    workers: int = 1,
+    block_bytes: int,
+    progress: bool = False,
+) -> PassSums:
+    """Sum all blocks of a source; the order of the additions does not depend on ``workers``."""
+    largest = max(columns.layers, key=lambda layer: layer.count, default=None)
+    if largest is not None and 8 * largest.count * source.m <= _CACHE:
+        largest = None
+    groups = 0 if columns.parts.grouped is None else columns.parts.grouped.count
+
+    def zeros(m: int) -> PassSums:
+        p, q = columns.X.shape[1], columns.Z.shape[1]
+        sums = BlockSums(np.zeros((p, m)), np.zeros((q, m)), np.zeros(m))
+        return PassSums(sums, np.zeros(m), np.zeros(m))
+
+    def finish(raw: RawBlock) -> tuple[slice | NDArray[np.intp], PassSums]:
+        part = zeros(np.arange(source.m)[raw.slots].size)
+        codes = None
+        if largest is not None:
+            codes = largest.codes[source.positions(raw.piece.samples)]
+        for portion in portions(raw, codes, 2 * groups * source.m):
+            block = source.finish(portion)
+            block_sums(block, columns, weights, into=part.sums)
+            if block.totals is not None and block.detected is not None:
+                part.totals[:] += block.totals
+                part.detected[:] += block.detected
+        return raw.slots, part
+
+    total = zeros(source.m)
+    blocks = progress_bar(
+        in_order(finish, source.raw_blocks(block_bytes), workers),
+        source.count_blocks(block_bytes) if progress else None,
+        show=progress,
+    )
+    with np.errstate(over="ignore", invalid="ignore"):
+        for slots, part in blocks:
+            total.sums.XY[:, slots] += part.sums.XY
+            total.sums.ZY[:, slots] += part.sums.ZY
+            total.sums.yy[slots] += part.sums.yy
+            total.totals[slots] += part.totals
+            total.detected[slots] += part.detected
+    return total
+
+
+def suitable_block_bytes(source: Source, design: Design) -> int:
+    """Blocks a few times the size of their own sums, (p + q) x m, within limits."""
+    if not source.is_sparse or source.densifies:
+        return BLOCK_BYTES
+    if not source.reader.whole_samples:
+        return BLOCK_BYTES // 8
+    sums = 8 * (design.X.shape[1] + design.Z.shape[1]) * source.m
+    return int(np.clip(2 * sums, BLOCK_BYTES // 4, BLOCK_BYTES))
+
+
+def passing(
+    totals: FloatArray,
+    detected: FloatArray,
+    n: int,
+    min_count: float | None,
+    min_fraction: float | None,
+) -> NDArray[np.bool_]:
+    """Features whose sum and fraction of non-zero samples reach the limits, shape (m,)."""
+    kept = np.ones(totals.size, dtype=bool)
+    if min_count is not None:
+        kept &= totals >= min_count
+    if min_fraction is not None:
+        if not 0 <= min_fraction <= 1:
+            raise InputError(f"`min_fraction` must lie between 0 and 1, not {min_fraction!r}.")
+        kept &= detected >= min_fraction * n
+    return kept

@@ -1,0 +1,523 @@
+"""SummaryStats: what is left of the data once the samples have been summed over.
+
+Every field is a sum over samples, so the statistics of two sets of samples add up to the
+statistics of their union. Their size does not depend on n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from flashmm.arrays.labels import checked_labels, feature_positions
+from flashmm.arrays.numeric import float_array
+from flashmm.designs.design import Design
+from flashmm.designs.from_arrays import as_structure, design_and_source
+from flashmm.designs.per_sample import positive
+from flashmm.exceptions import InputError
+from flashmm.sources import Source, Transform
+from flashmm.stats.algebra import added, subtracted
+from flashmm.stats.checks import check_shapes, sample_count, shared_labels
+from flashmm.stats.selection import kept, without
+from flashmm.stats.shifts import Shift
+from flashmm.stats.summing import sum_design
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    import xarray as xr
+    from numpy.typing import ArrayLike, NDArray
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["SummaryStats"]
+
+
+@dataclass(frozen=True, eq=False)
+class SummaryStats:
+    """Cross-products of X, Z and Y: all that a fit needs, of a size free of n.
+
+    ``a + b`` joins the samples of two sets of statistics (and ``sum`` those of many);
+    `take` picks features.
+
+    Parameters
+    ----------
+    n
+        Number of samples.
+    XX
+        X'X, shape (p, p).
+    XY
+        X'Y', shape (p, m).
+    ZX
+        Z'X, shape (q, p).
+    ZY
+        Z'Y', shape (q, m).
+    ZZ
+        Z'Z, shape (q, q), dense or sparse; kept sparse.
+    yy
+        Sums of squares of the features, shape (m,).
+    feature_names
+        Labels of the m features; 0..m-1 by default.
+    coef_names
+        Labels of the p fixed effects; ``x1``, ``x2``, ... by default.
+    structure
+        Random terms that own the columns of Z; one component by default. A sequence of
+        sizes (FLASHMM's ``d``) or a dict ``{name: size}`` is accepted too.
+    shift
+        Sums of y - X a for features whose variation drowns in the sums above
+        (`flashmm.stats.shifts`); None where no feature needs them.
+    log_weights
+        Sum of the logarithms of the samples' weights; the sums above are weighted by them.
+    XX_root
+        R of the QR decomposition of X, shape (p, p), where X'X alone would keep too few digits
+        (`flashmm.stats.root`); None where it does not need one, or X was not at hand.
+
+    Raises
+    ------
+    InputError
+        If shapes do not match, labels repeat, or X, Z products are not finite. XY, ZY and yy
+        may hold NaN: the features concerned get the verdict "non finite".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from flashmm import SummaryStats
+    >>> rng = np.random.default_rng(1)
+    >>> X = np.ones((6, 1)); Z = np.kron(np.eye(3), np.ones((2, 1)))
+    >>> stats = SummaryStats.from_arrays(rng.normal(size=(4, 6)), X, Z)
+    >>> stats
+    <SummaryStats: n=6 samples, m=4 features, p=1 fixed effects, q=3 random effects>
+    """
+
+    n: int
+    XX: FloatArray
+    XY: FloatArray
+    ZX: FloatArray
+    ZY: FloatArray
+    ZZ: sp.csr_array
+    yy: FloatArray
+    feature_names: Any = None
+    coef_names: Any = None
+    structure: Any = None
+    shift: Shift | None = None
+    log_weights: float = 0.0
+    XX_root: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        fields: dict[str, Any] = {"n": sample_count(self.n)}
+        for name in ("XX", "XY", "ZX", "ZY", "yy"):
+            fields[name] = float_array(getattr(self, name), name)
+        for name in ("XY", "ZY"):
+            if fields[name].ndim == 1:
+                fields[name] = fields[name][:, None]
+        fields["yy"] = np.atleast_1d(fields["yy"])
+        if sp.issparse(self.ZZ):
+            fields["ZZ"] = sp.csr_array(self.ZZ).astype(np.float64)
+        else:
+            fields["ZZ"] = float_array(self.ZZ, "ZZ")
+        for name in ("XX", "XY", "ZX", "ZY", "ZZ"):
+            if fields[name].ndim != 2:
+                raise InputError(f"{name} must be a matrix; it has {fields[name].ndim} dimensions.")
+        fields["ZZ"] = sp.csr_array(fields["ZZ"])
+        p, m = fields["XY"].shape
+        q = fields["ZZ"].shape[0]
+        check_shapes(fields, p, q, m)
+        if self.XX_root is not None:
+            fields["XX_root"] = float_array(self.XX_root, "XX_root")
+            if fields["XX_root"].shape != (p, p):
+                raise InputError(
+                    f"XX_root has shape {fields['XX_root'].shape}, but must be {(p, p)}."
+                )
+        coefs = self.coef_names
+        if coefs is None:
+            coefs = shared_labels(self, "coefficients", XX=(0, 1), XY=(0,), ZX=(1,))
+        features = self.feature_names
+        if features is None:
+            features = shared_labels(self, "features", XY=(1,), ZY=(1,), yy=(0,))
+        fields["feature_names"] = checked_labels(features, m, "feature", default=np.arange(m))
+        default = np.array([f"x{i + 1}" for i in range(p)], dtype=object)
+        fields["coef_names"] = tuple(
+            str(name) for name in checked_labels(coefs, p, "coefficient", default=default)
+        )
+        fields["structure"] = as_structure(self.structure, q)
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def m(self) -> int:
+        """Number of features."""
+        return int(self.yy.size)
+
+    @property
+    def p(self) -> int:
+        """Number of fixed effects."""
+        return int(self.XX.shape[0])
+
+    @property
+    def q(self) -> int:
+        """Number of random effects, the columns of Z."""
+        return int(self.ZZ.shape[0])
+
+    def __repr__(self) -> str:
+        return (
+            f"<SummaryStats: n={self.n} samples, m={self.m} features, p={self.p} fixed effects, "
+            f"q={self.q} random effects>"
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        Y: Any,
+        X: ArrayLike,
+        Z: Any,
+        *,
+        components: Any = None,
+        transform: Transform = None,
+        feature_names: Sequence[object] | None = None,
+        coef_names: Sequence[str] | None = None,
+        weights: ArrayLike | None = None,
+    ) -> SummaryStats:
+        """Sum Y, X and Z over the samples.
+
+        Parameters
+        ----------
+        Y
+            Features x samples, shape (m, n); see `MultiLMM.from_formula` for the kinds.
+        X
+            Fixed-effects design, shape (n, p); column names of a DataFrame are used.
+        Z
+            Random-effects design, shape (n, q), dense or sparse.
+        components
+            Sizes of the components, summing to q, or a dict ``{name: size}``; one
+            component by default.
+        transform
+            ``"log2p1"``, ``"log1p"``, an elementwise callable, or None.
+        feature_names, coef_names
+            Labels that override those of Y and X.
+        weights
+            Precision of each sample, shape (n,); None for ones.
+
+        Returns
+        -------
+        SummaryStats
+
+        Raises
+        ------
+        InputError
+            If the shapes do not match or a value is missing or infinite.
+        """
+        design, source = design_and_source(
+            Y, X, Z, components, coef_names, transform, feature_names
+        )
+        if weights is not None:
+            weights = positive(weights, design.n, "weights")
+        return cls.from_design(source, design, weights=weights)
+
+    @classmethod
+    def from_blocks(
+        cls,
+        blocks: Iterable[tuple[Any, Any, Any]],
+        *,
+        components: Any = None,
+        transform: Transform = None,
+        feature_names: Sequence[object] | None = None,
+        coef_names: Sequence[str] | None = None,
+    ) -> SummaryStats:
+        """Fold blocks of samples, in one pass and one block at a time in memory.
+
+        Parameters
+        ----------
+        blocks
+            Iterable of ``(Y, X, Z)`` for successive sets of samples, shapes (m, n_b),
+            (n_b, p), (n_b, q).
+        components, transform, feature_names, coef_names
+            As in `from_arrays`.
+
+        Returns
+        -------
+        SummaryStats
+
+        Raises
+        ------
+        InputError
+            If there is no block, or blocks differ in features or columns.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from flashmm import SummaryStats
+        >>> Y = np.arange(12.0).reshape(2, 6); X = np.ones((6, 1)); Z = np.eye(6)[:, :2]
+        >>> halves = ((Y[:, s], X[s], Z[s]) for s in (slice(0, 3), slice(3, 6)))
+        >>> SummaryStats.from_blocks(halves).yy
+        array([ 55., 451.])
+        """
+        total: SummaryStats | None = None
+        for Y, X, Z in blocks:
+            part = cls.from_arrays(
+                Y,
+                X,
+                Z,
+                components=components,
+                transform=transform,
+                feature_names=feature_names,
+                coef_names=coef_names,
+            )
+            total = part if total is None else total + part
+        if total is None:
+            raise InputError("`blocks` is empty: there is nothing to sum.")
+        return total
+
+    @classmethod
+    def from_design(
+        cls,
+        source: Source,
+        design: Design,
+        *,
+        weights: FloatArray | None = None,
+        min_count: float | None = None,
+        min_fraction: float | None = None,
+        workers: int | None = None,
+        progress: bool = False,
+        block_bytes: int | None = None,
+    ) -> SummaryStats:
+        """Sum a source over the samples of a design, block by block.
+
+        Parameters
+        ----------
+        source
+            Y, features x samples.
+        design
+            X and Z of the same samples.
+        weights
+            Precision of each sample, shape (n,); None for ones.
+        min_count, min_fraction
+            Leave out features that sum to less before anything is done to them, or that are not
+            zero in a smaller fraction of the samples.
+        workers
+            Threads that sum blocks of sparse Y or a dask array; None for as many as there are
+            processors.
+        progress
+            Show a progress bar on a terminal.
+        block_bytes
+            Size of the blocks; it does not change the sums.
+
+        Returns
+        -------
+        SummaryStats
+        """
+        return sum_design(
+            cls,
+            source,
+            design,
+            weights=weights,
+            min_count=min_count,
+            min_fraction=min_fraction,
+            workers=workers,
+            progress=progress,
+            block_bytes=block_bytes,
+        )
+
+    def centred(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """X'y, Z'y and y'y after subtracting X a, and a, shapes (p, m), (q, m), (m,), (p, m).
+
+        a is zero for all features but those in ``shift``.
+        """
+        a = np.zeros_like(self.XY)
+        XY, ZY, yy = self.XY, self.ZY, self.yy
+        if self.shift is not None:
+            where = self.shift.features
+            XY, ZY, yy = XY.copy(), ZY.copy(), yy.copy()
+            XY[:, where], ZY[:, where], yy[where] = self.shift.XY, self.shift.ZY, self.shift.yy
+            a[:, where] = self.shift.a
+        return XY, ZY, yy, a
+
+    def __add__(self, other: object) -> SummaryStats:
+        """Statistics of the union of two disjoint sets of samples; see `add`."""
+        return added(self, other) if isinstance(other, SummaryStats) else NotImplemented
+
+    def __sub__(self, other: object) -> SummaryStats:
+        """Statistics without the samples of ``other``, which were added before.
+
+        Levels of random effects that have no samples left are dropped. Digits that the sum of
+        squares of all samples does not hold cannot come back.
+        """
+        return subtracted(self, other) if isinstance(other, SummaryStats) else NotImplemented
+
+    def add(
+        self, other: SummaryStats, *, features: Literal["equal", "intersect"] = "equal"
+    ) -> SummaryStats:
+        """Join the samples of two sets of statistics, aligned by label.
+
+        The order of coefficients and features may differ. Levels of a grouping factor are
+        united: those of equal name are one level.
+
+        Parameters
+        ----------
+        other
+            Statistics of other samples, with the same coefficients and random terms.
+        features
+            ``"equal"``: both must have the same; ``"intersect"``: those that both have are kept.
+
+        Returns
+        -------
+        SummaryStats
+            In the order of ``self``, with levels that only ``other`` has after its own.
+
+        Raises
+        ------
+        InputError
+            If coefficients, random terms or features do not agree; the message names them.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd
+        >>> from flashmm import SummaryStats
+        >>> Y, X = np.arange(8.0).reshape(2, 4), np.ones((4, 1))
+        >>> one = pd.DataFrame(np.kron(np.eye(2), np.ones((2, 1))), columns=["ann", "bob"])
+        >>> two = one.set_axis(["bob", "cem"], axis=1)
+        >>> total = SummaryStats.from_arrays(Y, X, one) + SummaryStats.from_arrays(Y, X, two)
+        >>> total.structure.terms[0].levels
+        ('ann', 'bob', 'cem')
+        """
+        return added(self, other, features)
+
+    def update(
+        self, Y: Any, X: ArrayLike, Z: Any, *, transform: Transform = None, weights: Any = None
+    ) -> SummaryStats:
+        """Add a block of samples.
+
+        Parameters
+        ----------
+        Y, X, Z
+            The block, shapes (m, n_b), (n_b, p), (n_b, q). X and Z without labels have the
+            columns of these statistics, Y without labels their features.
+        transform, weights
+            As in `from_arrays`.
+
+        Returns
+        -------
+        SummaryStats
+            Of all samples; ``self`` stays as it is.
+        """
+        block = SummaryStats.from_arrays(
+            Y,
+            X,
+            Z,
+            components=None if isinstance(Z, pd.DataFrame) else self.structure,
+            transform=transform,
+            coef_names=None if isinstance(X, pd.DataFrame) else self.coef_names,
+            weights=weights,
+        )
+        if block.feature_names.dtype.kind in "iu" and block.m == self.m:
+            block = replace(block, feature_names=self.feature_names)
+        return self + block
+
+    def __radd__(self, other: object) -> SummaryStats:
+        """Let ``sum(parts)`` work: it starts from 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def take(self, features: Any) -> SummaryStats:
+        """Keep some features.
+
+        Parameters
+        ----------
+        features
+            Names, positions, a slice or a boolean mask of length m.
+
+        Returns
+        -------
+        SummaryStats
+            With the same samples, in the order asked for.
+
+        Raises
+        ------
+        InputError
+            If a feature is unknown or asked for twice.
+        """
+        positions = feature_positions(self.feature_names, features)
+        shift = None if self.shift is None else self.shift.take(positions, self.m)
+        return replace(
+            self,
+            XY=self.XY[:, positions],
+            ZY=self.ZY[:, positions],
+            yy=self.yy[positions],
+            feature_names=self.feature_names[positions],
+            shift=shift,
+        )
+
+    def keep(self, *, fixed: Any = None, random: Any = None, features: Any = None) -> SummaryStats:
+        """The statistics of a smaller model, by what stays in it.
+
+        Parameters
+        ----------
+        fixed
+            Names of coefficients; None for all.
+        random
+            Names of random terms, or of variances: ``"Subject[Days]"`` stands for the effect
+            Days of the term Subject; None for all.
+        features
+            As in `take`; None for all.
+
+        Returns
+        -------
+        SummaryStats
+            In the order of ``self`` but for the features.
+
+        Raises
+        ------
+        InputError
+            If a name is unknown, or no fixed or no random effect would be left.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from flashmm import SummaryStats
+        >>> rng = np.random.default_rng(1)
+        >>> Z = np.kron(np.eye(3), np.ones((2, 1)))
+        >>> stats = SummaryStats.from_arrays(rng.normal(size=(4, 6)), np.eye(6)[:, :2], Z)
+        >>> stats.keep(fixed="x2").coef_names, stats.drop(fixed="x2").coef_names
+        (('x2',), ('x1',))
+        """
+        return kept(self, fixed, random, features)
+
+    def drop(self, *, fixed: Any = None, random: Any = None, features: Any = None) -> SummaryStats:
+        """The statistics of a smaller model, by what leaves it; as `keep` otherwise."""
+        return without(self, fixed, random, features)
+
+    def to_dataset(self) -> xr.Dataset:
+        """The statistics as an xarray Dataset, labels included."""
+        from flashmm.storage.files import stats_to_dataset  # noqa: PLC0415  (imports this module)
+
+        return stats_to_dataset(self)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the statistics with a checksum, under a temporary name first.
+
+        Parameters
+        ----------
+        path
+            File to write; an existing one is replaced only once the new one is complete.
+            ``.zarr`` and ``.zarr.zip`` are written as zarr, everything else as netCDF.
+        """
+        from flashmm.storage.files import save_dataset  # noqa: PLC0415
+
+        save_dataset(self.to_dataset(), path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> SummaryStats:
+        """Read statistics that `save` wrote.
+
+        Raises
+        ------
+        InputError
+            If the file is damaged, was altered, holds something else, or comes from a later
+            format.
+        """
+        from flashmm.storage.files import load_dataset, stats_from_dataset  # noqa: PLC0415
+
+        return stats_from_dataset(load_dataset(path, kind="SummaryStats"))

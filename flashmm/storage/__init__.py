@@ -1,0 +1,1 @@
+"""Files of statistics and results: written whole or not at all, read only when sound."""
