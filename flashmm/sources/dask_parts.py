@@ -123,23 +123,28 @@ def parts_of(source: Source, block_bytes: int) -> list[Part]:
     reader = source.reader
     assert isinstance(reader, DaskReader)
     grid = reader.values.to_delayed()
-    edges = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in reader.values.chunks]
-    templates: dict[int, tuple[slice, Any]] = {}
+    held = [np.flatnonzero(sizes) for sizes in reader.values.chunks]  # chunks that hold something
+    starts = [
+        np.cumsum(sizes)[at] - np.asarray(sizes)[at]
+        for sizes, at in zip(reader.values.chunks, held, strict=True)
+    ]
+    templates: dict[tuple[int, int], tuple[slice, Any]] = {}
     parts = []
     for number, (rows, columns) in enumerate(reader.runs(block_bytes)):
         features, samples = (columns, rows) if reader.transposed else (rows, columns)
-        if features.start not in templates:
+        span = features.start, features.stop
+        if span not in templates:
             slots, template = _of_features(source, features)
-            templates[features.start] = slots, shared(template)
-        slots, template = templates[features.start]
+            templates[span] = slots, shared(template)
+        slots, template = templates[span]
         here, known = _of_samples(source, samples, number)
         if slots.start == slots.stop or here.size == 0:
             continue
         across, down = (
-            slice(*np.searchsorted(edge, [run.start, run.stop]).tolist())
-            for edge, run in zip(edges, (rows, columns), strict=True)
+            at[slice(*np.searchsorted(start, [run.start, run.stop]).tolist())]
+            for at, start, run in zip(held, starts, (rows, columns), strict=True)
         )
-        chunks = [list(row) for row in grid[across, down]]
+        chunks = [list(row) for row in grid[np.ix_(across, down)]]
         parts.append(Part(slots, here, chunks, template, known, reader.transposed))
     return parts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,8 +109,13 @@ class BlocksReader:
                     f"{listing(self._names(again))}."
                 )
             seen[positions] = True
-            (piece,) = read.reader.pieces(2**62, dense=False)
-            yield Piece(slice(0, self.shape[0]), positions, piece.read)
+            if positions.size == 0:
+                continue
+            whole = next(iter(read.reader.pieces(2**62, dense=False)), None)
+            nothing = partial(np.zeros, read.reader.shape)  # no features, so no piece
+            yield Piece(
+                slice(0, self.shape[0]), positions, nothing if whole is None else whole.read
+            )
         if not seen.all():
             left = np.flatnonzero(~seen)
             raise InputError(
