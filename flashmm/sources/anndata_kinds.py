@@ -112,9 +112,9 @@ def matrix_reader(values: Any, *, transposed: bool) -> Reader:
         values = values.group
     if is_on_disk(values):
         return disk_reader(values, transposed=transposed)
-    if transposed:
-        values = values.T
-    return sparse_reader(values) if sp.issparse(values) else array_reader(values)
+    if sp.issparse(values):
+        return sparse_reader(values, transposed=transposed)
+    return array_reader(values.T if transposed else values)
 
 
 def _open_path(path: Path, layer: str | None) -> OpenedAnnData:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from flashmm.arrays.sparse import UnsoundMatrixError, compressed
 from flashmm.exceptions import InputError
 from flashmm.sources.pieces import Piece
 
@@ -95,13 +96,35 @@ class DaskReader:
 
     def pieces(self, block_bytes: int, *, dense: bool) -> Iterator[Piece]:  # noqa: ARG002
         """Runs of chunks, each computed when it is read."""
+        chunks_of = self.chunks()
         for rows, columns in self.runs(block_bytes):
             features, samples = (columns, rows) if self.transposed else (rows, columns)
-            yield Piece(features, samples, self._reading(rows, columns))
+            yield Piece(features, samples, self._reading(chunks_of(rows, columns)))
 
-    def _reading(self, rows: slice, columns: slice) -> Callable[[], Any]:
+    def chunks(self) -> Callable[[slice, slice], list[list[Any]]]:
+        """Gives the chunks of a run that hold something, row by row, not computed."""
+        grid = self.values.to_delayed()
+        held = [np.flatnonzero(sizes) for sizes in self.values.chunks]
+        starts = [
+            np.cumsum(sizes)[at] - np.asarray(sizes)[at]
+            for sizes, at in zip(self.values.chunks, held, strict=True)
+        ]
+
+        def chunks_of(rows: slice, columns: slice) -> list[list[Any]]:
+            across, down = (
+                at[slice(*np.searchsorted(start, [run.start, run.stop]).tolist())]
+                for at, start, run in zip(held, starts, (rows, columns), strict=True)
+            )
+            return [list(row) for row in grid[np.ix_(across, down)]]
+
+        return chunks_of
+
+    def _reading(self, chunks: list[list[Any]]) -> Callable[[], Any]:
         def read() -> Any:
-            return joined_chunks([[self.values[rows, columns].compute()]], self.transposed)
+            import dask  # noqa: PLC0415  (an optional package, which made the array)
+
+            # Chunk by chunk: dask would join sparse ones before they are known to be sound.
+            return joined_chunks(dask.compute(chunks)[0], self.transposed)
 
         return read
 
@@ -134,10 +157,11 @@ def joined_chunks(chunks: list[list[Any]], transposed: bool) -> Any:
 
 def _plain(values: Any) -> Any:
     if hasattr(values, "to_scipy_sparse"):
-        values = values.to_scipy_sparse()
-    if sp.issparse(values):
-        return sp.csc_array(values) if values.format == "csc" else sp.csr_array(values)
-    return np.asarray(values)
+        try:
+            values = values.to_scipy_sparse()
+        except ValueError as error:
+            raise UnsoundMatrixError(str(error)) from error
+    return compressed(values, "Y") if sp.issparse(values) else np.asarray(values)
 
 
 def _joined(edges: Any, width: int) -> Any:

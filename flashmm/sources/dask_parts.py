@@ -18,6 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
+from flashmm.arrays.sparse import UnsoundMatrixError
 from flashmm.sources.dask_arrays import DaskReader, joined_chunks
 from flashmm.sources.memory import array_reader, sparse_reader
 from flashmm.sources.pieces import DenseReader
@@ -56,7 +57,10 @@ class _Task:
     transposed: bool
 
     def __call__(self, template: Source, chunks: list[list[Any]], *arguments: Any) -> Any:
-        values = joined_chunks(chunks, self.transposed)
+        try:
+            values = joined_chunks(chunks, self.transposed)
+        except UnsoundMatrixError as error:
+            raise error.named(f"Block {self.samples.block} of Y") from None
         reader = sparse_reader(values) if sp.issparse(values) else array_reader(values)
         source = replace(
             template,
@@ -122,12 +126,7 @@ def parts_of(source: Source, block_bytes: int) -> list[Part]:
     """The parts of a source of a dask array that hold features and samples in use."""
     reader = source.reader
     assert isinstance(reader, DaskReader)
-    grid = reader.values.to_delayed()
-    held = [np.flatnonzero(sizes) for sizes in reader.values.chunks]  # chunks that hold something
-    starts = [
-        np.cumsum(sizes)[at] - np.asarray(sizes)[at]
-        for sizes, at in zip(reader.values.chunks, held, strict=True)
-    ]
+    chunks_of = reader.chunks()
     templates: dict[tuple[int, int], tuple[slice, Any]] = {}
     parts = []
     for number, (rows, columns) in enumerate(reader.runs(block_bytes)):
@@ -140,11 +139,7 @@ def parts_of(source: Source, block_bytes: int) -> list[Part]:
         here, known = _of_samples(source, samples, number)
         if slots.start == slots.stop or here.size == 0:
             continue
-        across, down = (
-            at[slice(*np.searchsorted(start, [run.start, run.stop]).tolist())]
-            for at, start, run in zip(held, starts, (rows, columns), strict=True)
-        )
-        chunks = [list(row) for row in grid[np.ix_(across, down)]]
+        chunks = chunks_of(rows, columns)
         parts.append(Part(slots, here, chunks, template, known, reader.transposed))
     return parts
 

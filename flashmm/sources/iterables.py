@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from flashmm.arrays.labels import is_default
+from flashmm.arrays.sparse import UnsoundMatrixError
 from flashmm.exceptions import InputError, listing
 from flashmm.sources.memory import read_memory
 from flashmm.sources.pieces import Labelled, Piece
@@ -53,7 +54,10 @@ def _read(item: Any, number: int, transposed: bool) -> tuple[Any, Labelled]:
             f"Block {number} of Y must be a pair (samples, block), not {type(item).__name__}."
         )
     labels, block = item
-    return labels, read_memory(block.T if transposed else block)
+    try:
+        return labels, read_memory(block, transposed=transposed)
+    except UnsoundMatrixError as error:
+        raise error.named(f"Block {number} of Y") from None
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,10 @@ class BlocksReader:
             whole = next(iter(read.reader.pieces(2**62, dense=False)), None)
             nothing = partial(np.zeros, read.reader.shape)  # no features, so no piece
             yield Piece(
-                slice(0, self.shape[0]), positions, nothing if whole is None else whole.read
+                slice(0, self.shape[0]),
+                positions,
+                nothing if whole is None else whole.read,
+                number,
             )
         if not seen.all():
             left = np.flatnonzero(~seen)

@@ -89,6 +89,4 @@ def _read(Y: Any, samples: pd.Index | None, n: int | None, transposed: bool) -> 
         return read_blocks(Y, samples, n, transposed=transposed)
     if is_dask(Y) or is_on_disk(Y):
         return Labelled(matrix_reader(Y, transposed=transposed))
-    if transposed and not hasattr(Y, "T"):
-        Y = np.asarray(Y)
-    return read_memory(Y.T if transposed else Y)
+    return read_memory(Y, transposed=transposed)

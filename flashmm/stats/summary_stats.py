@@ -16,6 +16,7 @@ import scipy.sparse as sp
 
 from flashmm.arrays.labels import checked_labels, feature_positions
 from flashmm.arrays.numeric import float_array
+from flashmm.arrays.sparse import check_sparse
 from flashmm.designs.design import Design
 from flashmm.designs.from_arrays import as_structure, design_and_source
 from flashmm.designs.per_sample import positive
@@ -117,6 +118,7 @@ class SummaryStats:
                 fields[name] = fields[name][:, None]
         fields["yy"] = np.atleast_1d(fields["yy"])
         if sp.issparse(self.ZZ):
+            check_sparse(self.ZZ, "ZZ")
             fields["ZZ"] = sp.csr_array(self.ZZ).astype(np.float64)
         else:
             fields["ZZ"] = float_array(self.ZZ, "ZZ")
