@@ -79,6 +79,7 @@ class Estimates:
         self.stats = stats
         self.options = options
         self.recipe = recipe
+        self._lacks_samples = False  # whether these are features of one pattern of samples
         if projection is not None:
             self.__dict__["_projection"] = projection
 
@@ -226,7 +227,9 @@ class Estimates:
         one = stats.of_pattern(pattern)
         options = replace(self.options, engine="auto")
         ds.attrs = attributes(one, options)
-        return type(self)(ds, one, options, recipe=self.recipe)
+        results = type(self)(ds, one, options, recipe=self.recipe)
+        results._lacks_samples = True
+        return results
 
     def _by_pattern(
         self, positions: NDArray[np.intp], call: Callable[[Any, NDArray[np.intp]], xr.Dataset]

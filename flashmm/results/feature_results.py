@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from scipy.linalg import block_diag
 
+from flashmm.exceptions import InputError
 from flashmm.inference.conditional_covariance import conditional_covariance
 from flashmm.inference.statistics import confidence_limits, t_statistics
 from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from flashmm.results.summary import SummaryPage
 
     FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
 
 __all__ = ["FeatureResults"]
 
@@ -35,6 +39,8 @@ class FeatureResults:
         The fit of all features.
     position
         Which of them.
+    of
+        The fit that these are the features of one pattern of samples of; None for ``results``.
 
     Notes
     -----
@@ -44,8 +50,11 @@ class FeatureResults:
     hold no samples.
     """
 
-    def __init__(self, results: MultiLMMResults, position: int) -> None:
+    def __init__(
+        self, results: MultiLMMResults, position: int, *, of: MultiLMMResults | None = None
+    ) -> None:
         self._results = results
+        self._of = results if of is None else of
         self._position = position
         self._one = results.ds.isel(feature=position)
 
@@ -272,12 +281,12 @@ class FeatureResults:
 
     def fittedvalues(self, data: Any = None, **options: Any) -> pd.Series[Any]:
         """Fitted values, the samples' table given again; `MultiLMMResults.fittedvalues`."""
-        fitted = self._results.fittedvalues(data, features=[self._position_name], **options)
+        fitted = self._of.fittedvalues(data, features=[self._position_name], **options)
         return fitted.isel(feature=0).to_series().rename("fittedvalues")
 
     def resid(self, Y: Any, data: Any = None, **options: Any) -> pd.Series[Any]:
         """Residuals, Y and the samples' table given again; see `MultiLMMResults.resid`."""
-        resid = self._results.resid(Y, data, features=[self._position_name], **options)
+        resid = self._of.resid(Y, data, features=[self._position_name], **options)
         return resid.isel(feature=0).to_series().rename("resid")
 
     def to_statsmodels(
@@ -321,12 +330,24 @@ class FeatureResults:
         elif isinstance(Y, pd.Series):
             Y = pd.DataFrame(Y.to_numpy()[None, :], index=[self.name], columns=Y.index)
         rows = {"X": X, "Z": Z, "context": context}
-        y = self._results.resid(
+        residuals = self._of.resid(
             Y, data, transform=transform, features=[self._position_name], **rows
-        ) + self._results.fittedvalues(data, features=[self._position_name], **rows)
+        )
+        fitted = self._of.fittedvalues(data, features=[self._position_name], **rows)
+        y = (residuals + fitted).to_numpy()[0]
+        there = np.flatnonzero(~np.isnan(y))
+        if not np.isfinite(self.theta).all():
+            raise InputError(f"{self.name!r} has no estimates to compare; it is {self.status!r}.")
+        if there.size != self.nobs:
+            raise InputError(
+                f"Y has {there.size} values of {self.name!r} on samples with data, but the model "
+                f"was fitted on {self.nobs}."
+            )
+        if there.size < y.size:
+            data, X, Z = (_some_rows(part, there) for part in (data, X, Z))
         design = self._results._rows(data, X, Z, context, known=True, need_random=True)
         assert design.random is not None
-        return check_with_statsmodels(self, y.to_numpy()[0], design.X, design.random.Z)
+        return check_with_statsmodels(self, y[there], design.X, design.random.Z)
 
     @property
     def k_fe(self) -> int:
@@ -443,3 +464,14 @@ class FeatureResults:
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
+
+
+def _some_rows(values: Any, rows: IntArray) -> Any:
+    """Some rows of a table or a matrix, if there is one."""
+    if values is None:
+        return None
+    if isinstance(values, pd.DataFrame):
+        return values.iloc[rows]
+    if isinstance(values, Mapping):
+        return pd.DataFrame(dict(values)).iloc[rows]
+    return sp.csr_array(values)[rows] if sp.issparse(values) else np.asarray(values)[rows]

@@ -12,6 +12,7 @@ import xarray as xr
 
 from flashmm.designs.from_arrays import design_from_arrays
 from flashmm.exceptions import InputError, listing, nearest
+from flashmm.formulas.columns import check_data
 from flashmm.formulas.recipe import RandomRows
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.statistics import confidence_limits
@@ -183,6 +184,7 @@ class NewDataPredictions(FixedEffectInference):
         ----------
         data
             The samples' table, as given to `MultiLMM.from_formula`; results keep no samples.
+            Where the fit dropped samples that miss a value, they may be in it: theirs are NaN.
         level
             ``"conditional"``: X beta + Z b, statsmodels' fittedvalues; ``"population"``: X beta.
         features, X, Z, context
@@ -198,9 +200,28 @@ class NewDataPredictions(FixedEffectInference):
         InputError
             If a column is absent, or a level is not one the model was fitted on.
         """
-        fitted = self.predict(data, level=level, features=features, X=X, Z=Z, context=context)
+        there = self._complete_rows(data, level)
+        some = data if there is None else pd.DataFrame(data).iloc[np.flatnonzero(there)]
+        fitted = self.predict(some, level=level, features=features, X=X, Z=Z, context=context)
         assert isinstance(fitted, xr.DataArray)
+        if there is not None:
+            values = np.full((fitted.sizes["feature"], there.size), np.nan)
+            values[:, there] = fitted.to_numpy()
+            coords = {"feature": fitted["feature"], "sample": pd.DataFrame(data).index}
+            fitted = xr.DataArray(values, dims=fitted.dims, coords=coords)
         return fitted.rename("fittedvalues")
+
+    def _complete_rows(self, data: Any, level: str) -> NDArray[np.bool_] | None:
+        """Samples of the data of a fit that dropped some, without those that miss a value.
+
+        None where all are complete.
+        """
+        if data is None or self.recipe is None or self.options.n_dropped == 0:
+            return None
+        table = check_data(data)
+        names = self.recipe.columns if level == "conditional" else self.recipe.fixed.columns
+        absent = table[[name for name in names if name in table]].isna().any(axis=1).to_numpy()
+        return ~absent if absent.any() else None
 
     def resid(
         self,
@@ -215,6 +236,8 @@ class NewDataPredictions(FixedEffectInference):
         context: Mapping[str, Any] | None = None,
     ) -> xr.DataArray:
         """Residuals: Y minus `fittedvalues`, both Y and the samples' table given again.
+
+        Where the fit left out missing values, they may be there again: their residuals are NaN.
 
         Parameters
         ----------
@@ -253,8 +276,11 @@ class NewDataPredictions(FixedEffectInference):
             raise InputError(f"Y lacks the features {listing(names[where < 0])}.")
         chosen, slot = np.unique(where, return_inverse=True)
         values = np.empty((chosen.size, source.n))
-        source = replace(source, allow_missing=isinstance(self.stats, PatternedStats))
-        for block in source.taking(chosen).blocks():
+        incomplete = isinstance(self.stats, PatternedStats) or self._lacks_samples
+        source = replace(source, allow_missing=incomplete or self.options.n_dropped > 0)
+        wanted = np.zeros(source.m, dtype=bool)  # a mask: names may be integers
+        wanted[chosen] = True
+        for block in source.taking(wanted).blocks():
             part: Any = block.values
             part = part.toarray() if sp.issparse(part) else part
             if block.missing is not None:

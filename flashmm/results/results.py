@@ -93,7 +93,8 @@ class MultiLMMResults(
         if isinstance(self.stats, PatternedStats):
             pattern = self.stats.pattern
             within = np.flatnonzero(pattern == pattern[position])
-            return FeatureResults(self.of_pattern(feature), int(np.searchsorted(within, position)))
+            place = int(np.searchsorted(within, position))
+            return FeatureResults(self.of_pattern(feature), place, of=self)
         return FeatureResults(self, position)
 
     def summary(self, feature: Any = None) -> SummaryPage:
