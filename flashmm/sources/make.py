@@ -41,8 +41,9 @@ def make_source(
     Y
         Features x samples: ndarray (1-D is one feature), memory map, Series (one feature),
         DataFrame, scipy.sparse matrix or array, xarray.DataArray (dims told apart by name), dask
-        array, h5py dataset, zarr array, iterable of ``(samples, block)``; or AnnData, or the path
-        of an .h5ad or .zarr, whose rows are the samples.
+        array, h5py dataset, zarr array, iterable of ``(samples, block)``; or AnnData, the path of
+        an .h5ad or .zarr or of a table inside one, or an open group that holds it, whose rows
+        are the samples.
     transform
         ``"log2p1"``, ``"log1p"``, an elementwise callable, or None.
     samples
