@@ -251,7 +251,14 @@ def test_a_bad_value_in_one_block_is_named(value, cells, tmp_path, monkeypatch):
 
 # ---- places inside a store, and open groups ----------------------------------------------
 
-PLACES = ["table.h5ad", "x.h5mu/mod/rna", "x.zarr", "x.zarr/tables/table", "x.zarr/tables/a.b", "x.zarr.zip"]
+PLACES = [
+    "table.h5ad",
+    "x.h5mu/mod/rna",
+    "x.zarr",
+    "x.zarr/tables/table",
+    "x.zarr/tables/a.b",
+    "x.zarr.zip",
+]
 
 
 def put(cells, tmp_path, place):
