@@ -300,13 +300,11 @@ def test_a_table_inside_a_store(place, cells, expected, tmp_path):
 def test_an_open_group(place, cells, expected, tmp_path):
     _, where, inside = put(cells, tmp_path, place)
     if "zarr" in where.name:
-        import zarr
-
+        zarr = pytest.importorskip("zarr")
         store = zarr.storage.ZipStore(where, mode="r") if where.suffix == ".zip" else where
         root = zarr.open_group(store, mode="r")
     else:
-        import h5py
-
+        h5py = pytest.importorskip("h5py")
         root = h5py.File(where, "r")
     group = root[inside] if inside else root
     assert_same_sums(build(group).stats, expected.stats)

@@ -119,7 +119,7 @@ def test_dictionaries_of_arrow_are_categories_in_their_order(pa):
 def test_missing_values_in_a_dictionary_of_arrow(pa):
     letters = [None, *("abc"[b % 3] for b in BASE[1:])]
     column = arrow(pa.array(letters).dictionary_encode())
-    with pytest.raises(InputError, match="missing values.*'when'"):
+    with pytest.raises(InputError, match=r"missing values.*'when'"):
         stats("~ when + (1 | g)", column)
     with pytest.warns(fm.exceptions.MissingSamplesWarning):
         assert stats("~ when + (1 | g)", column, missing="drop").n == N - 1

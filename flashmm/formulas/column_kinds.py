@@ -46,7 +46,7 @@ def usual_type(values: pd.Series[Any], column: str) -> pd.Series[Any]:
         raise InputError(f"Column {column!r} of `data` holds complex numbers; take a real part.")
     if isinstance(dtype, pd.ArrowDtype):
         return _from_arrow(values, column)
-    if dtype == object and not all(map(_hashable, values)):
+    if pd.api.types.is_object_dtype(dtype) and not all(map(_hashable, values)):
         raise InputError(
             f"Column {column!r} of `data` holds lists or other containers; a column must hold one "
             "number or one level for each sample."
@@ -91,7 +91,7 @@ def _kind(values: pd.Series[Any]) -> str | None:
         return "periods"
     if isinstance(dtype, pd.IntervalDtype):
         return "intervals"
-    if dtype == object:
+    if pd.api.types.is_object_dtype(dtype):
         return _OBJECTS.get(pd.api.types.infer_dtype(values))
     return None
 

@@ -92,8 +92,8 @@ def open_anndata(adata: Any, layer: str | None = None) -> OpenedAnnData:
         return _open_group(adata, layer, str(getattr(adata, "name", None) or "/"))
     if not is_anndata(adata):
         raise InputError(
-            "`adata` must be an AnnData object or the path of an .h5ad or .zarr, or of a table inside "
-            f"one, or an open group; it is {type(adata).__name__}."
+            "`adata` must be an AnnData object or the path of an .h5ad or .zarr, or of a table "
+            f"inside one, or an open group; it is {type(adata).__name__}."
         )
     values = adata.X if layer is None else _layer(adata.layers, layer)
     if values is None:

@@ -1,7 +1,7 @@
-"""Stores on disk, opened for reading: HDF5 files, zarr directories and archives, and places inside.
+"""Stores on disk, opened for reading: HDF5 files, zarr directories and archives, places inside.
 
-``cells.zarr/tables/table`` is the group ``tables/table`` of the store ``cells.zarr``, as SpatialData
-keeps its tables; HDF5 files (``cells.h5mu/mod/rna``) work alike.
+``cells.zarr/tables/table`` is the group ``tables/table`` of the store ``cells.zarr``, where
+SpatialData keeps its tables; HDF5 files (``cells.h5mu/mod/rna``) work alike.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def open_store(path: Path) -> Any:
     if store == path:
         return root
     place = path.relative_to(store).as_posix()
-    found, steps = root, []
+    found: Any = root
+    steps: list[str] = []
     for step in place.split("/"):
         names = [] if hasattr(found, "shape") else list(found)
         if step not in names:
