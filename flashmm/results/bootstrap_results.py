@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from flashmm.exceptions import InputError, nearest
+from flashmm.exceptions import InputError, check_option
 
 __all__ = ["BootstrapResults"]
 
@@ -98,8 +98,7 @@ class BootstrapResults:
         InputError
             If the method is unknown or alpha is not between 0 and 1.
         """
-        if method not in METHODS:
-            raise InputError(f"Unknown method={method!r}. {nearest(str(method), METHODS)}")
+        check_option("method", method, METHODS)
         if not isinstance(alpha, Real) or not 0.0 < alpha < 1.0:
             raise InputError(f"`alpha` must lie between 0 and 1, not {alpha!r}.")
         if method == "normal":
