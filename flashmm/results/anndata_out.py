@@ -51,10 +51,7 @@ def to_anndata(
         "theta": fitted.ds["theta"].to_numpy(),
         "bse_theta": fitted.ds["se_theta"].to_numpy(),
     }
-    names: dict[str, Any] = {
-        "coef": fitted.coefs,
-        "param": fitted.params,
-    }
+    names: dict[str, Any] = {"coef": fitted.coefs, "param": fitted.params}
     if tests is not None:
         arrays |= _test_arrays(fitted, tests)
         names["contrast"] = np.array(tests.contrasts)

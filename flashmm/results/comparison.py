@@ -69,12 +69,7 @@ def compare_lr_test(
     null = lacks.null(fitted.options.parameter_space)
     p = null.sf(statistic)
     table = pd.DataFrame(
-        {
-            "statistic": statistic,
-            "df": lacks.df,
-            "p": p,
-            "p_adjusted": adjust_pvalues(p, adjust),
-        },
+        {"statistic": statistic, "df": lacks.df, "p": p, "p_adjusted": adjust_pvalues(p, adjust)},
         index=pd.Index(names, name="feature"),
     )
     table.attrs["null"] = str(null)

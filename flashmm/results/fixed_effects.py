@@ -12,12 +12,7 @@ from flashmm.exceptions import InputError
 from flashmm.formulas.fixed_terms import type3_hypotheses
 from flashmm.inference.contrasts import independent_rows, parse_contrasts
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, resolve_df
-from flashmm.inference.statistics import (
-    chi2_pvalues,
-    f_pvalues,
-    resolve_alternative,
-    t_statistics,
-)
+from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_alternative, t_statistics
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.moderation import moderated_hypotheses
 

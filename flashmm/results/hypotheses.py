@@ -119,12 +119,7 @@ class Hypotheses:
         return result
 
     def predictions(
-        self,
-        positions: IntArray,
-        X: FloatArray,
-        Z: sp.csr_array,
-        independent: FloatArray,
-        df: str,
+        self, positions: IntArray, X: FloatArray, Z: sp.csr_array, independent: FloatArray, df: str
     ) -> VarianceAndDf:
         """Variances of X (beta_hat - beta) + Z (b_hat - b) and their df, both (B, c).
 

@@ -30,10 +30,7 @@ def blup(
         check_option("se", kind, ("conditional", "prediction"))
     effects, errors = fitted.on_request.random_effects(positions, kind)
     dims = ("feature", "level")
-    coords = {
-        "feature": fitted.names[positions],
-        **level_coordinates(fitted.stats.structure),
-    }
+    coords = {"feature": fitted.names[positions], **level_coordinates(fitted.stats.structure)}
     if kind is None:
         return xr.DataArray(effects, dims=dims, coords=coords, name="blup")
     return xr.Dataset(

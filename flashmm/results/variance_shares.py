@@ -135,8 +135,5 @@ def _shares(
     dims = ("feature", "component")
     return xr.Dataset(
         {"estimate": (dims, estimate), "se": (dims, se)},
-        coords={
-            "feature": fitted.names[positions],
-            "component": np.array(names, dtype=object),
-        },
+        coords={"feature": fitted.names[positions], "component": np.array(names, dtype=object)},
     )

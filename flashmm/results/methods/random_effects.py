@@ -256,10 +256,7 @@ class RandomEffectMethods(OfFittedModel):
         )
 
     def blup(
-        self,
-        se: Literal["conditional", "prediction"] | bool | None = None,
-        *,
-        features: Any = None,
+        self, se: Literal["conditional", "prediction"] | bool | None = None, *, features: Any = None
     ) -> xr.DataArray | xr.Dataset:
         """Best linear unbiased predictions of the random effects.
 
