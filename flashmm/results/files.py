@@ -12,8 +12,8 @@ import xarray as xr
 from flashmm.exceptions import InputError
 from flashmm.formulas.recipe_text import recipe_from_text, recipe_to_text
 from flashmm.results.fitted import FitOptions, FittedModel, attributes
+from flashmm.stats.own_rows import any_from_dataset
 from flashmm.storage.files import load_dataset, save_dataset
-from flashmm.storage.own_rows import any_from_dataset, any_to_dataset
 from flashmm.storage.schema import OPTIONAL, RESULTS
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ __all__ = ["load_results", "save_results"]
 
 def save_results(fitted: FittedModel, path: str | PathLike[str]) -> None:
     """Write a fitted model; see `MultiLMMResults.save`."""
-    stats = any_to_dataset(fitted.stats)
+    stats = fitted.stats.to_dataset()
     ds = xr.merge([fitted.ds, stats], join="exact", compat="no_conflicts")
     ds.attrs = {**stats.attrs, **fitted.ds.attrs}
     ds.attrs["flashmm_kind"] = "MultiLMMResults"

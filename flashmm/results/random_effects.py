@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from flashmm.exceptions import check_option
-from flashmm.storage.files import level_coordinates
+from flashmm.stats.stored import level_coordinates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
