@@ -23,6 +23,7 @@ from flashmm.inference.degrees_of_freedom import (
 from flashmm.inference.moderation import moderate_moments
 from flashmm.inference.prediction import prediction_moments
 from flashmm.likelihood.base import rows_of
+from flashmm.results.on_request import OnRequest, scaled_inverse
 from flashmm.solvers.face import covariance_on_face, face
 from flashmm.solvers.space import PSD
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from flashmm.likelihood.base import Evaluation
     from flashmm.likelihood.moments import ContrastMoments
     from flashmm.results.fitted import FittedModel
-    from flashmm.results.on_request import OnRequest
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
@@ -209,7 +209,7 @@ class Hypotheses:
         on: what the boundary holds does not vary. Where the observed information is not
         positive definite the expected one stands in.
         """
-        expected = _inverse(at.expected)
+        expected = scaled_inverse(at.expected)
         if df != "satterthwaite":
             return expected
         blocks = self.blocks
@@ -235,10 +235,3 @@ def hypotheses(fitted: FittedModel) -> Hypotheses:
         blocks = PSD(tuple(structure.blocks()), len(structure.param_names)).all_blocks
     df = np.broadcast_to(np.asarray(fitted.nobs - fitted.stats.p, dtype=np.float64), fitted.stats.m)
     return Hypotheses(fitted.on_request, blocks, df)
-
-
-def _inverse(information: FloatArray) -> FloatArray:
-    """Inverse of positive definite matrices (B, k, k), scaled to unit diagonal meanwhile."""
-    length = np.sqrt(np.diagonal(information, axis1=-2, axis2=-1))
-    scale = length[:, :, None] * length[:, None, :]
-    return np.asarray(np.linalg.pinv(information / scale, hermitian=True) / scale)

@@ -271,7 +271,7 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
         >>> test["df"].tolist(), test.attrs["null"]
         ([1, 1, 1], 'chi2_1')
         """
-        theirs = getattr(other, "fitted", other)
+        theirs = other.fitted if isinstance(other, MultiLMMResults) else other
         return comparison.compare_lr_test(
             self.fitted, self.fitted.positions(features), theirs, adjust=adjust
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,7 @@ from scipy.stats import chi2
 
 from flashmm.exceptions import ConvergenceWarning, InputError, check_option, nearest
 from flashmm.inference.profile import Estimate, profile_limits
-from flashmm.inference.statistics import resolve_alternative
+from flashmm.inference.statistics import check_alpha, resolve_alternative
 from flashmm.inference.variance_tests import wald_limits, z_statistics
 from flashmm.results.variance_tests import maximiser
 
@@ -56,8 +55,7 @@ def conf_int_theta(
     """Limits of the variances and covariances; see `MultiLMMResults.conf_int_theta`."""
     check_option("method", method, ("wald", "profile"))
     check_option("scale", scale, ("variance", "sd"))
-    if not isinstance(alpha, Real) or not 0.0 < alpha < 1.0:
-        raise InputError(f"`alpha` must lie between 0 and 1, not {alpha!r}.")
+    check_alpha(alpha)
     chosen = _param_positions(fitted, params)
     if scale == "sd":
         chosen = chosen[fitted.stats.structure.is_variance[chosen]]

@@ -38,7 +38,8 @@ def icc(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
         return fitted.by_pattern(positions, icc)
     names, weights = component_weights(fitted.stats)
     parts = fitted.values("theta", positions) @ weights.T
-    covariance = np.matmul(np.matmul(weights, _theta_covariance(fitted, positions)), weights.T)
+    spread = fitted.on_request.theta_covariance(positions)
+    covariance = np.matmul(np.matmul(weights, spread), weights.T)
     shares = fractions(parts, covariance, np.ones(len(names)))
     return _shares(fitted, positions, names, shares.estimate, shares.se)
 
@@ -70,7 +71,7 @@ def variance_fractions(
     parts = np.concatenate([fixed.value, theta @ weights.T], axis=1)
     c, t, p = parts.shape[1], len(terms), fitted.stats.p
     covariance = np.zeros((positions.size, c, c))
-    random = np.matmul(np.matmul(weights, _theta_covariance(fitted, positions)), weights.T)
+    random = np.matmul(np.matmul(weights, fitted.on_request.theta_covariance(positions)), weights.T)
     covariance[:, t:, t:] = random
     for rows in _chunks(positions.size, p**2 + t * p, fitted.options.memory):
         g = fixed.gradient[rows]
@@ -78,18 +79,6 @@ def variance_fractions(
         covariance[rows, :t, :t] = np.matmul(np.matmul(g, C), np.swapaxes(g, 1, 2))
     shares = fractions(parts, covariance, np.ones(c))
     return _shares(fitted, positions, (*labels, *names), shares.estimate, shares.se)
-
-
-def _theta_covariance(fitted: FittedModel, positions: IntArray) -> FloatArray:
-    """Inverse expected information of theta in the units of Y, shape (B, k, k)."""
-    k = fitted.ds.sizes["param"]
-    result = np.full((positions.size, k, k), np.nan)
-    expected = fitted.on_request.theta_information(positions)
-    known = np.isfinite(expected).all(axis=(1, 2))
-    length = np.sqrt(np.diagonal(expected[known], axis1=1, axis2=2))
-    pairs = length[:, :, None] * length[:, None, :]
-    result[known] = np.linalg.pinv(expected[known] / pairs, hermitian=True) / pairs
-    return result
 
 
 def _chunks(count: int, numbers: int, memory: int) -> list[slice]:
