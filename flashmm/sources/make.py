@@ -74,10 +74,18 @@ def source_of(
     m, columns = read.reader.shape
     n = columns if n is None else n
     position = match_samples(read, samples, n)
-    names = checked_labels(read.features, m, "feature", default=np.arange(m))
+    names = checked_labels(read.features, m, "feature")
     known = read.samples if is_default(samples) else samples
     sample_names = None if known is None or is_default(known) else known
-    return Source(read.reader, names, n, position, transform=transform, sample_names=sample_names)
+    return Source(
+        read.reader,
+        names,
+        n,
+        position,
+        transform=transform,
+        sample_names=sample_names,
+        numbered=read.features is None,
+    )
 
 
 def _read(Y: Any, samples: pd.Index | None, n: int | None, transposed: bool) -> Labelled:
