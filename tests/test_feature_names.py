@@ -299,9 +299,7 @@ RESULTS: dict[str, Case] = {
         r.resid(how.Y, data()),
     ],
     "sel": lambda r, how: [r.sel(name) for name in how.asked(*SOME)],
-    "summary": lambda r, how: [
-        words(r.summary(how.names[i]), how.labels[i]) for i in SOME
-    ],
+    "summary": lambda r, how: [words(r.summary(how.names[i]), how.labels[i]) for i in SOME],
     "t_test": lambda r, how: [
         r.t_test("x", features=how.asked(*SOME), moderated=True),
         r.t_test("x", features=how.asked(*SOME), df="kenward-roger"),
