@@ -561,7 +561,9 @@ def test_the_same_from_anndata_whose_genes_are_called_by_numbers(kind):
 
 def test_power_of_statistics_whatever_their_names():
     found = [
-        power(built(kind, "raise"), theta=[0.5, 1.0], contrast="x", n_sim=20, rng=1)
+        power(
+            built(kind, "raise"), theta=[0.5, 1.0], beta={"x": 0.4}, contrast="x", n_sim=20, rng=1
+        )
         for kind in ("text", "permuted")
     ]
     xr.testing.assert_equal(*found)

@@ -353,7 +353,7 @@ def in_order(
     own = series.index
     wanted = pd.RangeIndex(0) if labels is None else pd.Index(labels)
     array = series.to_numpy(dtype=object if _is_extension(series) else None)
-    if own.equals(wanted):
+    if own.equals(wanted) or (labels is None and counts_up(own)):
         return array
     same_numbers = own.size == wanted.size and own.dtype.kind in "iu" and own.isin(wanted).all()
     if is_default(own) and not same_numbers and (is_default(wanted) or not strict):
