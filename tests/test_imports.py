@@ -37,7 +37,7 @@ EDGE = {
     "pandas": {
         *("formulas", "sources", "results", "constructors", "simulate"),
         *("arrays.numeric", "arrays.labels", "designs.from_arrays", "designs.per_sample"),
-        *("stats.algebra", "stats.checks", "stats.selection", "stats.summary_stats"),
+        *("stats.algebra", "stats.checks", "stats.selection"),
         *("solvers.start", "inference.contrasts"),
     },
     "formulaic": {"formulas"},

@@ -30,6 +30,7 @@ __all__ = [
     "in_order",
     "is_default",
     "label_positions",
+    "one_column",
 ]
 
 
@@ -347,7 +348,7 @@ def in_order(
     >>> in_order(weights, pd.Index(["a", "b"]), "`weights`").tolist()
     [1.0, 2.0]
     """
-    series = _as_series(values, what)
+    series = one_column(values, what)
     if series is None:
         return values
     own = series.index
@@ -366,7 +367,8 @@ def in_order(
     return array[label_positions(own, wanted, what, of=of, by_text=by_text)]
 
 
-def _as_series(values: Any, what: str) -> pd.Series[Any] | None:
+def one_column(values: Any, what: str) -> pd.Series[Any] | None:
+    """A Series, DataArray or DataFrame with one column as a Series; None for anything else."""
     values = as_pandas(values)
     if isinstance(values, pd.DataFrame):
         if values.shape[1] != 1:

@@ -34,10 +34,12 @@ if TYPE_CHECKING:
 __all__ = [
     "as_matrix",
     "as_structure",
+    "check_rows_are_known",
     "design_and_source",
     "design_from_arrays",
     "matched_columns",
     "named_levels",
+    "row_labels",
 ]
 
 
@@ -146,9 +148,10 @@ def _check_same_rows(X: Any, Z: Any) -> None:
     )
 
 
-def _row_labels(X: Any, Z: Any) -> pd.Index | None:
+def row_labels(X: Any, Z: Any) -> pd.Index | None:
     """Labels of the rows of X and Z; those that just count only where there are no others."""
-    frames = [part.index for part in (X, Z) if isinstance(part, pd.DataFrame)]
+    matrices = (as_matrix(part) for part in (X, Z))
+    frames = [part.index for part in matrices if isinstance(part, pd.DataFrame)]
     return next((index for index in frames if not is_default(index)), next(iter(frames), None))
 
 
@@ -208,6 +211,21 @@ def _finite_sparse(Z: Any) -> sp.csr_array:
     return Z
 
 
+def check_rows_are_known(source: Source, **matrices: Any) -> None:
+    """Raise if Y has the samples of one labelled matrix in another order, beside one unlabelled."""
+    if source.position is None:
+        return
+    labelled = {name: isinstance(as_matrix(part), pd.DataFrame) for name, part in matrices.items()}
+    for name, silent in ((name, not known) for name, known in labelled.items()):
+        if silent:
+            other = next(name for name, known in labelled.items() if known)
+            raise InputError(
+                f"Y and {other} label the samples in different orders, and {name} has no labels "
+                f"that tell which order its rows are in. Make {name} a DataFrame with the labels "
+                f"of its rows, or bring Y and {other} into the same order."
+            )
+
+
 def design_and_source(
     Y: Any,
     X: Any,
@@ -227,16 +245,9 @@ def design_and_source(
     """
     X, Z = as_matrix(X), as_matrix(Z)
     design = design_from_arrays(X, Z, components=components, coef_names=coef_names)
-    samples = _row_labels(X, Z)
+    samples = row_labels(X, Z)
     source = make_source(Y, transform=transform, samples=samples, n=design.n)
-    if source.position is not None:  # Y has the samples of X and Z in another order
-        for name, part, other in (("X", X, "Z"), ("Z", Z, "X")):
-            if not isinstance(part, pd.DataFrame):
-                raise InputError(
-                    f"Y and {other} label the samples in different orders, and {name} has no "
-                    f"labels that tell which order its rows are in. Make {name} a DataFrame with "
-                    f"the labels of its rows, or bring Y and {other} into the same order."
-                )
+    check_rows_are_known(source, X=X, Z=Z)
     if feature_names is not None:
         source = source.renamed(feature_names)
     if weights is None:

@@ -97,6 +97,9 @@ class FittedModel:
         The statistics projected off X, if that has been done.
     recipe
         How X and Z are made of data; None when the model was built from matrices.
+    within
+        Number of features of the fit that these are a part of, and their positions there; None
+        for a whole fit.
     """
 
     ds: xr.Dataset
@@ -104,6 +107,7 @@ class FittedModel:
     options: FitOptions
     projected: AnyProjection | None = None
     recipe: DesignRecipe | None = None
+    within: tuple[int, IntArray] | None = None
 
     # ---- the model in numbers --------------------------------------------------------------
 
@@ -153,7 +157,10 @@ class FittedModel:
     # ---- labels ------------------------------------------------------------------------------
 
     def positions(self, features: Any = None) -> IntArray:
-        """What a user calls some features, as positions; all by default."""
+        """What a user calls some features, as positions; all by default.
+
+        For public methods alone: functions of a fitted model take positions.
+        """
         if features is None:
             return np.arange(self.names.size)
         return feature_positions(self.names, features)
@@ -198,7 +205,8 @@ class FittedModel:
         one = stats.of_pattern(pattern)
         options = replace(self.options, engine="auto")
         ds.attrs = attributes(one, options)
-        return FittedModel(ds, one, options, recipe=self.recipe)
+        within = (stats.m, stats.members(pattern))
+        return FittedModel(ds, one, options, recipe=self.recipe, within=within)
 
     def around(self, position: int) -> tuple[FittedModel, int]:
         """The fitted models of the features with the samples of one, and its position there."""
