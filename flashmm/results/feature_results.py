@@ -329,8 +329,13 @@ class FeatureResults:
             self._fitted, data, X, Z, context, known=True, need_random=True
         )
         assert design.random is not None
+        there = np.flatnonzero(~np.isnan(y.to_numpy()[0]))  # the samples that the feature has
         return check_with_statsmodels(
-            self._fitted, self._position, y.to_numpy()[0], design.X, design.random.Z
+            self._fitted,
+            self._position,
+            y.to_numpy()[0, there],
+            design.X[there],
+            design.random.Z[there],
         )
 
     @property
