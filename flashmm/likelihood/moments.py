@@ -16,18 +16,15 @@ R Z.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from flashmm.likelihood.base import small_residual
+from flashmm.likelihood.base import ContrastMoments, small_residual
 
 if TYPE_CHECKING:
     from flashmm.arrays.namespaces import BoolArray, FloatArray
     from flashmm.designs.design import CovarianceStructure
-    from flashmm.likelihood.base import Estimator
-    from flashmm.likelihood.own_rows.patterned import FeatureRows
 
 __all__ = ["ContrastMoments", "apply_G", "contrast_moments", "near_zero_residual", "powers_of_P"]
 
@@ -35,26 +32,17 @@ __all__ = ["ContrastMoments", "apply_G", "contrast_moments", "near_zero_residual
 _STEP = 1e-4
 
 
-@dataclass(frozen=True)
-class ContrastMoments:
-    """Variances of hypotheses of r contrasts each, and how they depend on theta.
+class Projected(Protocol):
+    """A likelihood that applies T = Z'PZ: of all features, or of some with rows of their own."""
 
-    All in internal units (`flashmm.likelihood.projection`), so y has unit residual variance.
+    @property
+    def projection(self) -> Any:
+        """The statistics projected off X."""
+        ...
 
-    Parameters
-    ----------
-    variance
-        L C L', shape (B, g, r, r).
-    gradient
-        Its derivatives by the k parameters, the residual last, shape (B, g, k, r, r).
-    adjustment
-        L C (Q_ij - P_i C P_j) C L' of Kenward & Roger (1997), shape (B, g, k, k, r, r); None
-        when not asked for.
-    """
-
-    variance: FloatArray
-    gradient: FloatArray
-    adjustment: FloatArray | None
+    def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
+        """T v for theta (B, k) and the rows of vectors (B, c, q)."""
+        ...
 
 
 def apply_G(structure: CovarianceStructure, position: int, vectors: FloatArray) -> FloatArray:
@@ -69,7 +57,7 @@ def apply_G(structure: CovarianceStructure, position: int, vectors: FloatArray) 
 
 
 def contrast_moments(
-    likelihood: Estimator | FeatureRows, theta: FloatArray, L: FloatArray, *, adjustment: bool
+    likelihood: Projected, theta: FloatArray, L: FloatArray, *, adjustment: bool
 ) -> ContrastMoments:
     """Moments of g hypotheses of r contrasts each, for any likelihood.
 
@@ -140,13 +128,13 @@ def contrast_moments(
     return ContrastMoments(variance, gradient, second)
 
 
-def near_zero_residual(likelihood: Estimator | FeatureRows, theta: FloatArray) -> BoolArray:
+def near_zero_residual(likelihood: Projected, theta: FloatArray) -> BoolArray:
     """Which residual variances (B,) are too small to divide by."""
     return np.asarray(theta[:, -1] < small_residual(likelihood.projection.structure.q))
 
 
 def powers_of_P(
-    likelihood: Estimator | FeatureRows, theta: FloatArray, a: FloatArray, rows: BoolArray
+    likelihood: Projected, theta: FloatArray, a: FloatArray, rows: BoolArray
 ) -> tuple[FloatArray, FloatArray]:
     """Z'P^2Z a and Z'P^3Z a for the vectors a (B, c, q) of ``rows`` (B,), zero for others.
 
