@@ -58,7 +58,9 @@ def type3_hypotheses(spec: Any) -> dict[str, FloatArray]:
     columns: list[_Column] = []
     subsets: dict[str, list[tuple[str, ...]]] = {}
     members: dict[str, list[int]] = {}
-    owned = {(frozenset[str](), ())}  # numeric and categorical factors; first the intercept's
+    owned: set[tuple[frozenset[str], tuple[str, ...]]] = {
+        (frozenset(), ())
+    }  # numeric and categorical factors; first the intercept's
     for term in spec.structure:
         name, start = str(term.term), len(columns)
         for scoped in term.scoped_terms:
@@ -118,7 +120,7 @@ def _treatment_coded(columns: list[_Column]) -> tuple[list[_Column], FloatArray]
         parts: list[tuple[dict[str, int], float]] = [({}, 1.0)]
         for factor, codes in column.codes.items():
             steps = codes - codes[0]
-            levels = [({}, float(codes[0]))]
+            levels: list[tuple[dict[str, int], float]] = [({}, float(codes[0]))]
             levels += [({factor: int(i)}, float(steps[i])) for i in np.flatnonzero(steps)]
             parts = [({**a, **b}, u * v) for a, u in parts for b, v in levels if u * v != 0.0]
         for chosen, weight in parts:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ContrastMoments", "apply_G", "contrast_moments", "near_zero_residual", "powers_of_P"]
 
 # Steps of sigma2, in internal units, for derivatives by differences.
-_STEP = 1e-4
+_STEP = 1e-5
 
 
 class Projected(Protocol):

@@ -207,9 +207,8 @@ def _directions(structure: CovarianceStructure, *, every: bool) -> tuple[FloatAr
                 ray = np.zeros(len(structure.parameters))
                 ray[pair] = 1.0
                 ray[i] = sign * _CORRELATION
-                levels = [len(shares) - 1] * count
-                for j in pair:
-                    levels[place[j]] = 0
+                places = [place[j] for j in pair]
+                levels = tuple(0 if at in places else len(shares) - 1 for at in range(count))
                 rays.append(ray)
                 steps.append((*levels, sign))
     return np.array(rays), np.array(steps, dtype=np.intp)

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FitPlan", "fit_features"]
 
+# Shares of the residual variance that are added to variances of the psd estimate, one after the
+# other, where a search from there ends at the edge of the domain too.
+_LIFTS = (0.0, 0.1, 0.5, 2.0)
+
 
 @dataclass(frozen=True)
 class FitPlan:
@@ -149,7 +153,8 @@ def _restart_inside(
     """Fit features that ran to the edge of the domain again, from their psd estimate; in place.
 
     The likelihood is unbounded there, but may have a proper maximum elsewhere, which is what
-    `converged` means. It is looked for from where D is positive semi-definite.
+    `converged` means. It is looked for from where D is positive semi-definite, and, as that may be
+    at variances of zero, from somewhat larger variances.
     """
     if lost.size == 0:
         return
@@ -162,12 +167,21 @@ def _restart_inside(
         landscape = replace(landscape, chosen=np.ones_like(usable))
     stepwise = replace(search, plan=replace(search.plan, fallback=None), landscape=landscape)
     inner = stepwise.run(psd, zero, usable)
-    usable &= np.isfinite(inner.theta).all(axis=1)
-    again = replace(stepwise, again_from=None, landscape=None).run(space, inner.theta, usable)
-    found = np.flatnonzero(usable & (again.status <= Status.INDEFINITE))
-    np.add.at(solution.n_iter, lost, inner.n_iter[lost] + again.n_iter[lost])
-    solution.theta[found], solution.status[found] = again.theta[found], again.status[found]
-    solution.evaluation.put(found, again.evaluation.take(found))
+    solution.n_iter[lost] += inner.n_iter[lost]
+    stepwise = replace(stepwise, again_from=None, landscape=None)
+    variances = search.projection.structure.is_variance
+    for lift in _LIFTS:
+        usable &= np.isfinite(inner.theta).all(axis=1)
+        theta = inner.theta + lift * inner.theta[:, -1:] * variances
+        theta[:, -1] = inner.theta[:, -1]
+        again = stepwise.run(space, theta, usable)
+        solution.n_iter[usable] += again.n_iter[usable]
+        found = np.flatnonzero(usable & (again.status <= Status.INDEFINITE))
+        solution.theta[found], solution.status[found] = again.theta[found], again.status[found]
+        solution.evaluation.put(found, again.evaluation.take(found))
+        usable[found] = False
+        if not usable.any():
+            break
 
 
 def _landscape(projection: AnyProjection, options: FitOptions, start: Starts) -> Landscape | None:

@@ -105,7 +105,7 @@ class Landscape:
             if (best == 0).all():
                 break
             place = around[every, best]
-        return place
+        return np.asarray(place)
 
 
 def search_other_maxima(
