@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.likelihood import AnyEstimator, AnyProjection
-    from flashmm.results.estimates import FitOptions
+    from flashmm.results.fitted import FitOptions
     from flashmm.solvers.base import Solution, Solver
     from flashmm.solvers.space import ParameterSpace
     from flashmm.stats.own_rows import PatternedStats
