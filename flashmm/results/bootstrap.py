@@ -293,7 +293,7 @@ class ParametricBootstrap(FixedEffectInference, VarianceComponentInference):
         null = self._maximiser.at(self._on_request.theta[at], at, zeros=hypothesis.zeros)
         found = np.isfinite(null.loglik)
         known, at, internal = known[found], at[found], null.theta[found]
-        unit = self._projection.param_scale * self._projection.scale[at][:, None]
+        unit = self._projection.units(at)
         theta[known] = internal * unit
         size = self._likelihood.batch_size(self.options.memory)
         for first in range(0, at.size, size):

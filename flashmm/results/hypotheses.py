@@ -147,12 +147,16 @@ class Hypotheses:
         rows = max(1, min(c, fitted.memory // size))
         for start in range(0, c, rows):
             part = slice(start, min(start + rows, c))
-            Z_scaled = Z[part].toarray() / projection.column_scale
-            added = independent[part] * projection.param_scale
+            dense = Z[part].toarray()
             for here, batch in fitted.batches(positions, max(1, fitted.memory // (size * rows))):
                 theta = fitted.theta[batch]
+                columns, params = projection.prediction_units(batch)
                 found = prediction_moments(
-                    rows_of(fitted.likelihood, batch), theta, X[part], Z_scaled, added
+                    rows_of(fitted.likelihood, batch),
+                    theta,
+                    X[part],
+                    dense / columns,
+                    independent[part] * params,
                 )
                 result.variance[here, part] = found.variance * projection.scale[batch, None]
                 if df == "satterthwaite":

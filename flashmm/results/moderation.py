@@ -116,7 +116,7 @@ class VarianceModeration(Estimates):
             )
         if isinstance(self.stats, PatternedStats):
             one = self.stats
-            own = (one.observed @ one.X)[one.pattern]
+            own = one.designs.X_sums[one.pattern]
             return np.asarray((own * self._projection.beta_ols.T).sum(axis=1) / one.nobs)
         return np.asarray(sums @ self._projection.beta_ols / self.stats.n)
 

@@ -442,7 +442,7 @@ class VarianceComponentInference(Estimates):
         limits = np.full((positions.size, params.size, 2), np.nan)
         known = np.flatnonzero(self._on_request.known[positions] & self._converged[positions])
         at = positions[known]
-        unit = self._projection.param_scale * self._projection.scale[at][:, None]
+        unit = self._projection.units(at)
         maximiser = self._maximiser
         estimate = Estimate(
             self._on_request.theta[at],
