@@ -16,6 +16,7 @@ from flashmm.progress import progress_bar
 from flashmm.sources import Block, Source
 from flashmm.sources.beside import Beside
 from flashmm.sources.pieces import BLOCK_BYTES
+from flashmm.sources.scans import missing_values
 from flashmm.stats.block_sums import BlockSums, design_columns
 from flashmm.stats.own_designs import (
     DesignSums,
@@ -84,7 +85,7 @@ def sum_by_pattern(
     if selecting:
         kept = passing(total.totals, total.detected, source.n, min_count, min_fraction)
         sums, source = sums.at(kept), source.at(kept)
-    observed = ~source.missing_values(block_bytes)
+    observed = ~missing_values(source, block_bytes)
     if observed.all():
         return SummaryStats.from_design(
             replace(source, allow_missing=False, counting=False), design, weights=weights
