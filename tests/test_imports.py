@@ -27,8 +27,8 @@ FLOORS = [
     ("inference",),
     ("results",),
     ("simulate", "constructors"),
-    ("model",),
     ("counts",),
+    ("model",),
     ("__init__",),
 ]
 FLOOR_OF = {name: depth for depth, names in enumerate(FLOORS) for name in names}

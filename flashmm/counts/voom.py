@@ -9,7 +9,6 @@ fitted values count the random effects in.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,12 +18,17 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from flashmm.constructors import ModelData
 from flashmm.counts.trend import Trend, log2_cpm, mean_variance_trend, trend_weights
 from flashmm.designs.per_sample import per_sample
-from flashmm.exceptions import ConvergenceWarning, InputError
+from flashmm.exceptions import InputError
 from flashmm.formulas.build import build_design
 from flashmm.formulas.random_terms import parse_formula
-from flashmm.model import MultiLMM
+from flashmm.likelihood import make_likelihood, project_any
+from flashmm.results import FitOptions, MultiLMMResults
+from flashmm.results.fitting import FitPlan, fit_features
+from flashmm.solvers import EM, FisherScoring
+from flashmm.solvers.batches import usable_cores
 from flashmm.sources import Source, make_source
 from flashmm.sources.anndata_kinds import is_anndata, open_anndata
 from flashmm.sources.make import source_of
@@ -261,11 +265,26 @@ def _mixed_model(
     y: pd.DataFrame, fixed: str, random: Any, data: pd.DataFrame, context: Any
 ) -> tuple[FloatArray, FloatArray]:
     """The same by maximum likelihood, random effects among the fitted values."""
-    model = MultiLMM.from_formula(fixed, random, data, y, context=context)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # those features are not in the trend
-        fit = model.fit(method="ML", parameter_space="psd")
-    sigma2 = fit.theta.iloc[:, -1].to_numpy(dtype=np.float64)
+    model = ModelData.from_formula(fixed, random, data, y, context=context)
+    projection = project_any(model.stats)
+    likelihood = make_likelihood(projection, "ML")
+    options = FitOptions(
+        method="ML",
+        solver="fisher_scoring",
+        parameter_space="psd",
+        max_iter=50,
+        epsilon=1e-5,
+        memory=2**30,
+        engine=likelihood.engine,
+        fixed=model.fixed,
+        random=model.random,
+        n_dropped=0,
+    )
+    plan = FitPlan(options, FisherScoring(), EM(), usable_cores())
+    ds = fit_features(model.stats, projection, likelihood, plan)
+    # Features without a regular fit have NaN here: they are not in the trend.
+    sigma2 = ds["theta"].to_numpy()[:, -1]
     sigma = np.sqrt(np.where(sigma2 > 0, sigma2, np.nan))
-    fitted = fit.fittedvalues(data, context=context)
+    results = MultiLMMResults(ds, model.stats, options, projection, model.recipe)
+    fitted = results.fittedvalues(data, context=context)
     return sigma, np.asarray(fitted.transpose("feature", "sample").to_numpy())
