@@ -93,6 +93,6 @@ def feature_means(fitted: FittedModel) -> FloatArray:
         )
     if isinstance(fitted.stats, PatternedStats):
         one = fitted.stats
-        own = (one.observed @ one.X)[one.pattern]
+        own = one.designs.X_sums[one.pattern]
         return np.asarray((own * fitted.projection.beta_ols.T).sum(axis=1) / one.nobs)
     return np.asarray(sums @ fitted.projection.beta_ols / fitted.stats.n)
