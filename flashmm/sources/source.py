@@ -171,7 +171,10 @@ class Source:
 
     def taking(self, features: Any) -> Source:
         """The same source with some of its features: names, positions or a mask, in their order."""
-        kept = np.unique(feature_positions(self.feature_names, features))
+        return self.at(np.unique(feature_positions(self.feature_names, features)))
+
+    def at(self, kept: IntArray) -> Source:
+        """The same source with the features at some positions, ascending."""
         return replace(
             self,
             feature_names=self.feature_names[kept],
