@@ -18,6 +18,7 @@ from flashmm.results import (
     FeatureResults,
     FTestResults,
     MultiLMMResults,
+    RatioPrior,
     TTestResults,
 )
 from flashmm.simulate.power import power
@@ -42,6 +43,7 @@ __all__ = [
     "MultiLMMResults",
     "PatternedStats",
     "PrecisionWarning",
+    "RatioPrior",
     "Status",
     "SummaryStats",
     "TTestResults",

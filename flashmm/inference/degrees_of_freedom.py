@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_DF",
     "DF_METHODS",
+    "INTEGRATED",
     "FStatistic",
     "VarianceAndDf",
     "fai_cornelius_df",
@@ -35,7 +36,9 @@ __all__ = [
     "satterthwaite_f",
 ]
 
-DF_METHODS = ("residual", "satterthwaite", "kenward-roger")
+# Not from theta, but from all features: see `flashmm.inference.integrated`.
+INTEGRATED = "integrated"
+DF_METHODS = ("residual", "satterthwaite", "kenward-roger", INTEGRATED)
 DEFAULT_DF = "satterthwaite"
 _SPELLINGS = {"kenward_roger": "kenward-roger", "kr": "kenward-roger"}
 

@@ -10,9 +10,11 @@ import xarray as xr
 
 from flashmm.exceptions import InputError, check_option, nearest
 from flashmm.inference.multiplicity import adjust_pvalues
-from flashmm.inference.statistics import confidence_limits
+from flashmm.inference.statistics import check_alpha, confidence_limits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     FloatArray = NDArray[np.float64]
@@ -232,14 +234,25 @@ class TTestResults(FeatureTests):
         ``"two-sided"``, ``"greater"`` or ``"less"``.
     df_method
         How the degrees of freedom were found.
+    limits
+        Confidence limits (features, contrasts, 2) for an alpha, where they are not
+        estimate -/+ t se.
     """
 
     columns = ("estimate", "se", "t", "df", "p")
     statistic = "t"
 
-    def __init__(self, ds: xr.Dataset, *, alternative: str, df_method: str) -> None:
+    def __init__(
+        self,
+        ds: xr.Dataset,
+        *,
+        alternative: str,
+        df_method: str,
+        limits: Callable[[float], FloatArray] | None = None,
+    ) -> None:
         super().__init__(ds, df_method=df_method)
         self.alternative = alternative
+        self._limits = limits
 
     @property
     def effect(self) -> pd.DataFrame:
@@ -264,9 +277,13 @@ class TTestResults(FeatureTests):
     def conf_int(self, alpha: float = 0.05) -> xr.DataArray:
         """Two-sided confidence limits, dims feature, contrast, bound."""
         ds = self.ds
-        limits = confidence_limits(
-            ds["estimate"].to_numpy(), ds["se"].to_numpy(), ds["df"].to_numpy(), alpha
-        )
+        if self._limits is not None:
+            check_alpha(alpha)
+            limits = self._limits(alpha)
+        else:
+            limits = confidence_limits(
+                ds["estimate"].to_numpy(), ds["se"].to_numpy(), ds["df"].to_numpy(), alpha
+            )
         coords = {name: ds[name] for name in ("feature", "contrast")}
         return xr.DataArray(
             limits,

@@ -31,7 +31,7 @@ the summary statistics; it is not stored.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -97,6 +97,10 @@ class FittedModel:
         The statistics projected off X, if that has been done.
     recipe
         How X and Z are made of data; None when the model was built from matrices.
+    whole
+        The fitted models of all features, where these are those with one pattern of samples.
+    kept
+        What was learned of the fit and is not learned again, by subject.
     """
 
     ds: xr.Dataset
@@ -104,6 +108,8 @@ class FittedModel:
     options: FitOptions
     projected: AnyProjection | None = None
     recipe: DesignRecipe | None = None
+    whole: FittedModel | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
 
     # ---- the model in numbers --------------------------------------------------------------
 
@@ -198,7 +204,7 @@ class FittedModel:
         one = stats.of_pattern(pattern)
         options = replace(self.options, engine="auto")
         ds.attrs = attributes(one, options)
-        return FittedModel(ds, one, options, recipe=self.recipe)
+        return FittedModel(ds, one, options, recipe=self.recipe, whole=self)
 
     def around(self, position: int) -> tuple[FittedModel, int]:
         """The fitted models of the features with the samples of one, and its position there."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
 
-__all__ = ["Integration", "Part", "grid_of", "learn", "within_variance"]
+__all__ = ["Integration", "Part", "grid_of", "integrate", "learn", "within_variance"]
 
 # The largest ratios looked at are twice the largest estimate, within these multiples of the ratio
 # that doubles the variance of a typical random effect's estimate.
@@ -363,10 +363,7 @@ def learn(
     InputError
         If no feature can be tested, or the model has too many parameters for a grid.
     """
-    known = np.zeros(m, dtype=bool)
-    for part in parts:
-        known[part.members[part.known]] = True
-    if not known.any():
+    if not any(part.known.any() for part in parts):
         raise InputError("No feature varies: there is nothing to learn variance ratios from.")
     variance, df = within_variance(parts, m)
     # Without residual degrees of freedom, or with one feature, sigma2 is not moderated.
@@ -374,14 +371,27 @@ def learn(
     if (np.isfinite(variance) & (df > 0)).sum() > 1:
         sigma2 = variance_prior(variance, df, covariate=covariate, robust=robust)
     grid = grid_of(parts, sigma2) if grid is None else grid
-    shared = tuple(share_design(part.projection, grid, memory) for part in parts)
-    start = Integration(
-        tuple(parts), shared, np.full(grid.size, 1.0 / grid.size), sigma2, known, memory
-    )
+    start = integrate(parts, m, memory, grid, grid.base, sigma2)
     likelihood = list(_likelihoods(start))
     with threadpool_limits(1, user_api="blas"):
         weights = learn_weights(likelihood, grid.base, added=added)
-    return Integration(start.parts, shared, weights, sigma2, known, memory)
+    return replace(start, weights=weights)
+
+
+def integrate(
+    parts: Sequence[Part],
+    m: int,
+    memory: int,
+    grid: RatioGrid,
+    weights: FloatArray,
+    sigma2: VariancePrior,
+) -> Integration:
+    """The posterior under a prior: weights (G,) of a grid, and of the residual variances."""
+    known = np.zeros(m, dtype=bool)
+    for part in parts:
+        known[part.members[part.known]] = True
+    shared = tuple(share_design(part.projection, grid, memory) for part in parts)
+    return Integration(tuple(parts), shared, weights, sigma2, known, memory)
 
 
 def _likelihoods(start: Integration) -> Iterator[FloatArray]:
