@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from flashmm.designs.design import Design
 from flashmm.exceptions import InputError
 from flashmm.sources import Source
+from flashmm.sources.scans import missing_values
 from flashmm.stats.block_sums import BlockSums, design_columns
 from flashmm.stats.own_rows import PatternedStats, joined_shift
 from flashmm.stats.shifts import cancelling, least_squares
@@ -73,7 +74,7 @@ def sum_by_pattern(
     if selecting:
         kept = passing(total.totals, total.detected, source.n, min_count, min_fraction)
         sums, source = sums.at(kept), source.at(kept)
-    observed = ~source.missing_values(block_bytes)
+    observed = ~missing_values(source, block_bytes)
     if observed.all():
         return SummaryStats.from_design(
             replace(source, allow_missing=False, counting=False), design, weights=weights
