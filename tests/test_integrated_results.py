@@ -281,3 +281,36 @@ def test_features_that_miss_samples_share_one_prior(table):
     )
     limits = result.conf_int(df="integrated").sel(coef="group[T.B]").to_numpy()
     assert (limits[:, 0] < limits[:, 1]).all()
+
+
+# ---- what a user is told -------------------------------------------------------------------------
+
+
+def test_doubtful_tests_say_so_once(result, caplog):
+    tests = result.t_test("group[T.B]")
+    with caplog.at_level("WARNING", logger="flashmm"):
+        tests.top_table()
+        tests.top_table()
+        result.t_test("group[T.B]", df="integrated").top_table()
+        result.t_test("x").top_table()  # within subjects: on many degrees of freedom
+    assert len(caplog.messages) == 1
+    assert "'subject' has 6 levels" in caplog.messages[0]
+    assert "df='integrated'" in caplog.messages[0]
+    assert "'subject' has 6 levels" in " ".join(str(result.summary()).split())
+    kr = result.t_test("group[T.B]", df="kenward-roger").ds.attrs["note"]
+    assert "reject too little" in kr
+
+
+def test_tests_with_many_subjects_are_not_doubted(caplog):
+    table = data(24)
+    result = fitted(table, responses(table, 20))
+    with caplog.at_level("WARNING", logger="flashmm"):
+        result.top_table("group[T.B]")
+    assert not caplog.messages
+    assert "levels" not in str(result.summary())
+
+
+def test_a_fit_says_so_in_the_log(table, caplog):
+    with caplog.at_level("INFO", logger="flashmm"):
+        fitted(table, responses(table, 20))
+    assert any("'subject' has 6 levels" in message for message in caplog.messages)

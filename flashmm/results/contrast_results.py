@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
 
 __all__ = ["FTestResults", "FeatureTests", "TTestResults"]
+
+log = logging.getLogger("flashmm")
 
 # What pertpy and scanpy call the columns of a table of differential expression.
 _STYLES = {
@@ -59,6 +62,7 @@ class FeatureTests:
     def __init__(self, ds: xr.Dataset, *, df_method: str) -> None:
         self.ds = ds
         self.df_method = df_method
+        self._told = False
 
     @property
     def contrasts(self) -> list[str]:
@@ -141,6 +145,7 @@ class FeatureTests:
             If the contrast or an option is unknown.
         """
         position = self._position(contrast)
+        self._tell()
         options = [name for name, column in _SORT.items() if column in self.columns]
         check_option("sort_by", sort_by, options)
         one = self.ds.isel(contrast=position)
@@ -178,6 +183,13 @@ class FeatureTests:
         if "status" in self.ds:
             table["status"] = np.repeat(self.ds["status"].to_numpy(), len(contrasts))
         return table
+
+    def _tell(self) -> None:
+        """Log, once, why these tests cannot be trusted, if so; also in ``ds.attrs["note"]``."""
+        note = self.ds.attrs.get("note", "")
+        if note and not self._told:
+            log.warning(note)
+            self._told = True
 
     def __repr__(self) -> str:
         m, c = self.ds.sizes["feature"], self.ds.sizes["contrast"]

@@ -16,6 +16,7 @@ from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_altern
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.integrated import integrated_f_tests, integrated_t_tests
 from flashmm.results.moderation import moderated_hypotheses
+from flashmm.results.trust import doubt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,7 +69,7 @@ def t_test(
             "feature": fitted.names[positions],
             "contrast": np.array(contrasts.labels, dtype=object),
         },
-        attrs={"alternative": side, "df": shown},
+        attrs={"alternative": side, "df": shown, "note": doubt(fitted, method, L)},
     )
     return TTestResults(ds, alternative=side, df_method=shown)
 
@@ -170,6 +171,7 @@ def _f_tests(
     shape = positions.size, len(hypotheses)
     F, df = np.empty(shape), np.empty(shape)
     tests = moderated_hypotheses(fitted, moderated, method)
+    rows = np.concatenate([L for L, _ in hypotheses.values()])
     for column, (L, values) in enumerate(hypotheses.values()):
         found = tests.joint(positions, beta @ L.T - values, L, method)
         F[:, column], df[:, column] = found.F, found.df
@@ -188,7 +190,7 @@ def _f_tests(
             "feature": fitted.names[positions],
             "contrast": np.array(list(hypotheses), dtype=object),
         },
-        attrs={"df": shown},
+        attrs={"df": shown, "note": doubt(fitted, method, rows)},
     )
     return FTestResults(ds, df_method=shown)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
 
-__all__ = ["Line", "RatioGrid", "covering_grid", "flat_in_logarithm", "grid_on_lines"]
+__all__ = ["Line", "RatioGrid", "covering_grid", "flat_in_logarithm", "grid_on_lines", "is_covered"]
 
 # Logarithms between neighbours where there is one ratio, and how many points it may take.
 _STEP, _FEWEST, _MOST = 0.2, 40, 96
@@ -108,6 +108,12 @@ def flat_in_logarithm(ratio: FloatArray, unit: float) -> FloatArray:
     return np.asarray(np.diff(edges))
 
 
+def is_covered(structure: CovarianceStructure) -> bool:
+    """Whether a grid can cover the ratios of a model."""
+    blocks = [block.shape[0] for block in structure.blocks()]
+    return blocks == [2] or (max(blocks) == 1 and len(blocks) <= max(_POINTS))
+
+
 def covering_grid(
     structure: CovarianceStructure, unit: FloatArray, highest: FloatArray
 ) -> RatioGrid:
@@ -132,17 +138,16 @@ def covering_grid(
     InputError
         If D has more parameters than a grid can cover.
     """
-    blocks = [block.shape[0] for block in structure.blocks()]
     k = len(structure.parameters)
-    if blocks == [2]:
-        return _rays(unit, highest)
-    if max(blocks) > 1 or k > max(_POINTS):
+    if not is_covered(structure):
         names = ", ".join(structure.param_names[:-1])
         raise InputError(
             f"Integrated tests cover up to three independent variances, or one intercept with one "
             f"correlated slope; this model has {names}. Write slopes as uncorrelated, "
             "(x || g), drop a term, or use another `df`."
         )
+    if max(block.shape[0] for block in structure.blocks()) > 1:
+        return _rays(unit, highest)
     if k == 1:
         width = float(np.log(highest[0] / (_LOWEST * unit[0])))
         count = int(np.clip(np.ceil(width / _STEP) + 1, _FEWEST, _MOST))
