@@ -124,10 +124,12 @@ def fittedvalues(
     data: Any = None,
     *,
     level: str = "conditional",
-    **rows: Any,
+    X: ArrayLike | None = None,
+    Z: Any = None,
+    context: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
     """Fitted values of the samples; see `MultiLMMResults.fittedvalues`."""
-    values = predict(fitted, positions, data, level=level, **rows)
+    values = predict(fitted, positions, data, level=level, X=X, Z=Z, context=context)
     assert isinstance(values, xr.DataArray)
     return values.rename("fittedvalues")
 
@@ -140,10 +142,12 @@ def resid(
     *,
     transform: Transform = None,
     level: str = "conditional",
-    **rows: Any,
+    X: ArrayLike | None = None,
+    Z: Any = None,
+    context: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
     """Y minus the fitted values; see `MultiLMMResults.resid`."""
-    predicted = fittedvalues(fitted, positions, data, level=level, **rows)
+    predicted = fittedvalues(fitted, positions, data, level=level, X=X, Z=Z, context=context)
     labels = getattr(data, "index", None)
     source = make_source(Y, transform=transform, samples=labels, n=predicted.sizes["sample"])
     names = predicted["feature"].to_numpy()
