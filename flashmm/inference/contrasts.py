@@ -158,7 +158,11 @@ def parse_contrasts(contrast: object, names: Sequence[str]) -> Contrasts:
 
 
 def independent_rows(contrasts: Contrasts) -> tuple[FloatArray, FloatArray]:
-    """Linearly independent contrasts that say the same as all of them together.
+    """Orthonormal contrasts that say the same as all of them together.
+
+    Any set of contrasts that spans the same space leads to the same rows up to rotation, so what is
+    invariant to rotation, such as Fai and Cornelius's degrees of freedom, depends on the hypothesis
+    and not on how it is written.
 
     Parameters
     ----------
@@ -168,8 +172,7 @@ def independent_rows(contrasts: Contrasts) -> tuple[FloatArray, FloatArray]:
     Returns
     -------
     tuple of ndarray
-        Rows (r, p) and their hypothesised values (r,); the contrasts themselves when they are
-        independent, else orthonormal rows that span them.
+        Rows (r, p) and their hypothesised values (r,); a single contrast is left as it is.
 
     Raises
     ------
@@ -180,7 +183,7 @@ def independent_rows(contrasts: Contrasts) -> tuple[FloatArray, FloatArray]:
     length = np.sqrt((matrix * matrix).sum(axis=1))
     left, sizes, right = np.linalg.svd(matrix / length[:, None], full_matrices=False)
     rank = int((sizes > 1e-10 * sizes[0]).sum())
-    if rank == matrix.shape[0]:
+    if matrix.shape[0] == 1:
         return matrix, values
     reduced = (left[:, :rank].T @ (values / length)) / sizes[:rank]
     gap = np.abs(matrix @ (right[:rank].T @ reduced) - values)

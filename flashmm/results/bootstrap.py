@@ -193,7 +193,7 @@ def _without(
     null = maximiser(fitted).at(fitted.on_request.theta[at], at, zeros=hypothesis.zeros)
     found = np.isfinite(null.loglik)
     known, at, internal = known[found], at[found], null.theta[found]
-    unit = fitted.projection.param_scale * fitted.projection.scale[at][:, None]
+    unit = fitted.projection.units(at)
     theta[known] = internal * unit
     size = fitted.likelihood.batch_size(fitted.options.memory)
     for first in range(0, at.size, size):

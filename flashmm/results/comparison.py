@@ -13,7 +13,7 @@ from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.nesting import check_same_data, nesting
 from flashmm.inference.variance_tests import likelihood_ratio
 from flashmm.results.fitted import FittedModel
-from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.own_rows import PatternedStats, same_rows
 from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def common_sums(
         isinstance(large, PatternedStats)
         and isinstance(small, PatternedStats)
         and large.n == small.n
-        and np.array_equal(large.observed[large.pattern], small.observed[small.pattern])
+        and same_rows(large, small)
     ):
         return large.sums, small.sums
     raise InputError("The models were fitted to different data: their features miss other samples.")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["feature_means", "moderated_hypotheses", "moderated_variances"]
+__all__ = ["feature_means", "moderated_hypotheses", "moderated_variances", "trend_values"]
 
 _VARIABLES = ("sigma2", "df", "sigma2_prior", "df_prior", "sigma2_moderated", "df_moderated")
 
@@ -33,7 +33,7 @@ def moderated_variances(
     """Residual variances moderated by those of all features; see `MultiLMMResults.moderate`."""
     internal, df = hypotheses(fitted).residual_variance()
     sigma2 = internal * fitted.projection.scale
-    prior = variance_prior(sigma2, df, covariate=_trend(fitted, trend), robust=robust)
+    prior = variance_prior(sigma2, df, covariate=trend_values(fitted, trend), robust=robust)
     moderated = moderate(sigma2, df, prior)
     values = (sigma2, df, prior.variance, prior.df, moderated.variance, moderated.df)
     return xr.Dataset(
@@ -68,7 +68,8 @@ def moderated_hypotheses(fitted: FittedModel, moderated: bool | xr.Dataset, df: 
     )
 
 
-def _trend(fitted: FittedModel, trend: Any) -> FloatArray | None:
+def trend_values(fitted: FittedModel, trend: Any) -> FloatArray | None:
+    """What s0^2 follows, shape (m,): the means, what was given, or None."""
     if isinstance(trend, bool):
         return feature_means(fitted) if trend else None
     given = in_order(trend, fitted.names, "`trend`", of="features", by_text=True)
@@ -93,6 +94,6 @@ def feature_means(fitted: FittedModel) -> FloatArray:
         )
     if isinstance(fitted.stats, PatternedStats):
         one = fitted.stats
-        own = (one.observed @ one.X)[one.pattern]
+        own = one.designs.X_sums[one.pattern]
         return np.asarray((own * fitted.projection.beta_ols.T).sum(axis=1) / one.nobs)
     return np.asarray(sums @ fitted.projection.beta_ols / fitted.stats.n)

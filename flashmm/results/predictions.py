@@ -20,9 +20,10 @@ from flashmm.designs.from_arrays import (
 )
 from flashmm.exceptions import InputError, check_option, listing
 from flashmm.formulas.recipe import RandomRows
-from flashmm.inference.degrees_of_freedom import DEFAULT_DF
+from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.statistics import confidence_limits
 from flashmm.results.hypotheses import hypotheses
+from flashmm.results.integrated import integrated_predictions
 from flashmm.sources import Source, Transform, make_source
 from flashmm.stats.own_rows import PatternedStats
 
@@ -40,7 +41,7 @@ __all__ = ["NewRows", "fittedvalues", "new_rows", "predict", "resid"]
 
 LEVELS = ("population", "conditional")
 INTERVALS = ("confidence", "prediction")
-DF = ("satterthwaite", "residual")
+DF = ("satterthwaite", "residual", INTEGRATED)
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def predict(
     interval: str | None = None,
     alpha: float = 0.05,
     df: str = DEFAULT_DF,
+    prior: Any = None,
     allow_new_levels: bool = False,
     X: ArrayLike | None = None,
     Z: Any = None,
@@ -72,6 +74,8 @@ def predict(
     if interval is not None:
         check_option("interval", interval, INTERVALS)
     check_option("df", df, DF)
+    if prior is not None and df != INTEGRATED:
+        raise InputError(f"`prior` belongs to df='integrated'; these limits have df={df!r}.")
     conditional = level == "conditional"
     wide = interval == "prediction"
     rows = new_rows(
@@ -79,6 +83,24 @@ def predict(
     )
     if conditional and rows.random is not None and not allow_new_levels:
         _refuse_new_levels(rows.random)
+    independent = np.zeros((len(rows.labels), fitted.ds.sizes["param"]))
+    if rows.random is not None and (conditional or wide):
+        independent[:] = rows.random.new
+        independent[:, -1] = float(wide)
+    if df == INTEGRATED:
+        Z_rows = rows.random.Z.toarray() if conditional and rows.random is not None else None
+        ds = integrated_predictions(
+            fitted,
+            positions,
+            rows.X,
+            Z_rows,
+            independent,
+            interval=interval,
+            alpha=alpha,
+            prior=prior,
+        )
+        ds = ds.assign_coords(sample=rows.labels).assign_attrs(level=level)
+        return ds if se or interval is not None else ds["prediction"]
     estimate = fitted.values("beta", positions) @ rows.X.T
     if conditional and rows.random is not None:
         blup, _ = fitted.on_request.random_effects(positions, None)
@@ -89,11 +111,8 @@ def predict(
     if not se and interval is None:
         return prediction
     Z_known = sp.csr_array((len(rows.labels), fitted.stats.q))
-    independent = np.zeros((len(rows.labels), fitted.ds.sizes["param"]))
-    if rows.random is not None and (conditional or wide):
-        independent[:] = rows.random.new
-        independent[:, -1] = float(wide)
-        Z_known = rows.random.Z if conditional else Z_known
+    if conditional and rows.random is not None:
+        Z_known = rows.random.Z
     found = hypotheses(fitted).predictions(positions, rows.X, Z_known, independent, df)
     with np.errstate(invalid="ignore"):
         errors = np.sqrt(np.where(found.variance > 0, found.variance, np.nan))
@@ -174,8 +193,9 @@ def _rows_of(source: Source, fitted: FittedModel, positions: IntArray) -> IntArr
         return np.asarray(names, dtype=np.intp)
     if source.m == fitted.stats.m:
         return positions
-    if fitted.within is not None and source.m == fitted.within[0]:
-        return np.asarray(fitted.within[1][positions])
+    whole, members = fitted.whole, fitted.members
+    if whole is not None and members is not None and source.m == whole.stats.m:
+        return np.asarray(members[positions])
     raise InputError(
         f"Y has {source.m} features without names; the model has {fitted.stats.m}. Pass Y with "
         "names, a DataFrame."
