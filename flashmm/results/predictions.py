@@ -163,7 +163,7 @@ def resid(
     where = _rows_of(source, fitted, positions)
     chosen, slot = np.unique(where, return_inverse=True)
     values = np.empty((chosen.size, source.n))
-    own_samples = isinstance(fitted.stats, PatternedStats) or fitted.within is not None
+    own_samples = isinstance(fitted.stats, PatternedStats) or fitted.whole is not None
     source = replace(source, allow_missing=own_samples)
     for block in source.at(chosen).blocks():
         part: Any = block.values
