@@ -297,6 +297,14 @@ RESULTS: dict[str, Case] = {
     "icc": for_some("icc"),
     "marginal_means": for_some("marginal_means", "trt"),
     "of_pattern": lambda r, how: [r.of_pattern(name) for name in how.asked(*SOME)],
+    "posterior_variances": for_some("posterior_variances"),
+    "ratio_prior": lambda r, how: [
+        r.t_test("x", df="integrated", features=how.asked(*SOME)),
+        r.t_test("x", df="integrated", prior=r.ratio_prior).pvalue,
+    ],
+    "learn_ratio_prior": lambda r, _: r.t_test(
+        "x", df="integrated", prior=r.learn_ratio_prior(trend=r.llf.iloc[::-1], robust=True)
+    ),
     "predict": for_some("predict", data().iloc[:3], level="conditional", interval="prediction"),
     "resid": lambda r, how: [
         r.resid(how.Y, data(), features=how.asked(*SOME)),
@@ -396,7 +404,7 @@ PATTERNED: dict[str, Case] = {
     "take": STATS["take"],
 }
 PATTERNED_APART = {
-    *("XX_of", "coef_names", "load", "log_weights", "m", "n", "n_patterns", "p", "q", "save"),
+    *("coef_names", "load", "log_weights", "m", "n", "n_patterns", "p", "q", "save"),
     *("structure", "numbered"),
 }
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from flashmm.arrays.labels import find_labels
 from flashmm.exceptions import InputError, listing
 from flashmm.inference.integrated.grid import RatioGrid
 from flashmm.inference.moderation import VariancePrior
@@ -197,7 +198,7 @@ class RatioPrior:
             at, log = self.ds["trend_at"].to_numpy(), np.log(self.ds["trend_location"].to_numpy())
             location = np.exp(np.interp(covariate, at, log))
         if "feature_df" in self.ds:
-            own = pd.Index(self.ds["feature"].to_numpy()).get_indexer(pd.Index(names))
+            own = find_labels(self.ds["feature"].to_numpy(), names)
             known = own >= 0
             location[known] = self.ds["feature_location"].to_numpy()[own[known]]
             df[known] = self.ds["feature_df"].to_numpy()[own[known]]
