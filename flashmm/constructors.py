@@ -142,7 +142,8 @@ class ModelData:
         rows
             What the rows of an array, frame or block are: ``"features"`` or ``"samples"``.
         features
-            Features to use: names, positions or a boolean mask; None for all.
+            Features to use: names, a boolean mask (by label where it has labels) or a slice of
+            positions; None for all.
         min_count
             Leave out features whose values, before anything is done to them, sum to less.
         min_fraction
@@ -376,7 +377,8 @@ p=5, q=6>
         feature_names, coef_names
             Labels that override those of Y and X.
         weights
-            Precision of each sample, shape (n,); None for ones.
+            Precision of each sample, shape (n,), matched by label where it has labels; None for
+            ones.
         missing
             ``"feature"`` fits each feature over the samples in which it is not NaN.
 

@@ -59,7 +59,7 @@ class FixedEffectMethods(OfFittedModel):
         Parameters
         ----------
         features
-            Names, positions or a mask; all by default (m p^2 numbers).
+            Names, a mask or a slice; all by default (m p^2 numbers).
 
         Returns
         -------
@@ -102,7 +102,7 @@ class FixedEffectMethods(OfFittedModel):
             With ``"integrated"``: a `RatioPrior`, or the results of another fit with the same
             random terms; by default `ratio_prior` of this fit.
         features
-            Names, positions or a mask; all by default. Adjusted p-values then count these
+            Names, a mask or a slice; all by default. Adjusted p-values then count these
             features alone.
 
         Returns
@@ -180,7 +180,7 @@ class FixedEffectMethods(OfFittedModel):
         moderated, prior
             As in `t_test`.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -222,7 +222,7 @@ class FixedEffectMethods(OfFittedModel):
         prior
             As in `t_test`.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -264,7 +264,7 @@ class FixedEffectMethods(OfFittedModel):
         moderated, prior
             As in `t_test`.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -496,7 +496,7 @@ class FixedEffectMethods(OfFittedModel):
         prior
             As in `t_test`; by default `ratio_prior`.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -525,7 +525,7 @@ class FixedEffectMethods(OfFittedModel):
         Parameters
         ----------
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
