@@ -48,7 +48,7 @@ CALLS = {
 }  # fmt: skip
 # Called by themselves below, or not of a fit's features.
 ELSEWHERE = {
-    "bootstrap", "bootstrap_test", "compare_lr_test", "draw", "fittedvalues", "load", "of_pattern",
+    "learn_ratio_prior", "posterior_variances", "ratio_prior", "bootstrap", "bootstrap_test", "compare_lr_test", "draw", "fittedvalues", "load", "of_pattern",
     "predict", "resid", "save", "sel", "to_anndata",
 }  # fmt: skip
 
@@ -245,3 +245,16 @@ def test_samples_files_and_refits(kind, tmp_path):
     )
     assert again.status.tolist() == result.status.tolist()
     pd.testing.assert_frame_equal(again.params, result.params, check_dtype=False)
+
+
+@pytest.mark.parametrize("kind", ["unconstrained", "psd", "unconstrained, short", "psd, slopes"])
+def test_integrated_tests(kind):
+    """Their prior is learned from all features that vary."""
+    result, _, Y = fitted(kind)
+    for table in (result.t_test(df="integrated"), result.anova(df="integrated")):
+        values = table.ds["p"].sel(feature=["good", "also good"])
+        assert bool(np.isfinite(values).all())
+    assert result.posterior_variances().sizes["feature"] == len(Y)
+    assert np.isfinite(by_feature(result.posterior_variances(), "good")[0]).all()
+    for kwargs in ({"df": "kenward-roger"}, {"df": "integrated"}):
+        assert result.f_test(**kwargs).ds.sizes["feature"] == len(Y)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from flashmm.arrays.labels import as_pandas
 from flashmm.exceptions import InputError, listing
 from flashmm.inference.expressions import read_equations
 from flashmm.inference.names import Coefficients, r_name, resolve_names
@@ -210,6 +211,7 @@ def _expressions(text: str, known: Coefficients) -> list[_Row]:
 
 def _vector(value: object, known: Coefficients, label: str) -> FloatArray:
     """Read the weights of one contrast from a Series or from a sequence of numbers."""
+    value = as_pandas(value)
     if isinstance(value, pd.Series) and not _is_positional(value.index):
         row: FloatArray = _aligned(value.to_frame(), known)[0]
         return row
@@ -287,6 +289,7 @@ def _labelled(label: str, value: object, known: Coefficients) -> _Row:
 
 def _item(item: object, known: Coefficients) -> list[_Row]:
     """Read one entry of a list that is not a vector by itself."""
+    item = as_pandas(item)
     if isinstance(item, str):
         return _expressions(item, known)
     if isinstance(item, pd.Series) and item.name is not None:
@@ -296,6 +299,7 @@ def _item(item: object, known: Coefficients) -> list[_Row]:
 
 def _rows(contrast: object, known: Coefficients) -> list[_Row]:
     """Read any form of contrast but None."""
+    contrast = as_pandas(contrast)
     if isinstance(contrast, str):
         return _expressions(contrast, known)
     if isinstance(contrast, pd.DataFrame):

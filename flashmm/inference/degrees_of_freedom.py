@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_DF",
     "DF_METHODS",
+    "INTEGRATED",
     "FStatistic",
     "ScaleAndDf",
     "VarianceAndDf",
@@ -37,7 +38,9 @@ __all__ = [
     "scale_and_df",
 ]
 
-DF_METHODS = ("residual", "satterthwaite", "kenward-roger")
+# Not from theta, but from all features: see `flashmm.inference.integrated`.
+INTEGRATED = "integrated"
+DF_METHODS = ("residual", "satterthwaite", "kenward-roger", INTEGRATED)
 DEFAULT_DF = "satterthwaite"
 # Kenward and Roger's formula is left within this distance of A2 / r = 1, where 2 df are.
 _NEAR_TWO = 0.02

@@ -54,10 +54,11 @@ def prediction_moments(
     X
         Rows of X, shape (c, p).
     Z
-        Rows of the scaled Z, shape (c, q).
+        Rows of the scaled Z, shape (c, q), or (B, c, q) where features scale it differently.
     independent
         What is linear in theta and independent of the data, such as the effects of unknown levels
-        and the noise of a new observation: row i adds ``independent[i] @ theta``; shape (c, k).
+        and the noise of a new observation: row i adds ``independent[i] @ theta``; shape (c, k), or
+        (B, c, k).
 
     Returns
     -------
@@ -66,7 +67,7 @@ def prediction_moments(
     projection, k = likelihood.projection, theta.shape[1]
     structure = projection.structure
     W = Z - np.matmul(X, np.swapaxes(projection.H, -1, -2))
-    W = np.broadcast_to(W, (theta.shape[0], *Z.shape))
+    W = np.broadcast_to(W, (theta.shape[0], *Z.shape[-2:]))
     D_W = np.zeros(W.shape)
     for i in range(k - 1):
         D_W += theta[:, i, None, None] * apply_G(structure, i, W)
@@ -84,4 +85,5 @@ def prediction_moments(
     if near.any():
         squared, _ = powers_of_P(likelihood, theta, D_W, near)
         gradient[near, :, -1] = (fixed + (D_W * squared).sum(axis=2))[near]
-    return PredictionMoments(variance + theta @ independent.T, gradient + independent)
+    variance += np.matmul(independent, theta[:, :, None])[:, :, 0]
+    return PredictionMoments(variance, gradient + independent)

@@ -63,7 +63,7 @@ def assemble_dataset(
     status[indefinite & (status == Status.CONVERGED)] = Status.INDEFINITE
 
     known = np.asarray(np.isfinite(theta).all(axis=1))
-    unit = projection.param_scale * projection.scale[:, None]
+    unit = projection.units()
     natural_loglik = projection.natural_loglik(solution.evaluation.loglik, options.method)
     loglik = np.where(known, natural_loglik, np.nan)
     with np.errstate(invalid="ignore"):

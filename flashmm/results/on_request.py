@@ -78,7 +78,7 @@ class OnRequest:
         k = self.theta.shape[1]
         result = np.full((positions.size, k, k), np.nan)
         for here, batch in self.batches(positions):
-            unit = self.projection.param_scale * self.projection.scale[batch][:, None]
+            unit = self.projection.units(batch)
             expected = self.likelihood.evaluate(self.theta[batch], batch).expected
             result[here] = expected / (unit[:, :, None] * unit[:, None, :])
         return result
@@ -146,7 +146,7 @@ def scaled_inverse(information: FloatArray) -> FloatArray:
 def _inverse(matrices: FloatArray) -> FloatArray:
     """Inverse of each matrix (B, p, p); NaN for those that have none."""
     with np.errstate(all="ignore"):
-        known = np.isfinite(matrices).all(axis=(1, 2))
+        known = np.asarray(np.isfinite(matrices).all(axis=(1, 2)))
         known[known] = np.linalg.slogdet(matrices[known])[0] != 0
     result = np.full(matrices.shape, np.nan)
     result[known] = np.linalg.inv(matrices[known])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -77,8 +78,11 @@ def over_batches(
         size = likelihood.batch_size(memory)
     batches = np.array_split(features, -(-features.size // size)) if features.size else []
     if n_jobs is None or alone or len(batches) <= 1:
-        for batch in batches:
-            function(batch)
+        # Threads of BLAS cost more than they save where matrices are small.
+        small = n_jobs is not None and getattr(likelihood, "small_products", False)
+        with threadpool_limits(1, user_api="blas") if small else nullcontext():
+            for batch in batches:
+                function(batch)
         return
     with (
         threadpool_limits(1, user_api="blas"),
