@@ -31,6 +31,7 @@ the summary statistics; it is not stored.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -211,7 +212,17 @@ class FittedModel:
         options = replace(self.options, engine="auto")
         ds.attrs = attributes(one, options)
         members = stats.members(pattern)
-        return FittedModel(ds, one, options, recipe=self.recipe, whole=self, members=members)
+        projected = None
+        if self._not_estimable[members].all():
+            # Nothing is computed of features without estimates, but their arrays have shapes.
+            with contextlib.suppress(InputError):
+                projected = project_any(stats.sums.take(stats.pattern == pattern))
+        return FittedModel(ds, one, options, projected, self.recipe, whole=self, members=members)
+
+    @property
+    def _not_estimable(self) -> NDArray[np.bool_]:
+        """Features whose samples cannot carry the model, shape (m,)."""
+        return np.asarray(self.ds["status"].to_numpy() == Status.NOT_ESTIMABLE)
 
     def around(self, position: int) -> tuple[FittedModel, int]:
         """The fitted models of the features with the samples of one, and its position there."""
@@ -224,12 +235,23 @@ class FittedModel:
     def by_pattern(
         self, positions: IntArray, call: Callable[[FittedModel, IntArray], xr.Dataset]
     ) -> xr.Dataset:
-        """What ``call`` says of the fitted models of each pattern and of positions in them."""
+        """What ``call`` says of the fitted models of each pattern and of positions in them.
+
+        NaN for features that cannot be estimated.
+        """
         stats = self.stats
         assert isinstance(stats, PatternedStats)
         places, parts = [], []
-        for pattern in np.unique(stats.pattern[positions]):
-            here = np.flatnonzero(stats.pattern[positions] == pattern)
+        lost = np.flatnonzero(self._not_estimable[positions])
+        left = np.setdiff1d(np.arange(positions.size), lost)
+        if lost.size:
+            donor = np.flatnonzero(~self._not_estimable)[:1] if left.size == 0 else left[:1]
+            chosen = donor if left.size == 0 else positions[donor]
+            like = self.by_pattern(chosen, call).isel(feature=np.zeros(lost.size, dtype=np.intp))
+            places.append(lost)
+            parts.append((like * np.nan).assign_coords(feature=self.names[positions[lost]]))
+        for pattern in np.unique(stats.pattern[positions[left]]):
+            here = left[stats.pattern[positions[left]] == pattern]
             members = stats.members(int(pattern))
             one = self.of_pattern(int(pattern))
             parts.append(call(one, np.searchsorted(members, positions[here])))
