@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from flashmm import simulate
+from flashmm.counts.voom import Voom, voom
 from flashmm.exceptions import (
     ConvergenceWarning,
     FlashMMError,
@@ -47,10 +48,12 @@ __all__ = [
     "Status",
     "SummaryStats",
     "TTestResults",
+    "Voom",
     "adjust_pvalues",
     "contrast_matrix",
     "power",
     "simulate",
+    "voom",
 ]
 
 

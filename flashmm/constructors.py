@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import pandas as pd
 
 from flashmm.designs.from_arrays import as_structure, design_and_source
-from flashmm.designs.per_sample import per_sample, positive
+from flashmm.designs.per_sample import per_sample
 from flashmm.exceptions import InputError, MissingSamplesWarning, listing, nearest
 from flashmm.formulas.build import build_design
 from flashmm.sources import Source, Transform, make_source
@@ -226,8 +226,9 @@ class ModelData:
         Parameters
         ----------
         adata
-            AnnData in memory, backed or lazy, or the path of an .h5ad or .zarr. Of a matrix on
-            disk no more than a few blocks are in memory at a time.
+            AnnData in memory, backed or lazy; the path of an .h5ad or .zarr, or of a table inside
+            one (``"x.zarr/tables/table"``); or an open group of h5py or zarr. Of a matrix on disk
+            no more than a few blocks are in memory at a time.
         fixed, random
             Formulas over the columns of ``obs``; see `from_formula`.
         layer
@@ -400,13 +401,11 @@ p=5, q=6>
         if missing not in ("raise", "feature"):
             options = ["raise", "feature"]
             raise InputError(f"Unknown missing={missing!r}. {nearest(str(missing), options)}")
-        design, source = design_and_source(
-            Y, X, Z, components, coef_names, transform, feature_names
+        design, source, precision = design_and_source(
+            Y, X, Z, components, coef_names, transform, feature_names, weights
         )
-        if weights is not None:
-            weights = positive(weights, design.n, "weights")
         sum_up: Any = sum_by_pattern if missing == "feature" else SummaryStats.from_design
-        return cls(sum_up(source, design, weights=weights))
+        return cls(sum_up(source, design, weights=precision))
 
     @classmethod
     def from_summary_stats(
@@ -466,6 +465,7 @@ p=5, q=6>
                 feature_names=stats.feature_names if feature_names is None else feature_names,
                 coef_names=stats.coef_names if coef_names is None else coef_names,
                 structure=structure,
+                numbered=stats.numbered and feature_names is None,
             )
         )
 
