@@ -226,13 +226,16 @@ def prior_of(
         ``""``, ``"mean"`` or ``"given"``: what that is.
     """
     grid, sigma2 = integration.shared[0].grid, integration.sigma2
+    location = np.nan  # where nothing is known of sigma2
+    if sigma2.df_common > 0 and integration.known.any():
+        location = float(np.median(sigma2.variance[integration.known]))
     data: dict[str, Any] = {
         "ratio": (("point", "param"), grid.ratios),
         "weight": (("point",), integration.weights),
         "line": (("point",), grid.line.astype(np.int32)),
         "base": (("point",), grid.base),
         "sigma2_df": ((), float(sigma2.df_common)),
-        "sigma2_location": ((), float(np.median(sigma2.variance[integration.known]))),
+        "sigma2_location": ((), location),
     }
     coords: dict[str, Any] = {"param": np.array(params, dtype=object)}
     if covariate is not None:
