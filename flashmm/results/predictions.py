@@ -106,7 +106,7 @@ def predict(
         blup, _ = fitted.on_request.random_effects(positions, None)
         estimate = estimate + np.asarray(rows.random.Z @ blup.T).T
     dims = ("feature", "sample")
-    coords = {"feature": fitted.names[positions], "sample": rows.labels}
+    coords = {"feature": fitted.features[positions], "sample": rows.labels}
     prediction = xr.DataArray(estimate, dims=dims, coords=coords, name="prediction")
     if not se and interval is None:
         return prediction
