@@ -39,6 +39,7 @@ EDGE = {
         *("formulas", "sources", "results", "constructors", "simulate", "counts"),
         *("arrays.numeric", "arrays.labels", "designs.from_arrays", "designs.per_sample"),
         *("stats.algebra", "stats.checks", "stats.selection", "stats.summary_stats"),
+        "stats.from_formulas",
         *("solvers.start", "inference.contrasts"),
     },
     "formulaic": {"formulas"},
