@@ -19,6 +19,7 @@ from flashmm.results import (
     FeatureResults,
     FTestResults,
     MultiLMMResults,
+    RatioPrior,
     TTestResults,
 )
 from flashmm.simulate.power import power
@@ -43,6 +44,7 @@ __all__ = [
     "MultiLMMResults",
     "PatternedStats",
     "PrecisionWarning",
+    "RatioPrior",
     "Status",
     "SummaryStats",
     "TTestResults",

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import pandas as pd
 
-from flashmm.designs.from_arrays import as_structure, design_and_source
-from flashmm.designs.per_sample import positive
+from flashmm.designs.from_arrays import as_structure, design_and_source, row_labels
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.sources import Source, Transform, make_source
 from flashmm.sources.anndata_kinds import is_anndata, open_anndata
@@ -26,6 +25,7 @@ from flashmm.stats.summary_stats import SummaryStats
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from flashmm.designs.design import Design
     from flashmm.formulas.recipe import DesignRecipe
 
 __all__ = ["ModelData"]
@@ -221,8 +221,9 @@ class ModelData:
         Parameters
         ----------
         adata
-            AnnData in memory, backed or lazy, or the path of an .h5ad or .zarr. Of a matrix on
-            disk no more than a few blocks are in memory at a time.
+            AnnData in memory, backed or lazy; the path of an .h5ad or .zarr, or of a table inside
+            one (``"x.zarr/tables/table"``); or an open group of h5py or zarr. Of a matrix on disk
+            no more than a few blocks are in memory at a time.
         fixed, random
             Formulas over the columns of ``obs``; see `from_formula`.
         layer
@@ -358,27 +359,28 @@ p=5, q=6>
         if missing not in ("raise", "feature"):
             options = ["raise", "feature"]
             raise InputError(f"Unknown missing={missing!r}. {nearest(str(missing), options)}")
-        design, source = design_and_source(
-            Y, X, Z, components, coef_names, transform, feature_names
+        own = is_own(weights)
+        precision: Any
+        design, source, precision = design_and_source(
+            *(Y, X, Z, components, coef_names, transform, feature_names),
+            None if own else weights,
         )
-        names = tuple(feature_covariates or {})
-        if is_own(weights):
-            weights = beside(weights, "weights", source, None)
-        elif weights is not None:
-            weights = positive(weights, design.n, "weights")
-        if names or isinstance(weights, Beside):
-            covariates = tuple(
-                beside(values, name, source, None)
-                for name, values in (feature_covariates or {}).items()
+        if own or feature_covariates:
+            labels = row_labels(X, Z)
+            if own:
+                precision = beside(weights, "weights", source, labels)
+            tables = OwnTables(
+                precision,
+                tuple(
+                    beside(values, name, source, labels)
+                    for name, values in (feature_covariates or {}).items()
+                ),
+                OwnColumns.none(len(design.coef_names)),
             )
-            p = len(design.coef_names)
-            own = OwnColumns(names, ((),) * p + tuple((i,) for i in range(len(names))))
-            X = np.hstack([np.asarray(design.X[: design.n]), np.ones((design.n, len(names)))])
-            design = replace(design, X=X, coef_names=(*design.coef_names, *names))
-            tables = OwnTables(weights, covariates, own)
+            design, tables = _with_own_columns(design, tables, tuple(feature_covariates or {}))
             return cls(sum_own_rows(source, design, tables, missing=missing == "feature"))
         sum_up: Any = sum_by_pattern if missing == "feature" else SummaryStats.from_design
-        return cls(sum_up(source, design, weights=weights))
+        return cls(sum_up(source, design, weights=precision))
 
     @classmethod
     def from_summary_stats(
@@ -438,8 +440,22 @@ p=5, q=6>
                 feature_names=stats.feature_names if feature_names is None else feature_names,
                 coef_names=stats.coef_names if coef_names is None else coef_names,
                 structure=structure,
+                numbered=stats.numbered and feature_names is None,
             )
         )
+
+
+def _with_own_columns(
+    design: Design, tables: OwnTables, names: tuple[str, ...]
+) -> tuple[Design, OwnTables]:
+    """A design with a further column for each covariate of the features' own."""
+    X = np.hstack([np.asarray(design.X[: design.n]), np.ones((design.n, len(names)))])
+    of = tables.own.of + tuple((i,) for i in range(len(names)))
+    repeated = set(names) & set(design.coef_names)
+    if repeated:
+        raise InputError(f"X and `feature_covariates` both have {listing(sorted(repeated))}.")
+    design = replace(design, X=X, coef_names=(*design.coef_names, *names))
+    return design, replace(tables, own=OwnColumns(names, of))
 
 
 @dataclass(frozen=True)

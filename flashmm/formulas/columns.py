@@ -19,6 +19,7 @@ from formulaic.transforms import TRANSFORMS
 from formulaic.utils.code import sanitize_variable_names
 
 from flashmm.exceptions import InputError, listing, nearest
+from flashmm.formulas.column_kinds import usual_type
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -189,6 +190,7 @@ def clean(values: pd.Series[Any], column: str) -> pd.Series[Any]:
     Unused categories go, and nullable, sparse and object numbers become plain ones; formulaic
     would take the last for categories. The result may share the memory of ``values``.
     """
+    values = usual_type(values, column)
     dtype = values.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         values = values.cat.remove_unused_categories()
@@ -208,9 +210,9 @@ def clean(values: pd.Series[Any], column: str) -> pd.Series[Any]:
             values = values.astype(bool)
         elif pd.api.types.is_integer_dtype(dtype):
             # Products of small integers would wrap around.
-            values = values.astype(np.int64, copy=False)
+            values = values.astype(np.int64)
         elif pd.api.types.is_float_dtype(dtype):
-            values = values.astype(np.float64, copy=False)
+            values = values.astype(np.float64)
     printed = Counter(str(level) for level in levels)
     alike = [name for name, count in printed.items() if count > 1]
     if alike:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.likelihood.moments import apply_G
+from flashmm.likelihood.moments import apply_G, near_zero_residual, powers_of_P
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,6 +79,11 @@ def prediction_moments(
     for i in range(k - 1):
         gradient[..., i] = (apply_G(structure, i, v) * v).sum(axis=2)
         rest -= theta[:, i, None] * gradient[..., i]
-    gradient[..., -1] = rest / theta[:, -1:]
+    near = near_zero_residual(likelihood, theta)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gradient[..., -1] = rest / theta[:, -1:]
+    if near.any():
+        squared, _ = powers_of_P(likelihood, theta, D_W, near)
+        gradient[near, :, -1] = (fixed + (D_W * squared).sum(axis=2))[near]
     variance += np.matmul(independent, theta[:, :, None])[:, :, 0]
     return PredictionMoments(variance, gradient + independent)

@@ -185,6 +185,11 @@ class Projection:
             return self.origin.basis_full.on(self.scale)
         return _make_basis(self.ZZ.toarray(), self.structure)
 
+    def apply_pseudoinverse(self, vectors: FloatArray) -> FloatArray:
+        """(Z'RZ)^+ v for the rows of vectors (B, c, q), same shape."""
+        left = self.basis.left_inverse
+        return (vectors @ left) @ left.T
+
     @property
     def K(self) -> FloatArray:
         """Root of Z'RZ, shape (q, r)."""

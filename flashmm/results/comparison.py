@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from flashmm.arrays.labels import label_positions
 from flashmm.exceptions import InputError
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.nesting import check_same_data, nesting
@@ -52,8 +53,8 @@ def compare_lr_test(
                 f"The fits differ in {option}: {mine!r} and {theirs!r}. Fit both alike."
             )
     names = fitted.names[positions]
-    theirs = other.positions(names)
-    large, small = common_sums(fitted.stats.take(positions), other.stats.take(theirs))
+    theirs = label_positions(other.names, names, "`other`", of="features", by_text=True)
+    large, small = common_sums(fitted.stats.at(positions), other.stats.at(theirs))
     lacks = nesting(large, small)
     if lacks.df == 0:
         raise InputError("The two models have the same parameters: there is nothing to test.")

@@ -11,10 +11,12 @@ from flashmm.designs.design import INTERCEPT
 from flashmm.exceptions import InputError
 from flashmm.formulas.fixed_terms import type3_hypotheses
 from flashmm.inference.contrasts import independent_rows, parse_contrasts
-from flashmm.inference.degrees_of_freedom import DEFAULT_DF, resolve_df
+from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve_df
 from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_alternative, t_statistics
 from flashmm.results.contrast_results import FTestResults, TTestResults
+from flashmm.results.integrated import integrated_f_tests, integrated_t_tests
 from flashmm.results.moderation import moderated_hypotheses
+from flashmm.results.trust import doubt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,11 +39,14 @@ def t_test(
     alternative: str = "two-sided",
     df: str = DEFAULT_DF,
     moderated: Moderated = False,
+    prior: Any = None,
 ) -> TTestResults:
     """Tests of linear contrasts; see `MultiLMMResults.t_test`."""
     side = resolve_alternative(alternative)
     method = resolve_df(df, fitted.options.method)
     contrasts = parse_contrasts(contrast, fitted.stats.coef_names)
+    if _is_integrated(method, moderated, prior):
+        return integrated_t_tests(fitted, positions, contrasts, side, prior)
     L = contrasts.matrix
     estimate = fitted.values("beta", positions) @ L.T
     found = moderated_hypotheses(fitted, moderated, method).contrasts(positions, L, method)
@@ -64,9 +69,23 @@ def t_test(
             "feature": fitted.names[positions],
             "contrast": np.array(contrasts.labels, dtype=object),
         },
-        attrs={"alternative": side, "df": shown},
+        attrs={"alternative": side, "df": shown, "note": doubt(fitted, method, L)},
     )
     return TTestResults(ds, alternative=side, df_method=shown)
+
+
+def _is_integrated(method: str, moderated: Moderated, prior: Any) -> bool:
+    """Whether tests integrate over the ratios; raises for options that do not go together."""
+    if method != INTEGRATED:
+        if prior is not None:
+            raise InputError(f"`prior` belongs to df='integrated'; these tests have df={method!r}.")
+        return False
+    if moderated is not False:
+        raise InputError(
+            "df='integrated' moderates residual variances itself. For a trend or robustness pass "
+            "prior=result.learn_ratio_prior(trend=True, robust=True), and no `moderated`."
+        )
+    return True
 
 
 def f_test(
@@ -76,13 +95,14 @@ def f_test(
     *,
     df: str = DEFAULT_DF,
     moderated: Moderated = False,
+    prior: Any = None,
 ) -> FTestResults:
     """One joint test of contrasts; see `MultiLMMResults.f_test`."""
     method = resolve_df(df, fitted.options.method)
     contrasts = parse_contrasts(contrast, fitted.stats.coef_names)
     label = contrasts.labels[0] if len(contrasts.labels) == 1 else "joint"
     hypotheses = {label: independent_rows(contrasts)}
-    return _f_tests(fitted, positions, hypotheses, method, moderated)
+    return _f_tests(fitted, positions, hypotheses, method, moderated, prior)
 
 
 def wald_test(
@@ -92,10 +112,11 @@ def wald_test(
     *,
     use_f: bool = False,
     df: str = DEFAULT_DF,
+    prior: Any = None,
 ) -> FTestResults:
     """Wald test that contrasts hold jointly; see `MultiLMMResults.wald_test`."""
     if use_f:
-        return f_test(fitted, positions, contrast, df=df)
+        return f_test(fitted, positions, contrast, df=df, prior=prior)
     result = f_test(fitted, positions, contrast, df="residual")
     ds = result.ds
     ds["df_denom"] = ds["df_denom"] * np.inf
@@ -114,6 +135,7 @@ def anova(
     type: Any = 3,
     df: str = DEFAULT_DF,
     moderated: Moderated = False,
+    prior: Any = None,
 ) -> FTestResults:
     """Type III tests of the terms; see `MultiLMMResults.anova`."""
     if type not in (3, "III", "3"):
@@ -123,7 +145,7 @@ def anova(
         raise InputError("The fixed formula has no term but the intercept: nothing to test.")
     hypotheses = {name: (L, np.zeros(L.shape[0])) for name, L in terms.items()}
     method = resolve_df(df, fitted.options.method)
-    return _f_tests(fitted, positions, hypotheses, method, moderated)
+    return _f_tests(fitted, positions, hypotheses, method, moderated, prior)
 
 
 def _terms(fitted: FittedModel) -> dict[str, FloatArray]:
@@ -140,12 +162,16 @@ def _f_tests(
     hypotheses: dict[str, tuple[FloatArray, FloatArray]],
     method: str,
     moderated: Moderated,
+    prior: Any,
 ) -> FTestResults:
     """F tests of hypotheses: label -> (independent contrasts (r, p), their values (r,))."""
+    if _is_integrated(method, moderated, prior):
+        return integrated_f_tests(fitted, positions, hypotheses, prior)
     beta = fitted.values("beta", positions)
     shape = positions.size, len(hypotheses)
     F, df = np.empty(shape), np.empty(shape)
     tests = moderated_hypotheses(fitted, moderated, method)
+    rows = np.concatenate([L for L, _ in hypotheses.values()])
     for column, (L, values) in enumerate(hypotheses.values()):
         found = tests.joint(positions, beta @ L.T - values, L, method)
         F[:, column], df[:, column] = found.F, found.df
@@ -164,7 +190,7 @@ def _f_tests(
             "feature": fitted.names[positions],
             "contrast": np.array(list(hypotheses), dtype=object),
         },
-        attrs={"df": shown},
+        attrs={"df": shown, "note": doubt(fitted, method, rows)},
     )
     return FTestResults(ds, df_method=shown)
 

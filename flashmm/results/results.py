@@ -161,7 +161,10 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
 
     @property
     def converged(self) -> pd.Series[Any]:
-        """Whether each feature ended at a stationary point."""
+        """Whether each feature ended at a stationary point: converged, boundary or indefinite.
+
+        Tests of an indefinite feature mean nothing; see `status` and `summary`.
+        """
         return self.fitted.series("converged", self.fitted.converged)
 
     @property
@@ -195,7 +198,8 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
         -------
         FeatureResults
         """
-        return FeatureResults(*self.fitted.around(int(self.fitted.positions([feature])[0])))
+        position = int(self.fitted.positions([feature])[0])
+        return FeatureResults(*self.fitted.around(position), whole=(self.fitted, position))
 
     def of_pattern(self, feature: Any) -> Self:
         """The results of the features that have the same samples as one, an ordinary fit.

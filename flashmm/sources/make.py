@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -41,8 +40,9 @@ def make_source(
     Y
         Features x samples: ndarray (1-D is one feature), memory map, Series (one feature),
         DataFrame, scipy.sparse matrix or array, xarray.DataArray (dims told apart by name), dask
-        array, h5py dataset, zarr array, iterable of ``(samples, block)``; or AnnData, or the path
-        of an .h5ad or .zarr, whose rows are the samples.
+        array, h5py dataset, zarr array, iterable of ``(samples, block)``; or AnnData, the path of
+        an .h5ad or .zarr or of a table inside one, or an open group that holds it, whose rows
+        are the samples.
     transform
         ``"log2p1"``, ``"log1p"``, an elementwise callable, or None.
     samples
@@ -74,10 +74,18 @@ def source_of(
     m, columns = read.reader.shape
     n = columns if n is None else n
     position = match_samples(read, samples, n)
-    names = checked_labels(read.features, m, "feature", default=np.arange(m))
+    names = checked_labels(read.features, m, "feature")
     known = read.samples if is_default(samples) else samples
     sample_names = None if known is None or is_default(known) else known
-    return Source(read.reader, names, n, position, transform=transform, sample_names=sample_names)
+    return Source(
+        read.reader,
+        names,
+        n,
+        position,
+        transform=transform,
+        sample_names=sample_names,
+        numbered=read.features is None,
+    )
 
 
 def labelled(Y: Any, samples: pd.Index | None, n: int | None, transposed: bool) -> Labelled:
@@ -90,6 +98,4 @@ def labelled(Y: Any, samples: pd.Index | None, n: int | None, transposed: bool) 
         return read_blocks(Y, samples, n, transposed=transposed)
     if is_dask(Y) or is_on_disk(Y):
         return Labelled(matrix_reader(Y, transposed=transposed))
-    if transposed and not hasattr(Y, "T"):
-        Y = np.asarray(Y)
-    return read_memory(Y.T if transposed else Y)
+    return read_memory(Y, transposed=transposed)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from flashmm.arrays.labels import checked_labels, feature_positions
+from flashmm.arrays.labels import checked_labels, feature_positions, in_order
+from flashmm.arrays.sparse import UnsoundMatrixError
 from flashmm.exceptions import InputError
 from flashmm.sources.pieces import BLOCK_BYTES, Piece, Reader
 from flashmm.sources.transforms import (
@@ -96,7 +97,7 @@ class Source:
     reader
         Hands out pieces of Y.
     feature_names
-        Labels of the features in use, shape (m,): text, or 0..m-1 when Y has none.
+        Labels of the features in use, shape (m,): text or integers.
     n
         Number of samples of the design.
     position
@@ -118,6 +119,8 @@ class Source:
         Whether a missing value (NaN) becomes zero; otherwise it raises.
     block
         Number of the block of a larger Y that this is, for messages; None to count its own.
+    numbered
+        Whether Y names no features, so that their labels are the numbers of its rows.
     """
 
     reader: Reader
@@ -132,6 +135,7 @@ class Source:
     sample_names: Sequence[object] | None = None
     allow_missing: bool = False
     block: int | None = None
+    numbered: bool = False
 
     @property
     def m(self) -> int:
@@ -162,12 +166,16 @@ class Source:
         )
 
     def renamed(self, names: Any) -> Source:
-        """The same source with other labels of its features."""
+        """The same source with other labels of its features, by those that it has if labelled."""
+        if not self.numbered:
+            names = in_order(
+                names, self.feature_names, "`feature_names`", of="features of Y", by_text=True
+            )
         labels = checked_labels(names, self.m, "feature", default=self.feature_names)
-        return replace(self, feature_names=labels)
+        return replace(self, feature_names=labels, numbered=False)
 
     def taking(self, features: Any) -> Source:
-        """The same source with some of its features: names, positions or a mask, in their order."""
+        """The same source with the features that a user asks for, in the order of Y."""
         return self.at(np.unique(feature_positions(self.feature_names, features)))
 
     def at(self, kept: IntArray) -> Source:
@@ -200,16 +208,25 @@ class Source:
         if features is not None:
             wanted = features if wanted is None else wanted[features]
         pieces = self.reader.pieces(block_bytes, dense=dense or self.densifies)
-        for number, piece in enumerate(pieces):
+        for count, piece in enumerate(pieces):
+            number = count if piece.number is None else piece.number
             start, stop = piece.features.start, piece.features.stop
             if wanted is None:
-                yield RawBlock(number, piece, None, piece.features, piece.read())
+                yield RawBlock(number, piece, None, piece.features, self._read(piece, number))
                 continue
             low, high = np.searchsorted(wanted, [start, stop])
             if low == high:
                 continue
             slots = slice(int(low), int(high)) if features is None else features[low:high]
-            yield RawBlock(number, piece, wanted[low:high] - start, slots, piece.read())
+            here = wanted[low:high] - start
+            yield RawBlock(number, piece, here, slots, self._read(piece, number))
+
+    def _read(self, piece: Piece, number: int) -> Any:
+        try:
+            return piece.read()
+        except UnsoundMatrixError as error:
+            name = number if self.block is None else self.block
+            raise error.named(f"Block {name} of Y") from None
 
     def count_blocks(self, block_bytes: int = BLOCK_BYTES) -> int | None:
         """How many pieces a pass reads at most; None when that is not known beforehand."""

@@ -122,6 +122,11 @@ class PatternedStats:
         return np.asarray(self.sums.feature_names)
 
     @property
+    def numbered(self) -> bool:
+        """Whether the features are called by the numbers of their rows in a Y without names."""
+        return bool(self.sums.numbered)
+
+    @property
     def log_weights(self) -> float:
         """Sum of the logarithms of all samples' weights, of those that features share."""
         return float(self.sums.log_weights)
@@ -224,7 +229,7 @@ class PatternedStats:
         )
 
     def take(self, features: Any) -> PatternedStats:
-        """The same for some of the features: names, positions, a slice or a mask."""
+        """The same for some of the features, as `SummaryStats.take`."""
         return self.at(feature_positions(self.feature_names, features))
 
     def keep(

@@ -81,7 +81,7 @@ def sum_by_pattern(
     total = first_sums(
         source, columns, weights, block_bytes=block_bytes, workers=workers, progress=progress
     )
-    sums = statistics_of(SummaryStats, total.sums, columns, design, source.feature_names, weights)
+    sums = statistics_of(SummaryStats, total.sums, columns, design, source, weights)
     if selecting:
         kept = passing(total.totals, total.detected, source.n, min_count, min_fraction)
         sums, source = sums.at(kept), source.at(kept)

@@ -33,6 +33,7 @@ class SampleMethods(OfFittedModel):
         interval: Literal["confidence", "prediction"] | None = None,
         alpha: float = 0.05,
         df: str = DEFAULT_DF,
+        prior: Any = None,
         allow_new_levels: bool = False,
         features: Any = None,
         X: ArrayLike | None = None,
@@ -60,7 +61,10 @@ class SampleMethods(OfFittedModel):
             One minus the coverage.
         df
             Degrees of freedom of the limits: ``"satterthwaite"``, for the whole variance of the
-            prediction, or ``"residual"``, n - p.
+            prediction; ``"residual"``, n - p; or ``"integrated"``: predictions, errors and
+            limits averaged over what all features say of the variance ratios, as in `t_test`.
+        prior
+            As in `t_test`, with ``"integrated"``.
         allow_new_levels
             At the conditional level, predict groups that the model does not know with random
             effects of zero, whose variance enters the standard errors. Otherwise they raise.
@@ -115,6 +119,7 @@ class SampleMethods(OfFittedModel):
             interval=interval,
             alpha=alpha,
             df=df,
+            prior=prior,
             allow_new_levels=allow_new_levels,
             X=X,
             Z=Z,
@@ -137,6 +142,7 @@ class SampleMethods(OfFittedModel):
         ----------
         data
             The samples' table, as given to `MultiLMM.from_formula`; results keep no samples.
+            Samples that the fit dropped may be in it: theirs are NaN.
         level
             ``"conditional"``: X beta + Z b, statsmodels' fittedvalues; ``"population"``: X beta.
         features, X, Z, context
@@ -175,6 +181,8 @@ class SampleMethods(OfFittedModel):
         context: Mapping[str, Any] | None = None,
     ) -> xr.DataArray:
         """Residuals: Y minus `fittedvalues`, both Y and the samples' table given again.
+
+        Where the fit left out missing values, they may be there again: their residuals are NaN.
 
         Parameters
         ----------
