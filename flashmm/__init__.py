@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from flashmm import simulate
+from flashmm.counts.voom import Voom, voom
 from flashmm.exceptions import (
     ConvergenceWarning,
     FlashMMError,
@@ -18,6 +19,7 @@ from flashmm.results import (
     FeatureResults,
     FTestResults,
     MultiLMMResults,
+    RatioPrior,
     TTestResults,
 )
 from flashmm.simulate.power import power
@@ -42,13 +44,16 @@ __all__ = [
     "MultiLMMResults",
     "PatternedStats",
     "PrecisionWarning",
+    "RatioPrior",
     "Status",
     "SummaryStats",
     "TTestResults",
+    "Voom",
     "adjust_pvalues",
     "contrast_matrix",
     "power",
     "simulate",
+    "voom",
 ]
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.linalg import block_diag
 
+from flashmm.arrays.labels import as_pandas
 from flashmm.exceptions import InputError
 from flashmm.inference.conditional_covariance import conditional_covariance
 from flashmm.inference.statistics import confidence_limits, t_statistics
@@ -325,6 +326,7 @@ class FeatureResults:
             If statsmodels is not installed or cannot express the model: slopes beside a second
             grouping factor.
         """
+        Y = as_pandas(Y)
         if np.ndim(Y) == 1 and not isinstance(Y, pd.Series):
             Y = pd.DataFrame(np.asarray(Y)[None, :], index=[self.name])
         elif isinstance(Y, pd.Series):

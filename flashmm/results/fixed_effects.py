@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from flashmm.designs.design import INTERCEPT
 from flashmm.exceptions import InputError
 from flashmm.formulas.fixed_terms import type3_hypotheses
 from flashmm.inference.contrasts import independent_rows, parse_contrasts
-from flashmm.inference.degrees_of_freedom import DEFAULT_DF, resolve_df
+from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve_df
 from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_alternative, t_statistics
 from flashmm.results.contrast_results import FTestResults, TTestResults
+from flashmm.results.integrated import integrated_f_tests, integrated_t_tests
 from flashmm.results.moderation import moderated_hypotheses
+from flashmm.results.trust import doubt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,11 +40,14 @@ def t_test(
     alternative: str = "two-sided",
     df: str = DEFAULT_DF,
     moderated: Moderated = False,
+    prior: Any = None,
 ) -> TTestResults:
     """Tests of linear contrasts; see `MultiLMMResults.t_test`."""
     side = resolve_alternative(alternative)
     method = resolve_df(df, fitted.options.method)
     contrasts = parse_contrasts(contrast, fitted.stats.coef_names)
+    if _is_integrated(method, moderated, prior):
+        return integrated_t_tests(fitted, positions, contrasts, side, prior)
     L = contrasts.matrix
     estimate = fitted.values("beta", positions) @ L.T
     found = moderated_hypotheses(fitted, moderated, method).contrasts(positions, L, method)
@@ -61,12 +67,26 @@ def t_test(
             "status": (("feature",), fitted.verdicts[positions]),
         },
         coords={
-            "feature": fitted.names[positions],
-            "contrast": np.array(contrasts.labels, dtype=object),
+            "feature": fitted.features[positions],
+            "contrast": pd.Index(contrasts.labels),
         },
-        attrs={"alternative": side, "df": shown},
+        attrs={"alternative": side, "df": shown, "note": doubt(fitted, method, L)},
     )
     return TTestResults(ds, alternative=side, df_method=shown)
+
+
+def _is_integrated(method: str, moderated: Moderated, prior: Any) -> bool:
+    """Whether tests integrate over the ratios; raises for options that do not go together."""
+    if method != INTEGRATED:
+        if prior is not None:
+            raise InputError(f"`prior` belongs to df='integrated'; these tests have df={method!r}.")
+        return False
+    if moderated is not False:
+        raise InputError(
+            "df='integrated' moderates residual variances itself. For a trend or robustness pass "
+            "prior=result.learn_ratio_prior(trend=True, robust=True), and no `moderated`."
+        )
+    return True
 
 
 def f_test(
@@ -76,13 +96,14 @@ def f_test(
     *,
     df: str = DEFAULT_DF,
     moderated: Moderated = False,
+    prior: Any = None,
 ) -> FTestResults:
     """One joint test of contrasts; see `MultiLMMResults.f_test`."""
     method = resolve_df(df, fitted.options.method)
     contrasts = parse_contrasts(contrast, fitted.stats.coef_names)
     label = contrasts.labels[0] if len(contrasts.labels) == 1 else "joint"
     hypotheses = {label: independent_rows(contrasts)}
-    return _f_tests(fitted, positions, hypotheses, method, moderated)
+    return _f_tests(fitted, positions, hypotheses, method, moderated, prior)
 
 
 def wald_test(
@@ -92,10 +113,11 @@ def wald_test(
     *,
     use_f: bool = False,
     df: str = DEFAULT_DF,
+    prior: Any = None,
 ) -> FTestResults:
     """Wald test that contrasts hold jointly; see `MultiLMMResults.wald_test`."""
     if use_f:
-        return f_test(fitted, positions, contrast, df=df)
+        return f_test(fitted, positions, contrast, df=df, prior=prior)
     result = f_test(fitted, positions, contrast, df="residual")
     ds = result.ds
     ds["df_denom"] = ds["df_denom"] * np.inf
@@ -114,6 +136,7 @@ def anova(
     type: Any = 3,
     df: str = DEFAULT_DF,
     moderated: Moderated = False,
+    prior: Any = None,
 ) -> FTestResults:
     """Type III tests of the terms; see `MultiLMMResults.anova`."""
     if type not in (3, "III", "3"):
@@ -123,7 +146,7 @@ def anova(
         raise InputError("The fixed formula has no term but the intercept: nothing to test.")
     hypotheses = {name: (L, np.zeros(L.shape[0])) for name, L in terms.items()}
     method = resolve_df(df, fitted.options.method)
-    return _f_tests(fitted, positions, hypotheses, method, moderated)
+    return _f_tests(fitted, positions, hypotheses, method, moderated, prior)
 
 
 def _terms(fitted: FittedModel) -> dict[str, FloatArray]:
@@ -140,12 +163,16 @@ def _f_tests(
     hypotheses: dict[str, tuple[FloatArray, FloatArray]],
     method: str,
     moderated: Moderated,
+    prior: Any,
 ) -> FTestResults:
     """F tests of hypotheses: label -> (independent contrasts (r, p), their values (r,))."""
+    if _is_integrated(method, moderated, prior):
+        return integrated_f_tests(fitted, positions, hypotheses, prior)
     beta = fitted.values("beta", positions)
     shape = positions.size, len(hypotheses)
     F, df = np.empty(shape), np.empty(shape)
     tests = moderated_hypotheses(fitted, moderated, method)
+    rows = np.concatenate([L for L, _ in hypotheses.values()])
     for column, (L, values) in enumerate(hypotheses.values()):
         found = tests.joint(positions, beta @ L.T - values, L, method)
         F[:, column], df[:, column] = found.F, found.df
@@ -161,21 +188,21 @@ def _f_tests(
             "status": (("feature",), fitted.verdicts[positions]),
         },
         coords={
-            "feature": fitted.names[positions],
-            "contrast": np.array(list(hypotheses), dtype=object),
+            "feature": fitted.features[positions],
+            "contrast": pd.Index(list(hypotheses)),
         },
-        attrs={"df": shown},
+        attrs={"df": shown, "note": doubt(fitted, method, rows)},
     )
     return FTestResults(ds, df_method=shown)
 
 
 def cov_params(fitted: FittedModel, positions: IntArray) -> xr.DataArray:
     """Covariance matrices of the fixed effects; see `MultiLMMResults.cov_params`."""
-    names = fitted.coefs
+    names = pd.Index(fitted.coefs)
     return xr.DataArray(
         fitted.on_request.covariance(positions),
         dims=("feature", "coef", "coef_"),
-        coords={"feature": fitted.names[positions], "coef": names, "coef_": names},
+        coords={"feature": fitted.features[positions], "coef": names, "coef_": names},
         name="cov_params",
     )
 
@@ -183,14 +210,14 @@ def cov_params(fitted: FittedModel, positions: IntArray) -> xr.DataArray:
 def fim(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
     """Fisher information matrices; see `MultiLMMResults.fim`."""
     information = fitted.on_request.information(positions)
-    coefs, params = fitted.coefs, fitted.params
+    coefs, params = pd.Index(fitted.coefs), pd.Index(fitted.params)
     return xr.Dataset(
         {
             "FIM_theta": (("feature", "param", "param_"), information.theta),
             "FIM_beta": (("feature", "coef", "coef_"), information.beta),
         },
         coords={
-            "feature": fitted.names[positions],
+            "feature": fitted.features[positions],
             "param": params,
             "param_": params,
             "coef": coefs,

@@ -10,14 +10,22 @@ import pandas as pd
 import scipy.sparse as sp
 import xarray as xr
 
-from flashmm.designs.from_arrays import design_from_arrays
+from flashmm.arrays.labels import axis_labels, find_labels, label_positions
+from flashmm.designs.from_arrays import (
+    as_matrix,
+    check_rows_are_known,
+    design_from_arrays,
+    matched_columns,
+    row_labels,
+)
 from flashmm.exceptions import InputError, check_option, listing
 from flashmm.formulas.columns import check_data
 from flashmm.formulas.recipe import RandomRows
-from flashmm.inference.degrees_of_freedom import DEFAULT_DF
+from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.statistics import confidence_limits
 from flashmm.results.hypotheses import hypotheses
-from flashmm.sources import Transform, make_source
+from flashmm.results.integrated import integrated_predictions
+from flashmm.sources import Source, Transform, make_source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +41,7 @@ __all__ = ["NewRows", "fittedvalues", "new_rows", "predict", "resid"]
 
 LEVELS = ("population", "conditional")
 INTERVALS = ("confidence", "prediction")
-DF = ("satterthwaite", "residual")
+DF = ("satterthwaite", "residual", INTEGRATED)
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,7 @@ def predict(
     interval: str | None = None,
     alpha: float = 0.05,
     df: str = DEFAULT_DF,
+    prior: Any = None,
     allow_new_levels: bool = False,
     X: ArrayLike | None = None,
     Z: Any = None,
@@ -65,6 +74,8 @@ def predict(
     if interval is not None:
         check_option("interval", interval, INTERVALS)
     check_option("df", df, DF)
+    if prior is not None and df != INTEGRATED:
+        raise InputError(f"`prior` belongs to df='integrated'; these limits have df={df!r}.")
     conditional = level == "conditional"
     wide = interval == "prediction"
     rows = new_rows(
@@ -72,21 +83,36 @@ def predict(
     )
     if conditional and rows.random is not None and not allow_new_levels:
         _refuse_new_levels(rows.random)
+    independent = np.zeros((len(rows.labels), fitted.ds.sizes["param"]))
+    if rows.random is not None and (conditional or wide):
+        independent[:] = rows.random.new
+        independent[:, -1] = float(wide)
+    if df == INTEGRATED:
+        Z_rows = rows.random.Z.toarray() if conditional and rows.random is not None else None
+        ds = integrated_predictions(
+            fitted,
+            positions,
+            rows.X,
+            Z_rows,
+            independent,
+            interval=interval,
+            alpha=alpha,
+            prior=prior,
+        )
+        ds = ds.assign_coords(sample=rows.labels).assign_attrs(level=level)
+        return ds if se or interval is not None else ds["prediction"]
     estimate = fitted.values("beta", positions) @ rows.X.T
     if conditional and rows.random is not None:
         blup, _ = fitted.on_request.random_effects(positions, None)
         estimate = estimate + np.asarray(rows.random.Z @ blup.T).T
     dims = ("feature", "sample")
-    coords = {"feature": fitted.names[positions], "sample": rows.labels}
+    coords = {"feature": fitted.features[positions], "sample": rows.labels}
     prediction = xr.DataArray(estimate, dims=dims, coords=coords, name="prediction")
     if not se and interval is None:
         return prediction
     Z_known = sp.csr_array((len(rows.labels), fitted.stats.q))
-    independent = np.zeros((len(rows.labels), fitted.ds.sizes["param"]))
-    if rows.random is not None and (conditional or wide):
-        independent[:] = rows.random.new
-        independent[:, -1] = float(wide)
-        Z_known = rows.random.Z if conditional else Z_known
+    if conditional and rows.random is not None:
+        Z_known = rows.random.Z
     found = hypotheses(fitted).predictions(positions, rows.X, Z_known, independent, df)
     with np.errstate(invalid="ignore"):
         errors = np.sqrt(np.where(found.variance > 0, found.variance, np.nan))
@@ -150,24 +176,16 @@ def resid(
 ) -> xr.DataArray:
     """Y minus the fitted values; see `MultiLMMResults.resid`."""
     predicted = fittedvalues(fitted, positions, data, level=level, X=X, Z=Z, context=context)
-    labels = getattr(data, "index", None)
+    labels = row_labels(X, Z) if data is None else getattr(data, "index", None)
     source = make_source(Y, transform=transform, samples=labels, n=predicted.sizes["sample"])
-    names = predicted["feature"].to_numpy()
-    where = pd.Index(source.feature_names).get_indexer(pd.Index(names))
-    if source.feature_names.dtype.kind in "iu" and names.dtype.kind not in "iu":
-        if source.m != fitted.stats.m:
-            raise InputError(
-                f"Y has {source.m} features without names; the model has {fitted.stats.m}."
-            )
-        where = positions
-    if (where < 0).any():
-        raise InputError(f"Y lacks the features {listing(names[where < 0])}.")
+    if data is None:
+        used = {"X": X} if Z is None else {"X": X, "Z": Z}
+        check_rows_are_known(source, **used)
+    where = _rows_of(source, fitted, positions)
     chosen, slot = np.unique(where, return_inverse=True)
     values = np.empty((chosen.size, source.n))
     source = replace(source, allow_missing=fitted.lacks_values)
-    wanted = np.zeros(source.m, dtype=bool)  # a mask: names may be integers
-    wanted[chosen] = True
-    for block in source.taking(wanted).blocks():
+    for block in source.at(chosen).blocks():
         part: Any = block.values
         part = part.toarray() if sp.issparse(part) else part
         if block.missing is not None:
@@ -176,6 +194,31 @@ def resid(
         values[where_to] = part
     difference = values[slot] - predicted.to_numpy()
     return xr.DataArray(difference, coords=predicted.coords, dims=predicted.dims, name="resid")
+
+
+def _rows_of(source: Source, fitted: FittedModel, positions: IntArray) -> IntArray:
+    """Rows of Y that hold the features at some positions.
+
+    By name where Y has names. Without, the features are the numbers of rows if that is what they
+    were called by when the model was built, else they stand as in the fit.
+    """
+    names = fitted.names[positions]
+    if not source.numbered:
+        where = find_labels(source.feature_names, names)
+        if (where < 0).any():
+            raise InputError(f"Y lacks the features {listing(names[where < 0])}.")
+        return where
+    if fitted.stats.numbered and fitted.names.max(initial=-1) < source.m:
+        return np.asarray(names, dtype=np.intp)
+    if source.m == fitted.stats.m:
+        return positions
+    whole, members = fitted.whole, fitted.members
+    if whole is not None and members is not None and source.m == whole.stats.m:
+        return np.asarray(members[positions])
+    raise InputError(
+        f"Y has {source.m} features without names; the model has {fitted.stats.m}. Pass Y with "
+        "names, a DataFrame."
+    )
 
 
 def new_rows(
@@ -208,19 +251,24 @@ def _matrix_rows(
     fitted: FittedModel, X: ArrayLike, Z: Any, *, known: bool, need_random: bool
 ) -> NewRows:
     stats = fitted.stats
-    labels = X.index if isinstance(X, pd.DataFrame) else pd.RangeIndex(np.shape(X)[0])
-    if isinstance(X, pd.DataFrame):
-        absent = [name for name in stats.coef_names if name not in X.columns]
+    matrix: Any = as_matrix(X)
+    known_rows = row_labels(matrix, Z)
+    labels = pd.RangeIndex(np.shape(matrix)[0]) if known_rows is None else known_rows
+    columns = axis_labels(matrix, 1)
+    if columns is not None:
+        own = pd.Index([str(name) for name in columns], dtype=object)
+        absent = [name for name in stats.coef_names if name not in own]
         if absent:
             raise InputError(f"X lacks the columns {listing(absent)}.")
-        X = X[list(stats.coef_names)]
+        wanted = pd.Index(stats.coef_names, dtype=object)
+        matrix = matrix.iloc[:, label_positions(own, wanted, "X", of="columns of the model")]
     if need_random and Z is None:
         raise InputError(
             "Pass Z too: this prediction depends on the random effects of the samples."
         )
-    empty = sp.csr_array((len(labels), stats.q))
     structure = stats.structure
-    design = design_from_arrays(X, empty if Z is None else Z, components=structure)
+    Z = sp.csr_array((len(labels), stats.q)) if Z is None else matched_columns(Z, structure)
+    design = design_from_arrays(matrix, Z, components=structure)
     rows_X, rows_Z = design.X[:], design.Z[:]
     if rows_X.shape[1] != stats.p:
         raise InputError(f"X has {rows_X.shape[1]} columns, but the model has p = {stats.p}.")

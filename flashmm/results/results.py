@@ -161,7 +161,10 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
 
     @property
     def converged(self) -> pd.Series[Any]:
-        """Whether each feature ended at a stationary point."""
+        """Whether each feature ended at a stationary point: converged, boundary or indefinite.
+
+        Tests of an indefinite feature mean nothing; see `status` and `summary`.
+        """
         return self.fitted.series("converged", self.fitted.converged)
 
     @property
@@ -189,7 +192,7 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
         Parameters
         ----------
         feature
-            Name of the feature, or its position when the features have text names.
+            Name of the feature; or its position, if no feature is called by a number.
 
         Returns
         -------
@@ -204,7 +207,7 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
         Parameters
         ----------
         feature
-            Name of the feature, or its position when the features have text names.
+            Name of the feature; or its position, if no feature is called by a number.
 
         Returns
         -------
@@ -242,7 +245,7 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
             A fit of the same data by the same method with fewer fixed effects (ML only), fewer
             random effects, or both; ``model.drop(...)`` makes such models.
         features
-            Names, positions or a mask; all features of this fit by default. ``other`` must have
+            Names, a mask or a slice; all features of this fit by default. ``other`` must have
             them.
         adjust
             ``"bh"``, ``"by"``, ``"holm"``, ``"bonferroni"`` or ``"none"``.

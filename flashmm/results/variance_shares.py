@@ -7,10 +7,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from flashmm.exceptions import InputError, check_option
-from flashmm.inference.names import term_name
+from flashmm.inference.names import by_coefficient, term_name
 from flashmm.inference.variance_fractions import (
     column_sums,
     component_weights,
@@ -89,7 +90,8 @@ def _chunks(count: int, numbers: int, memory: int) -> list[slice]:
 
 def _column_sums(fitted: FittedModel, column_means: ArrayLike | None) -> FloatArray:
     if column_means is not None:
-        means = np.asarray(column_means, dtype=np.float64)
+        given = by_coefficient(column_means, fitted.stats.coef_names, "`column_means`")
+        means = np.asarray(given, dtype=np.float64)
         if means.shape != (fitted.stats.p,) or not np.isfinite(means).all():
             raise InputError(
                 f"`column_means` must be {fitted.stats.p} finite numbers, one for each column of "
@@ -124,5 +126,5 @@ def _shares(
     dims = ("feature", "component")
     return xr.Dataset(
         {"estimate": (dims, estimate), "se": (dims, se)},
-        coords={"feature": fitted.names[positions], "component": np.array(names, dtype=object)},
+        coords={"feature": fitted.features[positions], "component": pd.Index(names)},
     )

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 import xarray as xr
 
+from flashmm.arrays.labels import counts_up
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.stats.sums import AnySums, Shift, Sums
 from flashmm.storage.files import FORMAT, marked, text
@@ -57,7 +58,7 @@ def sums_to_dataset(stats: Sums) -> xr.Dataset:
         "coef_": text(names),
         **level_coordinates(structure),
     }
-    attrs = {"n": stats.n, "log_weights": stats.log_weights}
+    attrs = {"n": stats.n, "log_weights": stats.log_weights, "numbered": int(bool(stats.numbered))}
     return marked(xr.Dataset(data, coords=coords, attrs=attrs), "SummaryStats", FORMAT)
 
 
@@ -101,7 +102,14 @@ def sums_from_dataset(cls: type[AnySums], ds: xr.Dataset) -> AnySums:
         shift=shift,
         log_weights=float(ds.attrs.get("log_weights", 0.0)),
         XX_root=ds["XX_root"].to_numpy() if "XX_root" in ds else None,
+        numbered=_was_numbered(ds),
     )
+
+
+def _was_numbered(ds: xr.Dataset) -> bool:
+    """Whether the features are called by their rows; files of earlier versions do not say."""
+    counted = counts_up(ds["feature"].to_numpy())
+    return bool(ds.attrs.get("numbered", counted))
 
 
 def level_coordinates(structure: CovarianceStructure) -> dict[str, Any]:

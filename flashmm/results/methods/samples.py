@@ -33,6 +33,7 @@ class SampleMethods(OfFittedModel):
         interval: Literal["confidence", "prediction"] | None = None,
         alpha: float = 0.05,
         df: str = DEFAULT_DF,
+        prior: Any = None,
         allow_new_levels: bool = False,
         features: Any = None,
         X: ArrayLike | None = None,
@@ -60,12 +61,15 @@ class SampleMethods(OfFittedModel):
             One minus the coverage.
         df
             Degrees of freedom of the limits: ``"satterthwaite"``, for the whole variance of the
-            prediction, or ``"residual"``, n - p.
+            prediction; ``"residual"``, n - p; or ``"integrated"``: predictions, errors and
+            limits averaged over what all features say of the variance ratios, as in `t_test`.
+        prior
+            As in `t_test`, with ``"integrated"``.
         allow_new_levels
             At the conditional level, predict groups that the model does not know with random
             effects of zero, whose variance enters the standard errors. Otherwise they raise.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
         X, Z
             Matrices (c, p) and (c, q) in place of ``newdata``, for models built from matrices.
         context
@@ -115,6 +119,7 @@ class SampleMethods(OfFittedModel):
             interval=interval,
             alpha=alpha,
             df=df,
+            prior=prior,
             allow_new_levels=allow_new_levels,
             X=X,
             Z=Z,
@@ -223,7 +228,7 @@ class SampleMethods(OfFittedModel):
         rng
             A Generator or a seed.
         features
-            Names, positions or a mask; all that have an estimate by default.
+            Names, a mask or a slice; all that have an estimate by default.
 
         Returns
         -------
@@ -275,7 +280,7 @@ class SampleMethods(OfFittedModel):
             A Generator or a seed. Each feature has random numbers of its own, so its
             replicates depend neither on the batches nor on ``features``.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
         progress
             True for a bar on a terminal (needs tqdm), or a function of the numbers of replicates
             done and in all.
