@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from test_storage import assert_identical, model
+from test_storage import assert_identical, model, responses
 
 import flashmm as fm
 from flashmm.exceptions import InputError
@@ -27,11 +28,9 @@ h5py = pytest.importorskip("h5py")
 def saved(tmp_path_factory):
     """A file of results, and one of statistics whose sums are shifted."""
     folder = tmp_path_factory.mktemp("saved")
-    built = model(Y=np.random.default_rng(0).normal(size=(3, 60)) + [[0.0], [1e8], [0.0]])
-    built.fit(parameter_space="psd", max_iter=3)
-    with np.errstate(all="ignore"):
-        built.fit(parameter_space="psd").save(folder / "r.nc")
-    built.stats.save(folder / "s.nc")
+    model().fit(parameter_space="psd").save(folder / "r.nc")
+    far = np.array([[0.0], [1e8], [0.0]])
+    model(Y=responses() + far).stats.save(folder / "s.nc")
     return {"results": folder / "r.nc", "stats": folder / "s.nc"}
 
 
@@ -40,7 +39,10 @@ def changed(saved, kind, change, tmp_path) -> Path:
     ds = xr.load_dataset(saved[kind], engine="h5netcdf")
     ds = change(ds)
     ds.attrs.pop("flashmm_checksum", None)
-    ds.attrs["flashmm_checksum"] = fingerprint(storage._from_netcdf3(ds.copy()))
+    try:
+        ds.attrs["flashmm_checksum"] = fingerprint(storage._from_netcdf3(ds.copy()))
+    except (ValueError, KeyError, AttributeError, RecursionError):  # what loading meets too
+        ds.attrs["flashmm_checksum"] = fingerprint(ds)
     ds.to_netcdf(tmp_path / "changed.nc", engine="h5netcdf")
     return tmp_path / "changed.nc"
 
@@ -176,7 +178,10 @@ RESULTS = {
         recipe=("recipes", np.array(["[" * 100_000], dtype=object))
     ),
     "a recipe of another model": lambda ds: ds.assign(
-        recipe=("recipes", np.array([ds["recipe"].to_numpy()[0].replace("âge", "age")], object))
+        recipe=(
+            "recipes",
+            np.array([ds["recipe"].to_numpy()[0].replace("\\u00e2ge", "age")], object),
+        )
     ),
 }
 
@@ -240,20 +245,17 @@ def test_arrays_that_are_elsewhere(saved, tmp_path):
             load("stats", path)
 
 
-@pytest.mark.parametrize("name", ["s.zarr", "s.zarr.zip"])
-def test_zarr_that_says_it_is_huge(name, saved, tmp_path):
-    zarr = pytest.importorskip("zarr")
-    SummaryStats.load(saved["stats"]).save(tmp_path / name)
-    if name.endswith("zip"):
-        store = zarr.storage.ZipStore(tmp_path / name, mode="a")
-        group = zarr.open_group(store, mode="a", zarr_format=2)
-    else:
-        store, group = None, zarr.open_group(tmp_path / name, mode="a", zarr_format=2)
-    group.create_array("huge", shape=(10**7, 10**5), chunks=(100, 100), dtype="f8")
-    if store is not None:
-        store.close()
-    with pytest.raises(InputError):
-        SummaryStats.load(tmp_path / name)
+def test_zarr_that_says_it_is_huge(saved, tmp_path):
+    pytest.importorskip("zarr")
+    path = tmp_path / "s.zarr"
+    SummaryStats.load(saved["stats"]).save(path)
+    for file in (path / ".zmetadata", path / "XY" / ".zarray"):
+        values = json.loads(file.read_text())
+        array = values["metadata"]["XY/.zarray"] if file.name == ".zmetadata" else values
+        array["shape"] = [10**7, 10**6]
+        file.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="more than the whole file"):
+        SummaryStats.load(path)
 
 
 # ---- saving ------------------------------------------------------------------------------

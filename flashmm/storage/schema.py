@@ -181,6 +181,8 @@ def _check_attributes(ds: xr.Dataset) -> None:
     for name, least in (("n", 0.0), ("log_weights", -np.inf)):
         value: Any = ds.attrs.get(name)
         number = isinstance(value, (int, float, np.integer, np.floating))
+        if number and name == "n":
+            number = bool(np.isfinite(value)) and value == int(value)
         if not number or not np.isfinite(value) or value < least:
             raise InputError(f"{name!r} is {str(value)[:80]!r}, which is no such number.")
 
