@@ -5,7 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-__all__ = ["ConvergenceWarning", "FlashMMError", "InputError", "MissingSamplesWarning"]
+__all__ = [
+    "ConvergenceWarning",
+    "FlashMMError",
+    "FormulaWarning",
+    "InputError",
+    "MissingSamplesWarning",
+    "RankWarning",
+]
 
 
 class FlashMMError(Exception):
@@ -22,6 +29,14 @@ class ConvergenceWarning(UserWarning):
 
 class MissingSamplesWarning(UserWarning):
     """Samples with missing values were dropped, as ``missing="drop"`` asked."""
+
+
+class FormulaWarning(UserWarning):
+    """A formula means something that users of R may not expect."""
+
+
+class RankWarning(UserWarning):
+    """Columns of X that depend on others were dropped, as ``rank="drop"`` asked."""
 
 
 class PrecisionWarning(UserWarning):

@@ -52,6 +52,7 @@ EDGE = {
             f"formulas.{name}"
             for name in (
                 "build",
+                "coding",
                 "columns",
                 "random_terms",
                 "recipe",
@@ -108,7 +109,9 @@ EDGE = {
             f"formulas.{name}"
             for name in (
                 "build",
+                "calls",
                 "columns",
+                "materializer",
                 "random_terms",
                 "recipe_text",
                 "rows",

@@ -29,10 +29,11 @@ def design_from_arrays(
 ) -> Design:
     """Design from matrices: X (n, p), Z (n, q), and the components of Z."""
     if coef_names is None and isinstance(X, pd.DataFrame) and not is_default(X.columns):
-        coef_names = [str(name) for name in X.columns]
+        coef_names = list(X.columns)
     _check_same_rows(X, Z)
     if components is None and isinstance(Z, pd.DataFrame):
-        levels = tuple(str(name) for name in Z.columns)
+        labels = checked_labels(list(Z.columns), Z.shape[1], "column of Z", default=np.array([]))
+        levels = tuple(str(name) for name in labels)
         components = CovarianceStructure((RandomTerm("Z1", "Z1", levels, covariance="identity"),))
     X = _finite_matrix(X, "X")
     Z = _finite_sparse(Z) if sp.issparse(Z) else sp.csr_array(_finite_matrix(Z, "Z"))
@@ -53,7 +54,10 @@ def as_structure(components: Any, q: int) -> CovarianceStructure:
     if components is None:
         components = [q]
     if isinstance(components, Mapping):
-        names, given = [str(name) for name in components], list(components.values())
+        labels = checked_labels(
+            list(components), len(components), "component", default=np.array([])
+        )
+        names, given = [str(name) for name in labels], list(components.values())
     else:
         given = list(np.atleast_1d(np.asarray(components)))
         names = [f"Z{i + 1}" for i in range(len(given))]

@@ -41,6 +41,7 @@ def recipe_to_text(recipe: DesignRecipe) -> str:
             "factors": list(recipe.factors),
             "combinations": recipe.combinations.tolist(),
             "counts": recipe.counts.tolist(),
+            "offset": None if recipe.offset is None else _formula(recipe.offset),
         }
     )
 
@@ -64,6 +65,7 @@ def recipe_from_text(text: str) -> DesignRecipe:
         factors=factors,
         combinations=combinations.reshape(counts.size, len(factors)),
         counts=counts,
+        offset=None if values.get("offset") is None else _restored_formula(values["offset"]),
     )
 
 
@@ -86,7 +88,7 @@ def _formula(formula: FormulaRecipe) -> dict[str, Any]:
 def _restored_formula(values: dict[str, Any]) -> FormulaRecipe:
     spec = ModelSpec(
         formula=Formula(values["text"]),
-        materializer="pandas",
+        materializer="flashmm",
         na_action="ignore",
         output=values["output"],
         transform_state=_restored(values["transforms"]),
