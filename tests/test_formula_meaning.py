@@ -218,9 +218,8 @@ def test_conditions_are_factors_too():
 def test_a_boolean_with_gaps_is_a_factor_of_the_rest():
     data = samples()
     for column in (data.treated.astype("boolean"), data.treated.astype(object)):
-        column = column.copy()
-        column[:5] = None
         gaps = data.assign(treated=column)
+        gaps.loc[:4, "treated"] = None
         with pytest.raises(InputError, match="5 in 'treated'"):
             build("~ treated", data=gaps)
         design = build("~ treated", data=gaps, missing="drop")
@@ -251,16 +250,16 @@ def test_booleans_beside_numbers_are_refused(values):
         samples().assign(mixed=column),
         samples().assign(mixed=pd.Categorical([1, 2, 3] * 16).rename_categories([True, 2, 3.5])),
     ):
-        with pytest.raises(InputError, match="'mixed' .*mixes booleans with numbers"):
+        with pytest.raises(InputError, match=r"'mixed' .*mixes booleans with numbers"):
             build("~ mixed", data=data)
-        with pytest.raises(InputError, match="'mixed' .*mixes booleans with numbers"):
+        with pytest.raises(InputError, match=r"'mixed' .*mixes booleans with numbers"):
             build("~ 1", "(1 | mixed)", data)
 
 
 def test_many_samples_make_the_same_columns_of_booleans(monkeypatch):
     data = pd.concat([samples()] * 3, ignore_index=True)
     one = build("~ cell:treated + I(z > 0) + I(k^2)", "(treated | g)", data)
-    monkeypatch.setattr("flashmm.formulas.rows.many", lambda n: True)
+    monkeypatch.setattr("flashmm.formulas.rows.many", lambda _: True)
     two = build("~ cell:treated + I(z > 0) + I(k^2)", "(treated | g)", data)
     assert one.coef_names == two.coef_names
     np.testing.assert_array_equal(one.X, two.X)

@@ -17,7 +17,7 @@ from formulaic.parser.types import Factor, Term, Token
 
 from flashmm.exceptions import InputError
 
-__all__ = ["R_operators_read", "refuse_bitwise", "refuse_powers", "without_offsets"]
+__all__ = ["refuse_bitwise", "refuse_powers", "with_powers", "without_offsets"]
 
 # Text in quotes and names in backticks hold no operators.
 _QUOTED = re.compile(r"""(`[^`]*`|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""")
@@ -28,9 +28,37 @@ _INSTEAD = {
 }
 # Functions and methods whose results are conditions.
 _CONDITIONS = frozenset(
-    "between contains endswith eq equal ge greater greater_equal gt isfinite isin isinf isna isnan "
-    "isnull le less less_equal logical_and logical_not logical_or logical_xor lt match ne notna "
-    "not_equal notnull startswith".split()
+    (
+        "between",
+        "contains",
+        "endswith",
+        "eq",
+        "equal",
+        "ge",
+        "greater",
+        "greater_equal",
+        "gt",
+        "isfinite",
+        "isin",
+        "isinf",
+        "isna",
+        "isnan",
+        "isnull",
+        "le",
+        "less",
+        "less_equal",
+        "logical_and",
+        "logical_not",
+        "logical_or",
+        "logical_xor",
+        "lt",
+        "match",
+        "ne",
+        "notna",
+        "not_equal",
+        "notnull",
+        "startswith",
+    )
 )
 _SYMBOLS: dict[type[ast.AST], str] = {
     ast.BitAnd: "&",
@@ -42,7 +70,7 @@ _SYMBOLS: dict[type[ast.AST], str] = {
 }
 
 
-def R_operators_read(text: str, tokens: Iterable[Token], source: str) -> str:  # noqa: N802
+def with_powers(text: str, tokens: Iterable[Token], source: str) -> str:
     """A formula with ``^`` inside its calls and braces as ``**``; see `refuse_powers`.
 
     Parameters

@@ -170,7 +170,7 @@ class Names:
             return False
         values = self.data[name]
         if pd.api.types.is_object_dtype(values.dtype):
-            return pd.api.types.infer_dtype(values, skipna=True) == "boolean"
+            return str(pd.api.types.infer_dtype(values, skipna=True)) == "boolean"
         return bool(pd.api.types.is_bool_dtype(values.dtype))
 
     def check(self) -> None:

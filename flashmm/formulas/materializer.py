@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Materializer"]
 
 
-class Materializer(PandasMaterializer):
+class Materializer(PandasMaterializer):  # type: ignore[misc]
     """Booleans are a factor with the levels False and True; powers do not wrap around.
 
     A boolean is a column, or what an expression such as ``I(x > 2)`` gives.
@@ -26,11 +26,12 @@ class Materializer(PandasMaterializer):
 
     @override
     def _is_categorical(self, values: Any) -> bool:
-        return getattr(values, "dtype", None) == bool or bool(super()._is_categorical(values))
+        kind = getattr(getattr(values, "dtype", None), "kind", "")
+        return kind == "b" or bool(super()._is_categorical(values))
 
     @override
     def _evaluate(self, expr: str, metadata: Any, spec: ModelSpec) -> tuple[Any, set[Any]]:
-        before = self.layered_context
+        before: LayeredMapping = self.layered_context
         if "**" in expr and not expr.startswith("C("):
             whole = {
                 name: values.astype(np.float64)

@@ -18,7 +18,7 @@ from formulaic.parser.algos.tokenize import tokenize
 from formulaic.parser.types import Token
 
 from flashmm.exceptions import InputError
-from flashmm.formulas.calls import R_operators_read, refuse_powers
+from flashmm.formulas.calls import refuse_powers, with_powers
 
 __all__ = ["BarTerm", "PlainTerm", "parse_formula", "parse_random", "quote_name", "terms_text"]
 
@@ -229,7 +229,7 @@ def parse_formula(
 
 
 def _parse_plain(text: str, source: str) -> SimpleFormula:
-    text = R_operators_read(text, _tokens(text, source), source)
+    text = with_powers(text, _tokens(text, source), source)
     try:
         parsed = Formula(text)
     except SyntaxError as error:
