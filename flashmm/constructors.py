@@ -17,6 +17,7 @@ from flashmm.sources import Source, Transform, make_source
 from flashmm.sources.anndata_kinds import open_anndata
 from flashmm.sources.make import source_of
 from flashmm.sources.pieces import Labelled
+from flashmm.sources.scans import missing_samples, normalised
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.own_rows_sums import sum_by_pattern
 from flashmm.stats.summary_stats import SummaryStats
@@ -300,7 +301,7 @@ p=5, q=6>
         dropped = build.dropped
         if missing != "raise":
             if missing == "drop":
-                dropped = dropped | source.missing_samples()
+                dropped = dropped | missing_samples(source)
             if dropped.all():
                 raise InputError(
                     f"All {dropped.size} samples have a missing value: nothing is left to fit."
@@ -322,7 +323,7 @@ p=5, q=6>
                     "size_factors='total' needs samples without missing values. Pass the factors "
                     "as an array."
                 )
-            source = source.normalised(handling.target_sum)
+            source = normalised(source, handling.target_sum)
         design = build.design
         sum_up = sum_by_pattern if missing == "feature" else SummaryStats.from_design
         stats = sum_up(

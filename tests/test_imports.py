@@ -12,146 +12,39 @@ import flashmm
 
 PACKAGE = Path(flashmm.__file__).parent
 
-# Formula -> Design -> SummaryStats -> Likelihood -> Solver -> Results -> Model. A module may
-# import from its own layer and from those above it in this list.
-LAYERS = [
-    ("exceptions", "progress"),
-    ("arrays",),
+# A room may import from itself and from the rooms above it in this list; rooms on one floor do
+# not know of each other. formula -> design -> statistics -> likelihood -> solver -> results.
+FLOORS = [
+    ("exceptions",),
+    ("progress",),
+    ("arrays", "storage"),
     ("sources",),
     ("designs",),
     ("formulas",),
     ("stats",),
     ("likelihood",),
     ("solvers",),
-    ("inference", "storage"),
+    ("inference",),
     ("results",),
-    ("simulate",),
-    ("constructors", "model"),
+    ("simulate", "constructors"),
+    ("model",),
     ("__init__",),
 ]
-LAYER_OF = {name: depth for depth, names in enumerate(LAYERS) for name in names}
+FLOOR_OF = {name: depth for depth, names in enumerate(FLOORS) for name in names}
 
+# Rooms (or single modules) that may use a heavy package.
 EDGE = {
     "pandas": {
-        "constructors",
-        *(
-            f"arrays.{name}"
-            for name in (
-                "labels",
-                "numeric",
-            )
-        ),
-        *(
-            f"designs.{name}"
-            for name in (
-                "from_arrays",
-                "per_sample",
-            )
-        ),
-        *(
-            f"formulas.{name}"
-            for name in (
-                "build",
-                "coding",
-                "columns",
-                "random_terms",
-                "recipe",
-                "rows",
-            )
-        ),
-        *(f"inference.{name}" for name in ("contrasts",)),
-        *(
-            f"results.{name}"
-            for name in (
-                "anndata_out",
-                "bootstrap",
-                "comparison",
-                "contrast_results",
-                "estimates",
-                "feature_results",
-                "marginal_means",
-                "predictions",
-                "statsmodels_check",
-                "summary",
-            )
-        ),
-        *(
-            f"simulate.{name}"
-            for name in (
-                "inputs",
-                "single_cell",
-            )
-        ),
-        *(f"solvers.{name}" for name in ("start",)),
-        *(
-            f"sources.{name}"
-            for name in (
-                "anndata_kinds",
-                "dataarrays",
-                "iterables",
-                "make",
-                "matching",
-                "memory",
-            )
-        ),
-        *(
-            f"stats.{name}"
-            for name in (
-                "algebra",
-                "checks",
-                "selection",
-                "summary_stats",
-            )
-        ),
+        *("formulas", "sources", "results", "constructors", "simulate"),
+        *("arrays.numeric", "arrays.labels", "designs.from_arrays", "designs.per_sample"),
+        *("stats.algebra", "stats.checks", "stats.selection", "stats.summary_stats"),
+        *("solvers.start", "inference.contrasts"),
     },
-    "formulaic": {
-        *(
-            f"formulas.{name}"
-            for name in (
-                "build",
-                "calls",
-                "columns",
-                "materializer",
-                "random_terms",
-                "recipe_text",
-                "rows",
-            )
-        ),
-    },
+    "formulaic": {"formulas"},
     "xarray": {
-        *(
-            f"results.{name}"
-            for name in (
-                "assemble",
-                "bootstrap",
-                "bootstrap_results",
-                "contrast_results",
-                "estimates",
-                "fixed_effects",
-                "moderation",
-                "on_workers",
-                "predictions",
-                "random_effects",
-                "results",
-                "variance_components",
-            )
-        ),
-        *(f"simulate.{name}" for name in ("power",)),
-        *(
-            f"sources.{name}"
-            for name in (
-                "dataarrays",
-                "make",
-            )
-        ),
-        *(
-            f"storage.{name}"
-            for name in (
-                "files",
-                "schema",
-                "zarr",
-            )
-        ),
+        *("results", "storage", "simulate.power"),
+        *("sources.dataarrays", "sources.make"),
+        "stats.stored",
     },
 }
 
@@ -180,14 +73,10 @@ def type_checking_lines(tree: ast.Module) -> set[int]:
 
 
 @lru_cache
-def imports(module: str, *, deferred: bool) -> set[str]:
-    """Modules that a module imports when it runs; those inside functions when ``deferred``."""
+def imports(module: str, *, typing: bool = False) -> frozenset[str]:
+    """Modules that a module imports, inside functions too; for types alone when ``typing``."""
     tree = parsed(module)
-    skipped = type_checking_lines(tree)
-    if not deferred:
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                skipped |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    skipped = set() if typing else type_checking_lines(tree)
     found = set()
     for node in ast.walk(tree):
         if getattr(node, "lineno", None) in skipped:
@@ -199,61 +88,49 @@ def imports(module: str, *, deferred: bool) -> set[str]:
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
                 found.add(name if name.removeprefix("flashmm.") in MODULES else node.module)
-    return found
+    return frozenset(found)
 
 
-def internal(module: str, *, deferred: bool = False) -> set[str]:
-    """Modules of the package that a module imports."""
-    names = {name.removeprefix("flashmm.") for name in imports(module, deferred=deferred)}
-    return {name for name in names if name in MODULES}
+def internal(module: str) -> set[str]:
+    """Modules of the package that a module imports, those for types included."""
+    names = {name.removeprefix("flashmm.") for name in imports(module, typing=True)}
+    return {name for name in names if name in MODULES} - {module}
 
 
-def layer(module: str) -> int:
-    return LAYER_OF[module.split(".", maxsplit=1)[0]]
+def room(module: str) -> str:
+    return module.split(".", maxsplit=1)[0]
 
 
 def test_the_reader_of_imports_reads():
     assert {"designs.design", "exceptions"} <= internal("formulas.build")
-    assert "storage.files" not in internal("stats.summary_stats")
-    assert "storage.files" in internal("stats.summary_stats", deferred=True)
-    assert "flashmm.results.results" not in imports(
-        "results.summary", deferred=True
-    )  # for type checking only
+    assert "storage.files" in internal("stats.summary_stats")
+    assert "stats.summary_stats" in internal("results.assemble")  # for type checking only
+    assert "flashmm.stats.summary_stats" not in imports("results.assemble")
 
 
-def test_every_module_has_a_layer():
-    assert {name.split(".")[0] for name in MODULES} == set(LAYER_OF)
+def test_every_room_has_a_floor():
+    assert {room(name) for name in MODULES} == set(FLOOR_OF)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_follow_the_flow(module):
-    later = {name for name in internal(module) if layer(name) > layer(module)}
-    assert not later, f"{module} imports {later}, which come after it"
-
-
-@pytest.mark.parametrize("module", sorted(set(MODULES) - {"__init__"}))
-def test_nothing_imports_the_model(module):
-    assert "model" not in internal(module, deferred=True)
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_deferred_imports_are_the_known_one(module):
-    """Only save and load of statistics reach forward, to the storage that knows their shape."""
-    deferred = internal(module, deferred=True) - internal(module)
-    known = {
-        "stats.summary_stats": {"storage.files"},
-        "stats.own_rows": {"storage.files", "storage.own_rows"},
+    here = room(module)
+    wrong = {
+        name
+        for name in internal(module)
+        if room(name) != here and FLOOR_OF[room(name)] >= FLOOR_OF[here]
     }
-    assert deferred <= known.get(module, set())
+    assert not wrong, f"{module} imports {wrong}, which are not above it"
 
 
 def test_modules_do_not_import_each_other_in_circles():
+    """Imports for type checking count: a circle of types is a circle of thoughts."""
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:
         assert module not in path, " -> ".join([*path, module])
         if module not in done:
-            for name in internal(module) - {module}:
+            for name in sorted(internal(module)):
                 visit(name, (*path, module))
             done.add(module)
 
@@ -261,15 +138,34 @@ def test_modules_do_not_import_each_other_in_circles():
         visit(module, ())
 
 
+def test_no_import_hides_in_a_function():
+    """Optional packages alone are imported where they are used."""
+    for module in MODULES:
+        tree = parsed(module)
+        for function in ast.walk(tree):
+            if not isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            for node in ast.walk(function):
+                if isinstance(node, ast.ImportFrom):
+                    assert not (node.module or "").startswith("flashmm"), f"{module}: {node.module}"
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"__init__"}))
+def test_nothing_imports_the_model(module):
+    assert "model" not in internal(module)
+
+
 @pytest.mark.parametrize("package", EDGE)
 def test_heavy_packages_stay_at_the_edge(package):
     users = {
         module
         for module in MODULES
-        if any(name.split(".")[0] == package for name in imports(module, deferred=True))
+        if any(name.split(".")[0] == package for name in imports(module))
     }
-    assert users <= EDGE[package], f"{package} reached {users - EDGE[package]}"
-    assert users & EDGE[package]
+    allowed = EDGE[package]
+    assert {name for name in users if {name, room(name)}.isdisjoint(allowed)} == set()
+    idle = {name for name in allowed if not any(name in (user, room(user)) for user in users)}
+    assert idle == set()
 
 
 def test_public_names_exist_and_are_all_of_them():

@@ -164,7 +164,7 @@ def test_an_archive_cut_short_is_refused(tmp_path):
 
 
 def test_later_and_first_formats(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "FORMAT", storage.PATTERNED_FORMAT + 1)
+    monkeypatch.setattr("flashmm.stats.stored.FORMAT", storage.PATTERNED_FORMAT + 1)
     model().stats.save(tmp_path / name)
     monkeypatch.undo()
     with pytest.raises(InputError, match=r"has format 4, but this flashmm reads up to 3.*Update"):

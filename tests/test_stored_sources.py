@@ -7,12 +7,12 @@ import itertools
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_sources import assert_same_sums
 
 from flashmm.designs.from_arrays import design_from_arrays
-from flashmm.sources import make_source
+from flashmm.sources import make_source, scans
 from flashmm.stats.summary_stats import SummaryStats
 
 numbers = itertools.count()
@@ -66,6 +66,21 @@ FORMS = {"dense": np.ascontiguousarray, "csr": sp.csr_array, "csc": sp.csc_array
 
 
 @pytest.mark.parametrize("maker", MAKERS)
+@example(  # chunks of whole samples that are read a feature at a time
+    form="csc",
+    rows="samples",
+    shape=(2, 8),
+    chunks=(1, 2),
+    block_bytes=1,
+    workers=1,
+    dtype=np.float64,
+    transform=None,
+    far=False,
+    weighted=False,
+    normalised=20.0,
+    some=False,
+    seed=0,
+)
 @settings(max_examples=40)
 @given(
     form=st.sampled_from(list(FORMS)),
@@ -111,7 +126,7 @@ def test_chunks_blocks_order_and_workers_change_nothing(
     def statistics(Y, order, **options):
         source = make_source(Y, transform=transform, n=n, rows=options.pop("rows", "features"))
         if normalised is not None:
-            source = source.normalised(None if normalised == "median" else normalised)
+            source = scans.normalised(source, None if normalised == "median" else normalised)
         if some:
             source = source.taking(np.arange(m) % 3 != 1)
         return SummaryStats.from_design(

@@ -31,7 +31,7 @@ class Materializer(PandasMaterializer):  # type: ignore[misc]
 
     @override
     def _evaluate(self, expr: str, metadata: Any, spec: ModelSpec) -> tuple[Any, set[Any]]:
-        before: LayeredMapping = self.layered_context
+        before = self.layered_context  # type: ignore[has-type]
         if "**" in expr and not expr.startswith("C("):
             whole = {
                 name: values.astype(np.float64)

@@ -18,7 +18,6 @@ from flashmm.arrays.namespaces import Array, namespace, put, take
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.likelihood.moments import ContrastMoments
     from flashmm.likelihood.projection import Projection
 
     FloatArray = NDArray[np.float64]
@@ -38,6 +37,7 @@ _HANDED_ON = 2**27
 
 __all__ = [
     "SINGULAR",
+    "ContrastMoments",
     "Estimator",
     "Evaluation",
     "Forms",
@@ -275,6 +275,28 @@ class RandomEffects:
 
     blup: FloatArray
     se: FloatArray | None
+
+
+@dataclass(frozen=True)
+class ContrastMoments:
+    """Variances of hypotheses of r contrasts each, and how they depend on theta.
+
+    All in internal units (`flashmm.likelihood.projection`), so y has unit residual variance.
+
+    Parameters
+    ----------
+    variance
+        L C L', shape (B, g, r, r).
+    gradient
+        Its derivatives by the k parameters, the residual last, shape (B, g, k, r, r).
+    adjustment
+        L C (Q_ij - P_i C P_j) C L' of Kenward & Roger (1997), shape (B, g, k, k, r, r); None
+        when not asked for.
+    """
+
+    variance: FloatArray
+    gradient: FloatArray
+    adjustment: FloatArray | None
 
 
 class Likelihood(Protocol):

@@ -13,40 +13,30 @@ sum_i theta_i V_i = V and P X = 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+from flashmm.likelihood.base import ContrastMoments
 
 if TYPE_CHECKING:
     from flashmm.arrays.namespaces import FloatArray
     from flashmm.designs.design import CovarianceStructure
-    from flashmm.likelihood.base import Estimator
-    from flashmm.likelihood.own_rows.patterned import FeatureRows
 
 __all__ = ["ContrastMoments", "apply_G", "contrast_moments"]
 
 
-@dataclass(frozen=True)
-class ContrastMoments:
-    """Variances of hypotheses of r contrasts each, and how they depend on theta.
+class Projected(Protocol):
+    """A likelihood that applies T = Z'PZ: of all features, or of some with rows of their own."""
 
-    All in internal units (`flashmm.likelihood.projection`), so y has unit residual variance.
+    @property
+    def projection(self) -> Any:
+        """The statistics projected off X."""
+        ...
 
-    Parameters
-    ----------
-    variance
-        L C L', shape (B, g, r, r).
-    gradient
-        Its derivatives by the k parameters, the residual last, shape (B, g, k, r, r).
-    adjustment
-        L C (Q_ij - P_i C P_j) C L' of Kenward & Roger (1997), shape (B, g, k, k, r, r); None
-        when not asked for.
-    """
-
-    variance: FloatArray
-    gradient: FloatArray
-    adjustment: FloatArray | None
+    def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
+        """T v for theta (B, k) and the rows of vectors (B, c, q)."""
+        ...
 
 
 def apply_G(structure: CovarianceStructure, position: int, vectors: FloatArray) -> FloatArray:
@@ -61,7 +51,7 @@ def apply_G(structure: CovarianceStructure, position: int, vectors: FloatArray) 
 
 
 def contrast_moments(
-    likelihood: Estimator | FeatureRows, theta: FloatArray, L: FloatArray, *, adjustment: bool
+    likelihood: Projected, theta: FloatArray, L: FloatArray, *, adjustment: bool
 ) -> ContrastMoments:
     """Moments of g hypotheses of r contrasts each, for any likelihood.
 

@@ -14,7 +14,7 @@ from flashmm.results.estimates import FitOptions, attributes
 from flashmm.solvers.batches import over_batches
 from flashmm.solvers.status import Status
 from flashmm.stats.own_rows import PatternedStats
-from flashmm.storage.files import feature_coordinate
+from flashmm.stats.stored import feature_coordinate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,7 +87,7 @@ def assemble_dataset(
             **nobs,
         },
         coords={
-            "feature": feature_coordinate(stats),
+            "feature": feature_coordinate(stats.feature_names),
             "coef": np.array(coefs, dtype=object),
             "param": np.array(params, dtype=object),
         },

@@ -8,7 +8,7 @@ import xarray as xr
 
 from flashmm.exceptions import InputError, nearest
 from flashmm.results.estimates import Estimates
-from flashmm.storage.files import level_coordinates
+from flashmm.stats.stored import level_coordinates
 
 __all__ = ["RandomEffectPredictions"]
 

@@ -20,9 +20,8 @@ from flashmm.results.marginal_means import MarginalMeans
 from flashmm.results.predictions import NewDataPredictions
 from flashmm.results.random_effects import RandomEffectPredictions
 from flashmm.results.summary import SummaryPage, feature_page, model_page
-from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.own_rows import PatternedStats, any_from_dataset
 from flashmm.storage.files import load_dataset, save_dataset
-from flashmm.storage.own_rows import any_from_dataset, any_to_dataset
 from flashmm.storage.schema import OPTIONAL, RESULTS
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ class MultiLMMResults(
         path
             File to write; an existing file is replaced once the new one is complete.
         """
-        stats = any_to_dataset(self.stats)
+        stats = self.stats.to_dataset()
         ds = xr.merge([self.ds, stats], join="exact", compat="no_conflicts")
         ds.attrs = {**stats.attrs, **self.ds.attrs}
         ds.attrs["flashmm_kind"] = "MultiLMMResults"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +15,6 @@ import scipy.sparse as sp
 
 from flashmm.arrays.labels import checked_labels, feature_positions
 from flashmm.exceptions import InputError
-from flashmm.sources.dask_arrays import DaskReader
-from flashmm.sources.dask_parts import in_parts
 from flashmm.sources.pieces import BLOCK_BYTES, Piece, Reader
 from flashmm.sources.transforms import (
     Transform,
@@ -175,33 +172,15 @@ class Source:
 
     def taking(self, features: Any) -> Source:
         """The same source with some of its features: names, positions or a mask, in their order."""
-        kept = np.unique(feature_positions(self.feature_names, features))
+        return self.at(np.unique(feature_positions(self.feature_names, features)))
+
+    def at(self, kept: IntArray) -> Source:
+        """The same source with the features at some positions, ascending."""
         return replace(
             self,
             feature_names=self.feature_names[kept],
             chosen=kept if self.chosen is None else self.chosen[kept],
         )
-
-    def normalised(self, target_sum: float | None) -> Source:
-        """The same source with samples that sum to ``target_sum``, their median if None.
-
-        Totals are over all features of Y, in use or not; they take a pass of their own unless
-        the target is given and blocks hold all features.
-        """
-        if target_sum is not None and not (np.isfinite(target_sum) and target_sum > 0):
-            raise InputError(f"`target_sum` must be positive, not {target_sum!r}.")
-        if target_sum is not None and self.reader.whole_samples:
-            return replace(self, target_sum=float(target_sum))
-        if self.reader.one_pass:
-            raise InputError(
-                "size_factors='total' needs a `target_sum` here: the median total takes a pass of "
-                "its own, but these blocks can be had only once."
-            )
-        totals = self.sample_totals()
-        if target_sum is None:
-            held = totals[totals > 0]
-            target_sum = float(np.median(held)) if held.size else 1.0
-        return replace(self, size_factors=size_factors_of(totals, target_sum))
 
     def raw_blocks(
         self,
@@ -261,12 +240,12 @@ class Source:
         if self.size_factors is not None:
             factors = self.size_factors[samples]
         elif self.target_sum is not None:
-            factors = size_factors_of(_sample_sums(values), self.target_sum)
+            factors = size_factors_of(sample_sums(values), self.target_sum)
         if raw.features is not None and raw.features.size < values.shape[0]:
             values = _select_features(values, raw.features)
         missing = None
         if self.allow_missing:
-            values, missing = _without_missing(values)
+            values, missing = without_missing(values)
         before = values
         totals = detected = None
         if self.counting:
@@ -283,59 +262,15 @@ class Source:
             values = _without_offset(values, self.offset[samples], missing)
         return Block(raw.slots, samples, values, totals, detected, missing)
 
-    def missing_samples(self, block_bytes: int = BLOCK_BYTES) -> BoolArray:
-        """Which samples in use have a missing value (NaN) in a feature in use, shape (n,)."""
-        if self.reader.one_pass:
-            raise InputError(
-                "missing='drop' reads Y twice, but these blocks can be had only once. Drop the "
-                "samples beforehand, or pass Y as an array or a file."
-            )
-        missing = np.zeros(self.n, dtype=bool)
-        if isinstance(self.reader, DaskReader):
-            for part, here in in_parts(self, methodcaller("missing_samples"), block_bytes):
-                missing[part.rows] |= here
-            return missing
+    def untransformed(
+        self, block_bytes: int = BLOCK_BYTES
+    ) -> Iterator[tuple[slice | IntArray, slice | IntArray, Any]]:
+        """Features (among those in use), samples and values of each piece, as Y holds them."""
         for raw in self.raw_blocks(block_bytes):
             values, samples = self._in_use(_canonical(raw.values), raw.piece.samples)
             if raw.features is not None:
                 values = _select_features(values, raw.features)
-            if sp.issparse(values):
-                here = np.zeros(values.shape[1], dtype=bool)
-                entries = values.tocoo()
-                here[entries.col[np.isnan(entries.data)]] = True
-            else:
-                here = np.isnan(values).any(axis=0)
-            missing[samples] |= here
-        return missing
-
-    def missing_values(self, block_bytes: int = BLOCK_BYTES) -> BoolArray:
-        """Where features in use have no value (NaN), shape (m, n)."""
-        missing = np.zeros((self.m, self.n), dtype=bool)
-        features = np.arange(self.m)
-        if isinstance(self.reader, DaskReader):
-            for part, here in in_parts(self, methodcaller("missing_values"), block_bytes):
-                missing[part.features, part.rows] = here
-            return missing
-        for raw in self.raw_blocks(block_bytes):
-            values, samples = self._in_use(_canonical(raw.values), raw.piece.samples)
-            if raw.features is not None:
-                values = _select_features(values, raw.features)
-            _, here = _without_missing(values)
-            missing[np.ix_(features[raw.slots], np.arange(self.n)[samples])] = here
-        return missing
-
-    def sample_totals(self, block_bytes: int = BLOCK_BYTES) -> FloatArray:
-        """Sum over all features of each sample in use, before any transform, shape (n,)."""
-        everything = replace(self, chosen=None, feature_names=np.arange(self.reader.shape[0]))
-        totals = np.zeros(self.n)
-        if isinstance(self.reader, DaskReader):
-            for part, here in in_parts(everything, methodcaller("sample_totals"), block_bytes):
-                totals[part.rows] += here
-            return totals
-        for raw in everything.raw_blocks(block_bytes):
-            values, samples = self._in_use(_canonical(raw.values), raw.piece.samples)
-            totals[samples] += _sample_sums(values)
-        return totals
+            yield raw.slots, samples, values
 
     def positions(self, samples: slice | IntArray) -> slice | IntArray:
         """Positions in the design of samples of Y, -1 for one that is not used."""
@@ -381,7 +316,7 @@ class Source:
         )
 
 
-def _without_missing(values: Any) -> tuple[Any, BoolArray]:
+def without_missing(values: Any) -> tuple[Any, BoolArray]:
     """A block with zeros for missing values, and where those are, shape (f, n_b)."""
     if sp.issparse(values):
         absent = np.isnan(values.data)
@@ -449,7 +384,8 @@ def _feature_sums(values: Any) -> FloatArray:
     return np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
 
 
-def _sample_sums(values: Any) -> FloatArray:
+def sample_sums(values: Any) -> FloatArray:
+    """Sum of each sample (column), shape (n_b,)."""
     return np.asarray(values.sum(axis=0, dtype=np.float64)).ravel()
 
 

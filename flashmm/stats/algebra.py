@@ -7,8 +7,9 @@ know different levels of a grouping factor; a level that one of them lacks has z
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,11 +19,10 @@ from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.stats.root import combine_roots, restrict_root
 from flashmm.stats.shifts import combine_shifts
+from flashmm.stats.sums import AnySums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from flashmm.stats.summary_stats import SummaryStats
 
     IntArray = NDArray[np.intp]
 
@@ -35,7 +35,7 @@ Features = Literal["equal", "intersect"]
 _ROUNDING = 1e-12
 
 
-def added(left: SummaryStats, right: SummaryStats, features: Features = "equal") -> SummaryStats:
+def added(left: AnySums, right: AnySums, features: Features = "equal") -> AnySums:
     """Statistics of the union of two disjoint sets of samples, labelled as ``left`` is."""
     left, right = _with_same_features(left, right, features)
     right = _with_coefficients_of(right, left)
@@ -43,7 +43,7 @@ def added(left: SummaryStats, right: SummaryStats, features: Features = "equal")
     return _combined(_with_levels(left, structure), _with_levels(right, structure), 1.0)
 
 
-def subtracted(whole: SummaryStats, part: SummaryStats) -> SummaryStats:
+def subtracted(whole: AnySums, part: AnySums) -> AnySums:
     """Statistics of the samples of ``whole`` that are not in ``part``.
 
     Levels that have no samples left are gone.
@@ -57,7 +57,7 @@ def subtracted(whole: SummaryStats, part: SummaryStats) -> SummaryStats:
         raise InputError(
             f"The statistics to take out lack features: {listing(unknown)}. Use take() first."
         )
-    part = _with_coefficients_of(part.take(list(whole.feature_names)), whole)
+    part = _with_coefficients_of(_with_features(part, whole.feature_names), whole)
     if _united(whole.structure, part.structure) != whole.structure:
         known = set(whole.structure.column_names)
         extra = [name for name in part.structure.column_names if name not in known]
@@ -67,7 +67,7 @@ def subtracted(whole: SummaryStats, part: SummaryStats) -> SummaryStats:
     return _with_levels(left, _without(left.structure, rounding & (whole.ZZ.diagonal() > 0)))
 
 
-def _combined(left: SummaryStats, right: SummaryStats, sign: float) -> SummaryStats:
+def _combined(left: AnySums, right: AnySums, sign: float) -> AnySums:
     """Left + sign * right, for statistics that agree in every label."""
     XX = left.XX + sign * right.XX
     total = replace(
@@ -90,8 +90,8 @@ def _combined(left: SummaryStats, right: SummaryStats, sign: float) -> SummarySt
 
 
 def _with_same_features(
-    left: SummaryStats, right: SummaryStats, features: Features
-) -> tuple[SummaryStats, SummaryStats]:
+    left: AnySums, right: AnySums, features: Features
+) -> tuple[AnySums, AnySums]:
     if features not in ("equal", "intersect"):
         raise InputError(
             f"Unknown features={features!r}. {nearest(str(features), ['equal', 'intersect'])}"
@@ -107,10 +107,19 @@ def _with_same_features(
     common = [name for name in mine if name in on_right]
     if not common:
         raise InputError("The two SummaryStats have no feature in common.")
-    return left if len(common) == left.m else left.take(common), right.take(common)
+    return (
+        left if len(common) == left.m else _with_features(left, common),
+        _with_features(right, common),
+    )
 
 
-def _with_coefficients_of(stats: SummaryStats, other: SummaryStats) -> SummaryStats:
+def _with_features(stats: AnySums, names: Sequence[Any] | NDArray[Any]) -> AnySums:
+    """The statistics of the features with some names, all of them known."""
+    order = {name: position for position, name in enumerate(stats.feature_names)}
+    return stats.at(np.array([order[name] for name in names], dtype=np.intp))
+
+
+def _with_coefficients_of(stats: AnySums, other: AnySums) -> AnySums:
     """The statistics with their coefficients in another's order."""
     mine, theirs = stats.coef_names, other.coef_names
     if mine == theirs:
@@ -199,7 +208,7 @@ def _without(structure: CovarianceStructure, gone: NDArray[np.bool_]) -> Covaria
     return CovarianceStructure(tuple(terms))
 
 
-def _with_levels(stats: SummaryStats, structure: CovarianceStructure) -> SummaryStats:
+def _with_levels(stats: AnySums, structure: CovarianceStructure) -> AnySums:
     """The statistics over the columns of another structure with the same terms.
 
     Columns that it adds are zero; those that it lacks are dropped.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,9 +10,6 @@ import scipy.sparse as sp
 
 from flashmm.arrays.labels import is_default
 from flashmm.exceptions import InputError, listing
-
-if TYPE_CHECKING:
-    from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["check_shapes", "sample_count", "shared_labels"]
 
@@ -25,7 +22,7 @@ def sample_count(n: Any) -> int:
     return int(n)
 
 
-def shared_labels(stats: SummaryStats, what: str, **axes: tuple[int, ...]) -> list[Any] | None:
+def shared_labels(stats: object, what: str, **axes: tuple[int, ...]) -> list[Any] | None:
     """Labels that the statistics carry along some axes, all alike; None if none carries any."""
     known: tuple[str, pd.Index] | None = None
     for name, positions in axes.items():

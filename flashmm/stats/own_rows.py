@@ -17,13 +17,15 @@ import scipy.sparse as sp
 from flashmm.arrays.labels import feature_positions
 from flashmm.stats.algebra import column_positions
 from flashmm.stats.root import near_collinear, root_of_rows
-from flashmm.stats.shifts import Shift
 from flashmm.stats.summary_stats import SummaryStats
+from flashmm.stats.sums import Shift
+from flashmm.storage.files import PATTERNED_FORMAT, load_dataset, marked, save_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from os import PathLike
 
+    import xarray as xr
     from numpy.typing import NDArray
 
     from flashmm.designs.design import CovarianceStructure
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     IntArray = NDArray[np.intp]
     BoolArray = NDArray[np.bool_]
 
-__all__ = ["PatternedStats", "joined_shift"]
+__all__ = ["PatternedStats", "any_from_dataset", "joined_shift"]
 
 
 @dataclass(frozen=True)
@@ -114,22 +116,47 @@ class PatternedStats:
 
     # ---- keeping it --------------------------------------------------------------------------
 
+    def to_dataset(self) -> xr.Dataset:
+        """The statistics, the design and the patterns as an xarray Dataset."""
+        Z = self.Z.tocoo()
+        ds = self.sums.to_dataset().assign(
+            X=(("sample", "coef"), self.X),
+            Z_row=(("Z_nonzero",), Z.row.astype(np.int32)),
+            Z_column=(("Z_nonzero",), Z.col.astype(np.int32)),
+            Z_value=(("Z_nonzero",), Z.data),
+            log_weight=(("sample",), self.log_weight),
+            observed=(
+                ("observed_pattern", "byte"),
+                np.packbits(self.observed, axis=1).view(np.int8),
+            ),
+            pattern=(("feature",), self.pattern.astype(np.int32)),
+        )
+        # Readers that do not know of patterns would take the sums for those of all samples.
+        return marked(ds, "PatternedStats", PATTERNED_FORMAT)
+
+    @classmethod
+    def from_dataset(cls, ds: xr.Dataset) -> PatternedStats:
+        """The inverse of `to_dataset`."""
+        sums, n = SummaryStats.from_dataset(ds), ds.sizes["sample"]
+        entries: Any = (ds["Z_row"].to_numpy(), ds["Z_column"].to_numpy())
+        packed = ds["observed"].to_numpy().astype(np.int8).view(np.uint8)
+        return cls(
+            sums,
+            ds["X"].to_numpy(),
+            sp.csr_array((ds["Z_value"].to_numpy(), entries), shape=(n, sums.q)),
+            ds["log_weight"].to_numpy(),
+            np.unpackbits(packed, axis=1, count=n).astype(bool),
+            ds["pattern"].to_numpy().astype(np.intp),
+        )
+
     def save(self, path: str | PathLike[str]) -> None:
         """Write the statistics, the design and the patterns; as `SummaryStats.save`."""
-        from flashmm.storage.files import save_dataset  # noqa: PLC0415  (imports this module)
-        from flashmm.storage.own_rows import any_to_dataset  # noqa: PLC0415
-
-        save_dataset(any_to_dataset(self), path)
+        save_dataset(self.to_dataset(), path)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> PatternedStats:
         """Read statistics that `save` wrote; checked as `SummaryStats.load` does."""
-        from flashmm.storage.files import load_dataset  # noqa: PLC0415
-        from flashmm.storage.own_rows import any_from_dataset  # noqa: PLC0415
-
-        stats = any_from_dataset(load_dataset(path, kind="PatternedStats"))
-        assert isinstance(stats, PatternedStats)
-        return stats
+        return cls.from_dataset(load_dataset(path, kind="PatternedStats"))
 
     # ---- patterns ---------------------------------------------------------------------------
 
@@ -164,7 +191,7 @@ class PatternedStats:
         X, Z = self.X[here], self.Z[here]
         XX = self.XX_of(pattern)
         return replace(
-            self.sums.take(self.members(pattern)),
+            self.sums.at(self.members(pattern)),
             n=int(here.sum()),
             XX=XX,
             XX_root=root_of_rows([X], self.p) if near_collinear(XX) else None,
@@ -173,16 +200,19 @@ class PatternedStats:
             log_weights=float(self.log_weight[here].sum()),
         )
 
-    def take(self, features: Any) -> PatternedStats:
-        """The same for some of the features: names, positions, a slice or a mask."""
-        positions = feature_positions(self.feature_names, features)
+    def at(self, positions: IntArray) -> PatternedStats:
+        """The same for the features at some positions, in that order."""
         kept, pattern = np.unique(self.pattern[positions], return_inverse=True)
         return replace(
             self,
-            sums=self.sums.take(positions),
+            sums=self.sums.at(positions),
             observed=self.observed[kept],
             pattern=pattern.reshape(-1),
         )
+
+    def take(self, features: Any) -> PatternedStats:
+        """The same for some of the features: names, positions, a slice or a mask."""
+        return self.at(feature_positions(self.feature_names, features))
 
     def keep(
         self, *, fixed: Any = None, random: Any = None, features: Any = None
@@ -198,7 +228,7 @@ class PatternedStats:
         chosen = self
         if features is not None:
             gone = feature_positions(self.feature_names, features)
-            chosen = self.take(np.setdiff1d(np.arange(self.m), gone))
+            chosen = self.at(np.setdiff1d(np.arange(self.m), gone))
         return chosen._selected(lambda stats: stats.drop(fixed=fixed, random=random))
 
     def _selected(self, select: Callable[[SummaryStats], SummaryStats]) -> PatternedStats:
@@ -228,3 +258,8 @@ def joined_shift(stats: PatternedStats, parts: Mapping[int, Shift | None]) -> Sh
         for name in names
     )
     return Shift(features[order], *joined)
+
+
+def any_from_dataset(ds: xr.Dataset) -> SummaryStats | PatternedStats:
+    """Statistics of either kind from a Dataset that holds one."""
+    return (PatternedStats if "pattern" in ds else SummaryStats).from_dataset(ds)

@@ -13,12 +13,14 @@ import scipy.sparse as sp
 from flashmm.designs.design import Design
 from flashmm.exceptions import InputError
 from flashmm.sources import Source
+from flashmm.sources.scans import missing_values
 from flashmm.stats.block_sums import BlockSums, design_columns
 from flashmm.stats.own_rows import PatternedStats, joined_shift
-from flashmm.stats.shifts import Shift, cancelling, least_squares
+from flashmm.stats.shifts import cancelling, least_squares
 from flashmm.stats.streaming import passing, suitable_block_bytes
 from flashmm.stats.summary_stats import SummaryStats
 from flashmm.stats.summing import first_sums, second_sums, statistics_of
+from flashmm.stats.sums import Shift
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,8 +73,8 @@ def sum_by_pattern(
     sums = statistics_of(SummaryStats, total.sums, columns, design, source.feature_names, weights)
     if selecting:
         kept = passing(total.totals, total.detected, source.n, min_count, min_fraction)
-        sums, source = sums.take(kept), source.taking(kept)
-    observed = ~source.missing_values(block_bytes)
+        sums, source = sums.at(kept), source.at(kept)
+    observed = ~missing_values(source, block_bytes)
     if observed.all():
         return SummaryStats.from_design(
             replace(source, allow_missing=False, counting=False), design, weights=weights
@@ -107,7 +109,7 @@ def _shift(
         members = stats.members(k)
         features, a = cancelling(stats.XX_of(k), sums.XY[:, members], sums.yy[members])
         if features.size:
-            one = sums.take(members)
+            one = sums.at(members)
             parts[k] = Shift(
                 features, a, one.XY[:, features], one.ZY[:, features], one.yy[features]
             )

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.stats.sums import Sums
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from flashmm.stats.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
@@ -61,9 +61,7 @@ def restrict_root(root: FloatArray | None, columns: FloatArray | IntArray) -> Fl
     return _triangle(chosen)
 
 
-def combine_roots(
-    left: SummaryStats, right: SummaryStats, XX: FloatArray, sign: float
-) -> FloatArray | None:
+def combine_roots(left: Sums, right: Sums, XX: FloatArray, sign: float) -> FloatArray | None:
     """The root for the samples of two statistics together.
 
     Parameters
@@ -87,7 +85,7 @@ def combine_roots(
     return _triangle(np.vstack(known)) if len(known) == len(roots) else None
 
 
-def _root_of(stats: SummaryStats) -> FloatArray | None:
+def _root_of(stats: Sums) -> FloatArray | None:
     if stats.XX_root is not None:
         return stats.XX_root
     if near_collinear(stats.XX):

@@ -17,27 +17,28 @@ from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.stats.root import near_collinear, restrict_root
 from flashmm.stats.shifts import restrict_shift
+from flashmm.stats.sums import AnySums, Sums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from flashmm.stats.summary_stats import SummaryStats
 
     IntArray = NDArray[np.intp]
 
 __all__ = ["kept", "without"]
 
 
-def kept(stats: SummaryStats, fixed: Any, random: Any, features: Any) -> SummaryStats:
+def kept(stats: AnySums, fixed: Any, random: Any, features: Any) -> AnySums:
     """The statistics with only what is named; None keeps all of its kind."""
     if fixed is not None:
         stats = _with_fixed(stats, np.sort(_fixed_positions(stats, fixed)))
     if random is not None:
         stats = _with_random(stats, _random_positions(stats.structure, random))
-    return stats if features is None else stats.take(features)
+    if features is not None:
+        stats = stats.at(feature_positions(stats.feature_names, features))
+    return stats
 
 
-def without(stats: SummaryStats, fixed: Any, random: Any, features: Any) -> SummaryStats:
+def without(stats: AnySums, fixed: Any, random: Any, features: Any) -> AnySums:
     """The statistics without what is named; None drops nothing of its kind."""
     if fixed is not None:
         gone = _fixed_positions(stats, fixed)
@@ -48,14 +49,14 @@ def without(stats: SummaryStats, fixed: Any, random: Any, features: Any) -> Summ
         stats = _with_random(stats, every - gone_effects)
     if features is not None:
         gone = feature_positions(stats.feature_names, features)
-        stats = stats.take(np.setdiff1d(np.arange(stats.m), gone))
+        stats = stats.at(np.setdiff1d(np.arange(stats.m), gone))
     return stats
 
 
 # ---- fixed effects -----------------------------------------------------------------------
 
 
-def _fixed_positions(stats: SummaryStats, names: Any) -> IntArray:
+def _fixed_positions(stats: Sums, names: Any) -> IntArray:
     asked = _as_list(names)
     positions = pd.Index(stats.coef_names).get_indexer(pd.Index(asked, dtype=object))
     if (positions < 0).any():
@@ -67,7 +68,7 @@ def _fixed_positions(stats: SummaryStats, names: Any) -> IntArray:
     return np.unique(positions)
 
 
-def _with_fixed(stats: SummaryStats, positions: IntArray) -> SummaryStats:
+def _with_fixed(stats: AnySums, positions: IntArray) -> AnySums:
     if positions.size == 0:
         raise InputError("No fixed effect would be left. A model needs at least one.")
     XX = stats.XX[np.ix_(positions, positions)]
@@ -108,7 +109,7 @@ def _random_positions(structure: CovarianceStructure, names: Any) -> set[tuple[i
     return set().union(*(known[name] for name in asked))
 
 
-def _with_random(stats: SummaryStats, wanted: set[tuple[int, int]]) -> SummaryStats:
+def _with_random(stats: AnySums, wanted: set[tuple[int, int]]) -> AnySums:
     if not wanted:
         raise InputError("No random effect would be left. A model needs at least one.")
     structure = stats.structure

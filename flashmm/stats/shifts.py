@@ -15,18 +15,17 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums
+from flashmm.stats.sums import Shift, Sums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.sources import Block
-    from flashmm.stats.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
 
 __all__ = [
-    "Shift",
     "cancelling",
     "combine_shifts",
     "least_squares",
@@ -38,43 +37,6 @@ __all__ = [
 # A feature whose variation about X is below this share of its sum of squares is summed
 # again after subtracting X a: raw sums would cancel.
 _CANCELLATION = 1e-6
-
-
-@dataclass(frozen=True)
-class Shift:
-    """Sums of y - X a for the features whose variation drowns in the raw sums.
-
-    Parameters
-    ----------
-    features
-        Positions of the f features concerned.
-    a
-        Coefficients that were subtracted, shape (p, f).
-    XY, ZY, yy
-        The sums for y - X a, shapes (p, f), (q, f), (f,).
-    """
-
-    features: NDArray[np.intp]
-    a: FloatArray
-    XY: FloatArray
-    ZY: FloatArray
-    yy: FloatArray
-
-    def take(self, positions: NDArray[np.intp], m: int) -> Shift | None:
-        """The sums of the features at ``positions`` among m, renumbered; None if none is here."""
-        slots = np.full(m, -1, dtype=np.intp)
-        slots[self.features] = np.arange(self.features.size)
-        chosen = slots[positions]
-        slot = chosen[chosen >= 0]
-        if slot.size == 0:
-            return None
-        return Shift(
-            np.flatnonzero(chosen >= 0),
-            self.a[:, slot],
-            self.XY[:, slot],
-            self.ZY[:, slot],
-            self.yy[slot],
-        )
 
 
 @dataclass(frozen=True)
@@ -112,9 +74,7 @@ class _Gram:
         return (self.vectors @ (inverse[:, None] * coordinates)) / self.length[:, None]
 
 
-def shifted_sums(
-    stats: SummaryStats, again: Callable[[FloatArray, IntArray], BlockSums]
-) -> Shift | None:
+def shifted_sums(stats: Sums, again: Callable[[FloatArray, IntArray], BlockSums]) -> Shift | None:
     """Sum again, after subtracting X a, the features whose raw sums cancel.
 
     a is the least-squares fit, found in two rounds: the first is only as exact as the raw
@@ -194,7 +154,7 @@ def _positions(features: slice | IntArray) -> IntArray:
     return features
 
 
-def _move(stats: SummaryStats, features: NDArray[np.intp], a: FloatArray) -> Shift:
+def _move(stats: Sums, features: NDArray[np.intp], a: FloatArray) -> Shift:
     """The sums of y - X a for some features, from whatever shift the statistics carry."""
     XY, ZY, yy, own = stats.centred()
     delta = a - own[:, features]
@@ -208,7 +168,7 @@ def _move(stats: SummaryStats, features: NDArray[np.intp], a: FloatArray) -> Shi
     )
 
 
-def restrict_shift(stats: SummaryStats, kept: IntArray) -> Shift | None:
+def restrict_shift(stats: Sums, kept: IntArray) -> Shift | None:
     """Shifted sums about a fit by some of the columns of X alone.
 
     Parameters
@@ -243,9 +203,7 @@ def restrict_shift(stats: SummaryStats, kept: IntArray) -> Shift | None:
     )
 
 
-def combine_shifts(
-    left: SummaryStats, right: SummaryStats, total: SummaryStats, sign: float
-) -> Shift | None:
+def combine_shifts(left: Sums, right: Sums, total: Sums, sign: float) -> Shift | None:
     """Shifted sums of two sets of samples put together, or of one taken out of the other.
 
     Parameters

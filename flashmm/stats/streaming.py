@@ -158,8 +158,8 @@ def passing(
     n: int,
     min_count: float | None,
     min_fraction: float | None,
-) -> NDArray[np.bool_]:
-    """Features whose sum and fraction of non-zero samples reach the limits, shape (m,)."""
+) -> NDArray[np.intp]:
+    """Positions of the features whose sum and fraction of non-zero samples reach the limits."""
     kept = np.ones(totals.size, dtype=bool)
     if min_count is not None:
         kept &= totals >= min_count
@@ -167,4 +167,4 @@ def passing(
         if not 0 <= min_fraction <= 1:
             raise InputError(f"`min_fraction` must lie between 0 and 1, not {min_fraction!r}.")
         kept &= detected >= min_fraction * n
-    return kept
+    return np.flatnonzero(kept)

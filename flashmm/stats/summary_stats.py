@@ -7,25 +7,24 @@ statistics of their union. Their size does not depend on n.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
-from flashmm.arrays.labels import checked_labels, feature_positions
-from flashmm.arrays.numeric import float_array
+from flashmm.arrays.labels import feature_positions
 from flashmm.designs.design import Design
-from flashmm.designs.from_arrays import as_structure, design_and_source
+from flashmm.designs.from_arrays import design_and_source
 from flashmm.designs.per_sample import positive
 from flashmm.exceptions import InputError
 from flashmm.sources import Source, Transform
 from flashmm.stats.algebra import added, subtracted
-from flashmm.stats.checks import check_shapes, sample_count, shared_labels
 from flashmm.stats.selection import kept, without
-from flashmm.stats.shifts import Shift
+from flashmm.stats.stored import sums_from_dataset, sums_to_dataset
 from flashmm.stats.summing import sum_design
+from flashmm.stats.sums import Sums
+from flashmm.storage.files import load_dataset, save_dataset
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -38,8 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["SummaryStats"]
 
 
-@dataclass(frozen=True, eq=False)
-class SummaryStats:
+class SummaryStats(Sums):
     """Cross-products of X, Z and Y: all that a fit needs, of a size free of n.
 
     ``a + b`` joins the samples of two sets of statistics (and ``sum`` those of many);
@@ -93,75 +91,6 @@ class SummaryStats:
     >>> stats
     <SummaryStats: n=6 samples, m=4 features, p=1 fixed effects, q=3 random effects>
     """
-
-    n: int
-    XX: FloatArray
-    XY: FloatArray
-    ZX: FloatArray
-    ZY: FloatArray
-    ZZ: sp.csr_array
-    yy: FloatArray
-    feature_names: Any = None
-    coef_names: Any = None
-    structure: Any = None
-    shift: Shift | None = None
-    log_weights: float = 0.0
-    XX_root: FloatArray | None = None
-
-    def __post_init__(self) -> None:
-        fields: dict[str, Any] = {"n": sample_count(self.n)}
-        for name in ("XX", "XY", "ZX", "ZY", "yy"):
-            fields[name] = float_array(getattr(self, name), name)
-        for name in ("XY", "ZY"):
-            if fields[name].ndim == 1:
-                fields[name] = fields[name][:, None]
-        fields["yy"] = np.atleast_1d(fields["yy"])
-        if sp.issparse(self.ZZ):
-            fields["ZZ"] = sp.csr_array(self.ZZ).astype(np.float64)
-        else:
-            fields["ZZ"] = float_array(self.ZZ, "ZZ")
-        for name in ("XX", "XY", "ZX", "ZY", "ZZ"):
-            if fields[name].ndim != 2:
-                raise InputError(f"{name} must be a matrix; it has {fields[name].ndim} dimensions.")
-        fields["ZZ"] = sp.csr_array(fields["ZZ"])
-        p, m = fields["XY"].shape
-        q = fields["ZZ"].shape[0]
-        check_shapes(fields, p, q, m)
-        if self.XX_root is not None:
-            fields["XX_root"] = float_array(self.XX_root, "XX_root")
-            if fields["XX_root"].shape != (p, p):
-                raise InputError(
-                    f"XX_root has shape {fields['XX_root'].shape}, but must be {(p, p)}."
-                )
-        coefs = self.coef_names
-        if coefs is None:
-            coefs = shared_labels(self, "coefficients", XX=(0, 1), XY=(0,), ZX=(1,))
-        features = self.feature_names
-        if features is None:
-            features = shared_labels(self, "features", XY=(1,), ZY=(1,), yy=(0,))
-        fields["feature_names"] = checked_labels(features, m, "feature", default=np.arange(m))
-        default = np.array([f"x{i + 1}" for i in range(p)], dtype=object)
-        fields["coef_names"] = tuple(
-            str(name) for name in checked_labels(coefs, p, "coefficient", default=default)
-        )
-        fields["structure"] = as_structure(self.structure, q)
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
-
-    @property
-    def m(self) -> int:
-        """Number of features."""
-        return int(self.yy.size)
-
-    @property
-    def p(self) -> int:
-        """Number of fixed effects."""
-        return int(self.XX.shape[0])
-
-    @property
-    def q(self) -> int:
-        """Number of random effects, the columns of Z."""
-        return int(self.ZZ.shape[0])
 
     def __repr__(self) -> str:
         return (
@@ -322,20 +251,6 @@ class SummaryStats:
             block_bytes=block_bytes,
         )
 
-    def centred(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-        """X'y, Z'y and y'y after subtracting X a, and a, shapes (p, m), (q, m), (m,), (p, m).
-
-        a is zero for all features but those in ``shift``.
-        """
-        a = np.zeros_like(self.XY)
-        XY, ZY, yy = self.XY, self.ZY, self.yy
-        if self.shift is not None:
-            where = self.shift.features
-            XY, ZY, yy = XY.copy(), ZY.copy(), yy.copy()
-            XY[:, where], ZY[:, where], yy[where] = self.shift.XY, self.shift.ZY, self.shift.yy
-            a[:, where] = self.shift.a
-        return XY, ZY, yy, a
-
     def __add__(self, other: object) -> SummaryStats:
         """Statistics of the union of two disjoint sets of samples; see `add`."""
         return added(self, other) if isinstance(other, SummaryStats) else NotImplemented
@@ -439,16 +354,7 @@ class SummaryStats:
         InputError
             If a feature is unknown or asked for twice.
         """
-        positions = feature_positions(self.feature_names, features)
-        shift = None if self.shift is None else self.shift.take(positions, self.m)
-        return replace(
-            self,
-            XY=self.XY[:, positions],
-            ZY=self.ZY[:, positions],
-            yy=self.yy[positions],
-            feature_names=self.feature_names[positions],
-            shift=shift,
-        )
+        return self.at(feature_positions(self.feature_names, features))
 
     def keep(self, *, fixed: Any = None, random: Any = None, features: Any = None) -> SummaryStats:
         """The statistics of a smaller model, by what stays in it.
@@ -491,9 +397,12 @@ class SummaryStats:
 
     def to_dataset(self) -> xr.Dataset:
         """The statistics as an xarray Dataset, labels included."""
-        from flashmm.storage.files import stats_to_dataset  # noqa: PLC0415  (imports this module)
+        return sums_to_dataset(self)
 
-        return stats_to_dataset(self)
+    @classmethod
+    def from_dataset(cls, ds: xr.Dataset) -> SummaryStats:
+        """The inverse of `to_dataset`."""
+        return sums_from_dataset(cls, ds)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the statistics with a checksum, under a temporary name first.
@@ -504,8 +413,6 @@ class SummaryStats:
             File to write; an existing one is replaced only once the new one is complete.
             ``.zarr`` and ``.zarr.zip`` are written as zarr, everything else as netCDF.
         """
-        from flashmm.storage.files import save_dataset  # noqa: PLC0415
-
         save_dataset(self.to_dataset(), path)
 
     @classmethod
@@ -518,6 +425,4 @@ class SummaryStats:
             If the file is damaged, was altered, holds something else, or comes from a later
             format.
         """
-        from flashmm.storage.files import load_dataset, stats_from_dataset  # noqa: PLC0415
-
-        return stats_from_dataset(load_dataset(path, kind="SummaryStats"))
+        return cls.from_dataset(load_dataset(path, kind="SummaryStats"))

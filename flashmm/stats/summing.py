@@ -17,6 +17,7 @@ from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
 from flashmm.sources import Block, Source
 from flashmm.sources.dask_arrays import DaskReader
+from flashmm.stats.algebra import added
 from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums, design_columns
 from flashmm.stats.dask import sum_parts, sum_parts_about
 from flashmm.stats.root import near_collinear, root_of_rows
@@ -28,11 +29,10 @@ from flashmm.stats.streaming import (
     sum_source,
     worker_count,
 )
+from flashmm.stats.sums import AnySums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from flashmm.stats.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
@@ -43,7 +43,7 @@ log = logging.getLogger("flashmm")
 
 
 def sum_design(
-    cls: type[SummaryStats],
+    cls: type[AnySums],
     source: Source,
     design: Design,
     *,
@@ -53,7 +53,7 @@ def sum_design(
     workers: int | None,
     progress: bool,
     block_bytes: int | None,
-) -> SummaryStats:
+) -> AnySums:
     """The work of `SummaryStats.from_design`, whose class is ``cls``."""
     selecting = min_count is not None or min_fraction is not None
     source = replace(source, counting=selecting, offset=design.offset)
@@ -64,7 +64,7 @@ def sum_design(
     )
     if source.reader.one_pass:
         stats, totals, detected = _fold(cls, source, design, weights, progress)
-        return stats.take(passing(totals, detected, stats.n, min_count, min_fraction))
+        return stats.at(passing(totals, detected, stats.n, min_count, min_fraction))
     columns = design_columns(design.X, design.Z)
     total = first_sums(
         source, columns, weights, block_bytes=block_bytes, workers=workers, progress=progress
@@ -72,7 +72,7 @@ def sum_design(
     kept = passing(total.totals, total.detected, source.n, min_count, min_fraction)
     stats = statistics_of(cls, total.sums, columns, design, source.feature_names, weights)
     if selecting:
-        stats, source = stats.take(kept), source.taking(kept)
+        stats, source = stats.at(kept), source.at(kept)
     again = partial(second_sums, source, columns, weights, block_bytes, workers)
     return replace(stats, shift=shifted_sums(stats, again))
 
@@ -125,13 +125,13 @@ def _threads(source: Source, workers: int | None) -> int:
 
 
 def statistics_of(
-    cls: type[SummaryStats],
+    cls: type[AnySums],
     sums: BlockSums,
     columns: DesignColumns,
     design: Design,
     feature_names: NDArray[Any],
     weights: FloatArray | None,
-) -> SummaryStats:
+) -> AnySums:
     """Sums over Y and the cross-products of the design, labelled."""
     XX, ZX, ZZ = design_products(columns.X, columns.Z, weights)
     root = None
@@ -182,14 +182,14 @@ def _weighted_rows(
 
 
 def _fold(
-    cls: type[SummaryStats],
+    cls: type[AnySums],
     source: Source,
     design: Design,
     weights: FloatArray | None,
     progress: bool,
-) -> tuple[SummaryStats, FloatArray, FloatArray]:
+) -> tuple[AnySums, FloatArray, FloatArray]:
     """Statistics of blocks of samples that can be had only once, each with its own shift."""
-    total: SummaryStats | None = None
+    total: AnySums | None = None
     totals, detected = np.zeros(source.m), np.zeros(source.m)
     for block in progress_bar(source.blocks(), None, show=progress):
         columns = design_columns(design.X[block.samples], design.Z[block.samples])
@@ -199,7 +199,7 @@ def _fold(
         part = statistics_of(cls, sums, columns, design, source.feature_names, part_weights)
         again = partial(_sums_of_block_about, here, columns, part_weights)
         part = replace(part, shift=shifted_sums(part, again))
-        total = part if total is None else total + part
+        total = part if total is None else added(total, part)
         if block.totals is not None and block.detected is not None:
             totals += block.totals
             detected += block.detected

@@ -1,4 +1,4 @@
-"""Saving and loading: statistics and results as netCDF or zarr, whole or not at all."""
+"""Saving and loading Datasets as netCDF or zarr, whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,22 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 import xarray as xr
 
-from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError
-from flashmm.stats.shifts import Shift
-from flashmm.stats.summary_stats import SummaryStats
 from flashmm.storage.checksum import fingerprint
 from flashmm.storage.zarr import is_zarr, read_zarr, write_zarr
 
 if TYPE_CHECKING:
     from os import PathLike
 
-    from flashmm.stats.own_rows import PatternedStats
-
-__all__ = ["FORMAT", "load_dataset", "save_dataset", "stats_from_dataset", "stats_to_dataset"]
+__all__ = ["FORMAT", "PATTERNED_FORMAT", "load_dataset", "marked", "save_dataset", "text"]
 
 FORMAT = 2
 PATTERNED_FORMAT = 3
@@ -38,118 +32,13 @@ _EMPTY = "flashmm_empty"
 _INTEGERS = "flashmm_integers"
 
 
-def stats_to_dataset(stats: SummaryStats) -> xr.Dataset:
-    """The statistics as a Dataset; Z'Z as the row, column and value of its non-zeros."""
-    structure: CovarianceStructure = stats.structure
-    ZZ = stats.ZZ.tocoo()
-    data: dict[str, Any] = {
-        "XX": (("coef", "coef_"), stats.XX),
-        "XY": (("coef", "feature"), stats.XY),
-        "ZX": (("level", "coef"), stats.ZX),
-        "ZY": (("level", "feature"), stats.ZY),
-        "yy": (("feature",), stats.yy),
-        "ZZ_row": (("nonzero",), ZZ.row.astype(np.int32)),
-        "ZZ_column": (("nonzero",), ZZ.col.astype(np.int32)),
-        "ZZ_value": (("nonzero",), ZZ.data),
-        "term_name": (("random_term",), _text([term.name for term in structure.terms])),
-        "term_covariance": (("random_term",), _text([t.covariance for t in structure.terms])),
-        "term_effects": (
-            ("random_term",),
-            np.array([len(t.effects) for t in structure.terms], np.int32),
-        ),
-        "term_columns": (
-            ("random_term",),
-            np.array([t.n_columns for t in structure.terms], np.int32),
-        ),
-    }
-    if stats.shift is not None:
-        shift = stats.shift
-        data |= {
-            "shift_feature": (("shifted",), shift.features.astype(np.int32)),
-            "shift_a": (("coef", "shifted"), shift.a),
-            "shift_XY": (("coef", "shifted"), shift.XY),
-            "shift_ZY": (("level", "shifted"), shift.ZY),
-            "shift_yy": (("shifted",), shift.yy),
-        }
-    if stats.XX_root is not None:
-        data["XX_root"] = (("root", "coef"), stats.XX_root)
-    names = list(stats.coef_names)
-    coords: dict[str, Any] = {
-        "feature": feature_coordinate(stats),
-        "coef": _text(names),
-        "coef_": _text(names),
-        **level_coordinates(structure),
-    }
-    attrs = {
-        _KIND: "SummaryStats",
-        _FORMAT: FORMAT,
-        "n": stats.n,
-        "log_weights": stats.log_weights,
-    }
-    return xr.Dataset(data, coords=coords, attrs=attrs)
-
-
-def stats_from_dataset(ds: xr.Dataset) -> SummaryStats:
-    """The inverse of `stats_to_dataset`."""
-    q = ds.sizes["level"]
-    terms, start = [], 0
-    for i in range(ds.sizes["random_term"]):
-        s, stop = int(ds["term_effects"][i]), start + int(ds["term_columns"][i])
-        levels = [str(x) for x in ds["group_level"].to_numpy()[start:stop:s]]
-        effects = [str(x) for x in ds["effect"].to_numpy()[start : start + s]]
-        covariance: Any = str(ds["term_covariance"].to_numpy()[i])
-        terms.append(
-            RandomTerm(
-                str(ds["term_name"].to_numpy()[i]),
-                str(ds["group"].to_numpy()[start]),
-                tuple(levels),
-                tuple(effects),
-                covariance,
-            )
-        )
-        start = stop
-    shift = None
-    if "shift_feature" in ds:
-        shift = Shift(
-            ds["shift_feature"].to_numpy().astype(np.intp),
-            *(ds[f"shift_{name}"].to_numpy() for name in ("a", "XY", "ZY", "yy")),
-        )
-    entries = (ds["ZZ_row"].to_numpy(), ds["ZZ_column"].to_numpy())
-    return SummaryStats(
-        n=int(ds.attrs["n"]),
-        XX=ds["XX"].to_numpy(),
-        XY=ds["XY"].to_numpy(),
-        ZX=ds["ZX"].to_numpy(),
-        ZY=ds["ZY"].to_numpy(),
-        ZZ=sp.csr_array((ds["ZZ_value"].to_numpy(), entries), shape=(q, q)),
-        yy=ds["yy"].to_numpy(),
-        feature_names=ds["feature"].to_numpy(),
-        coef_names=[str(x) for x in ds["coef"].to_numpy()],
-        structure=CovarianceStructure(tuple(terms)),
-        shift=shift,
-        log_weights=float(ds.attrs.get("log_weights", 0.0)),
-        XX_root=ds["XX_root"].to_numpy() if "XX_root" in ds else None,
-    )
-
-
-def set_format(ds: xr.Dataset, kind: str, version: int) -> xr.Dataset:
-    """The Dataset marked as holding another kind of thing, in another format."""
+def marked(ds: xr.Dataset, kind: str, version: int) -> xr.Dataset:
+    """The Dataset marked as holding a kind of thing, in a format."""
     return ds.assign_attrs({_KIND: kind, _FORMAT: version})
 
 
-def level_coordinates(structure: CovarianceStructure) -> dict[str, Any]:
-    """The ``level`` coordinate with the term, group, level and effect of each column of Z."""
-    labels = {name: ("level", _text(values)) for name, values in structure.column_labels().items()}
-    return {"level": _text(structure.column_names), **labels}
-
-
-def feature_coordinate(stats: SummaryStats | PatternedStats) -> np.ndarray[Any, Any]:
-    """Feature labels as a coordinate: text, or integers when Y had no labels."""
-    names = stats.feature_names
-    return names if names.dtype.kind in "iu" else _text(names)
-
-
-def _text(values: Any) -> np.ndarray[Any, Any]:
+def text(values: Any) -> np.ndarray[Any, Any]:
+    """Labels as an array of text."""
     return np.array([str(value) for value in values], dtype=object)
 
 
@@ -214,7 +103,7 @@ def _for_netcdf3(ds: xr.Dataset) -> xr.Dataset:
         and not limit.min <= array.to_numpy().min() <= array.to_numpy().max() <= limit.max
     }
     kept = ds.drop_vars(empty).assign_coords(
-        {name: (array.dims, _text(array.to_numpy())) for name, array in wide.items()}
+        {name: (array.dims, text(array.to_numpy())) for name, array in wide.items()}
     )
     attrs = {
         name: float(value)

@@ -1,0 +1,115 @@
+"""Sums as an xarray Dataset and back: what the files of statistics hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import xarray as xr
+
+from flashmm.designs.design import CovarianceStructure, RandomTerm
+from flashmm.stats.sums import AnySums, Shift, Sums
+from flashmm.storage.files import FORMAT, marked, text
+
+__all__ = ["feature_coordinate", "level_coordinates", "sums_from_dataset", "sums_to_dataset"]
+
+
+def sums_to_dataset(stats: Sums) -> xr.Dataset:
+    """The statistics as a Dataset; Z'Z as the row, column and value of its non-zeros."""
+    structure: CovarianceStructure = stats.structure
+    ZZ = stats.ZZ.tocoo()
+    data: dict[str, Any] = {
+        "XX": (("coef", "coef_"), stats.XX),
+        "XY": (("coef", "feature"), stats.XY),
+        "ZX": (("level", "coef"), stats.ZX),
+        "ZY": (("level", "feature"), stats.ZY),
+        "yy": (("feature",), stats.yy),
+        "ZZ_row": (("nonzero",), ZZ.row.astype(np.int32)),
+        "ZZ_column": (("nonzero",), ZZ.col.astype(np.int32)),
+        "ZZ_value": (("nonzero",), ZZ.data),
+        "term_name": (("random_term",), text([term.name for term in structure.terms])),
+        "term_covariance": (("random_term",), text([t.covariance for t in structure.terms])),
+        "term_effects": (
+            ("random_term",),
+            np.array([len(t.effects) for t in structure.terms], np.int32),
+        ),
+        "term_columns": (
+            ("random_term",),
+            np.array([t.n_columns for t in structure.terms], np.int32),
+        ),
+    }
+    if stats.shift is not None:
+        shift = stats.shift
+        data |= {
+            "shift_feature": (("shifted",), shift.features.astype(np.int32)),
+            "shift_a": (("coef", "shifted"), shift.a),
+            "shift_XY": (("coef", "shifted"), shift.XY),
+            "shift_ZY": (("level", "shifted"), shift.ZY),
+            "shift_yy": (("shifted",), shift.yy),
+        }
+    if stats.XX_root is not None:
+        data["XX_root"] = (("root", "coef"), stats.XX_root)
+    names = list(stats.coef_names)
+    coords: dict[str, Any] = {
+        "feature": feature_coordinate(stats.feature_names),
+        "coef": text(names),
+        "coef_": text(names),
+        **level_coordinates(structure),
+    }
+    attrs = {"n": stats.n, "log_weights": stats.log_weights}
+    return marked(xr.Dataset(data, coords=coords, attrs=attrs), "SummaryStats", FORMAT)
+
+
+def sums_from_dataset(cls: type[AnySums], ds: xr.Dataset) -> AnySums:
+    """The inverse of `sums_to_dataset`."""
+    q = ds.sizes["level"]
+    terms, start = [], 0
+    for i in range(ds.sizes["random_term"]):
+        s, stop = int(ds["term_effects"][i]), start + int(ds["term_columns"][i])
+        levels = [str(x) for x in ds["group_level"].to_numpy()[start:stop:s]]
+        effects = [str(x) for x in ds["effect"].to_numpy()[start : start + s]]
+        covariance: Any = str(ds["term_covariance"].to_numpy()[i])
+        terms.append(
+            RandomTerm(
+                str(ds["term_name"].to_numpy()[i]),
+                str(ds["group"].to_numpy()[start]),
+                tuple(levels),
+                tuple(effects),
+                covariance,
+            )
+        )
+        start = stop
+    shift = None
+    if "shift_feature" in ds:
+        shift = Shift(
+            ds["shift_feature"].to_numpy().astype(np.intp),
+            *(ds[f"shift_{name}"].to_numpy() for name in ("a", "XY", "ZY", "yy")),
+        )
+    entries = (ds["ZZ_row"].to_numpy(), ds["ZZ_column"].to_numpy())
+    return cls(
+        n=int(ds.attrs["n"]),
+        XX=ds["XX"].to_numpy(),
+        XY=ds["XY"].to_numpy(),
+        ZX=ds["ZX"].to_numpy(),
+        ZY=ds["ZY"].to_numpy(),
+        ZZ=sp.csr_array((ds["ZZ_value"].to_numpy(), entries), shape=(q, q)),
+        yy=ds["yy"].to_numpy(),
+        feature_names=ds["feature"].to_numpy(),
+        coef_names=[str(x) for x in ds["coef"].to_numpy()],
+        structure=CovarianceStructure(tuple(terms)),
+        shift=shift,
+        log_weights=float(ds.attrs.get("log_weights", 0.0)),
+        XX_root=ds["XX_root"].to_numpy() if "XX_root" in ds else None,
+    )
+
+
+def level_coordinates(structure: CovarianceStructure) -> dict[str, Any]:
+    """The ``level`` coordinate with the term, group, level and effect of each column of Z."""
+    labels = {name: ("level", text(values)) for name, values in structure.column_labels().items()}
+    return {"level": text(structure.column_names), **labels}
+
+
+def feature_coordinate(names: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Feature labels as a coordinate: text, or integers when Y had no labels."""
+    return names if names.dtype.kind in "iu" else text(names)
