@@ -1,0 +1,153 @@
+"""offset(x): a fixed coefficient of one, the model of Y - offset."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+import flashmm as fm
+from flashmm.exceptions import InputError
+
+RNG = np.random.default_rng(11)
+N = 60
+DATA = pd.DataFrame(
+    {
+        "x": RNG.normal(size=N),
+        "known": RNG.uniform(1, 5, N),
+        "my known": RNG.normal(size=N),
+        "trt": np.tile(list("AB"), N // 2),
+        "g": np.repeat(list("abcdefghij"), N // 10),
+    }
+)
+COUNTS = RNG.poisson(1.0, size=(4, N)).astype(float)
+
+
+def model(fixed: str, Y: object = COUNTS, data: pd.DataFrame = DATA, **options):
+    return fm.MultiLMM.from_formula(fixed, "(1 | g)", data, Y, **options)
+
+
+def assert_same_fit(one: fm.MultiLMM, two: fm.MultiLMM, rtol: float = 1e-9) -> None:
+    for name in ("XX", "XY", "ZX", "ZY", "yy"):
+        left, right = getattr(one.stats, name), getattr(two.stats, name)
+        np.testing.assert_allclose(left, right, rtol=rtol, atol=rtol * np.abs(right).max())
+    a, b = one.fit(parameter_space="psd"), two.fit(parameter_space="psd")
+    np.testing.assert_allclose(a.params, b.params, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(a.llf, b.llf, rtol=1e-9)
+
+
+def kinds():
+    anndata = pytest.importorskip("anndata")
+    dask = pytest.importorskip("dask.array")
+    halves = [slice(0, 25), slice(25, N)]
+    return {
+        "dense": COUNTS,
+        "csr": sp.csr_array(COUNTS),
+        "csc": sp.csc_array(COUNTS),
+        "frame": pd.DataFrame(COUNTS),
+        "dask": dask.from_array(COUNTS, chunks=(2, 17)),
+        "blocks": ((np.arange(N)[s], COUNTS[:, s]) for s in halves),
+        "anndata": anndata.AnnData(sp.csr_matrix(COUNTS.T)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["dense", "csr", "csc", "frame", "dask", "blocks", "anndata"])
+@pytest.mark.parametrize("transform", [None, "log1p"])
+def test_an_offset_is_taken_off_y(kind, transform):
+    values = COUNTS if transform is None else np.log1p(COUNTS)
+    expected = model("~ x + trt", values - np.log(DATA.known.to_numpy()))
+    got = model("~ x + trt + offset(log(known))", kinds()[kind], transform=transform)
+    assert got.stats.coef_names == expected.stats.coef_names
+    assert_same_fit(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("offset(known)", DATA.known),
+        ("offset(known) + offset(x)", DATA.known + DATA.x),
+        ("offset(`my known`)", DATA["my known"]),
+        ("offset(known^2)", DATA.known**2),
+        ("offset(2 * known - x)", 2 * DATA.known - DATA.x),
+        ("offset(scale(known))", (DATA.known - DATA.known.mean()) / DATA.known.std()),
+        ("offset(np.log(known + 1))", np.log(DATA.known + 1)),
+        ("known + offset(known) - offset(known)", 0.0 * DATA.x),
+    ],
+)
+def test_what_an_offset_may_hold(written, value):
+    fixed = "~ x + known" if written.startswith("known") else "~ x"
+    start = "~ x" if not written.startswith("known") else "~ x"
+    got = model(f"{start} + {written}")
+    assert_same_fit(got, model(fixed, COUNTS - value.to_numpy()))
+    assert got.fixed == f"~ x + {written}"
+
+
+def test_with_anndata_weights_size_factors_and_dropped_samples():
+    anndata = pytest.importorskip("anndata")
+    obs = DATA.set_index(pd.Index([f"cell{i}" for i in range(N)])).assign(w=RNG.uniform(1, 2, N))
+    obs.iloc[3, 1] = np.nan
+    kept = obs.known.notna().to_numpy()
+    adata = anndata.AnnData(sp.csr_matrix(COUNTS.T), obs=obs)
+    factors = COUNTS.sum(axis=0) + 1.0
+    with pytest.warns(fm.MissingSamplesWarning):
+        got = fm.MultiLMM.from_anndata(
+            adata, "~ x + offset(known)", "(1 | g)", missing="drop", weights="w",
+            size_factors=factors, transform="log1p",
+        )  # fmt: skip
+    values = np.log1p(COUNTS / factors) - obs.known.to_numpy()
+    expected = model(
+        "~ x", values[:, kept], obs[kept].reset_index(drop=True), weights=obs.w[kept].to_numpy()
+    )
+    assert_same_fit(got, expected)
+
+
+def test_features_with_values_of_their_own():
+    Y = COUNTS.copy()
+    Y[0, :4] = np.nan
+    Y[2, 10:12] = np.nan
+    got = model("~ x + offset(known)", Y, missing="feature").fit(parameter_space="psd")
+    left = Y - DATA.known.to_numpy()
+    expected = model("~ x", left, missing="feature").fit(parameter_space="psd")
+    np.testing.assert_allclose(got.params, expected.params, rtol=1e-8)
+    np.testing.assert_allclose(got.llf, expected.llf, rtol=1e-10)
+
+
+def test_an_offset_that_dwarfs_what_is_left():
+    far = DATA.assign(known=1e6 * DATA.known)
+    left = RNG.normal(size=(3, N))
+    got = model("~ x + offset(known)", left + far.known.to_numpy(), far).fit(parameter_space="psd")
+    expected = model("~ x", left, far).fit(parameter_space="psd")
+    np.testing.assert_allclose(got.params, expected.params, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "random", "message"),
+    [
+        ("~ x:offset(known)", "(1 | g)", "cannot be part of an interaction"),
+        ("~ x * offset(known)", "(1 | g)", "cannot be part of an interaction"),
+        ("~ I(offset(known))", "(1 | g)", "term of its own"),
+        ("~ offset(known, x)", "(1 | g)", "one expression"),
+        ("~ offset()", "(1 | g)", "one expression"),
+        ("~ offset(trt)", "(1 | g)", "one number per sample"),
+        ("~ offset(x > 0)", "(1 | g)", "one number per sample"),
+        ("~ offset(poly(x, 2))", "(1 | g)", "one number per sample"),
+        ("~ offset(unknown)", "(1 | g)", "'unknown', which is not a column"),
+        ("~ x", "(offset(known) | g)", "belongs in `fixed`"),
+        ("~ x", "~ 0 + offset(known)", "belongs in `fixed`"),
+        ("~ 0 + offset(known)", "(1 | g)", "no fixed effects"),
+        ("~ offset(log(known - 10))", "(1 | g)", "not finite in rows"),
+    ],
+)
+def test_offsets_without_a_meaning_are_refused(fixed, random, message):
+    with pytest.raises(InputError, match=message):
+        fm.MultiLMM.from_formula(fixed, random, DATA, COUNTS)
+
+
+def test_missing_values_of_an_offset_are_missing():
+    with pytest.raises(InputError, match="1 in 'known'"):
+        model("~ x + offset(log(known))", data=DATA.assign(known=[np.nan, *DATA.known[1:]]))
+
+
+def test_a_column_called_offset_is_a_column():
+    assert model("~ offset", data=DATA.assign(offset=DATA.known)).stats.coef_names[1] == "offset"
