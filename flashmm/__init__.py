@@ -6,9 +6,11 @@ from flashmm import simulate
 from flashmm.exceptions import (
     ConvergenceWarning,
     FlashMMError,
+    FormulaWarning,
     InputError,
     MissingSamplesWarning,
     PrecisionWarning,
+    RankWarning,
 )
 from flashmm.inference.contrasts import contrast_matrix
 from flashmm.inference.multiplicity import adjust_pvalues
@@ -36,12 +38,14 @@ __all__ = [
     "FTestResults",
     "FeatureResults",
     "FlashMMError",
+    "FormulaWarning",
     "InputError",
     "MissingSamplesWarning",
     "MultiLMM",
     "MultiLMMResults",
     "PatternedStats",
     "PrecisionWarning",
+    "RankWarning",
     "Status",
     "SummaryStats",
     "TTestResults",

@@ -20,6 +20,7 @@ from flashmm.sources.pieces import Labelled
 from flashmm.sources.scans import missing_samples, normalised
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.own_rows_sums import sum_by_pattern
+from flashmm.stats.rank import of_full_rank
 from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["ModelData"]
 
 MISSING = ["raise", "drop", "feature"]
+RANKS = ["raise", "drop"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class _Handling:
     n_jobs: int | None = None
     progress: bool = False
     context: Mapping[str, Any] | None = field(default=None, repr=False)
+    rank: Any = "raise"
 
 
 class ModelData:
@@ -96,6 +99,7 @@ class ModelData:
         feature_names: Sequence[object] | None = None,
         missing: Literal["raise", "drop", "feature"] = "raise",
         context: Mapping[str, Any] | None = None,
+        rank: Literal["raise", "drop"] = "raise",
         rows: Literal["features", "samples"] = "features",
         features: Any = None,
         min_count: float | None = None,
@@ -139,6 +143,11 @@ class ModelData:
         context
             Names that the formulas may use besides the columns of ``data``. The caller's
             variables are not seen.
+        rank
+            Columns of X that depend on others, as an empty cell of ``a * b`` makes: ``"raise"``
+            refuses them when the model is fitted; ``"drop"`` leaves them out, the earlier columns
+            staying, with one warning that names them. Terms keep their tests, and contrasts,
+            marginal means and predictions that the samples do not determine are NaN.
         rows
             What the rows of an array, frame or block are: ``"features"`` or ``"samples"``.
         features
@@ -193,6 +202,7 @@ class ModelData:
             n_jobs=n_jobs,
             progress=progress,
             context=context,
+            rank=rank,
         )
 
         def source(samples: pd.Index | None, n: int) -> Source:
@@ -213,6 +223,7 @@ class ModelData:
         transform: Transform = None,
         missing: Literal["raise", "drop", "feature"] = "raise",
         context: Mapping[str, Any] | None = None,
+        rank: Literal["raise", "drop"] = "raise",
         min_count: float | None = None,
         min_fraction: float | None = None,
         size_factors: Any = None,
@@ -234,7 +245,7 @@ class ModelData:
             Name of the layer to use; None for X.
         mask_var
             Genes to use: the name of a boolean column of ``var``, or a mask of its length.
-        transform, missing, context, min_count, min_fraction, size_factors, target_sum
+        transform, missing, context, rank, min_count, min_fraction, size_factors, target_sum
             See `from_formula`; columns of ``data`` are those of ``obs``.
         weights, n_jobs, progress
             See `from_formula`.
@@ -270,6 +281,7 @@ p=5, q=6>
             n_jobs=n_jobs,
             progress=progress,
             context=context,
+            rank=rank,
         )
         read = Labelled(opened.reader, opened.var.index)  # cells go by position
 
@@ -286,6 +298,7 @@ p=5, q=6>
         missing = handling.missing
         if missing not in MISSING:
             raise InputError(f"Unknown missing={missing!r}. {nearest(str(missing), MISSING)}")
+        _check_rank(handling.rank)
         context = handling.context
         in_data: Any = "raise" if missing == "raise" else "drop"
         build = build_design(fixed, random, data, context=context, missing=in_data)
@@ -336,7 +349,7 @@ p=5, q=6>
             progress=handling.progress,
         )
         return cls(
-            stats,
+            _ranked(stats, handling.rank),
             fixed=design.fixed,
             random=design.random,
             n_dropped=int(dropped.sum()),
@@ -356,6 +369,7 @@ p=5, q=6>
         coef_names: Sequence[str] | None = None,
         weights: ArrayLike | None = None,
         missing: Literal["raise", "feature"] = "raise",
+        rank: Literal["raise", "drop"] = "raise",
     ) -> Self:
         """Build a model from matrices, as FLASHMM's lmmfit(Y, X, Z, d).
 
@@ -378,6 +392,8 @@ p=5, q=6>
             Precision of each sample, shape (n,); None for ones.
         missing
             ``"feature"`` fits each feature over the samples in which it is not NaN.
+        rank
+            As in `from_formula`.
 
         Returns
         -------
@@ -400,13 +416,14 @@ p=5, q=6>
         if missing not in ("raise", "feature"):
             options = ["raise", "feature"]
             raise InputError(f"Unknown missing={missing!r}. {nearest(str(missing), options)}")
+        _check_rank(rank)
         design, source = design_and_source(
             Y, X, Z, components, coef_names, transform, feature_names
         )
         if weights is not None:
             weights = positive(weights, design.n, "weights")
         sum_up: Any = sum_by_pattern if missing == "feature" else SummaryStats.from_design
-        return cls(sum_up(source, design, weights=weights))
+        return cls(_ranked(sum_up(source, design, weights=weights), rank))
 
     @classmethod
     def from_summary_stats(
@@ -416,6 +433,7 @@ p=5, q=6>
         components: Any = None,
         feature_names: Sequence[object] | None = None,
         coef_names: Sequence[str] | None = None,
+        rank: Literal["raise", "drop"] = "raise",
     ) -> Self:
         """Build a model from summary statistics, as FLASHMM's lmm(XX, XY, ZX, ZY, ZZ, ...).
 
@@ -428,6 +446,8 @@ p=5, q=6>
             keep those of ``stats``.
         feature_names, coef_names
             Labels that override those of ``stats``.
+        rank
+            As in `from_formula`.
 
         Returns
         -------
@@ -450,8 +470,9 @@ p=5, q=6>
         >>> bool(fm.MultiLMM.from_summary_stats(stats).fit().converged.all())
         True
         """
+        _check_rank(rank)
         if isinstance(stats, PatternedStats) and components is feature_names is coef_names is None:
-            return cls(stats)
+            return cls(_ranked(stats, rank))
         if isinstance(stats, Mapping):
             stats = _stats_from_mapping(stats)
         if not isinstance(stats, SummaryStats):
@@ -460,14 +481,24 @@ p=5, q=6>
                 f"it is {type(stats).__name__}."
             )
         structure = stats.structure if components is None else as_structure(components, stats.q)
-        return cls(
-            replace(
-                stats,
-                feature_names=stats.feature_names if feature_names is None else feature_names,
-                coef_names=stats.coef_names if coef_names is None else coef_names,
-                structure=structure,
-            )
+        if coef_names is not None and stats.aliased is not None:
+            stats = stats.noting(stats.aliased.renamed(coef_names))
+        named = replace(
+            stats,
+            feature_names=stats.feature_names if feature_names is None else feature_names,
+            coef_names=stats.coef_names if coef_names is None else coef_names,
+            structure=structure,
         )
+        return cls(_ranked(named, rank))
+
+
+def _check_rank(rank: object) -> None:
+    if rank not in RANKS:
+        raise InputError(f"Unknown rank={rank!r}. {nearest(str(rank), RANKS)}")
+
+
+def _ranked(stats: SummaryStats | PatternedStats, rank: str) -> SummaryStats | PatternedStats:
+    return of_full_rank(stats) if rank == "drop" else stats
 
 
 def _is_total(size_factors: Any) -> bool:

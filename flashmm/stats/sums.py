@@ -14,6 +14,7 @@ import scipy.sparse as sp
 
 from flashmm.arrays.labels import checked_labels
 from flashmm.arrays.numeric import float_array
+from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.from_arrays import as_structure
 from flashmm.exceptions import InputError
 from flashmm.stats.checks import check_shapes, sample_count, shared_labels
@@ -101,6 +102,8 @@ class Sums:
     XX_root
         R of the QR decomposition of X, shape (p, p), where X'X alone would keep too few digits
         (`flashmm.stats.root`); None where it does not need one, or X was not at hand.
+    aliased
+        Columns of X that were left out because they depend on these; None without any.
     """
 
     n: int
@@ -116,6 +119,7 @@ class Sums:
     shift: Shift | None = None
     log_weights: float = 0.0
     XX_root: FloatArray | None = None
+    aliased: Aliasing | None = None
 
     def __post_init__(self) -> None:
         fields: dict[str, Any] = {"n": sample_count(self.n)}
@@ -171,6 +175,10 @@ class Sums:
     def q(self) -> int:
         """Number of random effects, the columns of Z."""
         return int(self.ZZ.shape[0])
+
+    def noting(self, aliased: Aliasing | None) -> Self:
+        """The same with a note of columns of X that were left out."""
+        return replace(self, aliased=aliased)
 
     def at(self, positions: IntArray) -> Self:
         """The sums of the features at some positions, in that order."""
