@@ -77,8 +77,7 @@ def test_an_offset_is_taken_off_y(kind, transform):
 )
 def test_what_an_offset_may_hold(written, value):
     fixed = "~ x + known" if written.startswith("known") else "~ x"
-    start = "~ x" if not written.startswith("known") else "~ x"
-    got = model(f"{start} + {written}")
+    got = model(f"~ x + {written}")
     assert_same_fit(got, model(fixed, COUNTS - value.to_numpy()))
     assert got.fixed == f"~ x + {written}"
 

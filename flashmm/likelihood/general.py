@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import array_api_compat
 
@@ -36,20 +36,19 @@ from flashmm.likelihood.base import (
     Forms,
     RandomEffects,
     StandardErrorKind,
-    assembled,
     standard_errors,
 )
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
+from flashmm.likelihood.one_design import OneDesign
 
 if TYPE_CHECKING:
     from flashmm.designs.design import CovarianceStructure
-    from flashmm.likelihood.projection import Projection
 
 __all__ = ["GeneralLikelihood", "root_and_diagonal", "weighted_sum"]
 
 
 @dataclass(frozen=True)
-class GeneralLikelihood:
+class GeneralLikelihood(OneDesign):
     """REML or ML log-likelihood of theta, in the internal units of a `Projection`.
 
     REML is the likelihood of n - p error contrasts: u ~ N(0, M) and, independently, n - p - r
@@ -57,24 +56,7 @@ class GeneralLikelihood:
     forms, but log |V| and its derivatives from Z'Z in place of Z'RZ.
     """
 
-    projection: Projection
-    method: Literal["REML", "ML"]
     engine: str = "general"
-
-    @property
-    def m(self) -> int:
-        """Number of features."""
-        return self.projection.m
-
-    @property
-    def n_params(self) -> int:
-        """Number of variance parameters, the residual included."""
-        return len(self.projection.structure.parameters) + 1
-
-    @property
-    def perfect_fit(self) -> BoolArray:
-        """Features that X and Z together explain exactly, shape (m,)."""
-        return self.projection.perfect_fit
 
     def batch_size(self, memory: int) -> int:
         """How many features fit into ``memory`` bytes.
@@ -89,15 +71,12 @@ class GeneralLikelihood:
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and information at theta (B, k) for chosen features."""
         p, ml = self.projection, self.method == "ML"
-        outside, df = p.n - p.p - p.r, p.n - p.p
-        df_trace = outside
         inside, factor = _factor(_combine(p.A, theta))
         trace_factor = factor
         if ml:
-            df_trace, df = p.n - p.r_full, p.n
             inside_full, trace_factor = _factor(_combine(p.A_full, theta))
             inside = inside & inside_full
-        if df_trace > 0:
+        if self.df_trace > 0:
             inside = inside & (theta[:, -1] > 0)
         if not bool(namespace(theta).all(inside)):
             theta, features = theta[inside], features[inside]
@@ -109,16 +88,7 @@ class GeneralLikelihood:
             trace = _traces(p.A_full, trace_factor, _inverse(trace_factor))
         else:
             trace = _traces(p.A, factor, W)
-        evaluation = assembled(
-            quadratic,
-            trace,
-            sigma2,
-            n=p.n,
-            df=df,
-            rss=take(p.rss, features) if outside > 0 else None,
-            df_trace=df_trace,
-        )
-        return evaluation.spread(inside)
+        return self.on_span(quadratic, trace, sigma2, features).spread(inside)
 
     @cached_property
     def products(self) -> tuple[FloatArray, FloatArray]:

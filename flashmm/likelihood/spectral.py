@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,35 +22,23 @@ from flashmm.likelihood.base import (
     Forms,
     RandomEffects,
     StandardErrorKind,
-    assembled,
     log_of_product,
     standard_errors,
 )
 from flashmm.likelihood.moments import ContrastMoments
+from flashmm.likelihood.one_design import OneDesign
 
 if TYPE_CHECKING:
-    from flashmm.likelihood.projection import Projection
+    pass
 
 __all__ = ["SpectralLikelihood"]
 
 
 @dataclass(frozen=True)
-class SpectralLikelihood:
+class SpectralLikelihood(OneDesign):
     """REML or ML log-likelihood of (theta, sigma2) for a model with one component."""
 
-    projection: Projection
-    method: Literal["REML", "ML"]
     engine: str = "spectral"
-
-    @property
-    def m(self) -> int:
-        """Number of features."""
-        return self.projection.m
-
-    @property
-    def n_params(self) -> int:
-        """Two: the component's variance and the residual's."""
-        return 2
 
     @cached_property
     def spectrum(self) -> Spectrum:
@@ -84,11 +72,6 @@ class SpectralLikelihood:
             return namespace(p.H).zeros_like(p.H)
         return p.H - (p.K / self._root) @ self._along
 
-    @property
-    def perfect_fit(self) -> BoolArray:
-        """Features that X and Z together explain exactly, shape (m,)."""
-        return self.projection.perfect_fit
-
     def batch_size(self, memory: int) -> int:
         """How many features fit into ``memory`` bytes: a few vectors of length r each."""
         p = self.projection
@@ -97,11 +80,8 @@ class SpectralLikelihood:
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and information at theta (B, 2) for chosen features."""
         p, ml = self.projection, self.method == "ML"
-        outside, df = p.n - p.p - p.r, p.n - p.p
-        spectrum, df_trace = self.spectrum, outside
-        if ml:
-            spectrum, df_trace, df = self.spectrum_full, p.n - p.r_full, p.n
-        inside = spectrum.distance_to_edge(theta, df_trace > 0) > SINGULAR
+        spectrum = self.spectrum_full if ml else self.spectrum
+        inside = spectrum.distance_to_edge(theta, self.df_trace > 0) > SINGULAR
         if ml:
             inside = inside & (self.spectrum.distance_to_edge(theta, False) > SINGULAR)
         if not bool(namespace(theta).all(inside)):
@@ -112,16 +92,8 @@ class SpectralLikelihood:
         if ml:
             d = spectrum.diagonal(theta)
             inverse = 1.0 / d
-        evaluation = assembled(
-            quadratic,
-            _traces(spectrum, d, inverse),
-            theta[:, 1],
-            n=p.n,
-            df=df,
-            rss=take(p.rss, features) if outside > 0 else None,
-            df_trace=df_trace,
-        )
-        return evaluation.spread(inside)
+        traces = _traces(spectrum, d, inverse)
+        return self.on_span(quadratic, traces, theta[:, 1], features).spread(inside)
 
     def _weighted(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """M^-1 u, shape (B, r)."""

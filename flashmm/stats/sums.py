@@ -71,39 +71,7 @@ class Shift:
 class Sums:
     """Cross-products of X, Z and Y over n samples, checked and labelled.
 
-    Parameters
-    ----------
-    n
-        Number of samples.
-    XX
-        X'X, shape (p, p).
-    XY
-        X'Y', shape (p, m).
-    ZX
-        Z'X, shape (q, p).
-    ZY
-        Z'Y', shape (q, m).
-    ZZ
-        Z'Z, shape (q, q), dense or sparse; kept sparse.
-    yy
-        Sums of squares of the features, shape (m,).
-    feature_names
-        Labels of the m features; 0..m-1 by default.
-    coef_names
-        Labels of the p fixed effects; ``x1``, ``x2``, ... by default.
-    structure
-        Random terms that own the columns of Z; one component by default. A sequence of
-        sizes (FLASHMM's ``d``) or a dict ``{name: size}`` is accepted too.
-    shift
-        Sums of y - X a for features whose variation drowns in the sums above
-        (`flashmm.stats.shifts`); None where no feature needs them.
-    log_weights
-        Sum of the logarithms of the samples' weights; the sums above are weighted by them.
-    XX_root
-        R of the QR decomposition of X, shape (p, p), where X'X alone would keep too few digits
-        (`flashmm.stats.root`); None where it does not need one, or X was not at hand.
-    aliased
-        Columns of X that were left out because they depend on these; None without any.
+    The fields are those of `SummaryStats`, which documents them.
     """
 
     n: int

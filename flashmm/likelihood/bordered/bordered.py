@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray, namespace, put, take
 from flashmm.likelihood.base import (
     Evaluation,
     RandomEffects,
     StandardErrorKind,
-    assembled,
     evaluate_in_parts,
     small_residual,
     standard_errors,
@@ -34,6 +33,7 @@ from flashmm.likelihood.bordered.border import (
 )
 from flashmm.likelihood.general import GeneralLikelihood, root_and_diagonal, weighted_sum
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
+from flashmm.likelihood.one_design import OneDesign
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,15 +60,13 @@ def main_component(projection: Projection) -> int | None:
 
 
 @dataclass(frozen=True)
-class BorderedLikelihood:
+class BorderedLikelihood(OneDesign):
     """REML or ML log-likelihood for several components, one of them made diagonal.
 
     Where D itself is not positive definite (a very negative main variance held up by the
     others) the general likelihood takes over, feature by feature.
     """
 
-    projection: Projection
-    method: Literal["REML", "ML"]
     engine: str = "bordered"
 
     @cached_property
@@ -95,21 +93,6 @@ class BorderedLikelihood:
     def _u(self) -> FloatArray:
         return self.projection.u @ self.border.rotation
 
-    @property
-    def m(self) -> int:
-        """Number of features."""
-        return self.projection.m
-
-    @property
-    def n_params(self) -> int:
-        """Number of variance parameters, the residual included."""
-        return len(self.projection.structure.parameters) + 1
-
-    @property
-    def perfect_fit(self) -> BoolArray:
-        """Features that X and Z together explain exactly, shape (m,)."""
-        return self.projection.perfect_fit
-
     def batch_size(self, memory: int) -> int:
         """How many features fit into ``memory`` bytes: some (w, w) matrices and (r,) vectors."""
         r, w, k = self.projection.r_full, self.border.width, self.n_params
@@ -119,20 +102,18 @@ class BorderedLikelihood:
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and information at theta (B, k) for chosen features."""
         p, ml, xp = self.projection, self.method == "ML", namespace(theta)
-        outside, df = p.n - p.p - p.r, p.n - p.p
         # Fits start from one point, where only the quadratic forms differ between features.
         shared = theta.shape[0] > 1 and bool(xp.all(theta == theta[:1, :]))
         point = theta[:1, :] if shared else theta
-        df_trace = outside
         pieces, inside, unknown = factorised(self.border, point)
         trace_border, trace_pieces = self.border, pieces
         if ml:
-            df_trace, df, trace_border = p.n - p.r_full, p.n, self.border_full
+            trace_border = self.border_full
             trace_pieces, inside_full, unknown_full = factorised(self.border_full, point)
             inside, unknown = inside & inside_full, unknown | unknown_full
         unknown = unknown | (point[:, -1] <= small_residual(p.structure.q))
         known = inside & ~unknown
-        if df_trace > 0:
+        if self.df_trace > 0:
             known = known & (point[:, -1] > 0)
         at, chosen = theta, features
         if not bool(xp.all(known)):
@@ -141,14 +122,11 @@ class BorderedLikelihood:
         known = xp.broadcast_to(known, theta.shape[:1])
         if not bool(xp.all(known)):
             at, chosen = theta[known], features[known]
-        evaluation = assembled(
+        evaluation = self.on_span(
             quadratic_forms(self.border, pieces, at, take(self._u, chosen)),
             traces(trace_border, trace_pieces, point).repeated(at.shape[0]),
             at[:, -1],
-            n=p.n,
-            df=df,
-            rss=take(p.rss, chosen) if outside > 0 else None,
-            df_trace=df_trace,
+            chosen,
         ).spread(known)
         if bool(xp.any(unknown)):
             unknown = xp.broadcast_to(unknown, theta.shape[:1])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -47,12 +47,12 @@ from flashmm.likelihood.elimination.traces import (
 )
 from flashmm.likelihood.general import GeneralLikelihood
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
+from flashmm.likelihood.one_design import OneDesign
 from flashmm.likelihood.projection import DENSE_LIMIT
 
 if TYPE_CHECKING:
     from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray
     from flashmm.likelihood.elimination.layout import Layout
-    from flashmm.likelihood.projection import Projection
 
 __all__ = ["BlockedLikelihood"]
 
@@ -66,7 +66,7 @@ _CHEAP = 500
 
 
 @dataclass(frozen=True)
-class BlockedLikelihood:
+class BlockedLikelihood(OneDesign):
     """REML or ML log-likelihood by eliminating the blocks of a layout, then its border.
 
     Where V_F or V_1 is not positive definite although V may be, the general likelihood takes over,
@@ -74,8 +74,6 @@ class BlockedLikelihood:
     also takes over where eliminations lose digits.
     """
 
-    projection: Projection
-    method: Literal["REML", "ML"]
     engine: str
     layout: Layout
     indefinite: bool = False
@@ -97,16 +95,6 @@ class BlockedLikelihood:
         if self.indefinite:
             return eliminate_border_indefinite(self.layout, blocks, with_x=with_x)
         return eliminate_border(self.layout, blocks, with_x=with_x, whole=whole)
-
-    @property
-    def m(self) -> int:
-        """Number of features."""
-        return self.projection.m
-
-    @property
-    def n_params(self) -> int:
-        """Number of variance parameters, the residual included."""
-        return len(self.projection.structure.parameters) + 1
 
     @cached_property
     def perfect_fit(self) -> BoolArray:
@@ -134,20 +122,20 @@ class BlockedLikelihood:
         p, xp = self.projection, namespace(theta)
         blocks = self._blocks(theta)
         border = trace_border = self._border(blocks, with_x=True)
-        df, log_det, distance = p.n - p.p, -self._log_det_scaled_XX, border.distance
+        log_det, distance = -self._log_det_scaled_XX, border.distance
         if self.method == "ML":
             trace_border = self._border(blocks, with_x=False)
-            df, log_det = p.n, 0.0
+            log_det = 0.0
             distance = xp.minimum(distance, trace_border.distance)
         known = (blocks.distance > SINGULAR) & ~self._is_lossy(theta, blocks.distance, distance)
         log_det = log_det + blocks.log_det + trace_border.log_det
         solved = self._solve(blocks, border, features)
         evaluation = assembled(
             self._quadratic(blocks, border, solved),
-            self._traces(blocks, trace_border, log_det, df),
+            self._traces(blocks, trace_border, log_det, self.df),
             blocks.theta[:, -1],
             n=p.n,
-            df=df,
+            df=self.df,
             rss=None,
             df_trace=0,
         )

@@ -1,0 +1,60 @@
+"""What the engines for features that share one design have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from flashmm.arrays.namespaces import take
+from flashmm.likelihood.base import Evaluation, Forms, assembled
+
+if TYPE_CHECKING:
+    from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray
+    from flashmm.likelihood.projection import Projection
+
+__all__ = ["OneDesign"]
+
+
+@dataclass(frozen=True)
+class OneDesign:
+    """A projection, the method, and what follows from them whatever the engine."""
+
+    projection: Projection
+    method: Literal["REML", "ML"]
+
+    @property
+    def m(self) -> int:
+        """Number of features."""
+        return self.projection.m
+
+    @property
+    def n_params(self) -> int:
+        """Number of variance parameters, the residual included."""
+        return len(self.projection.structure.parameters) + 1
+
+    @property
+    def perfect_fit(self) -> BoolArray:
+        """Features that X and Z together explain exactly, shape (m,)."""
+        return self.projection.perfect_fit
+
+    @property
+    def df(self) -> int:
+        """Contrasts that the likelihood counts: n - p of REML, n of ML."""
+        p = self.projection
+        return p.n if self.method == "ML" else p.n - p.p
+
+    @property
+    def df_trace(self) -> int:
+        """Contrasts of variance sigma2 outside the span that log |V| and the traces run over."""
+        p = self.projection
+        return p.n - p.r_full if self.method == "ML" else p.n - p.p - p.r
+
+    def on_span(
+        self, quadratic: Forms, trace: Forms, sigma2: FloatArray, features: IntArray
+    ) -> Evaluation:
+        """The evaluation from forms on the span of Z; see `assembled`."""
+        p = self.projection
+        rss = take(p.rss, features) if p.n - p.p - p.r > 0 else None
+        return assembled(
+            quadratic, trace, sigma2, n=p.n, df=self.df, rss=rss, df_trace=self.df_trace
+        )
