@@ -81,13 +81,14 @@ def check_coding(spec: Any, data: pd.DataFrame, source: str) -> None:
     """
     ordered: list[str] = []
     for expression, levels in reduced_factors(spec).items():
+        column, chosen = coded_column(expression)
         if len(levels) == 1:
             raise InputError(
                 f"{source}: the factor {expression!r} has one level in these samples "
                 f"({str(levels[0])!r}), so it has no effect beside the intercept. Remove it from "
-                "the formula, or check which samples were left out."
+                "the formula, or check which samples were left out; where other parts of the data "
+                f"have more levels, name them: C({column or 'batch'}, levels=['a', 'b'])."
             )
-        column, chosen = coded_column(expression)
         if column in data.columns and not chosen and getattr(data[column].dtype, "ordered", False):
             ordered.append(column)
     if ordered:

@@ -117,8 +117,8 @@ def of_full_rank(stats: AnyStats) -> AnyStats:
     aliased = found.aliasing(names, sums.aliased)
     warnings.warn(
         f'`fixed` has rank {found.kept.size} but {found.p} columns; left out, as rank="drop" '
-        f"asks: {listing([names[i] for i in found.dropped], 10)}. Contrasts, marginal means and predictions "
-        "that these samples do not determine are NaN.",
+        f"asks: {listing([names[i] for i in found.dropped], 10)}. Contrasts, marginal means and "
+        "predictions that these samples do not determine are NaN.",
         RankWarning,
         stacklevel=4,
     )
