@@ -57,3 +57,9 @@ def nearest(name: str, options: Sequence[str], limit: int = 3) -> str:
     if close:
         return f"Did you mean {', '.join(repr(lowered[item]) for item in close)}?"
     return f"Available: {listing(options, 10)}."
+
+
+def check_option(name: str, value: object, options: Sequence[str]) -> None:
+    """Refuse what is none of an argument's options, and suggest the nearest."""
+    if value not in options:
+        raise InputError(f"Unknown {name}={value!r}. {nearest(str(value), options)}")

@@ -13,6 +13,7 @@ from small_fit import FEATURES, model
 import flashmm as fm
 from flashmm.exceptions import InputError
 from flashmm.inference.draws import FeatureStreams, Sampler
+from flashmm.results.bootstrap import restricted
 
 
 def moments(problem, theta):
@@ -208,7 +209,7 @@ def test_the_restricted_fit_is_the_fit_of_a_model_with_the_contrast_fixed(mean):
     X = np.column_stack([np.ones(45), rng.normal(size=(45, 2))])
     Y = mean + rng.normal(size=(3, 45)) + rng.normal(size=(3, 9)) @ Z.T
     result = fm.MultiLMM.from_arrays(Y, X, Z).fit(parameter_space="psd")
-    theta, beta = result._restricted("x2 - 2*x3 = 1.5", np.arange(3))
+    theta, beta = restricted(result.fitted, np.arange(3), "x2 - 2*x3 = 1.5")
     # With x2 = 1.5 + 2 x3 the model is y - 1.5 X2 = b1 + b3 (X3 + 2 X2).
     own = np.column_stack([X[:, 0], X[:, 2] + 2 * X[:, 1]])
     other = fm.MultiLMM.from_arrays(Y - 1.5 * X[:, 1], own, Z).fit(parameter_space="psd")

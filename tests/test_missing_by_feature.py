@@ -12,6 +12,8 @@ from numpy.testing import assert_allclose
 
 import flashmm as fm
 from flashmm.exceptions import ConvergenceWarning, InputError, MissingSamplesWarning
+from flashmm.results.hypotheses import hypotheses
+from flashmm.results.moderation import feature_means
 
 FIXED = "~ age + trt"
 RANDOM = {
@@ -70,7 +72,9 @@ def test_every_feature_as_if_alone(kind, method, space):
     options = {"method": method, "parameter_space": space}
     model = fm.MultiLMM.from_formula(FIXED, RANDOM[kind], frame, Y, missing="feature")
     result = model.fit(**options)
-    assert {type(part).__name__ for part in result._likelihood.estimators} > {"StackedLikelihood"}
+    assert {type(part).__name__ for part in result.fitted.likelihood.estimators} > {
+        "StackedLikelihood"
+    }
     dfs = ["residual", "satterthwaite"] + ["kenward-roger"] * (method == "REML")
     tests = {df: result.t_test(df=df) for df in dfs}
     joint = {df: result.f_test(["age", "trt[T.b]"], df=df) for df in dfs}
@@ -173,17 +177,16 @@ def test_moderated_tests():
     )
     table = result.moderate()
     parts = [fit_alone(frame, Y, name, RANDOM["one"], parameter_space="psd") for name in Y.index]
-    variance, df = (
-        np.concatenate([part._hypotheses.residual_variance()[i] for part in parts]) for i in (0, 1)
-    )
-    variance = variance * np.concatenate([part._projection.scale for part in parts])
-    mine, mine_df = result._hypotheses.residual_variance()
-    assert_allclose(mine * result._projection.scale, variance, rtol=1e-7)
+    found = [hypotheses(part.fitted).residual_variance() for part in parts]
+    variance, df = (np.concatenate([one[i] for one in found]) for i in (0, 1))
+    variance = variance * np.concatenate([part.fitted.projection.scale for part in parts])
+    mine, mine_df = hypotheses(result.fitted).residual_variance()
+    assert_allclose(mine * result.fitted.projection.scale, variance, rtol=1e-7)
     assert_allclose(mine_df, df, rtol=1e-6)
     tests = result.t_test("age", moderated=True)
     assert np.isfinite(tests.pvalue).all().all()
     assert (table["df_moderated"] > mine_df).all()
-    means = result._means()
+    means = feature_means(result.fitted)
     assert_allclose(means, Y.mean(axis=1), rtol=1e-9)
     result.moderate(trend=True)
 

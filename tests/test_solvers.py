@@ -93,8 +93,8 @@ def test_unconstrained_fits_end_where_the_score_is_zero(kind, method, solver):
     left = result.status.to_numpy()
     lost = np.isin(left, ["iteration limit", "stalled"])
     assert (good | lost | (left == "no maximum")).all()
-    there = result._projection.to_internal(result.theta.to_numpy())[lost]
-    assert (result._likelihood.distance_to_edge(there) < 1e-6).all()
+    there = result.fitted.projection.to_internal(result.theta.to_numpy())[lost]
+    assert (result.fitted.likelihood.distance_to_edge(there) < 1e-6).all()
     if method == "REML" and problem.n_params == 2 and kind != "saturated":
         assert good.all()
     if not good.any():

@@ -16,6 +16,7 @@ from small_fit import model
 import flashmm as fm
 from flashmm.exceptions import InputError
 from flashmm.inference.exact_lrt import simulate_exact_null
+from flashmm.results.variance_tests import exact_null
 
 REFERENCE = json.loads((ref.REFERENCE / "variances" / "variances.json").read_text("utf-8"))
 RESPONSE = {
@@ -158,7 +159,7 @@ def test_the_unconstrained_test_is_chi_square():
 def test_exact_null_equals_that_of_rlrsim(dataset, right, method):
     theirs = REFERENCE["exact"][dataset]
     result = fit(dataset, right, method, "psd")
-    null = result._exact_null(50_000, 1)
+    null = exact_null(result.fitted, 50_000, 1)
     n = null.draws.size
     error = np.sqrt(theirs[f"zero_{method.lower()}"] * 0.4 * (1 / n + 1e-6))
     assert abs((null.draws == 0).mean() - theirs[f"zero_{method.lower()}"]) < 4 * error
@@ -183,7 +184,7 @@ def test_exact_null_is_the_distribution_of_fits_to_null_data(method):
     Y = rng.normal(size=(4000, 24))
     result = fm.MultiLMM.from_arrays(Y, X, Z).fit(method, parameter_space="psd")
     fitted = result.variance_test()["statistic"].to_numpy()[:, 0]
-    null = result._exact_null(20_000, 3).draws
+    null = exact_null(result.fitted, 20_000, 3).draws
     zero = (null == 0).mean()
     assert abs((fitted == 0).mean() - zero) < 4 * np.sqrt(zero * (1 - zero) / 4000)
     assert zero > 0.55

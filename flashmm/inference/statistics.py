@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TStatistics",
+    "check_alpha",
     "chi2_pvalues",
     "confidence_limits",
     "f_pvalues",
@@ -93,12 +94,17 @@ def t_statistics(
     return TStatistics(t, np.asarray(p, dtype=np.float64))
 
 
+def check_alpha(alpha: float) -> None:
+    """Refuse what is no level between 0 and 1."""
+    if not isinstance(alpha, Real) or not 0.0 < alpha < 1.0:
+        raise InputError(f"`alpha` must lie between 0 and 1, not {alpha!r}.")
+
+
 def confidence_limits(
     estimate: FloatArray, se: FloatArray, df: FloatArray | float, alpha: float
 ) -> FloatArray:
     """Wald limits estimate -/+ t se, stacked on a last axis of length 2."""
-    if not isinstance(alpha, Real) or not 0.0 < alpha < 1.0:
-        raise InputError(f"`alpha` must lie between 0 and 1, not {alpha!r}.")
+    check_alpha(alpha)
     half = stats.t.isf(alpha / 2.0, df) * se
     return np.stack([estimate - half, estimate + half], axis=-1)
 

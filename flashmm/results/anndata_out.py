@@ -12,7 +12,7 @@ import pandas as pd
 from flashmm.exceptions import InputError, listing
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.multiplicity import adjust_pvalues
-from flashmm.results.fixed_effects import FixedEffectInference
+from flashmm.results.fixed_effects import t_test
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,128 +20,69 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.results.contrast_results import TTestResults
+    from flashmm.results.fitted import FittedModel
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["AnnDataOutput"]
+__all__ = ["to_anndata"]
 
 NOT_FITTED = "not fitted"
 
 
-class AnnDataOutput(FixedEffectInference):
-    """Results as columns of an AnnData object; part of `MultiLMMResults`."""
+def to_anndata(
+    fitted: FittedModel,
+    adata: Any,
+    key_added: str = "flashmm",
+    *,
+    tests: TTestResults | None = None,
+    df: str = DEFAULT_DF,
+    copy: bool = False,
+) -> Any:
+    """Write the estimates into an AnnData object; see `MultiLMMResults.to_anndata`."""
+    _check_key(key_added)
+    positions = _matched(adata, fitted.names)
+    main = t_test(fitted, fitted.positions(), df=df)
+    p = main.pvalue.to_numpy()
+    arrays = {
+        "params": fitted.ds["beta"].to_numpy(),
+        "bse": fitted.ds["se_beta"].to_numpy(),
+        "pvalues": p,
+        "pvalues_adjusted": adjust_pvalues(p),
+        "theta": fitted.ds["theta"].to_numpy(),
+        "bse_theta": fitted.ds["se_theta"].to_numpy(),
+    }
+    names: dict[str, Any] = {"coef": fitted.coefs, "param": fitted.params}
+    if tests is not None:
+        arrays |= _test_arrays(fitted, tests)
+        names["contrast"] = np.array(tests.contrasts)
+    target = adata.copy() if copy else adata
+    _clear(target, key_added)
+    for name, values in arrays.items():
+        target.varm[f"{key_added}_{name}"] = _aligned(values, positions, np.nan)
+    target.var[f"{key_added}_status"] = pd.Categorical(
+        _aligned(fitted.verdicts, positions, NOT_FITTED)
+    )
+    target.var[f"{key_added}_loglik"] = _aligned(fitted.ds["loglik"].to_numpy(), positions, np.nan)
+    target.var[f"{key_added}_n_iter"] = _aligned(fitted.ds["n_iter"].to_numpy(), positions, -1)
+    target.uns[key_added] = {
+        **{name: np.array([str(label) for label in labels]) for name, labels in names.items()},
+        "options": _storable(asdict(fitted.options)),
+        "df": main.df_method,
+    }
+    return target if copy else None
 
-    def to_anndata(
-        self,
-        adata: Any,
-        key_added: str = "flashmm",
-        *,
-        tests: TTestResults | None = None,
-        df: str = DEFAULT_DF,
-        copy: bool = False,
-    ) -> Any:
-        """Write the estimates into an AnnData object, matched by the names of the genes.
 
-        ======================================  ==================================================
-        ``varm[f"{key_added}_params"]``         fixed effects, genes x coefficients
-        ``..._bse``, ``..._pvalues``            their standard errors and two-sided p-values
-        ``..._pvalues_adjusted``                these adjusted over the genes (Benjamini-Hochberg)
-        ``..._theta``, ``..._bse_theta``        variance components and their standard errors
-        ``..._tests_estimate``, ``_se``, ...    ``tests``, genes x contrasts (if given)
-        ``var[f"{key_added}_status"]``          verdict of each gene; "not fitted" where absent
-        ``..._loglik``, ``..._n_iter``          log-likelihood; iterations taken (-1: not fitted)
-        ``uns[key_added]``                      ``coef``, ``param``, ``contrast``: names of the
-                                                columns above; ``options``: how it was fitted;
-                                                ``df``: degrees of freedom of the p-values
-        ======================================  ==================================================
-
-        Parameters
-        ----------
-        adata
-            The object; its ``var_names`` are matched with the features, in any order. Genes
-            without a fit get NaN.
-        key_added
-            Beginning of the keys. What an earlier call wrote under it is replaced.
-        tests
-            Tests from `t_test`, to be written too.
-        df
-            Degrees of freedom of the p-values, as in `t_test`.
-        copy
-            True to leave ``adata`` as it is and return a copy with the results.
-
-        Returns
-        -------
-        AnnData or None
-            The copy, or None: ``adata`` was written to.
-
-        Raises
-        ------
-        InputError
-            If ``adata`` has no or repeated names of genes, none of them is a feature, or
-            ``key_added`` cannot be a key of an .h5ad file.
-
-        Warns
-        -----
-        UserWarning
-            If some features are no genes of ``adata``.
-
-        Examples
-        --------
-        >>> import anndata, flashmm as fm
-        >>> sim = fm.simulate.rnaseq(n_genes=20, n_cells=300, n_samples=6, n_clusters=2, rng=1)
-        >>> adata = anndata.AnnData(sim.counts.T, obs=sim.metadata)
-        >>> result = fm.MultiLMM.from_anndata(
-        ...     adata, "~ log(libsize) + trt", "~ 0 + sam", transform="log2p1").fit()
-        >>> result.to_anndata(adata)
-        >>> adata.varm["flashmm_params"].shape, adata.uns["flashmm"]["coef"].tolist()
-        ((20, 3), ['Intercept', 'log(libsize)', 'trt[T.B]'])
-        """
-        _check_key(key_added)
-        positions = _matched(adata, self._features)
-        main = self.t_test(df=df)
-        p = main.pvalue.to_numpy()
-        arrays = {
-            "params": self.params.to_numpy(),
-            "bse": self.bse.to_numpy(),
-            "pvalues": p,
-            "pvalues_adjusted": adjust_pvalues(p),
-            "theta": self.theta.to_numpy(),
-            "bse_theta": self.bse_theta.to_numpy(),
-        }
-        names: dict[str, Any] = {
-            "coef": self.ds["coef"].to_numpy(),
-            "param": self.ds["param"].to_numpy(),
-        }
-        if tests is not None:
-            arrays |= self._test_arrays(tests)
-            names["contrast"] = np.array(tests.contrasts)
-        target = adata.copy() if copy else adata
-        _clear(target, key_added)
-        for name, values in arrays.items():
-            target.varm[f"{key_added}_{name}"] = _aligned(values, positions, np.nan)
-        target.var[f"{key_added}_status"] = pd.Categorical(
-            _aligned(self.status.to_numpy(), positions, NOT_FITTED)
+def _test_arrays(fitted: FittedModel, tests: TTestResults) -> dict[str, FloatArray]:
+    features = pd.Index(tests.ds["feature"].to_numpy())
+    if tests.statistic != "t":
+        raise InputError("`tests` must come from `t_test`: joint tests have no estimates.")
+    if not features.equals(pd.Index(fitted.names)):
+        raise InputError(
+            "`tests` must hold the features of these results, all of them and in their order; "
+            "it comes from another fit, or from `t_test(features=...)`."
         )
-        target.var[f"{key_added}_loglik"] = _aligned(self.llf.to_numpy(), positions, np.nan)
-        target.var[f"{key_added}_n_iter"] = _aligned(self.n_iter.to_numpy(), positions, -1)
-        target.uns[key_added] = {
-            **{name: np.array([str(label) for label in labels]) for name, labels in names.items()},
-            "options": _storable(asdict(self.options)),
-            "df": main.df_method,
-        }
-        return target if copy else None
-
-    def _test_arrays(self, tests: TTestResults) -> dict[str, FloatArray]:
-        features = pd.Index(tests.ds["feature"].to_numpy())
-        if tests.statistic != "t":
-            raise InputError("`tests` must come from `t_test`: joint tests have no estimates.")
-        if not features.equals(pd.Index(self._features.to_numpy())):
-            raise InputError(
-                "`tests` must hold the features of these results, all of them and in their order; "
-                "it comes from another fit, or from `t_test(features=...)`."
-            )
-        arrays = {f"tests_{name}": tests.ds[name].to_numpy() for name in tests.columns}
-        return arrays | {"tests_p_adjusted": tests.adjusted().to_numpy()}
+    arrays = {f"tests_{name}": tests.ds[name].to_numpy() for name in tests.columns}
+    return arrays | {"tests_p_adjusted": tests.adjusted().to_numpy()}
 
 
 def _check_key(key: str) -> None:
@@ -151,7 +92,7 @@ def _check_key(key: str) -> None:
         raise InputError(f"`key_added` must not contain '/', which .h5ad files refuse: {key!r}.")
 
 
-def _matched(adata: Any, features: pd.Index) -> NDArray[np.intp]:
+def _matched(adata: Any, features: NDArray[Any]) -> NDArray[np.intp]:
     """Position of each gene of ``adata`` among the features; -1 where it is none of them."""
     if not all(hasattr(adata, name) for name in ("var_names", "var", "varm", "uns")):
         raise InputError(f"`adata` must be an AnnData object, not {type(adata).__name__}.")
@@ -175,7 +116,7 @@ def _matched(adata: Any, features: pd.Index) -> NDArray[np.intp]:
             f"{absent.size} of {names.size} features are not among the genes of `adata` and "
             f"are left out: {listing(absent, 3)}.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return np.asarray(positions)
 

@@ -10,7 +10,7 @@ import xarray as xr
 from flashmm.likelihood import PatternedProjection
 from flashmm.likelihood.base import rows_of
 from flashmm.likelihood.elimination.indefinite import covariance_is_definite
-from flashmm.results.estimates import FitOptions, attributes
+from flashmm.results.fitted import FitOptions, attributes
 from flashmm.solvers.batches import over_batches
 from flashmm.solvers.status import Status
 from flashmm.stats.own_rows import PatternedStats

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
 from typing import Literal
 
 import numpy as np
 import xarray as xr
 from scipy import stats
 
-from flashmm.exceptions import InputError, nearest
+from flashmm.exceptions import check_option
+from flashmm.inference.statistics import check_alpha
 
 __all__ = ["BootstrapResults"]
 
@@ -98,10 +98,8 @@ class BootstrapResults:
         InputError
             If the method is unknown or alpha is not between 0 and 1.
         """
-        if method not in METHODS:
-            raise InputError(f"Unknown method={method!r}. {nearest(str(method), METHODS)}")
-        if not isinstance(alpha, Real) or not 0.0 < alpha < 1.0:
-            raise InputError(f"`alpha` must lie between 0 and 1, not {alpha!r}.")
+        check_option("method", method, METHODS)
+        check_alpha(alpha)
         if method == "normal":
             half = stats.norm.isf(alpha / 2.0) * self.se
             centre = self.estimate - self.bias
@@ -116,7 +114,7 @@ class BootstrapResults:
             bounds = [lower, upper]
             if method == "basic":
                 bounds = [2.0 * self.estimate - upper, 2.0 * self.estimate - lower]
-        limits = xr.concat(bounds, "bound").assign_coords(bound=["lower", "upper"])
+        limits: xr.DataArray = xr.concat(bounds, "bound").assign_coords(bound=["lower", "upper"])
         limits = limits.transpose("feature", "statistic", "bound").rename("conf_int")
         return limits.assign_attrs(method=method, alpha=float(alpha))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from flashmm.exceptions import InputError, nearest
+from flashmm.exceptions import InputError, check_option, nearest
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.statistics import confidence_limits
 
@@ -86,12 +86,11 @@ class FeatureTests:
         """
         p = self.pvalue
         values = p.to_numpy()
+        check_option("over", over, ("features", "all"))
         if over == "features":
             adjusted = adjust_pvalues(values, method)
-        elif over == "all":
-            adjusted = adjust_pvalues(values.reshape(-1), method).reshape(values.shape)
         else:
-            raise InputError(f"Unknown over={over!r}. {nearest(str(over), ['features', 'all'])}")
+            adjusted = adjust_pvalues(values.reshape(-1), method).reshape(values.shape)
         return pd.DataFrame(adjusted, index=p.index, columns=p.columns)
 
     def top_table(
@@ -141,8 +140,7 @@ class FeatureTests:
         """
         position = self._position(contrast)
         options = [name for name, column in _SORT.items() if column in self.columns]
-        if sort_by not in options:
-            raise InputError(f"Unknown sort_by={sort_by!r}. {nearest(str(sort_by), options)}")
+        check_option("sort_by", sort_by, options)
         one = self.ds.isel(contrast=position)
         table = pd.DataFrame(
             {name: one[name].to_numpy() for name in self.columns}, index=self._features()
@@ -210,8 +208,7 @@ class FeatureTests:
 
 def _styled(table: pd.DataFrame, style: str, contrast: str) -> pd.DataFrame:
     """A table of t-tests under the names of another package."""
-    if style not in _STYLES:
-        raise InputError(f"Unknown style={style!r}. {nearest(str(style), list(_STYLES))}")
+    check_option("style", style, list(_STYLES))
     if "estimate" not in table:
         raise InputError(f"style={style!r} is for single contrasts: joint tests have no estimate.")
     names = _STYLES[style]

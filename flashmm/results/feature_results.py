@@ -11,15 +11,16 @@ from scipy.linalg import block_diag
 
 from flashmm.inference.conditional_covariance import conditional_covariance
 from flashmm.inference.statistics import confidence_limits, t_statistics
+from flashmm.results import fixed_effects, predictions, summary
 from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
 
 if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
-    from flashmm.results import MultiLMMResults
     from flashmm.results.contrast_results import FTestResults, TTestResults
-    from flashmm.results.summary import SummaryPage
+    from flashmm.results.fitted import FittedModel
+    from flashmm.results.pages import SummaryPage
 
     FloatArray = NDArray[np.float64]
 
@@ -31,8 +32,8 @@ class FeatureResults:
 
     Parameters
     ----------
-    results
-        The fit of all features.
+    fitted
+        The fitted models of the features that have the same samples.
     position
         Which of them.
 
@@ -44,10 +45,11 @@ class FeatureResults:
     hold no samples.
     """
 
-    def __init__(self, results: MultiLMMResults, position: int) -> None:
-        self._results = results
+    def __init__(self, fitted: FittedModel, position: int) -> None:
+        self._fitted = fitted
         self._position = position
-        self._one = results.ds.isel(feature=position)
+        self._positions = np.array([position], dtype=np.intp)
+        self._one = fitted.ds.isel(feature=position)
 
     @property
     def name(self) -> Any:
@@ -94,13 +96,10 @@ class FeatureResults:
         """Covariance of the variance parameters divided by `scale`, by the delta method."""
         theta = self.theta.to_numpy()
         k = theta.size - 1
-        FIM = self._results.fim([self._position_name])["FIM_theta"].to_numpy()[0]
-        if not np.isfinite(FIM).all():
+        covariance = self._fitted.on_request.theta_covariance(self._positions)[0]
+        if not np.isfinite(covariance).all():
             return np.full((k, k), np.nan)
         gradient = np.hstack([np.eye(k), -theta[:k, None] / self.scale]) / self.scale
-        length = np.sqrt(np.diag(FIM))
-        inverse = np.linalg.pinv(FIM / np.outer(length, length), hermitian=True)
-        covariance = inverse / np.outer(length, length)
         return np.asarray(gradient @ covariance @ gradient.T)
 
     @property
@@ -117,7 +116,7 @@ class FeatureResults:
 
     @cached_property
     def _tests(self) -> TTestResults:
-        return self._results.t_test(features=[self._position_name])
+        return self.t_test()
 
     @property
     def df(self) -> pd.Series[Any]:
@@ -150,7 +149,7 @@ class FeatureResults:
         """Covariance matrix of `params`; fixed effects and variances are uncorrelated."""
         p, names = self.fe_params.size, self.params.index
         matrix = np.zeros((names.size, names.size))
-        matrix[:p, :p] = self._results.cov_params([self._position_name]).to_numpy()[0]
+        matrix[:p, :p] = self._fitted.on_request.covariance(self._positions)[0]
         matrix[p:, p:] = self._cov_ratios
         return pd.DataFrame(matrix, index=names, columns=names)
 
@@ -167,13 +166,13 @@ class FeatureResults:
     @property
     def _one_group(self) -> bool:
         """Whether all random terms share one grouping factor, which is all statsmodels has."""
-        terms = self._results.stats.structure.terms
+        terms = self._fitted.stats.structure.terms
         return len({(term.group, term.levels) for term in terms}) == 1
 
     @cached_property
     def _groups(self) -> list[tuple[list[str], list[str], NDArray[np.intp]]]:
         """For each grouping factor the keys of its levels, its effects and their columns (L, s)."""
-        structure = self._results.stats.structure
+        structure = self._fitted.stats.structure
         factors: dict[tuple[str, tuple[str, ...]], list[int]] = {}
         for position, term in enumerate(structure.terms):
             factors.setdefault((term.group, term.levels), []).append(position)
@@ -195,7 +194,7 @@ class FeatureResults:
         With several grouping factors their matrices stand along the diagonal, labelled as the
         variances in `theta`; statsmodels has one.
         """
-        theta, structure = self._one["theta"].to_numpy(), self._results.stats.structure
+        theta, structure = self._one["theta"].to_numpy(), self._fitted.stats.structure
         matrices, labels = [], []
         for position, term in enumerate(structure.terms):
             s = len(term.effects)
@@ -237,7 +236,7 @@ class FeatureResults:
     @property
     def random_effects_cov(self) -> dict[str, pd.DataFrame]:
         """Conditional covariance matrices of `random_effects`, given y and beta."""
-        stats = self._results._one_design("random_effects_cov")
+        stats = self._fitted.one_design("random_effects_cov")
         theta = self._one["theta"].to_numpy()
         proper = np.isfinite(theta).all() and theta[-1] > 0
         result = {}
@@ -251,7 +250,7 @@ class FeatureResults:
 
     def ranef(self) -> dict[str, pd.DataFrame]:
         """Predicted effects of each random term: levels x effects, as lme4's ranef."""
-        values, structure = self._blup(), self._results.stats.structure
+        values, structure = self._blup(), self._fitted.stats.structure
         return {
             term.name: pd.DataFrame(
                 values[start : start + term.n_columns].reshape(len(term.levels), -1),
@@ -262,23 +261,23 @@ class FeatureResults:
         }
 
     def _blup(self) -> FloatArray:
-        return np.asarray(self._results.blup(features=[self._position_name]).to_numpy()[0])
+        values, _ = self._fitted.on_request.random_effects(self._positions, None)
+        return np.asarray(values[0])
 
     def predict(self, newdata: Any = None, **options: Any) -> xr.DataArray | xr.Dataset:
         """Predict new samples; see `MultiLMMResults.predict`."""
-        return self._results.predict(newdata, features=[self._position_name], **options).isel(
-            feature=0
-        )
+        found = predictions.predict(self._fitted, self._positions, newdata, **options)
+        return found.isel(feature=0)
 
     def fittedvalues(self, data: Any = None, **options: Any) -> pd.Series[Any]:
         """Fitted values, the samples' table given again; `MultiLMMResults.fittedvalues`."""
-        fitted = self._results.fittedvalues(data, features=[self._position_name], **options)
-        return fitted.isel(feature=0).to_series().rename("fittedvalues")
+        found = predictions.fittedvalues(self._fitted, self._positions, data, **options)
+        return found.isel(feature=0).to_series().rename("fittedvalues")
 
     def resid(self, Y: Any, data: Any = None, **options: Any) -> pd.Series[Any]:
         """Residuals, Y and the samples' table given again; see `MultiLMMResults.resid`."""
-        resid = self._results.resid(Y, data, features=[self._position_name], **options)
-        return resid.isel(feature=0).to_series().rename("resid")
+        found = predictions.resid(self._fitted, self._positions, Y, data, **options)
+        return found.isel(feature=0).to_series().rename("resid")
 
     def to_statsmodels(
         self,
@@ -321,27 +320,31 @@ class FeatureResults:
         elif isinstance(Y, pd.Series):
             Y = pd.DataFrame(Y.to_numpy()[None, :], index=[self.name], columns=Y.index)
         rows = {"X": X, "Z": Z, "context": context}
-        y = self._results.resid(
-            Y, data, transform=transform, features=[self._position_name], **rows
-        ) + self._results.fittedvalues(data, features=[self._position_name], **rows)
-        design = self._results._rows(data, X, Z, context, known=True, need_random=True)
+        at = self._fitted, self._positions
+        y = predictions.resid(*at, Y, data, transform=transform, **rows)
+        y = y + predictions.fittedvalues(*at, data, **rows)
+        design = predictions.new_rows(
+            self._fitted, data, X, Z, context, known=True, need_random=True
+        )
         assert design.random is not None
-        return check_with_statsmodels(self, y.to_numpy()[0], design.X, design.random.Z)
+        return check_with_statsmodels(
+            self._fitted, self._position, y.to_numpy()[0], design.X, design.random.Z
+        )
 
     @property
     def k_fe(self) -> int:
         """Number of fixed effects, p."""
-        return self._results.stats.p
+        return self._fitted.stats.p
 
     @property
     def k_re(self) -> int:
         """Random effects of one level, over all terms."""
-        return sum(len(term.effects) for term in self._results.stats.structure.terms)
+        return sum(len(term.effects) for term in self._fitted.stats.structure.terms)
 
     @property
     def k_re2(self) -> int:
         """Number of variances and covariances, the residual not counted."""
-        return len(self._results.stats.structure.parameters)
+        return len(self._fitted.stats.structure.parameters)
 
     @property
     def k_vc(self) -> int:
@@ -370,19 +373,22 @@ class FeatureResults:
 
     def t_test(self, contrast: Any = None, **options: Any) -> TTestResults:
         """Test contrasts of the fixed effects; see `MultiLMMResults.t_test`."""
-        return self._results.t_test(contrast, features=[self._position_name], **options)
+        return fixed_effects.t_test(self._fitted, self._positions, contrast, **options)
 
     def f_test(self, contrast: Any = None, **options: Any) -> FTestResults:
         """Test contrasts together; see `MultiLMMResults.f_test`."""
-        return self._results.f_test(contrast, features=[self._position_name], **options)
+        return fixed_effects.f_test(self._fitted, self._positions, contrast, **options)
 
     def wald_test(self, contrast: Any = None, **options: Any) -> FTestResults:
         """Wald tests of contrasts together; see `MultiLMMResults.wald_test`."""
-        return self._results.wald_test(contrast, features=[self._position_name], **options)
+        return fixed_effects.wald_test(self._fitted, self._positions, contrast, **options)
 
     def summary(self) -> SummaryPage:
         """The page that statsmodels' MixedLM prints."""
-        return self._results.summary(self._position_name)
+        p, limits = self.k_fe, self.conf_int()
+        columns = (self.df, self.tvalues, self.pvalues, limits[0], limits[1])
+        fixed = [self.fe_params, self.bse_fe, *(column.iloc[:p] for column in columns)]
+        return summary.feature_page(self._fitted, self._position, pd.concat(fixed, axis=1))
 
     @property
     def ds(self) -> xr.Dataset:
@@ -397,46 +403,42 @@ class FeatureResults:
     @property
     def aic(self) -> float:
         """Akaike's criterion, as lme4 counts parameters."""
-        return float(self._results.aic.iloc[self._position])
+        return -2.0 * self.llf + 2.0 * self._fitted.n_estimated
 
     @property
     def bic(self) -> float:
         """Schwarz's criterion, as lme4 counts parameters."""
-        return float(self._results.bic.iloc[self._position])
+        return -2.0 * self.llf + float(np.log(self.nobs)) * self._fitted.n_estimated
 
     @property
     def nobs(self) -> int:
         """Number of samples."""
-        return int(self._results.nobs)
+        return self._fitted.stats.n
 
     @property
     def df_resid(self) -> int:
         """Residual degrees of freedom, n - p."""
-        return int(self._results.df_resid)
+        return self._fitted.stats.n - self._fitted.stats.p
 
     @property
     def method(self) -> str:
         """``"REML"`` or ``"ML"``."""
-        return self._results.method
+        return self._fitted.options.method
 
     @property
     def status(self) -> str:
         """The verdict."""
-        return str(self._results.status.iloc[self._position])
+        return str(self._fitted.verdicts[self._position])
 
     @property
     def converged(self) -> bool:
         """Whether the fit ended at a stationary point."""
-        return bool(self._results.converged.iloc[self._position])
+        return bool(self._fitted.converged[self._position])
 
     @property
     def n_iter(self) -> int:
         """Iterations taken."""
         return int(self._one["n_iter"])
-
-    @property
-    def _position_name(self) -> Any:
-        return self._results.ds["feature"].to_numpy()[self._position]
 
     def __repr__(self) -> str:
         return f"<FeatureResults: {self.name!r}, {self.status}>"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from flashmm.likelihood import AnyEstimator, AnyProjection
-    from flashmm.results.estimates import FitOptions
+    from flashmm.results.fitted import FitOptions
     from flashmm.solvers.base import Solver
     from flashmm.stats.own_rows import PatternedStats
     from flashmm.stats.summary_stats import SummaryStats

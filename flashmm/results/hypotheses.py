@@ -23,7 +23,9 @@ from flashmm.inference.degrees_of_freedom import (
 from flashmm.inference.moderation import moderate_moments
 from flashmm.inference.prediction import prediction_moments
 from flashmm.likelihood.base import rows_of
+from flashmm.results.on_request import OnRequest, scaled_inverse
 from flashmm.solvers.face import covariance_on_face, face
+from flashmm.solvers.space import PSD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,12 +35,12 @@ if TYPE_CHECKING:
 
     from flashmm.likelihood.base import Evaluation
     from flashmm.likelihood.moments import ContrastMoments
-    from flashmm.results.on_request import OnRequest
+    from flashmm.results.fitted import FittedModel
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
 
-__all__ = ["Hypotheses"]
+__all__ = ["Hypotheses", "hypotheses"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Hypotheses:
 
     Parameters
     ----------
-    fitted
+    request
         The fitted likelihood.
     blocks
         Positions in theta of the covariance blocks that the psd space keeps positive
@@ -59,7 +61,7 @@ class Hypotheses:
         (m, 2); None for those of the fit.
     """
 
-    fitted: OnRequest
+    request: OnRequest
     blocks: tuple[IntArray, ...] | None
     df_resid: FloatArray
     residual: FloatArray | None = None
@@ -71,13 +73,13 @@ class Hypotheses:
         """
         shape = positions.size, L.shape[0]
         if df == "residual":
-            variance = self.fitted.contrast_variance(positions, L)
+            variance = self.request.contrast_variance(positions, L)
             return VarianceAndDf(variance, np.tile(self.df_resid[positions, None], shape[1]))
         result = VarianceAndDf(np.full(shape, np.nan), np.full(shape, np.nan))
         method = kenward_roger if df == "kenward-roger" else satterthwaite
         for here, chosen, moments, covariance in self._moments(positions, L[:, None, :], df):
             part = method(moments, covariance)
-            scale = self.fitted.projection.scale[positions[here], None]
+            scale = self.request.projection.scale[positions[here], None]
             result.variance[here, chosen] = part.variance * scale
             result.df[here, chosen] = part.df
         return result
@@ -105,7 +107,7 @@ class Hypotheses:
         """
         count = positions.size
         result = FStatistic(np.full(count, np.nan), np.full(count, np.nan))
-        scaled = difference / np.sqrt(self.fitted.projection.scale[positions, None])
+        scaled = difference / np.sqrt(self.request.projection.scale[positions, None])
         for here, _, moments, covariance in self._moments(positions, L[None], df):
             left = scaled[here, None, :]
             if df == "kenward-roger":
@@ -117,12 +119,7 @@ class Hypotheses:
         return result
 
     def predictions(
-        self,
-        positions: IntArray,
-        X: FloatArray,
-        Z: sp.csr_array,
-        independent: FloatArray,
-        df: str,
+        self, positions: IntArray, X: FloatArray, Z: sp.csr_array, independent: FloatArray, df: str
     ) -> VarianceAndDf:
         """Variances of X (beta_hat - beta) + Z (b_hat - b) and their df, both (B, c).
 
@@ -137,26 +134,26 @@ class Hypotheses:
         df
             ``"residual"`` or ``"satterthwaite"``.
         """
-        fitted, c = self.fitted, X.shape[0]
-        projection, k = fitted.projection, fitted.theta.shape[1]
+        request, c = self.request, X.shape[0]
+        projection, k = request.projection, request.theta.shape[1]
         shape = positions.size, c
         result = VarianceAndDf(
             np.full(shape, np.nan), np.tile(self.df_resid[positions, None], shape[1])
         )
         size = 8 * (k + 4) * projection.structure.q
-        rows = max(1, min(c, fitted.memory // size))
+        rows = max(1, min(c, request.memory // size))
         for start in range(0, c, rows):
             part = slice(start, min(start + rows, c))
             Z_scaled = Z[part].toarray() / projection.column_scale
             added = independent[part] * projection.param_scale
-            for here, batch in fitted.batches(positions, max(1, fitted.memory // (size * rows))):
-                theta = fitted.theta[batch]
+            for here, batch in request.batches(positions, max(1, request.memory // (size * rows))):
+                theta = request.theta[batch]
                 found = prediction_moments(
-                    rows_of(fitted.likelihood, batch), theta, X[part], Z_scaled, added
+                    rows_of(request.likelihood, batch), theta, X[part], Z_scaled, added
                 )
                 result.variance[here, part] = found.variance * projection.scale[batch, None]
                 if df == "satterthwaite":
-                    at = fitted.likelihood.evaluate(theta, batch)
+                    at = request.likelihood.evaluate(theta, batch)
                     result.df[here, part] = satterthwaite_df(
                         found.variance, found.gradient, self._covariance(theta, at, df)
                     )
@@ -166,16 +163,16 @@ class Hypotheses:
         self, positions: IntArray, L: FloatArray, df: str
     ) -> Iterator[tuple[IntArray, slice, ContrastMoments, FloatArray]]:
         """Moments of hypotheses L (g, r, p) and the covariance of theta, batch by batch."""
-        fitted, (g, r, _) = self.fitted, L.shape
-        k, adjust = fitted.theta.shape[1], df == "kenward-roger"
+        request, (g, r, _) = self.request, L.shape
+        k, adjust = request.theta.shape[1], df == "kenward-roger"
         # Per hypothesis and feature: vectors of length q, and a few (k, k, r, r) arrays.
-        size = 8 * r * ((2 * k + 4) * fitted.projection.structure.q + 4 * k * k * r)
-        groups = max(1, min(g, fitted.memory // size))
-        limit = max(1, fitted.memory // (size * groups))
-        for here, batch in fitted.batches(positions, limit):
-            theta = fitted.theta[batch]
-            covariance = self._covariance(theta, fitted.likelihood.evaluate(theta, batch), df)
-            rows = rows_of(fitted.likelihood, batch)
+        size = 8 * r * ((2 * k + 4) * request.projection.structure.q + 4 * k * k * r)
+        groups = max(1, min(g, request.memory // size))
+        limit = max(1, request.memory // (size * groups))
+        for here, batch in request.batches(positions, limit):
+            theta = request.theta[batch]
+            covariance = self._covariance(theta, request.likelihood.evaluate(theta, batch), df)
+            rows = rows_of(request.likelihood, batch)
             for start in range(0, g, groups):
                 chosen = slice(start, min(start + groups, g))
                 moments = rows.contrast_moments(theta, L[chosen], adjustment=adjust)
@@ -192,12 +189,12 @@ class Hypotheses:
 
         2 theta^2 / var(theta), with the variance that `satterthwaite` uses; NaN where unknown.
         """
-        fitted, m = self.fitted, self.fitted.theta.shape[0]
+        request, m = self.request, self.request.theta.shape[0]
         variance, df = np.full(m, np.nan), np.full(m, np.nan)
-        limit = max(1, fitted.memory // (8 * 4 * fitted.projection.structure.q))
-        for here, batch in fitted.batches(np.arange(m), limit):
-            theta = fitted.theta[batch]
-            at = fitted.likelihood.evaluate(theta, batch)
+        limit = max(1, request.memory // (8 * 4 * request.projection.structure.q))
+        for here, batch in request.batches(np.arange(m), limit):
+            theta = request.theta[batch]
+            at = request.likelihood.evaluate(theta, batch)
             spread = self._covariance(theta, at, "satterthwaite")[:, -1, -1]
             variance[here] = theta[:, -1]
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -212,7 +209,7 @@ class Hypotheses:
         on: what the boundary holds does not vary. Where the observed information is not
         positive definite the expected one stands in.
         """
-        expected = _inverse(at.expected)
+        expected = scaled_inverse(at.expected)
         if df != "satterthwaite":
             return expected
         blocks = self.blocks
@@ -230,8 +227,11 @@ class Hypotheses:
         return covariance
 
 
-def _inverse(information: FloatArray) -> FloatArray:
-    """Inverse of positive definite matrices (B, k, k), scaled to unit diagonal meanwhile."""
-    length = np.sqrt(np.diagonal(information, axis1=-2, axis2=-1))
-    scale = length[:, :, None] * length[:, None, :]
-    return np.asarray(np.linalg.pinv(information / scale, hermitian=True) / scale)
+def hypotheses(fitted: FittedModel) -> Hypotheses:
+    """The hypotheses of a fit."""
+    blocks = None
+    if fitted.options.parameter_space == "psd":
+        structure = fitted.stats.structure
+        blocks = PSD(tuple(structure.blocks()), len(structure.param_names)).all_blocks
+    df = np.broadcast_to(np.asarray(fitted.nobs - fitted.stats.p, dtype=np.float64), fitted.stats.m)
+    return Hypotheses(fitted.on_request, blocks, df)

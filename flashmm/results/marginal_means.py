@@ -4,157 +4,101 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from flashmm.exceptions import InputError, listing, nearest
+from flashmm.exceptions import InputError, check_option, listing, nearest
 from flashmm.inference.contrasts import Contrasts
 from flashmm.inference.marginal_means import averaging_weights, contrast_weights
-from flashmm.results.fixed_effects import FixedEffectInference
+from flashmm.results.fixed_effects import t_test
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.formulas.recipe import DesignRecipe
     from flashmm.results.contrast_results import TTestResults
+    from flashmm.results.fitted import FittedModel
 
     FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
 
-__all__ = ["MarginalMeans"]
+__all__ = ["marginal_means"]
 
 _MAX_GRID = 1_000_000
 _WEIGHTS = ("equal", "proportional")
 
 
-class MarginalMeans(FixedEffectInference):
-    """Marginal means of the fixed effects; part of `MultiLMMResults`."""
-
-    def marginal_means(
-        self,
-        specs: str | Sequence[str],
-        *,
-        by: str | Sequence[str] | None = None,
-        at: Mapping[str, Any] | None = None,
-        contrast: Any = None,
-        reference: str | None = None,
-        weights: Literal["equal", "proportional"] = "equal",
-        context: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> TTestResults:
-        """Estimated marginal means, or their contrasts, as R's emmeans gives them.
-
-        The model is predicted over a grid of all levels of the factors in the fixed formula,
-        numbers at their mean over the samples (before any transform in the formula), and
-        averaged over the factors that are not asked for.
-
-        Parameters
-        ----------
-        specs
-            Column or columns whose levels get a mean each.
-        by
-            Columns within whose levels means are taken and contrasted.
-        at
-            Values in place of all levels or of the mean: ``{"age": [30, 60], "sex": "f"}``.
-        contrast
-            None for the means themselves; ``"pairwise"``, ``"revpairwise"``, ``"trt.vs.ctrl"``,
-            ``"consec"`` (each level minus the one before), ``"eff"`` (each level minus their
-            mean), or a dict of label to weights on the levels of ``specs``.
-        reference
-            The control of ``"trt.vs.ctrl"``; the first level by default.
-        weights
-            How to average over the other factors: ``"equal"``, or ``"proportional"`` to the
-            numbers of samples at their combinations of levels.
-        context
-            Names that the formula uses besides columns; needed again after loading a file.
-        **options
-            Those of `t_test`: alternative, df, features.
-
-        Returns
-        -------
-        TTestResults
-            Labels such as ``"trt=A, cls=1"`` and ``"A - B | cls=1"``. p-values are adjusted over
-            features when asked for, not over contrasts (emmeans' ``adjust = "none"``).
-
-        Raises
-        ------
-        InputError
-            If a column is not in the fixed formula, or a level or an option is unknown.
-
-        Examples
-        --------
-        >>> import numpy as np, pandas as pd, flashmm as fm
-        >>> rng = np.random.default_rng(0)
-        >>> data = pd.DataFrame({
-        ...     "trt": np.tile(list("AB"), 20), "age": rng.uniform(20, 60, 40),
-        ...     "g": np.repeat(list("abcdefgh"), 5)})
-        >>> result = fm.MultiLMM.from_formula(
-        ...     "~ trt * age + (1 | g)", data=data, Y=rng.normal(size=(3, 40))
-        ... ).fit(parameter_space="psd")
-        >>> result.marginal_means("trt").contrasts
-        ['trt=A', 'trt=B']
-        >>> result.marginal_means(
-        ...     "trt", by="age", at={"age": [30, 50]}, contrast="pairwise").contrasts
-        ['A - B | age=30', 'A - B | age=50']
-        """
-        if weights not in _WEIGHTS:
-            raise InputError(f"Unknown weights={weights!r}. {nearest(str(weights), _WEIGHTS)}")
-        recipe = self._known_recipe()
-        grid = _grid(recipe, dict(at or {}))
-        kept, groups = _names(specs), _names(by)
-        for name in (*kept, *groups):
-            if name not in grid:
-                raise InputError(
-                    f"{name!r} is not a column of the fixed formula. {nearest(name, list(grid))}"
-                )
-        if not kept:
-            raise InputError("`specs` is empty; name the columns whose levels get a mean.")
-        twice = [
-            name for name in dict.fromkeys((*kept, *groups)) if (*kept, *groups).count(name) > 1
-        ]
-        if twice:
-            raise InputError(f"`specs` and `by` name {listing(twice)} more than once.")
-
-        table = pd.DataFrame(list(product(*grid.values())), columns=list(grid))
-        shown = (*groups, *kept)
-        size = np.array([len(grid[name]) for name in shown])
-        n_targets = int(size.prod())
-        position = {name: np.arange(len(grid[name])) for name in grid}
-        codes = pd.DataFrame(list(product(*position.values())), columns=list(grid))
-        target = np.ravel_multi_index(tuple(codes[name].to_numpy() for name in shown), tuple(size))
-        weight = np.ones(len(table))
-        if weights == "proportional":
-            weight = _frequencies(recipe, table, [name for name in grid if name not in shown])
-        W = averaging_weights(target, weight, n_targets)
-        if not np.isfinite(W).all():
+def marginal_means(
+    fitted: FittedModel,
+    positions: IntArray,
+    specs: str | Sequence[str],
+    *,
+    by: str | Sequence[str] | None = None,
+    at: Mapping[str, Any] | None = None,
+    contrast: Any = None,
+    reference: str | None = None,
+    weights: str = "equal",
+    context: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> TTestResults:
+    """Estimated marginal means, or their contrasts; see `MultiLMMResults.marginal_means`."""
+    check_option("weights", weights, _WEIGHTS)
+    recipe = fitted.known_recipe()
+    grid = _grid(recipe, dict(at or {}))
+    kept, groups = _names(specs), _names(by)
+    for name in (*kept, *groups):
+        if name not in grid:
             raise InputError(
-                "No sample has the levels that `at` leaves to average over; "
-                'proportional weights do not exist. Use weights="equal".'
+                f"{name!r} is not a column of the fixed formula. {nearest(name, list(grid))}"
             )
-        L = W @ self._fixed_rows(table, context)
-        per_group = int(np.prod([len(grid[name]) for name in kept]))
-        group_labels = [
-            ", ".join(f"{name}={value}" for name, value in zip(groups, values, strict=True))
-            for values in product(*(grid[name] for name in groups))
-        ]
-        if contrast is None:
-            means = [
-                ", ".join(f"{name}={value}" for name, value in zip(kept, values, strict=True))
-                for values in product(*(grid[name] for name in kept))
-            ]
-            inner, rows = means, np.eye(per_group)
-        else:
-            levels = [
-                " ".join(str(value) for value in values)
-                for values in product(*(grid[name] for name in kept))
-            ]
-            inner, rows = contrast_weights(contrast, levels, reference)
-        labels = tuple(
-            f"{label} | {group}" if group else label for group in group_labels for label in inner
+    if not kept:
+        raise InputError("`specs` is empty; name the columns whose levels get a mean.")
+    twice = [name for name in dict.fromkeys((*kept, *groups)) if (*kept, *groups).count(name) > 1]
+    if twice:
+        raise InputError(f"`specs` and `by` name {listing(twice)} more than once.")
+
+    table = pd.DataFrame(list(product(*grid.values())), columns=list(grid))
+    shown = (*groups, *kept)
+    size = np.array([len(grid[name]) for name in shown])
+    n_targets = int(size.prod())
+    position = {name: np.arange(len(grid[name])) for name in grid}
+    codes = pd.DataFrame(list(product(*position.values())), columns=list(grid))
+    target = np.ravel_multi_index(tuple(codes[name].to_numpy() for name in shown), tuple(size))
+    weight = np.ones(len(table))
+    if weights == "proportional":
+        weight = _frequencies(recipe, table, [name for name in grid if name not in shown])
+    W = averaging_weights(target, weight, n_targets)
+    if not np.isfinite(W).all():
+        raise InputError(
+            "No sample has the levels that `at` leaves to average over; "
+            'proportional weights do not exist. Use weights="equal".'
         )
-        matrix = np.concatenate([rows @ part for part in L.reshape(-1, per_group, L.shape[1])])
-        return self.t_test(Contrasts(matrix, np.zeros(len(labels)), labels), **options)
+    L = W @ fitted.fixed_rows(table, context)
+    per_group = int(np.prod([len(grid[name]) for name in kept]))
+    group_labels = [
+        ", ".join(f"{name}={value}" for name, value in zip(groups, values, strict=True))
+        for values in product(*(grid[name] for name in groups))
+    ]
+    if contrast is None:
+        means = [
+            ", ".join(f"{name}={value}" for name, value in zip(kept, values, strict=True))
+            for values in product(*(grid[name] for name in kept))
+        ]
+        inner, rows = means, np.eye(per_group)
+    else:
+        levels = [
+            " ".join(str(value) for value in values)
+            for values in product(*(grid[name] for name in kept))
+        ]
+        inner, rows = contrast_weights(contrast, levels, reference)
+    labels = tuple(
+        f"{label} | {group}" if group else label for group in group_labels for label in inner
+    )
+    matrix = np.concatenate([rows @ part for part in L.reshape(-1, per_group, L.shape[1])])
+    contrasts = Contrasts(matrix, np.zeros(len(labels)), labels)
+    return t_test(fitted, positions, contrasts, **options)
 
 
 def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     IntArray = NDArray[np.intp]
     BoolArray = NDArray[np.bool_]
 
-__all__ = ["Information", "OnRequest"]
+__all__ = ["Information", "OnRequest", "scaled_inverse"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,14 @@ class OnRequest:
             result[here] = expected / (unit[:, :, None] * unit[:, None, :])
         return result
 
+    def theta_covariance(self, positions: IntArray) -> FloatArray:
+        """Inverse of the expected information of theta in the units of Y, shape (B, k, k)."""
+        expected = self.theta_information(positions)
+        known = np.isfinite(expected).all(axis=(1, 2))
+        expected[known] = scaled_inverse(expected[known])
+        expected[~known] = np.nan
+        return expected
+
     def information(self, positions: IntArray) -> Information:
         """Expected information of theta, and X'V^-1X."""
         p = self.projection.p
@@ -118,3 +126,10 @@ class OnRequest:
         for start in range(0, fitted.size, size):
             here = fitted[start : start + size]
             yield here, positions[here]
+
+
+def scaled_inverse(information: FloatArray) -> FloatArray:
+    """Inverse of positive definite matrices (B, k, k), scaled to unit diagonal meanwhile."""
+    length = np.sqrt(np.diagonal(information, axis1=-2, axis2=-1))
+    scale = length[:, :, None] * length[:, None, :]
+    return np.asarray(np.linalg.pinv(information / scale, hermitian=True) / scale)

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from flashmm.exceptions import InputError
 from flashmm.likelihood import make_likelihood, project
-from flashmm.results.estimates import attributes
+from flashmm.results.fitted import attributes
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.solvers.start import starting_rows
 from flashmm.stats.own_rows import PatternedStats

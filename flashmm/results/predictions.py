@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,11 +11,11 @@ import scipy.sparse as sp
 import xarray as xr
 
 from flashmm.designs.from_arrays import design_from_arrays
-from flashmm.exceptions import InputError, listing, nearest
+from flashmm.exceptions import InputError, check_option, listing
 from flashmm.formulas.recipe import RandomRows
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.statistics import confidence_limits
-from flashmm.results.fixed_effects import FixedEffectInference
+from flashmm.results.hypotheses import hypotheses
 from flashmm.sources import Transform, make_source
 from flashmm.stats.own_rows import PatternedStats
 
@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    FloatArray = NDArray[np.float64]
+    from flashmm.results.fitted import FittedModel
 
-__all__ = ["NewDataPredictions"]
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
+
+__all__ = ["NewRows", "fittedvalues", "new_rows", "predict", "resid"]
 
 LEVELS = ("population", "conditional")
 INTERVALS = ("confidence", "prediction")
@@ -34,7 +37,7 @@ DF = ("satterthwaite", "residual")
 
 
 @dataclass(frozen=True)
-class _Rows:
+class NewRows:
     """New samples: X (c, p), Z with what unknown levels add, and the samples' labels."""
 
     X: FloatArray
@@ -42,287 +45,173 @@ class _Rows:
     labels: pd.Index
 
 
-class NewDataPredictions(FixedEffectInference):
-    """Predictions for samples, new or old; part of `MultiLMMResults`."""
+def predict(
+    fitted: FittedModel,
+    positions: IntArray,
+    newdata: Any = None,
+    *,
+    level: str = "population",
+    se: bool = False,
+    interval: str | None = None,
+    alpha: float = 0.05,
+    df: str = DEFAULT_DF,
+    allow_new_levels: bool = False,
+    X: ArrayLike | None = None,
+    Z: Any = None,
+    context: Mapping[str, Any] | None = None,
+) -> xr.DataArray | xr.Dataset:
+    """Predictions of new samples; see `MultiLMMResults.predict`."""
+    check_option("level", level, LEVELS)
+    if interval is not None:
+        check_option("interval", interval, INTERVALS)
+    check_option("df", df, DF)
+    conditional = level == "conditional"
+    wide = interval == "prediction"
+    rows = new_rows(
+        fitted, newdata, X, Z, context, known=conditional, need_random=conditional or wide
+    )
+    if conditional and rows.random is not None and not allow_new_levels:
+        _refuse_new_levels(rows.random)
+    estimate = fitted.values("beta", positions) @ rows.X.T
+    if conditional and rows.random is not None:
+        blup, _ = fitted.on_request.random_effects(positions, None)
+        estimate = estimate + np.asarray(rows.random.Z @ blup.T).T
+    dims = ("feature", "sample")
+    coords = {"feature": fitted.names[positions], "sample": rows.labels}
+    prediction = xr.DataArray(estimate, dims=dims, coords=coords, name="prediction")
+    if not se and interval is None:
+        return prediction
+    Z_known = sp.csr_array((len(rows.labels), fitted.stats.q))
+    independent = np.zeros((len(rows.labels), fitted.ds.sizes["param"]))
+    if rows.random is not None and (conditional or wide):
+        independent[:] = rows.random.new
+        independent[:, -1] = float(wide)
+        Z_known = rows.random.Z if conditional else Z_known
+    found = hypotheses(fitted).predictions(positions, rows.X, Z_known, independent, df)
+    with np.errstate(invalid="ignore"):
+        errors = np.sqrt(np.where(found.variance > 0, found.variance, np.nan))
+    result = xr.Dataset({"prediction": prediction, "se": (dims, errors)}, attrs={"level": level})
+    if interval is not None:
+        limits = confidence_limits(estimate, errors, found.df, alpha)
+        result = result.assign(lower=(dims, limits[..., 0]), upper=(dims, limits[..., 1]))
+        result = result.assign(df=(dims, found.df))
+        result.attrs.update(interval=interval, alpha=alpha, df_method=df)
+    return result
 
-    def predict(
-        self,
-        newdata: Any = None,
-        *,
-        level: Literal["population", "conditional"] = "population",
-        se: bool = False,
-        interval: Literal["confidence", "prediction"] | None = None,
-        alpha: float = 0.05,
-        df: str = DEFAULT_DF,
-        allow_new_levels: bool = False,
-        features: Any = None,
-        X: ArrayLike | None = None,
-        Z: Any = None,
-        context: Mapping[str, Any] | None = None,
-    ) -> xr.DataArray | xr.Dataset:
-        """Predict new samples, for every feature, on the scale of the (transformed) Y.
 
-        Parameters
-        ----------
-        newdata
-            One row per sample, with the columns that the formulas use. The columns of X and Z
-            are made as they were for the model: same levels, same state of transforms such as
-            ``scale(x)``.
-        level
-            ``"population"``: x'beta, whatever the groups; ``"conditional"``: x'beta + z'b, with
-            the predicted random effects of the samples' groups.
-        se
-            Add standard errors.
-        interval
-            ``"confidence"``: limits of the mean above; ``"prediction"``: limits of a new
-            observation, which adds the residual variance and, at the population level, the
-            variance of a new group's random effects.
-        alpha
-            One minus the coverage.
-        df
-            Degrees of freedom of the limits: ``"satterthwaite"``, for the whole variance of the
-            prediction, or ``"residual"``, n - p.
-        allow_new_levels
-            At the conditional level, predict groups that the model does not know with random
-            effects of zero, whose variance enters the standard errors. Otherwise they raise.
-        features
-            Names, positions or a mask; all by default.
-        X, Z
-            Matrices (c, p) and (c, q) in place of ``newdata``, for models built from matrices.
-        context
-            Names that the formulas use besides columns; needed again after loading a file.
+def fittedvalues(
+    fitted: FittedModel,
+    positions: IntArray,
+    data: Any = None,
+    *,
+    level: str = "conditional",
+    X: ArrayLike | None = None,
+    Z: Any = None,
+    context: Mapping[str, Any] | None = None,
+) -> xr.DataArray:
+    """Fitted values of the samples; see `MultiLMMResults.fittedvalues`."""
+    values = predict(fitted, positions, data, level=level, X=X, Z=Z, context=context)
+    assert isinstance(values, xr.DataArray)
+    return values.rename("fittedvalues")
 
-        Returns
-        -------
-        DataArray or Dataset
-            Dims feature, sample. With ``se`` or ``interval`` a Dataset: prediction, se, and
-            lower, upper and df where an interval is asked for. ``se`` is the standard error of
-            prediction that the interval is built on: of the mean, or of a new observation.
 
-        Raises
-        ------
-        InputError
-            If a column is absent or holds missing values, a level is unknown, or the matrices
-            have the wrong shape.
-
-        Notes
-        -----
-        With C = cov(beta), D the covariance of b and T = Z'PZ, the variance of
-        x'(beta_hat - beta) + z'(b_hat - b) is sigma2 x'(X'X)^-1 x + w'(D - D T D) w with
-        w = z - Z'X (X'X)^-1 x: Henderson's (1975) mixed model equations, free of D^-1. Limits are
-        Student's; theta counts as known but for the degrees of freedom.
-
-        Examples
-        --------
-        >>> import numpy as np, pandas as pd, flashmm as fm
-        >>> rng = np.random.default_rng(0)
-        >>> data = pd.DataFrame({"x": rng.normal(size=40), "g": np.repeat(list("abcdefgh"), 5)})
-        >>> model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=rng.normal(size=(3, 40)))
-        >>> new = pd.DataFrame({"x": [0.0, 1.0], "g": ["a", "z"]})
-        >>> result = model.fit(parameter_space="psd")
-        >>> result.predict(new).dims
-        ('feature', 'sample')
-        >>> limits = result.predict(
-        ...     new, level="conditional", interval="prediction", allow_new_levels=True)
-        >>> bool((limits.upper > limits.lower).all())
-        True
-        """
-        _check("level", level, LEVELS)
-        if interval is not None:
-            _check("interval", interval, INTERVALS)
-        _check("df", df, DF)
-        conditional = level == "conditional"
-        wide = interval == "prediction"
-        rows = self._rows(
-            newdata, X, Z, context, known=conditional, need_random=conditional or wide
-        )
-        if conditional and rows.random is not None and not allow_new_levels:
-            _refuse_new_levels(rows.random)
-        positions = self._positions(features)
-        estimate = self.ds["beta"].to_numpy()[positions] @ rows.X.T
-        if conditional and rows.random is not None:
-            blup, _ = self._on_request.random_effects(positions, None)
-            estimate = estimate + np.asarray(rows.random.Z @ blup.T).T
-        dims = ("feature", "sample")
-        coords = {"feature": self._features.to_numpy()[positions], "sample": rows.labels}
-        prediction = xr.DataArray(estimate, dims=dims, coords=coords, name="prediction")
-        if not se and interval is None:
-            return prediction
-        Z_known = sp.csr_array((len(rows.labels), self.stats.q))
-        independent = np.zeros((len(rows.labels), self.ds.sizes["param"]))
-        if rows.random is not None and (conditional or wide):
-            independent[:] = rows.random.new
-            independent[:, -1] = float(wide)
-            Z_known = rows.random.Z if conditional else Z_known
-        found = self._hypotheses.predictions(positions, rows.X, Z_known, independent, df)
-        with np.errstate(invalid="ignore"):
-            errors = np.sqrt(np.where(found.variance > 0, found.variance, np.nan))
-        result = xr.Dataset(
-            {"prediction": prediction, "se": (dims, errors)}, attrs={"level": level}
-        )
-        if interval is not None:
-            limits = confidence_limits(estimate, errors, found.df, alpha)
-            result = result.assign(lower=(dims, limits[..., 0]), upper=(dims, limits[..., 1]))
-            result = result.assign(df=(dims, found.df))
-            result.attrs.update(interval=interval, alpha=alpha, df_method=df)
-        return result
-
-    def fittedvalues(
-        self,
-        data: Any = None,
-        *,
-        level: Literal["population", "conditional"] = "conditional",
-        features: Any = None,
-        X: ArrayLike | None = None,
-        Z: Any = None,
-        context: Mapping[str, Any] | None = None,
-    ) -> xr.DataArray:
-        """Fitted values of the samples that the model was built on, their data given again.
-
-        Parameters
-        ----------
-        data
-            The samples' table, as given to `MultiLMM.from_formula`; results keep no samples.
-        level
-            ``"conditional"``: X beta + Z b, statsmodels' fittedvalues; ``"population"``: X beta.
-        features, X, Z, context
-            As in `predict`.
-
-        Returns
-        -------
-        DataArray
-            Dims feature, sample.
-
-        Raises
-        ------
-        InputError
-            If a column is absent, or a level is not one the model was fitted on.
-        """
-        fitted = self.predict(data, level=level, features=features, X=X, Z=Z, context=context)
-        assert isinstance(fitted, xr.DataArray)
-        return fitted.rename("fittedvalues")
-
-    def resid(
-        self,
-        Y: Any,
-        data: Any = None,
-        *,
-        transform: Transform = None,
-        level: Literal["population", "conditional"] = "conditional",
-        features: Any = None,
-        X: ArrayLike | None = None,
-        Z: Any = None,
-        context: Mapping[str, Any] | None = None,
-    ) -> xr.DataArray:
-        """Residuals: Y minus `fittedvalues`, both Y and the samples' table given again.
-
-        Parameters
-        ----------
-        Y
-            Features x samples, of every kind that `MultiLMM.from_formula` takes; features are
-            matched by name when Y has names.
-        data
-            The samples' table.
-        transform
-            The one that the model was built with.
-        level, features, X, Z, context
-            As in `fittedvalues`.
-
-        Returns
-        -------
-        DataArray
-            Dims feature, sample.
-
-        Raises
-        ------
-        InputError
-            If Y lacks a feature or does not match the samples.
-        """
-        fitted = self.fittedvalues(data, level=level, features=features, X=X, Z=Z, context=context)
-        labels = getattr(data, "index", None)
-        source = make_source(Y, transform=transform, samples=labels, n=fitted.sizes["sample"])
-        names = fitted["feature"].to_numpy()
-        where = pd.Index(source.feature_names).get_indexer(pd.Index(names))
-        if source.feature_names.dtype.kind in "iu" and names.dtype.kind not in "iu":
-            if source.m != self.stats.m:
-                raise InputError(
-                    f"Y has {source.m} features without names; the model has {self.stats.m}."
-                )
-            where = self._positions(features)
-        if (where < 0).any():
-            raise InputError(f"Y lacks the features {listing(names[where < 0])}.")
-        chosen, slot = np.unique(where, return_inverse=True)
-        values = np.empty((chosen.size, source.n))
-        source = replace(source, allow_missing=isinstance(self.stats, PatternedStats))
-        for block in source.taking(chosen).blocks():
-            part: Any = block.values
-            part = part.toarray() if sp.issparse(part) else part
-            if block.missing is not None:
-                part = np.where(block.missing, np.nan, part)
-            where_to = np.ix_(_range(block.features, chosen.size), _range(block.samples, source.n))
-            values[where_to] = part
-        resid = values[slot] - fitted.to_numpy()
-        return xr.DataArray(resid, coords=fitted.coords, dims=fitted.dims, name="resid")
-
-    def _rows(
-        self,
-        newdata: Any,
-        X: ArrayLike | None,
-        Z: Any,
-        context: Mapping[str, Any] | None,
-        *,
-        known: bool,
-        need_random: bool,
-    ) -> _Rows:
-        """Rows of X, and of Z where needed, of new samples."""
-        if (newdata is None) == (X is None):
+def resid(
+    fitted: FittedModel,
+    positions: IntArray,
+    Y: Any,
+    data: Any = None,
+    *,
+    transform: Transform = None,
+    level: str = "conditional",
+    X: ArrayLike | None = None,
+    Z: Any = None,
+    context: Mapping[str, Any] | None = None,
+) -> xr.DataArray:
+    """Y minus the fitted values; see `MultiLMMResults.resid`."""
+    predicted = fittedvalues(fitted, positions, data, level=level, X=X, Z=Z, context=context)
+    labels = getattr(data, "index", None)
+    source = make_source(Y, transform=transform, samples=labels, n=predicted.sizes["sample"])
+    names = predicted["feature"].to_numpy()
+    where = pd.Index(source.feature_names).get_indexer(pd.Index(names))
+    if source.feature_names.dtype.kind in "iu" and names.dtype.kind not in "iu":
+        if source.m != fitted.stats.m:
             raise InputError(
-                "Pass the samples to predict: a table `newdata`, or matrices X and Z; one of the "
-                "two. The results hold summary statistics, not the samples of the fit."
+                f"Y has {source.m} features without names; the model has {fitted.stats.m}."
             )
-        if X is not None:
-            return self._matrix_rows(X, Z, known=known, need_random=need_random)
-        columns, random = self._fixed_rows(newdata, context), None
-        if need_random:
-            random = self._known_recipe().random_rows(
-                newdata, self.stats.structure, known=known, context=context
-            )
-        return _Rows(columns, random, pd.DataFrame(newdata).index)
+        where = positions
+    if (where < 0).any():
+        raise InputError(f"Y lacks the features {listing(names[where < 0])}.")
+    chosen, slot = np.unique(where, return_inverse=True)
+    values = np.empty((chosen.size, source.n))
+    source = replace(source, allow_missing=isinstance(fitted.stats, PatternedStats))
+    for block in source.taking(chosen).blocks():
+        part: Any = block.values
+        part = part.toarray() if sp.issparse(part) else part
+        if block.missing is not None:
+            part = np.where(block.missing, np.nan, part)
+        where_to = np.ix_(_range(block.features, chosen.size), _range(block.samples, source.n))
+        values[where_to] = part
+    difference = values[slot] - predicted.to_numpy()
+    return xr.DataArray(difference, coords=predicted.coords, dims=predicted.dims, name="resid")
 
-    def _matrix_rows(self, X: ArrayLike, Z: Any, *, known: bool, need_random: bool) -> _Rows:
-        stats = self.stats
-        labels = X.index if isinstance(X, pd.DataFrame) else pd.RangeIndex(np.shape(X)[0])
-        if isinstance(X, pd.DataFrame):
-            absent = [name for name in stats.coef_names if name not in X.columns]
-            if absent:
-                raise InputError(f"X lacks the columns {listing(absent)}.")
-            X = X[list(stats.coef_names)]
-        if need_random and Z is None:
-            raise InputError(
-                "Pass Z too: this prediction depends on the random effects of the samples."
-            )
-        empty = sp.csr_array((len(labels), stats.q))
-        structure = stats.structure
-        design = design_from_arrays(X, empty if Z is None else Z, components=structure)
-        rows_X, rows_Z = design.X[:], design.Z[:]
-        if rows_X.shape[1] != stats.p:
-            raise InputError(f"X has {rows_X.shape[1]} columns, but the model has p = {stats.p}.")
-        weights = np.zeros((len(labels), len(structure.param_names)))
-        if not known:
-            for i, parameter in enumerate(structure.parameters):
-                rows, columns = structure.columns(parameter)
-                product = rows_Z[:, rows].multiply(rows_Z[:, columns]).sum(axis=1)
-                weights[:, i] = np.ravel(product) * (1.0 if parameter.is_variance else 2.0)
-        return _Rows(rows_X, RandomRows(rows_Z, weights, {}), labels)
+
+def new_rows(
+    fitted: FittedModel,
+    newdata: Any,
+    X: ArrayLike | None,
+    Z: Any,
+    context: Mapping[str, Any] | None,
+    *,
+    known: bool,
+    need_random: bool,
+) -> NewRows:
+    """Rows of X, and of Z where needed, of new samples."""
+    if (newdata is None) == (X is None):
+        raise InputError(
+            "Pass the samples to predict: a table `newdata`, or matrices X and Z; one of the "
+            "two. The results hold summary statistics, not the samples of the fit."
+        )
+    if X is not None:
+        return _matrix_rows(fitted, X, Z, known=known, need_random=need_random)
+    columns, random = fitted.fixed_rows(newdata, context), None
+    if need_random:
+        random = fitted.known_recipe().random_rows(
+            newdata, fitted.stats.structure, known=known, context=context
+        )
+    return NewRows(columns, random, pd.DataFrame(newdata).index)
+
+
+def _matrix_rows(
+    fitted: FittedModel, X: ArrayLike, Z: Any, *, known: bool, need_random: bool
+) -> NewRows:
+    stats = fitted.stats
+    labels = X.index if isinstance(X, pd.DataFrame) else pd.RangeIndex(np.shape(X)[0])
+    if isinstance(X, pd.DataFrame):
+        absent = [name for name in stats.coef_names if name not in X.columns]
+        if absent:
+            raise InputError(f"X lacks the columns {listing(absent)}.")
+        X = X[list(stats.coef_names)]
+    if need_random and Z is None:
+        raise InputError(
+            "Pass Z too: this prediction depends on the random effects of the samples."
+        )
+    empty = sp.csr_array((len(labels), stats.q))
+    structure = stats.structure
+    design = design_from_arrays(X, empty if Z is None else Z, components=structure)
+    rows_X, rows_Z = design.X[:], design.Z[:]
+    if rows_X.shape[1] != stats.p:
+        raise InputError(f"X has {rows_X.shape[1]} columns, but the model has p = {stats.p}.")
+    weights = np.zeros((len(labels), len(structure.param_names)))
+    if not known:
+        for i, parameter in enumerate(structure.parameters):
+            rows, columns = structure.columns(parameter)
+            product = rows_Z[:, rows].multiply(rows_Z[:, columns]).sum(axis=1)
+            weights[:, i] = np.ravel(product) * (1.0 if parameter.is_variance else 2.0)
+    return NewRows(rows_X, RandomRows(rows_Z, weights, {}), labels)
 
 
 def _range(index: Any, size: int) -> Any:
     return np.arange(size)[index]
-
-
-def _check(name: str, value: object, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise InputError(f"Unknown {name}={value!r}. {nearest(str(value), options)}")
 
 
 def _refuse_new_levels(rows: RandomRows) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from flashmm.inference.draws import FeatureStreams, Sampler
     from flashmm.likelihood import Projection
-    from flashmm.results.estimates import FitOptions
+    from flashmm.results.fitted import FitOptions
     from flashmm.stats.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]

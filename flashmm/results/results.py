@@ -1,43 +1,37 @@
-"""MultiLMMResults: one class over the rooms of this package, with summaries and files."""
+"""MultiLMMResults: the public face of a fitted model."""
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
+import pandas as pd
 
-from flashmm.exceptions import InputError
-from flashmm.formulas.recipe_text import recipe_from_text, recipe_to_text
-from flashmm.results.anndata_out import AnnDataOutput
-from flashmm.results.bootstrap import ParametricBootstrap
-from flashmm.results.comparison import ModelComparison
-from flashmm.results.estimates import FitOptions, attributes
+from flashmm.inference.degrees_of_freedom import DEFAULT_DF
+from flashmm.results import anndata_out, comparison, files, summary
 from flashmm.results.feature_results import FeatureResults
-from flashmm.results.marginal_means import MarginalMeans
-from flashmm.results.predictions import NewDataPredictions
-from flashmm.results.random_effects import RandomEffectPredictions
-from flashmm.results.summary import SummaryPage, feature_page, model_page
-from flashmm.stats.own_rows import PatternedStats, any_from_dataset
-from flashmm.storage.files import load_dataset, save_dataset
-from flashmm.storage.schema import OPTIONAL, RESULTS
+from flashmm.results.fitted import FitOptions, FittedModel
+from flashmm.results.methods.fixed_effects import FixedEffectMethods
+from flashmm.results.methods.random_effects import RandomEffectMethods
+from flashmm.results.methods.samples import SampleMethods
 
 if TYPE_CHECKING:
     from os import PathLike
+    from typing import Self
+
+    import xarray as xr
+
+    from flashmm.formulas.recipe import DesignRecipe
+    from flashmm.likelihood import AnyProjection
+    from flashmm.results.contrast_results import TTestResults
+    from flashmm.results.pages import SummaryPage
+    from flashmm.stats.own_rows import PatternedStats
+    from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["MultiLMMResults"]
 
 
-class MultiLMMResults(
-    MarginalMeans,
-    ModelComparison,
-    RandomEffectPredictions,
-    NewDataPredictions,
-    ParametricBootstrap,
-    AnnDataOutput,
-):
+class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
     """Fitted models of all features.
 
     Parameters
@@ -64,9 +58,19 @@ class MultiLMMResults(
     ['estimate', 'se', 't', 'df', 'p', 'p_adjusted', 'status']
     """
 
+    def __init__(
+        self,
+        ds: xr.Dataset,
+        stats: SummaryStats | PatternedStats,
+        options: FitOptions,
+        projection: AnyProjection | None = None,
+        recipe: DesignRecipe | None = None,
+    ) -> None:
+        super().__init__(FittedModel(ds, stats, options, projection, recipe))
+
     def __repr__(self) -> str:
         s, o = self.stats, self.options
-        good = int(self.converged.sum())
+        good = int(self.fitted.converged.sum())
         return (
             f"<MultiLMMResults: {o.method}, {s.m} features, {good} converged; n={s.n}, p={s.p}, "
             f"q={s.q}>"
@@ -74,6 +78,108 @@ class MultiLMMResults(
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
+
+    # ---- what was fitted, and how ------------------------------------------------------------
+
+    @property
+    def ds(self) -> xr.Dataset:
+        """Estimates, as an xarray Dataset."""
+        return self.fitted.ds
+
+    @property
+    def stats(self) -> SummaryStats | PatternedStats:
+        """The summary statistics that were fitted."""
+        return self.fitted.stats
+
+    @property
+    def options(self) -> FitOptions:
+        """How they were fitted."""
+        return self.fitted.options
+
+    @property
+    def recipe(self) -> DesignRecipe | None:
+        """How X and Z are made of data; None when the model was built from matrices."""
+        return self.fitted.recipe
+
+    # ---- estimates -----------------------------------------------------------------------------
+
+    @property
+    def params(self) -> pd.DataFrame:
+        """Fixed effects, features x coefficients (FLASHMM's coef, transposed)."""
+        return self.fitted.frame("beta")
+
+    @property
+    def bse(self) -> pd.DataFrame:
+        """Standard errors of the fixed effects, features x coefficients."""
+        return self.fitted.frame("se_beta")
+
+    @property
+    def tvalues(self) -> pd.DataFrame:
+        """Params / bse, features x coefficients."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.params / self.bse
+
+    @property
+    def theta(self) -> pd.DataFrame:
+        """Variances and covariances, features x parameters, Residual last."""
+        return self.fitted.frame("theta")
+
+    @property
+    def bse_theta(self) -> pd.DataFrame:
+        """Standard errors of theta, from the expected information."""
+        return self.fitted.frame("se_theta")
+
+    @property
+    def score(self) -> pd.DataFrame:
+        """Derivatives of the log-likelihood by theta (FLASHMM's dlogL)."""
+        return self.fitted.frame("score")
+
+    @property
+    def llf(self) -> pd.Series[Any]:
+        """Maximised log-likelihoods, with the constant of lme4 and statsmodels."""
+        return self.fitted.series("llf", self.ds["loglik"].to_numpy())
+
+    @property
+    def aic(self) -> pd.Series[Any]:
+        """-2 llf + 2 (p + number of variance parameters), as lme4 counts them."""
+        return (-2.0 * self.llf + 2.0 * self.fitted.n_estimated).rename("aic")
+
+    @property
+    def bic(self) -> pd.Series[Any]:
+        """-2 llf + log(n) (p + number of variance parameters), as lme4 counts them."""
+        return (-2.0 * self.llf + np.log(self.nobs) * self.fitted.n_estimated).rename("bic")
+
+    @property
+    def n_iter(self) -> pd.Series[Any]:
+        """Iterations taken by each feature."""
+        return self.fitted.series("n_iter", self.ds["n_iter"].to_numpy())
+
+    @property
+    def status(self) -> pd.Series[Any]:
+        """Verdict of each feature as text, e.g. ``"converged"``; see `flashmm.Status`."""
+        return self.fitted.series("status", self.fitted.verdicts)
+
+    @property
+    def converged(self) -> pd.Series[Any]:
+        """Whether each feature ended at a stationary point."""
+        return self.fitted.series("converged", self.fitted.converged)
+
+    @property
+    def nobs(self) -> Any:
+        """Number of samples; of each feature, a Series, where they miss different ones."""
+        nobs = self.fitted.nobs
+        return nobs if isinstance(nobs, int) else self.fitted.series("nobs", nobs)
+
+    @property
+    def df_resid(self) -> Any:
+        """Residual degrees of freedom, n - p; like `nobs`."""
+        df = self.nobs - self.stats.p
+        return df.rename("df_resid") if isinstance(df, pd.Series) else df
+
+    @property
+    def method(self) -> str:
+        """``"REML"`` or ``"ML"``."""
+        return self.options.method
 
     # ---- looking at it ---------------------------------------------------------------------
 
@@ -89,12 +195,23 @@ class MultiLMMResults(
         -------
         FeatureResults
         """
-        position = int(self._positions([feature])[0])
-        if isinstance(self.stats, PatternedStats):
-            pattern = self.stats.pattern
-            within = np.flatnonzero(pattern == pattern[position])
-            return FeatureResults(self.of_pattern(feature), int(np.searchsorted(within, position)))
-        return FeatureResults(self, position)
+        return FeatureResults(*self.fitted.around(int(self.fitted.positions([feature])[0])))
+
+    def of_pattern(self, feature: Any) -> Self:
+        """The results of the features that have the same samples as one, an ordinary fit.
+
+        Parameters
+        ----------
+        feature
+            Name of the feature, or its position when the features have text names.
+
+        Returns
+        -------
+        MultiLMMResults
+            Nothing is fitted again. These results themselves where no sample is missing.
+        """
+        fitted, _ = self.fitted.around(int(self.fitted.positions([feature])[0]))
+        return self if fitted is self.fitted else self._of(fitted)
 
     def summary(self, feature: Any = None) -> SummaryPage:
         """A page on the whole fit, or on one feature as statsmodels' MixedLM prints it.
@@ -109,9 +226,124 @@ class MultiLMMResults(
         SummaryPage
             Prints as text, shows as HTML in a notebook.
         """
-        return model_page(self) if feature is None else feature_page(self.sel(feature))
+        if feature is not None:
+            return self.sel(feature).summary()
+        return summary.model_page(self.fitted, self.pvalues.to_numpy())
+
+    def compare_lr_test(
+        self, other: MultiLMMResults, *, features: Any = None, adjust: str = "bh"
+    ) -> pd.DataFrame:
+        """Likelihood-ratio test of this fit against that of a nested model, for every feature.
+
+        Parameters
+        ----------
+        other
+            A fit of the same data by the same method with fewer fixed effects (ML only), fewer
+            random effects, or both; ``model.drop(...)`` makes such models.
+        features
+            Names, positions or a mask; all features of this fit by default. ``other`` must have
+            them.
+        adjust
+            ``"bh"``, ``"by"``, ``"holm"``, ``"bonferroni"`` or ``"none"``.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by feature: ``statistic``, twice the gain in log-likelihood; ``df``, the
+            number of parameters more; ``p``; ``p_adjusted``. NaN where either fit did not
+            converge. ``attrs["null"]`` names the null distribution: chi-square, or a mixture where
+            a variance is tested in the psd space.
+
+        Raises
+        ------
+        InputError
+            If the fits are not of the same data, method and parameter space, the models are not
+            nested, or REML fits have different fixed effects: restricted likelihoods are then
+            likelihoods of different data.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> X, Z = rng.normal(size=(40, 2)), np.kron(np.eye(8), np.ones((5, 1)))
+        >>> model = fm.MultiLMM.from_arrays(rng.normal(size=(3, 40)), X, Z)
+        >>> test = model.fit("ML").compare_lr_test(model.drop(fixed="x2").fit("ML"))
+        >>> test["df"].tolist(), test.attrs["null"]
+        ([1, 1, 1], 'chi2_1')
+        """
+        theirs = other.fitted if isinstance(other, MultiLMMResults) else other
+        return comparison.compare_lr_test(
+            self.fitted, self.fitted.positions(features), theirs, adjust=adjust
+        )
 
     # ---- keeping it ------------------------------------------------------------------------
+
+    def to_anndata(
+        self,
+        adata: Any,
+        key_added: str = "flashmm",
+        *,
+        tests: TTestResults | None = None,
+        df: str = DEFAULT_DF,
+        copy: bool = False,
+    ) -> Any:
+        """Write the estimates into an AnnData object, matched by the names of the genes.
+
+        ======================================  ==================================================
+        ``varm[f"{key_added}_params"]``         fixed effects, genes x coefficients
+        ``..._bse``, ``..._pvalues``            their standard errors and two-sided p-values
+        ``..._pvalues_adjusted``                these adjusted over the genes (Benjamini-Hochberg)
+        ``..._theta``, ``..._bse_theta``        variance components and their standard errors
+        ``..._tests_estimate``, ``_se``, ...    ``tests``, genes x contrasts (if given)
+        ``var[f"{key_added}_status"]``          verdict of each gene; "not fitted" where absent
+        ``..._loglik``, ``..._n_iter``          log-likelihood; iterations taken (-1: not fitted)
+        ``uns[key_added]``                      ``coef``, ``param``, ``contrast``: names of the
+                                                columns above; ``options``: how it was fitted;
+                                                ``df``: degrees of freedom of the p-values
+        ======================================  ==================================================
+
+        Parameters
+        ----------
+        adata
+            The object; its ``var_names`` are matched with the features, in any order. Genes
+            without a fit get NaN.
+        key_added
+            Beginning of the keys. What an earlier call wrote under it is replaced.
+        tests
+            Tests from `t_test`, to be written too.
+        df
+            Degrees of freedom of the p-values, as in `t_test`.
+        copy
+            True to leave ``adata`` as it is and return a copy with the results.
+
+        Returns
+        -------
+        AnnData or None
+            The copy, or None: ``adata`` was written to.
+
+        Raises
+        ------
+        InputError
+            If ``adata`` has no or repeated names of genes, none of them is a feature, or
+            ``key_added`` cannot be a key of an .h5ad file.
+
+        Warns
+        -----
+        UserWarning
+            If some features are no genes of ``adata``.
+
+        Examples
+        --------
+        >>> import anndata, flashmm as fm
+        >>> sim = fm.simulate.rnaseq(n_genes=20, n_cells=300, n_samples=6, n_clusters=2, rng=1)
+        >>> adata = anndata.AnnData(sim.counts.T, obs=sim.metadata)
+        >>> result = fm.MultiLMM.from_anndata(
+        ...     adata, "~ log(libsize) + trt", "~ 0 + sam", transform="log2p1").fit()
+        >>> result.to_anndata(adata)
+        >>> adata.varm["flashmm_params"].shape, adata.uns["flashmm"]["coef"].tolist()
+        ((20, 3), ['Intercept', 'log(libsize)', 'trt[T.B]'])
+        """
+        return anndata_out.to_anndata(self.fitted, adata, key_added, tests=tests, df=df, copy=copy)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write estimates and summary statistics to one netCDF file, whole or not at all.
@@ -125,15 +357,7 @@ class MultiLMMResults(
         path
             File to write; an existing file is replaced once the new one is complete.
         """
-        stats = self.stats.to_dataset()
-        ds = xr.merge([self.ds, stats], join="exact", compat="no_conflicts")
-        ds.attrs = {**stats.attrs, **self.ds.attrs}
-        ds.attrs["flashmm_kind"] = "MultiLMMResults"
-        if self.recipe is not None:
-            with contextlib.suppress(InputError):
-                text = np.array([recipe_to_text(self.recipe)], dtype=object)
-                ds = ds.assign(recipe=("recipes", text))
-        save_dataset(ds, path)
+        files.save_results(self.fitted, path)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> MultiLMMResults:
@@ -149,20 +373,4 @@ class MultiLMMResults(
         InputError
             If the file holds something else or comes from a later format.
         """
-        merged = load_dataset(path, kind="MultiLMMResults")
-        stats = any_from_dataset(merged)
-        attrs = merged.attrs
-        values = {field.name: attrs[field.name] for field in fields(FitOptions)}
-        for name in ("max_iter", "memory", "n_dropped"):
-            values[name] = int(values[name])
-        options = FitOptions(**values)
-        ds = merged[[*RESULTS, *(name for name in OPTIONAL if name in merged)]]
-        ds = ds.drop_vars([name for name in ds.coords if name not in ("feature", "coef", "param")])
-        ds["n_iter"], ds["status"] = ds["n_iter"].astype(np.int64), ds["status"].astype(np.int8)
-        ds.attrs = attributes(stats, options)
-        recipe = None
-        if "recipe" in merged:
-            recipe = recipe_from_text(str(merged["recipe"].to_numpy()[0]))
-        if "nobs" in ds:
-            ds["nobs"] = ds["nobs"].astype(np.int64)
-        return cls(ds, stats, options, recipe=recipe)
+        return cls._of(files.load_results(path))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.designs.design import CovarianceStructure
-    from flashmm.results.feature_results import FeatureResults
+    from flashmm.results.fitted import FittedModel
 
     FloatArray = NDArray[np.float64]
 
@@ -59,14 +59,14 @@ class StatsmodelsCheck:
 
 
 def check_with_statsmodels(
-    feature: FeatureResults, y: FloatArray, X: FloatArray, Z: sp.csr_array
+    fitted: FittedModel, position: int, y: FloatArray, X: FloatArray, Z: sp.csr_array
 ) -> StatsmodelsCheck:
     """Refit y (n,) with X (n, p) and Z (n, q), and compare; see `FeatureResults.to_statsmodels`."""
     try:
         mixed = import_module("statsmodels.regression.mixed_linear_model")
     except ImportError as error:
         raise InputError("This check needs statsmodels: pip install statsmodels.") from error
-    stats = feature._results.stats
+    stats, one = fitted.stats, fitted.ds.isel(feature=position)
     if stats.log_weights != 0.0:
         raise InputError("The samples are weighted, which statsmodels' MixedLM cannot do.")
     structure = stats.structure
@@ -76,15 +76,16 @@ def check_with_statsmodels(
         model, free, read = _components(mixed, y, X, Z, structure)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of every boundary and missed gradient
-        fit = model.fit(reml=feature.reml, method=["bfgs", "lbfgs"], gtol=1e-8, free=free)
-    ours = np.concatenate([feature.fe_params, feature.theta])
+        reml = fitted.options.method == "REML"
+        fit = model.fit(reml=reml, method=["bfgs", "lbfgs"], gtol=1e-8, free=free)
+    ours = np.concatenate([one["beta"].to_numpy(), one["theta"].to_numpy()])
     theirs = np.concatenate([fit.fe_params, read(fit), [fit.scale]])
-    errors = np.concatenate([feature.bse_fe, feature.bse_theta])
-    names = [*feature.fe_params.index, *feature.theta.index]
+    errors = np.concatenate([one["se_beta"].to_numpy(), one["se_theta"].to_numpy()])
+    names = [*fitted.coefs, *fitted.params]
     table = pd.DataFrame({"flashmm": ours, "statsmodels": theirs}, index=names)
     table["difference"] = ours - theirs
     table["in_se"] = (ours - theirs) / errors
-    return StatsmodelsCheck(fit, table, (feature.llf, float(fit.llf)))
+    return StatsmodelsCheck(fit, table, (float(one["loglik"]), float(fit.llf)))
 
 
 def _one_group(

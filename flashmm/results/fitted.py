@@ -1,0 +1,274 @@
+"""The fitted model: what every capability of the results is a function of.
+
+To add a capability:
+
+1. *The function.* In the module of its subject, here or in `flashmm.inference` if it makes no
+   labelled tables: it takes the `FittedModel`, the positions of the features (never their names)
+   and its options, and asks `fitted` for all that it needs::
+
+       def signal_to_noise(fitted: FittedModel, positions: IntArray) -> xr.DataArray:
+           theta = fitted.values("theta", positions)
+           ratio = theta[:, :-1] / theta[:, -1:]
+           coords = {"feature": fitted.names[positions], "param": fitted.params[:-1]}
+           return xr.DataArray(ratio, dims=("feature", "param"), coords=coords)
+
+2. *The method.* In `methods/`, in the group of its subject: the docstring and one call, which
+   turns names into positions; the same call with ``self._positions`` makes it a method of
+   `FeatureResults`::
+
+       def signal_to_noise(self, *, features: Any = None) -> xr.DataArray:
+           '''Variances over the residual variance. ...'''
+           return ratios.signal_to_noise(self.fitted, self.fitted.positions(features))
+
+3. *The test.* In ``tests/test_<subject>.py``, against a reference or by a property, through the
+   method; the function itself is ``signal_to_noise(result.fitted, positions)``. Where features
+   lack samples of their own (``missing="feature"``), `FittedModel.by_pattern` gives the answer
+   pattern by pattern, and `FittedModel.one_design` refuses.
+
+What is large (covariances, information, random effects) is computed on request from theta and
+the summary statistics; it is not stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from flashmm.arrays.labels import feature_positions
+from flashmm.exceptions import InputError
+from flashmm.likelihood import AnyEstimator, AnyProjection, make_likelihood, project_any
+from flashmm.results.on_request import OnRequest
+from flashmm.solvers.status import Status
+from flashmm.stats.own_rows import PatternedStats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from flashmm.formulas.recipe import DesignRecipe
+    from flashmm.stats.summary_stats import SummaryStats
+
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
+
+__all__ = ["FitOptions", "FittedModel", "OfFittedModel", "attributes"]
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a model was fitted, and the formulas as text; kept in ``results.ds.attrs``."""
+
+    method: Literal["REML", "ML"]
+    solver: str
+    parameter_space: str
+    max_iter: int
+    epsilon: float
+    memory: int
+    engine: str
+    fixed: str = ""
+    random: str = ""
+    n_dropped: int = 0
+
+
+def attributes(stats: SummaryStats | PatternedStats, options: FitOptions) -> dict[str, Any]:
+    """What ``results.ds.attrs`` holds: strings and numbers."""
+    return {**asdict(options), "nobs": stats.n, "df_resid": stats.n - stats.p}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FittedModel:
+    """The fitted models of all features, and what is computed of them once.
+
+    Parameters
+    ----------
+    ds
+        Estimates, as an xarray Dataset; its variables are listed in `flashmm.storage.schema`.
+    stats
+        The summary statistics that were fitted.
+    options
+        How they were fitted.
+    projected
+        The statistics projected off X, if that has been done.
+    recipe
+        How X and Z are made of data; None when the model was built from matrices.
+    """
+
+    ds: xr.Dataset
+    stats: SummaryStats | PatternedStats
+    options: FitOptions
+    projected: AnyProjection | None = None
+    recipe: DesignRecipe | None = None
+
+    # ---- the model in numbers --------------------------------------------------------------
+
+    @cached_property
+    def projection(self) -> AnyProjection:
+        """The statistics projected off X."""
+        return project_any(self.stats) if self.projected is None else self.projected
+
+    @cached_property
+    def likelihood(self) -> AnyEstimator:
+        """The likelihood that was maximised."""
+        return make_likelihood(self.projection, self.options.method, self.options.engine)
+
+    @cached_property
+    def on_request(self) -> OnRequest:
+        """The likelihood at the estimates, for what is too large to store."""
+        theta = self.projection.to_internal(self.ds["theta"].to_numpy())
+        varies = self.ds["status"].to_numpy() != Status.ZERO_VARIANCE
+        known = varies & np.isfinite(theta).all(axis=1)
+        return OnRequest(self.likelihood, self.projection, theta, known, self.options.memory)
+
+    @property
+    def converged(self) -> NDArray[np.bool_]:
+        """Whether each feature ended at a stationary point, shape (m,)."""
+        return np.asarray(self.ds["status"].to_numpy() <= Status.INDEFINITE)
+
+    @property
+    def verdicts(self) -> NDArray[Any]:
+        """The verdicts as text, shape (m,)."""
+        labels = np.array([status.label for status in Status], dtype=object)
+        return np.asarray(labels[self.ds["status"].to_numpy()])
+
+    @property
+    def nobs(self) -> int | NDArray[np.int64]:
+        """Samples; of each feature, shape (m,), where they miss different ones."""
+        return self.stats.nobs if isinstance(self.stats, PatternedStats) else self.stats.n
+
+    @property
+    def n_estimated(self) -> int:
+        """Parameters of one feature: p and the variance parameters."""
+        return self.stats.p + self.ds.sizes["param"]
+
+    def values(self, name: str, positions: IntArray) -> FloatArray:
+        """Estimates of the features at some positions: a variable of the Dataset."""
+        return np.asarray(self.ds[name].to_numpy()[positions])
+
+    # ---- labels ------------------------------------------------------------------------------
+
+    def positions(self, features: Any = None) -> IntArray:
+        """What a user calls some features, as positions; all by default."""
+        if features is None:
+            return np.arange(self.names.size)
+        return feature_positions(self.names, features)
+
+    @property
+    def names(self) -> NDArray[Any]:
+        """Names of the features, shape (m,)."""
+        return np.asarray(self.ds["feature"].to_numpy())
+
+    @property
+    def coefs(self) -> NDArray[Any]:
+        """Names of the coefficients, shape (p,)."""
+        return np.asarray(self.ds["coef"].to_numpy())
+
+    @property
+    def params(self) -> NDArray[Any]:
+        """Names of the variance parameters, shape (k,), Residual last."""
+        return np.asarray(self.ds["param"].to_numpy())
+
+    def frame(self, name: str) -> pd.DataFrame:
+        """A variable of the Dataset, features x coefficients or parameters."""
+        array = self.ds[name]
+        dim = str(array.dims[1])
+        columns = pd.Index(array[dim].to_numpy(), name=dim)
+        return pd.DataFrame(array.to_numpy(), index=self._index, columns=columns)
+
+    def series(self, name: str, values: NDArray[Any]) -> pd.Series[Any]:
+        """Values of the features, shape (m,), as a Series."""
+        return pd.Series(values, index=self._index, name=name)
+
+    @property
+    def _index(self) -> pd.Index:
+        return pd.Index(self.names, name="feature")
+
+    # ---- samples missing by feature ----------------------------------------------------------
+
+    def of_pattern(self, pattern: int) -> FittedModel:
+        """The fitted models of the features that lack the same samples; nothing is fitted again."""
+        stats = self.stats
+        assert isinstance(stats, PatternedStats)
+        ds = self.ds.isel(feature=stats.members(pattern)).drop_vars("nobs")
+        one = stats.of_pattern(pattern)
+        options = replace(self.options, engine="auto")
+        ds.attrs = attributes(one, options)
+        return FittedModel(ds, one, options, recipe=self.recipe)
+
+    def around(self, position: int) -> tuple[FittedModel, int]:
+        """The fitted models of the features with the samples of one, and its position there."""
+        if not isinstance(self.stats, PatternedStats):
+            return self, position
+        pattern = int(self.stats.pattern[position])
+        there = int(np.searchsorted(self.stats.members(pattern), position))
+        return self.of_pattern(pattern), there
+
+    def by_pattern(
+        self, positions: IntArray, call: Callable[[FittedModel, IntArray], xr.Dataset]
+    ) -> xr.Dataset:
+        """What ``call`` says of the fitted models of each pattern and of positions in them."""
+        stats = self.stats
+        assert isinstance(stats, PatternedStats)
+        places, parts = [], []
+        for pattern in np.unique(stats.pattern[positions]):
+            here = np.flatnonzero(stats.pattern[positions] == pattern)
+            members = stats.members(int(pattern))
+            one = self.of_pattern(int(pattern))
+            parts.append(call(one, np.searchsorted(members, positions[here])))
+            places.append(here)
+        order = np.argsort(np.concatenate(places))
+        return xr.concat(parts, "feature").isel(feature=order)
+
+    def one_design(self, what: str) -> SummaryStats:
+        """The statistics, where all features have the same samples, which ``what`` needs."""
+        if isinstance(self.stats, PatternedStats):
+            raise InputError(
+                f"{what} needs features that have the same samples; here each lacks its own "
+                "(missing='feature'). results.of_pattern(feature) holds those that share the "
+                "samples of one, and can do it."
+            )
+        return self.stats
+
+    # ---- new data ----------------------------------------------------------------------------
+
+    def known_recipe(self) -> DesignRecipe:
+        """The recipe; an error where there is none."""
+        if self.recipe is None:
+            raise InputError(
+                "These results do not know how X and Z are made of data: the model was built from "
+                "matrices or summary statistics, or its formulas hold what a file cannot keep. "
+                "Pass matrices: X and Z to `predict`, contrasts to `t_test`."
+            )
+        return self.recipe
+
+    def fixed_rows(self, data: Any, context: Mapping[str, Any] | None) -> FloatArray:
+        """Rows of X for new data, the coefficients of the statistics alone, shape (c, p)."""
+        recipe = self.known_recipe()
+        rows = recipe.fixed_rows(data, context)
+        position = {name: i for i, name in enumerate(recipe.fixed.names)}
+        return rows[:, [position[name] for name in self.stats.coef_names]]
+
+
+class OfFittedModel:
+    """Where the methods of a results class stand: they know `fitted`, and nothing of each other.
+
+    Parameters
+    ----------
+    fitted
+        The fitted models of all features.
+    """
+
+    def __init__(self, fitted: FittedModel) -> None:
+        self.fitted = fitted
+
+    @classmethod
+    def _of(cls, fitted: FittedModel) -> Self:
+        """Results around a fitted model, whatever the class takes to make others."""
+        results = cls.__new__(cls)
+        results.fitted = fitted
+        return results

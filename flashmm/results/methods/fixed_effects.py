@@ -1,0 +1,403 @@
+"""Methods on the fixed effects; the work is done in `flashmm.results.fixed_effects`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from flashmm.inference.degrees_of_freedom import DEFAULT_DF
+from flashmm.results import fixed_effects, marginal_means, moderation
+from flashmm.results.fitted import OfFittedModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+    from numpy.typing import ArrayLike
+
+    from flashmm.results.contrast_results import FTestResults, TTestResults
+
+__all__ = ["FixedEffectMethods"]
+
+
+class FixedEffectMethods(OfFittedModel):
+    """Tests and limits of the fixed effects; part of `MultiLMMResults`."""
+
+    @cached_property
+    def _default_tests(self) -> TTestResults:
+        return self.t_test()
+
+    @property
+    def pvalues(self) -> pd.DataFrame:
+        """Two-sided p-values of the fixed effects, with the default degrees of freedom."""
+        return self._default_tests.pvalue.rename_axis(columns="coef")
+
+    def conf_int(self, alpha: float = 0.05, *, df: str = DEFAULT_DF) -> xr.DataArray:
+        """Wald confidence limits of the fixed effects.
+
+        Parameters
+        ----------
+        alpha
+            One minus the coverage.
+        df
+            Degrees of freedom, as in `t_test`.
+
+        Returns
+        -------
+        DataArray
+            Dims feature, coef, bound (lower, upper), in the units of params.
+        """
+        return self.t_test(df=df).conf_int(alpha).rename({"contrast": "coef"})
+
+    def cov_params(self, features: Any = None) -> xr.DataArray:
+        """Covariance matrices of the fixed effects.
+
+        Parameters
+        ----------
+        features
+            Names, positions or a mask; all by default (m p^2 numbers).
+
+        Returns
+        -------
+        DataArray
+            Dims ``feature``, ``coef`` and ``coef_``.
+        """
+        return fixed_effects.cov_params(self.fitted, self.fitted.positions(features))
+
+    def t_test(
+        self,
+        contrast: Any = None,
+        *,
+        alternative: str = "two-sided",
+        df: str = DEFAULT_DF,
+        moderated: bool | xr.Dataset = False,
+        features: Any = None,
+    ) -> TTestResults:
+        """Test linear contrasts of the fixed effects, for every feature.
+
+        Parameters
+        ----------
+        contrast
+            A coefficient or expression of coefficients, ``"a - b"``, ``"(a + b)/2 = c"``; a
+            list or dict of such; a vector (p,); a matrix (n_contrasts, p); a DataFrame from
+            `contrast_matrix`. Every coefficient by default. R's spelling of a name is
+            understood (``cls1:trtB`` for ``cls[1]:trt[T.B]``).
+        alternative
+            ``"two-sided"``, ``"greater"`` or ``"less"``.
+        df
+            Degrees of freedom: ``"satterthwaite"`` (Satterthwaite 1946, as lmerTest),
+            ``"kenward-roger"`` (Kenward & Roger 1997, which also widens the standard errors, as
+            pbkrtest; REML fits only) or ``"residual"``, n - p, as FLASHMM.
+        moderated
+            True for residual variances moderated by those of all features, or what `moderate`
+            returns; with Satterthwaite's degrees of freedom only.
+        features
+            Names, positions or a mask; all by default. Adjusted p-values then count these
+            features alone.
+
+        Returns
+        -------
+        TTestResults
+
+        Raises
+        ------
+        InputError
+            If a name in the contrast is unknown, or the contrast is zero.
+        """
+        return fixed_effects.t_test(
+            self.fitted,
+            self.fitted.positions(features),
+            contrast,
+            alternative=alternative,
+            df=df,
+            moderated=moderated,
+        )
+
+    def f_test(
+        self,
+        contrast: Any = None,
+        *,
+        df: str = DEFAULT_DF,
+        moderated: bool | xr.Dataset = False,
+        features: Any = None,
+    ) -> FTestResults:
+        """Test several contrasts of the fixed effects jointly, for every feature.
+
+        Parameters
+        ----------
+        contrast
+            As in `t_test`: the hypothesis is that all of them hold at once. By default that
+            every coefficient is zero.
+        df
+            Denominator degrees of freedom: ``"satterthwaite"`` (Fai & Cornelius 1996, as
+            lmerTest), ``"kenward-roger"`` (Kenward & Roger 1997: their scaled F, as pbkrtest; REML
+            fits only) or ``"residual"``, n - p.
+        moderated
+            As in `t_test`.
+        features
+            Names, positions or a mask; all by default.
+
+        Returns
+        -------
+        FTestResults
+
+        Raises
+        ------
+        InputError
+            If a name is unknown, or the contrasts contradict each other.
+        """
+        return fixed_effects.f_test(
+            self.fitted, self.fitted.positions(features), contrast, df=df, moderated=moderated
+        )
+
+    def wald_test(
+        self,
+        contrast: Any = None,
+        *,
+        use_f: bool = False,
+        df: str = DEFAULT_DF,
+        features: Any = None,
+    ) -> FTestResults:
+        """Wald test that several contrasts hold jointly, for every feature.
+
+        Parameters
+        ----------
+        contrast
+            As in `f_test`.
+        use_f
+            False: a chi-square test, which takes the variances as known; True: `f_test`.
+        df
+            Denominator degrees of freedom of the F test; a chi-square test has none.
+        features
+            Names, positions or a mask; all by default.
+
+        Returns
+        -------
+        FTestResults
+            For a chi-square test F is the chi-square divided by its degrees of freedom, and the
+            denominator's are infinite.
+        """
+        return fixed_effects.wald_test(
+            self.fitted, self.fitted.positions(features), contrast, use_f=use_f, df=df
+        )
+
+    def anova(
+        self,
+        *,
+        type: Literal[3] = 3,
+        df: str = DEFAULT_DF,
+        moderated: bool | xr.Dataset = False,
+        features: Any = None,
+    ) -> FTestResults:
+        """Type III F tests of the terms of the fixed formula, for every feature.
+
+        The hypotheses do not depend on how factors are coded: a term is tested with the linear
+        predictor averaged, with equal weights, over the levels of the factors outside the term,
+        as in SAS and lmerTest. The intercept is not tested. In a model built from matrices each
+        coefficient is a term of its own.
+
+        Parameters
+        ----------
+        type
+            3, the only one.
+        df
+            Denominator degrees of freedom, as in `f_test`.
+        moderated
+            As in `t_test`.
+        features
+            Names, positions or a mask; all by default.
+
+        Returns
+        -------
+        FTestResults
+            One hypothesis per term.
+
+        Raises
+        ------
+        InputError
+            If an option is unknown or there is no term but the intercept.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sim = fm.simulate.rnaseq(n_genes=5, n_cells=300, n_samples=6, n_clusters=2, rng=1)
+        >>> result = fm.MultiLMM.from_formula(
+        ...     "~ log(libsize) + cls * trt", "~ 0 + sam", sim.metadata, sim.counts,
+        ...     transform="log2p1").fit(parameter_space="psd")
+        >>> result.anova().df_num.iloc[0].to_dict()
+        {'log(libsize)': 1.0, 'cls': 1.0, 'trt': 1.0, 'cls:trt': 1.0}
+        """
+        return fixed_effects.anova(
+            self.fitted, self.fitted.positions(features), type=type, df=df, moderated=moderated
+        )
+
+    def top_table(self, contrast: Any, **options: Any) -> pd.DataFrame:
+        """The features with the strongest evidence on one contrast.
+
+        Parameters
+        ----------
+        contrast
+            As in `t_test`; one contrast.
+        **options
+            Those of `TTestResults.top_table` (n, sort_by, adjust, alpha) and of `t_test`
+            (alternative, df, moderated, features).
+
+        Returns
+        -------
+        DataFrame
+            Indexed by feature: estimate, se, t, df, p, p_adjusted, status (the verdict).
+        """
+        named = ("alternative", "df", "moderated", "features")
+        testing = {key: options.pop(key) for key in named if key in options}
+        return self.t_test(contrast, **testing).top_table(**options)
+
+    def marginal_means(
+        self,
+        specs: str | Sequence[str],
+        *,
+        by: str | Sequence[str] | None = None,
+        at: Mapping[str, Any] | None = None,
+        contrast: Any = None,
+        reference: str | None = None,
+        weights: Literal["equal", "proportional"] = "equal",
+        context: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> TTestResults:
+        """Estimated marginal means, or their contrasts, as R's emmeans gives them.
+
+        The model is predicted over a grid of all levels of the factors in the fixed formula,
+        numbers at their mean over the samples (before any transform in the formula), and
+        averaged over the factors that are not asked for.
+
+        Parameters
+        ----------
+        specs
+            Column or columns whose levels get a mean each.
+        by
+            Columns within whose levels means are taken and contrasted.
+        at
+            Values in place of all levels or of the mean: ``{"age": [30, 60], "sex": "f"}``.
+        contrast
+            None for the means themselves; ``"pairwise"``, ``"revpairwise"``, ``"trt.vs.ctrl"``,
+            ``"consec"`` (each level minus the one before), ``"eff"`` (each level minus their
+            mean), or a dict of label to weights on the levels of ``specs``.
+        reference
+            The control of ``"trt.vs.ctrl"``; the first level by default.
+        weights
+            How to average over the other factors: ``"equal"``, or ``"proportional"`` to the
+            numbers of samples at their combinations of levels.
+        context
+            Names that the formula uses besides columns; needed again after loading a file.
+        **options
+            Those of `t_test`: alternative, df, features.
+
+        Returns
+        -------
+        TTestResults
+            Labels such as ``"trt=A, cls=1"`` and ``"A - B | cls=1"``. p-values are adjusted over
+            features when asked for, not over contrasts (emmeans' ``adjust = "none"``).
+
+        Raises
+        ------
+        InputError
+            If a column is not in the fixed formula, or a level or an option is unknown.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> data = pd.DataFrame({
+        ...     "trt": np.tile(list("AB"), 20), "age": rng.uniform(20, 60, 40),
+        ...     "g": np.repeat(list("abcdefgh"), 5)})
+        >>> result = fm.MultiLMM.from_formula(
+        ...     "~ trt * age + (1 | g)", data=data, Y=rng.normal(size=(3, 40))
+        ... ).fit(parameter_space="psd")
+        >>> result.marginal_means("trt").contrasts
+        ['trt=A', 'trt=B']
+        >>> result.marginal_means(
+        ...     "trt", by="age", at={"age": [30, 50]}, contrast="pairwise").contrasts
+        ['A - B | age=30', 'A - B | age=50']
+        """
+        positions = self.fitted.positions(options.pop("features", None))
+        return marginal_means.marginal_means(
+            self.fitted,
+            positions,
+            specs,
+            by=by,
+            at=at,
+            contrast=contrast,
+            reference=reference,
+            weights=weights,
+            context=context,
+            **options,
+        )
+
+    def moderate(self, *, trend: bool | ArrayLike = False, robust: bool = False) -> xr.Dataset:
+        """Residual variances moderated by those of all features (empirical Bayes).
+
+        The variances are taken as draws from one distribution, whose location and degrees of
+        freedom are estimated (Smyth 2004). A fit without random effects (variances of zero in the
+        psd space) gives what limma's eBayes does.
+
+        Parameters
+        ----------
+        trend
+            Whether the location follows a trend in the features' means, as in limma-trend; or
+            what it follows instead, shape (m,).
+        robust
+            Keep outlying variances from distorting the distribution, and moderate them less
+            (Phipson et al. 2016).
+
+        Returns
+        -------
+        Dataset
+            Dim feature: ``sigma2`` and its Satterthwaite degrees of freedom ``df``,
+            2 sigma2^2 / var(sigma2); ``sigma2_prior``, ``df_prior``; ``sigma2_moderated``,
+            ``df_moderated``. `t_test` and `f_test` take it as ``moderated``.
+
+        Raises
+        ------
+        InputError
+            If fewer than two features have a variance, or the means are not known.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> Z = np.kron(np.eye(8), np.ones((5, 1)))
+        >>> model = fm.MultiLMM.from_arrays(rng.normal(size=(30, 40)), np.ones((40, 1)), Z)
+        >>> result = model.fit(parameter_space="psd")
+        >>> table = result.moderate()
+        >>> bool((table["df_moderated"] >= table["df"]).all())
+        True
+        """
+        return moderation.moderated_variances(self.fitted, trend, robust)
+
+    def fim(self, features: Any = None) -> xr.Dataset:
+        """Fisher information matrices.
+
+        Parameters
+        ----------
+        features
+            Names, positions or a mask; all by default.
+
+        Returns
+        -------
+        Dataset
+            ``FIM_theta``, dims ``feature``, ``param``, ``param_``: expected information of theta
+            (FLASHMM's FIM.theta); ``FIM_beta``, dims ``feature``, ``coef``, ``coef_``: X'V^-1X
+            (FLASHMM's FIM.beta).
+        """
+        return fixed_effects.fim(self.fitted, self.fitted.positions(features))
+
+    def to_frame(self, adjust: str = "bh", *, df: str = DEFAULT_DF) -> pd.DataFrame:
+        """One row per feature and coefficient: estimate, se, t, df, p, p_adjusted.
+
+        Parameters
+        ----------
+        adjust
+            How p-values are adjusted over the features, per coefficient.
+        df
+            Degrees of freedom, as in `t_test`.
+        """
+        return self.t_test(df=df).to_frame(adjust).rename_axis(index={"contrast": "coef"})

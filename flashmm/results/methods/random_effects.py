@@ -1,0 +1,283 @@
+"""Methods on the variance components and the random effects: tests, shares, limits, BLUPs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from flashmm.results import random_effects, variance_components, variance_shares, variance_tests
+from flashmm.results.fitted import OfFittedModel
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from numpy.typing import ArrayLike
+
+__all__ = ["RandomEffectMethods"]
+
+
+class RandomEffectMethods(OfFittedModel):
+    """Variance components and random effects; part of `MultiLMMResults`."""
+
+    def variance_components(
+        self, *, alternative: str = "two-sided", features: Any = None
+    ) -> xr.Dataset:
+        """Variances and covariances with standard errors and, unconstrained, z-tests.
+
+        Parameters
+        ----------
+        alternative
+            ``"two-sided"``, ``"greater"`` or ``"less"``.
+        features
+            Names, positions or a mask; all by default.
+
+        Returns
+        -------
+        Dataset
+            Dims feature, param: ``estimate`` and ``se`` in squared units of Y, the standard error
+            from the expected information; in the unconstrained space ``z``, estimate / se, and its
+            normal p-value ``p``. In the psd space a variance of zero is on the boundary, where z
+            is not normal: use `variance_test`.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> Z = np.kron(np.eye(8), np.ones((5, 1)))
+        >>> result = fm.MultiLMM.from_arrays(rng.normal(size=(3, 40)), np.ones((40, 1)), Z).fit()
+        >>> list(result.variance_components())
+        ['estimate', 'se', 'z', 'p']
+        """
+        return variance_components.variance_components(
+            self.fitted, self.fitted.positions(features), alternative=alternative
+        )
+
+    def variance_test(
+        self,
+        components: str | Sequence[str] | None = None,
+        *,
+        null: Literal["asymptotic", "exact"] = "asymptotic",
+        n_sim: int = 10_000,
+        rng: Any = None,
+        features: Any = None,
+    ) -> xr.Dataset:
+        """Likelihood-ratio tests that random effects are absent, for every feature.
+
+        Every feature is fitted again without the component, from the same statistics. The
+        fixed effects stay, so the test is valid under REML too.
+
+        Parameters
+        ----------
+        components
+            Names of variances, ``"Subject[Days]"``, whose covariances go with them, or of
+            terms, ``"Subject"``, which go whole. Every variance by default.
+        null
+            ``"asymptotic"``: chi-square in the unconstrained space; in the psd space a mixture
+            of chi-squares (Self & Liang 1987, Stram & Lee 1994). ``"exact"``: the finite-sample
+            distribution of Crainiceanu & Ruppert (2004), for models with one variance component,
+            against a positive variance.
+        n_sim
+            Draws from the exact null distribution; one set serves all features.
+        rng
+            Random numbers for them: a Generator or a seed.
+        features
+            Names, positions or a mask; all by default.
+
+        Returns
+        -------
+        Dataset
+            Dims feature, component: ``statistic``, twice the gain in log-likelihood; ``p``;
+            ``loglik_null``; with the exact null ``p_se``, the Monte Carlo standard error of p.
+            The coordinate ``null`` says what distribution each component has.
+
+        Raises
+        ------
+        InputError
+            If a component is unknown, or the exact distribution does not apply.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> Z = np.kron(np.eye(8), np.ones((5, 1)))
+        >>> model = fm.MultiLMM.from_arrays(rng.normal(size=(3, 40)), np.ones((40, 1)), Z)
+        >>> test = model.fit(parameter_space="psd").variance_test()
+        >>> test["null"].item()
+        '0.5 chi2_0 + 0.5 chi2_1'
+        """
+        return variance_tests.variance_test(
+            self.fitted,
+            self.fitted.positions(features),
+            components,
+            null=null,
+            n_sim=n_sim,
+            rng=rng,
+        )
+
+    def icc(self, *, features: Any = None) -> xr.Dataset:
+        """Intra-class correlations: each random effect's share of the random variance.
+
+        The fixed effects are left out of the total, which makes this the adjusted
+        repeatability of Nakagawa & Schielzeth (2010, Biol Rev 85:935). A correlated term counts as
+        one component, with its variance averaged over the samples.
+
+        Parameters
+        ----------
+        features
+            Names, positions or a mask; all by default.
+
+        Returns
+        -------
+        Dataset
+            Dims feature, component (the residual last): ``estimate`` and ``se``, by the delta
+            method; NaN where the total is not positive.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> Z = np.kron(np.eye(8), np.ones((5, 1)))
+        >>> result = fm.MultiLMM.from_arrays(rng.normal(size=(3, 40)), np.ones((40, 1)), Z).fit()
+        >>> bool(np.allclose(result.icc()["estimate"].sum("component"), 1.0))
+        True
+        """
+        return variance_shares.icc(self.fitted, self.fitted.positions(features))
+
+    def variance_fractions(
+        self,
+        *,
+        by: Literal["term", "coef"] = "term",
+        column_means: ArrayLike | None = None,
+        features: Any = None,
+    ) -> xr.Dataset:
+        """Shares of the total variance: every fixed term, random effect and the residual.
+
+        As variancePartition defines them (Hoffman & Schadt 2016, BMC Bioinformatics 17:483): a
+        fixed term has the variance over the samples of its part of the linear predictor, and
+        these are scaled to add up to that of all fixed effects together. A random effect with
+        slopes has its variance averaged over the samples (Johnson 2014).
+
+        Parameters
+        ----------
+        by
+            ``"term"``: the coefficients of one term of the formula together; ``"coef"``: each
+            alone, as variancePartition does for mixed models.
+        column_means
+            Means of the columns of X over the samples, shape (p,). They follow from the
+            statistics where the model has an intercept, indicators of all levels of a factor
+            (``0 + group``) or a random intercept ``(1 | group)``.
+        features
+            Names, positions or a mask; all by default.
+
+        Returns
+        -------
+        Dataset
+            Dims feature, component (fixed, then random, the residual last): ``estimate``,
+            adding up to one, and ``se``, by the delta method.
+
+        Raises
+        ------
+        InputError
+            If the means of the columns of X are needed and not known.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sim = fm.simulate.rnaseq(n_genes=9, n_cells=300, n_samples=6, n_clusters=2, rng=1)
+        >>> result = fm.MultiLMM.from_formula(
+        ...     "~ log(libsize) + cls", "~ 0 + sam", sim.metadata, sim.counts,
+        ...     transform="log2p1").fit()
+        >>> result.variance_fractions()["component"].values.tolist()
+        ['log(libsize)', 'cls', 'sam', 'Residual']
+        """
+        return variance_shares.variance_fractions(
+            self.fitted, self.fitted.positions(features), by=by, column_means=column_means
+        )
+
+    def conf_int_theta(
+        self,
+        alpha: float = 0.05,
+        *,
+        method: Literal["wald", "profile"] = "wald",
+        scale: Literal["variance", "sd"] = "variance",
+        params: str | Sequence[str] | None = None,
+        features: Any = None,
+    ) -> xr.DataArray:
+        """Confidence limits of the variances and covariances.
+
+        Parameters
+        ----------
+        alpha
+            One minus the coverage.
+        method
+            ``"wald"``: estimate -/+ z se; in the psd space limits of a variance are symmetric on
+            the log scale, theta exp(-/+ z se / theta), and NaN for a variance of zero.
+            ``"profile"``: where the log-likelihood that was fitted (restricted for REML), maximised
+            over the other variance parameters, has fallen by half the chi-square quantile.
+        scale
+            ``"variance"``, or ``"sd"`` for the square roots of the variances' limits (0 for a
+            negative lower limit), covariances left out.
+        params
+            Names of variance parameters; all by default.
+        features
+            Names, positions or a mask; all by default.
+
+        Returns
+        -------
+        DataArray
+            Dims feature, param, bound (lower, upper). The profile of a variance in the psd
+            space ends at 0. NaN where a limit was not found.
+
+        Raises
+        ------
+        InputError
+            If an option or a parameter is unknown.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Once, with the number of features that lack a profile limit.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> Z = np.kron(np.eye(8), np.ones((5, 1)))
+        >>> result = fm.MultiLMM.from_arrays(rng.normal(size=(3, 40)), np.ones((40, 1)), Z).fit()
+        >>> result.conf_int_theta(method="profile", scale="sd").dims
+        ('feature', 'param', 'bound')
+        """
+        return variance_components.conf_int_theta(
+            self.fitted,
+            self.fitted.positions(features),
+            alpha,
+            method=method,
+            scale=scale,
+            params=params,
+        )
+
+    def blup(
+        self, se: Literal["conditional", "prediction"] | bool | None = None, *, features: Any = None
+    ) -> xr.DataArray | xr.Dataset:
+        """Best linear unbiased predictions of the random effects.
+
+        Parameters
+        ----------
+        se
+            ``"conditional"`` (or True): standard deviations given y and beta, lme4's condVar
+            and statsmodels' random_effects_cov; ``"prediction"``: standard errors of
+            prediction with beta estimated; None: predictions alone.
+        features
+            Names, positions or a mask; all by default.
+
+        Returns
+        -------
+        DataArray or Dataset
+            Dims feature, level; the coordinates term, group, group_level and effect tell the
+            levels apart. With ``se`` a Dataset with the variables blup and se.
+        """
+        return random_effects.blup(self.fitted, self.fitted.positions(features), se)
+
+    @property
+    def random_effects(self) -> dict[str, xr.DataArray]:
+        """Predictions by random term: dims feature, the grouping factor's levels, effect."""
+        return random_effects.random_effects(self.fitted)

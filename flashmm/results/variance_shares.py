@@ -1,0 +1,128 @@
+"""Shares of the variance: of the random effects alone, and of all terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from flashmm.exceptions import InputError, check_option
+from flashmm.inference.names import term_name
+from flashmm.inference.variance_fractions import (
+    column_sums,
+    component_weights,
+    fixed_shares,
+    sample_covariance,
+)
+from flashmm.inference.variance_fractions import variance_fractions as fractions
+from flashmm.stats.own_rows import PatternedStats
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from flashmm.results.fitted import FittedModel
+
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
+
+__all__ = ["icc", "variance_fractions"]
+
+
+def icc(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
+    """Intra-class correlations; see `MultiLMMResults.icc`."""
+    _refuse_weights(fitted)
+    if isinstance(fitted.stats, PatternedStats):
+        return fitted.by_pattern(positions, icc)
+    names, weights = component_weights(fitted.stats)
+    parts = fitted.values("theta", positions) @ weights.T
+    spread = fitted.on_request.theta_covariance(positions)
+    covariance = np.matmul(np.matmul(weights, spread), weights.T)
+    shares = fractions(parts, covariance, np.ones(len(names)))
+    return _shares(fitted, positions, names, shares.estimate, shares.se)
+
+
+def variance_fractions(
+    fitted: FittedModel,
+    positions: IntArray,
+    *,
+    by: str = "term",
+    column_means: ArrayLike | None = None,
+) -> xr.Dataset:
+    """Shares of the total variance; see `MultiLMMResults.variance_fractions`."""
+    check_option("by", by, ("term", "coef"))
+    _refuse_weights(fitted)
+    if isinstance(fitted.stats, PatternedStats):
+        if column_means is not None:
+            fitted.one_design("`column_means`")
+        return fitted.by_pattern(positions, partial(variance_fractions, by=by))
+    S = sample_covariance(fitted.stats.XX, _column_sums(fitted, column_means), fitted.stats.n)
+    terms: dict[str, list[int]] = {}
+    for i, name in enumerate(fitted.stats.coef_names):
+        if S[i, i] > 0:
+            terms.setdefault(term_name(name) if by == "term" else name, []).append(i)
+    names, weights = component_weights(fitted.stats)
+    repeated = set(names) & set(terms)
+    labels = [f"{name} (fixed)" if name in repeated else name for name in terms]
+    theta = fitted.values("theta", positions)
+    fixed = fixed_shares(fitted.values("beta", positions), S, list(terms.values()))
+    parts = np.concatenate([fixed.value, theta @ weights.T], axis=1)
+    c, t, p = parts.shape[1], len(terms), fitted.stats.p
+    covariance = np.zeros((positions.size, c, c))
+    random = np.matmul(np.matmul(weights, fitted.on_request.theta_covariance(positions)), weights.T)
+    covariance[:, t:, t:] = random
+    for rows in _chunks(positions.size, p**2 + t * p, fitted.options.memory):
+        g = fixed.gradient[rows]
+        C = fitted.on_request.covariance(positions[rows])
+        covariance[rows, :t, :t] = np.matmul(np.matmul(g, C), np.swapaxes(g, 1, 2))
+    shares = fractions(parts, covariance, np.ones(c))
+    return _shares(fitted, positions, (*labels, *names), shares.estimate, shares.se)
+
+
+def _chunks(count: int, numbers: int, memory: int) -> list[slice]:
+    """Slices of ``count`` rows of so many numbers each, to the memory budget."""
+    size = int(max(1, memory // (32 * max(numbers, 1))))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _column_sums(fitted: FittedModel, column_means: ArrayLike | None) -> FloatArray:
+    if column_means is not None:
+        means = np.asarray(column_means, dtype=np.float64)
+        if means.shape != (fitted.stats.p,) or not np.isfinite(means).all():
+            raise InputError(
+                f"`column_means` must be {fitted.stats.p} finite numbers, one for each column of "
+                f"X; its shape is {means.shape}."
+            )
+        return means * fitted.stats.n
+    sums = column_sums(fitted.one_design("Column sums"))
+    if sums is None:
+        raise InputError(
+            "The variance of a fixed effect needs the means of the columns of X, which these "
+            "statistics do not tell: the model has no intercept, no full set of indicators of "
+            "a factor and no random intercept. Give `column_means`, X.mean(axis=0)."
+        )
+    return sums
+
+
+def _refuse_weights(fitted: FittedModel) -> None:
+    if fitted.stats.log_weights != 0.0:
+        raise InputError(
+            "Shares of the variance are not defined for weighted samples: the residual "
+            "variance differs between them. Compute them from `theta` for the weight you mean."
+        )
+
+
+def _shares(
+    fitted: FittedModel,
+    positions: IntArray,
+    names: Sequence[str],
+    estimate: FloatArray,
+    se: FloatArray,
+) -> xr.Dataset:
+    dims = ("feature", "component")
+    return xr.Dataset(
+        {"estimate": (dims, estimate), "se": (dims, se)},
+        coords={"feature": fitted.names[positions], "component": np.array(names, dtype=object)},
+    )

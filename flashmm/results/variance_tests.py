@@ -1,0 +1,141 @@
+"""Likelihood-ratio tests of the variance components: fits without them, null distributions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from flashmm.exceptions import ConvergenceWarning, InputError, check_option
+from flashmm.inference.constrained import Maximiser
+from flashmm.inference.exact_lrt import SimulatedNull, simulate_exact_null
+from flashmm.inference.variance_tests import (
+    Gain,
+    ZeroHypothesis,
+    asymptotic_null,
+    likelihood_ratio,
+    zero_hypotheses,
+)
+from flashmm.likelihood import Projection
+from flashmm.solvers import FisherScoring
+from flashmm.solvers.space import make_space
+from flashmm.solvers.status import Status
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.results.fitted import FittedModel
+
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
+
+__all__ = ["exact_null", "gain", "maximiser", "variance_test"]
+
+NULLS = ("asymptotic", "exact")
+
+
+def variance_test(
+    fitted: FittedModel,
+    positions: IntArray,
+    components: str | Sequence[str] | None = None,
+    *,
+    null: str = "asymptotic",
+    n_sim: int = 10_000,
+    rng: Any = None,
+) -> xr.Dataset:
+    """Tests that random effects are absent; see `MultiLMMResults.variance_test`."""
+    hypotheses = zero_hypotheses(fitted.stats.structure, components)
+    check_option("null", null, NULLS)
+    exact = exact_null(fitted, n_sim, rng) if null == "exact" else None
+    shape = (positions.size, len(hypotheses))
+    statistic, p, p_se, loglik_null = (np.full(shape, np.nan) for _ in range(4))
+    labels = []
+    for j, hypothesis in enumerate(hypotheses):
+        found = gain(fitted, positions, hypothesis)
+        statistic[:, j], loglik_null[:, j] = found.statistic, found.loglik_null
+        if found.lost:
+            warnings.warn(
+                f"The fit without {hypothesis.label!r} did not converge for {found.lost} of "
+                f"{positions.size} features: their test is NaN.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        if exact is not None:
+            negative = fitted.ds["theta"].to_numpy()[positions, 0] < 0
+            statistic[negative, j] = np.minimum(statistic[negative, j], 0.0)
+            p[:, j], p_se[:, j] = exact.sf(statistic[:, j])
+            labels.append(f"exact, {n_sim} draws")
+        else:
+            mixture = asymptotic_null(hypothesis, fitted.options.parameter_space)
+            p[:, j] = mixture.sf(statistic[:, j])
+            labels.append(str(mixture))
+    dims = ("feature", "component")
+    table = {"statistic": (dims, statistic), "p": (dims, p), "loglik_null": (dims, loglik_null)}
+    if exact is not None:
+        table["p_se"] = (dims, p_se)
+    return xr.Dataset(
+        table,
+        coords={
+            "feature": fitted.names[positions],
+            "component": np.array([h.label for h in hypotheses], dtype=object),
+            "null": (("component",), np.array(labels, dtype=object)),
+        },
+        attrs={"method": fitted.options.method, "parameter_space": fitted.options.parameter_space},
+    )
+
+
+def maximiser(fitted: FittedModel) -> Maximiser:
+    """What fits again with some of theta held."""
+    options, structure = fitted.options, fitted.stats.structure
+    # Refits start near their maximum, where the observed information serves from the start.
+    solver = FisherScoring(epsilon=options.epsilon, newton_within=10.0)
+    return Maximiser(
+        fitted.likelihood,
+        make_space(options.parameter_space, structure.blocks(), len(structure.param_names)),
+        solver,
+        max(options.max_iter, 100),
+        options.memory,
+    )
+
+
+def gain(fitted: FittedModel, positions: IntArray, hypothesis: ZeroHypothesis) -> Gain:
+    """What the features at ``positions`` gain by a component in log-likelihood."""
+    request = fitted.on_request
+    known = np.flatnonzero(request.known[positions] & fitted.converged[positions])
+    chosen = positions[known]
+    null = maximiser(fitted).at(request.theta[chosen], chosen, zeros=hypothesis.zeros)
+    found = np.asarray(null.status <= Status.INDEFINITE) | (null.status == Status.STALLED)
+    natural = fitted.projection.natural_loglik(null.loglik, fitted.options.method, chosen)
+    loglik = np.where(found, natural, np.nan)
+    statistic, loglik_null = np.full(positions.size, np.nan), np.full(positions.size, np.nan)
+    statistic[known] = likelihood_ratio(fitted.ds["loglik"].to_numpy()[chosen], loglik)
+    loglik_null[known] = loglik
+    return Gain(statistic, loglik_null, int((~found).sum()))
+
+
+def exact_null(fitted: FittedModel, n_sim: int, rng: Any) -> SimulatedNull:
+    """Draws from the finite-sample null distribution of the only component."""
+    if len(fitted.stats.structure.parameters) != 1:
+        raise InputError(
+            "null='exact' is known for models with one variance component; this one has "
+            f"{len(fitted.stats.structure.parameters)}. Use null='asymptotic' or a parametric "
+            "bootstrap."
+        )
+    if isinstance(n_sim, bool) or not isinstance(n_sim, (int, np.integer)) or n_sim < 1:
+        raise InputError(f"`n_sim` must be a positive whole number, not {n_sim!r}.")
+    fitted.one_design("null='exact'")
+    p = fitted.projection
+    assert isinstance(p, Projection)
+    eigenvalues = np.diag(p.A[0])
+    reml = fitted.options.method == "REML"
+    return simulate_exact_null(
+        eigenvalues,
+        p.n - p.p * reml,
+        p.n - p.p - p.r,
+        eigenvalues if reml else np.diag(p.A_full[0]),
+        int(n_sim),
+        np.random.default_rng(rng),
+    )
