@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from flashmm.exceptions import InputError, check_option, listing, nearest
 from flashmm.inference.contrasts import Contrasts
@@ -75,7 +76,9 @@ def marginal_means(
             "No sample has the levels that `at` leaves to average over; "
             'proportional weights do not exist. Use weights="equal".'
         )
-    L = W @ fitted.fixed_rows(table, context)
+    # The offset is the last column, whose coefficient is one.
+    rows = np.column_stack([fitted.fixed_rows(table, context), fitted.offset_rows(table, context)])
+    L = W @ rows
     per_group = int(np.prod([len(grid[name]) for name in kept]))
     group_labels = [
         ", ".join(f"{name}={value}" for name, value in zip(groups, values, strict=True))
@@ -86,19 +89,22 @@ def marginal_means(
             ", ".join(f"{name}={value}" for name, value in zip(kept, values, strict=True))
             for values in product(*(grid[name] for name in kept))
         ]
-        inner, rows = means, np.eye(per_group)
+        inner, combined = means, np.eye(per_group)
     else:
         levels = [
             " ".join(str(value) for value in values)
             for values in product(*(grid[name] for name in kept))
         ]
-        inner, rows = contrast_weights(contrast, levels, reference)
+        inner, combined = contrast_weights(contrast, levels, reference)
     labels = tuple(
         f"{label} | {group}" if group else label for group in group_labels for label in inner
     )
-    matrix = np.concatenate([rows @ part for part in L.reshape(-1, per_group, L.shape[1])])
-    contrasts = Contrasts(matrix, np.zeros(len(labels)), labels)
-    return t_test(fitted, positions, contrasts, **options)
+    matrix = np.concatenate([combined @ part for part in L.reshape(-1, per_group, L.shape[1])])
+    offset = matrix[:, -1]
+    tests = t_test(fitted, positions, Contrasts(matrix[:, :-1], -offset, labels), **options)
+    estimate = tests.ds["estimate"] + xr.DataArray(offset, dims="contrast")
+    tests.ds = tests.ds.assign(estimate=estimate, value=("contrast", np.zeros(len(labels))))
+    return tests
 
 
 def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -109,7 +115,7 @@ def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
 
 def _grid(recipe: DesignRecipe, at: dict[str, Any]) -> dict[str, list[Any]]:
     """Values of every column of the fixed formula."""
-    columns = recipe.fixed.columns
+    columns = recipe.grid_columns
     unknown = [name for name in at if name not in columns]
     if unknown:
         raise InputError(

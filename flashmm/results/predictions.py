@@ -15,6 +15,7 @@ from flashmm.exceptions import InputError, check_option, listing
 from flashmm.formulas.recipe import RandomRows
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.statistics import confidence_limits
+from flashmm.results.estimability import estimable_rows
 from flashmm.results.hypotheses import hypotheses
 from flashmm.sources import Transform, make_source
 from flashmm.stats.own_rows import PatternedStats
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from flashmm.results.fitted import FittedModel
 
     FloatArray = NDArray[np.float64]
+    BoolArray = NDArray[np.bool_]
     IntArray = NDArray[np.intp]
 
 __all__ = ["NewRows", "fittedvalues", "new_rows", "predict", "resid"]
@@ -38,11 +40,27 @@ DF = ("satterthwaite", "residual")
 
 @dataclass(frozen=True)
 class NewRows:
-    """New samples: X (c, p), Z with what unknown levels add, and the samples' labels."""
+    """New samples.
+
+    Parameters
+    ----------
+    X
+        Rows of X, shape (c, p).
+    random
+        Rows of Z, with what unknown levels add.
+    labels
+        Labels of the samples.
+    estimable
+        Whether the samples of the fit determine x'beta, shape (c,).
+    offset
+        Known part of the mean, shape (c,).
+    """
 
     X: FloatArray
     random: RandomRows | None
     labels: pd.Index
+    estimable: BoolArray
+    offset: FloatArray
 
 
 def predict(
@@ -72,12 +90,15 @@ def predict(
     )
     if conditional and rows.random is not None and not allow_new_levels:
         _refuse_new_levels(rows.random)
-    estimate = fitted.values("beta", positions) @ rows.X.T
+    estimate = fitted.values("beta", positions) @ rows.X.T + rows.offset
+    estimate[:, ~rows.estimable] = np.nan
     if conditional and rows.random is not None:
         blup, _ = fitted.on_request.random_effects(positions, None)
         estimate = estimate + np.asarray(rows.random.Z @ blup.T).T
     dims = ("feature", "sample")
-    coords = {"feature": fitted.names[positions], "sample": rows.labels}
+    coords: dict[str, Any] = {"feature": fitted.names[positions], "sample": rows.labels}
+    if fitted.stats.aliased is not None:
+        coords["estimable"] = ("sample", rows.estimable)
     prediction = xr.DataArray(estimate, dims=dims, coords=coords, name="prediction")
     if not se and interval is None:
         return prediction
@@ -89,7 +110,8 @@ def predict(
         Z_known = rows.random.Z if conditional else Z_known
     found = hypotheses(fitted).predictions(positions, rows.X, Z_known, independent, df)
     with np.errstate(invalid="ignore"):
-        errors = np.sqrt(np.where(found.variance > 0, found.variance, np.nan))
+        usable = (found.variance > 0) & rows.estimable
+        errors = np.sqrt(np.where(usable, found.variance, np.nan))
     result = xr.Dataset({"prediction": prediction, "se": (dims, errors)}, attrs={"level": level})
     if interval is not None:
         limits = confidence_limits(estimate, errors, found.df, alpha)
@@ -173,12 +195,13 @@ def new_rows(
         )
     if X is not None:
         return _matrix_rows(fitted, X, Z, known=known, need_random=need_random)
-    columns, random = fitted.fixed_rows(newdata, context), None
+    fixed, random = estimable_rows(fitted.stats, fitted.fixed_rows(newdata, context)), None
     if need_random:
         random = fitted.known_recipe().random_rows(
             newdata, fitted.stats.structure, known=known, context=context
         )
-    return NewRows(columns, random, pd.DataFrame(newdata).index)
+    offset = fitted.offset_rows(newdata, context)
+    return NewRows(fixed.rows, random, pd.DataFrame(newdata).index, fixed.estimable, offset)
 
 
 def _matrix_rows(
@@ -186,11 +209,20 @@ def _matrix_rows(
 ) -> NewRows:
     stats = fitted.stats
     labels = X.index if isinstance(X, pd.DataFrame) else pd.RangeIndex(np.shape(X)[0])
+    if fitted.recipe is not None and fitted.recipe.offset is not None:
+        raise InputError(
+            "The fixed formula has an offset, which X does not hold. Pass the samples as a table, "
+            "`newdata`."
+        )
+    # Columns that were left out because of their rank may be given too, and then count.
+    names = fitted.columns
     if isinstance(X, pd.DataFrame):
-        absent = [name for name in stats.coef_names if name not in X.columns]
+        if not set(names) <= set(X.columns):
+            names = stats.coef_names
+        absent = [name for name in names if name not in X.columns]
         if absent:
             raise InputError(f"X lacks the columns {listing(absent)}.")
-        X = X[list(stats.coef_names)]
+        X = X[list(names)]
     if need_random and Z is None:
         raise InputError(
             "Pass Z too: this prediction depends on the random effects of the samples."
@@ -199,6 +231,10 @@ def _matrix_rows(
     structure = stats.structure
     design = design_from_arrays(X, empty if Z is None else Z, components=structure)
     rows_X, rows_Z = design.X[:], design.Z[:]
+    estimable = np.ones(len(labels), dtype=bool)
+    if stats.aliased is not None and rows_X.shape[1] == len(fitted.columns):
+        split = estimable_rows(stats, rows_X)
+        rows_X, estimable = split.rows, split.estimable
     if rows_X.shape[1] != stats.p:
         raise InputError(f"X has {rows_X.shape[1]} columns, but the model has p = {stats.p}.")
     weights = np.zeros((len(labels), len(structure.param_names)))
@@ -207,7 +243,8 @@ def _matrix_rows(
             rows, columns = structure.columns(parameter)
             product = rows_Z[:, rows].multiply(rows_Z[:, columns]).sum(axis=1)
             weights[:, i] = np.ravel(product) * (1.0 if parameter.is_variance else 2.0)
-    return NewRows(rows_X, RandomRows(rows_Z, weights, {}), labels)
+    random = RandomRows(rows_Z, weights, {})
+    return NewRows(rows_X, random, labels, estimable, np.zeros(len(labels)))
 
 
 def _range(index: Any, size: int) -> Any:
