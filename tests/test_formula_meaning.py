@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import references
 from formulaic import Formula
 
 import flashmm as fm
@@ -396,3 +397,28 @@ def test_missing_float_and_column_names_are_refused():
     Z = pd.DataFrame(np.eye(48)[:, :2], columns=["a", np.nan])
     with pytest.raises(InputError, match="Missing column of Z names"):
         fm.MultiLMM.from_arrays(Y, np.ones((48, 1)), Z)
+
+
+# --- Values of lme4 --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case", "fixed"),
+    [
+        ("power", "~ age + I(age^2)"),
+        ("boolean", "~ age * female"),
+        ("cells", "~ 0 + C(age):female"),
+    ],
+)
+def test_fits_equal_lme4(case, fixed):
+    expected = references.formulas()[case]
+    data = references.orthodont()
+    result = fm.MultiLMM.from_formula(
+        fixed, "(1 | Subject)", data, data["distance"].to_numpy()
+    ).fit(parameter_space="psd")
+    names = [name.replace("factor(", "C(") for name in expected["names"]]
+    order = resolve_names(names, list(result.params.columns))
+    np.testing.assert_allclose(result.params.to_numpy()[0, order], expected["beta"], rtol=1e-6)
+    np.testing.assert_allclose(result.bse.to_numpy()[0, order], expected["se"], rtol=1e-5)
+    np.testing.assert_allclose(result.theta.to_numpy()[0], expected["variances"], rtol=1e-5)
+    np.testing.assert_allclose(result.llf.iloc[0], expected["llf"][0], rtol=1e-9)

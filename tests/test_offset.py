@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import references
 import scipy.sparse as sp
 
 import flashmm as fm
@@ -150,3 +151,96 @@ def test_missing_values_of_an_offset_are_missing():
 
 def test_a_column_called_offset_is_a_column():
     assert model("~ offset", data=DATA.assign(offset=DATA.known)).stats.coef_names[1] == "offset"
+
+
+# --- Results ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case", "fixed"),
+    [("offset", "~ a + offset(log(x))"), ("offset_two", "~ b + offset(x^2) + offset(0.5 * x)")],
+)
+def test_fits_equal_lme4(case, fixed):
+    expected, data = references.formulas()[case], references.empty_cell()
+    result = fm.MultiLMM.from_formula(fixed, "(1 | id)", data, data["y"].to_numpy()).fit(
+        parameter_space="psd"
+    )
+    np.testing.assert_allclose(result.params.iloc[0], expected["beta"], rtol=1e-6)
+    np.testing.assert_allclose(result.bse.iloc[0], expected["se"], rtol=1e-5)
+    np.testing.assert_allclose(result.theta.iloc[0], expected["variances"], rtol=1e-5)
+    np.testing.assert_allclose(result.llf.iloc[0], expected["llf"][0], rtol=1e-9)
+    np.testing.assert_allclose(result.anova().fvalue.iloc[0], expected["anova"]["F"], rtol=1e-4)
+
+
+def test_marginal_means_hold_the_offset_at_its_mean():
+    expected, data = references.formulas()["offset"]["means"], references.empty_cell()
+    result = fm.MultiLMM.from_formula(
+        "~ a + offset(log(x))", "(1 | id)", data, data["y"].to_numpy()
+    ).fit(parameter_space="psd")
+    table = result.marginal_means("a").to_frame()
+    np.testing.assert_allclose(table["estimate"], expected["mean"], rtol=1e-6)
+    np.testing.assert_allclose(table["se"], expected["se"], rtol=1e-5)
+    np.testing.assert_allclose(table["df"], expected["df"], rtol=1e-4)
+    np.testing.assert_allclose(table["p"], expected["p"], rtol=1e-4)
+    pairs = result.marginal_means("a", contrast="pairwise")
+    params = result.params.iloc[0]
+    np.testing.assert_allclose(pairs.effect["p - q"].iloc[0], -params["a[T.q]"], rtol=1e-9)
+    at = result.marginal_means("a", at={"x": 1.0})  # log(1) = 0
+    np.testing.assert_allclose(at.effect["a=p"].iloc[0], params["Intercept"], rtol=1e-9)
+    by = result.marginal_means("a", by="x", at={"x": [1.0, np.e]})
+    np.testing.assert_allclose(by.effect.iloc[0, 3] - by.effect.iloc[0, 0], 1.0)
+    limits = result.marginal_means("a").conf_int()
+    assert (limits.mean("bound") - table["estimate"].to_numpy()).max() < 1e-9
+
+
+def test_predictions_hold_the_offset(tmp_path):
+    values = np.log(DATA.known.to_numpy())
+    result = model("~ x + trt + offset(log(known))").fit(parameter_space="psd")
+    other = model("~ x + trt", COUNTS - values).fit(parameter_space="psd")
+    result.save(tmp_path / "fit.nc")
+    again = fm.MultiLMMResults.load(tmp_path / "fit.nc")
+    for each in (result, again):
+        for options in ({}, {"level": "conditional"}):
+            np.testing.assert_allclose(
+                each.predict(DATA, **options), other.predict(DATA, **options) + values, rtol=1e-8
+            )
+        np.testing.assert_allclose(
+            each.fittedvalues(DATA), other.fittedvalues(DATA) + values, rtol=1e-8
+        )
+        np.testing.assert_allclose(
+            each.resid(COUNTS, DATA), other.resid(COUNTS - values, DATA), rtol=1e-7, atol=1e-9
+        )
+        wide, plain = (
+            r.predict(DATA, interval="prediction", level="conditional") for r in (each, other)
+        )
+        np.testing.assert_allclose(wide["upper"], plain["upper"] + values, rtol=1e-7)
+        np.testing.assert_allclose(wide["se"], plain["se"], rtol=1e-7)
+        one = each.sel(0)
+        np.testing.assert_allclose(one.predict(DATA), each.predict(DATA)[0])
+        np.testing.assert_array_equal(
+            each.marginal_means("trt").effect, result.marginal_means("trt").effect
+        )
+    with pytest.raises(InputError, match="needs the column 'known'"):
+        result.predict(DATA.drop(columns="known"))
+    with pytest.raises(InputError, match="has an offset, which X does not hold"):
+        result.predict(X=np.ones((2, 3)))
+
+
+def test_statsmodels_fits_the_same_model():
+    pytest.importorskip("statsmodels")
+    Y = pd.DataFrame(COUNTS, index=list("abcd"))
+    result = model("~ x + offset(log(known))", Y).fit(parameter_space="psd")
+    assert result.sel("b").to_statsmodels(Y, DATA).largest_difference < 1e-3
+
+
+def test_transforms_in_an_offset_keep_their_state():
+    result = model("~ x + offset(scale(known))").fit(parameter_space="psd")
+    whole = result.predict(DATA)
+    np.testing.assert_allclose(result.predict(DATA.iloc[:3]), whole[:, :3])
+
+
+def test_models_with_other_offsets_are_other_data():
+    large = model("~ x + trt + offset(known)").fit(method="ML")
+    small = model("~ x").fit(method="ML")
+    with pytest.raises(InputError, match="different data"):
+        large.compare_lr_test(small)

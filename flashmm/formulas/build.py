@@ -185,15 +185,12 @@ def build_design(
         for term in terms
     ]
     structure = CovarianceStructure(_name_terms(terms, [block.term for block in built]))
-    offset = None if offsets is None else _offset(columns, offsets, in_fixed)
-    recipe = _recipe(
-        kept,
-        names.context,
-        (plain, X.spec),
-        built,
-        structure,
-        None if offsets is None or offset is None else (offsets, offset.spec),
-    )
+    offset, noted = None, None
+    if offsets is not None:
+        held = _offset(columns, offsets, in_fixed)
+        offset = held.rows(slice(None)).sum(axis=1)
+        noted = offsets, held.spec, float(offset.mean())
+    recipe = _recipe(kept, names.context, (plain, X.spec), built, structure, noted)
     design = Design(
         X=_fixed_matrix(X.rows, len(kept)),
         Z=_random_matrix([block.rows for block in built], len(kept), structure.q),
@@ -202,7 +199,7 @@ def build_design(
         fixed=fixed_text,
         random=_random_text(terms),
         recipe=recipe,
-        offset=None if offset is None else offset.rows(slice(None)).sum(axis=1),
+        offset=offset,
     )
     return DesignBuild(design, dropped)
 
@@ -245,7 +242,7 @@ def _recipe(
     fixed: tuple[SimpleFormula, Any],
     blocks: list[_Block],
     structure: CovarianceStructure,
-    offset: tuple[SimpleFormula, Any] | None,
+    offset: tuple[SimpleFormula, Any, float] | None,
 ) -> DesignRecipe:
     """Note how the columns were made, for new data."""
 
@@ -260,7 +257,7 @@ def _recipe(
         TermRecipe(term.name, formula(block.effects, block.spec, "sparse"), block.group)
         for term, block in zip(structure.terms, blocks, strict=True)
     )
-    added = None if offset is None else formula(*offset, "numpy")
+    added = None if offset is None else formula(*offset[:2], "numpy")
     parts = [X, *(term.effects for term in terms), *([] if added is None else [added])]
     in_formula = {name for part in parts for name in part.columns}
     recipe = DesignRecipe(
@@ -274,6 +271,7 @@ def _recipe(
         counts=np.array([len(data)], dtype=np.intp),
         context=context,
         offset=added,
+        offset_mean=0.0 if offset is None else offset[2],
     )
     # Numbers under C() are levels; what I(x > 2) or np.where(x > 2, ...) looks at stays a number.
     categorical = {

@@ -152,6 +152,8 @@ class DesignRecipe:
         Further names that the formulas use; not written to files.
     offset
         The formula whose columns add up to the offset; None without one.
+    offset_mean
+        Mean of the offset over the samples.
     """
 
     columns: Mapping[str, ColumnRecord]
@@ -162,6 +164,7 @@ class DesignRecipe:
     counts: IntArray
     context: Mapping[str, Any] = field(default_factory=dict)
     offset: FormulaRecipe | None = None
+    offset_mean: float = 0.0
 
     @property
     def grid_columns(self) -> tuple[str, ...]:

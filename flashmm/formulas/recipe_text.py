@@ -42,6 +42,7 @@ def recipe_to_text(recipe: DesignRecipe) -> str:
             "combinations": recipe.combinations.tolist(),
             "counts": recipe.counts.tolist(),
             "offset": None if recipe.offset is None else _formula(recipe.offset),
+            "offset_mean": recipe.offset_mean,
         }
     )
 
@@ -66,6 +67,7 @@ def recipe_from_text(text: str) -> DesignRecipe:
         combinations=combinations.reshape(counts.size, len(factors)),
         counts=counts,
         offset=None if values.get("offset") is None else _restored_formula(values["offset"]),
+        offset_mean=float(values.get("offset_mean", 0.0)),
     )
 
 

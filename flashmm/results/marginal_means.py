@@ -76,8 +76,12 @@ def marginal_means(
             "No sample has the levels that `at` leaves to average over; "
             'proportional weights do not exist. Use weights="equal".'
         )
-    # The offset is the last column, whose coefficient is one.
-    rows = np.column_stack([fitted.fixed_rows(table, context), fitted.offset_rows(table, context)])
+    # The offset is the last column, whose coefficient is one: its mean, as in emmeans, or its value
+    # at what `at` says of its columns.
+    offset = np.full(len(table), recipe.offset_mean)
+    if _sets_offset(recipe, at):
+        offset = fitted.offset_rows(table, context)
+    rows = np.column_stack([fitted.fixed_rows(table, context), offset])
     L = W @ rows
     per_group = int(np.prod([len(grid[name]) for name in kept]))
     group_labels = [
@@ -100,9 +104,9 @@ def marginal_means(
         f"{label} | {group}" if group else label for group in group_labels for label in inner
     )
     matrix = np.concatenate([combined @ part for part in L.reshape(-1, per_group, L.shape[1])])
-    offset = matrix[:, -1]
-    tests = t_test(fitted, positions, Contrasts(matrix[:, :-1], -offset, labels), **options)
-    estimate = tests.ds["estimate"] + xr.DataArray(offset, dims="contrast")
+    added = matrix[:, -1]
+    tests = t_test(fitted, positions, Contrasts(matrix[:, :-1], -added, labels), **options)
+    estimate = tests.ds["estimate"] + xr.DataArray(added, dims="contrast")
     tests.ds = tests.ds.assign(estimate=estimate, value=("contrast", np.zeros(len(labels))))
     return tests
 
@@ -111,6 +115,11 @@ def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
     if columns is None:
         return ()
     return (columns,) if isinstance(columns, str) else tuple(columns)
+
+
+def _sets_offset(recipe: DesignRecipe, at: Mapping[str, Any] | None) -> bool:
+    """Whether `at` names a column that the offset is made of."""
+    return recipe.offset is not None and any(name in recipe.offset.columns for name in at or {})
 
 
 def _grid(recipe: DesignRecipe, at: dict[str, Any]) -> dict[str, list[Any]]:
@@ -123,7 +132,7 @@ def _grid(recipe: DesignRecipe, at: dict[str, Any]) -> dict[str, list[Any]]:
             f"{nearest(str(unknown[0]), columns)}"
         )
     grid: dict[str, list[Any]] = {}
-    for name in columns:
+    for name in columns if _sets_offset(recipe, at) else recipe.fixed.columns:
         record = recipe.columns[name]
         if name in at:
             scalar = isinstance(at[name], str) or np.ndim(at[name]) == 0

@@ -114,9 +114,10 @@ def predict(
         errors = np.sqrt(np.where(usable, found.variance, np.nan))
     result = xr.Dataset({"prediction": prediction, "se": (dims, errors)}, attrs={"level": level})
     if interval is not None:
-        limits = confidence_limits(estimate, errors, found.df, alpha)
+        freedom = np.where(rows.estimable, found.df, np.nan)
+        limits = confidence_limits(estimate, errors, freedom, alpha)
         result = result.assign(lower=(dims, limits[..., 0]), upper=(dims, limits[..., 1]))
-        result = result.assign(df=(dims, found.df))
+        result = result.assign(df=(dims, freedom))
         result.attrs.update(interval=interval, alpha=alpha, df_method=df)
     return result
 
