@@ -116,7 +116,8 @@ class ModelData:
         ----------
         fixed
             One-sided formula of the fixed effects, ``"~ age + group"``; it may hold the
-            random effects too, ``"~ age + (1 | donor)"``.
+            random effects too, ``"~ age + (1 | donor)"``, and offsets, ``offset(log(depth))``,
+            terms whose coefficient is one.
         random
             Random effects: a formula whose columns are one component with independent
             effects (``"~ 0 + sam"``), lme4 bars (``"(1 + x | g) + (1 | h)"``), a list of

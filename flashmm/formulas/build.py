@@ -92,7 +92,7 @@ def build_design(
     ----------
     fixed
         One-sided formula of the fixed effects, e.g. ``"~ 0 + log(libsize) + cls"``. It may hold
-        the random effects as bars: ``"~ age + (1 | donor)"``.
+        the random effects as bars, ``"~ age + (1 | donor)"``, and ``offset(x)``.
     random
         Random effects: bars (``"(1 + x | g) + (1 | h)"``), a FLASHMM formula whose columns are
         independent with one variance (``"~ 0 + sam"``), a list of these, or a dict whose keys
