@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from flashmm import simulate
+from flashmm.counts.voom import Voom, voom
 from flashmm.exceptions import (
     ConvergenceWarning,
     FlashMMError,
@@ -20,6 +21,7 @@ from flashmm.results import (
     FeatureResults,
     FTestResults,
     MultiLMMResults,
+    RatioPrior,
     TTestResults,
 )
 from flashmm.simulate.power import power
@@ -46,13 +48,16 @@ __all__ = [
     "PatternedStats",
     "PrecisionWarning",
     "RankWarning",
+    "RatioPrior",
     "Status",
     "SummaryStats",
     "TTestResults",
+    "Voom",
     "adjust_pvalues",
     "contrast_matrix",
     "power",
     "simulate",
+    "voom",
 ]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import pandas as pd
 
 from flashmm.designs.from_arrays import as_structure, design_and_source
-from flashmm.designs.per_sample import per_sample, positive
+from flashmm.designs.per_sample import per_sample
 from flashmm.exceptions import InputError, MissingSamplesWarning, listing, nearest
 from flashmm.formulas.build import build_design
 from flashmm.sources import Source, Transform, make_source
@@ -418,13 +418,11 @@ p=5, q=6>
             options = ["raise", "feature"]
             raise InputError(f"Unknown missing={missing!r}. {nearest(str(missing), options)}")
         _check_rank(rank)
-        design, source = design_and_source(
-            Y, X, Z, components, coef_names, transform, feature_names
+        design, source, precision = design_and_source(
+            Y, X, Z, components, coef_names, transform, feature_names, weights
         )
-        if weights is not None:
-            weights = positive(weights, design.n, "weights")
         sum_up: Any = sum_by_pattern if missing == "feature" else SummaryStats.from_design
-        return cls(_ranked(sum_up(source, design, weights=weights), rank))
+        return cls(_ranked(sum_up(source, design, weights=precision), rank))
 
     @classmethod
     def from_summary_stats(
@@ -489,6 +487,7 @@ p=5, q=6>
             feature_names=stats.feature_names if feature_names is None else feature_names,
             coef_names=stats.coef_names if coef_names is None else coef_names,
             structure=structure,
+            numbered=stats.numbered and feature_names is None,
         )
         return cls(_ranked(named, rank))
 

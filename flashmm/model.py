@@ -28,6 +28,7 @@ from flashmm.likelihood import (
 from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.results.on_workers import fit_on_workers
+from flashmm.results.trust import doubt
 from flashmm.solvers import EM, SOLVERS
 from flashmm.solvers.base import Solver
 from flashmm.solvers.batches import usable_cores
@@ -252,6 +253,8 @@ class MultiLMM(ModelData):
             ds = fit_on_workers(client, self.stats, plan, theta0)
         results = MultiLMMResults(ds, self.stats, options, projection, self.recipe)
         _warn_about(results.ds["status"].to_numpy())
+        if reason := doubt(results.fitted):
+            log.info(reason)
         return results
 
 
@@ -321,7 +324,8 @@ def _warn_about(status: np.ndarray[Any, Any]) -> None:
     if found:
         detail = ", ".join(f"{count} {verdict.label}" for verdict, count in found.items())
         hint = (
-            " Where V is indefinite some standard errors are NaN; parameter_space='psd' avoids it."
+            " Where V is indefinite the estimate is a stationary point (`converged`), but some "
+            "standard errors are NaN and tests mean nothing; parameter_space='psd' avoids it."
             if Status.INDEFINITE in found
             else ""
         )

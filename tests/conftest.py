@@ -37,9 +37,37 @@ def _r_has_lme4() -> bool:
     return done.returncode == 0
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """An option for a quick run that still enters every test."""
+    parser.addoption(
+        "--cases",
+        type=int,
+        metavar="N",
+        help="of each parametrised test, run at most N cases, spread evenly",
+    )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests marked live_r where R or lme4 is not installed."""
-    live = [item for item in items if item.get_closest_marker("live_r")]
+    """Deselect what `--cases` leaves out, and tests marked live_r without R or lme4."""
+    if (count := config.getoption("--cases")) is not None:
+        _keep(config, items, _spread(items, count))
+    live = {item for item in items if item.get_closest_marker("live_r")}
     if live and not _r_has_lme4():
-        items[:] = [item for item in items if item not in live]
-        config.hook.pytest_deselected(items=live)
+        _keep(config, items, set(items) - live)
+
+
+def _keep(config: pytest.Config, items: list[pytest.Item], kept: set[pytest.Item]) -> None:
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
+def _spread(items: list[pytest.Item], count: int) -> set[pytest.Item]:
+    """At most ``count`` cases of each test, first and last among them."""
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    kept: set[pytest.Item] = set()
+    for cases in tests.values():
+        few = min(count, len(cases))
+        kept.update(cases[round(i * (len(cases) - 1) / max(few - 1, 1))] for i in range(few))
+    return kept

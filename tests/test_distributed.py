@@ -139,7 +139,7 @@ def test_features_that_lack_different_samples(client):
     Y[[0, 0, 2, 3], [4, 25, 25, 59]] = np.nan
     expected = stats_of(Y, missing="feature", weights="w")
     found = stats_of(da.from_array(Y, chunks=(4, 10)), missing="feature", weights="w")
-    np.testing.assert_array_equal(found.observed[found.pattern], np.isfinite(Y))
+    np.testing.assert_array_equal(found.nobs, np.isfinite(Y).sum(axis=1))
     assert found.sums.shift.features.tolist() == [2]
     for k in range(found.n_patterns):
         members = found.members(k)

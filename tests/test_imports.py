@@ -27,6 +27,7 @@ FLOORS = [
     ("inference",),
     ("results",),
     ("simulate", "constructors"),
+    ("counts",),
     ("model",),
     ("__init__",),
 ]
@@ -35,9 +36,9 @@ FLOOR_OF = {name: depth for depth, names in enumerate(FLOORS) for name in names}
 # Rooms (or single modules) that may use a heavy package.
 EDGE = {
     "pandas": {
-        *("formulas", "sources", "results", "constructors", "simulate"),
+        *("formulas", "sources", "results", "constructors", "simulate", "counts"),
         *("arrays.numeric", "arrays.labels", "designs.from_arrays", "designs.per_sample"),
-        *("stats.algebra", "stats.checks", "stats.selection", "stats.summary_stats"),
+        *("stats.algebra", "stats.checks", "stats.selection"),
         *("solvers.start", "inference.contrasts"),
     },
     "formulaic": {"formulas"},

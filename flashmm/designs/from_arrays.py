@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from flashmm.arrays.labels import checked_labels, is_default
+from flashmm.arrays.labels import (
+    as_pandas,
+    axis_labels,
+    by_name,
+    checked_labels,
+    in_order,
+    is_default,
+    label_positions,
+)
 from flashmm.arrays.numeric import float_array
 from flashmm.designs.design import CovarianceStructure, Design, RandomTerm
-from flashmm.exceptions import InputError
+from flashmm.designs.per_sample import positive
+from flashmm.exceptions import InputError, listing
 from flashmm.sources import Source, Transform, make_source
 
 if TYPE_CHECKING:
@@ -21,20 +31,33 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["as_structure", "design_and_source", "design_from_arrays"]
+__all__ = [
+    "as_matrix",
+    "as_structure",
+    "check_rows_are_known",
+    "design_and_source",
+    "design_from_arrays",
+    "matched_columns",
+    "named_levels",
+    "row_labels",
+]
 
 
 def design_from_arrays(
     X: Any, Z: Any, *, components: Any = None, coef_names: Sequence[str] | None = None
 ) -> Design:
-    """Design from matrices: X (n, p), Z (n, q), and the components of Z."""
-    if coef_names is None and isinstance(X, pd.DataFrame) and not is_default(X.columns):
-        coef_names = list(X.columns)
+    """Design from matrices: X (n, p), Z (n, q), and the components of Z.
+
+    The columns of a labelled Z name the levels.
+    """
+    X, Z = as_matrix(X), as_matrix(Z)
     _check_same_rows(X, Z)
-    if components is None and isinstance(Z, pd.DataFrame):
-        labels = checked_labels(list(Z.columns), Z.shape[1], "column of Z", default=np.array([]))
-        levels = tuple(str(name) for name in labels)
-        components = CovarianceStructure((RandomTerm("Z1", "Z1", levels, covariance="identity"),))
+    columns = axis_labels(X, 1)
+    if coef_names is None:
+        coef_names = None if columns is None else list(columns)
+    elif columns is not None:
+        coef_names = in_order(coef_names, columns, "`coef_names`", of="columns of X", by_text=True)
+    components = named_levels(components, axis_labels(Z, 1))
     X = _finite_matrix(X, "X")
     Z = _finite_sparse(Z) if sp.issparse(Z) else sp.csr_array(_finite_matrix(Z, "Z"))
     if X.shape[0] != Z.shape[0]:
@@ -53,11 +76,10 @@ def as_structure(components: Any, q: int) -> CovarianceStructure:
         return components
     if components is None:
         components = [q]
-    if isinstance(components, Mapping):
-        labels = checked_labels(
-            list(components), len(components), "component", default=np.array([])
-        )
-        names, given = [str(name) for name in labels], list(components.values())
+    sizes_by_name = by_name(components)
+    if sizes_by_name is not None:
+        labels = checked_labels(list(sizes_by_name), len(sizes_by_name), "component")
+        names, given = [str(name) for name in labels], list(sizes_by_name.values())
     else:
         given = list(np.atleast_1d(np.asarray(components)))
         names = [f"Z{i + 1}" for i in range(len(given))]
@@ -80,17 +102,80 @@ def as_structure(components: Any, q: int) -> CovarianceStructure:
     )
 
 
+def matched_columns(Z: Any, structure: CovarianceStructure) -> Any:
+    """Z with its columns in the order of a structure, by label where it has labels.
+
+    Labels are the levels, where no two terms share one, or the names of the columns,
+    ``Subject[308]``.
+
+    Raises
+    ------
+    InputError
+        If Z lacks a column, or has one more.
+    """
+    Z = as_matrix(Z)
+    columns = axis_labels(Z, 1)
+    if columns is None:
+        return Z
+    levels = [
+        level for term in structure.terms for level in term.levels for _ in range(len(term.effects))
+    ]
+    own = {str(name) for name in columns}
+    wanted = structure.column_names
+    if len(set(levels)) == len(levels) and len(own & set(levels)) > len(own & set(wanted)):
+        wanted = tuple(levels)
+    extra = [name for name in columns if str(name) not in set(wanted)]
+    if extra:
+        raise InputError(
+            f"Z has columns that the model does not know by name: {listing(extra)}. Its columns "
+            f"are {listing(wanted, 3)}."
+        )
+    return Z.iloc[:, label_positions(columns, wanted, "Z", of="columns of the model", by_text=True)]
+
+
 def _check_same_rows(X: Any, Z: Any) -> None:
     """Raise if X and Z both label their rows, and differently."""
-    if not (isinstance(X, pd.DataFrame) and isinstance(Z, pd.DataFrame)):
+    if not (isinstance(X, pd.DataFrame) and isinstance(Z, pd.DataFrame)) or len(X) != len(Z):
         return
-    labelled = not (is_default(X.index) or is_default(Z.index))
-    if labelled and len(X) == len(Z) and not X.index.equals(Z.index):
-        row = int(np.flatnonzero(np.asarray(X.index != Z.index))[0])
-        raise InputError(
-            f"The rows of X and Z carry different labels: row {row} is {X.index[row]!r} in X and "
-            f"{Z.index[row]!r} in Z. Bring them into the same order."
-        )
+    if X.index.equals(Z.index):
+        return
+    # Rows that count 0, 1, 2, ... are labelled beside the same numbers in another order.
+    if (is_default(X.index) or is_default(Z.index)) and not X.index.isin(Z.index).all():
+        return
+    row = int(np.flatnonzero(np.asarray(X.index != Z.index))[0])
+    raise InputError(
+        f"The rows of X and Z carry different labels: row {row} is {X.index[row]!r} in X and "
+        f"{Z.index[row]!r} in Z. Bring them into the same order."
+    )
+
+
+def row_labels(X: Any, Z: Any) -> pd.Index | None:
+    """Labels of the rows of X and Z; those that just count only where there are no others."""
+    matrices = (as_matrix(part) for part in (X, Z))
+    frames = [part.index for part in matrices if isinstance(part, pd.DataFrame)]
+    return next((index for index in frames if not is_default(index)), next(iter(frames), None))
+
+
+def as_matrix(values: Any) -> Any:
+    """What carries labels as a DataFrame, everything else as it is."""
+    values = as_pandas(values)
+    return values.to_frame() if isinstance(values, pd.Series) else values
+
+
+def named_levels(components: Any, columns: Any) -> Any:
+    """Components of a Z with named columns, whose levels have these names.
+
+    A structure keeps the names that it has; without names of columns nothing changes.
+    """
+    if columns is None or isinstance(components, CovarianceStructure):
+        return components
+    levels = tuple(str(name) for name in checked_labels(columns, len(columns), "column of Z"))
+    structure = as_structure(components, len(levels))
+    terms = (
+        replace(term, levels=levels[start : start + term.n_columns])
+        for term, start in zip(structure.terms, structure.offsets, strict=False)
+    )
+    return CovarianceStructure(tuple(terms))
 
 
 def _finite_matrix(values: Any, name: str) -> FloatArray:
@@ -127,6 +212,21 @@ def _finite_sparse(Z: Any) -> sp.csr_array:
     return Z
 
 
+def check_rows_are_known(source: Source, **matrices: Any) -> None:
+    """Raise if Y has the samples of one labelled matrix in another order, beside one unlabelled."""
+    if source.position is None:
+        return
+    labelled = {name: isinstance(as_matrix(part), pd.DataFrame) for name, part in matrices.items()}
+    for name, silent in ((name, not known) for name, known in labelled.items()):
+        if silent:
+            other = next(name for name, known in labelled.items() if known)
+            raise InputError(
+                f"Y and {other} label the samples in different orders, and {name} has no labels "
+                f"that tell which order its rows are in. Make {name} a DataFrame with the labels "
+                f"of its rows, or bring Y and {other} into the same order."
+            )
+
+
 def design_and_source(
     Y: Any,
     X: Any,
@@ -135,10 +235,24 @@ def design_and_source(
     coef_names: Sequence[str] | None,
     transform: Transform,
     feature_names: Sequence[object] | None,
-) -> tuple[Design, Source]:
-    """The design that matrices make, and Y with its samples in the order of theirs."""
+    weights: Any,
+) -> tuple[Design, Source, FloatArray | None]:
+    """The design that matrices make, Y with its samples in the same order, and the weights.
+
+    Raises
+    ------
+    InputError
+        If labels contradict each other, or leave open which samples belong together.
+    """
+    X, Z = as_matrix(X), as_matrix(Z)
     design = design_from_arrays(X, Z, components=components, coef_names=coef_names)
-    labelled = next((part for part in (X, Z) if isinstance(part, pd.DataFrame)), None)
-    samples = None if labelled is None else labelled.index
+    samples = row_labels(X, Z)
     source = make_source(Y, transform=transform, samples=samples, n=design.n)
-    return design, source if feature_names is None else source.renamed(feature_names)
+    check_rows_are_known(source, X=X, Z=Z)
+    if feature_names is not None:
+        source = source.renamed(feature_names)
+    if weights is None:
+        return design, source, None
+    if samples is None and source.sample_names is not None:
+        samples = pd.Index(source.sample_names)
+    return design, source, positive(weights, design.n, "weights", samples)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from flashmm.arrays.labels import in_order
 from flashmm.arrays.numeric import float_array
 from flashmm.exceptions import InputError, nearest
 
@@ -21,7 +22,7 @@ __all__ = ["per_sample", "positive"]
 def per_sample(values: Any, data: Any, name: str) -> FloatArray | None:
     """Values of an option: an array in the order of ``data``, or the name of one of its columns.
 
-    A Series is matched to ``data`` by label.
+    A Series or DataArray is matched to ``data`` by label.
     """
     if values is None:
         return None
@@ -34,18 +35,12 @@ def per_sample(values: Any, data: Any, name: str) -> FloatArray | None:
                 f"{nearest(values, columns)}"
             )
         values = data[values]
-    elif isinstance(values, pd.Series) and not values.index.equals(data.index):
-        if not values.index.is_unique or not data.index.isin(values.index).all():
-            raise InputError(f"`{name}` and `data` do not match by label. Pass an array.")
-        values = values.loc[data.index]
-    if isinstance(values, pd.Series):
-        values = values.to_numpy(dtype=object)
-    return positive(values, len(data), name)
+    return positive(values, len(data), name, data.index)
 
 
-def positive(values: Any, n: int, name: str) -> FloatArray:
-    """An array of n positive numbers."""
-    array = float_array(values, f"`{name}`")
+def positive(values: Any, n: int, name: str, samples: pd.Index | None) -> FloatArray:
+    """Positive numbers of n samples, matched by label where they carry labels."""
+    array = float_array(in_order(values, samples, f"`{name}`", strict=True), f"`{name}`")
     if array.shape != (n,):
         raise InputError(f"`{name}` has shape {array.shape}, but there are {n} samples.")
     bad = np.flatnonzero(~(np.isfinite(array) & (array > 0)))

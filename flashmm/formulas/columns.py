@@ -236,9 +236,9 @@ def clean(values: pd.Series[Any], column: str) -> pd.Series[Any]:
             values = values.astype(bool)
         elif pd.api.types.is_integer_dtype(dtype):
             # Products of small integers would wrap around.
-            values = values.astype(np.int64, copy=False)
+            values = values.astype(np.int64)
         elif pd.api.types.is_float_dtype(dtype):
-            values = values.astype(np.float64, copy=False)
+            values = values.astype(np.float64)
     printed = Counter(str(level) for level in levels)
     alike = [name for name, count in printed.items() if count > 1]
     if alike:

@@ -1,16 +1,23 @@
 """Terms of a fixed formula and the hypotheses that test them, whatever the coding of factors.
 
 A column of X is a product of columns of its factors. For the coefficients that share numeric
-columns, the linear predictor is a function on the cells of the categorical factors. The type III
-hypothesis of a term says that its part of that function vanishes: the function averaged, with
-equal weights, over the levels of the factors outside the term, and, along each factor that is
-coded in the term with one column less than it has levels, taken about its mean. In a complete
-design these are the hypotheses of SAS type III tables.
+columns, the linear predictor is a function on the cells of the categorical factors, a sum of parts
+that each depend on a subset of the factors. A term owns the subsets of its factors that no term
+before it owns; the constant belongs to the intercept, written or not. The type III hypothesis of
+a term says that its parts of that function vanish: the function averaged, with equal weights, over
+the levels of the factors outside the subset and taken about its mean along each factor of it. In
+a complete design these are the hypotheses of SAS type III tables. They do not depend on coding, nor
+on whether ``0 +`` is written where a factor stands in for the intercept.
+
+Hypotheses are found for treatment coding, first level as reference, with an intercept, and brought
+to the coding of X afterwards. So degrees of freedom that depend on how a hypothesis is written
+do not depend on the coding either.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -49,26 +56,87 @@ def type3_hypotheses(spec: Any) -> dict[str, FloatArray]:
     """
     widths = _numeric_widths(spec)
     columns: list[_Column] = []
-    patterns: dict[str, list[dict[str, bool]]] = {}
+    subsets: dict[str, list[tuple[str, ...]]] = {}
     members: dict[str, list[int]] = {}
+    owned: set[tuple[frozenset[str], tuple[str, ...]]] = {
+        (frozenset(), ())
+    }  # numeric and categorical factors; first the intercept's
     for term in spec.structure:
-        name = str(term.term)
-        patterns[name], start = [], len(columns)
+        name, start = str(term.term), len(columns)
         for scoped in term.scoped_terms:
             columns += _columns(spec, scoped, widths)
-            patterns[name].append(
-                {str(_factor(f)): bool(f.reduced) for f in scoped.factors if _categorical(spec, f)}
-            )
+        numeric, categorical = _factors(spec, term)
         if len(columns) - start != len(term.columns):  # a product of transforms of several columns
             del columns[start:]
             columns += [_Column({}, frozenset({(str(c), 0)})) for c in term.columns]
-            patterns[name] = [{}]
+            subsets[name] = [()]
+        else:
+            new = [s for s in _subsets(categorical) if (numeric, s) not in owned]
+            owned |= {(numeric, s) for s in new}
+            subsets[name] = new
         members[name] = list(range(start, len(columns)))
+    reference, change = _treatment_coded(columns)
     result = {}
     for name, positions in members.items():
-        if name != _INTERCEPT and positions:
-            result[name] = _independent(_hypothesis(columns, positions, patterns[name]))
+        if name != _INTERCEPT and positions and subsets[name]:
+            keys = dict.fromkeys(columns[i].numeric for i in positions)
+            parts = [_projected(reference, key, s) for key in keys for s in subsets[name]]
+            result[name] = _independent(np.concatenate(parts)) @ change
     return result
+
+
+def _factors(spec: Any, term: Any) -> tuple[frozenset[str], tuple[str, ...]]:
+    """The numeric and the categorical factors of a term, the latter sorted."""
+    kinds: dict[str, bool] = {}
+    for scoped in term.scoped_terms:
+        for factor in scoped.factors:
+            kinds[str(_factor(factor))] = _categorical(spec, factor)
+    for factor in term.term.factors:  # one that no column holds has gone into the others' coding
+        kinds.setdefault(str(factor), factor in spec.factor_contrasts)
+    numeric = frozenset(name for name, is_factor in kinds.items() if not is_factor)
+    return numeric, tuple(sorted(name for name, is_factor in kinds.items() if is_factor))
+
+
+def _subsets(factors: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Every subset, the smallest first."""
+    return [c for size in range(len(factors) + 1) for c in combinations(factors, size)]
+
+
+def _treatment_coded(columns: list[_Column]) -> tuple[list[_Column], FloatArray]:
+    """Columns in treatment coding with an intercept, and their coefficients by those of X.
+
+    Codes c of the levels of a factor are c_0 times the constant plus (c_l - c_0) times the
+    indicator of each other level l.
+
+    Returns
+    -------
+    tuple
+        The columns, c of them, and a matrix (c, p) that takes the coefficients of X to theirs.
+    """
+    places: dict[tuple[Any, ...], int] = {}
+    reference: list[_Column] = []
+    entries: list[tuple[int, int, float]] = []
+    for position, column in enumerate(columns):
+        parts: list[tuple[dict[str, int], float]] = [({}, 1.0)]
+        for factor, codes in column.codes.items():
+            steps = codes - codes[0]
+            levels: list[tuple[dict[str, int], float]] = [({}, float(codes[0]))]
+            levels += [({factor: int(i)}, float(steps[i])) for i in np.flatnonzero(steps)]
+            parts = [({**a, **b}, u * v) for a, u in parts for b, v in levels if u * v != 0.0]
+        for chosen, weight in parts:
+            key = (column.numeric, frozenset(chosen.items()))
+            if key not in places:
+                places[key] = len(reference)
+                codes_by_factor = {
+                    factor: np.eye(column.codes[factor].size)[level]
+                    for factor, level in chosen.items()
+                }
+                reference.append(_Column(codes_by_factor, column.numeric))
+            entries.append((places[key], position, weight))
+    change = np.zeros((len(reference), len(columns)))
+    for row, position, weight in entries:
+        change[row, position] += weight
+    return reference, change
 
 
 def _factor(scoped_factor: Any) -> Any:
@@ -110,34 +178,23 @@ def _columns(spec: Any, scoped: Any, widths: dict[str, int]) -> list[_Column]:
     return columns
 
 
-def _hypothesis(
-    columns: list[_Column], positions: list[int], patterns: list[dict[str, bool]]
-) -> FloatArray:
-    """Contrasts whose vanishing says that a term has no part in the linear predictor."""
-    parts = []
-    for numeric in dict.fromkeys(columns[i].numeric for i in positions):
-        for pattern in patterns:
-            parts.append(_projected(columns, numeric, pattern))
-    return np.concatenate(parts)
-
-
 def _projected(
-    columns: list[_Column], numeric: frozenset[tuple[str, int]], pattern: dict[str, bool]
+    columns: list[_Column], numeric: frozenset[tuple[str, int]], subset: tuple[str, ...]
 ) -> FloatArray:
-    """The function on the cells of a pattern's factors: averaged over others, about its means."""
-    sizes = {f: c.codes[f].size for c in columns for f in c.codes if f in pattern}
-    rows = np.zeros((prod(sizes[f] for f in pattern), len(columns)))
+    """The function on the cells of a subset of factors: averaged over others, about its means."""
+    sizes = {f: c.codes[f].size for c in columns for f in c.codes if f in subset}
+    rows = np.zeros((prod(sizes[f] for f in subset), len(columns)))
     for position, column in enumerate(columns):
-        if column.numeric != numeric:
-            continue
+        if column.numeric != numeric or not set(subset) <= set(column.codes):
+            continue  # what does not depend on a factor is nothing about its mean
         weight = prod(
-            (float(codes.mean()) for f, codes in column.codes.items() if f not in pattern),
+            (float(codes.mean()) for f, codes in column.codes.items() if f not in subset),
             start=1.0,
         )
         vector = np.full(1, weight)
-        for factor, reduced in pattern.items():
-            codes = column.codes.get(factor, np.ones(sizes[factor]))
-            vector = np.kron(vector, codes - codes.mean() if reduced else codes)
+        for factor in subset:
+            codes = column.codes[factor]
+            vector = np.kron(vector, codes - codes.mean())
         rows[:, position] = vector
     return rows
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from flashmm.arrays.labels import as_pandas
 from flashmm.exceptions import InputError, listing
 from flashmm.inference.expressions import read_equations
 from flashmm.inference.names import Coefficients, r_name, resolve_names
@@ -157,7 +158,11 @@ def parse_contrasts(contrast: object, names: Sequence[str]) -> Contrasts:
 
 
 def independent_rows(contrasts: Contrasts) -> tuple[FloatArray, FloatArray]:
-    """Linearly independent contrasts that say the same as all of them together.
+    """Orthonormal contrasts that say the same as all of them together.
+
+    Any set of contrasts that spans the same space leads to the same rows up to rotation, so what is
+    invariant to rotation, such as Fai and Cornelius's degrees of freedom, depends on the hypothesis
+    and not on how it is written.
 
     Parameters
     ----------
@@ -167,8 +172,7 @@ def independent_rows(contrasts: Contrasts) -> tuple[FloatArray, FloatArray]:
     Returns
     -------
     tuple of ndarray
-        Rows (r, p) and their hypothesised values (r,); the contrasts themselves when they are
-        independent, else orthonormal rows that span them.
+        Rows (r, p) and their hypothesised values (r,); a single contrast is left as it is.
 
     Raises
     ------
@@ -179,7 +183,7 @@ def independent_rows(contrasts: Contrasts) -> tuple[FloatArray, FloatArray]:
     length = np.sqrt((matrix * matrix).sum(axis=1))
     left, sizes, right = np.linalg.svd(matrix / length[:, None], full_matrices=False)
     rank = int((sizes > 1e-10 * sizes[0]).sum())
-    if rank == matrix.shape[0]:
+    if matrix.shape[0] == 1:
         return matrix, values
     reduced = (left[:, :rank].T @ (values / length)) / sizes[:rank]
     gap = np.abs(matrix @ (right[:rank].T @ reduced) - values)
@@ -207,6 +211,7 @@ def _expressions(text: str, known: Coefficients) -> list[_Row]:
 
 def _vector(value: object, known: Coefficients, label: str) -> FloatArray:
     """Read the weights of one contrast from a Series or from a sequence of numbers."""
+    value = as_pandas(value)
     if isinstance(value, pd.Series) and not _is_positional(value.index):
         row: FloatArray = _aligned(value.to_frame(), known)[0]
         return row
@@ -284,6 +289,7 @@ def _labelled(label: str, value: object, known: Coefficients) -> _Row:
 
 def _item(item: object, known: Coefficients) -> list[_Row]:
     """Read one entry of a list that is not a vector by itself."""
+    item = as_pandas(item)
     if isinstance(item, str):
         return _expressions(item, known)
     if isinstance(item, pd.Series) and item.name is not None:
@@ -293,6 +299,7 @@ def _item(item: object, known: Coefficients) -> list[_Row]:
 
 def _rows(contrast: object, known: Coefficients) -> list[_Row]:
     """Read any form of contrast but None."""
+    contrast = as_pandas(contrast)
     if isinstance(contrast, str):
         return _expressions(contrast, known)
     if isinstance(contrast, pd.DataFrame):

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_DF",
     "DF_METHODS",
+    "INTEGRATED",
     "FStatistic",
+    "ScaleAndDf",
     "VarianceAndDf",
     "fai_cornelius_df",
     "kenward_roger",
@@ -33,10 +35,15 @@ __all__ = [
     "satterthwaite",
     "satterthwaite_df",
     "satterthwaite_f",
+    "scale_and_df",
 ]
 
-DF_METHODS = ("residual", "satterthwaite", "kenward-roger")
+# Not from theta, but from all features: see `flashmm.inference.integrated`.
+INTEGRATED = "integrated"
+DF_METHODS = ("residual", "satterthwaite", "kenward-roger", INTEGRATED)
 DEFAULT_DF = "satterthwaite"
+# Kenward and Roger's formula is left within this distance of A2 / r = 1, where 2 df are.
+_NEAR_TWO = 0.02
 _SPELLINGS = {"kenward_roger": "kenward-roger", "kr": "kenward-roger"}
 
 
@@ -115,6 +122,11 @@ def satterthwaite_f(
     difference: FloatArray, moments: ContrastMoments, covariance: FloatArray
 ) -> FStatistic:
     """F tests of hypotheses of r contrasts with Fai and Cornelius's (1996) denominator df.
+
+    Their df come from r uncorrelated contrasts that say the same as the hypothesis: as in
+    lmerTest the eigenvectors of L C L'. They are the same for L and for U L with U orthogonal, but
+    not for other rows that span the same space; so callers bring hypotheses to orthonormal
+    rows (`flashmm.inference.contrasts.independent_rows`).
 
     Parameters
     ----------
@@ -197,29 +209,92 @@ def kenward_roger_f(
     trace = np.trace(unit, axis1=-2, axis2=-1)
     W = covariance[:, None]
     A1 = (np.matmul(W, trace[..., None])[..., 0] * trace).sum(axis=-1)
-    flat = unit.reshape(*unit.shape[:3], r * r)
-    A2 = (np.matmul(W, flat) * flat).sum(axis=(-2, -1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        B = (A1 + 6.0 * A2) / (2.0 * r)
-        g = np.where(A2 > 0, ((r + 1) * A1 - (r + 4) * A2) / ((r + 2) * A2), 0.0)
-        c = 3.0 * r + 2.0 * (1.0 - g)
-        V0 = 1.0 + g / c * B
-        V1 = 1.0 - (r - g) / c * B
-        V2 = 1.0 - (r + 2 - g) / c * B
-        E = 1.0 / (1.0 - A2 / r)
-        rho = V0 / (V1**2 * V2) / (r * E**2)
-        df = 4.0 + (r + 2.0) / (r * rho - 1.0)
-        scale = np.where(np.isfinite(df), df / (E * (df - 2.0)), 1.0)
-    if r == 1:
-        with np.errstate(divide="ignore"):
-            df, scale = 2.0 / A2, np.ones_like(scale)
+    # r A2 - A1 is r times what A2 is of the pieces without their traces: nothing cancels there.
+    traceless = unit - trace[..., None, None] / r * np.eye(r)
+    flat = traceless.reshape(*unit.shape[:3], r * r)
+    spread = r * (np.matmul(W, flat) * flat).sum(axis=(-2, -1))
+    found = scale_and_df(A1, np.maximum(spread, 0.0), r)
     adjusted = _adjusted(moments, covariance)
     values, vectors = _eigh(adjusted)
     turned = np.matmul(np.swapaxes(vectors, -1, -2), difference[..., None])[..., 0]
     with np.errstate(divide="ignore", invalid="ignore"):
-        F = scale * (turned**2 / values).sum(axis=-1) / r
-    good = (values[..., 0] > 0) & (df > 0) & (scale > 0)
-    return FStatistic(np.where(good, F, np.nan), np.where(good, df, np.nan))
+        F = found.scale * (turned**2 / values).sum(axis=-1) / r
+    good = (values[..., 0] > 0) & (found.df > 0) & (found.scale > 0)
+    return FStatistic(np.where(good, F, np.nan), np.where(good, found.df, np.nan))
+
+
+@dataclass(frozen=True)
+class ScaleAndDf:
+    """Kenward and Roger's scale of F and denominator df; of one shape."""
+
+    scale: FloatArray
+    df: FloatArray
+
+
+def scale_and_df(A1: FloatArray, spread: FloatArray, r: int) -> ScaleAndDf:
+    """Scale lambda and df of Kenward and Roger's (1997) F from their A1 and r A2 - A1.
+
+    In their notation x = A2 / r, E = 1 / (1 - x), V1 = 1 - c2 B and
+
+        rho = V0 / (r V2) ((1 - x) / V1)^2,   df = 4 + (r + 2) / (r rho - 1),
+        lambda = df (1 - x) / (df - 2).
+
+    Where every contrast has the same df, as in balanced designs, spread is 0, V1 = 1 - x and
+    df = 2 / x, so that at 2 df both rho and lambda are 0/0; rounding makes anything of them. Two
+    identities take that away: V1 = 1 - x + e with e = x (1 - kappa) proportional to the
+    spread, and 2 V0 + r V2 = (r + 2) V1. With d = 1 - x, u = d / V1 and D = V0 u^2 - V2 they give
+
+        df - 2 = V1 N / D,   lambda = u (2 D + V1 N) / N,   N = r + 2 - 2 V0 (1 + u) e / V1^2
+
+    which is lambda = 1, df = 2 / x for e = 0, at 2 df too.
+
+    Where e is not zero, N counts e beside (1 - x)^2: next to 2 df, where the mean that
+    lambda is to match ceases to exist, a slightly unbalanced design would have a lambda near 0, an
+    exactly balanced one 1. There e is damped, by (d^2 / e)^2 once it exceeds d^2 and by
+    (d / 0.02)^2 within 0.02 of x = 1: lambda and df go to the balanced design's as x goes to 1.
+
+    Parameters
+    ----------
+    A1
+        Their A1, any shape.
+    spread
+        r A2 - A1, not negative, same shape.
+    r
+        Contrasts of the hypothesis.
+
+    Returns
+    -------
+    ScaleAndDf
+        Same shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> found = scale_and_df(np.array([2.0, 2.0 + 1e-13]), np.zeros(2), 2)  # two contrasts, 2 df
+    >>> found.scale.round(8), found.df.round(8)
+    (array([1., 1.]), array([2., 2.]))
+    """
+    A2 = (A1 + spread) / r
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if r == 1:
+            return ScaleAndDf(np.ones_like(A2), 2.0 / A2)
+        eta = np.where(A2 > 0, spread / (r * A2), 0.0)  # 1 - A1 / (r A2)
+        h = r * (r + 1.0) * eta / (r + 2.0)
+        g, c = r - 2.0 - h, r + 6.0 + 2.0 * h
+        x = A2 / r
+        d = 1.0 - x
+        B = 0.5 * x * (r + 6.0 - r * eta)
+        V0, V2 = 1.0 + g / c * B, 1.0 - (4.0 + h) / c * B
+        e = 0.5 * x * r * eta * (1.0 - r + h) / c
+        size = np.abs(e)
+        near = np.where(size > d**2, (d**2 / np.where(size > 0, size, 1.0)) ** 2, 1.0)
+        e = e * near * np.minimum(1.0, (d / _NEAR_TWO) ** 2)
+        V1 = d + e
+        u = np.where(e == 0.0, 1.0, d / np.where(e == 0.0, 1.0, V1))
+        share = np.where(e == 0.0, 0.0, e / np.where(e == 0.0, 1.0, V1**2))
+        D = V0 * u**2 - V2
+        N = r + 2.0 - 2.0 * V0 * (1.0 + u) * share
+        return ScaleAndDf(u * (2.0 * D + V1 * N) / N, 2.0 + V1 * N / D)
 
 
 def _adjusted(moments: ContrastMoments, covariance: FloatArray) -> FloatArray:

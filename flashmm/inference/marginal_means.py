@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flashmm.arrays.labels import by_name
 from flashmm.exceptions import InputError, nearest
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def contrast_weights(
     """
     L = len(levels)
     if isinstance(contrast, Mapping):
-        rows = {str(label): np.asarray(values, dtype=float) for label, values in contrast.items()}
+        rows = {str(label): _weights(values, levels, label) for label, values in contrast.items()}
         for label, row in rows.items():
             if row.shape != (L,):
                 raise InputError(
@@ -111,3 +112,19 @@ def contrast_weights(
     for position, (plus, minus) in enumerate(pairs):
         weights[position, plus], weights[position, minus] = 1.0, -1.0
     return [f"{levels[plus]} - {levels[minus]}" for plus, minus in pairs], weights
+
+
+def _weights(values: Any, levels: Sequence[str], label: object) -> FloatArray:
+    """Weights of the levels: in their order, or by name, those left out being 0."""
+    named = by_name(values)
+    if named is None:
+        return np.asarray(values, dtype=float)
+    row = np.zeros(len(levels))
+    for name, value in named.items():
+        if str(name) not in levels:
+            raise InputError(
+                f"Contrast {label!r} names {str(name)!r}, which is none of the means. "
+                f"{nearest(str(name), list(levels))}"
+            )
+        row[list(levels).index(str(name))] = value
+    return row

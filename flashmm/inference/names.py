@@ -14,11 +14,13 @@ from numbers import Integral
 
 import numpy as np
 
+from flashmm.arrays.labels import by_name, one_column
 from flashmm.exceptions import InputError, listing, nearest
 
 __all__ = [
     "NUMBER",
     "Coefficients",
+    "by_coefficient",
     "coefficients_of",
     "is_boundary",
     "r_name",
@@ -97,6 +99,42 @@ def coefficients_of(requested: object, names: Sequence[str]) -> list[str]:
         ]
         found += of_term or [names[i] for i in resolve_names(item, names)]
     return list(dict.fromkeys(found))
+
+
+def by_coefficient(values: object, names: Sequence[str], what: str) -> object:
+    """One number per coefficient, in the order of ``names`` where the values have labels.
+
+    Parameters
+    ----------
+    values : array_like, Series, DataArray, DataFrame with one column, or dict
+        Labels are understood as in `resolve_names`.
+    names : sequence of str (p,)
+        The names of the coefficients.
+    what : str
+        What the values are, for messages.
+
+    Raises
+    ------
+    InputError
+        If a name is unknown, or a coefficient is absent.
+    """
+    series = one_column(values, what)
+    named = by_name(values if series is None else series)
+    if named is None:
+        return values if series is None else series.to_numpy()
+    try:
+        places = resolve_names(list(named), names)
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from None
+    absent = [name for i, name in enumerate(names) if places.count(i) != 1]
+    if absent:
+        raise InputError(
+            f"{what} must have one value for each coefficient; {listing(absent)} is absent or "
+            "there twice."
+        )
+    row = np.empty(len(names))
+    row[places] = list(named.values())
+    return row
 
 
 def r_name(name: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.likelihood.moments import apply_G
+from flashmm.likelihood.moments import apply_G, near_zero_residual, powers_of_P
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,10 +54,11 @@ def prediction_moments(
     X
         Rows of X, shape (c, p).
     Z
-        Rows of the scaled Z, shape (c, q).
+        Rows of the scaled Z, shape (c, q), or (B, c, q) where features scale it differently.
     independent
         What is linear in theta and independent of the data, such as the effects of unknown levels
-        and the noise of a new observation: row i adds ``independent[i] @ theta``; shape (c, k).
+        and the noise of a new observation: row i adds ``independent[i] @ theta``; shape (c, k), or
+        (B, c, k).
 
     Returns
     -------
@@ -66,7 +67,7 @@ def prediction_moments(
     projection, k = likelihood.projection, theta.shape[1]
     structure = projection.structure
     W = Z - np.matmul(X, np.swapaxes(projection.H, -1, -2))
-    W = np.broadcast_to(W, (theta.shape[0], *Z.shape))
+    W = np.broadcast_to(W, (theta.shape[0], *Z.shape[-2:]))
     D_W = np.zeros(W.shape)
     for i in range(k - 1):
         D_W += theta[:, i, None, None] * apply_G(structure, i, W)
@@ -78,5 +79,11 @@ def prediction_moments(
     for i in range(k - 1):
         gradient[..., i] = (apply_G(structure, i, v) * v).sum(axis=2)
         rest -= theta[:, i, None] * gradient[..., i]
-    gradient[..., -1] = rest / theta[:, -1:]
-    return PredictionMoments(variance + theta @ independent.T, gradient + independent)
+    near = near_zero_residual(likelihood, theta)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gradient[..., -1] = rest / theta[:, -1:]
+    if near.any():
+        squared, _ = powers_of_P(likelihood, theta, D_W, near)
+        gradient[near, :, -1] = (fixed + (D_W * squared).sum(axis=2))[near]
+    variance += np.matmul(independent, theta[:, :, None])[:, :, 0]
+    return PredictionMoments(variance, gradient + independent)

@@ -89,11 +89,12 @@ def make_likelihood(
     """
     if isinstance(projection, PatternedProjection):
         engine = "auto" if engine == "patterned" else engine
+        dense = engine == "general"
 
         def make(part: Projection) -> Any:
             return make_likelihood(part, method, engine)
 
-        return PatternedLikelihood.of_projection(projection, method, make)
+        return PatternedLikelihood.of_projection(projection, method, make, dense=dense)
     host, partition = projection.in_numpy, None
     if engine == "auto":
         engine, partition = choose(host)

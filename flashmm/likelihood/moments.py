@@ -8,7 +8,10 @@ the covariance of the estimates and T = Z'PZ,
 
 where P_i and Q_ij are those of Kenward & Roger (1997, appendix). Here v = (I - T D) H L', with
 H = Z'X (X'X)^-1, so neither X nor n is needed. The residual's entries follow from
-sum_i theta_i V_i = V and P X = 0.
+sum_i theta_i V_i = V and P X = 0, which divides by sigma2. Where that is small or zero (as many
+random effects as samples) they follow from Z'P^2Z = T N T and Z'P^3Z = T N T N T with N the
+pseudoinverse of Z'RZ instead: P Z = R Z N T, since the columns of P Z are combinations of those of
+R Z.
 """
 
 from __future__ import annotations
@@ -17,13 +20,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from flashmm.likelihood.base import ContrastMoments
+from flashmm.likelihood.base import ContrastMoments, small_residual
 
 if TYPE_CHECKING:
-    from flashmm.arrays.namespaces import FloatArray
+    from flashmm.arrays.namespaces import BoolArray, FloatArray
     from flashmm.designs.design import CovarianceStructure
 
-__all__ = ["ContrastMoments", "apply_G", "contrast_moments"]
+__all__ = ["ContrastMoments", "apply_G", "contrast_moments", "near_zero_residual", "powers_of_P"]
+
+# Steps of sigma2, in internal units, for derivatives by differences.
+_STEP = 1e-5
 
 
 class Projected(Protocol):
@@ -98,7 +104,12 @@ def contrast_moments(
     for i, Gv in enumerate(turned):
         gradient[:, :, i] = _symmetric(by_hypothesis(Gv, v))
         rest -= theta[:, i, None, None, None] * gradient[:, :, i]
-    gradient[:, :, -1] = rest / sigma2
+    near = near_zero_residual(likelihood, theta)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gradient[:, :, -1] = rest / sigma2
+    if near.any():
+        squared, cubed = powers_of_P(likelihood, theta, D_loaded, near)
+        gradient[near, :, -1] = _symmetric(fixed + by_hypothesis(D_loaded, squared))[near]
     if not adjustment:
         return ContrastMoments(variance, gradient, None)
     second = np.empty((B, g, k, k, r, r))
@@ -106,8 +117,43 @@ def contrast_moments(
     for i, Gv in enumerate(turned):
         for j, TGv in enumerate(projected):
             second[:, :, i, j] = by_hypothesis(Gv, TGv)
-    _complete(theta, second)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        _complete(theta, second)
+    if near.any():
+        for i, Gv in enumerate(turned):
+            cross = -by_hypothesis(Gv, squared)[near]
+            second[near, :, i, -1] = cross
+            second[near, :, -1, i] = np.swapaxes(cross, -1, -2)
+        second[near, :, -1, -1] = by_hypothesis(D_loaded, cubed)[near]
     return ContrastMoments(variance, gradient, second)
+
+
+def near_zero_residual(likelihood: Projected, theta: FloatArray) -> BoolArray:
+    """Which residual variances (B,) are too small to divide by."""
+    return np.asarray(theta[:, -1] < small_residual(likelihood.projection.structure.q))
+
+
+def powers_of_P(
+    likelihood: Projected, theta: FloatArray, a: FloatArray, rows: BoolArray
+) -> tuple[FloatArray, FloatArray]:
+    """Z'P^2Z a and Z'P^3Z a for the vectors a (B, c, q) of ``rows`` (B,), zero for others.
+
+    They are T N T a and T N T N T a; where the likelihood has no N they are the derivatives
+    -dT/dsigma2 a and half the second, by differences of third and second order.
+    """
+    a = np.where(rows[:, None, None], a, 0.0)
+    pseudoinverse = getattr(likelihood.projection, "apply_pseudoinverse", None)
+    if pseudoinverse is not None:
+        once = likelihood.apply_T(theta, pseudoinverse(likelihood.apply_T(theta, a)))
+        return once, likelihood.apply_T(theta, pseudoinverse(once))
+    at = []
+    for steps in range(4):
+        moved = theta.copy()
+        moved[:, -1] += steps * _STEP
+        at.append(likelihood.apply_T(moved, a))
+    first = (-11.0 * at[0] + 18.0 * at[1] - 9.0 * at[2] + 2.0 * at[3]) / (6.0 * _STEP)
+    second = (2.0 * at[0] - 5.0 * at[1] + 4.0 * at[2] - at[3]) / _STEP**2
+    return -first, 0.5 * second
 
 
 def _complete(theta: FloatArray, second: FloatArray) -> None:

@@ -185,6 +185,11 @@ class Projection:
             return self.origin.basis_full.on(self.scale)
         return _make_basis(self.ZZ.toarray(), self.structure)
 
+    def apply_pseudoinverse(self, vectors: FloatArray) -> FloatArray:
+        """(Z'RZ)^+ v for the rows of vectors (B, c, q), same shape."""
+        left = self.basis.left_inverse
+        return (vectors @ left) @ left.T
+
     @property
     def K(self) -> FloatArray:
         """Root of Z'RZ, shape (q, r)."""
@@ -256,6 +261,16 @@ class Projection:
         df = self.n - (self.p if method == "REML" else 0)
         natural = loglik - 0.5 * df * np.log(scale) + 0.5 * self.log_weights
         return natural - 0.5 * self.log_det_XX if method == "REML" else natural
+
+    def units(self, features: NDArray[np.intp] | None = None) -> FloatArray:
+        """The units of theta of some features, shape (B, k + 1)."""
+        scale = self.scale if features is None else self.scale[features]
+        return self.param_scale * scale[:, None]
+
+    def prediction_units(self, features: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
+        """What rows of Z are divided by and weights of theta multiplied, for some features."""
+        del features  # they share both
+        return self.column_scale, self.param_scale
 
     def to_internal(self, theta: FloatArray) -> FloatArray:
         """Scale theta (m, k + 1) in the units of Y to the internal units."""

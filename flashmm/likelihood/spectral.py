@@ -185,9 +185,9 @@ class SpectralLikelihood(OneDesign):
         if not adjustment:
             return ContrastMoments(variance, gradient, None)
         first = weighted(sigma2**2 * values / d**3)
-        ratio = (main / sigma2)[:, :, None, None]
-        mixed = -ratio * first
-        rows = [xp.stack([first, mixed], axis=2), xp.stack([mixed, -ratio * mixed], axis=2)]
+        mixed = -weighted(main * sigma2 * values / d**3)
+        last = weighted(main**2 * values / d**3)
+        rows = [xp.stack([first, mixed], axis=2), xp.stack([mixed, last], axis=2)]
         return ContrastMoments(variance, gradient, xp.stack(rows, axis=2))
 
     def is_definite(self, theta: FloatArray) -> BoolArray:

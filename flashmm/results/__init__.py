@@ -11,6 +11,7 @@ from flashmm.results.bootstrap_results import BootstrapResults
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.feature_results import FeatureResults
 from flashmm.results.fitted import FitOptions
+from flashmm.results.ratio_prior import RatioPrior
 from flashmm.results.results import MultiLMMResults
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "FeatureResults",
     "FitOptions",
     "MultiLMMResults",
+    "RatioPrior",
     "TTestResults",
 ]

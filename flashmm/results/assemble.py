@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     IntArray = NDArray[np.intp]
     BoolArray = NDArray[np.bool_]
 
-__all__ = ["assemble_dataset"]
+__all__ = ["assemble_dataset", "without_maximum"]
 
 # An unfinished fit this close to the edge of the likelihood's domain may be on its way to an
 # infinite likelihood: where the matrix turns singular in a direction that y does not have (under
@@ -62,7 +63,7 @@ def assemble_dataset(
     status[indefinite & (status == Status.CONVERGED)] = Status.INDEFINITE
 
     known = np.asarray(np.isfinite(theta).all(axis=1))
-    unit = projection.param_scale * projection.scale[:, None]
+    unit = projection.units()
     natural_loglik = projection.natural_loglik(solution.evaluation.loglik, options.method)
     loglik = np.where(known, natural_loglik, np.nan)
     with np.errstate(invalid="ignore"):
@@ -152,15 +153,14 @@ def _verdicts(
     status[projection.non_finite] = Status.NON_FINITE
     if isinstance(projection, PatternedProjection):
         status[projection.not_estimable] = Status.NOT_ESTIMABLE
-    unfinished = np.flatnonzero(np.isin(status, (Status.ITERATION_LIMIT, Status.STALLED)))
-    status[_without_maximum(likelihood, solution, unfinished)] = Status.NO_MAXIMUM
+    status[without_maximum(likelihood, replace(solution, status=status))] = Status.NO_MAXIMUM
     return status
 
 
-def _without_maximum(
-    likelihood: AnyEstimator, solution: Solution, unfinished: IntArray
-) -> IntArray:
+def without_maximum(likelihood: AnyEstimator, solution: Solution) -> IntArray:
     """Which unfinished features end at the edge and still rise towards it as they came near."""
+    open_ended = (Status.ITERATION_LIMIT, Status.STALLED)
+    unfinished = np.flatnonzero(np.isin(solution.status, open_ended))
     theta = solution.theta[unfinished]
     with np.errstate(all="ignore"):  # a fit without a maximum may have gone far
         distance = rows_of(likelihood, unfinished).distance_to_edge(theta)

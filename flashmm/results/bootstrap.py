@@ -11,6 +11,7 @@ import pandas as pd
 import scipy.linalg
 import xarray as xr
 
+from flashmm.arrays.labels import as_pandas, axis_labels, label_positions
 from flashmm.exceptions import InputError
 from flashmm.inference.draws import FeatureStreams, Sampler
 from flashmm.inference.statistics import resolve_alternative
@@ -81,12 +82,12 @@ def bootstrap(
     """
     _check_count("n", n)
     chosen = _statistic(statistic, fitted.one_design("The bootstrap"), results_of)
-    estimate = _values(chosen.evaluate(fitted), fitted.stats.m)[positions]
+    estimate = _values(chosen.evaluate(fitted), fitted.names)[positions]
     values = np.full((positions.size, n, estimate.shape[1]), np.nan)
     theta = fitted.values("theta", positions)
     beta = fitted.values("beta", positions)
     for rows, columns, drawn in _replicates(fitted, theta, beta, positions, n, rng, progress):
-        found = _values(chosen.evaluate(drawn), drawn.stats.m)
+        found = _values(chosen.evaluate(drawn), drawn.names)
         found[~drawn.converged] = np.nan
         values[rows, columns] = found.reshape(rows.size, -1, found.shape[1])
     labels = chosen.labels or tuple(f"statistic {j + 1}" for j in range(estimate.shape[1]))
@@ -192,7 +193,7 @@ def _without(
     null = maximiser(fitted).at(fitted.on_request.theta[at], at, zeros=hypothesis.zeros)
     found = np.isfinite(null.loglik)
     known, at, internal = known[found], at[found], null.theta[found]
-    unit = fitted.projection.param_scale * fitted.projection.scale[at][:, None]
+    unit = fitted.projection.units(at)
     theta[known] = internal * unit
     size = fitted.likelihood.batch_size(fitted.options.memory)
     for first in range(0, at.size, size):
@@ -218,7 +219,7 @@ def restricted(
     basis = scipy.linalg.null_space(parsed.matrix)
     inverse = np.linalg.pinv(parsed.matrix)
     fixed = inverse[:, 0] * parsed.values[0]
-    stats = fitted.one_design("The bootstrap").take(positions)
+    stats = fitted.one_design("The bootstrap").at(positions)
     # y - X fixed = (y - X a) + X move + X basis rest: the last part is left to the fit.
     XY, ZY, yy, a = stats.centred()
     move = inverse @ (parsed.matrix @ a - parsed.values[:, None])
@@ -296,10 +297,13 @@ def _everything(fitted: FittedModel) -> FloatArray:
     return np.concatenate([fitted.ds["beta"].to_numpy(), fitted.ds["theta"].to_numpy()], axis=1)
 
 
-def _values(found: Any, m: int) -> FloatArray:
-    """What a statistic gave, as an array (m, c) that may be written to."""
-    values = found.to_numpy() if isinstance(found, pd.Series | pd.DataFrame) else found
-    values = np.array(values, dtype=np.float64)
+def _values(found: Any, names: NDArray[Any]) -> FloatArray:
+    """What a statistic gave of the features, as an array (m, c) that may be written to."""
+    m, found = names.size, as_pandas(found)
+    if isinstance(found, pd.Series | pd.DataFrame) and axis_labels(found, 0) is not None:
+        what = "What the statistic gave"
+        found = found.iloc[label_positions(found.index, names, what, of="features", by_text=True)]
+    values = np.array(found, dtype=np.float64)
     if values.ndim == 1:
         values = values[:, None]
     if values.ndim != 2 or values.shape[0] != m:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from flashmm.arrays.labels import label_positions
 from flashmm.exceptions import InputError
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.nesting import check_same_data, nesting
 from flashmm.inference.variance_tests import likelihood_ratio
 from flashmm.results.fitted import FittedModel
-from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.own_rows import PatternedStats, same_rows
 from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def common_sums(
         isinstance(large, PatternedStats)
         and isinstance(small, PatternedStats)
         and large.n == small.n
-        and np.array_equal(large.observed[large.pattern], small.observed[small.pattern])
+        and same_rows(large, small)
     ):
         return large.sums, small.sums
     raise InputError("The models were fitted to different data: their features miss other samples.")
@@ -52,8 +53,8 @@ def compare_lr_test(
                 f"The fits differ in {option}: {mine!r} and {theirs!r}. Fit both alike."
             )
     names = fitted.names[positions]
-    theirs = other.positions(names)
-    large, small = common_sums(fitted.stats.take(positions), other.stats.take(theirs))
+    theirs = label_positions(other.names, names, "`other`", of="features", by_text=True)
+    large, small = common_sums(fitted.stats.at(positions), other.stats.at(theirs))
     lacks = nesting(large, small)
     if lacks.df == 0:
         raise InputError("The two models have the same parameters: there is nothing to test.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,14 +11,18 @@ import xarray as xr
 
 from flashmm.exceptions import InputError, check_option, nearest
 from flashmm.inference.multiplicity import adjust_pvalues
-from flashmm.inference.statistics import confidence_limits
+from flashmm.inference.statistics import check_alpha, confidence_limits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     FloatArray = NDArray[np.float64]
 
 __all__ = ["FTestResults", "FeatureTests", "TTestResults"]
+
+log = logging.getLogger("flashmm")
 
 # What pertpy and scanpy call the columns of a table of differential expression.
 _STYLES = {
@@ -57,6 +62,7 @@ class FeatureTests:
     def __init__(self, ds: xr.Dataset, *, df_method: str) -> None:
         self.ds = ds
         self.df_method = df_method
+        self._told = False
 
     @property
     def contrasts(self) -> list[str]:
@@ -149,6 +155,7 @@ class FeatureTests:
             If the contrast or an option is unknown.
         """
         position = self._position(contrast)
+        self._tell()
         options = [name for name, column in _SORT.items() if column in self.columns]
         check_option("sort_by", sort_by, options)
         one = self.ds.isel(contrast=position)
@@ -186,6 +193,13 @@ class FeatureTests:
         if "status" in self.ds:
             table["status"] = self._status().ravel()
         return table
+
+    def _tell(self) -> None:
+        """Log, once, why these tests cannot be trusted, if so; also in ``ds.attrs["note"]``."""
+        note = self.ds.attrs.get("note", "")
+        if note and not self._told:
+            log.warning(note)
+            self._told = True
 
     def __repr__(self) -> str:
         m, c = self.ds.sizes["feature"], self.ds.sizes["contrast"]
@@ -254,14 +268,25 @@ class TTestResults(FeatureTests):
         ``"two-sided"``, ``"greater"`` or ``"less"``.
     df_method
         How the degrees of freedom were found.
+    limits
+        Confidence limits (features, contrasts, 2) for an alpha, where they are not
+        estimate -/+ t se.
     """
 
     columns = ("estimate", "se", "t", "df", "p")
     statistic = "t"
 
-    def __init__(self, ds: xr.Dataset, *, alternative: str, df_method: str) -> None:
+    def __init__(
+        self,
+        ds: xr.Dataset,
+        *,
+        alternative: str,
+        df_method: str,
+        limits: Callable[[float], FloatArray] | None = None,
+    ) -> None:
         super().__init__(ds, df_method=df_method)
         self.alternative = alternative
+        self.limits = limits
 
     @property
     def effect(self) -> pd.DataFrame:
@@ -286,9 +311,13 @@ class TTestResults(FeatureTests):
     def conf_int(self, alpha: float = 0.05) -> xr.DataArray:
         """Two-sided confidence limits, dims feature, contrast, bound."""
         ds = self.ds
-        limits = confidence_limits(
-            ds["estimate"].to_numpy(), ds["se"].to_numpy(), ds["df"].to_numpy(), alpha
-        )
+        if self.limits is not None:
+            check_alpha(alpha)
+            limits = self.limits(alpha)
+        else:
+            limits = confidence_limits(
+                ds["estimate"].to_numpy(), ds["se"].to_numpy(), ds["df"].to_numpy(), alpha
+            )
         coords = {name: ds[name] for name in ("feature", "contrast")}
         return xr.DataArray(
             limits,

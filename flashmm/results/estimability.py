@@ -28,6 +28,7 @@ __all__ = [
     "NOT_ESTIMABLE",
     "EstimableContrasts",
     "EstimableRows",
+    "Hypothesis",
     "estimable_contrasts",
     "estimable_rows",
     "only_estimable",
@@ -58,6 +59,15 @@ class EstimableRows:
 
     rows: FloatArray
     estimable: BoolArray
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """L beta = values: independent contrasts (r, p), values (r,), and whether it is estimable."""
+
+    L: FloatArray
+    values: FloatArray
+    estimable: bool = True
 
 
 def estimable_contrasts(stats: SummaryStats | PatternedStats, contrast: Any) -> EstimableContrasts:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.linalg import block_diag
 
+from flashmm.arrays.labels import as_pandas
 from flashmm.inference.conditional_covariance import conditional_covariance
 from flashmm.inference.statistics import confidence_limits, t_statistics
 from flashmm.results import fixed_effects, predictions, summary
@@ -315,6 +316,7 @@ class FeatureResults:
             If statsmodels is not installed or cannot express the model: slopes beside a second
             grouping factor.
         """
+        Y = as_pandas(Y)
         if np.ndim(Y) == 1 and not isinstance(Y, pd.Series):
             Y = pd.DataFrame(np.asarray(Y)[None, :], index=[self.name])
         elif isinstance(Y, pd.Series):

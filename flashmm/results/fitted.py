@@ -31,7 +31,7 @@ the summary statistics; it is not stored.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -97,6 +97,12 @@ class FittedModel:
         The statistics projected off X, if that has been done.
     recipe
         How X and Z are made of data; None when the model was built from matrices.
+    whole
+        The fitted models of all features, where these are those with one pattern of samples.
+    members
+        Their positions in the whole; None for a whole fit.
+    kept
+        What was learned of the fit and is not learned again, by subject.
     """
 
     ds: xr.Dataset
@@ -104,6 +110,9 @@ class FittedModel:
     options: FitOptions
     projected: AnyProjection | None = None
     recipe: DesignRecipe | None = None
+    whole: FittedModel | None = None
+    members: IntArray | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
 
     # ---- the model in numbers --------------------------------------------------------------
 
@@ -153,7 +162,10 @@ class FittedModel:
     # ---- labels ------------------------------------------------------------------------------
 
     def positions(self, features: Any = None) -> IntArray:
-        """What a user calls some features, as positions; all by default."""
+        """What a user calls some features, as positions; all by default.
+
+        For public methods alone: functions of a fitted model take positions.
+        """
         if features is None:
             return np.arange(self.names.size)
         return feature_positions(self.names, features)
@@ -198,7 +210,8 @@ class FittedModel:
         one = stats.of_pattern(pattern)
         options = replace(self.options, engine="auto")
         ds.attrs = attributes(one, options)
-        return FittedModel(ds, one, options, recipe=self.recipe)
+        members = stats.members(pattern)
+        return FittedModel(ds, one, options, recipe=self.recipe, whole=self, members=members)
 
     def around(self, position: int) -> tuple[FittedModel, int]:
         """The fitted models of the features with the samples of one, and its position there."""

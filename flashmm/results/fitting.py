@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from flashmm.exceptions import InputError
 from flashmm.likelihood import PatternedProjection, on_device
-from flashmm.results.assemble import assemble_dataset
+from flashmm.likelihood.ratios import ratio_grid
+from flashmm.results.assemble import assemble_dataset, without_maximum
 from flashmm.solvers.batches import maximise_in_batches
+from flashmm.solvers.other_maxima import Landscape
 from flashmm.solvers.restart import second_starts
 from flashmm.solvers.space import make_space
-from flashmm.solvers.start import starting_values
+from flashmm.solvers.start import Starts, starting_values
+from flashmm.solvers.status import Status
 
 if TYPE_CHECKING:
     import xarray as xr
+    from numpy.typing import NDArray
 
     from flashmm.likelihood import AnyEstimator, AnyProjection
     from flashmm.results.fitted import FitOptions
-    from flashmm.solvers.base import Solver
+    from flashmm.solvers.base import Solution, Solver
+    from flashmm.solvers.space import ParameterSpace
     from flashmm.stats.own_rows import PatternedStats
     from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["FitPlan", "fit_features"]
+
+# Shares of the residual variance that are added to variances of the psd estimate, one after the
+# other, where a search from there ends at the edge of the domain too.
+_LIFTS = (0.0, 0.1, 0.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -86,17 +97,97 @@ def fit_features(
         likelihood = on_device(projection, options.method, options.engine, plan.device)
         threads = None  # PyTorch has its own, and large batches suit it
     start = starting_values(likelihood, projection, space, theta0, stats.feature_names)
-    again = second_starts(start, structure.is_variance) if plan.second_search else None
-    solution = maximise_in_batches(
-        likelihood,
-        space,
-        plan.solver,
-        start.theta,
-        projection.varies & ~likelihood.perfect_fit,
-        max_iter=options.max_iter,
-        memory=options.memory,
-        n_jobs=threads,
-        fallback=plan.fallback,
-        again_from=again,
-    )
+    search = _Search(likelihood, projection, plan, threads)
+    if plan.second_search:
+        search = replace(
+            search,
+            again_from=second_starts(start, structure.is_variance),
+            landscape=_landscape(projection, options, start),
+        )
+    solution = search.run(space, start.theta, projection.varies & ~likelihood.perfect_fit)
+    if plan.second_search and space.name != "psd":
+        lost = without_maximum(likelihood, solution)
+        psd = make_space("psd", structure.blocks(), start.theta.shape[1])
+        _restart_inside(search, psd, space, start, solution, lost)
     return assemble_dataset(stats, projection, likelihood, solution, options, n_jobs=threads)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """How maxima of a likelihood are searched for; names as in `maximise_in_batches`."""
+
+    likelihood: AnyEstimator
+    projection: AnyProjection
+    plan: FitPlan
+    threads: int | None
+    again_from: NDArray[np.float64] | None = None
+    landscape: Landscape | None = None
+
+    def run(
+        self, space: ParameterSpace, theta: NDArray[np.float64], usable: NDArray[np.bool_]
+    ) -> Solution:
+        """Maximise the usable features (m,) in a space, from theta (m, k)."""
+        return maximise_in_batches(
+            self.likelihood,
+            space,
+            self.plan.solver,
+            theta,
+            usable,
+            max_iter=self.plan.options.max_iter,
+            memory=self.plan.options.memory,
+            n_jobs=self.threads,
+            fallback=self.plan.fallback,
+            again_from=self.again_from,
+            landscape=self.landscape,
+        )
+
+
+def _restart_inside(
+    search: _Search,
+    psd: ParameterSpace,
+    space: ParameterSpace,
+    start: Starts,
+    solution: Solution,
+    lost: NDArray[np.intp],
+) -> None:
+    """Fit features that ran to the edge of the domain again, from their psd estimate; in place.
+
+    The likelihood is unbounded there, but may have a proper maximum elsewhere, which is what
+    `converged` means. It is looked for from where D is positive semi-definite, and, as that may be
+    at variances of zero, from somewhat larger variances.
+    """
+    if lost.size == 0:
+        return
+    usable = np.zeros(solution.status.size, dtype=bool)
+    usable[lost] = True
+    zero = np.zeros_like(start.theta)
+    zero[:, -1] = 1.0
+    landscape = search.landscape
+    if landscape is not None:
+        landscape = replace(landscape, chosen=np.ones_like(usable))
+    stepwise = replace(search, plan=replace(search.plan, fallback=None), landscape=landscape)
+    inner = stepwise.run(psd, zero, usable)
+    solution.n_iter[lost] += inner.n_iter[lost]
+    stepwise = replace(stepwise, again_from=None, landscape=None)
+    variances = search.projection.structure.is_variance
+    for lift in _LIFTS:
+        usable &= np.isfinite(inner.theta).all(axis=1)
+        theta = inner.theta + lift * inner.theta[:, -1:] * variances
+        theta[:, -1] = inner.theta[:, -1]
+        again = stepwise.run(space, theta, usable)
+        solution.n_iter[usable] += again.n_iter[usable]
+        found = np.flatnonzero(usable & (again.status <= Status.INDEFINITE))
+        solution.theta[found], solution.status[found] = again.theta[found], again.status[found]
+        solution.evaluation.put(found, again.evaluation.take(found))
+        usable[found] = False
+        if not usable.any():
+            break
+
+
+def _landscape(projection: AnyProjection, options: FitOptions, start: Starts) -> Landscape | None:
+    """Where other maxima may be seen; None where designs differ by feature or are too large."""
+    if isinstance(projection, PatternedProjection) or start.given.all():
+        return None
+    host = projection.in_numpy
+    grid = ratio_grid(host, options.method)
+    return None if grid is None else Landscape(grid, host.u, host.rss, ~start.given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +12,13 @@ from flashmm.exceptions import InputError
 from flashmm.formulas.estimable_terms import estimable_hypotheses
 from flashmm.formulas.fixed_terms import type3_hypotheses
 from flashmm.inference.contrasts import independent_rows, parse_contrasts
-from flashmm.inference.degrees_of_freedom import DEFAULT_DF, resolve_df
+from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve_df
 from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_alternative, t_statistics
 from flashmm.results.contrast_results import FTestResults, TTestResults
-from flashmm.results.estimability import estimable_contrasts, estimable_rows
+from flashmm.results.estimability import Hypothesis, estimable_contrasts, estimable_rows
+from flashmm.results.integrated import integrated_f_tests, integrated_t_tests
 from flashmm.results.moderation import moderated_hypotheses
+from flashmm.results.trust import doubt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,12 +41,15 @@ def t_test(
     alternative: str = "two-sided",
     df: str = DEFAULT_DF,
     moderated: Moderated = False,
+    prior: Any = None,
 ) -> TTestResults:
     """Tests of linear contrasts; see `MultiLMMResults.t_test`."""
     side = resolve_alternative(alternative)
     method = resolve_df(df, fitted.options.method)
     read = estimable_contrasts(fitted.stats, contrast)
     contrasts, L = read.contrasts, read.contrasts.matrix
+    if _is_integrated(method, moderated, prior):
+        return integrated_t_tests(fitted, positions, read, side, prior)
     estimate = fitted.values("beta", positions) @ L.T
     found = moderated_hypotheses(fitted, moderated, method).contrasts(positions, L, method)
     with np.errstate(invalid="ignore"):
@@ -70,9 +74,23 @@ def t_test(
             "feature": fitted.names[positions],
             "contrast": np.array(contrasts.labels, dtype=object),
         },
-        attrs={"alternative": side, "df": shown},
+        attrs={"alternative": side, "df": shown, "note": doubt(fitted, method, L)},
     )
     return TTestResults(ds, alternative=side, df_method=shown)
+
+
+def _is_integrated(method: str, moderated: Moderated, prior: Any) -> bool:
+    """Whether tests integrate over the ratios; raises for options that do not go together."""
+    if method != INTEGRATED:
+        if prior is not None:
+            raise InputError(f"`prior` belongs to df='integrated'; these tests have df={method!r}.")
+        return False
+    if moderated is not False:
+        raise InputError(
+            "df='integrated' moderates residual variances itself. For a trend or robustness pass "
+            "prior=result.learn_ratio_prior(trend=True, robust=True), and no `moderated`."
+        )
+    return True
 
 
 def f_test(
@@ -82,6 +100,7 @@ def f_test(
     *,
     df: str = DEFAULT_DF,
     moderated: Moderated = False,
+    prior: Any = None,
 ) -> FTestResults:
     """One joint test of contrasts; see `MultiLMMResults.f_test`."""
     method = resolve_df(df, fitted.options.method)
@@ -92,8 +111,8 @@ def f_test(
     known = contrast is None or bool(read.estimable.all())
     if contrast is None and fitted.stats.aliased is not None:
         contrasts = parse_contrasts(None, fitted.stats.coef_names)
-    hypotheses = {label: _Hypothesis(*independent_rows(contrasts), known)}
-    return _f_tests(fitted, positions, hypotheses, method, moderated)
+    hypotheses = {label: Hypothesis(*independent_rows(contrasts), known)}
+    return _f_tests(fitted, positions, hypotheses, method, moderated, prior)
 
 
 def wald_test(
@@ -103,10 +122,11 @@ def wald_test(
     *,
     use_f: bool = False,
     df: str = DEFAULT_DF,
+    prior: Any = None,
 ) -> FTestResults:
     """Wald test that contrasts hold jointly; see `MultiLMMResults.wald_test`."""
     if use_f:
-        return f_test(fitted, positions, contrast, df=df)
+        return f_test(fitted, positions, contrast, df=df, prior=prior)
     result = f_test(fitted, positions, contrast, df="residual")
     ds = result.ds
     ds["df_denom"] = ds["df_denom"] * np.inf
@@ -125,25 +145,17 @@ def anova(
     type: Any = 3,
     df: str = DEFAULT_DF,
     moderated: Moderated = False,
+    prior: Any = None,
 ) -> FTestResults:
     """Type III tests of the terms; see `MultiLMMResults.anova`."""
     if type not in (3, "III", "3"):
         raise InputError(f"Unknown type={type!r}. Only type III tests are available: type=3.")
     hypotheses = _terms(fitted)
     method = resolve_df(df, fitted.options.method)
-    return _f_tests(fitted, positions, hypotheses, method, moderated)
+    return _f_tests(fitted, positions, hypotheses, method, moderated, prior)
 
 
-@dataclass(frozen=True)
-class _Hypothesis:
-    """L beta = values: independent contrasts (r, p), values (r,), and whether it is estimable."""
-
-    L: FloatArray
-    values: FloatArray
-    estimable: bool = True
-
-
-def _terms(fitted: FittedModel) -> dict[str, _Hypothesis]:
+def _terms(fitted: FittedModel) -> dict[str, Hypothesis]:
     """Hypotheses of each term, by the formula if it is known and made these columns of X."""
     stats, recipe = fitted.stats, fitted.recipe
     if recipe is not None and recipe.fixed.names == fitted.columns:
@@ -153,29 +165,33 @@ def _terms(fitted: FittedModel) -> dict[str, _Hypothesis]:
         else:
             terms = estimable_hypotheses(spec, aliased.null_space)
             terms = {name: L[:, aliased.kept] for name, L in terms.items()}
-        return {name: _Hypothesis(L, np.zeros(len(L)), len(L) > 0) for name, L in terms.items()}
+        return {name: Hypothesis(L, np.zeros(len(L)), len(L) > 0) for name, L in terms.items()}
     found = {}
     for i, name in enumerate(stats.coef_names):
         if name != INTERCEPT:
             one = np.eye(stats.p)[[i]]
             whole = one if stats.aliased is None else stats.aliased.completed(one)
             known = bool(estimable_rows(stats, whole).estimable[0])
-            found[name] = _Hypothesis(one, np.zeros(1), known)
+            found[name] = Hypothesis(one, np.zeros(1), known)
     return found
 
 
 def _f_tests(
     fitted: FittedModel,
     positions: IntArray,
-    hypotheses: dict[str, _Hypothesis],
+    hypotheses: dict[str, Hypothesis],
     method: str,
     moderated: Moderated,
+    prior: Any,
 ) -> FTestResults:
     """F tests of labelled hypotheses; NaN where the samples do not determine what they say."""
+    if _is_integrated(method, moderated, prior):
+        return integrated_f_tests(fitted, positions, hypotheses, prior)
     beta = fitted.values("beta", positions)
     shape = positions.size, len(hypotheses)
     F, df = np.full(shape, np.nan), np.full(shape, np.nan)
     tests = moderated_hypotheses(fitted, moderated, method)
+    rows = np.concatenate([np.zeros((0, fitted.stats.p)), *(h.L for h in hypotheses.values())])
     for column, hypothesis in enumerate(hypotheses.values()):
         if hypothesis.estimable:
             L = hypothesis.L
@@ -198,7 +214,7 @@ def _f_tests(
             "feature": fitted.names[positions],
             "contrast": np.array(list(hypotheses), dtype=object),
         },
-        attrs={"df": shown},
+        attrs={"df": shown, "note": doubt(fitted, method, rows)},
     )
     return FTestResults(ds, df_method=shown)
 

@@ -144,12 +144,16 @@ class Hypotheses:
         rows = max(1, min(c, request.memory // size))
         for start in range(0, c, rows):
             part = slice(start, min(start + rows, c))
-            Z_scaled = Z[part].toarray() / projection.column_scale
-            added = independent[part] * projection.param_scale
+            dense = Z[part].toarray()
             for here, batch in request.batches(positions, max(1, request.memory // (size * rows))):
                 theta = request.theta[batch]
+                columns, params = projection.prediction_units(batch)
                 found = prediction_moments(
-                    rows_of(request.likelihood, batch), theta, X[part], Z_scaled, added
+                    rows_of(request.likelihood, batch),
+                    theta,
+                    X[part],
+                    dense / columns,
+                    independent[part] * params,
                 )
                 result.variance[here, part] = found.variance * projection.scale[batch, None]
                 if df == "satterthwaite":

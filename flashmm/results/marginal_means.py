@@ -13,13 +13,13 @@ import xarray as xr
 from flashmm.exceptions import InputError, check_option, listing, nearest
 from flashmm.inference.contrasts import Contrasts
 from flashmm.inference.marginal_means import averaging_weights, contrast_weights
+from flashmm.results.contrast_results import TTestResults
 from flashmm.results.fixed_effects import t_test
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.formulas.recipe import DesignRecipe
-    from flashmm.results.contrast_results import TTestResults
     from flashmm.results.fitted import FittedModel
 
     FloatArray = NDArray[np.float64]
@@ -107,8 +107,14 @@ def marginal_means(
     added = matrix[:, -1]
     tests = t_test(fitted, positions, Contrasts(matrix[:, :-1], -added, labels), **options)
     estimate = tests.ds["estimate"] + xr.DataArray(added, dims="contrast")
-    tests.ds = tests.ds.assign(estimate=estimate, value=("contrast", np.zeros(len(labels))))
-    return tests
+    ds = tests.ds.assign(estimate=estimate, value=("contrast", np.zeros(len(labels))))
+    limits = tests.limits
+    return TTestResults(
+        ds,
+        alternative=tests.alternative,
+        df_method=tests.df_method,
+        limits=None if limits is None else lambda alpha: limits(alpha) + added[:, None],
+    )
 
 
 def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from flashmm.arrays.labels import in_order, label_positions
 from flashmm.exceptions import InputError
 from flashmm.inference.moderation import moderate, variance_prior
 from flashmm.inference.variance_fractions import column_sums
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["feature_means", "moderated_hypotheses", "moderated_variances"]
+__all__ = ["feature_means", "moderated_hypotheses", "moderated_variances", "trend_values"]
 
 _VARIABLES = ("sigma2", "df", "sigma2_prior", "df_prior", "sigma2_moderated", "df_moderated")
 
@@ -32,7 +33,7 @@ def moderated_variances(
     """Residual variances moderated by those of all features; see `MultiLMMResults.moderate`."""
     internal, df = hypotheses(fitted).residual_variance()
     sigma2 = internal * fitted.projection.scale
-    prior = variance_prior(sigma2, df, covariate=_trend(fitted, trend), robust=robust)
+    prior = variance_prior(sigma2, df, covariate=trend_values(fitted, trend), robust=robust)
     moderated = moderate(sigma2, df, prior)
     values = (sigma2, df, prior.variance, prior.df, moderated.variance, moderated.df)
     return xr.Dataset(
@@ -55,18 +56,24 @@ def moderated_hypotheses(fitted: FittedModel, moderated: bool | xr.Dataset, df: 
     table = moderated_variances(fitted) if moderated is True else moderated
     if not isinstance(table, xr.Dataset) or any(name not in table for name in _VARIABLES):
         raise InputError("`moderated` must be True, False or what `moderate` returns.")
-    if not np.array_equal(table["feature"].to_numpy(), fitted.names):
+    if table.sizes["feature"] != fitted.names.size:
         raise InputError("`moderated` has other features than this fit.")
+    here = label_positions(
+        table["feature"].to_numpy(), fitted.names, "`moderated`", of="features", by_text=True
+    )
+    table = table.isel(feature=here)
     variance = table["sigma2_moderated"].to_numpy() / fitted.projection.scale
     return replace(
         hypotheses(fitted), residual=np.stack([variance, table["df_moderated"].to_numpy()], -1)
     )
 
 
-def _trend(fitted: FittedModel, trend: Any) -> FloatArray | None:
+def trend_values(fitted: FittedModel, trend: Any) -> FloatArray | None:
+    """What s0^2 follows, shape (m,): the means, what was given, or None."""
     if isinstance(trend, bool):
         return feature_means(fitted) if trend else None
-    values = np.asarray(trend, dtype=np.float64)
+    given = in_order(trend, fitted.names, "`trend`", of="features", by_text=True)
+    values = np.asarray(given, dtype=np.float64)
     if values.shape != (fitted.stats.m,):
         raise InputError(
             f"`trend` must be True, False or {fitted.stats.m} numbers, one per feature; its "
@@ -87,6 +94,6 @@ def feature_means(fitted: FittedModel) -> FloatArray:
         )
     if isinstance(fitted.stats, PatternedStats):
         one = fitted.stats
-        own = (one.observed @ one.X)[one.pattern]
+        own = one.designs.X_sums[one.pattern]
         return np.asarray((own * fitted.projection.beta_ols.T).sum(axis=1) / one.nobs)
     return np.asarray(sums @ fitted.projection.beta_ols / fitted.stats.n)

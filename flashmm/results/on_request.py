@@ -78,7 +78,7 @@ class OnRequest:
         k = self.theta.shape[1]
         result = np.full((positions.size, k, k), np.nan)
         for here, batch in self.batches(positions):
-            unit = self.projection.param_scale * self.projection.scale[batch][:, None]
+            unit = self.projection.units(batch)
             expected = self.likelihood.evaluate(self.theta[batch], batch).expected
             result[here] = expected / (unit[:, :, None] * unit[:, None, :])
         return result

@@ -85,7 +85,7 @@ def _fitted(
     """The fits of the partitions, in order; a few more are under way than there are threads."""
     waiting: deque[Any] = deque()
     try:
-        design = _submitted(client, _itself, stats.take([]))
+        design = _submitted(client, _itself, stats.at(np.arange(0)))
         for features in _partitions(stats):
             if len(waiting) >= max(_PARTITIONS, 2 * sum(client.nthreads().values())):
                 yield waiting.popleft().result()
@@ -112,7 +112,7 @@ def _partitions(stats: SummaryStats) -> list[NDArray[np.intp]]:
 
 def _own(stats: SummaryStats, features: NDArray[np.intp]) -> dict[str, Any]:
     """The fields of the statistics that belong to some features."""
-    part = stats.take(slice(int(features[0]), int(features[-1]) + 1) if features.size else [])
+    part = stats.at(features)
     return {name: getattr(part, name) for name in ("XY", "ZY", "yy", "feature_names", "shift")}
 
 

@@ -10,14 +10,22 @@ import pandas as pd
 import scipy.sparse as sp
 import xarray as xr
 
-from flashmm.designs.from_arrays import design_from_arrays
+from flashmm.arrays.labels import axis_labels, label_positions
+from flashmm.designs.from_arrays import (
+    as_matrix,
+    check_rows_are_known,
+    design_from_arrays,
+    matched_columns,
+    row_labels,
+)
 from flashmm.exceptions import InputError, check_option, listing
 from flashmm.formulas.recipe import RandomRows
-from flashmm.inference.degrees_of_freedom import DEFAULT_DF
+from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.statistics import confidence_limits
 from flashmm.results.estimability import estimable_rows
 from flashmm.results.hypotheses import hypotheses
-from flashmm.sources import Transform, make_source
+from flashmm.results.integrated import integrated_predictions
+from flashmm.sources import Source, Transform, make_source
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
@@ -35,7 +43,7 @@ __all__ = ["NewRows", "fittedvalues", "new_rows", "predict", "resid"]
 
 LEVELS = ("population", "conditional")
 INTERVALS = ("confidence", "prediction")
-DF = ("satterthwaite", "residual")
+DF = ("satterthwaite", "residual", INTEGRATED)
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,7 @@ def predict(
     interval: str | None = None,
     alpha: float = 0.05,
     df: str = DEFAULT_DF,
+    prior: Any = None,
     allow_new_levels: bool = False,
     X: ArrayLike | None = None,
     Z: Any = None,
@@ -83,6 +92,8 @@ def predict(
     if interval is not None:
         check_option("interval", interval, INTERVALS)
     check_option("df", df, DF)
+    if prior is not None and df != INTEGRATED:
+        raise InputError(f"`prior` belongs to df='integrated'; these limits have df={df!r}.")
     conditional = level == "conditional"
     wide = interval == "prediction"
     rows = new_rows(
@@ -90,24 +101,43 @@ def predict(
     )
     if conditional and rows.random is not None and not allow_new_levels:
         _refuse_new_levels(rows.random)
+    estimable: dict[str, Any] = {}
+    if fitted.stats.aliased is not None:
+        estimable["estimable"] = ("sample", rows.estimable)
+    independent = np.zeros((len(rows.labels), fitted.ds.sizes["param"]))
+    if rows.random is not None and (conditional or wide):
+        independent[:] = rows.random.new
+        independent[:, -1] = float(wide)
+    if df == INTEGRATED:
+        Z_rows = rows.random.Z.toarray() if conditional and rows.random is not None else None
+        ds = integrated_predictions(
+            fitted,
+            positions,
+            rows.X,
+            Z_rows,
+            independent,
+            interval=interval,
+            alpha=alpha,
+            prior=prior,
+        )
+        ds = ds.where(xr.DataArray(rows.estimable, dims="sample"))
+        for name in {"prediction", "lower", "upper"} & set(ds):
+            ds[name] = ds[name] + xr.DataArray(rows.offset, dims="sample")
+        ds = ds.assign_coords(sample=rows.labels, **estimable).assign_attrs(level=level)
+        return ds if se or interval is not None else ds["prediction"]
     estimate = fitted.values("beta", positions) @ rows.X.T + rows.offset
     estimate[:, ~rows.estimable] = np.nan
     if conditional and rows.random is not None:
         blup, _ = fitted.on_request.random_effects(positions, None)
         estimate = estimate + np.asarray(rows.random.Z @ blup.T).T
     dims = ("feature", "sample")
-    coords: dict[str, Any] = {"feature": fitted.names[positions], "sample": rows.labels}
-    if fitted.stats.aliased is not None:
-        coords["estimable"] = ("sample", rows.estimable)
+    coords = {"feature": fitted.names[positions], "sample": rows.labels, **estimable}
     prediction = xr.DataArray(estimate, dims=dims, coords=coords, name="prediction")
     if not se and interval is None:
         return prediction
     Z_known = sp.csr_array((len(rows.labels), fitted.stats.q))
-    independent = np.zeros((len(rows.labels), fitted.ds.sizes["param"]))
-    if rows.random is not None and (conditional or wide):
-        independent[:] = rows.random.new
-        independent[:, -1] = float(wide)
-        Z_known = rows.random.Z if conditional else Z_known
+    if conditional and rows.random is not None:
+        Z_known = rows.random.Z
     found = hypotheses(fitted).predictions(positions, rows.X, Z_known, independent, df)
     with np.errstate(invalid="ignore"):
         usable = (found.variance > 0) & rows.estimable
@@ -152,22 +182,16 @@ def resid(
 ) -> xr.DataArray:
     """Y minus the fitted values; see `MultiLMMResults.resid`."""
     predicted = fittedvalues(fitted, positions, data, level=level, X=X, Z=Z, context=context)
-    labels = getattr(data, "index", None)
+    labels = row_labels(X, Z) if data is None else getattr(data, "index", None)
     source = make_source(Y, transform=transform, samples=labels, n=predicted.sizes["sample"])
-    names = predicted["feature"].to_numpy()
-    where = pd.Index(source.feature_names).get_indexer(pd.Index(names))
-    if source.feature_names.dtype.kind in "iu" and names.dtype.kind not in "iu":
-        if source.m != fitted.stats.m:
-            raise InputError(
-                f"Y has {source.m} features without names; the model has {fitted.stats.m}."
-            )
-        where = positions
-    if (where < 0).any():
-        raise InputError(f"Y lacks the features {listing(names[where < 0])}.")
+    if data is None:
+        used = {"X": X} if Z is None else {"X": X, "Z": Z}
+        check_rows_are_known(source, **used)
+    where = _rows_of(source, fitted, positions)
     chosen, slot = np.unique(where, return_inverse=True)
     values = np.empty((chosen.size, source.n))
     source = replace(source, allow_missing=isinstance(fitted.stats, PatternedStats))
-    for block in source.taking(chosen).blocks():
+    for block in source.at(chosen).blocks():
         part: Any = block.values
         part = part.toarray() if sp.issparse(part) else part
         if block.missing is not None:
@@ -176,6 +200,32 @@ def resid(
         values[where_to] = part
     difference = values[slot] - predicted.to_numpy()
     return xr.DataArray(difference, coords=predicted.coords, dims=predicted.dims, name="resid")
+
+
+def _rows_of(source: Source, fitted: FittedModel, positions: IntArray) -> IntArray:
+    """Rows of Y that hold the features at some positions.
+
+    By name where Y has names. Without, the features are the numbers of rows if that is what they
+    were called by when the model was built, else they stand as in the fit.
+    """
+    names = fitted.names[positions]
+    if not source.numbered:
+        own = pd.Index([str(name) for name in source.feature_names], dtype=object)
+        where = own.get_indexer(pd.Index([str(name) for name in names], dtype=object))
+        if (where < 0).any():
+            raise InputError(f"Y lacks the features {listing(names[where < 0])}.")
+        return np.asarray(where, dtype=np.intp)
+    if fitted.stats.numbered and fitted.names.max(initial=-1) < source.m:
+        return np.asarray(names, dtype=np.intp)
+    if source.m == fitted.stats.m:
+        return positions
+    whole, members = fitted.whole, fitted.members
+    if whole is not None and members is not None and source.m == whole.stats.m:
+        return np.asarray(members[positions])
+    raise InputError(
+        f"Y has {source.m} features without names; the model has {fitted.stats.m}. Pass Y with "
+        "names, a DataFrame."
+    )
 
 
 def new_rows(
@@ -209,28 +259,31 @@ def _matrix_rows(
     fitted: FittedModel, X: ArrayLike, Z: Any, *, known: bool, need_random: bool
 ) -> NewRows:
     stats = fitted.stats
-    labels = X.index if isinstance(X, pd.DataFrame) else pd.RangeIndex(np.shape(X)[0])
     if fitted.recipe is not None and fitted.recipe.offset is not None:
         raise InputError(
             "The fixed formula has an offset, which X does not hold. Pass the samples as a table, "
             "`newdata`."
         )
-    # Columns that were left out because of their rank may be given too, and then count.
-    names = fitted.columns
-    if isinstance(X, pd.DataFrame):
-        if not set(names) <= set(X.columns):
-            names = stats.coef_names
-        absent = [name for name in names if name not in X.columns]
+    matrix: Any = as_matrix(X)
+    known_rows = row_labels(matrix, Z)
+    labels = pd.RangeIndex(np.shape(matrix)[0]) if known_rows is None else known_rows
+    columns = axis_labels(matrix, 1)
+    if columns is not None:
+        own = pd.Index([str(name) for name in columns], dtype=object)
+        # Columns that were left out because of their rank may be given too, and then count.
+        names = fitted.columns if set(fitted.columns) <= set(own) else stats.coef_names
+        absent = [name for name in names if name not in own]
         if absent:
             raise InputError(f"X lacks the columns {listing(absent)}.")
-        X = X[list(names)]
+        wanted = pd.Index(names, dtype=object)
+        matrix = matrix.iloc[:, label_positions(own, wanted, "X", of="columns of the model")]
     if need_random and Z is None:
         raise InputError(
             "Pass Z too: this prediction depends on the random effects of the samples."
         )
-    empty = sp.csr_array((len(labels), stats.q))
     structure = stats.structure
-    design = design_from_arrays(X, empty if Z is None else Z, components=structure)
+    Z = sp.csr_array((len(labels), stats.q)) if Z is None else matched_columns(Z, structure)
+    design = design_from_arrays(matrix, Z, components=structure)
     rows_X, rows_Z = design.X[:], design.Z[:]
     estimable = np.ones(len(labels), dtype=bool)
     if stats.aliased is not None and rows_X.shape[1] == len(fitted.columns):

@@ -161,7 +161,10 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
 
     @property
     def converged(self) -> pd.Series[Any]:
-        """Whether each feature ended at a stationary point."""
+        """Whether each feature ended at a stationary point: converged, boundary or indefinite.
+
+        Tests of an indefinite feature mean nothing; see `status` and `summary`.
+        """
         return self.fitted.series("converged", self.fitted.converged)
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.results.pages import WIDTH, SummaryPage, Table
+from flashmm.results.trust import doubt
 from flashmm.solvers.status import MEANINGS, Status
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ DF_TEXT = {
     "residual": "residual (n - p)",
     "satterthwaite": "Satterthwaite's",
     "kenward-roger": "Kenward and Roger's",
+    "integrated": "integrated",
 }
 MAX_ROWS = 60
 MAX_LABEL = 44
@@ -135,6 +137,8 @@ def model_page(fitted: FittedModel, pvalues: FloatArray) -> SummaryPage:
         "signs of the coefficients that pass a false discovery rate of 5%, controlled over "
         "features (Benjamini-Hochberg) for each coefficient."
     )
+    if reason := doubt(fitted):
+        notes.append(reason)
     return SummaryPage(
         "Linear mixed models, one design",
         [

@@ -101,7 +101,7 @@ def _profiled(
     limits = np.full((positions.size, params.size, 2), np.nan)
     known = np.flatnonzero(fitted.on_request.known[positions] & fitted.converged[positions])
     at = positions[known]
-    unit = fitted.projection.param_scale * fitted.projection.scale[at][:, None]
+    unit = fitted.projection.units(at)
     at_held = maximiser(fitted)
     estimate = Estimate(
         fitted.on_request.theta[at],

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from flashmm.exceptions import InputError, check_option
-from flashmm.inference.names import term_name
+from flashmm.inference.names import by_coefficient, term_name
 from flashmm.inference.variance_fractions import (
     column_sums,
     component_weights,
@@ -89,7 +89,8 @@ def _chunks(count: int, numbers: int, memory: int) -> list[slice]:
 
 def _column_sums(fitted: FittedModel, column_means: ArrayLike | None) -> FloatArray:
     if column_means is not None:
-        means = np.asarray(column_means, dtype=np.float64)
+        given = by_coefficient(column_means, fitted.stats.coef_names, "`column_means`")
+        means = np.asarray(given, dtype=np.float64)
         if means.shape != (fitted.stats.p,) or not np.isfinite(means).all():
             raise InputError(
                 f"`column_means` must be {fitted.stats.p} finite numbers, one for each column of "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
 
+from flashmm.arrays.labels import by_name
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.formulas.build import build_design
 from flashmm.inference.draws import FeatureStreams, Sampler
@@ -187,19 +188,21 @@ def _rows(
     values: Any, what: str, names: Sequence[str], known: Sequence[str], *, required: bool
 ) -> FloatArray:
     """True parameters, one row per scenario."""
-    if isinstance(values, Mapping):
-        row = np.full(len(names), np.nan if required else 0.0)
-        for name, value in values.items():
+    named = by_name(values)
+    if named is not None:
+        count = max((np.size(value) for value in named.values()), default=1)
+        table = np.full((count, len(names)), np.nan if required else 0.0)
+        for name, value in named.items():
             if what == "beta":
-                row[resolve_names(name, names)[0]] = value
+                table[:, resolve_names(name, names)[0]] = value
             elif name in known:
-                row[known.index(name)] = value
+                table[:, known.index(name)] = value
             else:
                 raise InputError(f"No variance parameter {name!r}. {nearest(str(name), known)}")
-        if np.isnan(row).any():
-            absent = [name for name, value in zip(names, row, strict=True) if np.isnan(value)]
+        absent = [name for name, empty in zip(names, np.isnan(table).any(0), strict=True) if empty]
+        if absent:
             raise InputError(f"`{what}` lacks {listing(absent)}.")
-        return row[None, :]
+        return table
     rows = np.atleast_2d(np.asarray(values, dtype=np.float64))
     if rows.ndim != 2 or rows.shape[1] != len(names) or not np.isfinite(rows).all():
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from flashmm.likelihood.base import Evaluation, Likelihood
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
+from flashmm.solvers.other_maxima import Landscape, search_other_maxima
 from flashmm.solvers.restart import searched_again
 from flashmm.solvers.status import Status
 
@@ -76,8 +78,11 @@ def over_batches(
         size = likelihood.batch_size(memory)
     batches = np.array_split(features, -(-features.size // size)) if features.size else []
     if n_jobs is None or alone or len(batches) <= 1:
-        for batch in batches:
-            function(batch)
+        # Threads of BLAS cost more than they save where matrices are small.
+        small = n_jobs is not None and getattr(likelihood, "small_products", False)
+        with threadpool_limits(1, user_api="blas") if small else nullcontext():
+            for batch in batches:
+                function(batch)
         return
     with (
         threadpool_limits(1, user_api="blas"),
@@ -104,13 +109,15 @@ def maximise_in_batches(
     n_jobs: int | None = 1,
     fallback: Solver | None = None,
     again_from: FloatArray | None = None,
+    landscape: Landscape | None = None,
 ) -> Solution:
     """Maximise every usable feature, as many at once as ``memory`` bytes allow.
 
     Features that ``solver`` leaves unfinished go on with ``fallback``, if there is one (see
     `maximise_in_stages`). Features that are not usable keep NaN and `Status.RUNNING`; their
     verdict is the caller's. Those that end with variances of zero or below are searched again from
-    ``again_from`` (m, k), where it is given and not NaN, and the better end counts.
+    ``again_from`` (m, k), where it is given and not NaN, and the better end counts; those that the
+    ``landscape`` shows other maxima of are searched from there.
     """
     m, k = theta0.shape
     total = Solution(
@@ -129,6 +136,10 @@ def maximise_in_batches(
         if again_from is not None:
             part = searched_again(
                 likelihood, space, stages, part, batch, again_from[batch], max_iter=max_iter
+            )
+        if landscape is not None:
+            part = search_other_maxima(
+                likelihood, space, stages, part, batch, landscape, max_iter=max_iter
             )
         total.theta[batch], total.n_iter[batch] = part.theta, part.n_iter
         total.status[batch] = part.status

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from flashmm.arrays.labels import as_pandas, is_default
 from flashmm.exceptions import InputError, listing
 
 if TYPE_CHECKING:
@@ -76,19 +77,13 @@ def starting_rows(
 ) -> FloatArray:
     """Starting values in the units of Y, shape (m, k); a DataFrame is matched by label."""
     k = len(params)
-    if hasattr(theta0, "theta") and isinstance(theta0.theta, pd.DataFrame):
+    if hasattr(theta0, "theta") and isinstance(theta0.theta, pd.DataFrame | pd.Series):
         theta0 = theta0.theta
+    theta0 = as_pandas(theta0)
+    if isinstance(theta0, pd.Series) and not is_default(theta0.index):
+        theta0 = _in_columns(theta0.to_frame().T, params).iloc[0].to_numpy(dtype=np.float64)
     if isinstance(theta0, pd.DataFrame):
-        rows = theta0.reindex(index=pd.Index(feature_names))
-        if not isinstance(rows.columns, pd.RangeIndex):
-            absent = [name for name in params if name not in rows.columns]
-            if absent:
-                raise InputError(
-                    f"The columns of `theta0`, {listing(rows.columns)}, must be the variance "
-                    f"parameters {listing(params, 10)}; {listing(absent)} is absent."
-                )
-            rows = rows[list(params)]
-        rows = rows.to_numpy(dtype=np.float64)
+        rows = _rows_of(_in_columns(theta0, params), feature_names)
     else:
         try:
             rows = np.asarray(theta0, dtype=np.float64)
@@ -106,3 +101,37 @@ def starting_rows(
             f"the residual last), or be of shape ({m}, {k})."
         )
     return np.asarray(rows)
+
+
+def _in_columns(theta0: pd.DataFrame, params: tuple[str, ...]) -> pd.DataFrame:
+    """The columns in the order of the parameters, by label where they have labels."""
+    if is_default(theta0.columns):
+        return theta0
+    absent = [name for name in params if name not in theta0.columns]
+    if absent:
+        raise InputError(
+            f"The columns of `theta0`, {listing(theta0.columns)}, must be the variance "
+            f"parameters {listing(params, 10)}; {listing(absent)} is absent."
+        )
+    return theta0[list(params)]
+
+
+def _rows_of(theta0: pd.DataFrame, feature_names: NDArray[Any]) -> FloatArray:
+    """Rows of the features by label; NaN for one that has none."""
+    values: FloatArray = theta0.to_numpy(dtype=np.float64)
+    if is_default(theta0.index) and feature_names.dtype.kind not in "iu":
+        return values
+    own = pd.Index([str(name) for name in theta0.index], dtype=object)
+    if not own.is_unique:
+        raise InputError(
+            f"`theta0` has more than one row for the features "
+            f"{listing(own[own.duplicated()].unique())}."
+        )
+    names = [str(name) for name in feature_names]
+    found = own.get_indexer(pd.Index(names, dtype=object))
+    if names and (found < 0).all():
+        raise InputError(
+            f"`theta0` has rows for {listing(own, 3)}, and none for the features that are fitted "
+            f"({listing(names, 3)}): they do not match by label."
+        )
+    return np.where(found[:, None] < 0, np.nan, values[np.maximum(found, 0)])

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from flashmm.arrays.labels import as_pandas, in_order
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.sources.dask_arrays import dask_reader, is_dask
 from flashmm.sources.disk import disk_reader, is_on_disk
@@ -41,7 +42,7 @@ class OpenedAnnData:
     reader: Reader
 
     def mask(self, mask_var: Any) -> NDArray[np.bool_] | None:
-        """Genes to use as a mask over ``var``; None for all."""
+        """Genes to use as a mask over ``var``, by label where it has labels; None for all."""
         if mask_var is None:
             return None
         what = "`mask_var`"
@@ -53,9 +54,14 @@ class OpenedAnnData:
                     f"{nearest(mask_var, columns)}"
                 )
             what, mask_var = f"The column {mask_var!r} of var", self.var[mask_var]
-        if not pd.api.types.is_bool_dtype(getattr(mask_var, "dtype", None)):
+        values = in_order(mask_var, self.var.index, what, of="genes", by_text=True)
+        if isinstance(values, list):
+            values = np.asarray(values)
+        if not pd.api.types.is_bool_dtype(getattr(as_pandas(mask_var), "dtype", values.dtype)):
             raise InputError(f"{what} must hold booleans, one per gene.")
-        mask = np.asarray(mask_var, dtype=bool)
+        if pd.isna(values).any():
+            raise InputError(f"{what} holds missing values; it must say True or False.")
+        mask = np.asarray(values, dtype=bool)
         if mask.shape != (len(self.var),):
             raise InputError(f"{what} has shape {mask.shape}, but there are {len(self.var)} genes.")
         return mask

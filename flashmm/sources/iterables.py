@@ -13,6 +13,7 @@ import scipy.sparse as sp
 
 from flashmm.arrays.labels import is_default
 from flashmm.exceptions import InputError, listing
+from flashmm.sources.dataarrays import read_dataarray
 from flashmm.sources.memory import read_memory
 from flashmm.sources.pieces import Labelled, Piece
 
@@ -42,8 +43,9 @@ def read_blocks(
     first = next(blocks, None)
     if first is None:
         raise InputError("Y is an iterable without a block: there is nothing to sum.")
-    reader = BlocksReader(blocks, first, samples, n, transposed)
-    return Labelled(reader, _read(first, 0, transposed)[1].features)
+    read = _read(first, 0, transposed)[1]
+    reader = BlocksReader(blocks, first, read.reader.shape[0], samples, n, transposed)
+    return Labelled(reader, read.features)
 
 
 def _read(item: Any, number: int, transposed: bool) -> tuple[Any, Labelled]:
@@ -52,6 +54,8 @@ def _read(item: Any, number: int, transposed: bool) -> tuple[Any, Labelled]:
             f"Block {number} of Y must be a pair (samples, block), not {type(item).__name__}."
         )
     labels, block = item
+    if hasattr(block, "dims") and hasattr(block, "coords"):  # its dims say what is what
+        return labels, read_dataarray(block, None)
     return labels, read_memory(block.T if transposed else block)
 
 
@@ -65,6 +69,8 @@ class BlocksReader:
         The pairs after the first.
     first
         The first pair.
+    m
+        Number of features.
     samples
         Index of the design's data.
     n
@@ -75,6 +81,7 @@ class BlocksReader:
 
     blocks: Iterator[Any]
     first: Any
+    m: int
     samples: pd.Index | None
     n: int
     transposed: bool
@@ -86,7 +93,7 @@ class BlocksReader:
     @property
     def shape(self) -> tuple[int, int]:
         """(m, n)."""
-        return int(self.first[1].shape[1 if self.transposed else 0]), self.n
+        return self.m, self.n
 
     @property
     def sparse(self) -> bool:
@@ -99,7 +106,7 @@ class BlocksReader:
         features = _read(self.first, 0, self.transposed)[1].features
         for number, item in enumerate(itertools.chain([self.first], self.blocks)):
             labels, read = _read(item, number, self.transposed)
-            positions = self._positions(labels, number)
+            positions = self._in_columns(self._positions(labels, number), read.samples, number)
             self._check(number, read, features, positions)
             again = positions[seen[positions]]
             if again.size or np.unique(positions).size < positions.size:
@@ -129,6 +136,24 @@ class BlocksReader:
                 f"{listing(wanted[positions < 0])}."
             )
         return positions
+
+    def _in_columns(
+        self, positions: NDArray[np.intp], columns: pd.Index | None, number: int
+    ) -> NDArray[np.intp]:
+        """The positions of a block's samples in the order of its columns, where these say it."""
+        if columns is None or is_default(columns):
+            return positions
+        wanted = pd.Index(self._names(positions))
+        if columns.equals(wanted):
+            return positions
+        if columns.size != wanted.size or not columns.isin(wanted).all() or not columns.is_unique:
+            if is_default(self.samples):
+                return positions  # `data` has no labels that those of the columns could be
+            raise InputError(
+                f"Block {number} of Y comes with the samples {listing(wanted, 3)}, but its columns "
+                f"are labelled {listing(columns, 3)}. They must be the same labels."
+            )
+        return np.asarray(positions[wanted.get_indexer(columns)])
 
     def _check(self, number: int, read: Labelled, features: Any, positions: Any) -> None:
         shape = read.reader.shape

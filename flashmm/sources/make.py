@@ -21,7 +21,7 @@ from flashmm.sources.pieces import Labelled
 from flashmm.sources.source import Source
 from flashmm.sources.transforms import Transform, check_transform
 
-__all__ = ["make_source", "source_of"]
+__all__ = ["labelled", "make_source", "source_of"]
 
 ROWS = ("features", "samples")
 
@@ -63,7 +63,7 @@ def make_source(
     """
     if rows not in ROWS:
         raise InputError(f"Unknown rows={rows!r}. {nearest(str(rows), list(ROWS))}")
-    return source_of(_read(Y, samples, n, rows == "samples"), transform, samples, n)
+    return source_of(labelled(Y, samples, n, rows == "samples"), transform, samples, n)
 
 
 def source_of(
@@ -74,13 +74,22 @@ def source_of(
     m, columns = read.reader.shape
     n = columns if n is None else n
     position = match_samples(read, samples, n)
-    names = checked_labels(read.features, m, "feature", default=np.arange(m))
+    names = checked_labels(read.features, m, "feature")
     known = read.samples if is_default(samples) else samples
     sample_names = None if known is None or is_default(known) else known
-    return Source(read.reader, names, n, position, transform=transform, sample_names=sample_names)
+    return Source(
+        read.reader,
+        names,
+        n,
+        position,
+        transform=transform,
+        sample_names=sample_names,
+        numbered=read.features is None,
+    )
 
 
-def _read(Y: Any, samples: pd.Index | None, n: int | None, transposed: bool) -> Labelled:
+def labelled(Y: Any, samples: pd.Index | None, n: int | None, transposed: bool) -> Labelled:
+    """Y with its labels, whatever kind it is of; ``transposed``: its rows are the samples."""
     if is_anndata(Y):
         return read_anndata(Y)
     if isinstance(Y, xr.DataArray):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from flashmm.arrays.labels import checked_labels, feature_positions
+from flashmm.arrays.labels import checked_labels, feature_positions, in_order
 from flashmm.exceptions import InputError
 from flashmm.sources.pieces import BLOCK_BYTES, Piece, Reader
 from flashmm.sources.transforms import (
@@ -96,7 +96,7 @@ class Source:
     reader
         Hands out pieces of Y.
     feature_names
-        Labels of the features in use, shape (m,): text, or 0..m-1 when Y has none.
+        Labels of the features in use, shape (m,): text or integers.
     n
         Number of samples of the design.
     position
@@ -120,6 +120,8 @@ class Source:
         Whether a missing value (NaN) becomes zero; otherwise it raises.
     block
         Number of the block of a larger Y that this is, for messages; None to count its own.
+    numbered
+        Whether Y names no features, so that their labels are the numbers of its rows.
     """
 
     reader: Reader
@@ -135,6 +137,7 @@ class Source:
     sample_names: Sequence[object] | None = None
     allow_missing: bool = False
     block: int | None = None
+    numbered: bool = False
 
     @property
     def m(self) -> int:
@@ -166,12 +169,16 @@ class Source:
         )
 
     def renamed(self, names: Any) -> Source:
-        """The same source with other labels of its features."""
+        """The same source with other labels of its features, by those that it has if labelled."""
+        if not self.numbered:
+            names = in_order(
+                names, self.feature_names, "`feature_names`", of="features of Y", by_text=True
+            )
         labels = checked_labels(names, self.m, "feature", default=self.feature_names)
-        return replace(self, feature_names=labels)
+        return replace(self, feature_names=labels, numbered=False)
 
     def taking(self, features: Any) -> Source:
-        """The same source with some of its features: names, positions or a mask, in their order."""
+        """The same source with the features that a user asks for, in the order of Y."""
         return self.at(np.unique(feature_positions(self.feature_names, features)))
 
     def at(self, kept: IntArray) -> Source:

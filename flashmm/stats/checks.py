@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from flashmm.arrays.labels import is_default
+from flashmm.arrays.labels import axis_labels
 from flashmm.exceptions import InputError, listing
 
 __all__ = ["check_shapes", "sample_count", "shared_labels"]
@@ -27,9 +27,9 @@ def shared_labels(stats: object, what: str, **axes: tuple[int, ...]) -> list[Any
     known: tuple[str, pd.Index] | None = None
     for name, positions in axes.items():
         value = getattr(stats, name)
-        for axis in positions if isinstance(value, (pd.DataFrame, pd.Series)) else ():
-            labels = value.axes[axis]
-            if is_default(labels):
+        for axis in positions:
+            labels = axis_labels(value, axis)
+            if labels is None:
                 continue
             if known is None:
                 known = name, labels

@@ -1,8 +1,8 @@
-"""Statistics of features that miss different samples: the sums of Y, and what the patterns share.
+"""Statistics of features with rows of their own: which samples they have, with what weights.
 
-With a missing value counted as zero, X'y, Z'y and y'y are the sums over the samples that a
-feature has. Only n and the cross-products of the design differ by pattern; they follow from X, Z
-and the pattern, which are kept.
+X'y, Z'y and y'y are weighted sums like those of other features. n and the cross-products of the
+design differ by feature too; features with the same samples, weights and covariates share them
+(a pattern).
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ import scipy.sparse as sp
 
 from flashmm.arrays.labels import feature_positions
 from flashmm.stats.algebra import column_positions
-from flashmm.stats.root import near_collinear, root_of_rows
+from flashmm.stats.own_designs import (
+    DesignSums,
+    OwnColumns,
+    RowProducts,
+    add_design_sums,
+    pairs_of_columns,
+)
 from flashmm.stats.summary_stats import SummaryStats
 from flashmm.stats.sums import Shift
-from flashmm.storage.files import PATTERNED_FORMAT, load_dataset, marked, save_dataset
+from flashmm.storage.files import PATTERNED_FORMAT, load_dataset, marked, save_dataset, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,35 +39,41 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
-__all__ = ["PatternedStats", "any_from_dataset", "joined_shift"]
+__all__ = ["PatternedStats", "any_from_dataset", "joined_shift", "same_rows"]
+
+_DESIGN_FIELDS = {
+    "n": ("design",),
+    "log_weights": ("design",),
+    "signature": ("design", "signature_"),
+    "X_sums": ("design", "coef"),
+    "XX": ("design", "coef", "coef_"),
+    "ZX": ("design", "level", "coef"),
+    "ZZ": ("design", "pair"),
+}
 
 
 @dataclass(frozen=True)
 class PatternedStats:
-    """Summary statistics of features each of which lacks some samples.
+    """Summary statistics of features with samples, weights or covariates of their own.
 
     Parameters
     ----------
     sums
-        Sums over the samples that each feature has; X'X, Z'X and Z'Z are those of all samples.
-    X, Z
-        The design, shapes (n, p) and (n, q); rows times the root of the samples' weights.
-    log_weight
-        Logarithm of each sample's weight, shape (n,).
-    observed
-        The distinct patterns: which samples are there, shape (n_patterns, n).
+        Sums over the samples that each feature has, with its weights; X'X, Z'X and Z'Z are those
+        of all samples (without weights and covariates that are a feature's own).
+    designs
+        What the distinct designs sum to.
     pattern
-        Pattern of each feature, shape (m,).
+        Design of each feature, shape (m,).
+    own
+        The covariates that are features' own, and the coefficients that they belong to.
     """
 
     sums: SummaryStats
-    X: FloatArray
-    Z: sp.csr_array
-    log_weight: FloatArray
-    observed: BoolArray
+    designs: DesignSums
     pattern: IntArray
+    own: OwnColumns
 
     def __repr__(self) -> str:
         s, counts = self.sums, self.nobs
@@ -120,47 +132,60 @@ class PatternedStats:
         return replace(self, sums=self.sums.noting(aliased))
 
     @property
+    def numbered(self) -> bool:
+        """Whether the features are called by the numbers of their rows in a Y without names."""
+        return bool(self.sums.numbered)
+
+    @property
     def log_weights(self) -> float:
-        """Sum of the logarithms of all samples' weights."""
-        return float(self.log_weight.sum())
+        """Sum of the logarithms of all samples' weights, of those that features share."""
+        return float(self.sums.log_weights)
 
     # ---- keeping it --------------------------------------------------------------------------
 
     def to_dataset(self) -> xr.Dataset:
-        """The statistics, the design and the patterns as an xarray Dataset."""
-        Z = self.Z.tocoo()
+        """The statistics, the designs and the patterns as an xarray Dataset."""
+        designs = self.designs
         ds = self.sums.to_dataset().assign(
-            X=(("sample", "coef"), self.X),
-            Z_row=(("Z_nonzero",), Z.row.astype(np.int32)),
-            Z_column=(("Z_nonzero",), Z.col.astype(np.int32)),
-            Z_value=(("Z_nonzero",), Z.data),
-            log_weight=(("sample",), self.log_weight),
-            observed=(
-                ("observed_pattern", "byte"),
-                np.packbits(self.observed, axis=1).view(np.int8),
-            ),
+            {f"own_{name}": (dims, getattr(designs, name)) for name, dims in _DESIGN_FIELDS.items()}
+        )
+        ds = ds.assign(
+            own_row=(("pair",), designs.rows.astype(np.int32)),
+            own_column=(("pair",), designs.columns.astype(np.int32)),
             pattern=(("feature",), self.pattern.astype(np.int32)),
         )
+        if self.own.names:
+            table = np.array(
+                [[i in of for i in range(len(self.own.names))] for of in self.own.of], np.int8
+            )
+            ds = ds.assign(
+                own_covariate=(("covariate",), text(list(self.own.names))),
+                own_of=(("coef", "covariate"), table),
+            )
         # Readers that do not know of patterns would take the sums for those of all samples.
         return marked(ds, "PatternedStats", PATTERNED_FORMAT)
 
     @classmethod
     def from_dataset(cls, ds: xr.Dataset) -> PatternedStats:
-        """The inverse of `to_dataset`."""
-        sums, n = SummaryStats.from_dataset(ds), ds.sizes["sample"]
-        entries: Any = (ds["Z_row"].to_numpy(), ds["Z_column"].to_numpy())
-        packed = ds["observed"].to_numpy().astype(np.int8).view(np.uint8)
-        return cls(
-            sums,
-            ds["X"].to_numpy(),
-            sp.csr_array((ds["Z_value"].to_numpy(), entries), shape=(n, sums.q)),
-            ds["log_weight"].to_numpy(),
-            np.unpackbits(packed, axis=1, count=n).astype(bool),
-            ds["pattern"].to_numpy().astype(np.intp),
+        """The inverse of `to_dataset`; also of the format that held the rows of X and Z."""
+        sums = SummaryStats.from_dataset(ds)
+        pattern = ds["pattern"].to_numpy().astype(np.intp)
+        own = OwnColumns.none(sums.p)
+        if "observed" in ds:
+            return cls(sums, _designs_of_rows(ds, sums.q), pattern, own)
+        if "own_covariate" in ds:
+            names = tuple(str(name) for name in ds["own_covariate"].to_numpy())
+            table = ds["own_of"].to_numpy().astype(bool)
+            own = OwnColumns(names, tuple(tuple(np.flatnonzero(row).tolist()) for row in table))
+        designs = DesignSums(
+            **{name: ds[f"own_{name}"].to_numpy() for name in _DESIGN_FIELDS},
+            rows=ds["own_row"].to_numpy().astype(np.intp),
+            columns=ds["own_column"].to_numpy().astype(np.intp),
         )
+        return cls(sums, designs, pattern, own)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the statistics, the design and the patterns; as `SummaryStats.save`."""
+        """Write the statistics, the designs and the patterns; as `SummaryStats.save`."""
         save_dataset(self.to_dataset(), path)
 
     @classmethod
@@ -173,12 +198,12 @@ class PatternedStats:
     @property
     def n_patterns(self) -> int:
         """Number of distinct patterns."""
-        return int(self.observed.shape[0])
+        return self.designs.count
 
     @cached_property
     def nobs(self) -> IntArray:
         """Number of samples of each feature, shape (m,)."""
-        return np.asarray(self.observed.sum(axis=1)[self.pattern])
+        return np.asarray(self.designs.n.astype(np.intp)[self.pattern])
 
     @cached_property
     def _members(self) -> list[IntArray]:
@@ -190,24 +215,17 @@ class PatternedStats:
         """Positions of the features with a pattern, ascending."""
         return self._members[pattern]
 
-    def XX_of(self, pattern: int) -> FloatArray:
-        """X'X over the samples of a pattern, shape (p, p)."""
-        X = self.X[self.observed[pattern]]
-        return np.asarray(X.T @ X)
-
     def of_pattern(self, pattern: int) -> SummaryStats:
         """Ordinary statistics of the features with a pattern, over their samples."""
-        here = self.observed[pattern]
-        X, Z = self.X[here], self.Z[here]
-        XX = self.XX_of(pattern)
+        designs = self.designs
         return replace(
             self.sums.at(self.members(pattern)),
-            n=int(here.sum()),
-            XX=XX,
-            XX_root=root_of_rows([X], self.p) if near_collinear(XX) else None,
-            ZX=Z.T @ X,
-            ZZ=sp.csr_array(Z.T @ Z),
-            log_weights=float(self.log_weight[here].sum()),
+            n=int(designs.n[pattern]),
+            XX=designs.XX[pattern],
+            XX_root=None,
+            ZX=designs.ZX[pattern],
+            ZZ=designs.sparse_ZZ(pattern),
+            log_weights=float(designs.log_weights[pattern]),
         )
 
     def at(self, positions: IntArray) -> PatternedStats:
@@ -216,12 +234,12 @@ class PatternedStats:
         return replace(
             self,
             sums=self.sums.at(positions),
-            observed=self.observed[kept],
+            designs=self.designs.at(kept),
             pattern=pattern.reshape(-1),
         )
 
     def take(self, features: Any) -> PatternedStats:
-        """The same for some of the features: names, positions, a slice or a mask."""
+        """The same for some of the features, as `SummaryStats.take`."""
         return self.at(feature_positions(self.feature_names, features))
 
     def keep(
@@ -243,16 +261,40 @@ class PatternedStats:
 
     def _selected(self, select: Callable[[SummaryStats], SummaryStats]) -> PatternedStats:
         sums = select(replace(self.sums, shift=None))
-        coefs = [self.coef_names.index(name) for name in sums.coef_names]
+        coefs = np.array([self.coef_names.index(name) for name in sums.coef_names], dtype=np.intp)
         columns = column_positions(self.structure, sums.structure)
         if self.sums.shift is not None:
             parts = {k: select(self.of_pattern(k)).shift for k in self._shifted_patterns()}
             sums = replace(sums, shift=joined_shift(self, parts))
-        return replace(self, sums=sums, X=self.X[:, coefs], Z=self.Z[:, columns])
+        return replace(
+            self,
+            sums=sums,
+            designs=self.designs.selected(coefs, columns),
+            own=OwnColumns(self.own.names, tuple(self.own.of[i] for i in coefs)),
+        )
 
     def _shifted_patterns(self) -> list[int]:
         shift = self.sums.shift
         return [] if shift is None else np.unique(self.pattern[shift.features]).tolist()
+
+
+def _designs_of_rows(ds: xr.Dataset, q: int) -> DesignSums:
+    """Sums of designs that were kept as rows of X and Z, weighted, and who has which."""
+    n = ds.sizes["sample"]
+    entries: Any = (ds["Z_row"].to_numpy(), ds["Z_column"].to_numpy())
+    Z = sp.csr_array((ds["Z_value"].to_numpy(), entries), shape=(n, q))
+    log_weight = ds["log_weight"].to_numpy()
+    root = np.exp(-0.5 * log_weight)[:, None]
+    packed = ds["observed"].to_numpy().astype(np.int8).view(np.uint8)
+    observed = np.unpackbits(packed, axis=1, count=n).astype(np.float64)
+    X = ds["X"].to_numpy() * root
+    pairs = pairs_of_columns(Z)
+    own = OwnColumns.none(X.shape[1])
+    products = RowProducts.of(X, sp.csr_array(Z * root), own, pairs, slice(0, n), n)
+    designs = DesignSums.zeros(observed.shape[0], X.shape[1], q, pairs)
+    weights = observed * np.exp(log_weight)
+    add_design_sums(designs, np.arange(designs.count), products, weights)
+    return designs
 
 
 def joined_shift(stats: PatternedStats, parts: Mapping[int, Shift | None]) -> Shift | None:
@@ -268,6 +310,17 @@ def joined_shift(stats: PatternedStats, parts: Mapping[int, Shift | None]) -> Sh
         for name in names
     )
     return Shift(features[order], *joined)
+
+
+def same_rows(one: PatternedStats, other: PatternedStats) -> bool:
+    """Whether features have the same samples with the same weights in both."""
+    if one.m != other.m or not np.array_equal(one.nobs, other.nobs):
+        return False
+    mine, theirs = one.designs, other.designs
+    own = [(mine.log_weights, theirs.log_weights), (mine.signature, theirs.signature)]
+    return all(
+        np.allclose(a[one.pattern], b[other.pattern], rtol=1e-12, atol=1e-12) for a, b in own
+    )
 
 
 def any_from_dataset(ds: xr.Dataset) -> SummaryStats | PatternedStats:

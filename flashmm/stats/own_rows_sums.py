@@ -1,9 +1,9 @@
-"""Sums of features each of which lacks some samples: one pass for Y, one for what is missing."""
+"""Sums of features with rows of their own: those that miss samples, and those with own weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,24 @@ import scipy.sparse as sp
 
 from flashmm.designs.design import Design
 from flashmm.exceptions import InputError
-from flashmm.sources import Source
+from flashmm.progress import progress_bar
+from flashmm.sources import Block, Source
+from flashmm.sources.beside import Beside
+from flashmm.sources.pieces import BLOCK_BYTES
 from flashmm.sources.scans import missing_values
 from flashmm.stats.block_sums import BlockSums, design_columns
-from flashmm.stats.own_rows import PatternedStats, joined_shift
-from flashmm.stats.shifts import cancelling, least_squares
+from flashmm.stats.own_designs import (
+    DesignSums,
+    OwnColumns,
+    RowProducts,
+    add_design_sums,
+    pairs_of_columns,
+)
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.shifts import CANCELLATION
 from flashmm.stats.streaming import passing, suitable_block_bytes
 from flashmm.stats.summary_stats import SummaryStats
-from flashmm.stats.summing import first_sums, second_sums, statistics_of
+from flashmm.stats.summing import design_products, first_sums, second_sums, statistics_of
 from flashmm.stats.sums import Shift
 
 if TYPE_CHECKING:
@@ -27,8 +37,9 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
+    BoolArray = NDArray[np.bool_]
 
-__all__ = ["sum_by_pattern"]
+__all__ = ["OwnTables", "sum_by_pattern", "sum_own_rows"]
 
 
 def sum_by_pattern(
@@ -70,7 +81,7 @@ def sum_by_pattern(
     total = first_sums(
         source, columns, weights, block_bytes=block_bytes, workers=workers, progress=progress
     )
-    sums = statistics_of(SummaryStats, total.sums, columns, design, source.feature_names, weights)
+    sums = statistics_of(SummaryStats, total.sums, columns, design, source, weights)
     if selecting:
         kept = passing(total.totals, total.detected, source.n, min_count, min_fraction)
         sums, source = sums.at(kept), source.at(kept)
@@ -82,44 +93,316 @@ def sum_by_pattern(
     packed, pattern = np.unique(np.packbits(observed, axis=1), axis=0, return_inverse=True)
     n = source.n
     X, Z = np.asarray(design.X[:n]), sp.csr_array(design.Z[:n])
-    if weights is not None:
-        root = np.sqrt(weights)[:, None]
-        X, Z = X * root, sp.csr_array(Z * root)
-    stats = PatternedStats(
-        sums,
-        X,
-        Z,
-        np.zeros(n) if weights is None else np.log(weights),
-        np.unpackbits(packed, axis=1, count=n).astype(bool),
-        pattern.reshape(-1),
-    )
-
+    own, pairs = OwnColumns.none(X.shape[1]), pairs_of_columns(Z)
+    products = RowProducts.of(X, Z, own, pairs, slice(0, n), n)
+    designs = DesignSums.zeros(packed.shape[0], X.shape[1], Z.shape[1], pairs)
+    step = max(1, BLOCK_BYTES // (8 * n))
+    for start in range(0, designs.count, step):
+        here = np.arange(start, min(start + step, designs.count))
+        there = np.unpackbits(packed[here], axis=1, count=n).astype(np.float64)
+        add_design_sums(designs, here, products, there if weights is None else there * weights)
+    stats = PatternedStats(sums, designs, pattern.reshape(-1), own)
     again = partial(second_sums, source, columns, weights, block_bytes, workers)
-    shift = _shift(stats, again)
-    return stats if shift is None else replace(stats, sums=replace(sums, shift=shift))
+    return replace(stats, sums=replace(sums, shift=_shift(stats, again)))
 
 
 def _shift(
     stats: PatternedStats, again: Callable[[FloatArray, IntArray], BlockSums]
 ) -> Shift | None:
     """Sum again, after subtracting X a, the features whose raw sums cancel; as `shifted_sums`."""
-    parts: dict[int, Any] = {}
-    sums = stats.sums
-    for k in range(stats.n_patterns):
-        members = stats.members(k)
-        features, a = cancelling(stats.XX_of(k), sums.XY[:, members], sums.yy[members])
-        if features.size:
-            one = sums.at(members)
-            parts[k] = Shift(
-                features, a, one.XY[:, features], one.ZY[:, features], one.yy[features]
-            )
-    first = joined_shift(stats, parts)
-    if first is None:
+    sums, found = stats.sums, []
+    step = max(1, BLOCK_BYTES // (8 * (stats.p + 1) ** 2))
+    for start in range(0, stats.m, step):
+        here = np.arange(start, min(start + step, stats.m))
+        with np.errstate(over="ignore", invalid="ignore"):
+            a = _solutions(stats.designs.XX[stats.pattern[here]], sums.XY[:, here])
+            rss = sums.yy[here] - (sums.XY[:, here] * a).sum(axis=0)
+        cancels = (rss < CANCELLATION * sums.yy[here]) & (sums.yy[here] > 0)
+        found.append((here[cancels], a[:, cancels]))
+    features = np.concatenate([part[0] for part in found]) if found else np.empty(0, dtype=np.intp)
+    if features.size == 0:
         return None
-    features, a = first.features, first.a
-    about = again(a, features)
-    for k in parts:
-        here = np.flatnonzero(stats.pattern[features] == k)
-        a[:, here] += least_squares(stats.XX_of(k), about.XY[:, here])
+    a = np.concatenate([part[1] for part in found], axis=1)
+    XX = stats.designs.XX[stats.pattern[features]]
+    a = a + _solutions(XX, again(a, features).XY)
     about = again(a, features)
     return Shift(features, a, about.XY, about.ZY, about.yy)
+
+
+def _solutions(XX: FloatArray, XY: FloatArray) -> FloatArray:
+    """Solutions of X'X a = X'y for matrices (F, p, p) and columns (p, F), shape (p, F).
+
+    They leave out directions in which X is constant zero.
+    """
+    finite = np.isfinite(XY).all(axis=0)
+    right = np.where(finite, XY, 0.0).T
+    length = np.sqrt(np.diagonal(XX, axis1=1, axis2=2))
+    length = np.where(length > 0, length, 1.0)
+    values, vectors = np.linalg.eigh(XX / (length[:, :, None] * length[:, None, :]))
+    lowest = 1e-13 * values.shape[1] * np.maximum(values[:, -1:], 0.0)
+    inverse = np.divide(1.0, values, out=np.zeros_like(values), where=values > lowest)
+    along = np.matmul((right / length)[:, None, :], vectors)[:, 0] * inverse
+    solution = np.matmul(vectors, along[:, :, None])[:, :, 0] / length
+    return np.asarray(np.where(finite, solution.T, np.nan))
+
+
+# ---- weights and covariates of each feature ------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OwnTables:
+    """What features have of their own beside Y.
+
+    Parameters
+    ----------
+    weights
+        A table (m, n), weights of the samples (n,) that features share, or None.
+    covariates
+        A table for each of the covariates.
+    own
+        The columns of X that they belong to.
+    """
+
+    weights: Beside | FloatArray | None
+    covariates: tuple[Beside, ...]
+    own: OwnColumns
+
+    def at(self, kept: IntArray | BoolArray, m: int) -> OwnTables:
+        """The same for some of m features."""
+        weights = self.weights
+        if isinstance(weights, Beside):
+            weights = weights.at(kept, m)
+        return replace(
+            self, weights=weights, covariates=tuple(table.at(kept, m) for table in self.covariates)
+        )
+
+
+def sum_own_rows(
+    source: Source,
+    design: Design,
+    tables: OwnTables,
+    *,
+    missing: bool = False,
+    min_count: float | None = None,
+    min_fraction: float | None = None,
+    progress: bool = False,
+) -> SummaryStats | PatternedStats:
+    """Statistics of features with weights or covariates of their own, block by block.
+
+    Parameters
+    ----------
+    source, design, min_count, min_fraction, progress
+        As in `SummaryStats.from_design`.
+    tables
+        The weights and covariates.
+    missing
+        Whether a feature is fitted without the samples in which it, or a covariate of its own,
+        is NaN; else those must have weight zero.
+
+    Returns
+    -------
+    SummaryStats or PatternedStats
+        Ordinary statistics when all features have the same weights, and no covariate.
+
+    Raises
+    ------
+    InputError
+        If the source can be read only once, or a weight is negative or not finite.
+    """
+    if source.reader.one_pass:
+        raise InputError(
+            "Weights and covariates of each feature are read beside Y, but these blocks can be had "
+            "only once. Pass Y as an array or a file."
+        )
+    selecting = min_count is not None or min_fraction is not None
+    source = replace(source, counting=selecting, allow_missing=True)
+    sums = _OwnSums.of(source, design, tables, missing)
+    blocks = source.blocks(BLOCK_BYTES, dense=True)
+    for block in progress_bar(blocks, source.count_blocks(BLOCK_BYTES), show=progress):
+        sums.add(block)
+    shared = tables.weights if isinstance(tables.weights, np.ndarray) else None
+    XX, ZX, ZZ = design_products(design.X, design.Z, shared)
+    total = SummaryStats(
+        n=source.n,
+        XX=XX,
+        XY=sums.Y.XY,
+        ZX=ZX,
+        ZY=sums.Y.ZY,
+        ZZ=ZZ,
+        yy=sums.Y.yy,
+        feature_names=source.feature_names,
+        coef_names=design.coef_names,
+        structure=design.structure,
+        log_weights=0.0 if shared is None else float(np.log(shared).sum()),
+    )
+    stats = _grouped(total, sums.designs, tables.own)
+    if selecting:
+        kept = passing(sums.totals, sums.detected, source.n, min_count, min_fraction)
+        stats, source = stats.at(np.flatnonzero(kept)), source.at(kept)
+        tables = tables.at(kept, kept.size)
+    again = partial(_again, replace(source, counting=False), design, tables, missing)
+    shift = _shift(stats, again)
+    stats = replace(stats, sums=replace(stats.sums, shift=shift))
+    if stats.n_patterns == 1 and not tables.own.names:
+        return stats.of_pattern(0)
+    return stats
+
+
+def _grouped(sums: SummaryStats, designs: DesignSums, own: OwnColumns) -> PatternedStats:
+    """Statistics in which features with the same design share it."""
+    key = np.column_stack([designs.n, designs.log_weights, designs.signature])
+    _, first, pattern = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    if first.size == designs.count:  # in the order of the features
+        return PatternedStats(sums, designs, np.arange(designs.count), own)
+    return PatternedStats(sums, designs.at(first), pattern.reshape(-1), own)
+
+
+def _again(
+    source: Source,
+    design: Design,
+    tables: OwnTables,
+    missing: bool,
+    a: FloatArray,
+    features: IntArray,
+) -> BlockSums:
+    """One more pass, for the sums of y - X a of some features."""
+    sums = _OwnSums.of(source, design, tables, missing, about=(features, a))
+    for block in source.blocks(BLOCK_BYTES, features=features, dense=True):
+        sums.add(block)
+    Y = sums.Y
+    return BlockSums(Y.XY[:, features], Y.ZY[:, features], Y.yy[features])
+
+
+@dataclass(frozen=True)
+class _OwnSums:
+    """The sums so far, and what is needed to add a block to them."""
+
+    source: Source
+    design: Design
+    tables: OwnTables
+    missing: bool
+    designs: DesignSums
+    Y: BlockSums
+    totals: FloatArray
+    detected: FloatArray
+    about: tuple[IntArray, FloatArray] | None
+    _all: list[RowProducts]
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        design: Design,
+        tables: OwnTables,
+        missing: bool,
+        about: tuple[IntArray, FloatArray] | None = None,
+    ) -> _OwnSums:
+        m, (n, p), q = source.m, design.X.shape, design.Z.shape[1]
+        pairs = pairs_of_columns(sp.csr_array(design.Z[:n]))
+        designs = DesignSums.zeros(m if about is None else 0, p, q, pairs)
+        Y = BlockSums(np.zeros((p, m)), np.zeros((q, m)), np.zeros(m))
+        return cls(source, design, tables, missing, designs, Y, np.zeros(m), np.zeros(m), about, [])
+
+    def _products(self, samples: slice | IntArray) -> RowProducts:
+        """Products of the rows of a block; of all samples they are made once."""
+        n = self.design.n
+        if isinstance(samples, slice) and samples == slice(0, n) and self._all:
+            return self._all[0]
+        X, Z = np.asarray(self.design.X[samples]), sp.csr_array(self.design.Z[samples])
+        own, pairs = self.tables.own, (self.designs.rows, self.designs.columns)
+        products = RowProducts.of(X, Z, own, pairs, samples, n)
+        if isinstance(samples, slice) and samples == slice(0, n):
+            self._all.append(products)
+        return products
+
+    def add(self, block: Block) -> None:
+        """Add a block."""
+        slots = np.arange(self.source.m)[block.features]
+        samples = np.arange(self.source.n)[block.samples]
+        given: Any = block.values
+        values: FloatArray = given.toarray() if sp.issparse(given) else given
+        weights, covariates = self._beside(block, slots, samples, values.shape)
+        products = self._products(block.samples)
+        own = self.tables.own
+        if self.about is None:
+            add_design_sums(self.designs, slots, products, weights, covariates)
+        else:
+            features, a = self.about
+            values = values - self._fitted(
+                a[:, np.searchsorted(features, slots)], products, covariates
+            )
+        weighted = weights * values
+        for u, columns in own.groups.items():
+            factor = own.factor(u, covariates)
+            part = weighted if factor is None else weighted * factor
+            self.Y.XY[np.ix_(columns, slots)] += products.X[:, columns].T @ part.T
+        self.Y.ZY[:, slots] += products.transposed_Z @ np.ascontiguousarray(weighted.T)
+        self.Y.yy[slots] += (weighted * values).sum(axis=1)
+        if block.totals is not None and block.detected is not None:
+            self.totals[slots] += block.totals
+            self.detected[slots] += block.detected
+
+    def _fitted(
+        self, a: FloatArray, products: RowProducts, covariates: Sequence[FloatArray]
+    ) -> FloatArray:
+        """X a of some features, shape (f, n_b)."""
+        result = np.zeros((a.shape[1], products.X.shape[0]))
+        for u, columns in self.tables.own.groups.items():
+            factor = self.tables.own.factor(u, covariates)
+            part = a[columns].T @ products.X[:, columns].T
+            result += part if factor is None else part * factor
+        return result
+
+    def _beside(
+        self, block: Block, slots: IntArray, samples: IntArray, shape: tuple[int, ...]
+    ) -> tuple[FloatArray, list[FloatArray]]:
+        """Weights of a block, zero where something is missing, and covariates without NaN."""
+        table = self.tables.weights
+        if isinstance(table, Beside):
+            weights = table.read(slots, samples)
+            bad = ~(np.isfinite(weights) & (weights >= 0))
+            if bad.any():
+                row, column = (int(x) for x in np.argwhere(bad)[0])
+                raise InputError(
+                    f"`weights` must be zero or positive, and finite; it is "
+                    f"{weights[row, column]:g} for {self._where(slots[row], samples[column])}."
+                )
+        elif table is not None:
+            weights = np.broadcast_to(table[samples], shape)
+        else:
+            weights = np.ones(shape)
+        absent = np.zeros(shape, dtype=bool) if block.missing is None else block.missing
+        self._refuse_missing(absent & (weights > 0), "Y", slots, samples)
+        covariates = []
+        for beside in self.tables.covariates:
+            values = beside.read(slots, samples)
+            infinite = np.isinf(values)
+            if infinite.any():
+                row, column = (int(x) for x in np.argwhere(infinite)[0])
+                where = self._where(slots[row], samples[column])
+                raise InputError(f"The covariate {beside.name!r} is infinite: {where}.")
+            unknown = np.isnan(values)
+            if unknown.any():
+                what = f"The covariate {beside.name!r}"
+                self._refuse_missing(unknown & ~absent & (weights > 0), what, slots, samples)
+                absent = absent | unknown
+                values = np.where(unknown, 0.0, values)
+            covariates.append(values)
+        return np.where(absent, 0.0, weights), covariates
+
+    def _refuse_missing(
+        self, absent: BoolArray, what: str, slots: IntArray, samples: IntArray
+    ) -> None:
+        if self.missing or not absent.any():
+            return
+        row, column = (int(x) for x in np.argwhere(absent)[0])
+        raise InputError(
+            f"{what} has a missing value: {self._where(slots[row], samples[column])}. Use "
+            "missing='feature' to fit each feature over the samples that it has, give the "
+            "observation weight 0, or fill it in."
+        )
+
+    def _where(self, feature: int, sample: int) -> str:
+        names = self.source.sample_names
+        label = int(sample) if names is None else names[int(sample)]
+        return f"feature {self.source.feature_names[feature]!r}, sample {label!r}"

@@ -36,7 +36,7 @@ __all__ = [
 
 # A feature whose variation about X is below this share of its sum of squares is summed
 # again after subtracting X a: raw sums would cancel.
-_CANCELLATION = 1e-6
+CANCELLATION = 1e-6
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def cancelling(XX: FloatArray, XY: FloatArray, yy: FloatArray) -> tuple[IntArray
     with np.errstate(over="ignore", invalid="ignore"):
         a = least_squares(XX, XY)
         rss = yy - (XY * a).sum(axis=0)
-    features = np.flatnonzero((rss < _CANCELLATION * yy) & (yy > 0))
+    features = np.flatnonzero((rss < CANCELLATION * yy) & (yy > 0))
     return features, a[:, features]
 
 
@@ -191,7 +191,7 @@ def restrict_shift(stats: Sums, kept: IntArray) -> Shift | None:
     a = np.zeros_like(score)
     a[kept] = _Gram.of(stats.XX[np.ix_(kept, kept)]).solve(score[kept])
     moved = _move(stats, features, a)
-    needed = np.flatnonzero(moved.yy < _CANCELLATION * stats.yy[features])
+    needed = np.flatnonzero(moved.yy < CANCELLATION * stats.yy[features])
     if needed.size == 0:
         return None
     return Shift(
@@ -238,7 +238,7 @@ def combine_shifts(left: Sums, right: Sums, total: Sums, sign: float) -> Shift |
         mine.ZY + sign * theirs.ZY,
         np.maximum(mine.yy + sign * theirs.yy, 0.0),
     )
-    needed = pooled.yy < _CANCELLATION * total.yy[features]
+    needed = pooled.yy < CANCELLATION * total.yy[features]
     if not needed.any():
         return None
     kept = features[needed]

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 import xarray as xr
 
+from flashmm.arrays.labels import counts_up
 from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError
@@ -67,7 +68,7 @@ def sums_to_dataset(stats: Sums) -> xr.Dataset:
         "coef_": text(names),
         **level_coordinates(structure),
     }
-    attrs = {"n": stats.n, "log_weights": stats.log_weights}
+    attrs = {"n": stats.n, "log_weights": stats.log_weights, "numbered": int(bool(stats.numbered))}
     return marked(xr.Dataset(data, coords=coords, attrs=attrs), "SummaryStats", FORMAT)
 
 
@@ -112,7 +113,14 @@ def sums_from_dataset(cls: type[AnySums], ds: xr.Dataset) -> AnySums:
         log_weights=float(ds.attrs.get("log_weights", 0.0)),
         XX_root=ds["XX_root"].to_numpy() if "XX_root" in ds else None,
         aliased=_aliasing(ds) if "column_name" in ds else None,
+        numbered=_was_numbered(ds),
     )
+
+
+def _was_numbered(ds: xr.Dataset) -> bool:
+    """Whether the features are called by their rows; files of earlier versions do not say."""
+    counted = counts_up(ds["feature"].to_numpy())
+    return bool(ds.attrs.get("numbered", counted))
 
 
 def _aliasing(ds: xr.Dataset) -> Aliasing:

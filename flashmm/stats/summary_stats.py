@@ -11,12 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
-from flashmm.arrays.labels import feature_positions
-from flashmm.designs.design import Design
-from flashmm.designs.from_arrays import design_and_source
-from flashmm.designs.per_sample import positive
+from flashmm.arrays.labels import axis_labels, feature_positions
+from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design
+from flashmm.designs.from_arrays import as_matrix, design_and_source, matched_columns
 from flashmm.exceptions import InputError
 from flashmm.sources import Source, Transform
 from flashmm.stats.algebra import added, subtracted
@@ -77,6 +75,9 @@ class SummaryStats(Sums):
     aliased
         Columns of X that were left out because they depend on these (``rank="drop"`` of
         `MultiLMM`); None without any.
+    numbered
+        Whether the features are called by the numbers of their rows in a Y without names; None
+        for those without ``feature_names``.
 
     Raises
     ------
@@ -143,12 +144,10 @@ class SummaryStats(Sums):
         InputError
             If the shapes do not match or a value is missing or infinite.
         """
-        design, source = design_and_source(
-            Y, X, Z, components, coef_names, transform, feature_names
+        design, source, precision = design_and_source(
+            Y, X, Z, components, coef_names, transform, feature_names, weights
         )
-        if weights is not None:
-            weights = positive(weights, design.n, "weights")
-        return cls.from_design(source, design, weights=weights)
+        return cls.from_design(source, design, weights=precision)
 
     @classmethod
     def from_blocks(
@@ -322,17 +321,15 @@ class SummaryStats(Sums):
         SummaryStats
             Of all samples; ``self`` stays as it is.
         """
-        block = SummaryStats.from_arrays(
-            Y,
-            X,
-            Z,
-            components=None if isinstance(Z, pd.DataFrame) else self.structure,
-            transform=transform,
-            coef_names=None if isinstance(X, pd.DataFrame) else self.coef_names,
-            weights=weights,
+        X, Z = as_matrix(X), as_matrix(Z)
+        names = self.coef_names if axis_labels(X, 1) is None else None
+        Z, components = _columns_like(Z, self.structure)
+        design, source, precision = design_and_source(
+            Y, X, Z, components, names, transform, None, weights
         )
-        if block.feature_names.dtype.kind in "iu" and block.m == self.m:
-            block = replace(block, feature_names=self.feature_names)
+        if source.numbered and source.m == self.m:
+            source = source.renamed(self.feature_names)
+        block = SummaryStats.from_design(source, design, weights=precision)
         return self + block
 
     def __radd__(self, other: object) -> SummaryStats:
@@ -429,3 +426,18 @@ class SummaryStats(Sums):
             format.
         """
         return cls.from_dataset(load_dataset(path, kind="SummaryStats"))
+
+
+def _columns_like(Z: Any, structure: CovarianceStructure) -> tuple[Any, CovarianceStructure]:
+    """Z with its columns as some random terms have them, and the terms that they make.
+
+    The columns of a single component may be new levels; others are matched by label.
+    """
+    columns, terms = axis_labels(Z, 1), structure.terms
+    if columns is None:
+        return Z, structure
+    if len(terms) == 1 and terms[0].covariance == "identity" and terms[0].effects == (INTERCEPT,):
+        own = dict(zip(terms[0].column_names, terms[0].levels, strict=True))
+        levels = tuple(own.get(str(name), str(name)) for name in columns)
+        return Z, CovarianceStructure((replace(terms[0], levels=levels),))
+    return matched_columns(Z, structure), structure

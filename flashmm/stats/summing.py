@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
@@ -70,7 +70,7 @@ def sum_design(
         source, columns, weights, block_bytes=block_bytes, workers=workers, progress=progress
     )
     kept = passing(total.totals, total.detected, source.n, min_count, min_fraction)
-    stats = statistics_of(cls, total.sums, columns, design, source.feature_names, weights)
+    stats = statistics_of(cls, total.sums, columns, design, source, weights)
     if selecting:
         stats, source = stats.at(kept), source.at(kept)
     again = partial(second_sums, source, columns, weights, block_bytes, workers)
@@ -129,7 +129,7 @@ def statistics_of(
     sums: BlockSums,
     columns: DesignColumns,
     design: Design,
-    feature_names: NDArray[Any],
+    source: Source,
     weights: FloatArray | None,
 ) -> AnySums:
     """Sums over Y and the cross-products of the design, labelled."""
@@ -145,7 +145,8 @@ def statistics_of(
         ZY=sums.ZY,
         ZZ=ZZ,
         yy=sums.yy,
-        feature_names=feature_names,
+        feature_names=source.feature_names,
+        numbered=source.numbered,
         coef_names=design.coef_names,
         structure=design.structure,
         log_weights=0.0 if weights is None else float(np.log(weights).sum()),
@@ -196,7 +197,7 @@ def _fold(
         here = replace(block, samples=slice(0, columns.X.shape[0]))
         part_weights = None if weights is None else weights[block.samples]
         sums = block_sums(here, columns, part_weights)
-        part = statistics_of(cls, sums, columns, design, source.feature_names, part_weights)
+        part = statistics_of(cls, sums, columns, design, source, part_weights)
         again = partial(_sums_of_block_about, here, columns, part_weights)
         part = replace(part, shift=shifted_sums(part, again))
         total = part if total is None else added(total, part)

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from flashmm.arrays.labels import checked_labels
 from flashmm.arrays.numeric import float_array
 from flashmm.designs.aliasing import Aliasing
-from flashmm.designs.from_arrays import as_structure
+from flashmm.designs.from_arrays import as_structure, named_levels
 from flashmm.exceptions import InputError
 from flashmm.stats.checks import check_shapes, sample_count, shared_labels
 
@@ -88,6 +88,7 @@ class Sums:
     log_weights: float = 0.0
     XX_root: FloatArray | None = None
     aliased: Aliasing | None = None
+    numbered: bool | None = None
 
     def __post_init__(self) -> None:
         fields: dict[str, Any] = {"n": sample_count(self.n)}
@@ -114,18 +115,20 @@ class Sums:
                 raise InputError(
                     f"XX_root has shape {fields['XX_root'].shape}, but must be {(p, p)}."
                 )
-        coefs = self.coef_names
-        if coefs is None:
-            coefs = shared_labels(self, "coefficients", XX=(0, 1), XY=(0,), ZX=(1,))
-        features = self.feature_names
-        if features is None:
-            features = shared_labels(self, "features", XY=(1,), ZY=(1,), yy=(0,))
-        fields["feature_names"] = checked_labels(features, m, "feature", default=np.arange(m))
+        coefs = shared_labels(self, "coefficients", XX=(0, 1), XY=(0,), ZX=(1,))
+        coefs = coefs if self.coef_names is None else self.coef_names
+        features = shared_labels(self, "features", XY=(1,), ZY=(1,), yy=(0,))
+        features = features if self.feature_names is None else self.feature_names
+        fields["feature_names"] = checked_labels(features, m, "feature")
+        integers = fields["feature_names"].dtype.kind in "iu"
+        numbered = features is None if self.numbered is None else self.numbered
+        fields["numbered"] = bool(numbered and integers)
         default = np.array([f"x{i + 1}" for i in range(p)], dtype=object)
         fields["coef_names"] = tuple(
             str(name) for name in checked_labels(coefs, p, "coefficient", default=default)
         )
-        fields["structure"] = as_structure(self.structure, q)
+        levels = shared_labels(self, "random effects", ZX=(0,), ZY=(0,), ZZ=(0, 1))
+        fields["structure"] = as_structure(named_levels(self.structure, levels), q)
         for name, value in fields.items():
             object.__setattr__(self, name, value)
 

@@ -155,7 +155,7 @@ def load_dataset(path: str | PathLike[str], *, kind: str) -> xr.Dataset:
             "Update flashmm."
         )
     ds = _from_netcdf3(ds)
-    if ds["feature"].dtype.kind in "iu":
+    if "feature" in ds and ds["feature"].dtype.kind in "iu":
         ds = ds.assign_coords(feature=ds["feature"].astype(np.int64))
     checksum = ds.attrs.pop(_CHECKSUM, None)
     if version > 1 and checksum != fingerprint(ds):  # the first format had none

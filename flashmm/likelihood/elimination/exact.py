@@ -61,8 +61,9 @@ def perfect_fits(layout: Layout, projection: Projection) -> BoolArray:
     kept = independent_columns(scaled)
     factor = np.linalg.cholesky(scaled[np.ix_(kept, kept)])
     kept = there[kept]
-    part = scipy.linalg.solve_triangular(factor, a_w[kept] / length[kept, None], lower=True)
-    explained += (part**2).sum(axis=0)
+    if kept.size:  # older scipy refuses a system without unknowns
+        part = scipy.linalg.solve_triangular(factor, a_w[kept] / length[kept, None], lower=True)
+        explained += (part**2).sum(axis=0)
     more = kept.size
     if rank + more >= n:
         return projection.scale < 0

@@ -1,7 +1,8 @@
-"""Features that miss different samples: groups of them, each with its own likelihood.
+"""Features with rows of their own: groups of them, each with its own likelihood.
 
 A pattern that many features share is a design like any other, with its fast likelihood. Features
-with rare patterns go together as a stack. All have the same internal units of theta.
+with rare patterns go together: by eliminating blocks of each, or, where there are none, as a stack
+of dense matrices.
 """
 
 from __future__ import annotations
@@ -17,8 +18,14 @@ from flashmm.exceptions import InputError
 from flashmm.likelihood.base import Evaluation, RandomEffects, StandardErrorKind, rows_of
 from flashmm.likelihood.gates import check_sample_size
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
+from flashmm.likelihood.own_rows.layout import OwnLayout, find_layout
+from flashmm.likelihood.own_rows.own_rows import OwnRowsLikelihood, well_posed
 from flashmm.likelihood.own_rows.stacked import StackedLikelihood
-from flashmm.likelihood.own_rows.stacked_designs import DesignStack, StackedProjection
+from flashmm.likelihood.own_rows.stacked_designs import (
+    DesignStack,
+    StackedProjection,
+    weight_units,
+)
 from flashmm.likelihood.projection import (
     ROUNDING,
     Projection,
@@ -65,8 +72,14 @@ class PatternedProjection:
         Number of fixed effects.
     structure
         Random terms.
-    column_scale, param_scale
-        Units of the effects and of theta, shared by all groups.
+    column_scale
+        Units of the effects, shape (q,).
+    param_scale
+        Units of theta of each feature, but for ``scale``, shape (m, k + 1).
+    root_weight
+        Root of the unit of each feature's weights, by which its Z is divided too, shape (m,).
+    layout
+        The blocks that are eliminated of features with rare patterns; None: they are a stack.
     groups
         The groups; features that cannot be estimated are in none.
     scale, rounding, n, log_det_XX, log_weights
@@ -81,6 +94,8 @@ class PatternedProjection:
     structure: CovarianceStructure
     column_scale: FloatArray
     param_scale: FloatArray
+    root_weight: FloatArray
+    layout: OwnLayout | None
     groups: tuple[Group, ...]
     scale: FloatArray
     rounding: FloatArray
@@ -117,13 +132,26 @@ class PatternedProjection:
         natural = natural + 0.5 * self.log_weights[here]
         return natural - 0.5 * self.log_det_XX[here] if method == "REML" else natural
 
+    def units(self, features: IntArray | None = None) -> FloatArray:
+        """The units of theta of some features, shape (B, k + 1)."""
+        here: Any = slice(None) if features is None else features
+        return np.asarray(self.param_scale[here] * self.scale[here, None])
+
+    def prediction_units(self, features: IntArray) -> tuple[FloatArray, FloatArray]:
+        """What rows of Z are divided by and weights of theta multiplied, for some features.
+
+        Shapes (B, 1, q) and (B, 1, k + 1).
+        """
+        columns = self.root_weight[features, None] * self.column_scale
+        return columns[:, None], self.param_scale[features][:, None]
+
     def to_internal(self, theta: FloatArray) -> FloatArray:
         """Scale theta (m, k + 1) in the units of Y to the internal units."""
-        return np.asarray(theta / (self.param_scale * self.scale[:, None]))
+        return np.asarray(theta / self.units())
 
     def to_natural(self, theta: FloatArray) -> FloatArray:
         """Scale internal theta (m, k + 1) back to the units of Y."""
-        return np.asarray(theta * (self.param_scale * self.scale[:, None]))
+        return np.asarray(theta * self.units())
 
 
 def project_patterns(stats: PatternedStats) -> PatternedProjection:
@@ -137,11 +165,16 @@ def project_patterns(stats: PatternedStats) -> PatternedProjection:
     check_sample_size(stats.n, stats.p)
     structure, m, p = stats.structure, stats.m, stats.p
     column_scale = scale_of_columns(stats.sums.ZZ.diagonal(), structure)
+    root_weight = np.sqrt(weight_units(stats))
+    param_scale = np.tile(parameter_scale(structure, column_scale), (m, 1))
+    param_scale[:, :-1] /= root_weight[stats.pattern, None] ** 2
     total = PatternedProjection(
         p,
         structure,
         column_scale,
-        parameter_scale(structure, column_scale),
+        param_scale,
+        root_weight[stats.pattern],
+        find_layout(stats.designs, structure),
         (),
         np.ones(m),
         np.ones(m),
@@ -158,16 +191,17 @@ def project_patterns(stats: PatternedStats) -> PatternedProjection:
     for pattern in np.flatnonzero(counts >= _MANY):
         features = stats.members(int(pattern))
         try:
-            projection = project(stats.of_pattern(int(pattern)), column_scale)
+            own_scale = column_scale * root_weight[pattern]
+            projection = project(stats.of_pattern(int(pattern)), own_scale)
         except InputError:
             total.not_estimable[features] = True
             continue
         groups.append(Group(features, projection))
     rare = np.flatnonzero(counts[stats.pattern] < _MANY)
     if rare.size:
-        features, stacked = _stack(stats, rare, total)
-        if features.size:
-            groups.append(Group(features, stacked))
+        group = _stack(stats, rare, total)
+        if group.features.size:
+            groups.append(group)
     for group in groups:
         _fill(total, group)
     if total.not_estimable.all() and m:
@@ -187,23 +221,21 @@ def _fill(total: PatternedProjection, group: Group) -> None:
         total.beta_ols[:, here] = part.beta_ols.T
 
 
-def _stack(
-    stats: PatternedStats, features: IntArray, total: PatternedProjection
-) -> tuple[IntArray, StackedProjection]:
-    """The features whose designs can carry the model, and these as a stack.
+def _stack(stats: PatternedStats, features: IntArray, total: PatternedProjection) -> Group:
+    """The features whose designs can carry the model.
 
     Verdicts of the others are put into ``total``.
     """
     p = stats.p
     designs = DesignStack.of(stats, features, total.column_scale)
-    XX = designs.XX()
+    XX = designs.XX
     length = np.sqrt(np.diagonal(XX, axis1=1, axis2=2))
     unit = np.where(length > 0, length, 1.0)
     values, vectors = np.linalg.eigh(XX / (unit[:, :, None] * unit[:, None, :]))
     good = (values[:, 0] > p * 1e-13 * values[:, -1]) & (designs.n > p)
     total.not_estimable[features[~good]] = True
     features, unit, values, vectors = features[good], unit[good], values[good], vectors[good]
-    designs = DesignStack.of(stats, features, total.column_scale)
+    designs = designs.take(np.flatnonzero(good))
 
     XY, ZY, yy, a = (part[..., features] for part in stats.sums.centred())
     finite = np.isfinite(XY).all(axis=0) & np.isfinite(ZY).all(axis=0) & np.isfinite(yy)
@@ -226,29 +258,29 @@ def _stack(
         designs=designs,
         whitening=W,
         log_det_XX=log_det,
-        log_weights=designs.observed @ stats.log_weight,
+        log_weights=stats.designs.log_weights[designs.index],
         scale=scale,
         rounding=np.maximum(ROUNDING * df, 2.0 * _EPS * amplification * yy / scale),
         WXY=WXY,
-        ZY=(ZY / total.column_scale[:, None]).T,
+        ZY=(ZY / total.column_scale[:, None]).T / designs.root_weight[:, None],
         beta_ols=beta_ols,
     )
-    posed = np.ones(features.size, dtype=bool)
-    for start in range(0, features.size, stacked.chunk):
-        here = slice(start, min(start + stacked.chunk, features.size))
-        posed[here] = stacked.well_posed(here)
+    posed = _well_posed(stacked, total.layout)
     if posed.all():
-        return features, stacked
+        return Group(features, stacked)
     total.not_estimable[features[~posed]] = True
-    left = StackedProjection(
-        DesignStack.of(stats, features[posed], total.column_scale),
-        *(
-            getattr(stacked, name)[posed]
-            for name in stacked.__match_args__
-            if name not in ("designs", "_kept")
-        ),
-    )
-    return features[posed], left
+    return Group(features[posed], stacked.take(np.flatnonzero(posed)))
+
+
+def _well_posed(stacked: StackedProjection, layout: OwnLayout | None) -> BoolArray:
+    """Features whose variance components can be told apart, shape (F,)."""
+    if layout is not None:
+        return well_posed(OwnRowsLikelihood(stacked, "REML", layout))
+    posed = np.ones(stacked.m, dtype=bool)
+    for start in range(0, stacked.m, stacked.chunk):
+        here = slice(start, min(start + stacked.chunk, stacked.m))
+        posed[here] = stacked.well_posed(here)
+    return posed
 
 
 @dataclass(frozen=True)
@@ -267,8 +299,9 @@ class PatternedLikelihood:
 
     projection: PatternedProjection
     method: Literal["REML", "ML"]
-    estimators: tuple[Estimator | StackedLikelihood, ...]
+    estimators: tuple[Estimator | OwnRowsLikelihood | StackedLikelihood, ...]
     engine: str = "patterned"
+    small_products: bool = True
 
     @classmethod
     def of_projection(
@@ -276,15 +309,23 @@ class PatternedLikelihood:
         projection: PatternedProjection,
         method: Literal["REML", "ML"],
         make: Callable[[Projection], Estimator],
+        *,
+        dense: bool = False,
     ) -> PatternedLikelihood:
-        """The likelihood of groups; ``make`` makes that of one with a common pattern."""
-        parts = tuple(
-            make(group.projection)
-            if isinstance(group.projection, Projection)
-            else StackedLikelihood(group.projection, method)
-            for group in projection.groups
-        )
-        return cls(projection, method, parts)
+        """The likelihood of groups; ``make`` makes that of one with a common pattern.
+
+        ``dense``: features with rare patterns are a stack, whatever their layout.
+        """
+        layout = None if dense else projection.layout
+        parts: list[Estimator | OwnRowsLikelihood | StackedLikelihood] = []
+        for group in projection.groups:
+            if isinstance(group.projection, Projection):
+                parts.append(make(group.projection))
+            elif layout is None:
+                parts.append(StackedLikelihood(group.projection, method))
+            else:
+                parts.append(OwnRowsLikelihood(group.projection, method, layout))
+        return cls(projection, method, tuple(parts))
 
     @property
     def m(self) -> int:
@@ -395,7 +436,7 @@ class FeatureRows:
         H = np.empty((self.features.size, p.structure.q, p.p))
         XX_inverse = np.empty((self.features.size, p.p, p.p))
         for where, local, estimator in owner.split(self.features):
-            if isinstance(estimator, StackedLikelihood):
+            if isinstance(estimator, (OwnRowsLikelihood, StackedLikelihood)):
                 W = estimator.projection.whitening[local]
                 H[where] = estimator.H(local)
                 XX_inverse[where] = np.matmul(W, np.swapaxes(W, 1, 2))

@@ -228,7 +228,7 @@ class StackedLikelihood:
         errors = None if se is None else np.empty((features.size, q))
         for where, rows in self.chunks(features):
             here, at = features[where], theta[where]
-            unit = np.sqrt(p.scale[here])[:, None] / p.designs.column_scale
+            unit = np.sqrt(p.scale[here])[:, None] / p.designs.units[here]
             blup[where] = p.structure.multiply(at, self._residual(at, here, rows)) * unit
         if errors is not None:
             for where, rows in self.chunks(features, full=se == "conditional"):
@@ -239,7 +239,8 @@ class StackedLikelihood:
                     if parameter.is_variance:
                         variance[:, p.structure.slices(parameter)[0]] += at[:, i, None]
                 variance -= (np.matmul(DK, rows.inverse(at)) * DK).sum(axis=2)
-                unit = np.sqrt(p.scale[features[where]])[:, None] / p.designs.column_scale
+                here = features[where]
+                unit = np.sqrt(p.scale[here])[:, None] / p.designs.units[here]
                 errors[where] = standard_errors(variance) * unit
         return RandomEffects(blup, errors)
 

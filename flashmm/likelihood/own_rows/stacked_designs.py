@@ -1,34 +1,33 @@
-"""Designs of features that miss different samples: cross-products and roots of each.
+"""Designs of features with rows of their own: cross-products and roots of each.
 
-X'X, Z'X, Z'Z and n differ by feature. Roots are made a chunk of features at a time and kept while
-they fit.
+X'WX, Z'WX, Z'WZ and n differ by feature. Roots are made a chunk of features at a time and kept
+while they fit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse as sp
 
 from flashmm.likelihood.base import Forms
 from flashmm.likelihood.gates import CONFOUNDED, pairs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from flashmm.designs.design import CovarianceStructure
+    from flashmm.stats.own_designs import DesignSums
     from flashmm.stats.own_rows import PatternedStats
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
     BoolArray = NDArray[np.bool_]
 
-__all__ = ["DesignStack", "Root", "StackedProjection", "entry_sums"]
+__all__ = ["DesignStack", "Root", "StackedProjection", "entry_sums", "told_apart", "weight_units"]
 
 _RANK_TOLERANCE = 1e-10
 _CHUNK_BYTES = 2**25
@@ -74,77 +73,84 @@ class Root:
         )
 
 
+def weight_units(stats: PatternedStats) -> FloatArray:
+    """Geometric means of each design's weights over that of the samples', shape (P,)."""
+    designs = stats.designs
+    mean = designs.log_weights / np.maximum(designs.n, 1.0)
+    return np.asarray(np.exp(np.where(designs.n > 0, mean - stats.log_weights / stats.n, 0.0)))
+
+
 @dataclass(frozen=True)
 class DesignStack:
     """What the designs of F features have of their own, scaled like a `Projection`.
 
     Parameters
     ----------
-    X, Z
-        The design of all samples, shapes (n, p) and (n, q); Z scaled.
-    observed
-        Which samples each feature has, shape (F, n).
+    sums
+        What the designs sum to.
+    index
+        The design of each feature, shape (F,).
     structure
         Random terms.
     column_scale
         What the columns of Z were divided by, shape (q,).
+    root_weight
+        Root of each feature's unit of weight, by which its Z is divided too, shape (F,).
     """
 
-    X: FloatArray
-    Z: sp.csr_array
-    observed: BoolArray
+    sums: DesignSums
+    index: IntArray
     structure: CovarianceStructure
     column_scale: FloatArray
+    root_weight: FloatArray
 
     @classmethod
     def of(cls, stats: PatternedStats, features: IntArray, column_scale: FloatArray) -> DesignStack:
         """The designs of some features."""
-        Z = sp.csr_array(stats.Z @ sp.diags_array(1.0 / column_scale))
-        observed = stats.observed[stats.pattern[features]]
-        return cls(stats.X, Z, observed, stats.structure, column_scale)
+        index = stats.pattern[features]
+        root = np.sqrt(weight_units(stats))[index]
+        return cls(stats.designs, index, stats.structure, column_scale, root)
+
+    def take(self, features: IntArray) -> DesignStack:
+        """The designs of some of the features."""
+        return DesignStack(
+            self.sums,
+            self.index[features],
+            self.structure,
+            self.column_scale,
+            self.root_weight[features],
+        )
 
     @cached_property
     def n(self) -> FloatArray:
         """Samples of each feature, shape (F,)."""
-        return np.asarray(self.observed.sum(axis=1), dtype=np.float64)
+        return self.sums.n[self.index]
 
+    @property
     def XX(self) -> FloatArray:
-        """X'X of each feature, shape (F, p, p)."""
-        F, p = self.observed.shape[0], self.X.shape[1]
-        result, there = np.empty((F, p, p)), self.observed.astype(np.float64)
-        for i in range(p):
-            result[:, i] = there @ (self.X[:, [i]] * self.X)
-        return result
+        """X'WX of each feature, shape (F, p, p)."""
+        return self.sums.XX[self.index]
 
-    def ZX(self, features: slice) -> FloatArray:
-        """Z'X of some features, shape (B, q, p)."""
-        there = self.observed[features].astype(np.float64)
-        columns = [np.asarray((self.Z.T @ (there * x).T).T) for x in self.X.T]
-        return np.stack(columns, axis=2)
+    @property
+    def units(self) -> FloatArray:
+        """What the columns of Z of each feature were divided by, shape (F, q)."""
+        return self.root_weight[:, None] * self.column_scale
+
+    def ZX(self, features: slice | IntArray) -> FloatArray:
+        """Z'WX of some features, shape (B, q, p)."""
+        unit = self.root_weight[features, None] * self.column_scale
+        return np.asarray(self.sums.ZX[self.index[features]] / unit[:, :, None])
 
     @cached_property
-    def _outer(self) -> sp.csr_array:
-        """Row by row the products of the elements of Z, transposed: shape (q * q, n)."""
-        Z, q = self.Z, self.Z.shape[1]
-        counts = np.diff(Z.indptr)
-        most = int(counts.max(initial=0))
-        rows, columns, values = [], [], []
-        for a in range(most):
-            for b in range(most):
-                sample = np.flatnonzero(counts > max(a, b))
-                first, second = Z.indptr[sample] + a, Z.indptr[sample] + b
-                rows.append(Z.indices[first].astype(np.int64) * q + Z.indices[second])
-                columns.append(sample)
-                values.append(Z.data[first] * Z.data[second])
-        if not rows:
-            return sp.csr_array((q * q, Z.shape[0]))
-        entries = (np.concatenate(rows), np.concatenate(columns))
-        return sp.csr_array((np.concatenate(values), entries), shape=(q * q, Z.shape[0]))
+    def entry_scale(self) -> FloatArray:
+        """What the entries of Z'WZ are divided by, but for the weight, shape (nnz,)."""
+        return np.asarray(self.column_scale[self.sums.rows] * self.column_scale[self.sums.columns])
 
-    def ZZ(self, features: slice) -> FloatArray:
-        """Z'Z of some features, shape (B, q, q)."""
-        there, q = self.observed[features].astype(np.float64), self.Z.shape[1]
-        return np.asarray((self._outer @ there.T).T).reshape(-1, q, q)
+    def ZZ(self, features: slice | IntArray) -> FloatArray:
+        """Z'WZ of some features, shape (B, q, q)."""
+        unit = self.root_weight[features, None] * self.column_scale
+        dense = self.sums.dense_ZZ(self.index[features])
+        return np.asarray(dense / (unit[:, :, None] * unit[:, None, :]))
 
 
 @dataclass(frozen=True)
@@ -195,7 +201,14 @@ class StackedProjection:
         """Random terms."""
         return self.designs.structure
 
-    @property
+    def take(self, features: IntArray) -> StackedProjection:
+        """The same for some of the features."""
+        own = (part.name for part in fields(self) if part.name not in ("designs", "_kept"))
+        return StackedProjection(
+            self.designs.take(features), *(getattr(self, name)[features] for name in own)
+        )
+
+    @cached_property
     def most(self) -> int:
         """Samples of the feature that has most."""
         return int(self.designs.n.max(initial=0))
@@ -239,27 +252,54 @@ class StackedProjection:
         ZXW = np.matmul(self.designs.ZX(here), self.whitening[here])
         ZZ = self.designs.ZZ(here)
         S = ZZ - np.matmul(ZXW, np.swapaxes(ZXW, 1, 2))
-        k, structure = len(self.structure.parameters), self.structure
-        good = np.ones(S.shape[0], dtype=bool)
-        left, raw = (np.diagonal(part, axis1=1, axis2=2) for part in (S, ZZ))
-        for parameter in structure.parameters:
+        raw = np.diagonal(ZZ, axis1=1, axis2=2)
+        totals = np.zeros((S.shape[0], len(self.structure.parameters)))
+        for i, parameter in enumerate(self.structure.parameters):
             if parameter.is_variance:
-                rows, _ = structure.columns(parameter)
-                good &= left[:, rows].sum(axis=1) > CONFOUNDED * raw[:, rows].sum(axis=1)
-        forms = entry_sums(structure, S)
-        information = forms.second
-        information[:, :k, k] = information[:, k, :k] = forms.first[:, :k]
-        information[:, k, k] = self.designs.n[here] - self.p
-        length = np.sqrt(np.diagonal(information, axis1=1, axis2=2))
-        length = np.where(good[:, None] & (length > 0), length, 1.0)
-        values = np.linalg.eigvalsh(information / (length[:, :, None] * length[:, None, :]))
-        return np.asarray(good & (values[:, 0] >= CONFOUNDED))
+                totals[:, i] = raw[:, self.structure.columns(parameter)[0]].sum(axis=1)
+        forms = entry_sums(self.structure, S)
+        df = self.designs.n[here] - self.p
+        return told_apart(self.structure, forms.first, forms.second, totals, df)
 
     def coordinates(self, where: IntArray, ZXW: FloatArray, root: Root) -> FloatArray:
         """Coordinates u of Z'Ry, Z'Ry = K u in units of y's residual, shape (B, r)."""
         ZRy = self.ZY[where] - np.matmul(ZXW, self.WXY[where][:, :, None])[:, :, 0]
         ZRy /= np.sqrt(self.scale[where])[:, None]
         return np.asarray(np.matmul(np.swapaxes(root.left_inverse, 1, 2), ZRy[:, :, None])[:, :, 0])
+
+
+def told_apart(
+    structure: CovarianceStructure,
+    first: FloatArray,
+    second: FloatArray,
+    totals: FloatArray,
+    df: FloatArray,
+) -> BoolArray:
+    """Features whose components have something left beside X and can be told apart, shape (B,).
+
+    Parameters
+    ----------
+    structure
+        Random terms; k parameters of D.
+    first, second
+        tr(G_i Z'RZ) and tr(G_i Z'RZ G_j Z'RZ), in the first k of each axis.
+    totals
+        tr(G_i Z'Z), shape (B, k).
+    df
+        n - p, shape (B,).
+    """
+    k = len(structure.parameters)
+    is_variance = structure.is_variance[:k]
+    kept = (first[:, :k] > CONFOUNDED * totals) | ~is_variance
+    good: BoolArray = np.asarray(kept.all(axis=1))
+    information = np.zeros((first.shape[0], k + 1, k + 1))
+    information[:, :k, :k] = second[:, :k, :k]
+    information[:, :k, k] = information[:, k, :k] = first[:, :k]
+    information[:, k, k] = df
+    length = np.sqrt(np.diagonal(information, axis1=1, axis2=2))
+    length = np.where(good[:, None] & (length > 0), length, 1.0)
+    values = np.linalg.eigvalsh(information / (length[:, :, None] * length[:, None, :]))
+    return np.asarray(good & (values[:, 0] >= CONFOUNDED))
 
 
 def entry_sums(structure: CovarianceStructure, T: FloatArray) -> Forms:

@@ -33,6 +33,7 @@ class SampleMethods(OfFittedModel):
         interval: Literal["confidence", "prediction"] | None = None,
         alpha: float = 0.05,
         df: str = DEFAULT_DF,
+        prior: Any = None,
         allow_new_levels: bool = False,
         features: Any = None,
         X: ArrayLike | None = None,
@@ -60,7 +61,10 @@ class SampleMethods(OfFittedModel):
             One minus the coverage.
         df
             Degrees of freedom of the limits: ``"satterthwaite"``, for the whole variance of the
-            prediction, or ``"residual"``, n - p.
+            prediction; ``"residual"``, n - p; or ``"integrated"``: predictions, errors and
+            limits averaged over what all features say of the variance ratios, as in `t_test`.
+        prior
+            As in `t_test`, with ``"integrated"``.
         allow_new_levels
             At the conditional level, predict groups that the model does not know with random
             effects of zero, whose variance enters the standard errors. Otherwise they raise.
@@ -119,6 +123,7 @@ class SampleMethods(OfFittedModel):
             interval=interval,
             alpha=alpha,
             df=df,
+            prior=prior,
             allow_new_levels=allow_new_levels,
             X=X,
             Z=Z,

@@ -1,0 +1,282 @@
+"""Rates and power with few subjects and thousands of features. Writes few-subjects.csv.
+
+    python docs/calibration/few_subjects.py                  # the study of docs/few-subjects.md
+    python docs/calibration/few_subjects.py --features 1000 --out short.csv
+
+Cells of subjects in two groups, under two conditions; features as summary statistics, drawn as in
+`run.py`. What differs from it: as many cells as in single-cell studies, small ratios that are
+exactly zero in half of the features, heavy-tailed or unrelated to the residual variance, and what
+comes beside the tests of a mixed model: limma on the subjects' means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+import flashmm as fm
+from flashmm.formulas.build import build_design
+from flashmm.inference.moderation import moderate, variance_prior
+
+FloatArray = NDArray[np.float64]
+
+SUBJECTS = (4, 6, 8, 12, 25)
+LEVELS = (0.05, 0.01, 1e-3, 1e-4)
+RANDOM = {1: "(1 | subject)", 2: "(condition || subject)"}
+# Typical ratio of a random term's variance to the residual's, and how features differ about it.
+KINDS = {
+    1: (
+        (0.02, "spread"),
+        (0.001, "half zero"),
+        (0.02, "half zero"),
+        (0.3, "half zero"),
+        (0.02, "heavy tail"),
+        (0.02, "independent"),
+    ),
+    2: ((0.02, "half zero"), (0.3, "spread")),
+}
+PRIOR_DF = 8.0
+EFFECT = (
+    6.0  # standard deviations of a subject's mean (or difference), in this share of the features:
+)
+SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One design and distribution of ratios."""
+
+    subjects: int
+    balanced: bool
+    components: int
+    ratio: float
+    kind: str
+
+    @property
+    def design(self) -> str:
+        """For the table."""
+        return "balanced" if self.balanced else "unbalanced"
+
+
+def samples(setting: Setting) -> pd.DataFrame:
+    """Balanced: 120 cells of each subject, half of them under the condition; groups alternate.
+
+    Unbalanced: 30 to 240 cells (1 : 8), a third of the subjects (two at least) in one group and a
+    third of the cells under the condition.
+    """
+    k = setting.subjects
+    if setting.balanced:
+        counts, group = np.full(k, 120), np.arange(k) % 2
+    else:
+        counts = np.random.default_rng(k).permutation(np.geomspace(30, 240, k)).astype(int)
+        group = (np.arange(k) < max(2, k // 3)).astype(int)
+    subject = np.repeat(np.arange(k), counts)
+    within = np.arange(subject.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    on = within < counts[subject] // (2 if setting.balanced else 3)
+    return pd.DataFrame(
+        {
+            "subject": [f"s{i:02d}" for i in subject],
+            "group": np.where(group[subject] == 1, "B", "A"),
+            "condition": np.where(on, 0.5, -0.5),
+        }
+    )
+
+
+def variances(
+    setting: Setting, m: int, rng: np.random.Generator
+) -> tuple[FloatArray, list[FloatArray]]:
+    """Residual variances (m,), and those of each random term."""
+    sigma2 = PRIOR_DF / rng.chisquare(PRIOR_DF, m)
+    terms = []
+    for _ in range(setting.components):
+        unit = np.ones(m) if setting.kind == "independent" else sigma2
+        tail = 3.0 if setting.kind == "heavy tail" else PRIOR_DF
+        tau = setting.ratio * unit * tail / rng.chisquare(tail, m)
+        if setting.kind == "half zero":
+            tau = tau * (rng.random(m) < 0.5)
+        terms.append(tau)
+    return sigma2, terms
+
+
+def simulate(
+    setting: Setting, m: int, rng: np.random.Generator, affected: int = 0
+) -> fm.SummaryStats:
+    """Statistics of m features; the first ``affected`` have effects, up or down, between
+    subjects and, where these respond differently, within."""
+    design = build_design(
+        "~ group + condition", RANDOM[setting.components], samples(setting)
+    ).design
+    X, Z = design.X, design.Z.toarray()
+    n, p = X.shape
+    _, length, right = np.linalg.svd(np.hstack([X, Z]), full_matrices=False)
+    rank = int((length > 1e-10 * length[0]).sum())
+    root = length[:rank, None] * right[:rank]
+    sigma2, terms = variances(setting, m, rng)
+    scale = np.concatenate(
+        [
+            np.tile(np.sqrt(tau), (term.n_columns, 1))
+            for term, tau in zip(design.structure.terms, terms, strict=True)
+        ]
+    )
+    inside = root[:, p:] @ (scale * rng.normal(size=scale.shape))
+    inside += np.sqrt(sigma2) * rng.normal(size=(rank, m))
+    each = n / setting.subjects
+    size = np.zeros((p, m))
+    signs = EFFECT * rng.choice([-1.0, 1.0], size=affected)
+    size[1, :affected] = signs * np.sqrt(terms[0] + sigma2 / each)[:affected]
+    if len(terms) > 1:
+        size[2, :affected] = signs * np.sqrt(terms[1] + 4.0 * sigma2 / each)[:affected]
+    inside += root[:, :p] @ size
+    W_y = root.T @ inside
+    return fm.SummaryStats(
+        n=n,
+        XX=X.T @ X,
+        XY=W_y[:p],
+        ZX=Z.T @ X,
+        ZY=W_y[p:],
+        ZZ=Z.T @ Z,
+        yy=(inside * inside).sum(axis=0) + sigma2 * rng.chisquare(n - rank, m),
+        coef_names=design.coef_names,
+        structure=design.structure,
+    )
+
+
+def limma_on_means(setting: Setting, statistics: fm.SummaryStats) -> dict[str, FloatArray]:
+    """Two-sided p-values (m,) of limma's moderated t on unweighted subject means or differences."""
+    data = samples(setting)
+    levels = statistics.structure.terms[0].levels
+    order = pd.Index([level.split("[")[-1].rstrip("]") for level in levels])
+    by = data.groupby("subject")
+    count = by.size().reindex(order).to_numpy(float)
+    group = (by["group"].first().reindex(order) == "B").to_numpy(float)
+    k = order.size
+    total = statistics.ZY[:k]
+    found = {
+        "between": _moderated_t(total / count[:, None], np.column_stack([np.ones(k), group]), 1)
+    }
+    if setting.components == 2:
+        on = by["condition"].apply(lambda x: (x > 0).sum()).reindex(order).to_numpy(float)
+        slope = statistics.ZY[k:]  # half of (sum on - sum off)
+        sum_on = 0.5 * total + slope
+        means = sum_on / on[:, None] - (total - sum_on) / (count - on)[:, None]
+        found["within"] = _moderated_t(means, np.ones((k, 1)), 0)
+    return found
+
+
+def _moderated_t(y: FloatArray, X: FloatArray, column: int) -> FloatArray:
+    """y (k, m) on X (k, p)."""
+    inverse = np.linalg.inv(X.T @ X)
+    beta = inverse @ X.T @ y
+    df = X.shape[0] - X.shape[1]
+    s2 = ((y - X @ beta) ** 2).sum(axis=0) / df
+    freedom = np.full(s2.size, float(df))
+    post = moderate(s2, freedom, variance_prior(s2, freedom))
+    t = beta[column] / np.sqrt(post.variance * inverse[column, column])
+    return np.asarray(2.0 * stats.t.sf(np.abs(t), post.df))
+
+
+METHODS = {
+    "integrated": {"df": "integrated"},
+    "satterthwaite": {"df": "satterthwaite"},
+    "kenward-roger": {"df": "kenward-roger"},
+    "residual": {"df": "residual"},
+}
+
+
+def p_values(setting: Setting, statistics: fm.SummaryStats) -> dict[tuple[str, str], FloatArray]:
+    """Two-sided p-values (m,) by method and effect; fits in the psd space and, of one component,
+    without constraint."""
+    effects = {"between": "group[T.B]", "within": "condition"}
+    found: dict[tuple[str, str], FloatArray] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fm.ConvergenceWarning)
+        engine = "auto" if setting.components == 1 else "blocked"
+        model = fm.MultiLMM(statistics)
+        fit = model.fit(parameter_space="psd", engine=engine)
+        # Of two components most features have no maximum without a boundary.
+        free = model.fit(engine=engine) if setting.components == 1 else None
+    for method, options in METHODS.items():
+        p = fit.t_test(list(effects.values()), **options).pvalue.to_numpy()
+        for position, effect in enumerate(effects):
+            found[method, effect] = p[:, position]
+    if free is not None:
+        p = free.t_test(list(effects.values())).pvalue.to_numpy()
+        for position, effect in enumerate(effects):
+            found["satterthwaite, unconstrained", effect] = p[:, position]
+    for effect, p in limma_on_means(setting, statistics).items():
+        found["limma on means", effect] = p
+    return found
+
+
+def study(setting: Setting, m: int, seed: int) -> list[dict[str, Any]]:
+    """One row per method and effect: rejections of true nulls by level; power and FDP at 5 %."""
+    kind = KINDS[setting.components].index((setting.ratio, setting.kind))
+    rng = np.random.default_rng(
+        [seed, setting.subjects, setting.balanced, setting.components, kind]
+    )
+    null = p_values(setting, simulate(setting, m, rng))
+    affected = int(SHARE * m)
+    mixed = p_values(setting, simulate(setting, m, rng, affected))
+    rows = []
+    for (method, effect), p in null.items():
+        row: dict[str, Any] = {
+            "subjects": setting.subjects,
+            "design": setting.design,
+            "components": setting.components,
+            "ratio": setting.ratio,
+            "kind": setting.kind,
+            "effect": effect,
+            "method": method,
+            "features": m,
+            "tested": int(np.isfinite(p).sum()),
+        }
+        for level in LEVELS:
+            row[f"rejected {level:g}"] = int((p < level).sum())
+        found = fm.adjust_pvalues(mixed[method, effect], "bh") < 0.05
+        row["power"] = round(float(found[:affected].mean()), 4)
+        row["fdp"] = round(float(found[affected:].sum() / max(found.sum(), 1)), 4)
+        rows.append(row)
+    return rows
+
+
+def settings() -> list[Setting]:
+    """All of the study."""
+    return [
+        Setting(subjects, balanced, components, ratio, kind)
+        for components, kinds in KINDS.items()
+        for ratio, kind in kinds
+        for balanced in (True, False)
+        for subjects in SUBJECTS
+    ]
+
+
+def main() -> None:
+    """Run every setting and write one row per method and effect."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--features", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=20260101)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "few-subjects.csv")
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for setting in settings():
+        start = time.process_time()
+        rows += study(setting, arguments.features, arguments.seed)
+        print(setting, f"{time.process_time() - start:.1f} s", flush=True)
+        with arguments.out.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Counts of sequencing: weights from their mean-variance trend."""

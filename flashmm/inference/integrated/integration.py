@@ -1,0 +1,415 @@
+"""Integrated inference for all features of a fit: by design, and in chunks that fit the memory.
+
+Features that miss different samples have designs of their own; the grid, in the units of Z and Y,
+and the prior are those of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from flashmm.exceptions import InputError
+from flashmm.inference.integrated.grid import RatioGrid, covering_grid
+from flashmm.inference.integrated.mixtures import (
+    JointTests,
+    MixtureTests,
+    joint_tests,
+    mixture_limits,
+    mixture_tests,
+)
+from flashmm.inference.integrated.posterior import (
+    Posterior,
+    log_evidence,
+    posterior,
+    share_of_prior,
+)
+from flashmm.inference.integrated.prior import ADDED_FEATURES, learn_weights
+from flashmm.inference.integrated.shared import SharedDesign, share_design
+from flashmm.inference.integrated.variances import VarianceSummary, share_summary, variance_summary
+from flashmm.inference.moderation import VariancePrior, variance_prior
+from flashmm.solvers.batches import usable_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from flashmm.inference.statistics import Alternative
+    from flashmm.likelihood.projection import Projection
+
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
+
+__all__ = ["Integration", "Part", "grid_of", "integrate", "learn", "within_variance"]
+
+# The largest ratios looked at are twice the largest estimate, within these multiples of the ratio
+# that doubles the variance of a typical random effect's estimate.
+_LEAST_HIGHEST, _MOST_HIGHEST = 30.0, 1e6
+# Bytes of one chunk of features: arrays that a core's cache holds are fastest.
+_CHUNK = 2**24
+# Arrays of a chunk's size that are alive at once, about.
+_ALIVE = 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """Features of one design: its projection, and where they are among all features."""
+
+    projection: Projection
+    members: IntArray
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Features that can be tested, shape (members,)."""
+        p = self.projection
+        return p.varies & ~p.perfect_fit & np.isfinite(p.rss)
+
+
+@dataclass(frozen=True)
+class Integration:
+    """The posterior of all m features, ready to be asked.
+
+    Parameters
+    ----------
+    parts
+        The designs with their features.
+    shared
+        The designs with the grid.
+    weights
+        Prior of the grid points, shape (G,).
+    sigma2
+        Prior of the residual variances, in the units of Y; shapes (m,).
+    known
+        Features that can be tested, shape (m,).
+    memory
+        Bytes to work in.
+    """
+
+    parts: tuple[Part, ...]
+    shared: tuple[SharedDesign, ...]
+    weights: FloatArray
+    sigma2: VariancePrior
+    known: NDArray[np.bool_]
+    memory: int
+
+    # ---- questions ---------------------------------------------------------------------------
+
+    def contrasts(
+        self, positions: IntArray, L: FloatArray, values: FloatArray, alternative: Alternative
+    ) -> MixtureTests:
+        """Tests that L beta (c, p) equals values (c,); NaN for features without a fit."""
+        found = np.full((4, positions.size, L.shape[0]), np.nan)
+
+        def test(design: SharedDesign, here: IntArray, local: IntArray, post: Posterior) -> None:
+            for columns in self._columns(L.shape[0], design):
+                functions = design.functions(L[columns])
+                part = mixture_tests(
+                    design.estimates(functions, local),
+                    functions.covariance,
+                    post,
+                    values[columns],
+                    alternative,
+                )
+                for k, name in enumerate(("estimate", "se", "df", "p")):
+                    found[k][here, columns] = getattr(part, name)
+
+        self._visit(positions, test, L.shape[0])
+        return MixtureTests(*found)
+
+    def limits(self, positions: IntArray, L: FloatArray, alpha: float) -> FloatArray:
+        """Confidence limits of L beta, shape (B, c, 2)."""
+        return self.prediction_limits(positions, L, None, None, alpha)
+
+    def prediction_limits(
+        self,
+        positions: IntArray,
+        X: FloatArray,
+        Z: FloatArray | None,
+        added: FloatArray | None,
+        alpha: float,
+    ) -> FloatArray:
+        """Limits of X beta + Z b and what ``added`` adds, shape (B, c, 2)."""
+        found = np.full((positions.size, X.shape[0], 2), np.nan)
+
+        def limit(design: SharedDesign, here: IntArray, local: IntArray, post: Posterior) -> None:
+            for columns in self._columns(X.shape[0], design):
+                functions = design.functions(X[columns], _rows(Z, columns), _rows(added, columns))
+                found[here, columns] = mixture_limits(
+                    design.estimates(functions, local), functions.covariance, post, alpha
+                )
+
+        self._visit(positions, limit, X.shape[0])
+        return found
+
+    def predictions(
+        self,
+        positions: IntArray,
+        X: FloatArray,
+        Z: FloatArray | None,
+        added: FloatArray | None,
+    ) -> MixtureTests:
+        """Predictions X beta + Z b with standard errors and df; their p-values are of zero."""
+        found = np.full((4, positions.size, X.shape[0]), np.nan)
+
+        def predict(design: SharedDesign, here: IntArray, local: IntArray, post: Posterior) -> None:
+            for columns in self._columns(X.shape[0], design):
+                functions = design.functions(X[columns], _rows(Z, columns), _rows(added, columns))
+                part = mixture_tests(
+                    design.estimates(functions, local),
+                    functions.covariance,
+                    post,
+                    np.zeros(functions.X.shape[0]),
+                )
+                for k, name in enumerate(("estimate", "se", "df", "p")):
+                    found[k][here, columns] = getattr(part, name)
+
+        self._visit(positions, predict, X.shape[0])
+        return MixtureTests(*found)
+
+    def joint(self, positions: IntArray, L: FloatArray, values: FloatArray) -> JointTests:
+        """F tests that the rows of L (r, p), linearly independent, all equal values (r,)."""
+        found = np.full((3, positions.size), np.nan)
+        functions = [design.functions(L, joint=True) for design in self.shared]
+
+        def test(design: SharedDesign, here: IntArray, local: IntArray, post: Posterior) -> None:
+            own = functions[next(i for i, s in enumerate(self.shared) if s is design)]
+            part = joint_tests(design.estimates(own, local), own.covariance, post, values)
+            for k, name in enumerate(("F", "df", "p")):
+                found[k][here] = getattr(part, name)
+
+        self._visit(positions, test, L.shape[0])
+        return JointTests(*found)
+
+    def variances(self, positions: IntArray, alpha: float) -> VarianceSummary:
+        """Theta, the residual last, under the posterior."""
+        ratios = self.shared[0].grid.ratios
+        return self._summary(positions, np.hstack([ratios, np.ones((len(ratios), 1))]), alpha)
+
+    def shares(self, positions: IntArray, shares: FloatArray, alpha: float) -> VarianceSummary:
+        """Functions of the ratios (G, c) under the posterior."""
+        return self._summary(positions, shares, alpha, of_ratios=True)
+
+    def _summary(
+        self, positions: IntArray, values: FloatArray, alpha: float, *, of_ratios: bool = False
+    ) -> VarianceSummary:
+        c = values.shape[1]
+        mean, limits = np.full((positions.size, c), np.nan), np.full((positions.size, c, 2), np.nan)
+        summarise = share_summary if of_ratios else variance_summary
+
+        def fill(_: SharedDesign, here: IntArray, __: IntArray, post: Posterior) -> None:
+            found = summarise(values, post, alpha)
+            mean[here], limits[here] = found.mean, found.limits
+
+        self._visit(positions, fill, 1)
+        return VarianceSummary(mean, limits)
+
+    # ---- a chunk at a time -------------------------------------------------------------------
+
+    def _columns(self, c: int, design: SharedDesign) -> list[slice]:
+        """Functions that are worked on at once: their loadings take r G numbers each."""
+        each = 8 * 3 * design.projection.r * design.grid.size
+        size = max(1, min(c, self.memory // 4 // max(each, 1)))
+        return [slice(start, min(start + size, c)) for start in range(0, c, size)]
+
+    def _visit(
+        self,
+        positions: IntArray,
+        call: Callable[[SharedDesign, IntArray, IntArray, Posterior], None],
+        width: int,
+    ) -> None:
+        """Call with chunks of known features: where they are asked for, and within their design."""
+        place = np.full(self.known.size, -1, dtype=np.intp)
+        tasks: list[tuple[SharedDesign, IntArray, IntArray, IntArray]] = []
+        wanted = np.flatnonzero(self.known[positions])
+        for part, design in zip(self.parts, self.shared, strict=True):
+            place[:] = -1
+            place[part.members] = np.arange(part.members.size)
+            local = place[positions[wanted]]
+            here, local = wanted[local >= 0], local[local >= 0]
+            size = self._chunk(design, width)
+            for start in range(0, here.size, size):
+                cut = slice(start, start + size)
+                tasks.append((design, here[cut], local[cut], positions[here[cut]]))
+
+        def work(task: tuple[SharedDesign, IntArray, IntArray, IntArray]) -> None:
+            design, here, local, everywhere = task
+            scale = design.projection.scale[local]
+            prior = self.sigma2
+            found = posterior(
+                design.quadratic_forms(local),
+                design.log_det,
+                design.df,
+                prior.df[everywhere],
+                prior.variance[everywhere] / scale,
+                self.weights,
+            )
+            natural = Posterior(found.weights, found.variance * scale[:, None], found.df)
+            call(design, here, local, natural)
+
+        _on_cores(work, tasks)
+
+    def _chunk(self, design: SharedDesign, width: int) -> int:
+        budget = min(self.memory // (2 * usable_cores()), _CHUNK)
+        row = 8 * (_ALIVE * design.grid.size * max(width, 1) + 4 * design.projection.r)
+        return max(1, budget // row)
+
+
+def _rows(values: FloatArray | None, chosen: slice) -> FloatArray | None:
+    return None if values is None else values[chosen]
+
+
+def _on_cores(work: Callable[..., None], tasks: Sequence[object]) -> None:
+    """Do tasks on the usable cores, with one thread of BLAS each."""
+    with threadpool_limits(1, user_api="blas"):
+        cores = min(usable_cores(), len(tasks))
+        if cores <= 1:
+            for task in tasks:
+                work(task)
+            return
+        with ThreadPoolExecutor(cores, "flashmm") as pool:
+            list(pool.map(work, tasks))
+
+
+# ---- learning the prior ------------------------------------------------------------------------
+
+
+def within_variance(parts: Sequence[Part], m: int) -> tuple[FloatArray, FloatArray]:
+    """Residual variances of y on [X, Z] in the units of Y and their df n - p - r, both (m,).
+
+    NaN for features that cannot be tested, and where nothing is left.
+    """
+    variance, df = np.full(m, np.nan), np.full(m, np.nan)
+    for part in parts:
+        p = part.projection
+        left = p.n - p.p - p.r
+        if left > 0:
+            known = part.known
+            variance[part.members[known]] = (p.rss * p.scale)[known] / left
+            df[part.members[known]] = left
+    return variance, df
+
+
+def grid_of(parts: Sequence[Part], sigma2: VariancePrior | None) -> RatioGrid:
+    """A grid that covers the ratios of all features.
+
+    The largest is twice the largest of the features' estimates u'A_iu / (tr(A_i^2) sigma2), which
+    are too large where there are several components.
+    """
+    first = parts[0].projection
+    k = len(first.structure.parameters)
+    units, highest = np.full(k, np.inf), np.zeros(k)
+    for part in parts:
+        p, known = part.projection, part.known
+        trace = np.trace(p.A, axis1=1, axis2=2)
+        square = (p.A * p.A).sum(axis=(1, 2))
+        typical = np.abs(trace) / square
+        left = p.n - p.p - p.r
+        largest = np.zeros(k)
+        if left > 0 and known.any():
+            pooled = p.rss[known] / left
+            if sigma2 is not None:
+                own = part.members[known]
+                s0 = sigma2.variance[own] / p.scale[known]
+                share = share_of_prior(sigma2.df[own], left)
+                pooled = share * s0 + (1.0 - share) * pooled
+            u = p.u[known]
+            for i in range(k):
+                form = ((u @ p.A[i]) * u).sum(axis=1)
+                largest[i] = 2.0 * (form / pooled).max() / square[i]
+        else:
+            largest[:] = 1e4 * typical
+        top = np.clip(largest, _LEAST_HIGHEST * typical, _MOST_HIGHEST * typical)
+        unit = p.param_scale[:-1]
+        units = np.minimum(units, typical * unit)
+        highest = np.maximum(highest, top * unit)
+    return covering_grid(first.structure, units, highest)
+
+
+def learn(
+    parts: Sequence[Part],
+    m: int,
+    memory: int,
+    *,
+    covariate: FloatArray | None = None,
+    robust: bool = False,
+    grid: RatioGrid | None = None,
+    added: float = ADDED_FEATURES,
+) -> Integration:
+    """Learn the prior from all features.
+
+    Parameters
+    ----------
+    parts
+        The designs with their features.
+    m
+        Number of features.
+    memory
+        Bytes to work in.
+    covariate, robust
+        As in `flashmm.inference.moderation.variance_prior`.
+    grid
+        Ratios; those that cover the features by default.
+    added
+        Features that the grid's base weights count as.
+
+    Raises
+    ------
+    InputError
+        If no feature can be tested, or the model has too many parameters for a grid.
+    """
+    if not any(part.known.any() for part in parts):
+        raise InputError("No feature varies: there is nothing to learn variance ratios from.")
+    variance, df = within_variance(parts, m)
+    # Without residual degrees of freedom, or with one feature, sigma2 is not moderated.
+    sigma2 = VariancePrior(np.ones(m), np.zeros(m), 0.0)
+    if (np.isfinite(variance) & (df > 0)).sum() > 1:
+        sigma2 = variance_prior(variance, df, covariate=covariate, robust=robust)
+    grid = grid_of(parts, sigma2) if grid is None else grid
+    start = integrate(parts, m, memory, grid, grid.base, sigma2)
+    likelihood = list(_likelihoods(start))
+    with threadpool_limits(1, user_api="blas"):
+        weights = learn_weights(likelihood, grid.base, added=added)
+    return replace(start, weights=weights)
+
+
+def integrate(
+    parts: Sequence[Part],
+    m: int,
+    memory: int,
+    grid: RatioGrid,
+    weights: FloatArray,
+    sigma2: VariancePrior,
+) -> Integration:
+    """The posterior under a prior: weights (G,) of a grid, and of the residual variances."""
+    known = np.zeros(m, dtype=bool)
+    for part in parts:
+        known[part.members[part.known]] = True
+    shared = tuple(share_design(part.projection, grid, memory) for part in parts)
+    return Integration(tuple(parts), shared, weights, sigma2, known, memory)
+
+
+def _likelihoods(start: Integration) -> Iterator[FloatArray]:
+    """Likelihoods of the grid points in chunks; of every k-th feature where they would not fit."""
+    size = start.shared[0].grid.size
+    most = max(1, start.memory // 2 // (8 * size))
+    every = -(-int(start.known.sum()) // most)
+    for part, design in zip(start.parts, start.shared, strict=True):
+        local = np.flatnonzero(part.known)[::every]
+        chunk = max(1, 2**20 // (8 * size))
+        for begin in range(0, local.size, chunk):
+            here = local[begin : begin + chunk]
+            everywhere = part.members[here]
+            log = log_evidence(
+                design.quadratic_forms(here),
+                design.log_det,
+                design.df,
+                start.sigma2.df[everywhere],
+                start.sigma2.variance[everywhere] / design.projection.scale[here],
+            )
+            yield np.exp(log)

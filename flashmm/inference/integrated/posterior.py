@@ -1,0 +1,99 @@
+"""A feature's posterior on the grid, its residual variance integrated out.
+
+With sigma2 ~ d0 s0^2 / chi2_d0 the restricted likelihood of the ratios is, up to a constant,
+
+    -1/2 (log|V| + log|X'V^-1X|) - (n - p + d0) / 2 log(d0 s0^2 + Q),
+
+and given the ratios sigma2 ~ (d0 s0^2 + Q) / chi2 on n - p + d0 degrees of freedom.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["Posterior", "log_evidence", "posterior", "share_of_prior"]
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the data of B features leave of the ratios and of sigma2.
+
+    Parameters
+    ----------
+    weights
+        Posterior probabilities of the grid points, shape (B, G).
+    variance
+        (d0 s0^2 + Q) / (n - p + d0) at each, shape (B, G).
+    df
+        n - p + d0, shape (B,); infinite where d0 is.
+    """
+
+    weights: FloatArray
+    variance: FloatArray
+    df: FloatArray
+
+    def mean(self, values: FloatArray) -> FloatArray:
+        """Posterior means of values (B, ..., G) given at the grid points, shape (B, ...)."""
+        if values.ndim == 2:
+            return np.asarray((values * self.weights).sum(axis=1))
+        return np.asarray(np.matmul(values, self.weights[:, :, None])[..., 0])
+
+
+def log_evidence(
+    Q: FloatArray, log_det: FloatArray, df: float, d0: FloatArray, s0: FloatArray
+) -> FloatArray:
+    """Log restricted likelihoods at the grid points, their maximum over the grid zero.
+
+    Parameters
+    ----------
+    Q
+        Shape (B, G).
+    log_det
+        Shape (G,).
+    df
+        n - p.
+    d0, s0
+        Prior degrees of freedom and location of sigma2 in the units of Q, shape (B,). Infinite d0
+        fixes sigma2; d0 of zero leaves it flat.
+    """
+    known, flat = np.isinf(d0)[:, None], (d0 == 0)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = np.where(known | flat, 1.0, d0[:, None] * s0[:, None])
+        power = 0.5 * (df + np.where(known, 0.0, d0[:, None]))
+        form = np.where(flat, np.log(Q), np.log1p(Q / scale)) * power
+        log = -0.5 * log_det - np.where(known, 0.5 * Q / s0[:, None], form)
+    log -= log.max(axis=1, keepdims=True)
+    return np.asarray(log)
+
+
+def posterior(
+    Q: FloatArray,
+    log_det: FloatArray,
+    df: float,
+    d0: FloatArray,
+    s0: FloatArray,
+    prior: FloatArray,
+) -> Posterior:
+    """Posterior under a prior (G,) of the grid points; other arguments as in `log_evidence`."""
+    weights = np.exp(log_evidence(Q, log_det, df, d0, s0)) * prior
+    total = weights.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        weights = weights / total
+    share = share_of_prior(d0, df)[:, None]
+    location = np.where(d0 == 0, 0.0, s0)[:, None]
+    variance = share * location + (1.0 - share) * (Q / df)
+    return Posterior(weights, variance, d0 + df)
+
+
+def share_of_prior(d0: FloatArray, df: float) -> FloatArray:
+    """What the prior's location weighs in a moderated variance: d0 / (d0 + df), shape (B,)."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(np.isinf(d0), 1.0, d0 / (d0 + df)))

@@ -1,0 +1,439 @@
+"""The likelihood of features with rows of their own, by eliminating blocks of each.
+
+Where an elimination is not to be trusted (sigma2 next to zero, parts of V indefinite) the dense
+stack takes over, feature by feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from flashmm.likelihood.base import (
+    SINGULAR,
+    Evaluation,
+    RandomEffects,
+    StandardErrorKind,
+    assembled,
+    small_residual,
+    standard_errors,
+)
+from flashmm.likelihood.own_rows import elimination as el
+from flashmm.likelihood.own_rows.layout import OwnLayout
+from flashmm.likelihood.own_rows.stacked import StackedLikelihood
+from flashmm.likelihood.own_rows.stacked_designs import StackedProjection, told_apart
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
+    BoolArray = NDArray[np.bool_]
+
+__all__ = ["OwnRowsLikelihood", "OwnRowsRows", "well_posed"]
+
+# Arrays of a pass over features stay in the processor's cache.
+_CACHE_BYTES = 2**21
+# Pieces of all features are kept up to this size, else gathered anew at every evaluation.
+_KEPT_BYTES = 2**29
+_RANK_TOLERANCE = 1e-10
+
+
+@dataclass(frozen=True)
+class OwnRowsLikelihood:
+    """REML or ML log-likelihood of features with rows of their own; an `Estimator` by `of`."""
+
+    projection: StackedProjection
+    method: Literal["REML", "ML"]
+    layout: OwnLayout
+    engine: str = "own rows"
+    small_products: bool = True
+    _kept: list[el.Pieces] = field(default_factory=list)
+
+    @property
+    def m(self) -> int:
+        """Number of features."""
+        return self.projection.m
+
+    @property
+    def n_params(self) -> int:
+        """Number of variance parameters, the residual included."""
+        return len(self.projection.structure.parameters) + 1
+
+    @property
+    def _width(self) -> int:
+        return self.layout.q2 + self.projection.p + 1
+
+    @property
+    def _bytes(self) -> int:
+        """Of one feature's pieces."""
+        layout, w = self.layout, self._width
+        return 8 * (layout.L * layout.s * (w + layout.s) + w * w)
+
+    def batch_size(self, memory: int) -> int:
+        """How many features fit into ``memory`` bytes: their pieces, and few at a time."""
+        k = self.n_params
+        per_feature = 2 * self._bytes + 8 * (4 * k * k + 40)
+        return max(1, memory // per_feature)
+
+    @property
+    def _step(self) -> int:
+        """Features of one pass."""
+        each = (4 + 2 * len(self.layout.fine_params)) * self._bytes
+        return max(4, _CACHE_BYTES // each)
+
+    def pieces(self, features: IntArray) -> el.Pieces:
+        """Designs and data of some features."""
+        if self._bytes * self.m > _KEPT_BYTES:
+            return self._gathered(features)
+        if not self._kept:
+            self._kept.append(self._gathered(np.arange(self.m)))
+        return self._kept[0].take(features)
+
+    def _gathered(self, features: IntArray) -> el.Pieces:
+        p, layout = self.projection, self.layout
+        B, q2, w = features.size, layout.q2, self._width - 1
+        stack = p.designs
+        entries = np.empty((B, stack.sums.rows.size + 1))
+        entries[:, :-1] = stack.sums.ZZ[stack.index[features]] / stack.entry_scale
+        entries[:, :-1] /= stack.root_weight[features, None] ** 2
+        entries[:, -1] = 0.0
+        ZXW = np.matmul(stack.ZX(features), p.whitening[features])
+        ZRy = p.ZY[features] - np.matmul(ZXW, p.WXY[features][:, :, None])[:, :, 0]
+        ZRy /= np.sqrt(p.scale[features])[:, None]
+        U = np.empty((B, layout.L, layout.s, w + 1))
+        U[..., :q2] = entries[:, layout.coupling]
+        U[..., q2:w] = ZXW[:, layout.fine]
+        U[..., w] = ZRy[:, layout.fine]
+        FF = np.zeros((B, w + 1, w + 1))
+        FF[:, :q2, :q2] = entries[:, layout.corner]
+        FF[:, :q2, q2:w] = ZXW[:, layout.border]
+        FF[:, q2:w, :q2] = np.swapaxes(ZXW[:, layout.border], 1, 2)
+        FF[:, :q2, w] = FF[:, w, :q2] = ZRy[:, layout.border]
+        index = np.arange(q2, w)
+        FF[:, index, index] = 1.0
+        FF[:, w, w] = stack.n[features] - p.p
+        return el.Pieces(entries[:, layout.blocks], U, FF, stack.n[features])
+
+    def _passes(self, count: int) -> Iterator[slice]:
+        step = self._step
+        for start in range(0, count, step):
+            yield slice(start, min(start + step, count))
+
+    # ---- likelihood ------------------------------------------------------------------------
+
+    def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
+        """Log-likelihood, score and information at theta (B, k) for chosen features."""
+        result = Evaluation.empty(features.size, self.n_params)
+        handed = np.zeros(features.size, dtype=bool)
+        for here in self._passes(features.size):
+            handed[here] = self._evaluate(theta[here], features[here], result, here.start)
+        if handed.any():
+            where = np.flatnonzero(handed)
+            result.put(
+                where, self.stack(features[where]).evaluate(theta[where], np.arange(where.size))
+            )
+        return result
+
+    def stack(self, features: IntArray) -> StackedLikelihood:
+        """The dense likelihood of some features."""
+        return StackedLikelihood(self.projection.take(features), self.method)
+
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    def _evaluate(
+        self, theta: FloatArray, features: IntArray, result: Evaluation, start: int
+    ) -> BoolArray:
+        """Put the evaluations of a pass into the result; features to hand to the stack."""
+        p, ml = self.projection, self.method == "ML"
+        usable = theta[:, -1] > small_residual(p.structure.q)
+        pieces = self.pieces(features)
+        if not usable.all():
+            theta = np.where(usable[:, None], theta, self._origin())
+        blocks = el.eliminate(self.layout, pieces, theta)
+        trusted, outside = self._trusted(blocks)
+        border = el.solve_border(blocks, p.p)
+        found = el.products(blocks)
+        df = pieces.n - (0.0 if ml else float(p.p))
+        log_det = blocks.log_det + border.log_det + (0.0 if ml else border.log_det_X)
+        Q = border.Q_whole if ml else border.Q
+        evaluation = assembled(
+            el.quadratic_forms(blocks, border, found),
+            el.traces(blocks, Q, found, log_det, df),
+            theta[:, -1],
+            n=pieces.n,
+            df=df,
+            rss=None,
+            df_trace=0,
+        )
+        inside = usable & trusted & border.regular & np.isfinite(evaluation.loglik)
+        where = np.flatnonzero(inside)
+        result.put(start + where, evaluation.take(where))
+        return ~inside & ~(usable & outside)
+
+    def _origin(self) -> FloatArray:
+        origin = np.zeros(self.n_params)
+        origin[-1] = 1.0
+        return origin
+
+    def _trusted(self, blocks: el.Eliminated) -> tuple[BoolArray, BoolArray]:
+        """Where V is certainly positive definite, and where theta is certainly outside; (B,)."""
+        p, q2 = self.projection.p, self.layout.q2
+        sigma2 = blocks.sigma2
+        highest = np.maximum(blocks.highest, sigma2)
+        good = (blocks.lowest > SINGULAR * highest) & (blocks.negative == 0)
+        outside = blocks.negative > p + q2
+        if self.method == "ML":
+            outside = blocks.negative > q2
+        if q2:
+            rows = np.flatnonzero(good & ~self._border_is_psd(blocks.theta))
+            if rows.size:
+                some = el.Eliminated(
+                    blocks.layout,
+                    *(
+                        getattr(blocks, name)[rows]
+                        for name in blocks.__match_args__
+                        if name != "layout"
+                    ),
+                )
+                positive, count = el.positive_border(some)
+                good[rows] = positive
+                outside[rows] = count > (0 if self.method == "ML" else p)
+        return good, outside
+
+    def _border_is_psd(self, theta: FloatArray) -> BoolArray:
+        """Whether D of the border is clearly positive semi-definite, shape (B,)."""
+        own = {i for i, _ in self.layout.border_params}
+        result = np.ones(theta.shape[0], dtype=bool)
+        for block in self.projection.structure.blocks():
+            if block[0, 0] not in own:
+                continue
+            if block.size == 1:
+                result &= theta[:, block[0, 0]] >= 0
+            else:
+                result &= np.linalg.eigvalsh(theta[:, block])[:, 0] >= 0
+        return result
+
+    # ---- what theta implies ------------------------------------------------------------------
+
+    def _solved(
+        self, theta: FloatArray, features: IntArray
+    ) -> Iterator[tuple[IntArray, el.Eliminated, el.Border]]:
+        """Blocks and border of the features whose elimination is to be trusted, by passes.
+
+        Those of the others are None: the stack has to tell.
+        """
+        limit = small_residual(self.projection.structure.q)
+        for here in self._passes(features.size):
+            usable = theta[here, -1] > limit
+            where = here.start + np.flatnonzero(usable)
+            if where.size == 0:
+                continue
+            with np.errstate(all="ignore"):
+                blocks = el.eliminate(self.layout, self.pieces(features[where]), theta[where])
+                good, _ = self._trusted(blocks)
+                if not good.all():
+                    where = where[good]
+                    if where.size == 0:
+                        continue
+                    blocks = el.eliminate(self.layout, self.pieces(features[where]), theta[where])
+                yield where, blocks, el.solve_border(blocks, self.projection.p)
+
+    def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Generalised least squares at theta, shape (B, p)."""
+        p, q2 = self.projection, self.layout.q2
+        result, left = np.empty((features.size, p.p)), np.ones(features.size, dtype=bool)
+        for where, blocks, border in self._solved(theta, features):
+            here, w = features[where], blocks.S.shape[1] - 1
+            moved = np.matmul(border.Q[:, q2:], blocks.S[:, :w, w:])
+            change = np.matmul(p.whitening[here], moved)[:, :, 0]
+            result[where] = p.beta_ols[here] + np.sqrt(p.scale[here])[:, None] * change
+            left[where] = False
+        if left.any():
+            rest = np.flatnonzero(left)
+            result[rest] = self.stack(features[rest]).beta(theta[rest], np.arange(rest.size))
+        return result
+
+    def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Covariance matrices of the fixed effects, shape (B, p, p)."""
+        p = self.projection
+        result, left = np.empty((features.size, p.p, p.p)), np.ones(features.size, dtype=bool)
+        for where, _, border in self._solved(theta, features):
+            here = features[where]
+            W = p.whitening[here]
+            C = np.matmul(np.matmul(W, border.N), np.swapaxes(W, 1, 2))
+            result[where] = 0.5 * (C + np.swapaxes(C, 1, 2)) * p.scale[here][:, None, None]
+            left[where] = False
+        if left.any():
+            rest = np.flatnonzero(left)
+            result[rest] = self.stack(features[rest]).covariance(theta[rest], np.arange(rest.size))
+        return result
+
+    def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
+        """Variances l'Cl of the rows of L (c, p), shape (B, c)."""
+        C = self.covariance(theta, features)
+        return np.asarray((np.matmul(L, C) * L).sum(axis=2))
+
+    def random_effects(
+        self, theta: FloatArray, features: IntArray, se: StandardErrorKind | None
+    ) -> RandomEffects:
+        """Best linear unbiased predictions, with standard errors if asked for."""
+        p, layout = self.projection, self.layout
+        q, q2 = p.structure.q, layout.q2
+        blup, left = np.empty((features.size, q)), np.ones(features.size, dtype=bool)
+        errors = None if se is None else np.empty((features.size, q))
+        for where, blocks, border in self._solved(theta, features):
+            here, w, at = features[where], blocks.S.shape[1] - 1, theta[where]
+            unit = np.sqrt(p.scale[here])[:, None] / p.designs.units[here]
+            phi = np.matmul(border.Q, blocks.S[:, :w, w:])
+            psi = np.concatenate([-phi, np.ones((where.size, 1, 1))], axis=1)
+            r = np.empty((where.size, q))
+            r[:, layout.fine] = np.matmul(blocks.R, psi[:, None])[..., 0]
+            r[:, layout.border] = np.matmul(blocks.S[:, :q2], psi)[:, :, 0]
+            blup[where] = p.structure.multiply(at, r) * unit
+            if errors is not None:
+                Q = border.Q if se == "prediction" else border.Q_whole
+                errors[where] = standard_errors(self._left_over(blocks, Q)) * unit
+            left[where] = False
+        if left.any():
+            rest = np.flatnonzero(left)
+            part = self.stack(features[rest]).random_effects(theta[rest], np.arange(rest.size), se)
+            blup[rest] = part.blup
+            if errors is not None and part.se is not None:
+                errors[rest] = part.se
+        return RandomEffects(blup, errors)
+
+    def _left_over(self, blocks: el.Eliminated, Q: FloatArray) -> FloatArray:
+        """Diagonal of D - D T D for the T of Q, shape (B, q)."""
+        layout, w = self.layout, blocks.S.shape[1] - 1
+        result = np.empty((Q.shape[0], self.projection.structure.q))
+        R = blocks.R[..., :w]
+        DT = blocks.t - np.matmul(np.matmul(R, Q[:, None]), np.swapaxes(R, 2, 3))
+        D1 = blocks.D1[:, None]
+        lost = np.matmul(np.matmul(D1, DT), D1)
+        diagonal = np.einsum("bss->bs", blocks.D1)[:, None, :] - np.einsum("blss->bls", lost)
+        result[:, layout.fine] = diagonal
+        if layout.q2:
+            D2 = el.covariance_of_border(layout, blocks.theta)
+            _, T22 = el.coupling(blocks, Q)
+            lost = np.matmul(np.matmul(D2, T22), D2)
+            result[:, layout.border] = np.einsum("bss->bs", D2 - lost)
+        return result
+
+    def of(self, features: IntArray) -> OwnRowsRows:
+        """The likelihoods of some features, one for each row of theta."""
+        return OwnRowsRows(self, features)
+
+    def H(self, features: IntArray) -> FloatArray:
+        """Z'X (X'X)^-1 of some features, shape (B, q, p)."""
+        p = self.projection
+        W = p.whitening[features]
+        ZXW = np.matmul(p.designs.ZX(features), W)
+        return np.asarray(np.matmul(ZXW, np.swapaxes(W, 1, 2)))
+
+    @cached_property
+    def perfect_fit(self) -> BoolArray:
+        """Features that X and Z together explain exactly, shape (m,)."""
+        p = self.projection
+        result = np.zeros(self.m, dtype=bool)
+        for here in self._passes(self.m):
+            pieces = self.pieces(np.arange(here.start, here.stop))
+            values, vectors = np.linalg.eigh(pieces.d)
+            held = values > _RANK_TOLERANCE * np.maximum(
+                values.max(axis=(1, 2), keepdims=True), 1.0
+            )
+            inverse = np.divide(1.0, values, out=np.zeros_like(values), where=held)
+            along = np.matmul(np.swapaxes(vectors, 2, 3), pieces.U)
+            A = pieces.FF - el.inner(along, along * inverse[..., None])
+            w = A.shape[1] - 1
+            left, basis = np.linalg.eigh(A[:, :w, :w])
+            real = left > _RANK_TOLERANCE * np.maximum(left[:, -1:], 1.0)
+            c = np.matmul(np.swapaxes(basis, 1, 2), A[:, :w, w:])[:, :, 0]
+            c = np.where(real, c, 0.0)
+            rss = A[:, w, w] - (c**2 / np.where(real, left, 1.0)).sum(axis=1)
+            rank = held.sum(axis=(1, 2)) + real.sum(axis=1)
+            result[here] = (rss <= p.rounding[here]) & (pieces.n > rank)
+        return result
+
+
+def well_posed(likelihood: OwnRowsLikelihood) -> BoolArray:
+    """Features whose components have something left beside X and can be told apart, (m,)."""
+    p, layout = likelihood.projection, likelihood.layout
+    structure, result = p.structure, np.ones(likelihood.m, dtype=bool)
+    for here in likelihood._passes(likelihood.m):
+        features = np.arange(here.start, here.stop)
+        pieces = likelihood.pieces(features)
+        theta = np.tile(likelihood._origin(), (features.size, 1))
+        blocks = el.eliminate(layout, pieces, theta)
+        border = el.solve_border(blocks, p.p)
+        found = el.products(blocks)
+        df = pieces.n - p.p
+        forms = el.traces(blocks, border.Q, found, np.zeros(features.size), df)
+        totals = np.zeros((features.size, len(structure.parameters)))
+        corner = np.einsum("bss->bs", pieces.FF)[:, : layout.q2]
+        for i, pairs in layout.fine_params:
+            if structure.parameters[i].is_variance:
+                totals[:, i] = sum(pieces.d[:, :, a, a].sum(axis=1) for a, _ in pairs)
+        for i, ones in layout.border_params:
+            if structure.parameters[i].is_variance:
+                totals[:, i] = corner[:, ones[0][0]].sum(axis=1)
+        result[here] = told_apart(structure, forms.first, forms.second, totals, df)
+    return result
+
+
+@dataclass(frozen=True)
+class OwnRowsRows:
+    """The likelihoods of certain features, one for each row of theta."""
+
+    likelihood: OwnRowsLikelihood
+    features: IntArray
+
+    def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
+        """T v with T = Z'PZ at theta for the rows of vectors (B, c, q), same shape."""
+        owner = self.likelihood
+        layout, q2 = owner.layout, owner.layout.q2
+        result, left = np.empty_like(vectors), np.ones(self.features.size, dtype=bool)
+        for where, blocks, border in owner._solved(theta, self.features):
+            w, v = blocks.S.shape[1] - 1, vectors[where]
+            R = np.ascontiguousarray(blocks.R[..., :w])
+            inside = np.moveaxis(v[:, :, layout.fine], 1, 3)  # (B, L, s, c)
+            load = el.inner(R, np.ascontiguousarray(inside))
+            turned = -np.matmul(border.Q, load)
+            part = np.empty(v.shape)
+            if q2:
+                Phi, T22 = el.coupling(blocks, border.Q)
+                outer = np.swapaxes(v[:, :, layout.border], 1, 2)
+                turned += np.matmul(Phi, outer)
+                found = np.matmul(np.swapaxes(Phi, 1, 2), load) + np.matmul(T22, outer)
+                part[:, :, layout.border] = np.swapaxes(found, 1, 2)
+            B, L, s, c = inside.shape
+            first = el.times(blocks.t, inside)
+            first += np.matmul(R.reshape(B, L * s, w), turned).reshape(B, L, s, c)
+            part[:, :, layout.fine] = np.moveaxis(first, 3, 1)
+            result[where] = part
+            left[where] = False
+        if left.any():
+            rest = np.flatnonzero(left)
+            dense = owner.stack(self.features[rest]).of(np.arange(rest.size))
+            result[rest] = dense.apply_T(theta[rest], vectors[rest])
+        return result
+
+    def is_definite(self, theta: FloatArray) -> BoolArray:
+        """Whether V is positive definite, shape (B,)."""
+        owner = self.likelihood
+        result = np.zeros(self.features.size, dtype=bool)
+        for where, _, _ in owner._solved(theta, self.features):
+            result[where] = True
+        rest = np.flatnonzero(~result)
+        if rest.size:
+            dense = owner.stack(self.features[rest]).of(np.arange(rest.size))
+            result[rest] = dense.is_definite(theta[rest])
+        return result
+
+    def distance_to_edge(self, theta: FloatArray) -> FloatArray:
+        """Smallest over largest eigenvalue of V (ML) or the error contrasts' covariance."""
+        dense = self.likelihood.stack(self.features).of(np.arange(self.features.size))
+        return dense.distance_to_edge(theta)

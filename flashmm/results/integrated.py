@@ -1,0 +1,257 @@
+"""Tests, limits and variances that integrate over the ratios, with labels.
+
+The numbers are those of `flashmm.inference.integrated`.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from flashmm.exceptions import InputError
+from flashmm.inference.degrees_of_freedom import INTEGRATED
+from flashmm.inference.integrated.integration import Integration, Part, integrate, learn
+from flashmm.inference.statistics import check_alpha
+from flashmm.inference.variance_fractions import component_weights
+from flashmm.likelihood import project
+from flashmm.results.contrast_results import FTestResults, TTestResults
+from flashmm.results.moderation import feature_means, trend_values
+from flashmm.results.ratio_prior import RatioPrior, prior_of
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.summary_stats import SummaryStats
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.inference.statistics import Alternative
+    from flashmm.results.estimability import EstimableContrasts, Hypothesis
+    from flashmm.results.fitted import FittedModel
+
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
+
+__all__ = [
+    "default_ratio_prior",
+    "integrated_f_tests",
+    "integrated_predictions",
+    "integrated_t_tests",
+    "learn_ratio_prior",
+    "posterior_variances",
+]
+
+
+def learn_ratio_prior(fitted: FittedModel, trend: Any = False, robust: bool = False) -> RatioPrior:
+    """The prior that the features share; see `MultiLMMResults.learn_ratio_prior`."""
+    covariate = trend_values(fitted, trend)
+    where = learn(
+        _parts(fitted),
+        fitted.stats.m,
+        fitted.options.memory,
+        covariate=covariate,
+        robust=robust,
+    )
+    kind = "" if covariate is None else "mean" if trend is True else "given"
+    params = fitted.stats.structure.param_names[:-1]
+    return prior_of(where, fitted.names, params, covariate, kind)
+
+
+def integrated_t_tests(
+    fitted: FittedModel,
+    positions: IntArray,
+    read: EstimableContrasts,
+    side: Alternative,
+    prior: Any = None,
+) -> TTestResults:
+    """T tests of contrasts; see `MultiLMMResults.t_test`."""
+    where, contrasts = _integration(fitted, prior), read.contrasts
+    found = where.contrasts(positions, contrasts.matrix, contrasts.values, side)
+
+    def known(values: FloatArray) -> FloatArray:
+        return np.where(read.estimable, values, np.nan)
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        t = (found.estimate - contrasts.values) / found.se
+    dims = ("feature", "contrast")
+    ds = xr.Dataset(
+        {
+            "estimate": (dims, known(found.estimate)),
+            "se": (dims, known(found.se)),
+            "t": (dims, known(t)),
+            "df": (dims, known(found.df)),
+            "p": (dims, known(found.p)),
+            "value": (("contrast",), contrasts.values),
+            "estimable": (("contrast",), read.estimable),
+            "status": (("feature",), fitted.verdicts[positions]),
+        },
+        coords={
+            "feature": fitted.names[positions],
+            "contrast": np.array(contrasts.labels, dtype=object),
+        },
+        attrs={"alternative": side, "df": INTEGRATED},
+    )
+    return TTestResults(
+        ds,
+        alternative=side,
+        df_method=INTEGRATED,
+        limits=lambda alpha: np.where(
+            read.estimable[:, None], where.limits(positions, contrasts.matrix, alpha), np.nan
+        ),
+    )
+
+
+def integrated_f_tests(
+    fitted: FittedModel,
+    positions: IntArray,
+    hypotheses: dict[str, Hypothesis],
+    prior: Any = None,
+) -> FTestResults:
+    """F tests of labelled hypotheses; see `MultiLMMResults.f_test`."""
+    where = _integration(fitted, prior)
+    shape = positions.size, len(hypotheses)
+    F, df, p = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
+    for column, hypothesis in enumerate(hypotheses.values()):
+        if hypothesis.estimable:
+            found = where.joint(positions, hypothesis.L, hypothesis.values)
+            F[:, column], df[:, column], p[:, column] = found.F, found.df, found.p
+    df_num = np.array([float(hypothesis.L.shape[0]) for hypothesis in hypotheses.values()])
+    estimable = np.array([hypothesis.estimable for hypothesis in hypotheses.values()], dtype=bool)
+    dims = ("feature", "contrast")
+    ds = xr.Dataset(
+        {
+            "F": (dims, F),
+            "df_num": (dims, np.broadcast_to(df_num, shape).copy()),
+            "df_denom": (dims, df),
+            "p": (dims, p),
+            "estimable": (("contrast",), estimable),
+            "status": (("feature",), fitted.verdicts[positions]),
+        },
+        coords={
+            "feature": fitted.names[positions],
+            "contrast": np.array(list(hypotheses), dtype=object),
+        },
+        attrs={"df": INTEGRATED},
+    )
+    return FTestResults(ds, df_method=INTEGRATED)
+
+
+def integrated_predictions(
+    fitted: FittedModel,
+    positions: IntArray,
+    X: FloatArray,
+    Z: FloatArray | None,
+    independent: FloatArray,
+    *,
+    interval: str | None,
+    alpha: float,
+    prior: Any = None,
+) -> xr.Dataset:
+    """Predictions X beta + Z b with their errors and limits; see `MultiLMMResults.predict`.
+
+    Row i adds ``independent[i] @ theta`` to the variance.
+    """
+    where = _integration(fitted, prior)
+    added = independent if independent.any() else None
+    found = where.predictions(positions, X, Z, added)
+    dims = ("feature", "sample")
+    ds = xr.Dataset(
+        {"prediction": (dims, found.estimate), "se": (dims, found.se)},
+        coords={"feature": fitted.names[positions]},
+    )
+    if interval is not None:
+        check_alpha(alpha)
+        limits = where.prediction_limits(positions, X, Z, added, alpha)
+        ds = ds.assign(lower=(dims, limits[..., 0]), upper=(dims, limits[..., 1]))
+        ds = ds.assign(df=(dims, found.df))
+        ds.attrs.update(interval=interval, alpha=alpha, df_method=INTEGRATED)
+    return ds
+
+
+def posterior_variances(
+    fitted: FittedModel, positions: IntArray, alpha: float = 0.05, prior: Any = None
+) -> xr.Dataset:
+    """Variances and their shares; see `MultiLMMResults.posterior_variances`."""
+    check_alpha(alpha)
+    where = _integration(fitted, prior)
+    theta = where.variances(positions, alpha)
+    stats = fitted.stats.sums if isinstance(fitted.stats, PatternedStats) else fitted.stats
+    components, weights = component_weights(stats)
+    ratios = where.shared[0].grid.ratios
+    parts = np.hstack([ratios, np.ones((len(ratios), 1))]) @ weights.T
+    shares = where.shares(positions, parts / parts.sum(axis=1, keepdims=True), alpha)
+    dims, wide = ("feature", "param"), ("feature", "component")
+    return xr.Dataset(
+        {
+            "mean": (dims, theta.mean),
+            "lower": (dims, theta.limits[..., 0]),
+            "upper": (dims, theta.limits[..., 1]),
+            "share": (wide, shares.mean),
+            "share_lower": (wide, shares.limits[..., 0]),
+            "share_upper": (wide, shares.limits[..., 1]),
+        },
+        coords={
+            "feature": fitted.names[positions],
+            "param": fitted.params,
+            "component": np.array(components, dtype=object),
+        },
+        attrs={"alpha": alpha},
+    )
+
+
+# ---- the posterior of a fit -------------------------------------------------------------------
+
+
+def _integration(fitted: FittedModel, prior: Any) -> Integration:
+    """The posterior of a fit under its own prior or another."""
+    if prior is None:
+        prior = default_ratio_prior(fitted)
+    elif not isinstance(prior, RatioPrior):
+        prior = getattr(prior, "ratio_prior", None)
+        if not isinstance(prior, RatioPrior):
+            raise InputError(
+                "`prior` must be a RatioPrior, as result.ratio_prior is, or the results of a fit."
+            )
+    prior.check(fitted.stats.structure.param_names[:-1])
+    covariate = None
+    if prior.ds.attrs["trend"] == "mean":
+        covariate = feature_means(fitted)
+    return integrate(
+        _parts(fitted),
+        fitted.stats.m,
+        fitted.options.memory,
+        prior.grid,
+        prior.weights,
+        prior.of_features(fitted.names, covariate),
+    )
+
+
+def default_ratio_prior(fitted: FittedModel) -> RatioPrior:
+    """The prior of a fit, learned once; of features with one pattern of samples, that of all."""
+    whole = fitted if fitted.whole is None else fitted.whole
+    known = whole.kept.get(INTEGRATED)
+    if known is None:
+        known = whole.kept[INTEGRATED] = learn_ratio_prior(whole)
+    assert isinstance(known, RatioPrior)
+    return known
+
+
+def _parts(fitted: FittedModel) -> tuple[Part, ...]:
+    """The designs of a fit with their features; those that cannot be fitted are left out."""
+    stats: Any = fitted.stats
+    if isinstance(stats, PatternedStats):
+        parts = []
+        for pattern in range(stats.n_patterns):
+            with suppress(InputError):  # features without a fit: NaN, as in every other test
+                parts.append(Part(project(stats.of_pattern(pattern)), stats.members(pattern)))
+        if not parts:
+            raise InputError("No feature has samples enough for a fit.")
+        return tuple(parts)
+    if not isinstance(stats, SummaryStats):
+        raise InputError(
+            "df='integrated' needs features that share their design, or few patterns of missing "
+            "samples; here each feature has weights or columns of its own."
+        )
+    projection: Any = fitted.projection
+    return (Part(projection, np.arange(stats.m)),)

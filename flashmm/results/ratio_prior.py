@@ -1,0 +1,248 @@
+"""RatioPrior: what the features of a fit know together about their variances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from flashmm.exceptions import InputError, listing
+from flashmm.inference.integrated.grid import RatioGrid
+from flashmm.inference.moderation import VariancePrior
+from flashmm.storage.files import FORMAT, load_dataset, marked, save_dataset
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from numpy.typing import NDArray
+
+    from flashmm.inference.integrated.integration import Integration
+
+    FloatArray = NDArray[np.float64]
+
+__all__ = ["RatioPrior", "prior_of"]
+
+_KIND = "RatioPrior"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RatioPrior:
+    """Distribution of the variance ratios and of the residual variance over the features.
+
+    Made by a fit (`MultiLMMResults.ratio_prior`, `MultiLMMResults.learn_ratio_prior`); what takes
+    ``df="integrated"`` takes it as ``prior``, of another fit too.
+
+    Parameters
+    ----------
+    ds
+        Dataset with dims point and param: ``ratio`` (point, param), theta over the residual
+        variance; ``weight`` (point), its prior probability; ``line`` and ``base`` (point), how
+        the grid is laid out and the weights that say little. ``sigma2_df``, d0, and
+        ``sigma2_location``, s0^2 in squared units of Y: the residual variance is s0^2 d0 over a
+        chi-square on d0. With a trend, ``trend_at`` and ``trend_location`` (knot). Where d0 or
+        s0^2 differ by feature, ``feature_df`` and ``feature_location`` (feature).
+
+    Notes
+    -----
+    The grid holds ratios, so that it suits other numbers of samples and of levels, and other units
+    of Y; s0^2 is in squared units of Y, and the ratio of a slope in those of its covariate. A fit
+    of other features takes s0^2 from the trend at its own means, if there is one, and d0 of
+    regular features.
+
+    Examples
+    --------
+    >>> import numpy as np, flashmm as fm
+    >>> rng = np.random.default_rng(0)
+    >>> Z = np.kron(np.eye(6), np.ones((8, 1)))
+    >>> Y = rng.normal(size=(300, 6)) @ Z.T + rng.normal(size=(300, 48))
+    >>> X = np.column_stack([np.ones(48), np.repeat([0, 1], 24)])
+    >>> result = fm.MultiLMM.from_arrays(Y, X, Z).fit(parameter_space="psd")
+    >>> result.ratio_prior
+    <RatioPrior: 300 features, 40 points; median ratio Z1 ...; residual variance ..., df ...>
+    """
+
+    ds: xr.Dataset
+
+    # ---- looking at it ---------------------------------------------------------------------
+
+    @property
+    def params(self) -> list[str]:
+        """Names of the ratios."""
+        return [str(name) for name in self.ds["param"].to_numpy()]
+
+    @property
+    def ratios(self) -> pd.DataFrame:
+        """The grid: points x parameters, theta over the residual variance."""
+        return pd.DataFrame(self.ds["ratio"].to_numpy(), columns=pd.Index(self.params))
+
+    @property
+    def weights(self) -> FloatArray:
+        """Prior probabilities of the points, shape (G,)."""
+        return np.asarray(self.ds["weight"].to_numpy())
+
+    @property
+    def df(self) -> float:
+        """d0: how many degrees of freedom all features together are worth to one of them."""
+        return float(self.ds["sigma2_df"])
+
+    @property
+    def variance(self) -> float:
+        """s0^2, the location of the residual variance (its median where there is a trend)."""
+        return float(self.ds["sigma2_location"])
+
+    @property
+    def n_features(self) -> int:
+        """Features that it was learned from."""
+        return int(self.ds.attrs["n_features"])
+
+    def quantile(self, q: Any) -> pd.DataFrame:
+        """Quantiles of the ratios, each by itself: parameters x q."""
+        q = np.atleast_1d(np.asarray(q, dtype=np.float64))
+        values = np.empty((len(self.params), q.size))
+        for i, column in enumerate(self.ratios.to_numpy().T):
+            order = np.argsort(column, kind="stable")
+            reached = np.cumsum(self.weights[order])
+            where = np.searchsorted(reached, q * reached[-1] * (1 - 1e-12))
+            values[i] = column[order][np.minimum(where, column.size - 1)]
+        return pd.DataFrame(values, index=pd.Index(self.params, name="param"), columns=q)
+
+    def __repr__(self) -> str:
+        median = self.quantile(0.5).iloc[:, 0]
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in median.items())
+        return (
+            f"<RatioPrior: {self.n_features} features, {self.weights.size} points; median ratio "
+            f"{shown}; residual variance {self.variance:.3g}, df {self.df:.3g}>"
+        )
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the distribution of each ratio; needs matplotlib.
+
+        Parameters
+        ----------
+        ax
+            Axes of matplotlib; new ones by default.
+
+        Returns
+        -------
+        Axes
+            Prior probability of ratios up to x; what lies at zero stands at the left end.
+        """
+        if ax is None:
+            import matplotlib.pyplot as plt  # noqa: PLC0415  (an optional package)
+
+            _, ax = plt.subplots()
+        for name, column in self.ratios.items():
+            values = column.to_numpy()
+            order = np.argsort(values, kind="stable")
+            ax.step(values[order], np.cumsum(self.weights[order]), where="post", label=str(name))
+        positive = self.ratios.to_numpy()[self.ratios.to_numpy() > 0]
+        ax.set_xscale("symlog", linthresh=float(positive.min()) if positive.size else 1.0)
+        ax.set(xlabel="variance over the residual variance", ylabel="prior probability up to here")
+        ax.set_ylim(0, 1.02)
+        ax.legend()
+        return ax
+
+    # ---- keeping it ------------------------------------------------------------------------
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write it to a file, as `MultiLMMResults.save` does.
+
+        Parameters
+        ----------
+        path
+            File to write; ``.zarr`` for zarr, netCDF otherwise.
+        """
+        save_dataset(marked(self.ds, _KIND, FORMAT), path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> RatioPrior:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        InputError
+            If the file holds something else.
+        """
+        return cls(load_dataset(path, kind=_KIND))
+
+    # ---- in numbers ------------------------------------------------------------------------
+
+    @cached_property
+    def grid(self) -> RatioGrid:
+        """The grid in the form that `flashmm.inference.integrated` takes."""
+        ds = self.ds
+        return RatioGrid(
+            ds["ratio"].to_numpy().astype(np.float64),
+            ds["line"].to_numpy().astype(np.intp),
+            ds["base"].to_numpy().astype(np.float64),
+        )
+
+    def check(self, params: tuple[str, ...]) -> None:
+        """Raise unless it is a prior of these parameters, the residual not counted."""
+        if tuple(self.params) != params:
+            raise InputError(
+                f"`prior` is one of the ratios of {listing(self.params)}, but this model has "
+                f"{listing(params)}: a prior comes from a fit with the same random terms."
+            )
+
+    def of_features(self, names: NDArray[Any], covariate: FloatArray | None) -> VariancePrior:
+        """Prior of the residual variance of some features, by name; covariate for the trend."""
+        location = np.full(names.size, self.variance)
+        df = np.full(names.size, self.df)
+        if "trend_at" in self.ds and covariate is not None:
+            at, log = self.ds["trend_at"].to_numpy(), np.log(self.ds["trend_location"].to_numpy())
+            location = np.exp(np.interp(covariate, at, log))
+        if "feature_df" in self.ds:
+            own = pd.Index(self.ds["feature"].to_numpy()).get_indexer(pd.Index(names))
+            known = own >= 0
+            location[known] = self.ds["feature_location"].to_numpy()[own[known]]
+            df[known] = self.ds["feature_df"].to_numpy()[own[known]]
+        return VariancePrior(location, df, self.df)
+
+
+def prior_of(
+    integration: Integration,
+    names: NDArray[Any],
+    params: tuple[str, ...],
+    covariate: FloatArray | None,
+    trend: str,
+) -> RatioPrior:
+    """What an `Integration` learned, with labels.
+
+    Parameters
+    ----------
+    integration
+        After learning.
+    names, params
+        Labels of the features and of the ratios.
+    covariate
+        What s0^2 follows, shape (m,); None without a trend.
+    trend
+        ``""``, ``"mean"`` or ``"given"``: what that is.
+    """
+    grid, sigma2 = integration.shared[0].grid, integration.sigma2
+    data: dict[str, Any] = {
+        "ratio": (("point", "param"), grid.ratios),
+        "weight": (("point",), integration.weights),
+        "line": (("point",), grid.line.astype(np.int32)),
+        "base": (("point",), grid.base),
+        "sigma2_df": ((), float(sigma2.df_common)),
+        "sigma2_location": ((), float(np.median(sigma2.variance[integration.known]))),
+    }
+    coords: dict[str, Any] = {"param": np.array(params, dtype=object)}
+    if covariate is not None:
+        order = np.argsort(covariate[integration.known], kind="stable")
+        at = covariate[integration.known][order]
+        first = np.concatenate([[True], np.diff(at) > 0])
+        data["trend_at"] = (("knot",), at[first])
+        data["trend_location"] = (("knot",), sigma2.variance[integration.known][order][first])
+    if covariate is not None or (sigma2.df != sigma2.df[0]).any():
+        data["feature_df"] = (("feature",), sigma2.df)
+        data["feature_location"] = (("feature",), sigma2.variance)
+        coords["feature"] = names
+    attrs = {"n_features": int(integration.known.sum()), "trend": trend}
+    return RatioPrior(xr.Dataset(data, coords=coords, attrs=attrs))

@@ -1,0 +1,160 @@
+"""A search for higher maxima where a coarse grid of variance ratios shows several.
+
+A likelihood may have more than one maximum: two components that could stand for each other, a
+variance at zero or far above it. The search that starts from zero variances finds the nearest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flashmm.solvers.fallback import maximise_in_stages
+from flashmm.solvers.status import Status
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flashmm.likelihood.base import Likelihood
+    from flashmm.likelihood.ratios import RatioGrid
+    from flashmm.solvers.base import Solution, Solver
+    from flashmm.solvers.space import ParameterSpace
+
+    FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
+    BoolArray = NDArray[np.bool_]
+
+__all__ = ["Landscape", "search_other_maxima"]
+
+# A maximum of the grid may lie this far below the maximum of the likelihood beside it.
+_COARSENESS = 1.0
+# Starts that a feature may have.
+_STARTS = 2
+# Gains in log-likelihood that are worth another answer.
+_GAIN = 1e-6
+_MOST_ROUNDING = 1e-2
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """A grid and the features that are looked at on it.
+
+    Parameters
+    ----------
+    grid
+        The grid.
+    u, rss
+        Of all features, as in `flashmm.likelihood.projection.Projection`, shapes (m, r) and (m,).
+    chosen
+        Features whose start was not given to the fit, shape (m,).
+    """
+
+    grid: RatioGrid
+    u: FloatArray
+    rss: FloatArray
+    chosen: BoolArray
+
+    def starts(
+        self, theta: FloatArray, loglik: FloatArray, features: IntArray
+    ) -> tuple[IntArray, FloatArray]:
+        """Where else to start.
+
+        Parameters
+        ----------
+        theta, loglik
+            Maxima that were found, shapes (B, k) and (B,).
+        features
+            Positions of the features, shape (B,).
+
+        Returns
+        -------
+        tuple of ndarray
+            Rows of ``theta`` and starts (s, k), the best of a feature first.
+        """
+        grid = self.grid
+        values, sigma2 = grid.profile(self.u[features], self.rss[features])
+        # A lone maximum of the grid is the one that was found, unless it is higher.
+        suspects = np.flatnonzero(
+            ((values > loglik - _COARSENESS) & grid.summits(values)).sum(axis=0) > 1
+        )
+        suspects = np.union1d(suspects, np.flatnonzero(values.max(axis=0) > loglik + _GAIN))
+        values, sigma2, loglik = values[:, suspects], sigma2[:, suspects], loglik[suspects]
+        top = (values > loglik - _COARSENESS) & grid.summits(values)
+        every = np.arange(suspects.size)
+        own = self._climbed(theta[suspects], values)
+        top[own, every] &= values[own, every] > loglik + _GAIN
+        order = np.argsort(np.where(top, -values, np.inf), axis=0)[:_STARTS]
+        rank, which = np.nonzero(np.take_along_axis(top, order, axis=0))
+        point = order[rank, which]
+        return suspects[which], grid.theta[point] * sigma2[point, which][:, None]
+
+    def _climbed(self, theta: FloatArray, values: FloatArray) -> IntArray:
+        """The maximum of the grid above each theta: upwards from the nearest point, (B,)."""
+        grid, every = self.grid, np.arange(theta.shape[0])
+        floor = grid.theta[:, :-1][grid.theta[:, :-1] > 0].min()
+        at = np.log(np.maximum(grid.theta[:, :-1], 0.0) + floor)
+        ratio = np.maximum(theta[:, :-1], 0.0) / np.maximum(theta[:, -1:], 1e-6)
+        here = np.log(np.minimum(ratio, grid.theta[:, :-1].max()) + floor)
+        distance = (at**2).sum(axis=1) - 2.0 * here @ at.T  # (B, g), but for what all have
+        place = np.argmin(distance, axis=1)
+        for _ in range(at.shape[0]):
+            around = np.column_stack([place, grid.neighbours[place]])
+            best = np.argmax(values[around, every[:, None]], axis=1)
+            if (best == 0).all():
+                break
+            place = around[every, best]
+        return np.asarray(place)
+
+
+def search_other_maxima(
+    likelihood: Likelihood,
+    space: ParameterSpace,
+    stages: tuple[Solver, ...],
+    solution: Solution,
+    features: IntArray,
+    landscape: Landscape,
+    *,
+    max_iter: int,
+) -> Solution:
+    """The solution with higher maxima in place of lower ones, as far as the grid shows them.
+
+    Parameters
+    ----------
+    likelihood, space, stages, features, max_iter
+        As for `maximise_in_stages`, whose ``solution`` it is.
+    landscape
+        The grid.
+
+    Returns
+    -------
+    Solution
+        Changed in place: steps of all searches count.
+    """
+    status = np.asarray(solution.status)
+    looked = np.flatnonzero((status <= Status.BOUNDARY) & landscape.chosen[features])
+    if looked.size == 0:
+        return solution
+    rows, start = landscape.starts(
+        solution.theta[looked], solution.evaluation.loglik[looked], features[looked]
+    )
+    if rows.size == 0:
+        return solution
+    rows = looked[rows]
+    if space.name != "psd":  # a search that is not finished is on its way to the domain's edge
+        stages = stages[:1]
+    again = maximise_in_stages(likelihood, space, stages, start, features[rows], max_iter=max_iter)
+    np.add.at(solution.n_iter, rows, again.n_iter)
+    rounding = solution.evaluation.rounding[rows] + again.evaluation.rounding
+    enough = solution.evaluation.loglik[rows] + _GAIN + np.minimum(rounding, _MOST_ROUNDING)
+    higher = (again.evaluation.loglik > enough) & (again.status <= Status.BOUNDARY)
+    better = np.flatnonzero(higher)
+    # The highest of a feature comes last, and is what stays.
+    better = better[np.argsort(again.evaluation.loglik[better], kind="stable")]
+    where = rows[better]
+    last = where.size - 1 - np.unique(where[::-1], return_index=True)[1]
+    better, where = better[last], where[last]
+    solution.theta[where], solution.status[where] = again.theta[better], again.status[better]
+    solution.evaluation.put(where, again.evaluation.take(better))
+    return solution

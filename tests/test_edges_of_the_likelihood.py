@@ -1,0 +1,155 @@
+"""Where likelihoods are awkward: several maxima, none, variances at their bounds, units."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from stress.designs import draw
+from stress.responses import responses
+
+import flashmm as fm
+from flashmm.likelihood.moments import contrast_moments
+
+EDGES = Path(__file__).parent / "reference" / "edges"
+GOOD = ["converged", "boundary", "indefinite"]
+
+
+def model(formula, data, Y):
+    return fm.MultiLMM.from_formula(formula, data=data, Y=Y)
+
+
+# ---- several maxima --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("space", ["psd", "unconstrained"])
+@pytest.mark.parametrize(("method", "llf"), [("REML", 291.570163), ("ML", 297.072450)])
+def test_two_components_that_could_stand_for_each_other(space, method, llf):
+    data, Y = pd.read_csv(EDGES / "d114.csv"), pd.read_csv(EDGES / "y114.csv")
+    crossed = model("~ 0 + x1 + (1 | f1) + (1 | f2)", data, Y[["y0"]].T)
+    result = crossed.fit(method, parameter_space=space)
+    assert result.llf.item() == pytest.approx(llf, abs=2e-6)
+    assert result.status.item() == "converged"
+    # Joint with other features, and whatever the engine, the answer is the same.
+    joint = model("~ 0 + x1 + (1 | f1) + (1 | f2)", data, Y.T).fit(method, parameter_space=space)
+    np.testing.assert_allclose(joint.llf.iloc[0], result.llf.iloc[0], rtol=1e-10)
+    for engine in ("general", "bordered", "blocked"):
+        other = crossed.fit(method, parameter_space=space, engine=engine)
+        np.testing.assert_allclose(other.llf, result.llf, rtol=1e-9)
+
+
+def test_a_start_that_is_given_chooses_the_maximum():
+    data, Y = pd.read_csv(EDGES / "d114.csv"), pd.read_csv(EDGES / "y114.csv")[["y0"]].T
+    crossed = model("~ 0 + x1 + (1 | f1) + (1 | f2)", data, Y)
+    lower = crossed.fit(parameter_space="psd", theta0=[0.016, 0.0014, 0.0003])
+    assert lower.llf.item() == pytest.approx(289.190745, abs=1e-5)
+
+
+@pytest.mark.parametrize(("seed", "index"), [(7, 169), (7, 175), (7, 219), (7, 244)])
+def test_no_start_finds_a_higher_maximum(seed, index):
+    """Designs on which a search from zero variances alone stops at a lower one."""
+    problem, method = draw(seed, index), "REML" if index % 2 else "ML"
+    drawn = responses(problem, np.random.default_rng([seed, index, 99]))
+    kinds = ["Gaussian", "Gaussian, again", "noise alone", "groups alike", "counts"]
+    Y = np.array([drawn[kind] for kind in kinds])
+    fitted = fm.MultiLMM.from_arrays(Y, problem.X, problem.Z, components=problem.structure)
+    found = fitted.fit(method, parameter_space="psd")
+    scale = fitted.projection.scale[:, None] * fitted.projection.param_scale
+    rng = np.random.default_rng(3)
+    for _ in range(12):
+        ratios = 10.0 ** rng.uniform(-3, 2.5, size=scale.shape)
+        ratios[:, -1] = 1.0
+        start = ratios * 10.0 ** rng.uniform(-2, 0.1, size=(len(Y), 1)) * scale
+        other = fitted.fit(method, parameter_space="psd", theta0=start)
+        both = (other.converged & found.converged).to_numpy()
+        assert (other.llf - found.llf)[both].max() < 1e-4
+
+
+# ---- no maximum ------------------------------------------------------------------------------
+
+
+def test_a_maximum_inside_is_found_though_the_likelihood_is_unbounded_at_the_edge():
+    with gzip.open(EDGES / "no_maximum_d03.json.gz") as file:
+        case = json.load(file)
+    arrays = (np.array(case[name]) for name in "YXZ")
+    fitted = fm.MultiLMM.from_arrays(*arrays, components=case["d"])
+    reml, psd = fitted.fit(), fitted.fit(parameter_space="psd")
+    assert reml.status.iloc[5] == "converged"
+    assert reml.llf.iloc[5] == pytest.approx(-217.4466508, abs=1e-6)
+    assert (reml.theta.iloc[5] > 0).all()
+    with pytest.warns(fm.ConvergenceWarning, match="1 no maximum"):
+        ml = fitted.fit("ML")
+    ml_psd = fitted.fit("ML", parameter_space="psd")
+    for j in (4, 5):
+        assert ml.status.iloc[j] == "converged"
+        assert ml.llf.iloc[j] == pytest.approx(ml_psd.llf.iloc[j], abs=1e-6)
+    np.testing.assert_allclose(reml.theta.iloc[5], psd.theta.iloc[5], rtol=1e-5)
+
+
+def test_a_maximum_at_negative_variances_is_found_from_somewhat_larger_ones():
+    """The psd estimate has both variances at zero, from where the search runs to the edge."""
+    problem = draw(7, 5)
+    y = responses(problem, np.random.default_rng([7, 5, 99]))["noise alone"]
+    fitted = fm.MultiLMM.from_arrays(y[None], problem.X, problem.Z, components=problem.structure)
+    with pytest.warns(fm.ConvergenceWarning, match="1 indefinite"):
+        result = fitted.fit()
+    assert result.llf.item() == pytest.approx(-54.379968, abs=1e-5)
+    assert np.abs(result.score.to_numpy()).max() < 1e-3
+
+
+# ---- a residual variance of zero -------------------------------------------------------------
+
+
+def two_occasions():
+    rng = np.random.default_rng(6)
+    data = pd.DataFrame({"id": np.repeat(np.arange(30), 2), "t": np.tile([0.0, 1.0], 30)})
+    u = rng.normal(size=(30, 2))
+    data["y"] = u[data.id, 0] + u[data.id, 1] * data.t + rng.normal(0, 0.05, 60)
+    return data
+
+
+@pytest.mark.parametrize("engine", ["auto", "general", "blocked"])
+@pytest.mark.parametrize("df", ["satterthwaite", "kenward-roger"])
+def test_tests_where_the_residual_variance_is_zero(engine, df):
+    """The slopes' differences are 30 numbers, their t-test has 29 df."""
+    data = two_occasions()
+    result = model("~ t + (t || id)", data, data[["y"]].T).fit(parameter_space="psd", engine=engine)
+    assert result.theta["Residual"].item() == 0.0
+    table = result.t_test(df=df)
+    np.testing.assert_allclose(table.df.iloc[0], 29.0, rtol=1e-6)
+    assert table.tvalue["t"].item() == pytest.approx(1.5509, abs=1e-4)
+    np.testing.assert_allclose(table.pvalue.iloc[0], [0.82156, 0.13177], atol=1e-5)
+
+
+def test_moments_are_continuous_to_a_residual_variance_of_zero():
+    """Unbalanced: at zero they are the limits, whatever the likelihood knows of Z'RZ."""
+    rng = np.random.default_rng(2)
+    data = pd.DataFrame({"id": np.repeat(np.arange(12), 2), "t": rng.normal(size=24)})
+    fitted = model("~ t + (t || id)", data, rng.normal(size=(1, 24))).fit(engine="general")
+    likelihood, L = fitted._likelihood, np.eye(2)[None]
+    theta = np.array([[0.7, 0.4, 0.0]])
+
+    class Bare:
+        apply_T = staticmethod(likelihood.apply_T)
+        projection = type("Bare", (), {})()
+
+    for name in ("structure", "H", "XX_inverse"):
+        setattr(Bare.projection, name, getattr(likelihood.projection, name))
+    exact = contrast_moments(likelihood, theta, L, adjustment=True)
+    for other, rtol in ((Bare, 2e-3), (likelihood, 1e-3)):
+        at = theta if other is Bare else theta + np.array([0.0, 0.0, 1e-7])
+        found = contrast_moments(other, at, L, adjustment=True)
+        for name in ("variance", "gradient", "adjustment"):
+            value = getattr(exact, name)
+            assert np.abs(getattr(found, name) - value).max() < rtol * np.abs(value).max()
+    # Just below and above the value from which the residual's entries are divided by sigma2.
+    low, high = (
+        contrast_moments(likelihood, theta + np.array([0.0, 0.0, s]), L, adjustment=True)
+        for s in (0.01 - 1e-9, 0.01 + 1e-9)
+    )
+    np.testing.assert_allclose(low.gradient, high.gradient, rtol=1e-6)
+    np.testing.assert_allclose(low.adjustment, high.adjustment, rtol=1e-5, atol=1e-9)
