@@ -80,6 +80,8 @@ def dependence(XX: FloatArray, root: FloatArray | None) -> Dependence:
     """Which columns of X depend on others, by X'X (p, p), or its root R'R = X'X if there is one."""
     scaled, length = scaled_gram(XX)
     p = length.size
+    if p == 0:
+        return Dependence(np.arange(0), np.zeros((0, 0)), length)
     if root is not None:
         columns = root / np.where(length > 0, length, 1.0)
         singular = np.linalg.svd(columns, compute_uv=False)
@@ -91,6 +93,23 @@ def dependence(XX: FloatArray, root: FloatArray | None) -> Dependence:
     if rank == p:
         return Dependence(np.arange(p), np.eye(p), length)
     return Dependence(*dependencies(columns, rank, tolerance), length)
+
+
+def _shared_dependence(stats: SummaryStats | PatternedStats) -> Dependence:
+    """Which columns of X depend on others; those that a feature's own covariates enter do not."""
+    if not isinstance(stats, PatternedStats):
+        return dependence(stats.XX, stats.XX_root)
+    XX, root, p = stats.sums.XX, stats.sums.XX_root, stats.p
+    shared = np.array([i for i, own in enumerate(stats.own.of) if not own], dtype=np.intp)
+    found = dependence(XX[np.ix_(shared, shared)], None if root is None else root[:, shared])
+    own = np.setdiff1d(np.arange(p), shared)
+    kept = np.sort(np.concatenate([shared[found.kept], own]))
+    weights = np.zeros((kept.size, p))
+    weights[np.ix_(np.searchsorted(kept, shared[found.kept]), shared)] = found.weights
+    weights[np.searchsorted(kept, own), own] = 1.0
+    length = np.ones(p)
+    length[shared] = found.length
+    return Dependence(kept, weights, length)
 
 
 def of_full_rank(stats: AnyStats) -> AnyStats:
@@ -106,15 +125,14 @@ def of_full_rank(stats: AnyStats) -> AnyStats:
     RankWarning
         Once, naming the columns that were left out.
     """
-    sums = stats.sums if isinstance(stats, PatternedStats) else stats
-    found = dependence(sums.XX, sums.XX_root)
+    found = _shared_dependence(stats)
     if found.kept.size == found.p:
         return stats
     if found.kept.size == 0:
         raise InputError("Every column of `fixed` is zero in every sample.")
     names = tuple(stats.coef_names)
     left = stats.keep(fixed=[names[i] for i in found.kept])
-    aliased = found.aliasing(names, sums.aliased)
+    aliased = found.aliasing(names, stats.aliased)
     warnings.warn(
         f'`fixed` has rank {found.kept.size} but {found.p} columns; left out, as rank="drop" '
         f"asks: {listing([names[i] for i in found.dropped], 10)}. Contrasts, marginal means and "
