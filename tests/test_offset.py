@@ -244,3 +244,19 @@ def test_models_with_other_offsets_are_other_data():
     small = model("~ x").fit(method="ML")
     with pytest.raises(InputError, match="different data"):
         large.compare_lr_test(small)
+
+
+def test_integrated_tests_hold_the_offset():
+    Y = RNG.normal(size=(40, N)) + RNG.normal(size=(40, 10))[:, np.repeat(np.arange(10), 6)]
+    values = DATA.known.to_numpy()
+    one = model("~ x + trt + offset(known)", Y + values).fit(parameter_space="psd")
+    two = model("~ x + trt", Y).fit(parameter_space="psd")
+    for options in ({}, {"level": "conditional"}):
+        a, b = (
+            r.predict(DATA, df="integrated", interval="confidence", **options) for r in (one, two)
+        )
+        for name in ("prediction", "lower", "upper"):
+            np.testing.assert_allclose(a[name], b[name] + values, rtol=1e-6, atol=1e-6)
+    a, b = (r.marginal_means("trt", df="integrated") for r in (one, two))
+    np.testing.assert_allclose(a.effect, b.effect + values.mean(), rtol=1e-6)
+    np.testing.assert_allclose(a.conf_int(), b.conf_int() + values.mean(), rtol=1e-5)

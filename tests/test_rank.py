@@ -373,3 +373,30 @@ def test_near_dependences_have_no_hole_in_the_message():
             model("~ x + z + w", close, rank="raise").fit()
         assert "combination of ;" not in str(error.value)
         assert "combination of ." not in str(error.value)
+
+
+def test_tests_that_integrate_over_the_ratios_know_it_too():
+    data = references.empty_cell()
+    rng = np.random.default_rng(1)
+    ids = pd.Categorical(data["id"]).codes
+    Y = rng.normal(size=(40, len(data))) + rng.normal(size=(40, 11))[:, ids] * 0.5
+    with pytest.warns(RankWarning):
+        made = fm.MultiLMM.from_formula("~ a * b", "(1 | id)", data, Y, rank="drop")
+    result = made.fit(parameter_space="psd")
+    means = result.marginal_means(["a", "b"], df="integrated")
+    assert means.effect.isna().any().tolist() == [False] * 5 + [True]
+    assert np.isnan(means.conf_int().sel(contrast="a=r, b=l")).all()
+    assert np.isfinite(means.conf_int().sel(contrast="a=p, b=l")).all()
+    table = result.anova(df="integrated")
+    assert table.df_num.iloc[0].tolist() == [2.0, 1.0, 1.0]
+    assert np.isfinite(table.pvalue).all(axis=None)
+    new = pd.DataFrame({"a": ["p", "r"], "b": ["l", "l"], "id": "i1"})
+    found = result.predict(new, df="integrated", interval="confidence")
+    assert np.isnan(found.isel(sample=1).to_array()).all()
+    assert np.isfinite(found.isel(sample=0).to_array()).all()
+
+
+def test_an_empty_table_of_every_kind_of_test():
+    result = model("~ 1", rank="raise").fit(parameter_space="psd")
+    for options in ({"df": "integrated"}, {"df": "kenward-roger"}, {"moderated": True}):
+        assert result.anova(**options).to_frame().empty
