@@ -11,7 +11,7 @@ import pandas as pd
 
 from flashmm.designs.from_arrays import as_structure, design_and_source
 from flashmm.designs.per_sample import per_sample
-from flashmm.exceptions import InputError, MissingSamplesWarning, listing, nearest
+from flashmm.exceptions import FormulaWarning, InputError, MissingSamplesWarning, listing, nearest
 from flashmm.formulas.build import build_design
 from flashmm.sources import Source, Transform, make_source
 from flashmm.sources.anndata_kinds import open_anndata
@@ -324,7 +324,9 @@ p=5, q=6>
                 source = source.restricted(~dropped)
                 weights = None if weights is None else weights[~dropped]
                 frame = pd.DataFrame(data).loc[~dropped]
-                build = build_design(fixed, random, frame, context=context, missing="raise")
+                with warnings.catch_warnings():  # what they say has been said
+                    warnings.simplefilter("ignore", FormulaWarning)
+                    build = build_design(fixed, random, frame, context=context, missing="raise")
                 warnings.warn(
                     f"{int(dropped.sum())} of {dropped.size} samples have a missing value and "
                     "were dropped for all features.",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 
 __all__ = [
@@ -41,6 +43,14 @@ class RankWarning(UserWarning):
 
 class PrecisionWarning(UserWarning):
     """The statistics of a design keep fewer digits than an analysis may need."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn about the line outside of flashmm that called it, however deep this is."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] == "flashmm":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def listing(names: Iterable[object], limit: int = 5) -> str:

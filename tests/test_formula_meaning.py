@@ -422,3 +422,30 @@ def test_fits_equal_lme4(case, fixed):
     np.testing.assert_allclose(result.bse.to_numpy()[0, order], expected["se"], rtol=1e-5)
     np.testing.assert_allclose(result.theta.to_numpy()[0], expected["variances"], rtol=1e-5)
     np.testing.assert_allclose(result.llf.iloc[0], expected["llf"][0], rtol=1e-9)
+
+
+def test_products_of_whole_numbers_do_not_wrap_around():
+    data = samples().assign(big=10**7 * samples().k)
+    expected = data.big.astype(float) ** 2 * data["my k"] * 10**7
+    data["other"] = 10**7 * data["my k"]
+    data["third"] = data.big
+    X = build("~ big:other:third", data=data).X
+    np.testing.assert_allclose(X[:, 1], expected, rtol=1e-12)
+
+
+def test_anndata_keeps_booleans():
+    anndata = pytest.importorskip("anndata")
+    obs = samples().set_index(pd.Index([f"c{i}" for i in range(48)]))
+    adata = anndata.AnnData(np.random.default_rng(0).normal(size=(48, 3)), obs=obs)
+    model = fm.MultiLMM.from_anndata(adata, "~ treated + I(k^2) + offset(z)", "(1 | g)")
+    assert model.stats.coef_names == ("Intercept", "treated[T.True]", "I(k ** 2)")
+
+
+def test_warnings_point_at_the_callers_line_and_come_once():
+    data = samples().assign(cell=pd.Categorical(samples().cell, ordered=True))
+    data.loc[3, "z"] = np.nan
+    Y = np.random.default_rng(0).normal(size=(2, 48))
+    with pytest.warns() as caught:
+        fm.MultiLMM.from_formula("~ cell + z", "(1 | g)", data, Y, missing="drop")
+    assert [w.category for w in caught] == [FormulaWarning, fm.MissingSamplesWarning]
+    assert caught[0].filename == __file__

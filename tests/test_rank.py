@@ -179,6 +179,7 @@ def test_one_warning_names_what_was_left_out():
         model("~ x * a * b")
     (only,) = caught
     assert "'a[T.r]:b[T.l]', 'x:a[T.r]:b[T.l]'" in str(only.message)
+    assert only.filename == __file__
 
 
 def test_saved_results_and_statistics_keep_the_note(tmp_path):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from flashmm.exceptions import FormulaWarning, InputError, listing
+from flashmm.exceptions import FormulaWarning, InputError, listing, warn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,11 +96,10 @@ def check_coding(spec: Any, data: pd.DataFrame, source: str) -> None:
 
 def _warn_of_order(columns: Sequence[str], source: str) -> None:
     first = columns[0] if columns[0].isidentifier() else f"`{columns[0]}`"
-    warnings.warn(
+    warn(
         f"{source}: {listing(columns)} is ordered; it gets treatment contrasts, differences from "
         "its first level, where R takes polynomial ones. Tests of whole terms and marginal means "
         f"do not depend on it. Write C({first}, contr.poly) for R's coefficients, or "
         f"C({first}, contr.treatment) to keep these without a warning.",
         FormulaWarning,
-        stacklevel=2,
     )

@@ -53,7 +53,7 @@ def check_data(data: object) -> pd.DataFrame:
             raise InputError(f"`data` does not form a table: {error}.") from error
     if not isinstance(data, pd.DataFrame):
         raise InputError(
-            f"`data` must be a pandas DataFrame with one row per sample, not {type(data).__name__}."
+            f"`data` must be a pandas DataFrame with one row per sample, not {_kind(data)}."
         )
     if len(data) == 0:
         raise InputError("`data` has no rows.")
@@ -61,6 +61,13 @@ def check_data(data: object) -> pd.DataFrame:
     if len(repeated):
         raise InputError(f"`data` has several columns called {listing(repeated)}. Rename them.")
     return data
+
+
+def _kind(value: object) -> str:
+    """The type of a value, with its package unless that is Python."""
+    kind = type(value)
+    package = kind.__module__.split(".")[0]
+    return kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
 
 
 class Names:

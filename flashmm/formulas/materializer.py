@@ -30,6 +30,14 @@ class Materializer(PandasMaterializer):  # type: ignore[misc]
         return kind == "b" or bool(super()._is_categorical(values))
 
     @override
+    def _encode_numerical(
+        self, values: Any, metadata: Any, encoder_state: Any, spec: Any, drop_rows: Any
+    ) -> Any:
+        if getattr(getattr(values, "dtype", None), "kind", "f") in "iu":
+            values = values.astype(np.float64)  # products of large whole numbers would wrap around
+        return super()._encode_numerical(values, metadata, encoder_state, spec, drop_rows)
+
+    @override
     def _evaluate(self, expr: str, metadata: Any, spec: ModelSpec) -> tuple[Any, set[Any]]:
         before = self.layered_context  # type: ignore[has-type]
         if "**" in expr and not expr.startswith("C("):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from flashmm.designs.aliasing import Aliasing, dependencies
-from flashmm.exceptions import InputError, RankWarning, listing
+from flashmm.exceptions import InputError, RankWarning, listing, warn
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.root import scaled_gram
 from flashmm.stats.summary_stats import SummaryStats
@@ -133,11 +132,10 @@ def of_full_rank(stats: AnyStats) -> AnyStats:
     names = tuple(stats.coef_names)
     left = stats.keep(fixed=[names[i] for i in found.kept])
     aliased = found.aliasing(names, stats.aliased)
-    warnings.warn(
+    warn(
         f'`fixed` has rank {found.kept.size} but {found.p} columns; left out, as rank="drop" '
         f"asks: {listing([names[i] for i in found.dropped], 10)}. Contrasts, marginal means and "
         "predictions that these samples do not determine are NaN.",
         RankWarning,
-        stacklevel=4,
     )
     return left.noting(aliased)
