@@ -401,3 +401,11 @@ def test_an_empty_table_of_every_kind_of_test():
     result = model("~ 1", rank="raise").fit(parameter_space="psd")
     for options in ({"df": "integrated"}, {"df": "kenward-roger"}, {"moderated": True}):
         assert result.anova(**options).to_frame().empty
+
+
+def test_summaries_say_what_was_left_out():
+    result = fit("~ C(a, contr.sum) * b")
+    for page in (result.summary(), result.sel(0).summary()):
+        text = " ".join(str(page).split())
+        assert "Left out of X, on whose other columns they depend: 'C(a, contr.sum)[S.q]:b" in text
+    assert "Left out" not in str(model("~ a + b", rank="raise").fit().summary())
