@@ -391,6 +391,9 @@ def test_missing_float_and_column_names_are_refused():
     Y = np.random.default_rng(0).normal(size=(2, 48))
     with pytest.raises(InputError, match="Missing feature names"):
         fm.MultiLMM.from_formula("~ z", "(1|g)", samples(), pd.DataFrame(Y, index=[1.0, np.nan]))
+    several = pd.MultiIndex.from_tuples([("a", "x"), ("b", None)])
+    with pytest.raises(InputError, match="Missing feature names"):
+        fm.MultiLMM.from_formula("~ z", "(1|g)", samples(), pd.DataFrame(Y, index=several))
     X = pd.DataFrame({"one": 1.0, None: samples().z})
     with pytest.raises(InputError, match="Missing coefficient names"):
         fm.MultiLMM.from_arrays(Y, X, np.eye(48)[:, :6])

@@ -110,7 +110,11 @@ def _missing(index: pd.Index) -> NDArray[np.bool_]:
     """Which labels are None, NaN, NA or NaT, a part of a label of several levels included."""
     if isinstance(index, pd.MultiIndex):
         return np.asarray(index.to_frame().isna().any(axis=1), dtype=bool)
-    return np.asarray(index.isna(), dtype=bool)
+    missing = np.asarray(index.isna(), dtype=bool)
+    if index.dtype == object and any(isinstance(label, tuple) for label in index):
+        parts = [label if isinstance(label, tuple) else () for label in index]
+        missing |= np.array([bool(pd.Series(part, dtype=object).isna().any()) for part in parts])
+    return missing
 
 
 # ---- features by name ------------------------------------------------------------------------
