@@ -238,8 +238,9 @@ class ModelData:
         Parameters
         ----------
         adata
-            AnnData in memory, backed or lazy, or the path of an .h5ad or .zarr. Of a matrix on
-            disk no more than a few blocks are in memory at a time.
+            AnnData in memory, backed or lazy; the path of an .h5ad or .zarr, or of a table inside
+            one (``"x.zarr/tables/table"``); or an open group of h5py or zarr. Of a matrix on disk
+            no more than a few blocks are in memory at a time.
         fixed, random
             Formulas over the columns of ``obs``; see `from_formula`.
         layer

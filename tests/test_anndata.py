@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -246,3 +247,89 @@ def test_a_bad_value_in_one_block_is_named(value, cells, tmp_path, monkeypatch):
     message = str(caught.value)
     assert f"feature {gene!r}, sample {adata.obs_names[1000]!r} (block " in message
     assert "(block 0)" not in message
+
+
+# ---- places inside a store, and open groups ----------------------------------------------
+
+PLACES = [
+    "table.h5ad",
+    "x.h5mu/mod/rna",
+    "x.zarr",
+    "x.zarr/tables/table",
+    "x.zarr/tables/a.b",
+    "x.zarr.zip",
+]
+
+
+def put(cells, tmp_path, place):
+    """Write the cells at a place inside a store; give the store's file and the place in it."""
+    path = tmp_path / place
+    store, *inside = place.split("/")
+    if "zarr" in store:
+        zarr = pytest.importorskip("zarr")
+        where = tmp_path / store
+        target = zarr.storage.ZipStore(where, mode="w") if store.endswith("zip") else where
+        root = zarr.open_group(target, mode="w")
+    else:
+        where = tmp_path / store
+        root = pytest.importorskip("h5py").File(where, "w")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        anndata.io.write_elem(root, "/".join(inside) or "/", cells)
+    for opened in (root, getattr(root, "store", None)):
+        if hasattr(opened, "close"):
+            opened.close()
+    return path, where, "/".join(inside)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_table_inside_a_store(place, cells, expected, tmp_path):
+    path, where, inside = put(cells, tmp_path, place)
+    assert_same_sums(build(path).stats, expected.stats)
+    assert_same_sums(build(f"{path}/").stats, expected.stats)
+    by_path = fm.MultiLMM.from_formula(FIXED, RANDOM, cells.obs, path, transform="log2p1")
+    assert_same_sums(by_path.stats, expected.stats)
+    if inside:
+        with pytest.raises(InputError, match=rf"holds '{inside}'.*Add that to the path"):
+            build(where)
+        with pytest.raises(InputError, match=r"There is no 'nothing' in "):
+            build(f"{where}/nothing/{inside}")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_open_group(place, cells, expected, tmp_path):
+    _, where, inside = put(cells, tmp_path, place)
+    if "zarr" in where.name:
+        zarr = pytest.importorskip("zarr")
+        store = zarr.storage.ZipStore(where, mode="r") if where.suffix == ".zip" else where
+        root = zarr.open_group(store, mode="r")
+    else:
+        h5py = pytest.importorskip("h5py")
+        root = h5py.File(where, "r")
+    group = root[inside] if inside else root
+    assert_same_sums(build(group).stats, expected.stats)
+    as_y = fm.MultiLMM.from_formula(FIXED, RANDOM, cells.obs.iloc[::-1], group, transform="log2p1")
+    assert_same_sums(as_y.stats, expected.stats)
+    matrix = fm.MultiLMM.from_formula(
+        FIXED, RANDOM, cells.obs, group["X"], transform="log2p1", rows="samples"
+    )
+    np.testing.assert_allclose(matrix.stats.XY, expected.stats.XY, rtol=1e-12)
+    if inside:
+        with pytest.raises(InputError, match=rf"is no AnnData table, but holds '{inside}'"):
+            build(root)
+    with pytest.raises(InputError, match="no AnnData"):
+        build(group["obs"])
+    with pytest.raises(InputError, match=r"is an array, not an AnnData table|must be an AnnData"):
+        build(group["X/data"])
+
+
+def test_other_places(cells, tmp_path):
+    path, where, _ = put(cells, tmp_path, "x.h5mu/mod/rna")
+    with pytest.raises(InputError, match="is an array"):
+        build(path / "X" / "data")
+    with pytest.raises(InputError, match="There is no 'deeper'"):
+        build(path / "X" / "data" / "deeper")
+    with pytest.raises(InputError, match="There is no file"):
+        build(tmp_path / "absent.zarr" / "tables" / "table")
+    with pytest.raises(InputError, match="Did you mean 'rna'"):
+        build(where / "mod" / "rnaa")

@@ -382,3 +382,81 @@ def test_small_designs(seed, groups, share, crossed):
         assert result.status.iloc[j] == alone.status.iloc[0]
         close(result.llf.iloc[j], alone.llf.iloc[0])
         close(result.params.iloc[j], alone.params.iloc[0], alone.bse.iloc[0], 1e-6)
+
+
+# ---- the data of the fit, given again ----------------------------------------------------
+
+
+@pytest.mark.parametrize("names", ["named", "by position", "integers"])
+def test_the_data_of_the_fit_are_welcome_again(names):
+    frame, Y = data()
+    options = {}
+    if names == "integers":
+        Y.index = np.random.default_rng(3).permutation(len(Y)) + 100
+    elif names == "by position":
+        options["feature_names"] = list(Y.index)
+    given = Y.to_numpy() if names == "by position" else Y
+    result = fm.MultiLMM.from_formula(
+        FIXED, RANDOM["one"], frame, given, missing="feature", **options
+    ).fit(parameter_space="psd")
+    whole = result.resid(given, frame)
+    for position in (0, 13, 23):
+        name = Y.index[position]
+        one = result.sel(name)
+        there = Y.loc[name].notna().to_numpy()
+        assert there.sum() == one.nobs
+        found = one.resid(given, frame)
+        assert_allclose(found, whole.sel(feature=name), rtol=1e-10)
+        np.testing.assert_array_equal(found.isna(), ~there)
+        assert_allclose(one.fittedvalues(frame) + found, Y.loc[name], rtol=1e-10)
+        pytest.importorskip("statsmodels")
+        check = one.to_statsmodels(given, frame)
+        assert check.largest_difference < 0.05
+        assert check.fit.nobs == one.nobs
+        alone = one.to_statsmodels(Y.loc[name], frame)
+        assert_allclose(alone.table, check.table, rtol=1e-6)
+        if names != "by position":
+            shared = result.of_pattern(name).resid(given, frame, features=[name])
+            assert_allclose(shared[0], found, rtol=1e-10)
+
+
+@pytest.mark.parametrize("missing", ["feature", "drop"])
+def test_dropped_samples_may_be_there_again(missing):
+    frame, Y = data()
+    frame.iloc[5, frame.columns.get_loc("age")] = np.nan
+    with pytest.warns(fm.exceptions.MissingSamplesWarning):
+        result = fm.MultiLMM.from_formula(
+            FIXED, RANDOM["one"], frame, Y.iloc[:3], missing=missing
+        ).fit(parameter_space="psd")
+    for found in (result.fittedvalues(frame), result.fittedvalues(frame, level="population")):
+        np.testing.assert_array_equal(np.flatnonzero(found.isnull().all("feature")), [5])
+    resid = result.resid(Y, frame)
+    assert bool(resid[:, 5].isnull().all())
+    lost = Y.iloc[:3].isna().to_numpy().copy()
+    lost[:, 5] = True
+    np.testing.assert_array_equal(resid.isnull(), lost)
+    if missing == "feature":
+        one = result.sel(Y.index[1])
+        assert_allclose(one.resid(Y, frame), resid[1], rtol=1e-10)
+        pytest.importorskip("statsmodels")
+        assert one.to_statsmodels(Y, frame).fit.nobs == one.nobs
+
+
+def test_a_complete_fit_still_refuses_what_is_missing():
+    frame, Y = data()
+    full = Y.fillna(0.0)
+    result = fm.MultiLMM.from_formula(FIXED, RANDOM["one"], frame, full).fit()
+    full.iloc[0, 0] = np.nan
+    with pytest.raises(InputError, match="Y has a missing value"):
+        result.resid(full, frame)
+    frame.iloc[5, frame.columns.get_loc("age")] = np.nan
+    with pytest.raises(InputError, match="is missing in rows"):
+        result.fittedvalues(frame)
+
+
+def test_other_data_than_those_of_the_fit_are_refused():
+    pytest.importorskip("statsmodels")
+    frame, Y = data()
+    result = fm.MultiLMM.from_formula(FIXED, RANDOM["one"], frame, Y, missing="feature").fit()
+    with pytest.raises(InputError, match="but the model was fitted on"):
+        result.sel(Y.index[0]).to_statsmodels(Y.fillna(0.0), frame)

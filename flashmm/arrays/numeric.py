@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from flashmm.arrays.sparse import check_sparse
 from flashmm.exceptions import InputError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def numeric_array(values: Any, name: str) -> NDArray[Any]:
         mask, values = np.ma.getmaskarray(values), numeric_array(values.data, name)
         return np.where(mask, np.nan, values) if mask.any() else values
     if sp.issparse(values):
+        check_sparse(values, name)
         values = values.toarray()
     try:
         array = np.asarray(values)

@@ -21,6 +21,7 @@ from flashmm.arrays.labels import (
     label_positions,
 )
 from flashmm.arrays.numeric import float_array
+from flashmm.arrays.sparse import check_sparse
 from flashmm.designs.design import CovarianceStructure, Design, RandomTerm
 from flashmm.designs.per_sample import positive
 from flashmm.exceptions import InputError, listing
@@ -201,6 +202,7 @@ def _has_extension(frame: pd.DataFrame) -> bool:
 def _finite_sparse(Z: Any) -> sp.csr_array:
     if Z.dtype.kind not in "iufb":
         raise InputError(f"Z must be numeric; its dtype is {Z.dtype}.")
+    check_sparse(Z, "Z")
     Z = sp.csr_array(Z).astype(np.float64)
     if not np.isfinite(Z.data).all():
         entries = Z.tocoo()

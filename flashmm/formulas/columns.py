@@ -21,6 +21,7 @@ from formulaic.utils.code import sanitize_variable_names
 
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.formulas.calls import refuse_bitwise
+from flashmm.formulas.column_kinds import usual_type
 from flashmm.formulas.materializer import Materializer
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ def clean(values: pd.Series[Any], column: str) -> pd.Series[Any]:
     Unused categories go, and nullable, sparse and object numbers become plain ones; formulaic
     would take the last for categories. The result may share the memory of ``values``.
     """
+    values = usual_type(values, column)
     dtype = values.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         values = values.cat.remove_unused_categories()

@@ -20,6 +20,8 @@ from formulaic import ModelSpec, SimpleFormula
 from formulaic.materializers.types import EvaluatedFactor, FactorValues
 
 from flashmm.designs.compact import many, steps
+from flashmm.exceptions import InputError
+from flashmm.formulas.column_kinds import explained, refuse_as_numbers
 from flashmm.formulas.columns import Columns, evaluating, numbers
 from flashmm.formulas.materializer import Materializer
 
@@ -69,13 +71,16 @@ def formula_rows(
         Of few samples with all columns in memory, and so where a factor is of a kind that cannot
         be taken apart by rows.
     """
-    n = len(columns.data)
-    if many(n):
-        try:
-            return _by_rows(columns, formula, source, output)
-        except _NotByRowsError as factor:
-            log.info("%s: %s is evaluated for all samples at once", source, factor)
-    values, spec = columns.build(formula, source, output)
+    refuse_as_numbers(columns.data, formula, source)
+    try:
+        if many(len(columns.data)):
+            try:
+                return _by_rows(columns, formula, source, output)
+            except _NotByRowsError as factor:
+                log.info("%s: %s is evaluated for all samples at once", source, factor)
+        values, spec = columns.build(formula, source, output)
+    except InputError as error:
+        raise explained(error, columns.data, source) from error
     return FormulaRows(spec, (values if output == "numpy" else sp.csr_array(values)).__getitem__)
 
 

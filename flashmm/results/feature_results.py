@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from scipy.linalg import block_diag
 
 from flashmm.arrays.labels import as_pandas
+from flashmm.exceptions import InputError
 from flashmm.inference.conditional_covariance import conditional_covariance
 from flashmm.inference.statistics import confidence_limits, t_statistics
 from flashmm.results import fixed_effects, predictions, summary
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from flashmm.results.pages import SummaryPage
 
     FloatArray = NDArray[np.float64]
+    IntArray = NDArray[np.intp]
 
 __all__ = ["FeatureResults"]
 
@@ -37,6 +41,8 @@ class FeatureResults:
         The fitted models of the features that have the same samples.
     position
         Which of them.
+    whole
+        The fitted models of all features and the position there; None where these are all.
 
     Notes
     -----
@@ -46,8 +52,12 @@ class FeatureResults:
     hold no samples.
     """
 
-    def __init__(self, fitted: FittedModel, position: int) -> None:
+    def __init__(
+        self, fitted: FittedModel, position: int, *, whole: tuple[FittedModel, int] | None = None
+    ) -> None:
         self._fitted = fitted
+        model, place = (fitted, position) if whole is None else whole
+        self._in_whole = model, np.array([place], dtype=np.intp)
         self._position = position
         self._positions = np.array([position], dtype=np.intp)
         self._one = fitted.ds.isel(feature=position)
@@ -272,12 +282,12 @@ class FeatureResults:
 
     def fittedvalues(self, data: Any = None, **options: Any) -> pd.Series[Any]:
         """Fitted values, the samples' table given again; `MultiLMMResults.fittedvalues`."""
-        found = predictions.fittedvalues(self._fitted, self._positions, data, **options)
+        found = predictions.fittedvalues(*self._in_whole, data, **options)
         return found.isel(feature=0).to_series().rename("fittedvalues")
 
     def resid(self, Y: Any, data: Any = None, **options: Any) -> pd.Series[Any]:
         """Residuals, Y and the samples' table given again; see `MultiLMMResults.resid`."""
-        found = predictions.resid(self._fitted, self._positions, Y, data, **options)
+        found = predictions.resid(*self._in_whole, Y, data, **options)
         return found.isel(feature=0).to_series().rename("resid")
 
     def to_statsmodels(
@@ -322,14 +332,24 @@ class FeatureResults:
         elif isinstance(Y, pd.Series):
             Y = pd.DataFrame(Y.to_numpy()[None, :], index=[self.name], columns=Y.index)
         rows = {"X": X, "Z": Z, "context": context}
-        at = self._fitted, self._positions
-        y = predictions.resid(*at, Y, data, transform=transform, **rows)
-        y = y + predictions.fittedvalues(*at, data, **rows)
+        residuals = predictions.resid(*self._in_whole, Y, data, transform=transform, **rows)
+        fitted = predictions.fittedvalues(*self._in_whole, data, **rows)
+        y = (residuals + fitted).to_numpy()[0]
+        if not np.isfinite(self.theta).all():
+            raise InputError(f"{self.name!r} has no estimates to compare; it is {self.status!r}.")
+        there = np.flatnonzero(~np.isnan(y))
+        if there.size != self.nobs:
+            raise InputError(
+                f"Y has {there.size} values of {self.name!r} on samples with data, but the model "
+                f"was fitted on {self.nobs}."
+            )
+        if there.size < y.size:
+            data, X, Z = (_some_rows(part, there) for part in (data, X, Z))
         design = predictions.new_rows(
             self._fitted, data, X, Z, context, known=True, need_random=True
         )
         assert design.random is not None
-        left = y.to_numpy()[0] - design.offset
+        left = y[there] - design.offset
         return check_with_statsmodels(self._fitted, self._position, left, design.X, design.random.Z)
 
     @property
@@ -446,3 +466,14 @@ class FeatureResults:
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
+
+
+def _some_rows(values: Any, rows: IntArray) -> Any:
+    """Some rows of a table or a matrix, if there is one."""
+    if values is None:
+        return None
+    if isinstance(values, pd.DataFrame):
+        return values.iloc[rows]
+    if isinstance(values, Mapping):
+        return pd.DataFrame(dict(values)).iloc[rows]
+    return sp.csr_array(values)[rows] if sp.issparse(values) else np.asarray(values)[rows]

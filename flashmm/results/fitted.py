@@ -237,6 +237,12 @@ class FittedModel:
         order = np.argsort(np.concatenate(places))
         return xr.concat(parts, "feature").isel(feature=order)
 
+    @property
+    def lacks_values(self) -> bool:
+        """Whether the fit left out missing values, which its data may still hold."""
+        by_feature = isinstance(self.stats, PatternedStats) or self.whole is not None
+        return by_feature or self.options.n_dropped > 0
+
     def one_design(self, what: str) -> SummaryStats:
         """The statistics, where all features have the same samples, which ``what`` needs."""
         if isinstance(self.stats, PatternedStats):

@@ -19,6 +19,7 @@ from flashmm.designs.from_arrays import (
     row_labels,
 )
 from flashmm.exceptions import InputError, check_option, listing
+from flashmm.formulas.columns import check_data
 from flashmm.formulas.recipe import RandomRows
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.statistics import confidence_limits
@@ -26,7 +27,6 @@ from flashmm.results.estimability import estimable_rows
 from flashmm.results.hypotheses import hypotheses
 from flashmm.results.integrated import integrated_predictions
 from flashmm.sources import Source, Transform, make_source
-from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,9 +163,30 @@ def fittedvalues(
     context: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
     """Fitted values of the samples; see `MultiLMMResults.fittedvalues`."""
-    values = predict(fitted, positions, data, level=level, X=X, Z=Z, context=context)
+    there = _complete_rows(fitted, data, level)
+    some = data if there is None else pd.DataFrame(data).iloc[np.flatnonzero(there)]
+    values = predict(fitted, positions, some, level=level, X=X, Z=Z, context=context)
     assert isinstance(values, xr.DataArray)
+    if there is not None:
+        everywhere = np.full((values.sizes["feature"], there.size), np.nan)
+        everywhere[:, there] = values.to_numpy()
+        coords = {"feature": values["feature"], "sample": pd.DataFrame(data).index}
+        values = xr.DataArray(everywhere, dims=values.dims, coords=coords)
     return values.rename("fittedvalues")
+
+
+def _complete_rows(fitted: FittedModel, data: Any, level: str) -> NDArray[np.bool_] | None:
+    """Samples of the data of a fit that dropped some, without those that miss a value, shape (n,).
+
+    None where all are complete.
+    """
+    recipe = fitted.recipe
+    if data is None or recipe is None or fitted.options.n_dropped == 0:
+        return None
+    table = check_data(data)
+    names = recipe.columns if level == "conditional" else recipe.fixed.columns
+    absent = table[[name for name in names if name in table]].isna().any(axis=1).to_numpy()
+    return ~absent if absent.any() else None
 
 
 def resid(
@@ -190,7 +211,7 @@ def resid(
     where = _rows_of(source, fitted, positions)
     chosen, slot = np.unique(where, return_inverse=True)
     values = np.empty((chosen.size, source.n))
-    source = replace(source, allow_missing=isinstance(fitted.stats, PatternedStats))
+    source = replace(source, allow_missing=fitted.lacks_values)
     for block in source.at(chosen).blocks():
         part: Any = block.values
         part = part.toarray() if sp.issparse(part) else part

@@ -198,7 +198,8 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
         -------
         FeatureResults
         """
-        return FeatureResults(*self.fitted.around(int(self.fitted.positions([feature])[0])))
+        position = int(self.fitted.positions([feature])[0])
+        return FeatureResults(*self.fitted.around(position), whole=(self.fitted, position))
 
     def of_pattern(self, feature: Any) -> Self:
         """The results of the features that have the same samples as one, an ordinary fit.

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import sparse
 
+from flashmm.arrays.sparse import check_sparse
 from flashmm.exceptions import InputError, listing, nearest
 
 FloatArray = npt.NDArray[np.float64]
@@ -75,6 +76,8 @@ def checked_counts(counts: Any) -> tuple[Any, pd.Index, pd.Index | None]:
     if isinstance(counts, pd.DataFrame):
         genes = _unique(counts.index, "genes of the reference counts")
         labels = _unique(counts.columns, "cells of the reference counts")
+    if sparse.issparse(counts):
+        check_sparse(counts, "the matrix of reference counts")
     try:
         if sparse.issparse(counts):
             given: Any = counts

@@ -18,6 +18,7 @@ from flashmm.sources.dask_arrays import dask_reader, is_dask
 from flashmm.sources.disk import disk_reader, is_on_disk
 from flashmm.sources.memory import array_reader, sparse_reader
 from flashmm.sources.pieces import Labelled, Reader
+from flashmm.sources.stores import open_store, without_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,10 +69,19 @@ class OpenedAnnData:
 
 
 def is_anndata(Y: Any) -> bool:
-    """Whether this is an AnnData object or the path of one."""
-    if isinstance(Y, (str, PathLike)):
+    """Whether this is an AnnData object, the path of one, or an open group that holds one."""
+    if isinstance(Y, (str, PathLike)) or _is_group(Y):
         return True
     return type(Y).__name__ == "AnnData" and hasattr(Y, "obs_names")
+
+
+def _is_group(Y: Any) -> bool:
+    """Whether this is a group of h5py or zarr, other than one that holds a sparse matrix."""
+    if not is_on_disk(Y) or hasattr(Y, "shape"):
+        return False
+    if "obs" in Y and "var" in Y:
+        return True
+    return "encoding-type" not in Y.attrs and not {"data", "indices", "indptr"} <= set(Y)
 
 
 def read_anndata(Y: Any) -> Labelled:
@@ -81,13 +91,15 @@ def read_anndata(Y: Any) -> Labelled:
 
 
 def open_anndata(adata: Any, layer: str | None = None) -> OpenedAnnData:
-    """Open an AnnData object, or a path to an .h5ad or .zarr, without reading its matrix."""
+    """Open an AnnData object, a path or an open group, without reading its matrix."""
     if isinstance(adata, (str, PathLike)):
         return _open_path(Path(fspath(adata)), layer)
+    if is_on_disk(adata) and not hasattr(adata, "shape"):
+        return _open_group(adata, layer, str(getattr(adata, "name", None) or "/"))
     if not is_anndata(adata):
         raise InputError(
-            "`adata` must be an AnnData object or the path of an .h5ad or .zarr; it is "
-            f"{type(adata).__name__}."
+            "`adata` must be an AnnData object or the path of an .h5ad or .zarr, or of a table "
+            f"inside one, or an open group; it is {type(adata).__name__}."
         )
     values = adata.X if layer is None else _layer(adata.layers, layer)
     if values is None:
@@ -118,57 +130,36 @@ def matrix_reader(values: Any, *, transposed: bool) -> Reader:
         values = values.group
     if is_on_disk(values):
         return disk_reader(values, transposed=transposed)
-    if transposed:
-        values = values.T
-    return sparse_reader(values) if sp.issparse(values) else array_reader(values)
+    if sp.issparse(values):
+        return sparse_reader(values, transposed=transposed)
+    return array_reader(values.T if transposed else values)
 
 
 def _open_path(path: Path, layer: str | None) -> OpenedAnnData:
-    if path.suffix not in (".h5ad", ".zarr"):
-        raise InputError(f"{str(path)!r} is neither an .h5ad nor a .zarr file.")
-    if not path.exists():
-        raise InputError(f"There is no file {str(path)!r}.")
+    return _open_group(open_store(path), layer, str(path))
+
+
+def _open_group(group: Any, layer: str | None, name: str) -> OpenedAnnData:
+    """An AnnData table in an open group; ``name`` for messages."""
     try:
         from anndata.io import read_elem  # noqa: PLC0415  (an optional package)
     except ImportError:
         raise InputError(
-            f"Reading {path.name!r} needs anndata: pip install 'flashmm[anndata]'."
+            f"Reading {name!r} needs anndata: pip install 'flashmm[anndata]'."
         ) from None
-    root = _open_hdf5(path) if path.suffix == ".h5ad" else _open_zarr(path)
-    absent = [name for name in ("obs", "var") if name not in root]
-    if absent:
-        raise InputError(f"{str(path)!r} is no AnnData file: it has no {listing(absent)}.")
+    if hasattr(group, "shape"):
+        raise InputError(f"{name!r} is an array, not an AnnData table.")
+    if not ("obs" in group and "var" in group):
+        raise without_table(group, name)
     if layer is not None:
-        values = _layer(root.get("layers", {}), layer)
-    elif "X" in root:
-        values = root["X"]
+        values = _layer(group.get("layers", {}), layer)
+    elif "X" in group:
+        values = group["X"]
     else:
-        layers = listing(root.get("layers", {}))
-        raise InputError(f"{str(path)!r} has no X. Name one of its layers: {layers}.")
+        layers = listing(group.get("layers", {}))
+        raise InputError(f"{name!r} has no X. Name one of its layers: {layers}.")
     try:
-        obs, var = read_elem(root["obs"]), read_elem(root["var"])
+        obs, var = read_elem(group["obs"]), read_elem(group["var"])
     except Exception as error:  # whatever the reader meets in a damaged file
-        raise InputError(f"{str(path)!r} cannot be read; it may be damaged: {error}") from error
+        raise InputError(f"{name!r} cannot be read; it may be damaged: {error}") from error
     return OpenedAnnData(obs, var, disk_reader(values, transposed=True))
-
-
-def _open_hdf5(path: Path) -> Any:
-    import h5py  # noqa: PLC0415  (an optional package, which anndata requires)
-
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be read; it may be damaged: {error}") from error
-
-
-def _open_zarr(path: Path) -> Any:
-    try:
-        import zarr  # noqa: PLC0415  (an optional package)
-    except ImportError:
-        raise InputError(
-            f"Reading {path.name!r} needs zarr: pip install 'flashmm[zarr]'."
-        ) from None
-    try:
-        return zarr.open_group(path, mode="r")
-    except Exception as error:  # zarr's errors for what is no group vary with its version
-        raise InputError(f"{str(path)!r} cannot be read as zarr: {error}") from error

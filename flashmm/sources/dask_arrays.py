@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from flashmm.arrays.sparse import UnsoundMatrixError, compressed
 from flashmm.exceptions import InputError
 from flashmm.sources.pieces import Piece
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["DaskReader", "dask_reader", "is_dask", "joined_chunks"]
 
@@ -69,32 +73,58 @@ class DaskReader:
     @property
     def whole_samples(self) -> bool:
         """Whether every piece holds all features of its samples."""
-        return bool(self.values.numblocks[1 if self.transposed else 0] == 1)
+        return bool(len(self._edges()[1 if self.transposed else 0]) <= 2)
+
+    def _edges(self) -> list[NDArray[Any]]:
+        """Where chunks begin and end along each axis; a filter leaves chunks that hold nothing."""
+        return [np.unique(np.cumsum([0, *sizes])) for sizes in self.values.chunks]
 
     def runs(self, block_bytes: int) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of `values` that go together: whole chunks.
+        """Rows and columns of `values` that go together: whole chunks, no empty ones alone.
 
         Runs of chunks up to ``block_bytes`` along one axis; single chunks where both are cut.
         """
-        edges = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in self.values.chunks]
+        edges = self._edges()
         width = max(1, block_bytes // 8)
         if self.sparse:  # a guess at how full the blocks are: no more than a tenth
             width *= 10
         for axis in (0, 1):
-            if self.values.numblocks[1 - axis] == 1:
+            if edges[1 - axis].size <= 2:
                 edges[axis] = _joined(edges[axis], width // max(1, self.values.shape[1 - axis]))
         for rows, columns in itertools.product(*map(itertools.pairwise, edges)):
             yield slice(*map(int, rows)), slice(*map(int, columns))
 
     def pieces(self, block_bytes: int, *, dense: bool) -> Iterator[Piece]:  # noqa: ARG002
         """Runs of chunks, each computed when it is read."""
+        chunks_of = self.chunks()
         for rows, columns in self.runs(block_bytes):
             features, samples = (columns, rows) if self.transposed else (rows, columns)
-            yield Piece(features, samples, self._reading(rows, columns))
+            yield Piece(features, samples, self._reading(chunks_of(rows, columns)))
 
-    def _reading(self, rows: slice, columns: slice) -> Callable[[], Any]:
+    def chunks(self) -> Callable[[slice, slice], list[list[Any]]]:
+        """Gives the chunks of a run that hold something, row by row, not computed."""
+        grid = self.values.to_delayed()
+        held = [np.flatnonzero(sizes) for sizes in self.values.chunks]
+        starts = [
+            np.cumsum(sizes)[at] - np.asarray(sizes)[at]
+            for sizes, at in zip(self.values.chunks, held, strict=True)
+        ]
+
+        def chunks_of(rows: slice, columns: slice) -> list[list[Any]]:
+            across, down = (
+                at[slice(*np.searchsorted(start, [run.start, run.stop]).tolist())]
+                for at, start, run in zip(held, starts, (rows, columns), strict=True)
+            )
+            return [list(row) for row in grid[np.ix_(across, down)]]
+
+        return chunks_of
+
+    def _reading(self, chunks: list[list[Any]]) -> Callable[[], Any]:
         def read() -> Any:
-            return joined_chunks([[self.values[rows, columns].compute()]], self.transposed)
+            import dask  # noqa: PLC0415  (an optional package, which made the array)
+
+            # Chunk by chunk: dask would join sparse ones before they are known to be sound.
+            return joined_chunks(dask.compute(chunks)[0], self.transposed)
 
         return read
 
@@ -117,8 +147,9 @@ def joined_chunks(chunks: list[list[Any]], transposed: bool) -> Any:
     first = rows[0][0]
     if len(rows) == len(rows[0]) == 1:
         values = first
-    elif sp.issparse(first):
-        values = sp.block_array(rows, format="csc" if first.format == "csc" else "csr")
+    elif any(sp.issparse(chunk) for row in rows for chunk in row):
+        by_columns = sp.issparse(first) and first.format == "csc"
+        values = sp.block_array(rows, format="csc" if by_columns else "csr")
     else:
         values = np.block(rows)
     return values.T if transposed else values
@@ -126,10 +157,11 @@ def joined_chunks(chunks: list[list[Any]], transposed: bool) -> Any:
 
 def _plain(values: Any) -> Any:
     if hasattr(values, "to_scipy_sparse"):
-        values = values.to_scipy_sparse()
-    if sp.issparse(values):
-        return sp.csc_array(values) if values.format == "csc" else sp.csr_array(values)
-    return np.asarray(values)
+        try:
+            values = values.to_scipy_sparse()
+        except ValueError as error:
+            raise UnsoundMatrixError(str(error)) from error
+    return compressed(values, "Y") if sp.issparse(values) else np.asarray(values)
 
 
 def _joined(edges: Any, width: int) -> Any:
@@ -138,6 +170,6 @@ def _joined(edges: Any, width: int) -> Any:
     for before, edge in itertools.pairwise(edges):
         if edge - kept[-1] > width and before > kept[-1]:
             kept.append(int(before))
-    if edges[-1] > kept[-1] or len(kept) == 1:
+    if edges[-1] > kept[-1]:
         kept.append(int(edges[-1]))
     return np.array(kept)

@@ -18,6 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 from threadpoolctl import threadpool_limits
 
+from flashmm.arrays.sparse import UnsoundMatrixError
 from flashmm.sources.dask_arrays import DaskReader, joined_chunks
 from flashmm.sources.memory import array_reader, sparse_reader
 from flashmm.sources.pieces import DenseReader
@@ -57,7 +58,10 @@ class _Task:
     transposed: bool
 
     def __call__(self, template: Source, chunks: list[list[Any]], *arguments: Any) -> Any:
-        values = joined_chunks(chunks, self.transposed)
+        try:
+            values = joined_chunks(chunks, self.transposed)
+        except UnsoundMatrixError as error:
+            raise error.named(f"Block {self.samples.block} of Y") from None
         reader = sparse_reader(values) if sp.issparse(values) else array_reader(values)
         source = replace(
             template,
@@ -124,24 +128,20 @@ def parts_of(source: Source, block_bytes: int) -> list[Part]:
     """The parts of a source of a dask array that hold features and samples in use."""
     reader = source.reader
     assert isinstance(reader, DaskReader)
-    grid = reader.values.to_delayed()
-    edges = [np.concatenate([[0], np.cumsum(sizes)]) for sizes in reader.values.chunks]
-    templates: dict[int, tuple[slice, Any]] = {}
+    chunks_of = reader.chunks()
+    templates: dict[tuple[int, int], tuple[slice, Any]] = {}
     parts = []
     for number, (rows, columns) in enumerate(reader.runs(block_bytes)):
         features, samples = (columns, rows) if reader.transposed else (rows, columns)
-        if features.start not in templates:
+        span = features.start, features.stop
+        if span not in templates:
             slots, template = _of_features(source, features)
-            templates[features.start] = slots, shared(template)
-        slots, template = templates[features.start]
+            templates[span] = slots, shared(template)
+        slots, template = templates[span]
         here, known = _of_samples(source, samples, number)
         if slots.start == slots.stop or here.size == 0:
             continue
-        across, down = (
-            slice(*np.searchsorted(edge, [run.start, run.stop]).tolist())
-            for edge, run in zip(edges, (rows, columns), strict=True)
-        )
-        chunks = [list(row) for row in grid[across, down]]
+        chunks = chunks_of(rows, columns)
         parts.append(Part(slots, here, chunks, template, known, reader.transposed))
     return parts
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from flashmm.exceptions import InputError
+from flashmm.arrays.sparse import UnsoundMatrixError
+from flashmm.exceptions import InputError, listing
 from flashmm.sources.pieces import CompressedReader, DenseReader, Piece, Reader
 
 __all__ = ["disk_reader", "is_on_disk"]
@@ -32,7 +33,10 @@ def disk_reader(values: Any, *, transposed: bool) -> Reader:
             f"Y, the group {values.name!r}, holds {encoding or 'something unknown'!r}; a dense "
             "array, a CSR or a CSC matrix can be read."
         )
-    rows, columns = (int(size) for size in values.attrs["shape"])
+    absent = [name for name in ("data", "indices", "indptr") if name not in values]
+    if absent:
+        raise InputError(f"Y, the group {values.name!r}, lacks {listing(absent)}.")
+    rows, columns = _shape(values)
     _check_numeric(values["data"].dtype)
     by_rows = _ENCODINGS[encoding]
     return _Guarded(
@@ -45,6 +49,17 @@ def disk_reader(values: Any, *, transposed: bool) -> Reader:
             kind=f"{encoding[:3].upper()} matrix on disk",
         )
     )
+
+
+def _shape(group: Any) -> tuple[int, int]:
+    """Rows and columns that a sparse group says it has."""
+    shape = np.asarray(group.attrs.get("shape", ()))
+    if shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape < 0).any():
+        raise InputError(
+            f"Y, the group {group.name!r}, must give its shape as two whole numbers, not "
+            f"{shape.tolist()!r}."
+        )
+    return int(shape[0]), int(shape[1])
 
 
 def _dense_reader(values: Any, transposed: bool) -> DenseReader:
@@ -102,6 +117,8 @@ class _Guarded:
         def guarded() -> Any:
             try:
                 return read()
+            except UnsoundMatrixError:
+                raise
             except (OSError, RuntimeError, ValueError) as error:
                 raise InputError(
                     f"Block {number} of Y cannot be read; the file may be damaged: {error}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from flashmm.arrays.labels import is_default
+from flashmm.arrays.sparse import UnsoundMatrixError
 from flashmm.exceptions import InputError, listing
 from flashmm.sources.dataarrays import read_dataarray
 from flashmm.sources.memory import read_memory
@@ -54,9 +56,12 @@ def _read(item: Any, number: int, transposed: bool) -> tuple[Any, Labelled]:
             f"Block {number} of Y must be a pair (samples, block), not {type(item).__name__}."
         )
     labels, block = item
-    if hasattr(block, "dims") and hasattr(block, "coords"):  # its dims say what is what
-        return labels, read_dataarray(block, None)
-    return labels, read_memory(block.T if transposed else block)
+    try:
+        if hasattr(block, "dims") and hasattr(block, "coords"):  # its dims say what is what
+            return labels, read_dataarray(block, None)
+        return labels, read_memory(block, transposed=transposed)
+    except UnsoundMatrixError as error:
+        raise error.named(f"Block {number} of Y") from None
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,16 @@ class BlocksReader:
                     f"{listing(self._names(again))}."
                 )
             seen[positions] = True
-            (piece,) = read.reader.pieces(2**62, dense=False)
-            yield Piece(slice(0, self.shape[0]), positions, piece.read)
+            if positions.size == 0:
+                continue
+            whole = next(iter(read.reader.pieces(2**62, dense=False)), None)
+            nothing = partial(np.zeros, read.reader.shape)  # no features, so no piece
+            yield Piece(
+                slice(0, self.shape[0]),
+                positions,
+                nothing if whole is None else whole.read,
+                number,
+            )
         if not seen.all():
             left = np.flatnonzero(~seen)
             raise InputError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -41,8 +40,9 @@ def make_source(
     Y
         Features x samples: ndarray (1-D is one feature), memory map, Series (one feature),
         DataFrame, scipy.sparse matrix or array, xarray.DataArray (dims told apart by name), dask
-        array, h5py dataset, zarr array, iterable of ``(samples, block)``; or AnnData, or the path
-        of an .h5ad or .zarr, whose rows are the samples.
+        array, h5py dataset, zarr array, iterable of ``(samples, block)``; or AnnData, the path of
+        an .h5ad or .zarr or of a table inside one, or an open group that holds it, whose rows
+        are the samples.
     transform
         ``"log2p1"``, ``"log1p"``, an elementwise callable, or None.
     samples
@@ -98,6 +98,4 @@ def labelled(Y: Any, samples: pd.Index | None, n: int | None, transposed: bool) 
         return read_blocks(Y, samples, n, transposed=transposed)
     if is_dask(Y) or is_on_disk(Y):
         return Labelled(matrix_reader(Y, transposed=transposed))
-    if transposed and not hasattr(Y, "T"):
-        Y = np.asarray(Y)
-    return read_memory(Y.T if transposed else Y)
+    return read_memory(Y, transposed=transposed)

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from flashmm.arrays.labels import is_default
 from flashmm.arrays.numeric import numeric_array
+from flashmm.arrays.sparse import compressed
 from flashmm.exceptions import InputError, listing
 from flashmm.sources.pieces import CompressedReader, DenseReader, Labelled
 
@@ -31,8 +32,15 @@ class _FrameValues:
         return self.frame.iloc[key].to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def read_memory(Y: Any) -> Labelled:
-    """A Series, DataFrame, sparse matrix, or anything that numpy makes an array of numbers of."""
+def read_memory(Y: Any, *, transposed: bool = False) -> Labelled:
+    """A Series, DataFrame, sparse matrix, or anything that numpy makes an array of numbers of.
+
+    ``transposed``: it is samples x features.
+    """
+    if sp.issparse(Y):
+        return Labelled(sparse_reader(Y, transposed=transposed))
+    if transposed:
+        Y = Y.T if hasattr(Y, "T") else np.asarray(Y).T
     if isinstance(Y, pd.Series):
         frame = _numeric_frame(Y.to_frame())
         name = None if Y.name is None else pd.Index([Y.name])
@@ -41,8 +49,6 @@ def read_memory(Y: Any) -> Labelled:
     if isinstance(Y, pd.DataFrame):
         features = None if is_default(Y.index) else Y.index
         return Labelled(_frame_reader(Y), features, Y.columns)
-    if sp.issparse(Y):
-        return Labelled(sparse_reader(Y))
     return Labelled(array_reader(Y))
 
 
@@ -56,21 +62,22 @@ def array_reader(Y: Any) -> DenseReader:
     return DenseReader(values, by_samples=values.flags.f_contiguous and values.shape[0] > 1)
 
 
-def sparse_reader(Y: Any) -> CompressedReader:
-    """A sparse matrix by its compressed axis; other formats become CSR."""
+def sparse_reader(Y: Any, *, transposed: bool = False) -> CompressedReader:
+    """A sparse matrix by its compressed axis; other formats become CSR.
+
+    ``transposed``: it is samples x features. Its parts go to the reader as they are, which checks
+    them block by block: scipy would turn a broken matrix round, or copy it, without a look.
+    """
     if Y.dtype.kind not in "iufb":
         raise InputError(f"Y must be numeric; its dtype is {Y.dtype}.")
-    if Y.format == "csc":
-        values = sp.csc_array(Y)
-    else:
-        values = sp.csr_array(Y.reshape(1, -1) if Y.ndim == 1 else Y)
-    shape = (int(values.shape[0]), int(values.shape[1]))
+    values = Y if Y.format in ("csr", "csc") and Y.ndim == 2 else compressed(Y, "Y")
+    rows, columns = int(values.shape[0]), int(values.shape[1])
     return CompressedReader(
         values.data,
         values.indices,
         values.indptr,
-        shape,
-        by_samples=values.format == "csc",
+        (columns, rows) if transposed else (rows, columns),
+        by_samples=(values.format == "csc") != transposed,
         kind=f"{values.format.upper()} matrix in memory",
     )
 

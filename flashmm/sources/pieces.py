@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
+from flashmm.arrays.sparse import UnsoundMatrixError, check_indices, check_pointer
+
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
@@ -33,11 +35,14 @@ class Piece:
     read
         Gives the values, shape (f, n_b): ndarray, csr_array (stored by feature) or csc_array
         (stored by sample).
+    number
+        Position among the blocks that Y came in, for messages; None to count the pieces.
     """
 
     features: slice
     samples: slice | IntArray
     read: Callable[[], Any]
+    number: int | None = None
 
 
 class Reader(Protocol):
@@ -170,6 +175,13 @@ class CompressedReader:
     sparse = True
     one_pass = False
 
+    def __post_init__(self) -> None:
+        along = self.shape[1 if self.by_samples else 0]
+        if self.indptr.size != along + 1:
+            raise UnsoundMatrixError(
+                f"its index pointer has {self.indptr.size} entries, but must have {along + 1}", "Y"
+            )
+
     @property
     def whole_samples(self) -> bool:
         """Whether every piece holds all features of its samples."""
@@ -194,15 +206,35 @@ class CompressedReader:
 
     def _reading(self, start: int, stop: int, across: int) -> Callable[[], Any]:
         def read() -> Any:
-            low, high = int(self.indptr[start]), int(self.indptr[stop])
-            arrays = self.data[low:high], self.indices[low:high]
+            low, high = self._span(start, stop)
+            data, indices = np.asarray(self.data[low:high]), np.asarray(self.indices[low:high])
             indptr = self.indptr[start : stop + 1] - low
+            check_pointer(indptr, stop - start, data.size, indices.size)
+            check_indices(indices, across)
             if self.by_samples:
-                values = sp.csc_array((*arrays, indptr), shape=(across, stop - start))
+                values = sp.csc_array((data, indices, indptr), shape=(across, stop - start))
             else:
-                values = sp.csr_array((*arrays, indptr), shape=(stop - start, across))
+                values = sp.csr_array((data, indices, indptr), shape=(stop - start, across))
             if self.canonical:
                 values.has_canonical_format = True
             return values
 
         return read
+
+    def _span(self, start: int, stop: int) -> tuple[int, int]:
+        """Where the stored elements of some rows (or columns) begin and end."""
+        low, high = int(self.indptr[start]), int(self.indptr[stop])
+        stored, elements = int(self.indices.shape[0]), int(self.data.shape[0])
+        if stored != elements:
+            raise UnsoundMatrixError(f"it has {elements} elements, but {stored} indices")
+        if start == 0 and low != 0:
+            raise UnsoundMatrixError(f"its index pointer starts at {low}, not at 0")
+        if not 0 <= low <= high <= stored:
+            raise UnsoundMatrixError(
+                f"its index pointer goes from {low} to {high}, of {stored} stored elements"
+            )
+        if stop + 1 == self.indptr.size and high != stored:
+            raise UnsoundMatrixError(
+                f"its index pointer ends at {high}, but {stored} elements are stored"
+            )
+        return low, high

@@ -14,6 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm.arrays.labels import checked_labels, feature_positions, in_order
+from flashmm.arrays.sparse import UnsoundMatrixError
 from flashmm.exceptions import InputError
 from flashmm.sources.pieces import BLOCK_BYTES, Piece, Reader
 from flashmm.sources.transforms import (
@@ -211,16 +212,25 @@ class Source:
         if features is not None:
             wanted = features if wanted is None else wanted[features]
         pieces = self.reader.pieces(block_bytes, dense=dense or self.densifies)
-        for number, piece in enumerate(pieces):
+        for count, piece in enumerate(pieces):
+            number = count if piece.number is None else piece.number
             start, stop = piece.features.start, piece.features.stop
             if wanted is None:
-                yield RawBlock(number, piece, None, piece.features, piece.read())
+                yield RawBlock(number, piece, None, piece.features, self._read(piece, number))
                 continue
             low, high = np.searchsorted(wanted, [start, stop])
             if low == high:
                 continue
             slots = slice(int(low), int(high)) if features is None else features[low:high]
-            yield RawBlock(number, piece, wanted[low:high] - start, slots, piece.read())
+            here = wanted[low:high] - start
+            yield RawBlock(number, piece, here, slots, self._read(piece, number))
+
+    def _read(self, piece: Piece, number: int) -> Any:
+        try:
+            return piece.read()
+        except UnsoundMatrixError as error:
+            name = number if self.block is None else self.block
+            raise error.named(f"Block {name} of Y") from None
 
     def count_blocks(self, block_bytes: int = BLOCK_BYTES) -> int | None:
         """How many pieces a pass reads at most; None when that is not known beforehand."""

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 
 from flashmm.arrays.labels import checked_labels
 from flashmm.arrays.numeric import float_array
+from flashmm.arrays.sparse import check_sparse
 from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.from_arrays import as_structure, named_levels
 from flashmm.exceptions import InputError
@@ -99,6 +100,7 @@ class Sums:
                 fields[name] = fields[name][:, None]
         fields["yy"] = np.atleast_1d(fields["yy"])
         if sp.issparse(self.ZZ):
+            check_sparse(self.ZZ, "ZZ")
             fields["ZZ"] = sp.csr_array(self.ZZ).astype(np.float64)
         else:
             fields["ZZ"] = float_array(self.ZZ, "ZZ")

@@ -146,6 +146,7 @@ class SampleMethods(OfFittedModel):
         ----------
         data
             The samples' table, as given to `MultiLMM.from_formula`; results keep no samples.
+            Samples that the fit dropped may be in it: theirs are NaN.
         level
             ``"conditional"``: X beta + Z b, statsmodels' fittedvalues; ``"population"``: X beta.
         features, X, Z, context
@@ -184,6 +185,8 @@ class SampleMethods(OfFittedModel):
         context: Mapping[str, Any] | None = None,
     ) -> xr.DataArray:
         """Residuals: Y minus `fittedvalues`, both Y and the samples' table given again.
+
+        Where the fit left out missing values, they may be there again: their residuals are NaN.
 
         Parameters
         ----------
