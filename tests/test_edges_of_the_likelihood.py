@@ -130,7 +130,7 @@ def test_moments_are_continuous_to_a_residual_variance_of_zero():
     rng = np.random.default_rng(2)
     data = pd.DataFrame({"id": np.repeat(np.arange(12), 2), "t": rng.normal(size=24)})
     fitted = model("~ t + (t || id)", data, rng.normal(size=(1, 24))).fit(engine="general")
-    likelihood, L = fitted._likelihood, np.eye(2)[None]
+    likelihood, L = fitted.fitted.likelihood, np.eye(2)[None]
     theta = np.array([[0.7, 0.4, 0.0]])
 
     class Bare:

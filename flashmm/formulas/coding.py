@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -13,7 +16,7 @@ from flashmm.exceptions import FormulaWarning, InputError, listing, warn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["check_coding", "coded_column", "reduced_factors"]
+__all__ = ["check_coding", "coded_column", "reduced_factors", "said_before"]
 
 
 def reduced_factors(spec: Any) -> dict[str, list[Any]]:
@@ -92,6 +95,14 @@ def check_coding(spec: Any, data: pd.DataFrame, source: str) -> None:
             ordered.append(column)
     if ordered:
         _warn_of_order(ordered, source)
+
+
+@contextmanager
+def said_before() -> Iterator[None]:
+    """Where a design is built again: its formulas have been warned about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FormulaWarning)
+        yield
 
 
 def _warn_of_order(columns: Sequence[str], source: str) -> None:

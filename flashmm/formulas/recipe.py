@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.designs.design import CovarianceStructure
+    from flashmm.formulas.loaded import LoadedFormula
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
@@ -80,6 +81,8 @@ class FormulaRecipe:
         formulaic's model spec.
     output
         ``"numpy"`` or ``"sparse"``.
+    loaded
+        How to make the columns of a formula that comes from a file; None for one that does not.
     """
 
     text: str
@@ -87,6 +90,7 @@ class FormulaRecipe:
     names: tuple[str, ...]
     spec: Any
     output: Literal["numpy", "sparse"]
+    loaded: LoadedFormula | None = None
 
 
 @dataclass(frozen=True)
@@ -269,7 +273,10 @@ class DesignRecipe:
         )
         refuse_infinite(kept, labels)
         columns = Columns(kept, {**self.context, **(context or {})}, labels)
-        values, spec = columns.build(formula.spec, source, formula.output)
+        if formula.loaded is None:
+            values, spec = columns.build(formula.spec, source, formula.output)
+        else:
+            values, spec = formula.loaded.build(formula.spec, columns, source, formula.output)
         if tuple(str(name) for name in spec.column_names) != formula.names:
             raise InputError(
                 f"{source} ({formula.text!r}) makes other columns of the new data than of the "

@@ -98,9 +98,9 @@ def bootstrap(
                 "estimate": (("feature", "statistic"), estimate),
             },
             coords={
-                "feature": fitted.names[positions],
+                "feature": fitted.features[positions],
                 "replicate": np.arange(n),
-                "statistic": np.array(labels, dtype=object),
+                "statistic": pd.Index(labels),
             },
         )
     )
@@ -143,7 +143,7 @@ def bootstrap_test(
             "p_se": (("feature",), p_se),
             "n_replicates": (("feature",), draws),
         },
-        coords={"feature": fitted.names[positions]},
+        coords={"feature": fitted.features[positions]},
         attrs={"hypothesis": str(component if component is not None else contrast)},
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from flashmm.designs.design import INTERCEPT
@@ -71,8 +72,8 @@ def t_test(
             "status": (("feature",), fitted.verdicts[positions]),
         },
         coords={
-            "feature": fitted.names[positions],
-            "contrast": np.array(contrasts.labels, dtype=object),
+            "feature": fitted.features[positions],
+            "contrast": pd.Index(contrasts.labels),
         },
         attrs={"alternative": side, "df": shown, "note": doubt(fitted, method, L)},
     )
@@ -211,8 +212,8 @@ def _f_tests(
             "status": (("feature",), fitted.verdicts[positions]),
         },
         coords={
-            "feature": fitted.names[positions],
-            "contrast": np.array(list(hypotheses), dtype=object),
+            "feature": fitted.features[positions],
+            "contrast": pd.Index(list(hypotheses)),
         },
         attrs={"df": shown, "note": doubt(fitted, method, rows)},
     )
@@ -221,11 +222,11 @@ def _f_tests(
 
 def cov_params(fitted: FittedModel, positions: IntArray) -> xr.DataArray:
     """Covariance matrices of the fixed effects; see `MultiLMMResults.cov_params`."""
-    names = fitted.coefs
+    names = pd.Index(fitted.coefs)
     return xr.DataArray(
         fitted.on_request.covariance(positions),
         dims=("feature", "coef", "coef_"),
-        coords={"feature": fitted.names[positions], "coef": names, "coef_": names},
+        coords={"feature": fitted.features[positions], "coef": names, "coef_": names},
         name="cov_params",
     )
 
@@ -233,14 +234,14 @@ def cov_params(fitted: FittedModel, positions: IntArray) -> xr.DataArray:
 def fim(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
     """Fisher information matrices; see `MultiLMMResults.fim`."""
     information = fitted.on_request.information(positions)
-    coefs, params = fitted.coefs, fitted.params
+    coefs, params = pd.Index(fitted.coefs), pd.Index(fitted.params)
     return xr.Dataset(
         {
             "FIM_theta": (("feature", "param", "param_"), information.theta),
             "FIM_beta": (("feature", "coef", "coef_"), information.beta),
         },
         coords={
-            "feature": fitted.names[positions],
+            "feature": fitted.features[positions],
             "param": params,
             "param_": params,
             "coef": coefs,

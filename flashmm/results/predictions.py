@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 import xarray as xr
 
-from flashmm.arrays.labels import axis_labels, label_positions
+from flashmm.arrays.labels import axis_labels, find_labels, label_positions
 from flashmm.designs.from_arrays import (
     as_matrix,
     check_rows_are_known,
@@ -131,7 +131,7 @@ def predict(
         blup, _ = fitted.on_request.random_effects(positions, None)
         estimate = estimate + np.asarray(rows.random.Z @ blup.T).T
     dims = ("feature", "sample")
-    coords = {"feature": fitted.names[positions], "sample": rows.labels, **estimable}
+    coords = {"feature": fitted.features[positions], "sample": rows.labels, **estimable}
     prediction = xr.DataArray(estimate, dims=dims, coords=coords, name="prediction")
     if not se and interval is None:
         return prediction
@@ -231,11 +231,10 @@ def _rows_of(source: Source, fitted: FittedModel, positions: IntArray) -> IntArr
     """
     names = fitted.names[positions]
     if not source.numbered:
-        own = pd.Index([str(name) for name in source.feature_names], dtype=object)
-        where = own.get_indexer(pd.Index([str(name) for name in names], dtype=object))
+        where = find_labels(source.feature_names, names)
         if (where < 0).any():
             raise InputError(f"Y lacks the features {listing(names[where < 0])}.")
-        return np.asarray(where, dtype=np.intp)
+        return where
     if fitted.stats.numbered and fitted.names.max(initial=-1) < source.m:
         return np.asarray(names, dtype=np.intp)
     if source.m == fitted.stats.m:

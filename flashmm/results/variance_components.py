@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from scipy.stats import chi2
 
@@ -39,7 +40,7 @@ def variance_components(
     if fitted.options.parameter_space == "unconstrained":
         z, p = z_statistics(theta, se, side)
         table |= {"z": (dims, z), "p": (dims, p)}
-    coords = {"feature": fitted.names[positions], "param": fitted.params}
+    coords = {"feature": fitted.features[positions], "param": pd.Index(fitted.params)}
     return xr.Dataset(table, coords=coords, attrs={"alternative": side})
 
 
@@ -74,8 +75,8 @@ def conf_int_theta(
         limits,
         dims=("feature", "param", "bound"),
         coords={
-            "feature": fitted.names[positions],
-            "param": fitted.params[chosen],
+            "feature": fitted.features[positions],
+            "param": pd.Index(fitted.params[chosen]),
             "bound": ["lower", "upper"],
         },
         name="conf_int_theta",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from flashmm.arrays.labels import by_name
@@ -20,7 +21,6 @@ from flashmm.stats.summary_stats import SummaryStats
 from flashmm.stats.summing import design_products
 
 if TYPE_CHECKING:
-    import pandas as pd
     from numpy.typing import NDArray
 
     FloatArray = NDArray[np.float64]
@@ -153,7 +153,7 @@ def power(
             "se": (("scenario", "contrast"), se),
             "n_fits": (("scenario",), fits.astype(np.int64)),
         },
-        coords={"scenario": np.arange(count), "contrast": np.array(labels, dtype=object)},
+        coords={"scenario": np.arange(count), "contrast": pd.Index(labels)},
         attrs={"alpha": float(alpha), "df": df, "alternative": alternative},
     )
 

@@ -231,6 +231,7 @@ def sum_own_rows(
         ZZ=ZZ,
         yy=sums.Y.yy,
         feature_names=source.feature_names,
+        numbered=source.numbered,
         coef_names=design.coef_names,
         structure=design.structure,
         log_weights=0.0 if shared is None else float(np.log(shared).sum()),

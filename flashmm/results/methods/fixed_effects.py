@@ -59,7 +59,7 @@ class FixedEffectMethods(OfFittedModel):
         Parameters
         ----------
         features
-            Names, positions or a mask; all by default (m p^2 numbers).
+            Names, a mask or a slice; all by default (m p^2 numbers).
 
         Returns
         -------
@@ -102,7 +102,7 @@ class FixedEffectMethods(OfFittedModel):
             With ``"integrated"``: a `RatioPrior`, or the results of another fit with the same
             random terms; by default `ratio_prior` of this fit.
         features
-            Names, positions or a mask; all by default. Adjusted p-values then count these
+            Names, a mask or a slice; all by default. Adjusted p-values then count these
             features alone.
 
         Returns
@@ -182,7 +182,7 @@ class FixedEffectMethods(OfFittedModel):
         moderated, prior
             As in `t_test`.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -224,7 +224,7 @@ class FixedEffectMethods(OfFittedModel):
         prior
             As in `t_test`.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -268,7 +268,7 @@ class FixedEffectMethods(OfFittedModel):
         moderated, prior
             As in `t_test`.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -502,7 +502,7 @@ class FixedEffectMethods(OfFittedModel):
         prior
             As in `t_test`; by default `ratio_prior`.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -531,7 +531,7 @@ class FixedEffectMethods(OfFittedModel):
         Parameters
         ----------
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------

@@ -28,7 +28,7 @@ class RandomEffectMethods(OfFittedModel):
         alternative
             ``"two-sided"``, ``"greater"`` or ``"less"``.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -80,7 +80,7 @@ class RandomEffectMethods(OfFittedModel):
         rng
             Random numbers for them: a Generator or a seed.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -123,7 +123,7 @@ class RandomEffectMethods(OfFittedModel):
         Parameters
         ----------
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -166,7 +166,7 @@ class RandomEffectMethods(OfFittedModel):
             statistics where the model has an intercept, indicators of all levels of a factor
             (``0 + group``) or a random intercept ``(1 | group)``.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -219,7 +219,7 @@ class RandomEffectMethods(OfFittedModel):
         params
             Names of variance parameters; all by default.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -267,7 +267,7 @@ class RandomEffectMethods(OfFittedModel):
             and statsmodels' random_effects_cov; ``"prediction"``: standard errors of
             prediction with beta estimated; None: predictions alone.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------

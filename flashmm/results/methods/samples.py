@@ -69,7 +69,7 @@ class SampleMethods(OfFittedModel):
             At the conditional level, predict groups that the model does not know with random
             effects of zero, whose variance enters the standard errors. Otherwise they raise.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
         X, Z
             Matrices (c, p) and (c, q) in place of ``newdata``, for models built from matrices. X
             may hold the columns too that ``rank="drop"`` left out.
@@ -232,7 +232,7 @@ class SampleMethods(OfFittedModel):
         rng
             A Generator or a seed.
         features
-            Names, positions or a mask; all that have an estimate by default.
+            Names, a mask or a slice; all that have an estimate by default.
 
         Returns
         -------
@@ -284,7 +284,7 @@ class SampleMethods(OfFittedModel):
             A Generator or a seed. Each feature has random numbers of its own, so its
             replicates depend neither on the batches nor on ``features``.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
         progress
             True for a bar on a terminal (needs tqdm), or a function of the numbers of replicates
             done and in all.
