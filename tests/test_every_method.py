@@ -48,8 +48,9 @@ CALLS = {
 }  # fmt: skip
 # Called by themselves below, or not of a fit's features.
 ELSEWHERE = {
-    "learn_ratio_prior", "posterior_variances", "ratio_prior", "bootstrap", "bootstrap_test", "compare_lr_test", "draw", "fittedvalues", "load", "of_pattern",
-    "predict", "resid", "save", "sel", "to_anndata",
+    "bootstrap", "bootstrap_test", "compare_lr_test", "draw", "fittedvalues", "learn_ratio_prior",
+    "load", "of_pattern", "posterior_variances", "predict", "ratio_prior", "resid", "save", "sel",
+    "to_anndata",
 }  # fmt: skip
 
 
