@@ -188,7 +188,7 @@ def test_profiles_report_and_stop():
     rng = np.random.default_rng(3)
     data = pd.DataFrame({"g": np.repeat(np.arange(8), 6).astype(str), "x": rng.normal(size=48)})
     Y = rng.normal(size=(2, 48)) + rng.normal(size=(2, 8))[:, data.g.astype(int)]
-    result = model("~ x + (x || g)", data, Y).fit()
+    result = model("~ x + (x || g)", data, Y).fit(parameter_space="psd")
     seen = []
     full = result.conf_int_theta(
         method="profile", progress=lambda done, of: seen.append((done, of))
