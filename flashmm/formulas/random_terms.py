@@ -114,7 +114,8 @@ def _factor_text(factor: Any) -> str:
         return quote_name(factor.expr)
     if method == "python":
         try:
-            call = isinstance(ast.parse(factor.expr.replace("`", ""), mode="eval").body, ast.Call)
+            named = re.sub("`[^`]*`", "_", factor.expr)
+            call = isinstance(ast.parse(named, mode="eval").body, ast.Call)
         except SyntaxError:
             call = True
         return factor.expr if call else f"{{{factor.expr}}}"

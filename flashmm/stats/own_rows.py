@@ -45,8 +45,10 @@ __all__ = ["PatternedStats", "any_from_dataset", "joined_shift", "same_rows"]
 _DESIGN_FIELDS = {
     "n": ("design",),
     "log_weights": ("design",),
+    "total": ("design",),
     "signature": ("design", "signature_"),
     "X_sums": ("design", "coef"),
+    "WX_sums": ("design", "coef"),
     "XX": ("design", "coef", "coef_"),
     "ZX": ("design", "level", "coef"),
     "ZZ": ("design", "pair"),

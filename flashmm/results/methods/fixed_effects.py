@@ -402,7 +402,13 @@ class FixedEffectMethods(OfFittedModel):
             **options,
         )
 
-    def moderate(self, *, trend: bool | ArrayLike = False, robust: bool = False) -> xr.Dataset:
+    def moderate(
+        self,
+        *,
+        trend: bool | ArrayLike = False,
+        robust: bool = False,
+        df: Literal["satterthwaite", "dream"] = "satterthwaite",
+    ) -> xr.Dataset:
         """Residual variances moderated by those of all features (empirical Bayes).
 
         The variances are taken as draws from one distribution, whose location and degrees of
@@ -417,6 +423,14 @@ class FixedEffectMethods(OfFittedModel):
         robust
             Keep outlying variances from distorting the distribution, and moderate them less
             (Phipson et al. 2016).
+        df
+            ``"satterthwaite"``: the degrees of freedom of the residual variance itself, which
+            moves the other variances along, so that a contrast gains prior degrees of freedom as
+            far as it is judged by the residual variance. ``"dream"``: those of variancePartition's
+            dream (Hoffman & Roussos 2021, Bioinformatics 37:192), n - 2 tr H + tr HH' with H y the
+            fitted values; all of a contrast's variance is multiplied by the moderated over the
+            unmoderated residual variance and gains all of the prior's degrees of freedom. Weights
+            count scaled to a mean of one in each feature. REML only.
 
         Returns
         -------
@@ -441,7 +455,7 @@ class FixedEffectMethods(OfFittedModel):
         >>> bool((table["df_moderated"] >= table["df"]).all())
         True
         """
-        return moderation.moderated_variances(self.fitted, trend, robust)
+        return moderation.moderated_variances(self.fitted, trend, robust, df)
 
     @property
     def ratio_prior(self) -> RatioPrior:
