@@ -86,7 +86,7 @@ class MultiLMM(ModelData):
         random
             Random terms, or variances: ``"Subject[Days]"`` for the effect Days of Subject.
         features
-            Names, positions or a mask.
+            Names, a mask or a slice.
 
         Returns
         -------

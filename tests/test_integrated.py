@@ -101,11 +101,12 @@ def test_every_point_of_a_grid_is_generalised_least_squares(kind):
     unit = projection.param_scale[:-1]
     grid = covering_grid(problem.structure, unit, 50.0 * unit)
     shared = share_design(projection, grid, MEMORY)
-    Q = shared.quadratic_forms(np.arange(4)) * projection.scale[:, None]
+    data = shared.features(np.arange(4))
+    Q = shared.quadratic_forms(data) * projection.scale[:, None]
     L = np.random.default_rng(0).normal(size=(3, problem.p))
     functions = shared.functions(L)
     joint = shared.functions(L, joint=True)
-    estimates = shared.estimates(functions, np.arange(4))
+    estimates = shared.estimates(functions, data)
     chosen = np.unique(np.linspace(0, grid.size - 1, 12).astype(int))
     log_det = np.array([])
     for g in chosen:

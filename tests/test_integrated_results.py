@@ -314,3 +314,23 @@ def test_a_fit_says_so_in_the_log(table, caplog):
     with caplog.at_level("INFO", logger="flashmm"):
         fitted(table, responses(table, 20))
     assert any("'subject' has 6 levels" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("m", [1, 2])
+def test_one_or_two_features_are_tested_on_the_safe_side(table, m):
+    """With one feature sigma2 has no prior, and the ratios have the one that says little."""
+    result = fitted(table, responses(table, 300).iloc[:m])
+    tests = result.t_test("group[T.B]", df="integrated")
+    assert tests.pvalue.notna().all().all()
+    assert (tests.df > 0).all().all()
+    assert (result.ratio_prior.df == 0) == (m == 1)
+    assert result.posterior_variances()["mean"].notnull().all()
+
+
+def test_features_without_any_fit_are_nan_not_an_error(table):
+    Y = pd.DataFrame(np.zeros((2, len(table))), index=["a", "b"])
+    with pytest.warns(fm.ConvergenceWarning):
+        result = fitted(table, Y)
+    assert result.t_test("group[T.B]", df="integrated").pvalue.isna().all().all()
+    assert result.anova(df="integrated").pvalue.isna().all().all()
+    assert np.isnan(result.conf_int(df="integrated")).all()

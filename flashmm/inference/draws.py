@@ -119,10 +119,13 @@ class Sampler:
         outside = s.n - rank
         chi = np.zeros((features, count))
         if outside > 0:
-            chi = np.stack([stream.chisquare(outside, count) for stream in streams.squares])
+            for row, stream in zip(chi, streams.squares, strict=True):
+                row[:] = stream.chisquare(outside, count)
         roots, proper = _block_roots(s, theta)
         width = rank + s.q
-        normals = np.stack([stream.standard_normal((count, width)) for stream in streams.normals])
+        normals = np.empty((features, count, width))
+        for row, stream in zip(normals, streams.normals, strict=True):
+            row[:] = stream.standard_normal((count, width))
         WU = np.empty((features, count, s.p + s.q))
         uu = np.empty((features, count))
         for rows, method in ((proper, self._through_effects), (~proper, self._through_basis)):

@@ -9,7 +9,7 @@ To add a capability:
        def signal_to_noise(fitted: FittedModel, positions: IntArray) -> xr.DataArray:
            theta = fitted.values("theta", positions)
            ratio = theta[:, :-1] / theta[:, -1:]
-           coords = {"feature": fitted.names[positions], "param": fitted.params[:-1]}
+           coords = {"feature": fitted.features[positions], "param": fitted.params[:-1]}
            return xr.DataArray(ratio, dims=("feature", "param"), coords=coords)
 
 2. *The method.* In `methods/`, in the group of its subject: the docstring and one call, which
@@ -31,6 +31,7 @@ the summary statistics; it is not stored.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -190,14 +191,15 @@ class FittedModel:
         array = self.ds[name]
         dim = str(array.dims[1])
         columns = pd.Index(array[dim].to_numpy(), name=dim)
-        return pd.DataFrame(array.to_numpy(), index=self._index, columns=columns)
+        return pd.DataFrame(array.to_numpy(), index=self.features, columns=columns)
 
     def series(self, name: str, values: NDArray[Any]) -> pd.Series[Any]:
         """Values of the features, shape (m,), as a Series."""
-        return pd.Series(values, index=self._index, name=name)
+        return pd.Series(values, index=self.features, name=name)
 
     @property
-    def _index(self) -> pd.Index:
+    def features(self) -> pd.Index:
+        """Names of the features as pandas holds them: text is ``str`` from pandas 3 on."""
         return pd.Index(self.names, name="feature")
 
     # ---- samples missing by feature ----------------------------------------------------------
@@ -211,7 +213,17 @@ class FittedModel:
         options = replace(self.options, engine="auto")
         ds.attrs = attributes(one, options)
         members = stats.members(pattern)
-        return FittedModel(ds, one, options, recipe=self.recipe, whole=self, members=members)
+        projected = None
+        if self._not_estimable[members].all():
+            # Nothing is computed of features without estimates, but their arrays have shapes.
+            with contextlib.suppress(InputError):
+                projected = project_any(stats.sums.take(stats.pattern == pattern))
+        return FittedModel(ds, one, options, projected, self.recipe, whole=self, members=members)
+
+    @property
+    def _not_estimable(self) -> NDArray[np.bool_]:
+        """Features whose samples cannot carry the model, shape (m,)."""
+        return np.asarray(self.ds["status"].to_numpy() == Status.NOT_ESTIMABLE)
 
     def around(self, position: int) -> tuple[FittedModel, int]:
         """The fitted models of the features with the samples of one, and its position there."""
@@ -224,12 +236,23 @@ class FittedModel:
     def by_pattern(
         self, positions: IntArray, call: Callable[[FittedModel, IntArray], xr.Dataset]
     ) -> xr.Dataset:
-        """What ``call`` says of the fitted models of each pattern and of positions in them."""
+        """What ``call`` says of the fitted models of each pattern and of positions in them.
+
+        NaN for features that cannot be estimated.
+        """
         stats = self.stats
         assert isinstance(stats, PatternedStats)
         places, parts = [], []
-        for pattern in np.unique(stats.pattern[positions]):
-            here = np.flatnonzero(stats.pattern[positions] == pattern)
+        lost = np.flatnonzero(self._not_estimable[positions])
+        left = np.setdiff1d(np.arange(positions.size), lost)
+        if lost.size:
+            donor = np.flatnonzero(~self._not_estimable)[:1] if left.size == 0 else left[:1]
+            chosen = donor if left.size == 0 else positions[donor]
+            like = self.by_pattern(chosen, call).isel(feature=np.zeros(lost.size, dtype=np.intp))
+            places.append(lost)
+            parts.append((like * np.nan).assign_coords(feature=self.names[positions[lost]]))
+        for pattern in np.unique(stats.pattern[positions[left]]):
+            here = left[stats.pattern[positions[left]] == pattern]
             members = stats.members(int(pattern))
             one = self.of_pattern(int(pattern))
             parts.append(call(one, np.searchsorted(members, positions[here])))
@@ -265,12 +288,22 @@ class FittedModel:
             )
         return self.recipe
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all columns of X, those that were left out because of its rank included."""
+        aliased = self.stats.aliased
+        return self.stats.coef_names if aliased is None else aliased.names
+
     def fixed_rows(self, data: Any, context: Mapping[str, Any] | None) -> FloatArray:
-        """Rows of X for new data, the coefficients of the statistics alone, shape (c, p)."""
+        """Rows of X for new data, over the `columns`."""
         recipe = self.known_recipe()
         rows = recipe.fixed_rows(data, context)
         position = {name: i for i, name in enumerate(recipe.fixed.names)}
-        return rows[:, [position[name] for name in self.stats.coef_names]]
+        return rows[:, [position[name] for name in self.columns]]
+
+    def offset_rows(self, data: Any, context: Mapping[str, Any] | None) -> FloatArray:
+        """The offset of new data, shape (c,); zeros where the formula has none."""
+        return self.known_recipe().offset_rows(data, context)
 
 
 class OfFittedModel:

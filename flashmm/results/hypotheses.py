@@ -237,11 +237,20 @@ class Hypotheses:
         Kenward and Roger take the inverse of the expected information. Satterthwaite's method
         takes that of the observed information, along the face of the psd cone that theta lies
         on: what the boundary holds does not vary. Where the observed information is not
-        positive definite the expected one stands in.
+        positive definite the expected one stands in. NaN where the likelihood does not exist, as
+        where a fit stalled at the edge of its domain.
         """
-        expected = scaled_inverse(at.expected)
         if df != "satterthwaite":
-            return expected
+            return scaled_inverse(at.expected)
+        known = np.isfinite(at.score).all(axis=1) & np.isfinite(at.observed).all(axis=(1, 2))
+        known = np.asarray(known)
+        result = np.full(at.expected.shape, np.nan)
+        if known.any():
+            result[known] = self._covariance_where_known(theta[known], at.take(known))
+        return result
+
+    def _covariance_where_known(self, theta: FloatArray, at: Evaluation) -> FloatArray:
+        """Satterthwaite's covariance of theta, shape (B, k, k)."""
         blocks = self.blocks
         if blocks is None:
             blocks = tuple(np.array([[i]]) for i in range(theta.shape[1]))

@@ -47,7 +47,7 @@ def moderated_variances(
     values = (sigma2, df, prior.variance, prior.df, moderated.variance, moderated.df)
     return xr.Dataset(
         {name: ("feature", value) for name, value in zip(_VARIABLES, values, strict=True)},
-        coords={"feature": fitted.names},
+        coords={"feature": fitted.features},
         attrs={
             "df_prior": prior.df_common,
             "trend": int(trend is not False),

@@ -97,7 +97,7 @@ class OnRequest:
         theta = self.theta_information(positions)
         beta = np.full((positions.size, p, p), np.nan)
         for here, batch in self.batches(positions):
-            beta[here] = np.linalg.inv(self.likelihood.covariance(self.theta[batch], batch))
+            beta[here] = _inverse(self.likelihood.covariance(self.theta[batch], batch))
         return Information(theta, beta)
 
     def random_effects(
@@ -129,7 +129,25 @@ class OnRequest:
 
 
 def scaled_inverse(information: FloatArray) -> FloatArray:
-    """Inverse of positive definite matrices (B, k, k), scaled to unit diagonal meanwhile."""
-    length = np.sqrt(np.diagonal(information, axis1=-2, axis2=-1))
-    scale = length[:, :, None] * length[:, None, :]
-    return np.asarray(np.linalg.pinv(information / scale, hermitian=True) / scale)
+    """Inverse of positive definite matrices (B, k, k), scaled to unit diagonal meanwhile.
+
+    NaN for matrices that are not finite, as at the edge of the likelihood's domain.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        length = np.sqrt(np.diagonal(information, axis1=-2, axis2=-1))
+        scale = length[:, :, None] * length[:, None, :]
+        scaled = information / scale
+    known = np.isfinite(scaled).all(axis=(1, 2))
+    result = np.full(information.shape, np.nan)
+    result[known] = np.linalg.pinv(scaled[known], hermitian=True) / scale[known]
+    return result
+
+
+def _inverse(matrices: FloatArray) -> FloatArray:
+    """Inverse of each matrix (B, p, p); NaN for those that have none."""
+    with np.errstate(all="ignore"):
+        known = np.asarray(np.isfinite(matrices).all(axis=(1, 2)))
+        known[known] = np.linalg.slogdet(matrices[known])[0] != 0
+    result = np.full(matrices.shape, np.nan)
+    result[known] = np.linalg.inv(matrices[known])
+    return result

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from flashmm.exceptions import InputError, check_option
@@ -150,5 +151,5 @@ def _shares(
     dims = ("feature", "component")
     return xr.Dataset(
         {"estimate": (dims, estimate), "se": (dims, se)},
-        coords={"feature": fitted.names[positions], "component": np.array(names, dtype=object)},
+        coords={"feature": fitted.features[positions], "component": pd.Index(names)},
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from flashmm.exceptions import ConvergenceWarning, InputError, check_option
@@ -79,8 +80,8 @@ def variance_test(
     return xr.Dataset(
         table,
         coords={
-            "feature": fitted.names[positions],
-            "component": np.array([h.label for h in hypotheses], dtype=object),
+            "feature": fitted.features[positions],
+            "component": pd.Index([h.label for h in hypotheses]),
             "null": (("component",), np.array(labels, dtype=object)),
         },
         attrs={"method": fitted.options.method, "parameter_space": fitted.options.parameter_space},

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import ArrayLike
 
+    from flashmm.results.refit import Progress
+
 __all__ = ["RandomEffectMethods"]
 
 
@@ -28,7 +30,7 @@ class RandomEffectMethods(OfFittedModel):
         alternative
             ``"two-sided"``, ``"greater"`` or ``"less"``.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -80,7 +82,7 @@ class RandomEffectMethods(OfFittedModel):
         rng
             Random numbers for them: a Generator or a seed.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -123,7 +125,7 @@ class RandomEffectMethods(OfFittedModel):
         Parameters
         ----------
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -166,7 +168,7 @@ class RandomEffectMethods(OfFittedModel):
             statistics where the model has an intercept, indicators of all levels of a factor
             (``0 + group``) or a random intercept ``(1 | group)``.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -201,6 +203,8 @@ class RandomEffectMethods(OfFittedModel):
         scale: Literal["variance", "sd"] = "variance",
         params: str | Sequence[str] | None = None,
         features: Any = None,
+        progress: Progress = None,
+        max_seconds: float | None = None,
     ) -> xr.DataArray:
         """Confidence limits of the variances and covariances.
 
@@ -219,7 +223,14 @@ class RandomEffectMethods(OfFittedModel):
         params
             Names of variance parameters; all by default.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
+        progress
+            Of profiles: True for a bar that counts parameters (on a terminal), or a function of
+            the numbers of parameters done and in all.
+        max_seconds
+            Of profiles: limits that are not found after so many seconds are NaN, and counted in
+            the warning. No limit by default; correlated blocks of four effects take seconds a
+            feature.
 
         Returns
         -------
@@ -230,7 +241,7 @@ class RandomEffectMethods(OfFittedModel):
         Raises
         ------
         InputError
-            If an option or a parameter is unknown.
+            If an option or a parameter is unknown, or ``max_seconds`` is not positive.
 
         Warns
         -----
@@ -253,6 +264,8 @@ class RandomEffectMethods(OfFittedModel):
             method=method,
             scale=scale,
             params=params,
+            progress=progress,
+            max_seconds=max_seconds,
         )
 
     def blup(
@@ -267,7 +280,7 @@ class RandomEffectMethods(OfFittedModel):
             and statsmodels' random_effects_cov; ``"prediction"``: standard errors of
             prediction with beta estimated; None: predictions alone.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------

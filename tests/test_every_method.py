@@ -1,0 +1,265 @@
+"""One feature never stops the others: every public method, on fits that hold every verdict."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import flashmm as fm
+from flashmm.results.feature_results import FeatureResults
+from flashmm.results.results import MultiLMMResults
+from flashmm.solvers.status import Status
+
+EDGES = Path(__file__).parent / "reference" / "edges"
+
+# How each method is called on results, and what of it is compared; None: needs no call.
+CALLS = {
+    "aic": None, "bic": None, "bse": None, "bse_theta": None, "converged": None,
+    "df_resid": None, "ds": None, "llf": None, "method": None, "n_iter": None, "nobs": None,
+    "options": None, "params": None, "pvalues": None, "random_effects": None, "recipe": None,
+    "score": None, "stats": None, "status": None, "theta": None, "tvalues": None,
+    "fitted": None, "ratio_prior": None,
+    "learn_ratio_prior": [{}],
+    "posterior_variances": [{}],
+    "blup": [{}, {"se": "conditional"}, {"se": "prediction"}],
+    "conf_int": [{}, {"df": "residual"}],
+    "conf_int_theta": [{}, {"method": "profile", "params": "Residual"}],
+    "cov_params": [{}],
+    "fim": [{}],
+    "icc": [{}],
+    "variance_fractions": [{}, {"by": "coef"}],
+    "variance_components": [{}],
+    "variance_test": [{}],
+    "t_test": [
+        {}, {"df": "residual"}, {"moderated": True}, {"alternative": "greater"},
+        {"df": "integrated"},
+    ],
+    "f_test": [{}, {"df": "residual"}],
+    "wald_test": [{}, {"use_f": True}],
+    "anova": [{}],
+    "top_table": [{"contrast": "x", "n": None}],
+    "to_frame": [{}],
+    "summary": [{}],
+    "moderate": [{}],
+    "marginal_means": [{"specs": "trt"}],
+}  # fmt: skip
+# Called by themselves below, or not of a fit's features.
+ELSEWHERE = {
+    "bootstrap", "bootstrap_test", "compare_lr_test", "draw", "fittedvalues", "load", "of_pattern",
+    "predict", "resid", "save", "sel", "to_anndata",
+}  # fmt: skip
+
+
+def design():
+    rng = np.random.default_rng(0)
+    n = 48
+    return pd.DataFrame(
+        {
+            "g": np.repeat([f"g{i}" for i in range(8)], 6),
+            "trt": np.tile(["A", "B", "B"], 16),
+            "x": rng.normal(size=n),
+        }
+    )
+
+
+def features(data, *, missing):
+    rng = np.random.default_rng(5)
+    n, codes = len(data), data["g"].factorize()[0]
+    groups = rng.normal(size=(6, 8))[:, codes]
+    noise = rng.normal(size=(6, n))
+    alike = noise[3] - 0.99 * pd.Series(noise[3]).groupby(codes).transform("mean").to_numpy()
+    Y = {
+        "good": groups[0] + noise[0],
+        "also good": 2.0 * groups[1] + noise[1] + data["x"],
+        "no variance between": alike,
+        "constant": np.full(n, 3.0),
+        "in X": 1.0 + data["x"].to_numpy(),
+        "in X and Z": groups[2] + data["x"].to_numpy(),
+        "overflow": 1e200 * noise[4],
+    }
+    if missing:
+        hole = noise[5].copy()
+        hole[5:] = np.nan
+        lone = groups[0] + noise[0]
+        lone[data["trt"].to_numpy() == "A"] = np.nan
+        some = groups[3] + noise[2]
+        some[::7] = np.nan
+        Y |= {"five samples": hole, "no treatment A": lone, "some": some}
+    return pd.DataFrame(Y).T
+
+
+@lru_cache
+def fitted(kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fm.ConvergenceWarning)
+        if kind == "edge":  # a likelihood without a maximum, and a fit that stalls
+            data, Y = pd.read_csv(EDGES / "d156.csv"), pd.read_csv(EDGES / "y156.csv").T
+            data = data.rename(columns={"x1": "x"})
+            model = fm.MultiLMM.from_formula("~ x + trt + (1 + x:x2 | f1)", data=data, Y=Y)
+            return model.fit("ML"), data, Y
+        data = design()
+        space, missing = kind.split(", ")[0], "missing" in kind
+        Y = features(data, missing=missing)
+        random = "(1 | g)" if "slopes" not in kind else "(1 + x | g)"
+        model = fm.MultiLMM.from_formula(
+            f"~ trt + x + {random}", data=data, Y=Y, missing="feature" if missing else "raise"
+        )
+        options = {"max_iter": 1, "solver": _Slow()} if "short" in kind else {}
+        return model.fit(parameter_space=space, **options), data, Y
+
+
+class _Slow(fm.solvers.FisherScoring):
+    """A solver that is not known by name, so that nothing goes on where it ends."""
+
+
+KINDS = [
+    "unconstrained", "psd", "unconstrained, missing", "psd, missing", "unconstrained, slopes",
+    "psd, slopes", "unconstrained, short", "psd, short", "edge",
+]  # fmt: skip
+
+
+def test_the_fits_hold_every_verdict():
+    found = set()
+    for kind in KINDS:
+        found |= set(fitted(kind)[0].status)
+    running = {Status.RUNNING.label}
+    assert found >= {status.label for status in Status} - running
+
+
+def test_every_public_method_is_called():
+    names = {name for name in dir(MultiLMMResults) if not name.startswith("_")}
+    assert names - set(CALLS) - ELSEWHERE == set()
+
+
+def called(result, name, options):
+    member = getattr(result, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fm.ConvergenceWarning)
+        return member(**options) if options is not None else member
+
+
+def by_feature(value, feature):
+    """What a result says of one feature, as numbers."""
+    if hasattr(value, "ds"):
+        value = value.ds
+    if isinstance(value, dict):
+        return [by_feature(part, feature) for part in value.values()]
+    if isinstance(value, xr.Dataset):
+        return [by_feature(value[name], feature) for name in value if "feature" in value[name].dims]
+    if isinstance(value, xr.DataArray):
+        values = value.sel(feature=feature).to_numpy()
+        return np.asarray(values, dtype=float) if values.dtype.kind in "fiub" else None
+    if isinstance(value, (pd.DataFrame, pd.Series)):
+        part = value.loc[[feature]]
+        frame = pd.DataFrame(part)
+        return frame.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)
+    return None
+
+
+def same(one, other):
+    if isinstance(one, list):
+        for a, b in zip(one, other, strict=True):
+            same(a, b)
+    elif one is not None:
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_feature_stops_the_others(kind, name):
+    result, _, Y = fitted(kind)
+    if kind == "edge" and name == "conf_int_theta":
+        pytest.skip("profiles of a likelihood without a maximum take long")
+    if kind == "edge" and name == "moderate":
+        pytest.skip("needs several features that have an estimate, and says so")
+    for options in CALLS[name] or [None]:
+        if kind == "edge" and (options or {}).get("moderated"):
+            continue  # needs several features that have an estimate, and says so
+        if name == "variance_fractions" and options.get("by") and "missing" in kind:
+            continue
+        value = called(result, name, options)
+        assert value is not None or name in ("recipe",)
+        str(value)
+        for feature in Y.index:
+            by_feature(value, feature)
+    if CALLS[name] is None or name in ("top_table", "to_frame", "moderate", "summary"):
+        return
+    good = next(iter(result.status.index[result.status == "converged"]), None)
+    if good is None:
+        return
+    for options in CALLS[name]:
+        if options.get("moderated") or (options.get("by") and "missing" in kind):
+            continue
+        alone = (
+            called(result, name, {**options, "features": [good]})
+            if "features" in (inspect.signature(getattr(result, name)).parameters)
+            else None
+        )
+        if alone is not None:
+            same(by_feature(alone, good), by_feature(called(result, name, options), good))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_feature_of_each_verdict_alone(kind):
+    """`sel` and everything that one feature has."""
+    result, _, Y = fitted(kind)
+    properties = [
+        name
+        for name in dir(FeatureResults)
+        if not name.startswith("_") and not callable(getattr(FeatureResults, name))
+    ]
+    for feature in Y.index:
+        one = result.sel(feature)
+        for name in properties:
+            with contextlib.suppress(fm.InputError):
+                getattr(one, name)
+        for name in ("conf_int", "cov_params", "t_test", "f_test", "wald_test", "summary"):
+            str(getattr(one, name)())
+        str(one), one._repr_html_()
+        str(result.summary(feature))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_files_and_refits(kind, tmp_path):
+    result, data, Y = fitted(kind)
+    new = data.head(5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fm.ConvergenceWarning)
+        result.predict(new)
+        result.predict(new, random="known") if "random" in (
+            inspect.signature(result.predict).parameters
+        ) else None
+        result.fittedvalues(data)
+        result.resid(Y, data)
+        if "missing" not in kind:
+            result.draw(2, rng=1)
+            result.bootstrap(5, rng=1)
+        result.save(tmp_path / "fit.nc")
+    again = (
+        fm.load_results(tmp_path / "fit.nc")
+        if hasattr(fm, "load_results")
+        else (type(result).load(tmp_path / "fit.nc"))
+    )
+    assert again.status.tolist() == result.status.tolist()
+    pd.testing.assert_frame_equal(again.params, result.params, check_dtype=False)
+
+
+@pytest.mark.parametrize("kind", ["unconstrained", "psd", "unconstrained, short", "psd, slopes"])
+def test_integrated_tests(kind):
+    """Their prior is learned from all features that vary."""
+    result, _, Y = fitted(kind)
+    for table in (result.t_test(df="integrated"), result.anova(df="integrated")):
+        values = table.ds["p"].sel(feature=["good", "also good"])
+        assert bool(np.isfinite(values).all())
+    assert result.posterior_variances().sizes["feature"] == len(Y)
+    assert np.isfinite(by_feature(result.posterior_variances(), "good")[0]).all()
+    for kwargs in ({"df": "kenward-roger"}, {"df": "integrated"}):
+        assert result.f_test(**kwargs).ds.sizes["feature"] == len(Y)
