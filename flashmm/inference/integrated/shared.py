@@ -196,6 +196,11 @@ def share_design(projection: Projection, grid: RatioGrid, memory: int) -> Shared
     InputError
         If the factors would not fit into ``memory`` bytes.
     """
+    if projection.turn is not None:
+        raise InputError(
+            "Integrated tests need random effects that are not almost collinear: centre the "
+            "variable of the slope (calendar years, say), or use another `df`."
+        )
     lines, r = grid.lines(), projection.r
     if 8 * r * r * len(lines) > memory and len(projection.structure.parameters) > 1:
         raise InputError(
