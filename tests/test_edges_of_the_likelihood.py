@@ -243,7 +243,8 @@ def test_calendar_years(space, engine):
 def test_everything_about_almost_collinear_effects_is_that_of_centred_ones(method, origin):
     data, result, centred, A = both_ways(method, origin=origin)
     rtol = 1e-6 * (origin / 1000.0) ** 2 + 1e-6
-    np.testing.assert_allclose(result.llf, centred.llf, rtol=1e-8)
+    # Z'Z holds squares of the years: digits go with the square of mean over spread.
+    np.testing.assert_allclose(result.llf, centred.llf, rtol=1e-9 * (1.0 + (origin / 4000.0) ** 2))
     np.testing.assert_allclose(result.theta["Residual"], centred.theta["Residual"], rtol=rtol)
     for j in range(2):
         turned = A @ matrix(centred.theta.to_numpy()[j]) @ A.T
@@ -281,14 +282,11 @@ def test_files_tests_and_limits_of_almost_collinear_effects(tmp_path):
     np.testing.assert_array_equal(again.pvalues, result.pvalues)
     tests = [r.variance_test()["statistic"].to_numpy() for r in (result, centred)]
     np.testing.assert_allclose(tests[0][:, 1], tests[1][:, 1], rtol=1e-3, atol=1e-6)
-    smaller = model(
-        "~ x + (0 + x | p)",
-        data,
-        result.stats and np.vstack([data["y"], 2.0 + np.cos(np.arange(len(data)))]),
-    ).fit(parameter_space="psd")
+    Y = np.vstack([data["y"], 2.0 + np.cos(np.arange(len(data)))])
+    smaller = model("~ x + (0 + x | p)", data, Y).fit(parameter_space="psd")
     np.testing.assert_allclose(tests[0][:, 0], 2.0 * (result.llf - smaller.llf), atol=1e-5)
     with pytest.warns(fm.ConvergenceWarning, match="centre the variable"):
-        limits = [r.conf_int_theta(method="profile") for r in (result, centred)]
+        limits = [r.conf_int_theta(method="profile", features=[0]) for r in (result, centred)]
     np.testing.assert_allclose(limits[0][:, 1], limits[1][:, 1], rtol=1e-4, atol=1e-9)
     assert np.isnan(limits[0][:, 0]).all()
     with pytest.raises(fm.InputError, match="centre"):
@@ -300,5 +298,5 @@ def test_files_tests_and_limits_of_almost_collinear_effects(tmp_path):
 def test_a_constant_slope_is_still_refused():
     data = calendar_years()
     data["yr"] = 2004.0
-    with pytest.raises(fm.InputError, match="cannot be told apart|collinear|constant"):
+    with pytest.raises(fm.InputError, match="cannot be told apart"):
         model("~ 1 + (yr | p)", data, data[["y"]].T).fit()

@@ -84,7 +84,7 @@ def centring(ZZ: sp.csr_array, structure: CovarianceStructure) -> Turn | None:
             root = _orthogonal(_gram(ZZ, start, len(term.levels), s))
             if np.any(root != np.eye(s)):
                 turned = True
-                inverse = np.linalg.inv(root)
+                inverse = np.asarray(np.linalg.inv(root), dtype=np.float64)
                 _fill(T, own[0], inverse)
                 _fill(T_inverse, own[0], root)
         A.append(sp.kron(sp.eye_array(len(term.levels)), sp.csr_array(root)))
