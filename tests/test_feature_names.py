@@ -276,9 +276,9 @@ RESULTS: dict[str, Case] = {
     "anova": for_some("anova"),
     "blup": for_some("blup", "conditional"),
     "bootstrap": for_some("bootstrap", 3, rng=5),
-    "bootstrap_test": lambda r, how: [
-        r.bootstrap_test("x", n=3, rng=5, features=how.asked(*SOME)),
-        r.bootstrap_test(component="g", n=3, rng=5, features=how.asked(*SOME)),
+    "bootstrap_test": lambda r, how: [  # enough replicates to tell null fits apart
+        r.bootstrap_test("x", n=40, rng=5, features=how.asked(*SOME)),
+        r.bootstrap_test(component="g", n=40, rng=5, features=how.asked(*SOME)),
     ],
     "compare_lr_test": lambda _, how: [
         fitted(how.kind, how.missing, "ML").compare_lr_test(

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 from formulaic import Formula, ModelSpec, SimpleFormula
 from formulaic.errors import FormulaicError
-from formulaic.materializers import PandasMaterializer
 from formulaic.parser.algos.tokenize import tokenize
 from formulaic.parser.types import Factor, Token
 from interface_meta import override  # what formulaic's own materializers are written with
@@ -21,6 +20,7 @@ from interface_meta import override  # what formulaic's own materializers are wr
 from flashmm.exceptions import InputError, listing
 from flashmm.formulas.columns import evaluating, numbers
 from flashmm.formulas.expressions import Expression, read_expression
+from flashmm.formulas.materializer import Materializer
 
 if TYPE_CHECKING:
     from flashmm.formulas.columns import Columns
@@ -74,8 +74,8 @@ class LoadedFormula:
         return values, matrix.model_spec
 
 
-class _LoadedMaterializer(PandasMaterializer):  # type: ignore[misc]
-    """formulaic's materializer, with another way to compute factors."""
+class _LoadedMaterializer(Materializer):
+    """The materializer, with another way to compute factors."""
 
     REGISTER_NAME = "flashmm-loaded"
     REGISTER_INPUTS = ()

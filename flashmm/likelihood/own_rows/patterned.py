@@ -28,6 +28,7 @@ from flashmm.likelihood.own_rows.stacked_designs import (
 )
 from flashmm.likelihood.projection import (
     ROUNDING,
+    UNDERFLOW,
     Projection,
     parameter_scale,
     project,
@@ -145,6 +146,24 @@ class PatternedProjection:
         columns = self.root_weight[features, None] * self.column_scale
         return columns[:, None], self.param_scale[features][:, None]
 
+    def natural_score(self, score: FloatArray) -> FloatArray:
+        """Internal derivatives by theta (m, k + 1) as those by theta in the units of Y."""
+        return np.asarray(score / self.units())
+
+    def natural_information(self, information: FloatArray, features: IntArray) -> FloatArray:
+        """Internal information on theta (B, k + 1, k + 1) as that in the units of Y."""
+        unit = self.units(features)
+        return np.asarray(information / (unit[:, :, None] * unit[:, None, :]))
+
+    def natural_covariance(self, covariance: FloatArray, features: IntArray) -> FloatArray:
+        """Internal covariances of theta (B, k + 1, k + 1) as those in the units of Y."""
+        unit = self.units(features)
+        return np.asarray(covariance * (unit[:, :, None] * unit[:, None, :]))
+
+    def natural_theta(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Internal theta (B, k + 1) of some features in the units of Y."""
+        return np.asarray(theta * self.units(features))
+
     def to_internal(self, theta: FloatArray) -> FloatArray:
         """Scale theta (m, k + 1) in the units of Y to the internal units."""
         return np.asarray(theta / self.units())
@@ -247,7 +266,7 @@ def _stack(stats: PatternedStats, features: IntArray, total: PatternedProjection
     amplification = values[:, -1] / values[:, 0]
     floor = np.maximum(ROUNDING, _EPS * amplification) * yy
     floor += (0.1 * ROUNDING) ** 2 * np.where(finite, stats.sums.yy[features], 0.0)
-    constant = finite & (yRy <= floor)
+    constant = finite & ((yRy <= floor) | (yRy < UNDERFLOW * designs.n))
     total.zero_variance[features[constant]] = True
     df = designs.n - p
     scale = np.where(constant | ~finite, 1.0, yRy / df)
