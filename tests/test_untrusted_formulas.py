@@ -443,6 +443,18 @@ def test_deep_and_long_text_ends_no_interpreter():
     assert done.stdout.splitlines() == [f"{kind}: refused" for kind in DEEP for _ in range(3)]
 
 
+def test_products_of_many_levels_are_not_made():
+    """A few thousand levels in three factors would be more columns than memory holds."""
+    values = json.loads(recipe_text("~ 0 + f:c:h", "(1 | g)"))
+    many = [f"level {i}" for i in range(3000)]
+    for name in "fch":
+        values["columns"][name][1] = many
+    for encoder in values["fixed"]["encoders"]:
+        encoder[2]["value"] = [["categories", many]]
+    with pytest.raises(InputError, match="many more columns"):
+        recipe_from_text(json.dumps(values))
+
+
 def test_a_recipe_nested_without_end():
     for text in ("[" * 100_000, '{"a":' * 100_000, "nonsense", "3", "null", '"text"', "[]", "{}"):
         with pytest.raises(InputError):

@@ -354,12 +354,13 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
 
         The formulas go along, with the state of their transforms, so that loaded results
         predict; functions passed as ``context`` do not, nor do levels that are no text, number
-        or boolean.
+        or boolean, nor formulas that call methods of columns: a file runs no code.
 
         Parameters
         ----------
         path
-            File to write; an existing file is replaced once the new one is complete.
+            File to write, ``.nc``, ``.zarr`` or ``.zarr.zip``; an existing file is replaced once
+            the new one is complete, the target of a link in its place.
         """
         files.save_results(self.fitted, path)
 

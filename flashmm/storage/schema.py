@@ -95,6 +95,13 @@ _OWN = _variables(
 _ROOT = _variables({}, XX_root="root coef")
 _PATTERNS = _variables({"pattern": "i"}, pattern="feature")
 _RECIPE = _variables({"recipe": "O"}, recipe="recipes")
+_RATIO_PRIOR = _variables(
+    {"line": "i", "param": "O"},
+    **{"ratio": "point param", "param": "param", "sigma2_df": "", "sigma2_location": ""},
+    **dict.fromkeys(("weight", "line", "base"), "point"),
+)
+_TREND = _variables({}, trend_at="knot", trend_location="knot")
+_OF_FEATURES = _variables({}, feature_df="feature", feature_location="feature")
 
 
 def check_file(ds: xr.Dataset, kind: str) -> None:
@@ -105,20 +112,9 @@ def check_file(ds: xr.Dataset, kind: str) -> None:
     ds
         What a file holds.
     kind
-        ``"SummaryStats"``, ``"PatternedStats"`` or ``"MultiLMMResults"``.
+        ``"SummaryStats"``, ``"PatternedStats"``, ``"MultiLMMResults"`` or ``"RatioPrior"``.
     """
-    required = dict(_STATISTICS)
-    if any(name in ds for name in _SHIFTS):
-        required |= _SHIFTS
-    if kind == "PatternedStats" or "pattern" in ds:
-        required |= {} if "observed" in ds else _OWN
-    for optional in (_ROOT, _RECIPE, _PATTERNS):
-        required |= {name: variable for name, variable in optional.items() if name in ds}
-    if kind == "PatternedStats":
-        required |= _PATTERNS
-    if kind == "MultiLMMResults":
-        required |= RESULTS
-        required |= {name: variable for name, variable in OPTIONAL.items() if name in ds}
+    required = _required(ds, kind)
     for name, variable in required.items():
         if name not in ds.variables:
             raise InputError(f"It lacks {name!r}.")
@@ -135,9 +131,31 @@ def check_file(ds: xr.Dataset, kind: str) -> None:
         labels = ds.variables["feature"]
         if labels.dims != ("feature",) or (labels.size and labels.dtype.kind not in "iuOUT"):
             raise InputError(f"'feature' is of type {labels.dtype}, over {labels.dims}.")
-    _check_sizes(ds)
     _check_positions(ds)
-    _check_attributes(ds)
+    if kind == "RatioPrior":
+        _check_numbers(ds, {"n_features": 0.0})
+        return
+    _check_sizes(ds)
+    _check_numbers(ds, {"n": 0.0, "log_weights": -np.inf})
+
+
+def _required(ds: xr.Dataset, kind: str) -> dict[str, Variable]:
+    """The variables that a file of a kind must have, those that come together included."""
+    if kind == "RatioPrior":
+        parts = [_RATIO_PRIOR]
+        optional = [_TREND, _OF_FEATURES]
+    else:
+        parts = [_STATISTICS]
+        optional = [_SHIFTS, _ROOT, _RECIPE, _PATTERNS]
+        if kind == "PatternedStats":
+            parts.append(_PATTERNS)
+        if "observed" not in ds and (kind == "PatternedStats" or "pattern" in ds):
+            parts.append(_OWN)
+        if kind == "MultiLMMResults":
+            parts.append(RESULTS)
+            optional.append(OPTIONAL)
+    parts += [variables for variables in optional if any(name in ds for name in variables)]
+    return {name: variable for variables in parts for name, variable in variables.items()}
 
 
 # numpy's kinds of text and whole numbers; formats differ in width.
@@ -177,13 +195,14 @@ def _check_positions(ds: xr.Dataset) -> None:
             raise InputError(f"{name!r} points outside the {ds.sizes[dim]} places of {dim!r}.")
 
 
-def _check_attributes(ds: xr.Dataset) -> None:
-    for name, least in (("n", 0.0), ("log_weights", -np.inf)):
+def _check_numbers(ds: xr.Dataset, least: dict[str, float]) -> None:
+    """Raise for attributes that are no finite numbers, or no whole ones where they count."""
+    for name, smallest in least.items():
         value: Any = ds.attrs.get(name)
-        number = isinstance(value, (int, float, np.integer, np.floating))
-        if number and name == "n":
-            number = bool(np.isfinite(value)) and value == int(value)
-        if not number or not np.isfinite(value) or value < least:
+        number = isinstance(value, (int, float, np.integer, np.floating)) and np.isfinite(value)
+        if number and name.startswith("n"):
+            number = value == int(value)
+        if not number or value < smallest:
             raise InputError(f"{name!r} is {str(value)[:80]!r}, which is no such number.")
 
 
