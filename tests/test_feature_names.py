@@ -580,6 +580,36 @@ def test_the_same_from_anndata_whose_genes_are_called_by_numbers(kind):
     )
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_weights_and_covariates_beside_y(kind, labelled):
+    """Tables beside Y are matched to it whatever the names, in any order where they have some."""
+
+    def sums(how: Named) -> Any:
+        rows = KEPT if how.kind in FILTERS else range(M)
+        table = np.ones((ROWS if how.kind in FILTERS else M, N))
+        table[list(rows)] = 0.5 + 0.1 * np.abs(values("raise") - 20.0)
+        if labelled:
+            names = np.arange(ROWS) if how.kind in FILTERS else how.names
+            table = pd.DataFrame(table, index=names, columns=data().index).iloc[::-1]
+        model: Any = fm.MultiLMM.from_formula(
+            "~ x + own",
+            RANDOM,
+            data(),
+            how.Y,
+            weights=table,
+            feature_covariates={"own": table},
+            **how.options,
+        )
+        return model.keep(features=how.names).stats
+
+    how, text = named(kind, "raise"), named("text", "raise")
+    found, right = sums(how), sums(text)
+    np.testing.assert_allclose(found.sums.XY, right.sums.XY)
+    np.testing.assert_allclose(found.designs.XX[found.pattern], right.designs.XX[right.pattern])
+    assert found.feature_names.tolist() == how.labels
+
+
 def test_power_of_statistics_whatever_their_names():
     found = [
         power(
