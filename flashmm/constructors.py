@@ -10,16 +10,17 @@ import numpy as np
 import pandas as pd
 
 from flashmm.designs.from_arrays import as_structure, design_and_source, weights_of
-from flashmm.exceptions import InputError, listing, nearest
+from flashmm.exceptions import InputError, check_option, listing, nearest
 from flashmm.sources import Source, Transform, make_source
 from flashmm.sources.anndata_kinds import is_anndata, open_anndata
 from flashmm.sources.beside import Beside, beside, beside_of
 from flashmm.sources.make import source_of
 from flashmm.sources.pieces import Labelled
-from flashmm.stats.from_formulas import Handling, Summed, is_own, sum_formulas
+from flashmm.stats.from_formulas import RANKS, Handling, Summed, is_own, sum_formulas
 from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.own_rows_sums import OwnTables, sum_by_pattern, sum_own_rows
+from flashmm.stats.rank import of_full_rank
 from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class ModelData:
         feature_names: Sequence[object] | None = None,
         missing: Literal["raise", "drop", "feature"] = "raise",
         context: Mapping[str, Any] | None = None,
+        rank: Literal["raise", "drop"] = "raise",
         rows: Literal["features", "samples"] = "features",
         features: Any = None,
         min_count: float | None = None,
@@ -96,7 +98,8 @@ class ModelData:
         ----------
         fixed
             One-sided formula of the fixed effects, ``"~ age + group"``; it may hold the
-            random effects too, ``"~ age + (1 | donor)"``.
+            random effects too, ``"~ age + (1 | donor)"``, and offsets, ``offset(log(depth))``,
+            terms whose coefficient is one.
         random
             Random effects: a formula whose columns are one component with independent
             effects (``"~ 0 + sam"``), lme4 bars (``"(1 + x | g) + (1 | h)"``), a list of
@@ -123,6 +126,11 @@ class ModelData:
         context
             Names that the formulas may use besides the columns of ``data``. The caller's
             variables are not seen.
+        rank
+            Columns of X that depend on others, as an empty cell of ``a * b`` makes: ``"raise"``
+            refuses them when the model is fitted; ``"drop"`` leaves them out, the earlier columns
+            staying, with one warning that names them. Terms keep their tests, and contrasts,
+            marginal means and predictions that the samples do not determine are NaN.
         rows
             What the rows of an array, frame or block are: ``"features"`` or ``"samples"``.
         features
@@ -185,6 +193,7 @@ class ModelData:
             n_jobs=n_jobs,
             progress=progress,
             context=context,
+            rank=rank,
         )
 
         def table(values: Any, name: str, source: Source, samples: pd.Index | None) -> Beside:
@@ -208,6 +217,7 @@ class ModelData:
         transform: Transform = None,
         missing: Literal["raise", "drop", "feature"] = "raise",
         context: Mapping[str, Any] | None = None,
+        rank: Literal["raise", "drop"] = "raise",
         min_count: float | None = None,
         min_fraction: float | None = None,
         size_factors: Any = None,
@@ -231,7 +241,7 @@ class ModelData:
             Name of the layer to use; None for X.
         mask_var
             Genes to use: the name of a boolean column of ``var``, or a mask of its length.
-        transform, missing, context, min_count, min_fraction, size_factors, target_sum
+        transform, missing, context, rank, min_count, min_fraction, size_factors, target_sum
             See `from_formula`; columns of ``data`` are those of ``obs``.
         weights
             See `from_formula`; or the name of a layer, unless ``obs`` has such a column.
@@ -270,6 +280,7 @@ p=5, q=6>
             n_jobs=n_jobs,
             progress=progress,
             context=context,
+            rank=rank,
         )
         read = Labelled(opened.reader, opened.var.index)  # cells go by position
         if isinstance(weights, str) and weights not in opened.obs.columns:
@@ -312,6 +323,7 @@ p=5, q=6>
         weights: Any = None,
         feature_covariates: Mapping[str, Any] | None = None,
         missing: Literal["raise", "feature"] = "raise",
+        rank: Literal["raise", "drop"] = "raise",
     ) -> Self:
         """Build a model from matrices, as FLASHMM's lmmfit(Y, X, Z, d).
 
@@ -338,6 +350,8 @@ p=5, q=6>
             fixed effect, after those of X.
         missing
             ``"feature"`` fits each feature over the samples in which it is not NaN.
+        rank
+            As in `from_formula`.
 
         Returns
         -------
@@ -360,6 +374,7 @@ p=5, q=6>
         if missing not in ("raise", "feature"):
             options = ["raise", "feature"]
             raise InputError(f"Unknown missing={missing!r}. {nearest(str(missing), options)}")
+        check_option("rank", rank, RANKS)
         precision: Any
         design, source, samples = design_and_source(
             Y, X, Z, components, coef_names, transform, feature_names
@@ -378,9 +393,10 @@ p=5, q=6>
                 OwnColumns.none(len(design.coef_names)),
             )
             design, tables = _with_own_columns(design, tables, tuple(feature_covariates or {}))
-            return cls(sum_own_rows(source, design, tables, missing=missing == "feature"))
+            own_sums = sum_own_rows(source, design, tables, missing=missing == "feature")
+            return cls(_ranked(own_sums, rank))
         sum_up: Any = sum_by_pattern if missing == "feature" else SummaryStats.from_design
-        return cls(sum_up(source, design, weights=precision))
+        return cls(_ranked(sum_up(source, design, weights=precision), rank))
 
     @classmethod
     def from_summary_stats(
@@ -390,6 +406,7 @@ p=5, q=6>
         components: Any = None,
         feature_names: Sequence[object] | None = None,
         coef_names: Sequence[str] | None = None,
+        rank: Literal["raise", "drop"] = "raise",
     ) -> Self:
         """Build a model from summary statistics, as FLASHMM's lmm(XX, XY, ZX, ZY, ZZ, ...).
 
@@ -402,6 +419,8 @@ p=5, q=6>
             keep those of ``stats``.
         feature_names, coef_names
             Labels that override those of ``stats``.
+        rank
+            As in `from_formula`.
 
         Returns
         -------
@@ -424,8 +443,9 @@ p=5, q=6>
         >>> bool(fm.MultiLMM.from_summary_stats(stats).fit().converged.all())
         True
         """
+        check_option("rank", rank, RANKS)
         if isinstance(stats, PatternedStats) and components is feature_names is coef_names is None:
-            return cls(stats)
+            return cls(_ranked(stats, rank))
         if isinstance(stats, Mapping):
             stats = _stats_from_mapping(stats)
         if not isinstance(stats, SummaryStats):
@@ -434,15 +454,20 @@ p=5, q=6>
                 f"it is {type(stats).__name__}."
             )
         structure = stats.structure if components is None else as_structure(components, stats.q)
-        return cls(
-            replace(
-                stats,
-                feature_names=stats.feature_names if feature_names is None else feature_names,
-                coef_names=stats.coef_names if coef_names is None else coef_names,
-                structure=structure,
-                numbered=stats.numbered and feature_names is None,
-            )
+        if coef_names is not None and stats.aliased is not None:
+            stats = stats.noting(stats.aliased.renamed(coef_names))
+        named = replace(
+            stats,
+            feature_names=stats.feature_names if feature_names is None else feature_names,
+            coef_names=stats.coef_names if coef_names is None else coef_names,
+            structure=structure,
+            numbered=stats.numbered and feature_names is None,
         )
+        return cls(_ranked(named, rank))
+
+
+def _ranked(stats: SummaryStats | PatternedStats, rank: str) -> SummaryStats | PatternedStats:
+    return of_full_rank(stats) if rank == "drop" else stats
 
 
 def _with_own_columns(

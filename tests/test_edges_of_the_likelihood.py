@@ -153,3 +153,53 @@ def test_moments_are_continuous_to_a_residual_variance_of_zero():
     )
     np.testing.assert_allclose(low.gradient, high.gradient, rtol=1e-6)
     np.testing.assert_allclose(low.adjustment, high.adjustment, rtol=1e-5, atol=1e-9)
+
+
+# ---- units -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("power", [-200, -161, -155, -150, -100, 100, 150, 200])
+def test_units_change_nothing_or_the_verdict_says_so(power, missing):
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"g": np.repeat(np.arange(10), 6).astype(str)})
+    Y = rng.normal(size=(3, 60)) + rng.normal(size=(3, 10))[:, data.g.astype(int)]
+    if missing:
+        Y[0, 3], Y[1, 30] = np.nan, np.nan
+    options = {"missing": "feature" if missing else "raise"}
+    one = fm.MultiLMM.from_formula("~ 1 + (1 | g)", data=data, Y=Y, **options)
+    other = fm.MultiLMM.from_formula("~ 1 + (1 | g)", data=data, Y=Y * 10.0**power, **options)
+    plain = one.fit(parameter_space="psd")
+    if abs(power) > 154:
+        with pytest.warns(fm.ConvergenceWarning, match="3 zero variance|3 non finite"):
+            scaled = other.fit(parameter_space="psd")
+        assert not scaled.converged.any()
+        return
+    scaled = other.fit(parameter_space="psd")
+    ratio = plain.theta["g"] / plain.theta["Residual"]
+    np.testing.assert_allclose(scaled.theta["g"] / scaled.theta["Residual"], ratio, rtol=1e-9)
+    np.testing.assert_allclose(scaled.params, plain.params * 10.0**power, rtol=1e-9)
+
+
+# ---- profiles --------------------------------------------------------------------------------
+
+
+def test_profiles_report_and_stop():
+    rng = np.random.default_rng(3)
+    data = pd.DataFrame({"g": np.repeat(np.arange(8), 6).astype(str), "x": rng.normal(size=48)})
+    Y = rng.normal(size=(2, 48)) + rng.normal(size=(2, 8))[:, data.g.astype(int)]
+    result = model("~ x + (x || g)", data, Y).fit(parameter_space="psd")
+    seen = []
+    full = result.conf_int_theta(
+        method="profile", progress=lambda done, of: seen.append((done, of))
+    )
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert np.isfinite(full).all()
+    with pytest.warns(fm.ConvergenceWarning, match="`max_seconds` have passed"):
+        stopped = result.conf_int_theta(method="profile", max_seconds=1e-9)
+    assert stopped.shape == full.shape
+    np.testing.assert_allclose(
+        result.conf_int_theta(method="profile", max_seconds=1e6), full, rtol=1e-12
+    )
+    with pytest.raises(fm.InputError, match="max_seconds"):
+        result.conf_int_theta(method="profile", max_seconds=0)

@@ -389,7 +389,7 @@ STATS: dict[str, Case] = {
 }
 STATS_APART = {
     *("XX_root", "coef_names", "from_design", "load", "log_weights", "m", "p", "q", "save"),
-    *("structure", "numbered"),
+    *("structure", "numbered", "aliased", "noting"),
 }
 
 PATTERNED: dict[str, Case] = {
@@ -405,11 +405,11 @@ PATTERNED: dict[str, Case] = {
 }
 PATTERNED_APART = {
     *("coef_names", "load", "log_weights", "m", "n", "n_patterns", "p", "q", "save"),
-    *("structure", "numbered"),
+    *("structure", "numbered", "aliased", "noting"),
 }
 
 TESTS: dict[str, Case] = {
-    **of("pvalue", "to_frame", "adjusted"),
+    **of("pvalue", "to_frame", "adjusted", "estimable"),
     "top_table": lambda t, _: [t.top_table("x", sort_by=t.statistic), t.top_table("x", n=3)],
 }
 T_TESTS = {

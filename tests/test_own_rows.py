@@ -120,6 +120,32 @@ def test_dreams_weights():
     assert_allclose(sigma, dream["sigma"], rtol=1e-6)
 
 
+def test_dreams_moderated_table():
+    y = pd.read_csv(WEIGHTS / "varpart_log2cpm.csv.gz", index_col=0)
+    weights = pd.read_csv(WEIGHTS / "varpart_dream_weights.csv.gz", index_col=0)
+    samples = pd.read_csv(WEIGHTS / "varpart_samples.csv", index_col="sample")
+    samples["Disease"] = samples["Disease"].astype(str)
+    dream = pd.read_csv(WEIGHTS / "varpart_dream.csv", index_col="gene")
+    prior = json.loads((WEIGHTS / "varpart_dream.json").read_text())
+    result = fm.MultiLMM.from_formula(
+        "~ Disease", "(1|Individual)", samples, y, weights=weights
+    ).fit(parameter_space="psd")
+    table = result.moderate(df="dream")
+    assert_allclose(table["df"], dream["residual_df_for_moderation"], rtol=1e-5)
+    assert_allclose(table.attrs["df_prior"], prior["df_prior"], rtol=1e-6)
+    assert_allclose(table["sigma2_prior"], prior["s2_prior"], rtol=1e-6)
+    test = result.t_test("Disease[T.1]", moderated=table)
+    # lmer stopped a little short in two genes.
+    assert_allclose(test.tvalue.iloc[:, 0], dream["t"], rtol=1e-5)
+    assert_allclose(test.pvalue.iloc[:, 0], dream["p"], rtol=1e-4)
+    top = test.top_table(n=None)
+    assert_allclose(top["p_adjusted"], dream["adj_p"][top.index], rtol=1e-4)
+    joint = result.f_test("Disease[T.1]", moderated=table)
+    assert_allclose(joint.pvalue.iloc[:, 0], dream["p"], rtol=1e-4)
+    with pytest.raises(InputError, match="Unknown df='dreams'"):
+        result.moderate(df="dreams")
+
+
 def compare(result, tests, reference, tolerance) -> None:
     interior = 0
     for case in reference:

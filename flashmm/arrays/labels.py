@@ -93,12 +93,29 @@ def checked_labels(
     index = pd.Index(names)
     if index.size != size:
         raise InputError(f"There are {index.size} {what} names for {size} {what}s.")
+    absent = np.flatnonzero(_missing(index))
+    if absent.size:
+        raise InputError(
+            f"Missing {what} names: {listing(index[absent], 3)} at position "
+            f"{', '.join(map(str, absent[:3]))} ({absent.size} in all). Name every {what}."
+        )
     if index.dtype.kind not in "iu":  # two labels may differ as objects but not as text
         index = pd.Index([str(name) for name in index], dtype=object)
     if not index.is_unique:
         repeated = index[index.duplicated()].unique()
         raise InputError(f"Duplicate {what} names: {listing(repeated)}. Make them unique.")
     return np.asarray(index)
+
+
+def _missing(index: pd.Index) -> NDArray[np.bool_]:
+    """Which labels are None, NaN, NA or NaT, a part of a label of several levels included."""
+    if isinstance(index, pd.MultiIndex):
+        return np.asarray(index.to_frame().isna().any(axis=1), dtype=bool)
+    missing = np.asarray(index.isna(), dtype=bool)
+    if index.dtype == object and any(isinstance(label, tuple) for label in index):
+        parts = [label if isinstance(label, tuple) else () for label in index]
+        missing |= np.array([bool(pd.Series(part, dtype=object).isna().any()) for part in parts])
+    return missing
 
 
 # ---- features by name ------------------------------------------------------------------------

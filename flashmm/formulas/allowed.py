@@ -17,6 +17,7 @@ __all__ = [
     "NUMPY_NUMBERS",
     "ONLY_BY_NAME",
     "PARAMETERS",
+    "TAKE_TEXT",
 ]
 
 _ONE_ARGUMENT = (
@@ -81,6 +82,8 @@ NUMPY_CALLS: dict[str, tuple[str, ...]] = {
     "round": ("x", "decimals"),
     "around": ("x", "decimals"),
 }
+# Those that may stand beside text.
+TAKE_TEXT = ("equal", "isin", "not_equal", "where")
 NUMPY_NUMBERS = ("pi", "e", "inf", "nan", "euler_gamma")
 # What stateful transforms must have learnt; without it they would learn from the new data.
 LEARNT = {

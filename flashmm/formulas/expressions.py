@@ -31,6 +31,7 @@ from flashmm.formulas.allowed import (
     NUMPY_NUMBERS,
     ONLY_BY_NAME,
     PARAMETERS,
+    TAKE_TEXT,
 )
 
 __all__ = ["Expression", "check_context_name", "read_expression"]
@@ -162,7 +163,9 @@ def read_expression(
             warnings.simplefilter("ignore")
             code = sanitize_variable_names(text, environment, aliases)
             tree = ast.parse(code, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
+    except (
+        *(IndexError, MemoryError, OverflowError, RecursionError, SyntaxError, ValueError),
+    ) as error:
         raise InputError(f"{_short(text)!r} is no expression: {type(error).__name__}.") from None
     _check_size(tree)
     checker = _Checker(columns, context, aliases)
@@ -450,8 +453,12 @@ class _Machine:
         arguments = [self._argument(argument) for argument in node.args]
         options = {str(k.arg): self._argument(k.value) for k in node.keywords}
         if isinstance(function, ast.Attribute):
-            owner = np if _is_numpy(function) else TRANSFORMS["contr"]
-            return getattr(owner, function.attr)(*arguments, **options)
+            if not _is_numpy(function):
+                return getattr(TRANSFORMS["contr"], function.attr)(*arguments, **options)
+            if function.attr not in TAKE_TEXT:
+                for argument in (*arguments, *options.values()):
+                    _refuse_text(argument)
+            return getattr(np, function.attr)(*arguments, **options)
         assert isinstance(function, ast.Name)
         name = self.expression.aliases.get(function.id, function.id)
         if name in self.expression.context:

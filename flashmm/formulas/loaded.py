@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 from formulaic import Formula, ModelSpec, SimpleFormula
 from formulaic.errors import FormulaicError
-from formulaic.materializers import PandasMaterializer
 from formulaic.parser.algos.tokenize import tokenize
 from formulaic.parser.types import Factor, Token
 from interface_meta import override  # what formulaic's own materializers are written with
@@ -21,6 +20,7 @@ from interface_meta import override  # what formulaic's own materializers are wr
 from flashmm.exceptions import InputError, listing
 from flashmm.formulas.columns import evaluating, numbers
 from flashmm.formulas.expressions import Expression, read_expression
+from flashmm.formulas.materializer import Materializer
 
 if TYPE_CHECKING:
     from flashmm.formulas.columns import Columns
@@ -74,8 +74,8 @@ class LoadedFormula:
         return values, matrix.model_spec
 
 
-class _LoadedMaterializer(PandasMaterializer):  # type: ignore[misc]
-    """formulaic's materializer, with another way to compute factors."""
+class _LoadedMaterializer(Materializer):
+    """The materializer, with another way to compute factors."""
 
     REGISTER_NAME = "flashmm-loaded"
     REGISTER_INPUTS = ()
@@ -121,12 +121,15 @@ def read_formula(
     try:
         tokens = list(tokenize(text))
         _check_tokens(tokens, source)
+        for token in tokens:  # formulaic parses these again: they must be sound by then
+            if token.kind is Token.Kind.PYTHON:
+                _expression(token.token, columns, context, source)
         formula = Formula(text)
     except FormulaicError as error:
         raise InputError(f"{source} cannot be read: {str(error).splitlines()[0]}") from None
-    except (RecursionError, SyntaxError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (IndexError, MemoryError, RecursionError, SyntaxError, ValueError) as error:
         raise InputError(f"{source} cannot be read: {type(error).__name__}.") from None
     if not isinstance(formula, SimpleFormula):
         raise InputError(f"{source} cannot be read: it has more than one part.")
@@ -136,11 +139,17 @@ def read_formula(
             if factor.expr not in columns and factor.expr not in context:
                 raise InputError(f"{source} uses {factor.expr!r}, which is no column.")
         elif factor.eval_method is Factor.EvalMethod.PYTHON:
-            try:
-                expressions[factor.expr] = read_expression(factor.expr, columns, context)
-            except InputError as error:
-                raise InputError(f"{source} is refused. {error}") from None
+            expressions[factor.expr] = _expression(factor.expr, columns, context, source)
     return LoadedFormula(formula, expressions, columns, context)
+
+
+def _expression(
+    text: str, columns: frozenset[str], context: frozenset[str], source: str
+) -> Expression:
+    try:
+        return read_expression(text, columns, context)
+    except InputError as error:
+        raise InputError(f"{source} is refused. {error}") from None
 
 
 def _check_tokens(tokens: list[Token], source: str) -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from flashmm.exceptions import InputError
 from flashmm.formulas.build import build_design
+from flashmm.formulas.coding import said_before
 
 if TYPE_CHECKING:
     from flashmm.designs.design import Design
@@ -68,7 +69,8 @@ def covariates_of_columns(
     some = np.random.default_rng(0).uniform(0.5, 1.5, size=n)
     rows = slice(0, min(n, _PROBED))
     for position, name in enumerate(names):
-        other = build_design(fixed, random, data.assign(**{name: some}), context=context).design
+        with said_before():
+            other = build_design(fixed, random, data.assign(**{name: some}), context=context).design
         if other.structure != design.structure or abs(other.Z[:n] - Z).sum() > 0:
             raise InputError(
                 f"{name!r}, a covariate of each feature's own, stands in a random effect; it can "

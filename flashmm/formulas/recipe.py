@@ -154,6 +154,10 @@ class DesignRecipe:
         Samples in each combination, shape (n_combinations,).
     context
         Further names that the formulas use; not written to files.
+    offset
+        The formula whose columns add up to the offset; None without one.
+    offset_mean
+        Mean of the offset over the samples.
     """
 
     columns: Mapping[str, ColumnRecord]
@@ -163,6 +167,22 @@ class DesignRecipe:
     combinations: IntArray
     counts: IntArray
     context: Mapping[str, Any] = field(default_factory=dict)
+    offset: FormulaRecipe | None = None
+    offset_mean: float = 0.0
+
+    @property
+    def grid_columns(self) -> tuple[str, ...]:
+        """Columns that the mean of a sample depends on, those of the offset last."""
+        added = () if self.offset is None else self.offset.columns
+        return tuple(dict.fromkeys((*self.fixed.columns, *added)))
+
+    def offset_rows(self, data: object, context: Mapping[str, Any] | None = None) -> FloatArray:
+        """The offset of new data, shape (c,); zeros without one. Raises as `fixed_rows`."""
+        table = check_data(data)
+        if self.offset is None:
+            return np.zeros(len(table))
+        made = np.asarray(self._evaluate(self.offset, table, "The offset", context))
+        return np.asarray(made.sum(axis=1))
 
     def fixed_rows(self, data: object, context: Mapping[str, Any] | None = None) -> FloatArray:
         """Rows of X for new data, shape (c, p).
@@ -286,6 +306,12 @@ class DesignRecipe:
         """A column of the type it had when the model was built, known levels only."""
         record = self.columns[name]
         values = clean(self._present(name, table, source), name)
+        if (
+            record.kind == "boolean"
+            and isinstance(values.dtype, pd.CategoricalDtype)
+            and pd.api.types.is_bool_dtype(values.cat.categories.dtype)
+        ):
+            values = values.astype(bool)
         if record.kind in ("number", "integer", "boolean"):
             wanted = "b" if record.kind == "boolean" else "iuf"
             if values.dtype.kind not in wanted:
@@ -375,7 +401,7 @@ def with_factors(
     """
     columns = dict(recipe.columns)
     factors = []
-    for name in recipe.fixed.columns:
+    for name in recipe.grid_columns:
         record = columns[name]
         if record.kind in ("boolean", "integer", "number"):
             if record.kind != "boolean" and name not in categorical:

@@ -53,6 +53,8 @@ def recipe_to_text(recipe: DesignRecipe) -> str:
             "factors": list(recipe.factors),
             "combinations": recipe.combinations.tolist(),
             "counts": recipe.counts.tolist(),
+            "offset": None if recipe.offset is None else _formula(recipe.offset),
+            "offset_mean": recipe.offset_mean,
             "context": sorted(_context_names(recipe)),
         }
     )
@@ -103,7 +105,8 @@ def _context_names(recipe: DesignRecipe) -> set[str]:
     own = {"np": np, "contr": TRANSFORMS["contr"]}  # the same ones are always there
     known = {name for name, value in recipe.context.items() if own.get(name) is not value}
     found: set[str] = set()
-    for formula in (recipe.fixed, *(term.effects for term in recipe.terms)):
+    added = [] if recipe.offset is None else [recipe.offset]
+    for formula in (recipe.fixed, *(term.effects for term in recipe.terms), *added):
         if formula.loaded is not None:
             found |= formula.loaded.context
             continue
@@ -170,7 +173,16 @@ def _recipe(values: dict[str, Any]) -> DesignRecipe:
     sizes = [len(columns[name].levels) for name in factors]
     if (combinations < 0).any() or (combinations >= np.array(sizes, dtype=np.intp)).any():
         raise InputError("The saved recipe counts samples at levels that it does not have.")
-    return DesignRecipe(columns, fixed, tuple(terms), factors, combinations, counts)
+    offset, mean = values.get("offset"), values.get("offset_mean", 0.0)
+    if type(mean) is not float or not np.isfinite(mean):
+        raise InputError("The saved recipe holds the mean of an offset that is no number.")
+    return DesignRecipe(
+        *(columns, fixed, tuple(terms), factors, combinations, counts),
+        offset=None
+        if offset is None
+        else _restored_formula(offset, columns, context, "The saved offset"),
+        offset_mean=mean,
+    )
 
 
 def _column(kind: Any, levels: Any, ordered: Any, whole: Any, mean: Any) -> ColumnRecord:

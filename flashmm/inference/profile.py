@@ -9,6 +9,7 @@ finds each feature's own root.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,11 @@ class Estimate:
 
 
 def profile_limits(
-    maximiser: Maximiser, estimate: Estimate, parameter: int, quantile: float
+    maximiser: Maximiser,
+    estimate: Estimate,
+    parameter: int,
+    quantile: float,
+    over: Callable[[], bool] = lambda: False,
 ) -> FloatArray:
     """Lower and upper limits of one parameter, in internal units.
 
@@ -71,6 +76,8 @@ def profile_limits(
         Position in theta.
     quantile
         Twice the fall of the log-likelihood at the limits.
+    over
+        Whether to stop searching; limits that are not found by then are NaN.
 
     Returns
     -------
@@ -85,7 +92,7 @@ def profile_limits(
     outer = side * np.inf
     searched = np.ones(2 * count, dtype=bool)
     zeros = _zeros(maximiser, parameter)
-    if zeros:  # the lower side ends at zero
+    if zeros and not over():  # the lower side ends at zero
         down = np.flatnonzero(side < 0)
         at_zero = maximiser.at(estimate.theta, estimate.features, zeros=zeros)
         reached = 2.0 * (estimate.loglik - at_zero.loglik) <= quantile
@@ -101,6 +108,7 @@ def profile_limits(
         rows[searched],
         side[searched],
         outer[searched],
+        over,
     )
     limits[searched] = found
     return np.stack([limits[:count], limits[count:]], axis=1)
@@ -124,6 +132,7 @@ def _search(
     rows: IntArray,
     side: FloatArray,
     outer: FloatArray,
+    over: Callable[[], bool],
 ) -> FloatArray:
     """Roots between the estimate and ``outer``, one for each of the R rows."""
     goal = np.sqrt(quantile)
@@ -136,7 +145,7 @@ def _search(
     failures = np.zeros(rows.size, dtype=np.int64)
     active = np.flatnonzero(np.isfinite(value))
     for _ in range(_ITERATIONS):
-        if active.size == 0:
+        if active.size == 0 or over():
             break
         start = _moved(theta[active], parameter, value[active], maximiser)
         features = estimate.features[rows[active]]

@@ -33,11 +33,21 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     BoolArray = NDArray[np.bool_]
 
-__all__ = ["ROUNDING", "Basis", "Projection", "parameter_scale", "project", "scale_of_columns"]
+__all__ = [
+    "ROUNDING",
+    "UNDERFLOW",
+    "Basis",
+    "Projection",
+    "parameter_scale",
+    "project",
+    "scale_of_columns",
+]
 
 _RANK_TOLERANCE = 1e-10
 # Sums of squares carry relative rounding errors of this order.
 ROUNDING = 1e-12
+# Variances below this are not normal numbers: digits are lost.
+UNDERFLOW = float(np.finfo(np.float64).tiny)
 _EPS = float(np.finfo(np.float64).eps)
 # Up to this many random effects a dense eigenbasis is cheap.
 DENSE_LIMIT = 3000
@@ -318,7 +328,7 @@ def project(stats: SummaryStats, column_scale: FloatArray | None = None) -> Proj
     yRy = yy - (WXY**2).sum(axis=0)
     rounding = max(ROUNDING, _EPS * white.amplification)
     floor = rounding * yy + (0.1 * ROUNDING) ** 2 * stats.yy
-    zero_variance = ~non_finite & (yRy <= floor)
+    zero_variance = ~non_finite & ((yRy <= floor) | (yRy < UNDERFLOW * (n - p)))
     scale = np.where(zero_variance | non_finite, 1.0, yRy / (n - p))
     ZRy = (ZY / column_scale[:, None] - ZXW @ WXY) / np.sqrt(scale)
     beta_ols = white.W @ WXY + a

@@ -31,8 +31,9 @@ def save_results(fitted: FittedModel, path: str | PathLike[str]) -> None:
     ds.attrs["flashmm_kind"] = "MultiLMMResults"
     if fitted.recipe is not None:
         with contextlib.suppress(InputError):
-            text = np.array([recipe_to_text(fitted.recipe)], dtype=object)
-            ds = ds.assign(recipe=("recipes", text))
+            text = recipe_to_text(fitted.recipe)
+            recipe_from_text(text)  # what loading would refuse is not written
+            ds = ds.assign(recipe=("recipes", np.array([text], dtype=object)))
     save_dataset(ds, path)
 
 

@@ -288,12 +288,22 @@ class FittedModel:
             )
         return self.recipe
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all columns of X, those that were left out because of its rank included."""
+        aliased = self.stats.aliased
+        return self.stats.coef_names if aliased is None else aliased.names
+
     def fixed_rows(self, data: Any, context: Mapping[str, Any] | None) -> FloatArray:
-        """Rows of X for new data, the coefficients of the statistics alone, shape (c, p)."""
+        """Rows of X for new data, over the `columns`."""
         recipe = self.known_recipe()
         rows = recipe.fixed_rows(data, context)
         position = {name: i for i, name in enumerate(recipe.fixed.names)}
-        return rows[:, [position[name] for name in self.stats.coef_names]]
+        return rows[:, [position[name] for name in self.columns]]
+
+    def offset_rows(self, data: Any, context: Mapping[str, Any] | None) -> FloatArray:
+        """The offset of new data, shape (c,); zeros where the formula has none."""
+        return self.known_recipe().offset_rows(data, context)
 
 
 class OfFittedModel:

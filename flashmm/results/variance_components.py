@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,17 +19,26 @@ from flashmm.exceptions import ConvergenceWarning, InputError, check_option, nea
 from flashmm.inference.profile import Estimate, profile_limits
 from flashmm.inference.statistics import check_alpha, resolve_alternative
 from flashmm.inference.variance_tests import wald_limits, z_statistics
+from flashmm.likelihood import Projection, make_likelihood
+from flashmm.progress import progress_bar
 from flashmm.results.variance_tests import maximiser
+from flashmm.solvers import FisherScoring
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.inference.constrained import Maximiser
     from flashmm.results.fitted import FittedModel
+    from flashmm.results.refit import Progress
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
 
 __all__ = ["conf_int_theta", "variance_components"]
+
+# Random effects and features up to which the general likelihood evaluates profiles.
+_LIGHT = 128
+_FEW = 64
 
 
 def variance_components(
@@ -52,6 +65,8 @@ def conf_int_theta(
     method: str = "wald",
     scale: str = "variance",
     params: str | Sequence[str] | None = None,
+    progress: Progress = None,
+    max_seconds: float | None = None,
 ) -> xr.DataArray:
     """Limits of the variances and covariances; see `MultiLMMResults.conf_int_theta`."""
     check_option("method", method, ("wald", "profile"))
@@ -61,7 +76,8 @@ def conf_int_theta(
     if scale == "sd":
         chosen = chosen[fitted.stats.structure.is_variance[chosen]]
     if method == "profile":
-        limits = _profiled(fitted, positions, chosen, alpha)
+        clock = _Clock.of(max_seconds)
+        limits = _profiled(fitted, positions, chosen, alpha, progress, clock)
     else:
         limits = wald_limits(
             fitted.ds["theta"].to_numpy()[np.ix_(positions, chosen)],
@@ -95,15 +111,40 @@ def _param_positions(fitted: FittedModel, params: str | Sequence[str] | None) ->
     return np.array([names.index(name) for name in asked], dtype=np.intp)
 
 
+@dataclass(frozen=True)
+class _Clock:
+    """When a search has to end, by `time.monotonic`; infinity for never."""
+
+    end: float
+
+    @classmethod
+    def of(cls, max_seconds: float | None) -> _Clock:
+        """The clock that runs from now on."""
+        if max_seconds is None:
+            return cls(math.inf)
+        if isinstance(max_seconds, bool) or not isinstance(max_seconds, Real) or max_seconds <= 0:
+            raise InputError(f"`max_seconds` must be a positive number, not {max_seconds!r}.")
+        return cls(time.monotonic() + float(max_seconds))
+
+    def over(self) -> bool:
+        """Whether it is time to end."""
+        return time.monotonic() > self.end
+
+
 def _profiled(
-    fitted: FittedModel, positions: IntArray, params: IntArray, alpha: float
+    fitted: FittedModel,
+    positions: IntArray,
+    params: IntArray,
+    alpha: float,
+    progress: Progress,
+    clock: _Clock,
 ) -> FloatArray:
     """Profile limits in the units of Y, shape (B, c, 2); NaN without a regular fit."""
     limits = np.full((positions.size, params.size, 2), np.nan)
     known = np.flatnonzero(fitted.on_request.known[positions] & fitted.converged[positions])
     at = positions[known]
     unit = fitted.projection.units(at)
-    at_held = maximiser(fitted)
+    at_held = _profile_maximiser(fitted, at.size)
     estimate = Estimate(
         fitted.on_request.theta[at],
         fitted.ds["se_theta"].to_numpy()[at] / unit,
@@ -111,15 +152,41 @@ def _profiled(
         at,
     )
     quantile = float(chi2.isf(alpha, 1))
-    for j, i in enumerate(params):
-        found = profile_limits(at_held, estimate, int(i), quantile)
+    bar = progress_bar(
+        list(enumerate(params)), params.size, show=progress is True, unit="param", desc="profiles"
+    )
+    for j, i in bar:
+        found = profile_limits(at_held, estimate, int(i), quantile, clock.over)
         limits[known, j] = found * unit[:, i, None]
+        if callable(progress):
+            progress(j + 1, params.size)
     lost = int(np.isnan(limits[known]).any(axis=(1, 2)).sum())
     if lost:
+        why = (
+            "`max_seconds` have passed."
+            if clock.over()
+            else "their likelihood has no regular maximum with the parameter held."
+        )
         warnings.warn(
-            f"For {lost} of {known.size} features a profile limit was not found and is NaN: "
-            "their likelihood has no regular maximum with the parameter held.",
+            f"For {lost} of {known.size} features a profile limit was not found and is NaN: {why}",
             ConvergenceWarning,
             stacklevel=4,
         )
     return limits
+
+
+def _profile_maximiser(fitted: FittedModel, count: int) -> Maximiser:
+    """What maximises with a parameter held: as exactly as limits need, by a light engine.
+
+    A log-likelihood is off by half the square of the distance from its maximum in standard errors.
+    An evaluation of few features costs its many small steps, of which the general likelihood
+    has fewest.
+    """
+    held = maximiser(fitted)
+    solver = FisherScoring(epsilon=max(fitted.options.epsilon, 3e-4), newton_within=10.0)
+    held = replace(held, solver=solver)
+    host = fitted.projection
+    if isinstance(host, Projection) and host.structure.q <= _LIGHT and count <= _FEW:
+        general = make_likelihood(host, fitted.options.method, "general")
+        held = replace(held, likelihood=general)
+    return held

@@ -131,6 +131,7 @@ def power(
     hits: FloatArray | None = None
     fits = np.zeros(count)
     labels: Sequence[str] = ()
+    estimable = np.ones(1, dtype=bool)
     for fit in replicate_fits(Sampler(stats), thetas, betas, n_sim, streams, options, progress):
         results = MultiLMMResults(fit.ds, fit.stats, options, fit.projection)
         test = results.t_test(contrast, alternative=alternative, df=df)
@@ -138,12 +139,13 @@ def power(
         below = (test.ds["p"].to_numpy() < alpha) & good[:, None]
         if hits is None:
             labels = list(test.ds["contrast"].to_numpy())
+            estimable = test.ds["estimable"].to_numpy()
             hits = np.zeros((count, len(labels)))
         hits[fit.rows] += below.reshape(fit.rows.size, -1, len(labels)).sum(axis=1)
         fits[fit.rows] += good.reshape(fit.rows.size, -1).sum(axis=1)
     assert hits is not None
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.where(fits[:, None] > 0, hits / fits[:, None], np.nan)
+        share = np.where((fits[:, None] > 0) & estimable, hits / fits[:, None], np.nan)
         se = np.sqrt(share * (1.0 - share) / fits[:, None])
     return xr.Dataset(
         {

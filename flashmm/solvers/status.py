@@ -47,7 +47,9 @@ MEANINGS: dict[Status, str] = {
         "no step raises the likelihood further, yet the score is not small (or lost in rounding)"
     ),
     Status.NO_MAXIMUM: "the likelihood grows without bound towards the edge of its domain",
-    Status.ZERO_VARIANCE: "X explains the feature exactly (a constant, for instance)",
+    Status.ZERO_VARIANCE: (
+        "X explains the feature exactly (a constant, for instance), or squares of it underflow"
+    ),
     Status.PERFECT_FIT: "X and Z together explain the feature exactly",
     Status.NON_FINITE: "the feature's sums are not finite",
     Status.NOT_ESTIMABLE: "the samples that the feature has cannot carry the model",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,15 @@ import numpy as np
 import pandas as pd
 
 from flashmm.designs.per_sample import per_sample
-from flashmm.exceptions import InputError, MissingSamplesWarning, check_option
+from flashmm.exceptions import InputError, MissingSamplesWarning, check_option, warn
 from flashmm.formulas.build import build_design
+from flashmm.formulas.coding import said_before
 from flashmm.formulas.own_covariates import covariates_of_columns, with_ones
 from flashmm.sources.beside import Beside
 from flashmm.sources.scans import missing_samples, normalised
 from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows_sums import OwnTables, sum_by_pattern, sum_own_rows
+from flashmm.stats.rank import of_full_rank
 from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from flashmm.sources import Source
     from flashmm.stats.own_rows import PatternedStats
 
-__all__ = ["Handling", "Summed", "is_own", "sum_formulas"]
+__all__ = ["RANKS", "Handling", "Summed", "is_own", "sum_formulas"]
+
+# What to do about columns of X that depend on others.
+RANKS = ("raise", "drop")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Handling:
     n_jobs: int | None = None
     progress: bool = False
     context: Mapping[str, Any] | None = field(default=None, repr=False)
+    rank: Any = "raise"
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ def sum_formulas(
     """
     missing, context = handling.missing, handling.context
     check_option("missing", missing, ("raise", "drop", "feature"))
+    check_option("rank", handling.rank, RANKS)
     names = tuple(handling.covariates or {})
     labels = getattr(data, "index", None)
     if names:
@@ -118,12 +124,12 @@ def sum_formulas(
     if dropped.any():
         source, beside = source.restricted(~dropped), beside.restricted(~dropped)
         data = pd.DataFrame(data).loc[~dropped]
-        build = build_design(fixed, random, data, context=context, missing="raise")
-        warnings.warn(
+        with said_before():
+            build = build_design(fixed, random, data, context=context, missing="raise")
+        warn(
             f"{int(dropped.sum())} of {dropped.size} samples have a missing value and were "
             "dropped for all features.",
             MissingSamplesWarning,
-            stacklevel=3,
         )
     if _is_total(factors):
         if missing == "feature":
@@ -148,6 +154,8 @@ def sum_formulas(
     else:
         sum_up: Any = sum_by_pattern if missing == "feature" else SummaryStats.from_design
         stats = sum_up(source, design, weights=beside.weights, workers=handling.n_jobs, **options)
+    if handling.rank == "drop":
+        stats = of_full_rank(stats)
     return Summed(stats, design, int(dropped.sum()))
 
 

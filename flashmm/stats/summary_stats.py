@@ -72,6 +72,9 @@ class SummaryStats(Sums):
     XX_root
         R of the QR decomposition of X, shape (p, p), where X'X alone would keep too few digits
         (`flashmm.stats.root`); None where it does not need one, or X was not at hand.
+    aliased
+        Columns of X that were left out because they depend on these (``rank="drop"`` of
+        `MultiLMM`); None without any.
     numbered
         Whether the features are called by the numbers of their rows in a Y without names; None
         for those without ``feature_names``.

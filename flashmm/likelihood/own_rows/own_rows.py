@@ -341,7 +341,10 @@ class OwnRowsLikelihood:
         result = np.zeros(self.m, dtype=bool)
         for here in self._passes(self.m):
             pieces = self.pieces(np.arange(here.start, here.stop))
-            values, vectors = np.linalg.eigh(pieces.d)
+            if self.layout.s == 1:
+                values, vectors = pieces.d[..., 0], np.ones((1, 1, 1, 1))
+            else:
+                values, vectors = np.linalg.eigh(pieces.d)
             held = values > _RANK_TOLERANCE * np.maximum(
                 values.max(axis=(1, 2), keepdims=True), 1.0
             )

@@ -28,6 +28,7 @@ from flashmm.likelihood.own_rows.stacked_designs import (
 )
 from flashmm.likelihood.projection import (
     ROUNDING,
+    UNDERFLOW,
     Projection,
     parameter_scale,
     project,
@@ -247,7 +248,7 @@ def _stack(stats: PatternedStats, features: IntArray, total: PatternedProjection
     amplification = values[:, -1] / values[:, 0]
     floor = np.maximum(ROUNDING, _EPS * amplification) * yy
     floor += (0.1 * ROUNDING) ** 2 * np.where(finite, stats.sums.yy[features], 0.0)
-    constant = finite & (yRy <= floor)
+    constant = finite & ((yRy <= floor) | (yRy < UNDERFLOW * designs.n))
     total.zero_variance[features[constant]] = True
     df = designs.n - p
     scale = np.where(constant | ~finite, 1.0, yRy / df)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import ArrayLike
 
+    from flashmm.results.refit import Progress
+
 __all__ = ["RandomEffectMethods"]
 
 
@@ -201,6 +203,8 @@ class RandomEffectMethods(OfFittedModel):
         scale: Literal["variance", "sd"] = "variance",
         params: str | Sequence[str] | None = None,
         features: Any = None,
+        progress: Progress = None,
+        max_seconds: float | None = None,
     ) -> xr.DataArray:
         """Confidence limits of the variances and covariances.
 
@@ -220,6 +224,13 @@ class RandomEffectMethods(OfFittedModel):
             Names of variance parameters; all by default.
         features
             Names, a mask or a slice; all by default.
+        progress
+            Of profiles: True for a bar that counts parameters (on a terminal), or a function of
+            the numbers of parameters done and in all.
+        max_seconds
+            Of profiles: limits that are not found after so many seconds are NaN, and counted in
+            the warning. No limit by default; correlated blocks of four effects take seconds a
+            feature.
 
         Returns
         -------
@@ -230,7 +241,7 @@ class RandomEffectMethods(OfFittedModel):
         Raises
         ------
         InputError
-            If an option or a parameter is unknown.
+            If an option or a parameter is unknown, or ``max_seconds`` is not positive.
 
         Warns
         -----
@@ -253,6 +264,8 @@ class RandomEffectMethods(OfFittedModel):
             method=method,
             scale=scale,
             params=params,
+            progress=progress,
+            max_seconds=max_seconds,
         )
 
     def blup(

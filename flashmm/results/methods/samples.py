@@ -71,7 +71,8 @@ class SampleMethods(OfFittedModel):
         features
             Names, a mask or a slice; all by default.
         X, Z
-            Matrices (c, p) and (c, q) in place of ``newdata``, for models built from matrices.
+            Matrices (c, p) and (c, q) in place of ``newdata``, for models built from matrices. X
+            may hold the columns too that ``rank="drop"`` left out.
         context
             Names that the formulas use besides columns; needed again after loading a file.
 
@@ -81,6 +82,9 @@ class SampleMethods(OfFittedModel):
             Dims feature, sample. With ``se`` or ``interval`` a Dataset: prediction, se, and
             lower, upper and df where an interval is asked for. ``se`` is the standard error of
             prediction that the interval is built on: of the mean, or of a new observation.
+            The offset is part of a prediction. Where columns of X were left out
+            (``rank="drop"``), samples that the fit says nothing about are NaN, and the
+            coordinate ``estimable`` says which.
 
         Raises
         ------
