@@ -176,7 +176,7 @@ def _tables(
     handling: Handling,
 ) -> _Beside:
     weights = handling.weights
-    if is_own(weights):
+    if is_own(weights, source):
         weights = table_for(weights, "weights", source, labels)
     else:
         weights = per_sample(weights, data, "weights")
@@ -184,12 +184,14 @@ def _tables(
     return _Beside(weights, tuple(table_for(v, name, source, labels) for name, v in covariates))
 
 
-def is_own(weights: Any) -> bool:
-    """Whether weights are those of each observation, (m, n)."""
+def is_own(weights: Any, source: Source) -> bool:
+    """Whether weights are those of each observation, (m, n), not one column of all samples'."""
     if weights is None or isinstance(weights, str):
         return False
     ndim = getattr(weights, "ndim", None)
-    return bool((np.ndim(weights) if ndim is None else ndim) == 2)
+    table = (np.ndim(weights) if ndim is None else ndim) == 2
+    one_column = getattr(weights, "shape", None) == (source.n, 1) and min(source.n, source.m) > 1
+    return bool(table and not one_column)
 
 
 def _is_total(size_factors: Any) -> bool:
