@@ -178,7 +178,9 @@ class MultiLMM(ModelData):
             epsilon in every component and every combination of them.
         parameter_space
             ``"unconstrained"``: variances may be negative, as in FLASHMM; ``"psd"``: D is
-            positive semi-definite, as in lme4 and statsmodels.
+            positive semi-definite, as in lme4 and statsmodels. Tests of fixed effects want
+            ``"psd"``, with few groups together with ``t_test(..., df="integrated")``; tests of
+            the variances themselves the unconstrained space.
         memory
             Bytes that the arrays of the batches of features that are fitted at once may take.
         n_jobs
