@@ -189,6 +189,30 @@ def test_weights_are_rows_times_their_root(kind, method, space):
         same_fit(result, name, alone, dfs)
 
 
+def test_kenward_roger_is_that_of_rows_times_their_root():
+    """Also in the first gene of the reference, where pbkrtest, which ignores weights, has 1,441."""
+    y = pd.read_csv(WEIGHTS / "varpart_log2cpm.csv.gz", index_col=0)
+    weights = pd.read_csv(WEIGHTS / "varpart_dream_weights.csv.gz", index_col=0)
+    samples = pd.read_csv(WEIGHTS / "varpart_samples.csv", index_col="sample")
+    samples["Disease"] = samples["Disease"].astype(str)
+    test = (
+        fm.MultiLMM.from_formula("~ Disease", "(1|Individual)", samples, y, weights=weights)
+        .fit(parameter_space="psd")
+        .t_test("Disease[T.1]", df="kenward-roger")
+    )
+    assert abs(float(test.df.iloc[0, 0]) - 10.0) < 0.05
+    for gene in y.index[:3]:
+        root = np.sqrt(weights.loc[gene].to_numpy())[:, None]
+        X = np.column_stack([np.ones(24), samples["Disease"] == "1"]) * root
+        Z = pd.get_dummies(samples["Individual"]).to_numpy(float) * root
+        alone = fm.MultiLMM.from_arrays(y.loc[gene].to_numpy() * root[:, 0], X, Z).fit(
+            parameter_space="psd"
+        )
+        theirs = alone.t_test("x2", df="kenward-roger")
+        assert_allclose(test.df.loc[gene], theirs.df.iloc[0], rtol=1e-5)
+        assert_allclose(test.pvalue.loc[gene], theirs.pvalue.iloc[0], rtol=1e-5)
+
+
 def test_predictions_and_everything_else():
     frame, Y, weights = data()
     options = {"method": "ML", "parameter_space": "psd"}

@@ -190,4 +190,5 @@ def _landscape(projection: AnyProjection, options: FitOptions, start: Starts) ->
         return None
     host = projection.in_numpy
     grid = ratio_grid(host, options.method)
-    return None if grid is None else Landscape(grid, host.u, host.rss, ~start.given)
+    variances = np.flatnonzero(projection.structure.is_variance[:-1])
+    return None if grid is None else Landscape(grid, host.u, host.rss, ~start.given, variances)

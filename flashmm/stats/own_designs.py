@@ -348,14 +348,15 @@ def _add_some(
         [(signed * noise).sum(axis=1) for noise in products.noise.T], axis=1
     )
     factors = {u: own.factor(u, values) for u in own.groups}
-    seen = there.astype(np.float64)
+    seen, turned = there.astype(np.float64), np.ascontiguousarray(weights.T)
     for u, columns in own.groups.items():
         factor = factors[u]
         mine = seen if factor is None else seen * factor
         into.X_sums[np.ix_(slots, columns)] += mine @ products.X[:, columns]
         weighted = weights if factor is None else weights * factor
         into.WX_sums[np.ix_(slots, columns)] += weighted @ products.X[:, columns]
-        ZX = (products.ZX[u] @ np.ascontiguousarray(weighted.T)).T.reshape(f, q, columns.size)
+        by_sample = turned if factor is None else np.ascontiguousarray(weighted.T)
+        ZX = (products.ZX[u] @ by_sample).T.reshape(f, q, columns.size)
         into.ZX[np.ix_(slots, np.arange(q), columns)] += ZX
     for (u, v), outer in products.XX.items():
         weighted = weights
@@ -366,4 +367,4 @@ def _add_some(
         into.XX[np.ix_(slots, left, right)] += XX
         if u != v:
             into.XX[np.ix_(slots, right, left)] += np.swapaxes(XX, 1, 2)
-    into.ZZ[slots] += (products.ZZ @ np.ascontiguousarray(weights.T)).T
+    into.ZZ[slots] += (products.ZZ @ turned).T
