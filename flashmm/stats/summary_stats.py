@@ -14,7 +14,7 @@ import numpy as np
 
 from flashmm.arrays.labels import axis_labels, feature_positions
 from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design
-from flashmm.designs.from_arrays import as_matrix, design_and_source, matched_columns
+from flashmm.designs.from_arrays import as_matrix, design_and_source, matched_columns, weights_of
 from flashmm.exceptions import InputError
 from flashmm.sources import Source, Transform
 from flashmm.stats.algebra import added, subtracted
@@ -145,10 +145,10 @@ class SummaryStats(Sums):
         InputError
             If the shapes or labels do not match, or a value is missing or infinite.
         """
-        design, source, precision = design_and_source(
-            Y, X, Z, components, coef_names, transform, feature_names, weights
+        design, source, samples = design_and_source(
+            Y, X, Z, components, coef_names, transform, feature_names
         )
-        return cls.from_design(source, design, weights=precision)
+        return cls.from_design(source, design, weights=weights_of(weights, design, samples))
 
     @classmethod
     def from_blocks(
@@ -325,11 +325,10 @@ class SummaryStats(Sums):
         X, Z = as_matrix(X), as_matrix(Z)
         names = self.coef_names if axis_labels(X, 1) is None else None
         Z, components = _columns_like(Z, self.structure)
-        design, source, precision = design_and_source(
-            Y, X, Z, components, names, transform, None, weights
-        )
+        design, source, samples = design_and_source(Y, X, Z, components, names, transform, None)
         if source.numbered and source.m == self.m:
             source = source.renamed(self.feature_names)
+        precision = weights_of(weights, design, samples)
         block = SummaryStats.from_design(source, design, weights=precision)
         return self + block
 
