@@ -7,9 +7,11 @@ from flashmm.counts.voom import Voom, voom
 from flashmm.exceptions import (
     ConvergenceWarning,
     FlashMMError,
+    FormulaWarning,
     InputError,
     MissingSamplesWarning,
     PrecisionWarning,
+    RankWarning,
 )
 from flashmm.inference.contrasts import contrast_matrix
 from flashmm.inference.multiplicity import adjust_pvalues
@@ -38,12 +40,14 @@ __all__ = [
     "FTestResults",
     "FeatureResults",
     "FlashMMError",
+    "FormulaWarning",
     "InputError",
     "MissingSamplesWarning",
     "MultiLMM",
     "MultiLMMResults",
     "PatternedStats",
     "PrecisionWarning",
+    "RankWarning",
     "RatioPrior",
     "Status",
     "SummaryStats",

@@ -2,50 +2,34 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
 import pandas as pd
 
-from flashmm.designs.from_arrays import as_structure, design_and_source
-from flashmm.designs.per_sample import per_sample
-from flashmm.exceptions import InputError, MissingSamplesWarning, listing, nearest
-from flashmm.formulas.build import build_design
+from flashmm.designs.from_arrays import as_structure, design_and_source, row_labels
+from flashmm.exceptions import InputError, check_option, listing, nearest
 from flashmm.sources import Source, Transform, make_source
-from flashmm.sources.anndata_kinds import open_anndata
+from flashmm.sources.anndata_kinds import is_anndata, open_anndata
+from flashmm.sources.beside import Beside, beside, beside_of
 from flashmm.sources.make import source_of
 from flashmm.sources.pieces import Labelled
-from flashmm.sources.scans import missing_samples, normalised
+from flashmm.stats.from_formulas import RANKS, Handling, Summed, is_own, sum_formulas
+from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows import PatternedStats
-from flashmm.stats.own_rows_sums import sum_by_pattern
+from flashmm.stats.own_rows_sums import OwnTables, sum_by_pattern, sum_own_rows
+from flashmm.stats.rank import of_full_rank
 from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from flashmm.designs.design import Design
     from flashmm.formulas.recipe import DesignRecipe
 
 __all__ = ["ModelData"]
-
-MISSING = ["raise", "drop", "feature"]
-
-
-@dataclass(frozen=True)
-class _Handling:
-    """What is done to Y on the way, as the constructors take it."""
-
-    missing: Any = "raise"
-    features: Any = None
-    min_count: float | None = None
-    min_fraction: float | None = None
-    size_factors: Any = None
-    target_sum: float | None = None
-    weights: Any = None
-    n_jobs: int | None = None
-    progress: bool = False
-    context: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 class ModelData:
@@ -96,6 +80,7 @@ class ModelData:
         feature_names: Sequence[object] | None = None,
         missing: Literal["raise", "drop", "feature"] = "raise",
         context: Mapping[str, Any] | None = None,
+        rank: Literal["raise", "drop"] = "raise",
         rows: Literal["features", "samples"] = "features",
         features: Any = None,
         min_count: float | None = None,
@@ -103,6 +88,7 @@ class ModelData:
         size_factors: Any = None,
         target_sum: float | None = None,
         weights: Any = None,
+        feature_covariates: Mapping[str, Any] | None = None,
         n_jobs: int | None = None,
         progress: bool = False,
     ) -> Self:
@@ -112,7 +98,8 @@ class ModelData:
         ----------
         fixed
             One-sided formula of the fixed effects, ``"~ age + group"``; it may hold the
-            random effects too, ``"~ age + (1 | donor)"``.
+            random effects too, ``"~ age + (1 | donor)"``, and offsets, ``offset(log(depth))``,
+            terms whose coefficient is one.
         random
             Random effects: a formula whose columns are one component with independent
             effects (``"~ 0 + sam"``), lme4 bars (``"(1 + x | g) + (1 | h)"``), a list of
@@ -139,10 +126,16 @@ class ModelData:
         context
             Names that the formulas may use besides the columns of ``data``. The caller's
             variables are not seen.
+        rank
+            Columns of X that depend on others, as an empty cell of ``a * b`` makes: ``"raise"``
+            refuses them when the model is fitted; ``"drop"`` leaves them out, the earlier columns
+            staying, with one warning that names them. Terms keep their tests, and contrasts,
+            marginal means and predictions that the samples do not determine are NaN.
         rows
             What the rows of an array, frame or block are: ``"features"`` or ``"samples"``.
         features
-            Features to use: names, positions or a boolean mask; None for all.
+            Features to use: names, a boolean mask (by label where it has labels) or a slice of
+            positions; None for all.
         min_count
             Leave out features whose values, before anything is done to them, sum to less.
         min_fraction
@@ -155,7 +148,13 @@ class ModelData:
             which takes a first pass over Y.
         weights
             Precision of each sample, shape (n,) or the name of a column of ``data``:
-            ``e_j ~ N(0, sigma2_j diag(1 / weights))``.
+            ``e_j ~ N(0, sigma2_j diag(1 / weights))``; or of each observation, features x samples,
+            shape (m, n), of the kinds that Y may be of, matched to Y by both labels and read
+            beside it. There 0 leaves an observation out.
+        feature_covariates
+            Covariates of each feature's own, ``{name: values}``, values of shape (m, n), of the
+            kinds that Y may be of and matched likewise. ``fixed`` may use their names, alone and
+            in interactions. Where one is NaN, ``missing="feature"`` leaves the observation out.
         n_jobs
             Threads that sum blocks of sparse Y, or a dask array; None for one per processor. A
             dask array is summed by the workers of a cluster if a ``distributed.Client`` is active.
@@ -182,24 +181,29 @@ class ModelData:
         """
         if data is None or Y is None:
             raise InputError("from_formula needs `data` (one row per sample) and `Y`.")
-        handling = _Handling(
+        handling = Handling(
             missing=missing,
             features=features,
             min_count=min_count,
             min_fraction=min_fraction,
             size_factors=size_factors,
             target_sum=target_sum,
-            weights=weights,
+            weights=_layer_of(Y, weights),
+            covariates=feature_covariates,
             n_jobs=n_jobs,
             progress=progress,
             context=context,
+            rank=rank,
         )
+
+        def table(values: Any, name: str, source: Source, samples: pd.Index | None) -> Beside:
+            return beside(values, name, source, samples, rows)
 
         def source(samples: pd.Index | None, n: int) -> Source:
             made = make_source(Y, transform=transform, samples=samples, n=n, rows=rows)
             return made if feature_names is None else made.renamed(feature_names)
 
-        return cls._from_source(fixed, random, data, source, handling)
+        return cls._of(sum_formulas(fixed, random, data, source, table, handling))
 
     @classmethod
     def from_anndata(
@@ -213,11 +217,13 @@ class ModelData:
         transform: Transform = None,
         missing: Literal["raise", "drop", "feature"] = "raise",
         context: Mapping[str, Any] | None = None,
+        rank: Literal["raise", "drop"] = "raise",
         min_count: float | None = None,
         min_fraction: float | None = None,
         size_factors: Any = None,
         target_sum: float | None = None,
         weights: Any = None,
+        feature_covariates: Mapping[str, Any] | None = None,
         n_jobs: int | None = None,
         progress: bool = False,
     ) -> Self:
@@ -235,10 +241,12 @@ class ModelData:
             Name of the layer to use; None for X.
         mask_var
             Genes to use: the name of a boolean column of ``var``, or a mask of its length.
-        transform, missing, context, min_count, min_fraction, size_factors, target_sum
+        transform, missing, context, rank, min_count, min_fraction, size_factors, target_sum
             See `from_formula`; columns of ``data`` are those of ``obs``.
-        weights, n_jobs, progress
-            See `from_formula`.
+        weights
+            See `from_formula`; or the name of a layer, unless ``obs`` has such a column.
+        feature_covariates, n_jobs, progress
+            See `from_formula`; covariates may be named layers.
 
         Returns
         -------
@@ -260,7 +268,7 @@ class ModelData:
 p=5, q=6>
         """
         opened = open_anndata(adata, layer)
-        handling = _Handling(
+        handling = Handling(
             missing=missing,
             features=opened.mask(mask_var),
             min_count=min_count,
@@ -268,79 +276,36 @@ p=5, q=6>
             size_factors=size_factors,
             target_sum=target_sum,
             weights=weights,
+            covariates=feature_covariates,
             n_jobs=n_jobs,
             progress=progress,
             context=context,
+            rank=rank,
         )
         read = Labelled(opened.reader, opened.var.index)  # cells go by position
+        if isinstance(weights, str) and weights not in opened.obs.columns:
+            handling = replace(handling, weights=_Layer(weights))
+
+        def table(values: Any, name: str, source: Source, samples: pd.Index | None) -> Beside:
+            if isinstance(values, (str, _Layer)):
+                chosen = values if isinstance(values, str) else values.name
+                here = open_anndata(adata, chosen)
+                return beside_of(Labelled(here.reader, here.var.index), name, source, samples)
+            return beside(values, name, source, samples)
 
         def source(samples: pd.Index | None, n: int) -> Source:
             return source_of(read, transform, samples, n)
 
-        return cls._from_source(fixed, random, opened.obs, source, handling)
+        return cls._of(sum_formulas(fixed, random, opened.obs, source, table, handling))
 
     @classmethod
-    def _from_source(
-        cls, fixed: Any, random: Any, data: Any, source_for: Any, handling: _Handling
-    ) -> Self:
-        """Build the design, drop what is missing, and sum."""
-        missing = handling.missing
-        if missing not in MISSING:
-            raise InputError(f"Unknown missing={missing!r}. {nearest(str(missing), MISSING)}")
-        context = handling.context
-        in_data: Any = "raise" if missing == "raise" else "drop"
-        build = build_design(fixed, random, data, context=context, missing=in_data)
-        source: Source = source_for(getattr(data, "index", None), len(build.dropped))
-        if handling.features is not None:
-            source = source.taking(handling.features)
-        weights = per_sample(handling.weights, data, "weights")
-        factors = handling.size_factors
-        if handling.target_sum is not None and not _is_total(factors):
-            raise InputError("`target_sum` goes with size_factors='total'.")
-        if factors is not None and not _is_total(factors):
-            source = replace(source, size_factors=per_sample(factors, data, "size_factors"))
-        dropped = build.dropped
-        if missing != "raise":
-            if missing == "drop":
-                dropped = dropped | missing_samples(source)
-            if dropped.all():
-                raise InputError(
-                    f"All {dropped.size} samples have a missing value: nothing is left to fit."
-                )
-            if dropped.any():
-                source = source.restricted(~dropped)
-                weights = None if weights is None else weights[~dropped]
-                frame = pd.DataFrame(data).loc[~dropped]
-                build = build_design(fixed, random, frame, context=context, missing="raise")
-                warnings.warn(
-                    f"{int(dropped.sum())} of {dropped.size} samples have a missing value and "
-                    "were dropped for all features.",
-                    MissingSamplesWarning,
-                    stacklevel=3,
-                )
-        if _is_total(factors):
-            if missing == "feature":
-                raise InputError(
-                    "size_factors='total' needs samples without missing values. Pass the factors "
-                    "as an array."
-                )
-            source = normalised(source, handling.target_sum)
-        design = build.design
-        sum_up = sum_by_pattern if missing == "feature" else SummaryStats.from_design
-        stats = sum_up(
-            source,
-            design,
-            weights=weights,
-            min_count=handling.min_count,
-            min_fraction=handling.min_fraction,
-            workers=handling.n_jobs,
-            progress=handling.progress,
-        )
+    def _of(cls, summed: Summed) -> Self:
+        design = summed.design
         return cls(
-            stats,
+            summed.stats,
             fixed=design.fixed,
             random=design.random,
-            n_dropped=int(dropped.sum()),
+            n_dropped=summed.n_dropped,
             recipe=design.recipe,
         )
 
@@ -355,8 +320,10 @@ p=5, q=6>
         transform: Transform = None,
         feature_names: Sequence[object] | None = None,
         coef_names: Sequence[str] | None = None,
-        weights: ArrayLike | None = None,
+        weights: Any = None,
+        feature_covariates: Mapping[str, Any] | None = None,
         missing: Literal["raise", "feature"] = "raise",
+        rank: Literal["raise", "drop"] = "raise",
     ) -> Self:
         """Build a model from matrices, as FLASHMM's lmmfit(Y, X, Z, d).
 
@@ -376,9 +343,15 @@ p=5, q=6>
         feature_names, coef_names
             Labels that override those of Y and X.
         weights
-            Precision of each sample, shape (n,); None for ones.
+            Precision of each sample, shape (n,), or of each observation, shape (m, n), as in
+            `from_formula`, matched by label where it has labels; None for ones.
+        feature_covariates
+            Covariates of each feature's own, ``{name: values}``, shape (m, n): each is a further
+            fixed effect, after those of X.
         missing
             ``"feature"`` fits each feature over the samples in which it is not NaN.
+        rank
+            As in `from_formula`.
 
         Returns
         -------
@@ -401,11 +374,30 @@ p=5, q=6>
         if missing not in ("raise", "feature"):
             options = ["raise", "feature"]
             raise InputError(f"Unknown missing={missing!r}. {nearest(str(missing), options)}")
+        check_option("rank", rank, RANKS)
+        own = is_own(weights)
+        precision: Any
         design, source, precision = design_and_source(
-            Y, X, Z, components, coef_names, transform, feature_names, weights
+            *(Y, X, Z, components, coef_names, transform, feature_names),
+            None if own else weights,
         )
+        if own or feature_covariates:
+            labels = row_labels(X, Z)
+            if own:
+                precision = beside(weights, "weights", source, labels)
+            tables = OwnTables(
+                precision,
+                tuple(
+                    beside(values, name, source, labels)
+                    for name, values in (feature_covariates or {}).items()
+                ),
+                OwnColumns.none(len(design.coef_names)),
+            )
+            design, tables = _with_own_columns(design, tables, tuple(feature_covariates or {}))
+            own_sums = sum_own_rows(source, design, tables, missing=missing == "feature")
+            return cls(_ranked(own_sums, rank))
         sum_up: Any = sum_by_pattern if missing == "feature" else SummaryStats.from_design
-        return cls(sum_up(source, design, weights=precision))
+        return cls(_ranked(sum_up(source, design, weights=precision), rank))
 
     @classmethod
     def from_summary_stats(
@@ -415,6 +407,7 @@ p=5, q=6>
         components: Any = None,
         feature_names: Sequence[object] | None = None,
         coef_names: Sequence[str] | None = None,
+        rank: Literal["raise", "drop"] = "raise",
     ) -> Self:
         """Build a model from summary statistics, as FLASHMM's lmm(XX, XY, ZX, ZY, ZZ, ...).
 
@@ -427,6 +420,8 @@ p=5, q=6>
             keep those of ``stats``.
         feature_names, coef_names
             Labels that override those of ``stats``.
+        rank
+            As in `from_formula`.
 
         Returns
         -------
@@ -449,8 +444,9 @@ p=5, q=6>
         >>> bool(fm.MultiLMM.from_summary_stats(stats).fit().converged.all())
         True
         """
+        check_option("rank", rank, RANKS)
         if isinstance(stats, PatternedStats) and components is feature_names is coef_names is None:
-            return cls(stats)
+            return cls(_ranked(stats, rank))
         if isinstance(stats, Mapping):
             stats = _stats_from_mapping(stats)
         if not isinstance(stats, SummaryStats):
@@ -459,19 +455,48 @@ p=5, q=6>
                 f"it is {type(stats).__name__}."
             )
         structure = stats.structure if components is None else as_structure(components, stats.q)
-        return cls(
-            replace(
-                stats,
-                feature_names=stats.feature_names if feature_names is None else feature_names,
-                coef_names=stats.coef_names if coef_names is None else coef_names,
-                structure=structure,
-                numbered=stats.numbered and feature_names is None,
-            )
+        if coef_names is not None and stats.aliased is not None:
+            stats = stats.noting(stats.aliased.renamed(coef_names))
+        named = replace(
+            stats,
+            feature_names=stats.feature_names if feature_names is None else feature_names,
+            coef_names=stats.coef_names if coef_names is None else coef_names,
+            structure=structure,
+            numbered=stats.numbered and feature_names is None,
         )
+        return cls(_ranked(named, rank))
 
 
-def _is_total(size_factors: Any) -> bool:
-    return isinstance(size_factors, str) and size_factors == "total"
+def _ranked(stats: SummaryStats | PatternedStats, rank: str) -> SummaryStats | PatternedStats:
+    return of_full_rank(stats) if rank == "drop" else stats
+
+
+def _with_own_columns(
+    design: Design, tables: OwnTables, names: tuple[str, ...]
+) -> tuple[Design, OwnTables]:
+    """A design with a further column for each covariate of the features' own."""
+    X = np.hstack([np.asarray(design.X[: design.n]), np.ones((design.n, len(names)))])
+    of = tables.own.of + tuple((i,) for i in range(len(names)))
+    repeated = set(names) & set(design.coef_names)
+    if repeated:
+        raise InputError(f"X and `feature_covariates` both have {listing(sorted(repeated))}.")
+    design = replace(design, X=X, coef_names=(*design.coef_names, *names))
+    return design, replace(tables, own=OwnColumns(names, of))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer of an AnnData, by name."""
+
+    name: str
+    ndim = 2
+
+
+def _layer_of(Y: Any, weights: Any) -> Any:
+    """Weights that are named as a layer of Y, an AnnData in memory, as Y with that layer."""
+    if isinstance(weights, str) and is_anndata(Y) and weights in Y.layers:
+        return Y.to_df(layer=weights).T
+    return weights
 
 
 def _stats_from_mapping(values: Mapping[str, Any]) -> SummaryStats:

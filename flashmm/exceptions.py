@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable, Sequence
 
-__all__ = ["ConvergenceWarning", "FlashMMError", "InputError", "MissingSamplesWarning"]
+__all__ = [
+    "ConvergenceWarning",
+    "FlashMMError",
+    "FormulaWarning",
+    "InputError",
+    "MissingSamplesWarning",
+    "RankWarning",
+]
 
 
 class FlashMMError(Exception):
@@ -24,8 +33,24 @@ class MissingSamplesWarning(UserWarning):
     """Samples with missing values were dropped, as ``missing="drop"`` asked."""
 
 
+class FormulaWarning(UserWarning):
+    """A formula means something that users of R may not expect."""
+
+
+class RankWarning(UserWarning):
+    """Columns of X that depend on others were dropped, as ``rank="drop"`` asked."""
+
+
 class PrecisionWarning(UserWarning):
     """The statistics of a design keep fewer digits than an analysis may need."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn about the line outside of flashmm that called it, however deep this is."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] == "flashmm":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def listing(names: Iterable[object], limit: int = 5) -> str:

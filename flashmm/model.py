@@ -86,7 +86,7 @@ class MultiLMM(ModelData):
         random
             Random terms, or variances: ``"Subject[Days]"`` for the effect Days of Subject.
         features
-            Names, positions or a mask.
+            Names, a mask or a slice.
 
         Returns
         -------
@@ -179,7 +179,9 @@ class MultiLMM(ModelData):
             epsilon in every component and every combination of them.
         parameter_space
             ``"unconstrained"``: variances may be negative, as in FLASHMM; ``"psd"``: D is
-            positive semi-definite, as in lme4 and statsmodels.
+            positive semi-definite, as in lme4 and statsmodels. Tests of fixed effects want
+            ``"psd"``, with few groups together with ``t_test(..., df="integrated")``; tests of
+            the variances themselves the unconstrained space.
         memory
             Bytes that the arrays of the batches of features that are fitted at once may take.
         n_jobs

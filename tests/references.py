@@ -267,3 +267,18 @@ def kang() -> Kang:
 def kang_fit() -> FlashmmFit:
     """FLASHMM's REML fit of `kang`; not a reference where it did not converge."""
     return _flashmm(REFERENCE / "kang" / "flashmm_reml.csv.gz")
+
+
+def formulas() -> dict[str, Any]:
+    """Fits of lme4 by case: names, beta, se, llf, variances, anova, and marginal means."""
+    return cast(dict[str, Any], json.loads((REFERENCE / "formulas" / "formulas.json").read_text()))
+
+
+def orthodont() -> pd.DataFrame:
+    """Distances of 27 children at four ages; ``female`` is boolean."""
+    return pd.read_csv(REFERENCE / "formulas" / "orthodont.csv", dtype={"female": bool})
+
+
+def empty_cell() -> pd.DataFrame:
+    """y by a, b, x and id, with no sample at a = r, b = l."""
+    return pd.read_csv(REFERENCE / "formulas" / "empty_cell.csv")

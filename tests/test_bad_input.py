@@ -145,7 +145,8 @@ def test_values_of_y():
 def test_rank_names_the_column_and_what_it_combines_from():
     with refused(
         "`fixed` has rank 8 but 9 columns: 'batch[T.B]' is a linear combination of 'donor[T.d4]', "
-        "'donor[T.d5]', 'donor[T.d6]', 'donor[T.d7]'. Drop columns or change the formula."
+        "'donor[T.d5]', 'donor[T.d6]', 'donor[T.d7]'. Change the formula, or build the model with "
+        'rank="drop": such columns are then left out,'
     ):
         fit("~ donor + batch", "(1 | trt)")
     with refused("`fixed` has rank 2 but 3 columns: 'months' is a linear combination of 'age'."):

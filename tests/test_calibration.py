@@ -17,15 +17,15 @@ from flashmm.formulas.build import build_design
 FOLDER = Path(__file__).parents[1] / "docs" / "calibration"
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("calibration_run", FOLDER / "run.py")
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"calibration_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-run = load()
+run = load("run")
 
 
 @pytest.mark.parametrize("components", [1, 2])
@@ -103,3 +103,81 @@ def test_satterthwaite_and_kenward_roger_hold_their_level_from_25_subjects_on(ra
     residual = null["method"] == "residual"
     few = residual & (null["effect"] == "between") & (null["subjects"] == 25)
     assert (excess[few & (null["level"] < 0.05)] > 4).all()
+
+
+# ---- few subjects ------------------------------------------------------------------------------
+
+
+few = load("few_subjects")
+
+
+@pytest.mark.parametrize("components", [1, 2])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_few_subjects_study_draws_such_samples(components, balanced):
+    setting = few.Setting(6, balanced, components, 0.3, few.KINDS[components][0][1])
+    table = few.samples(setting)
+    assert table["subject"].nunique() == 6
+    sizes = table.groupby("subject").size()
+    assert sizes.nunique() == 1 if balanced else sizes.max() == 8 * sizes.min()
+    statistics = few.simulate(setting, 30, np.random.default_rng(1), affected=3)
+    design = build_design("~ group + condition", few.RANDOM[components], table).design
+    assert_allclose(statistics.XX, design.X.T @ design.X)
+    assert_allclose(statistics.ZZ.toarray(), (design.Z.T @ design.Z).toarray())
+    assert statistics.n == len(table)
+
+
+def test_limma_on_means_is_a_moderated_t_test_of_means():
+    """Against the means, and the differences, of the samples themselves."""
+    setting = few.Setting(8, True, 2, 0.3, "spread")
+    table = few.samples(setting)
+    rng = np.random.default_rng(3)
+    Y = (
+        rng.normal(size=(400, len(table)))
+        + rng.normal(size=(400, 8))[:, table["subject"].str[1:].astype(int)]
+    )
+    design = build_design("~ group + condition", few.RANDOM[2], table).design
+    statistics = fm.SummaryStats.from_arrays(
+        Y, design.X, design.Z.toarray(), components=design.structure
+    )
+    found = few.limma_on_means(setting, statistics)
+    means = pd.DataFrame(Y.T).groupby(table["subject"].to_numpy()).mean()
+    X = np.column_stack([np.ones(8), np.arange(8) % 2])
+    assert_allclose(found["between"], few._moderated_t(means.to_numpy(), X, 1))
+    on = pd.DataFrame(Y.T)[table["condition"].to_numpy() > 0]
+    off = pd.DataFrame(Y.T)[table["condition"].to_numpy() < 0]
+    difference = [
+        part.groupby(table["subject"].to_numpy()[part.index]).mean() for part in (on, off)
+    ]
+    expected = few._moderated_t((difference[0] - difference[1]).to_numpy(), np.ones((8, 1)), 0)
+    assert_allclose(found["within"], expected)
+
+
+@pytest.fixture(scope="module")
+def few_rates():
+    return pd.read_csv(FOLDER / "few-subjects.csv")
+
+
+def test_integrated_tests_hold_every_level_in_every_design(few_rates):
+    """Rate over nominal within 1 -/+ (0.15 + 3 Monte Carlo errors), 4 subjects included."""
+    null = few_rates[few_rates["method"] == "integrated"]
+    keys = ["subjects", "design", "components", "ratio", "kind", "effect"]
+    assert not null.duplicated(keys).any()
+    assert len(null) == 2 * len(few.settings())
+    assert (null["tested"] == null["features"]).all()
+    for level in few.LEVELS:
+        over = null[f"rejected {level:g}"] / null["features"] / level
+        error = np.sqrt((1 - level) / (level * null["features"]))
+        assert ((over - 1).abs() <= 0.15 + 3 * error).all(), null[(over - 1).abs() > 0.15 + error]
+
+
+def test_integrated_tests_have_the_power(few_rates):
+    """Of limma on means but for 0.011 at worst; and of Satterthwaite where that is calibrated."""
+    keys = ["subjects", "design", "components", "ratio", "kind", "effect"]
+    power = few_rates.pivot_table(index=keys, columns="method", values="power")
+    beside = power.dropna(subset=["limma on means"])
+    assert (beside["integrated"] >= beside["limma on means"] - 0.0111).all()
+    gain = beside["integrated"] - beside["limma on means"]
+    assert (gain < 0).sum() <= 3
+    assert gain.groupby("subjects").max().loc[4] > 0.2
+    many = power[power.index.get_level_values("subjects") == 25]
+    assert (many["integrated"] >= 0.97 * many["satterthwaite"]).all()

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from test_imports import FLOORS
 
 import flashmm as fm
 from flashmm.likelihood import ENGINES
@@ -71,7 +72,9 @@ def test_readme_python_runs(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda p: p.name
+    "page",
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))],
+    ids=lambda p: p.name,
 )
 def test_local_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
@@ -150,3 +153,16 @@ def test_the_model_page_describes_every_engine():
 def test_citation_has_the_version_of_the_package():
     citation = (ROOT / "CITATION.cff").read_text("utf-8")
     assert re.search(r"^version: (.*)$", citation, re.MULTILINE)[1] == PYPROJECT["version"]
+
+
+def test_contributing_names_what_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    for path in re.findall(r"`((?:flashmm|tests|docs|\.ci)/[\w./]+)`", text):
+        assert (ROOT / path).exists(), path
+    flow = text.split("<!-- the flow -->")[1].split("<!-- the flow ends -->")[0]
+    picture, order = flow.rsplit("```", 1)
+    places = [order.index(f"`{name}`") for floor in FLOORS[:-1] for name in floor]
+    assert places == sorted(places), "the order is that of tests/test_imports.py"
+    rooms = {path.parent.name for path in (ROOT / "flashmm").glob("*/__init__.py")}
+    missing = [room for room in rooms if f"{room}/" not in picture]
+    assert not missing, missing

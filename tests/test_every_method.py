@@ -26,7 +26,9 @@ CALLS = {
     "df_resid": None, "ds": None, "llf": None, "method": None, "n_iter": None, "nobs": None,
     "options": None, "params": None, "pvalues": None, "random_effects": None, "recipe": None,
     "score": None, "stats": None, "status": None, "theta": None, "tvalues": None,
-    "fitted": None,
+    "fitted": None, "ratio_prior": None,
+    "learn_ratio_prior": [{}],
+    "posterior_variances": [{}],
     "blup": [{}, {"se": "conditional"}, {"se": "prediction"}],
     "conf_int": [{}, {"df": "residual"}],
     "conf_int_theta": [{}, {"method": "profile", "params": "Residual"}],
@@ -36,7 +38,10 @@ CALLS = {
     "variance_fractions": [{}, {"by": "coef"}],
     "variance_components": [{}],
     "variance_test": [{}],
-    "t_test": [{}, {"df": "residual"}, {"moderated": True}, {"alternative": "greater"}],
+    "t_test": [
+        {}, {"df": "residual"}, {"moderated": True}, {"alternative": "greater"},
+        {"df": "integrated"},
+    ],
     "f_test": [{}, {"df": "residual"}],
     "wald_test": [{}, {"use_f": True}],
     "anova": [{}],
@@ -48,9 +53,8 @@ CALLS = {
 }  # fmt: skip
 # Called by themselves below, or not of a fit's features.
 ELSEWHERE = {
-    "bootstrap", "bootstrap_test", "compare_lr_test", "draw", "fittedvalues", "learn_ratio_prior",
-    "load", "of_pattern", "posterior_variances", "predict", "ratio_prior", "resid", "save", "sel",
-    "to_anndata",
+    "bootstrap", "bootstrap_test", "compare_lr_test", "draw", "fittedvalues", "load", "of_pattern",
+    "predict", "resid", "save", "sel", "to_anndata",
 }  # fmt: skip
 
 

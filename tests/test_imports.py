@@ -38,7 +38,7 @@ EDGE = {
     "pandas": {
         *("formulas", "sources", "results", "constructors", "simulate", "counts"),
         *("arrays.numeric", "arrays.labels", "designs.from_arrays", "designs.per_sample"),
-        *("stats.algebra", "stats.checks", "stats.selection"),
+        *("stats.algebra", "stats.checks", "stats.selection", "stats.from_formulas"),
         *("solvers.start", "inference.contrasts"),
     },
     "formulaic": {"formulas"},

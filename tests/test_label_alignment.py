@@ -7,6 +7,7 @@ an InputError names what does not match.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from test_feature_names import EVERY
 
 import flashmm as fm
 from flashmm.exceptions import InputError
@@ -258,6 +260,40 @@ def updated(**changed: Any) -> Any:
     return first.update(options.pop("Y"), options.pop("X"), options.pop("Z"), **options)
 
 
+def written(tests: Any, names: list[str] | None = None) -> pd.DataFrame:
+    """What is written of tests into an AnnData, by gene."""
+    anndata = pytest.importorskip("anndata")
+    var = pd.DataFrame(index=FEATURES if names is None else names)
+    adata = anndata.AnnData(np.zeros((2, M)), var=var)
+    fitted().to_anndata(adata, tests=tests)
+    table = np.hstack([adata.varm["flashmm_params"], adata.varm["flashmm_tests_p"]])
+    return pd.DataFrame(table, index=adata.var_names)
+
+
+def voomed(counts: Any, **options: Any) -> pd.DataFrame:
+    made = fm.voom(counts, "~ x", data=parts().data, **options)
+    return pd.concat([made.log2cpm, made.weights], keys="ab")
+
+
+def reversed_fit() -> Any:
+    """The same models, the features in another order."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fm.ConvergenceWarning)
+        return from_formula(Y=shuffled(parts().Y)).fit("ML", parameter_space="psd", n_jobs=1)
+
+
+def compared(large: Any) -> pd.DataFrame:
+    small = from_formula().drop(fixed="x").fit("ML", parameter_space="psd", n_jobs=1)
+    return large().compare_lr_test(small)
+
+
+def turned(stats: Any) -> Any:
+    """The same sums with everything in another order."""
+    levels = shuffled(parts().Z, 1)
+    other = fm.SummaryStats.from_arrays(parts().Y, shuffled(parts().X, 1), levels)
+    return other.take(FEATURES[::-1])
+
+
 def numbered(value: Any) -> Any:
     """The same with 0, 1, 2, ... for labels of the first axis."""
     return value.set_axis(np.arange(len(value)), axis=0)
@@ -273,7 +309,7 @@ CASES: dict[str, tuple[Callable[[Any], Any], Any, Any]] = {}
 
 def case(name: str, call: Callable[[Any], Any], value: Any, *others: Any) -> None:
     for i, other in enumerate(others):
-        CASES[f"{name}{i or ''}"] = (call, value, other)
+        CASES[f"{name} {i}" if i else name] = (call, value, other)
 
 
 MAKERS = {"formula": from_formula, "arrays": from_arrays, "stats": stats_from_arrays}
@@ -586,6 +622,51 @@ case(
     shuffled(array(P.Y.loc["gene2"], "sample")),
 )
 case(
+    "trend of the prior",
+    lambda t: (
+        many().learn_ratio_prior(trend=t).of_features(many().ds.feature, covariate()).variance
+    ),
+    covariate(),
+    shuffled(covariate()),
+    shuffled(array(covariate(), "feature")),
+)
+case(
+    "a statistic's values",
+    lambda turn: fitted().bootstrap(3, statistic=lambda r: turn(r.theta), rng=1).ds,
+    lambda table: table,
+    shuffled,
+    lambda table: xr.DataArray(shuffled(table), dims=("feature", "param")),
+    lambda table: table.sort_values("g"),
+)
+case(
+    "tests in another order",
+    lambda order: written(fitted().t_test("x", features=order)),
+    FEATURES,
+    FEATURES[::-1],
+)
+case(
+    "genes of adata",
+    lambda names: written(fitted().t_test("x"), names),
+    FEATURES,
+    FEATURES[::-1],
+)
+case("counts of voom", voomed, P.Y.round(), shuffled(P.Y.round(), 1))
+case(
+    "factors of voom",
+    lambda f: voomed(P.Y.round(), norm_factors=f, lib_size=P.Y.round().sum()),
+    P.factors,
+    shuffled(P.factors),
+    shuffled(array(P.factors, "sample")),
+)
+case(
+    "totals of voom",
+    lambda f: voomed(P.Y.round(), lib_size=f),
+    P.Y.round().sum() * 1.5,
+    shuffled(P.Y.round().sum() * 1.5),
+)
+case("nested models", compared, fitted, reversed_fit)
+case("added", lambda turn: stats_from_arrays() + turn(stats_from_arrays()), lambda s: s, turned)
+case(
     "power",
     lambda theta: fm.power(
         from_formula(), theta=theta, beta={"x": 0.4}, contrast="x", n_sim=20, rng=1
@@ -617,17 +698,23 @@ def marginal() -> Any:
 
 
 CASES = {name: found for name, found in CASES.items() if found[2] is not found[1]}
-ROWS = tuple(
-    f"{what} {part}"
-    for what in ("arrays", "stats", "update", "predict", "resid")
-    for part in ("X", "Z")
-)
 # Labels that nothing answers to, or that contradict each other, are refused.
 REFUSED = {
     "weights beside nothing labelled",
     "weights of numbers beside arrays",
-    "weights of numbers beside arrays1",
+    "weights of numbers beside arrays 1",
+    # rows of X and Z in two orders; their columns are aligned
+    *(
+        f"{what} {part}{how}"
+        for what in ("arrays", "stats", "update", "predict", "resid")
+        for part in ("X", "Z")
+        for how in ("", " 2")
+        if not (what == "resid" and how)
+    ),
+    *(f"{make} X beside arrays" for make in ("arrays", "stats", "update")),
+    "tests in another order",
     *(f"{make} X, Z unlabelled" for make in ("arrays", "stats", "update")),
+    *(f"{make} Z, X unlabelled" for make in ("arrays", "stats", "update")),
 }
 
 
@@ -643,16 +730,14 @@ def test_another_order_changes_nothing(name):
 
 
 def may_be_refused(name: str) -> bool:
-    """Where an InputError will do as well: sums, blocks and matrices in two orders."""
-    return name in REFUSED or name.startswith(
-        ("sums", "blocks, features", "blocks by position, features", *ROWS)
-    )
+    """Where an InputError will do as well: sums, blocks and rows of matrices in two orders."""
+    return name in REFUSED or name.startswith(("sums", "blocks, features", "blocks by position, f"))
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_labels_that_nothing_answers_to_are_refused(name):
     call, _, other = CASES[name]
-    with pytest.raises(InputError, match="label"):
+    with pytest.raises(InputError, match=r"label|order"):
         call(other)
 
 
@@ -724,3 +809,39 @@ def test_levels_are_named_by_the_columns_of_z():
     """The sizes of components do not take the names from the columns they cut."""
     stats = stats_from_arrays(components={"a": 3, "b": 5})
     assert stats.structure.terms[1].levels == tuple(LEVELS[3:])
+
+
+# ---- nothing is left out ---------------------------------------------------------------------
+
+# Parameters of public functions whose values may carry labels: each is in the cases above.
+LABELLED = {
+    *("X", "Y", "Z", "adata", "at", "beta", "blocks", "coef_names", "column_means", "components"),
+    *("contrast", "counts", "data", "feature_names", "features", "lib_size", "mask_var"),
+    *("moderated", "newdata", "norm_factors", "other", "size_factors", "statistic", "stats"),
+    *("tests", "theta", "theta0", "trend", "weights"),
+}
+# Names, options, numbers, files, random numbers; and what the package made itself.
+UNLABELLED = {
+    *("adjust", "adjust_library_size", "adjust_over", "allow_new_levels", "alpha", "alternative"),
+    *("ax", "axis", "block_bytes", "by", "client", "component", "context", "contrasts", "copy"),
+    *("covariate", "design", "device", "df", "direction", "ds", "engine", "epsilon", "feature"),
+    *("fixed", "interval", "key_added", "layer", "level", "max_beta", "max_iter", "memory"),
+    *("method", "min_beta", "min_count", "min_fraction", "missing", "n", "n_cells", "n_clusters"),
+    *("n_de_genes", "n_genes", "n_jobs", "n_samples", "n_sim", "n_treatments", "names", "null"),
+    *("options", "over", "parameter_space", "params", "path", "pattern", "positions", "prior"),
+    *("progress", "pvalues", "q", "random", "reference", "rng", "robust", "rows", "scale", "se"),
+    *("samples_nested", "self", "solver", "sort_by", "source", "span", "specs", "style"),
+    *("target_sum", "transform", "treatment", "type", "use_f", "var_random_effects", "workers"),
+    # The simulators align these themselves; see test_simulate.
+    *("metadata", "n_de_genes_by_cluster", "p_de_genes_by_cluster"),
+}
+
+
+def test_every_parameter_that_may_carry_labels_is_known():
+    functions = [fm.voom, fm.power, fm.contrast_matrix, fm.adjust_pvalues, fm.simulate.rnaseq]
+    for owner in (*EVERY, fm.RatioPrior, fm.Voom):
+        members = (getattr(owner, name) for name in dir(owner) if not name.startswith("_"))
+        functions += [member for member in members if callable(member)]
+    found = {name for function in functions for name in inspect.signature(function).parameters}
+    assert found == {*LABELLED, *UNLABELLED} & found
+    assert found >= LABELLED

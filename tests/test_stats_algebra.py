@@ -99,9 +99,14 @@ def test_a_site_that_lacks_a_level_of_a_factor_says_what_to_do():
     odd = np.arange(N) % 2 == 1
     data["batch"] = np.where((data["site"] == "north") & odd, "x", "y")
     formula = "~ batch + (1 | donor)"
-    message = r"only on the left: 'batch\[T.y\]'; only on the right: none. .* levels=\['a', 'b'\]"
+    message = r"'batch' has one level .*\('y'\).*C\(batch, levels=\['a', 'b'\]\)"
     with pytest.raises(InputError, match=message):
         sum(by_site(data, Y, formula).values())
+    three = np.where(odd, "x", np.where(np.arange(N) % 4 == 0, "y", "z"))
+    data["three"] = np.where((data["site"] != "north") & (three == "y"), "z", three)
+    message = r"only on the left: 'three\[T.y\]'; only on the right: none. .* levels=\['a', 'b'\]"
+    with pytest.raises(InputError, match=message):
+        sum(by_site(data, Y, "~ three + (1 | donor)").values())
     named = "~ C(batch, levels=['x', 'y']) + (1 | donor)"
     assert_same(sum(by_site(data, Y, named).values()), statistics(data, Y, named))
     assert_same_fit(sum(by_site(data, Y, named).values()), statistics(data, Y, named), 1e-7)

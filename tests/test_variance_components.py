@@ -360,7 +360,7 @@ def test_unknown_means_are_asked_for():
     assert shares["component"].values.tolist() == ["x1", "x2", "Z1", "Residual"]
 
 
-def test_weighted_samples_have_tests_but_no_shares():
+def test_weighted_samples():
     rng = np.random.default_rng(1)
     data = pd.DataFrame({"g": np.repeat(np.arange(10), 5).astype(str), "x": rng.normal(size=50)})
     Y, weights = rng.normal(size=(3, 50)), rng.uniform(0.5, 2.0, 50)
@@ -376,9 +376,22 @@ def test_weighted_samples_have_tests_but_no_shares():
         loglik = -0.5 * (48 * (np.log(2 * np.pi * rss / 48) + 1) - np.log(weights).sum())
         loglik -= 0.5 * np.linalg.slogdet(X.T @ X)[1]
         assert test["loglik_null"][j, 0].item() == pytest.approx(loglik, abs=1e-8)
-    for ask in (result.icc, result.variance_fractions):
-        with pytest.raises(InputError, match="weighted samples"):
-            ask()
+    # Shares weight the samples: the residual's part is sigma2 over the mean weight.
+    sigma2, between = result.theta["Residual"], result.theta["g"]
+    residual = sigma2 / weights.mean()
+    assert_allclose(result.icc()["estimate"][:, 0], between / (between + residual), rtol=1e-12)
+    slope = result.params["x"] ** 2 * np.cov(data["x"], aweights=weights, ddof=0)
+    parts = np.stack([slope, between, residual], axis=1)
+    fractions = result.variance_fractions()
+    assert_allclose(fractions["estimate"], parts / parts.sum(axis=1, keepdims=True), rtol=1e-9)
+    own = fm.MultiLMM.from_formula(
+        "~ x + (1 | g)", None, data, Y, weights=weights * np.array([[1.0], [2.0], [5.0]])
+    ).fit()
+    assert_allclose(own.variance_fractions()["estimate"], fractions["estimate"], rtol=1e-6)
+    assert_allclose(own.variance_fractions()["se"], fractions["se"], rtol=1e-6)
+    bare = fm.MultiLMM.from_formula("~ 0 + x", "~ 0 + g", data, Y, weights=weights)
+    with pytest.raises(InputError, match="sum of the weights"):
+        bare.fit().icc()
 
 
 # ---- what is refused ---------------------------------------------------------------------

@@ -27,6 +27,7 @@ __all__ = [
     "checked_labels",
     "counts_up",
     "feature_positions",
+    "find_labels",
     "in_order",
     "is_default",
     "label_positions",
@@ -92,12 +93,29 @@ def checked_labels(
     index = pd.Index(names)
     if index.size != size:
         raise InputError(f"There are {index.size} {what} names for {size} {what}s.")
+    absent = np.flatnonzero(_missing(index))
+    if absent.size:
+        raise InputError(
+            f"Missing {what} names: {listing(index[absent], 3)} at position "
+            f"{', '.join(map(str, absent[:3]))} ({absent.size} in all). Name every {what}."
+        )
     if index.dtype.kind not in "iu":  # two labels may differ as objects but not as text
         index = pd.Index([str(name) for name in index], dtype=object)
     if not index.is_unique:
         repeated = index[index.duplicated()].unique()
         raise InputError(f"Duplicate {what} names: {listing(repeated)}. Make them unique.")
     return np.asarray(index)
+
+
+def _missing(index: pd.Index) -> NDArray[np.bool_]:
+    """Which labels are None, NaN, NA or NaT, a part of a label of several levels included."""
+    if isinstance(index, pd.MultiIndex):
+        return np.asarray(index.to_frame().isna().any(axis=1), dtype=bool)
+    missing = np.asarray(index.isna(), dtype=bool)
+    if index.dtype == object and any(isinstance(label, tuple) for label in index):
+        parts = [label if isinstance(label, tuple) else () for label in index]
+        missing |= np.array([bool(pd.Series(part, dtype=object).isna().any()) for part in parts])
+    return missing
 
 
 # ---- features by name ------------------------------------------------------------------------
@@ -143,7 +161,7 @@ def feature_positions(names: NDArray[Any], features: Any) -> IntArray:
     if names.dtype.kind in "iu" and asked.dtype.kind in "iu":
         found = pd.Index(names).get_indexer(pd.Index(asked))
     else:
-        found = _by_text(names, asked)
+        found = find_labels(names, asked)
     unknown = found < 0
     if not unknown.any():
         return np.asarray(found, dtype=np.intp)
@@ -195,21 +213,16 @@ def _as_names(features: Any) -> NDArray[Any]:
         raise InputError(
             f"Features must be named in one dimension, not in an array of shape {features.shape}."
         )
-    array = np.empty(0, dtype=object)
     items = list(np.asarray(features)) if hasattr(features, "dtype") else list(features)
-    if items and all(isinstance(x, (int, np.integer)) and not _is_bool(x) for x in items):
+    if items and all(_is_whole(item) for item in items):
         return np.array([int(item) for item in items])
     array = np.empty(len(items), dtype=object)
     array[:] = items
     return array
 
 
-def _is_bool(value: object) -> bool:
-    return isinstance(value, (bool, np.bool_))
-
-
 def _is_whole(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not _is_bool(value)
+    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))
 
 
 def _text(label: object) -> str:
@@ -217,17 +230,6 @@ def _text(label: object) -> str:
     if isinstance(label, (float, np.floating)) and float(label).is_integer():
         return str(int(label))
     return str(label)
-
-
-def _by_text(names: NDArray[Any], asked: NDArray[Any]) -> IntArray:
-    """Positions of labels by their text; -1 for one that is not there."""
-    known = pd.Index([str(name) for name in names], dtype=object)
-    found = known.get_indexer(pd.Index([str(name) for name in asked], dtype=object))
-    absent = found < 0
-    if absent.any():
-        again = pd.Index([_text(name) for name in asked[absent]], dtype=object)
-        found[absent] = known.get_indexer(again)
-    return np.asarray(found, dtype=np.intp)
 
 
 def _reads_as_number(name: object) -> bool:
@@ -255,6 +257,20 @@ def _unknown_features(names: NDArray[Any], unknown: Sequence[Any] | NDArray[Any]
 
 
 # ---- values by label -------------------------------------------------------------------------
+
+
+def find_labels(labels: Any, wanted: Any) -> IntArray:
+    """Where labels stand among others, by their text; -1 for one that is not there.
+
+    A whole number that a missing neighbour made a float is found as a whole number too.
+    """
+    known = pd.Index([str(label) for label in labels], dtype=object)
+    found = np.asarray(known.get_indexer(pd.Index([str(x) for x in wanted], dtype=object)))
+    absent = np.flatnonzero(found < 0)
+    if absent.size:
+        again = [_text(label) for label in np.asarray(wanted, dtype=object)[absent]]
+        found[absent] = known.get_indexer(pd.Index(again, dtype=object))
+    return found.astype(np.intp)
 
 
 def label_positions(

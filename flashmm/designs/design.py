@@ -260,6 +260,9 @@ class Design:
     recipe
         How X and Z are made of new data, see `flashmm.formulas.recipe`; None when built from
         arrays.
+    offset
+        Known part of the mean of every feature, shape (n,), which is taken off Y before anything
+        is summed; None for zero.
     """
 
     X: FloatArray | CompactMatrix
@@ -269,6 +272,7 @@ class Design:
     fixed: str = ""
     random: str = ""
     recipe: Any = None
+    offset: FloatArray | None = None
 
     @property
     def n(self) -> int:

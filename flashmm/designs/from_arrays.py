@@ -55,7 +55,7 @@ def design_from_arrays(
     _check_same_rows(X, Z)
     columns = axis_labels(X, 1)
     if coef_names is None:
-        coef_names = None if columns is None else [str(name) for name in columns]
+        coef_names = None if columns is None else list(columns)
     elif columns is not None:
         coef_names = in_order(coef_names, columns, "`coef_names`", of="columns of X", by_text=True)
     components = named_levels(components, axis_labels(Z, 1))
@@ -79,7 +79,8 @@ def as_structure(components: Any, q: int) -> CovarianceStructure:
         components = [q]
     sizes_by_name = by_name(components)
     if sizes_by_name is not None:
-        names, given = [str(name) for name in sizes_by_name], list(sizes_by_name.values())
+        labels = checked_labels(list(sizes_by_name), len(sizes_by_name), "component")
+        names, given = [str(name) for name in labels], list(sizes_by_name.values())
     else:
         given = list(np.atleast_1d(np.asarray(components)))
         names = [f"Z{i + 1}" for i in range(len(given))]

@@ -19,6 +19,8 @@ from formulaic import Formula, SimpleFormula
 from flashmm.designs.compact import CompactMatrix, LayeredMatrix, LayerStack, compacted, many, steps
 from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design, RandomTerm
 from flashmm.exceptions import InputError, listing, nearest
+from flashmm.formulas.calls import without_offsets
+from flashmm.formulas.coding import check_coding, coded_column, reduced_factors
 from flashmm.formulas.columns import (
     Columns,
     Names,
@@ -41,7 +43,7 @@ from flashmm.formulas.recipe import (
     record_column,
     with_factors,
 )
-from flashmm.formulas.rows import formula_rows
+from flashmm.formulas.rows import FormulaRows, formula_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,7 +92,7 @@ def build_design(
     ----------
     fixed
         One-sided formula of the fixed effects, e.g. ``"~ 0 + log(libsize) + cls"``. It may hold
-        the random effects as bars: ``"~ age + (1 | donor)"``.
+        the random effects as bars, ``"~ age + (1 | donor)"``, and ``offset(x)``.
     random
         Random effects: bars (``"(1 + x | g) + (1 | h)"``), a FLASHMM formula whose columns are
         independent with one variance (``"~ 0 + sam"``), a list of these, or a dict whose keys
@@ -137,13 +139,15 @@ def build_design(
             "`random`, such as '~ 0 + donor'."
         )
     fixed_text = f"~ {text or '1'}"
+    in_fixed = f"`fixed` = {fixed_text!r}"
+    plain, offsets = without_offsets(plain, in_fixed)
     if len(plain) == 0:
-        raise InputError(
-            f"`fixed` = {fixed_text!r} has no fixed effects. Write '~ 1' for an intercept."
-        )
+        raise InputError(f"{in_fixed} has no fixed effects. Write '~ 1' for an intercept.")
 
     names = Names(table, dict(context or {}))
-    names.add_formula(plain, f"`fixed` = {fixed_text!r}")
+    names.add_formula(plain, in_fixed)
+    if offsets is not None:
+        names.add_formula(offsets, in_fixed)
     for term in terms:
         source = f"Random term {term.text!r}"
         if isinstance(term, BarTerm):
@@ -164,23 +168,29 @@ def build_design(
     refuse_infinite(kept, labels)
 
     columns = Columns(kept, names.context, labels)
-    X = formula_rows(columns, plain, f"`fixed` = {fixed_text!r}", "numpy")
+    X = formula_rows(columns, plain, in_fixed, "numpy")
+    check_coding(X.spec, kept, in_fixed)
     coef_names = tuple(str(name) for name in X.spec.column_names)
     repeated = [name for name, count in Counter(coef_names).items() if count > 1]
     if repeated:
         raise InputError(
-            f"`fixed` = {fixed_text!r} gives several columns the same name: {listing(repeated)}. "
+            f"{in_fixed} gives several columns the same name: {listing(repeated)}. "
             "Rename the columns of data behind them."
         )
     if not coef_names:
-        raise InputError(f"`fixed` = {fixed_text!r} gives no columns. Write '~ 1'.")
+        raise InputError(f"{in_fixed} gives no columns. Write '~ 1'.")
 
     built = [
         _bar_columns(term, columns) if isinstance(term, BarTerm) else _plain_columns(term, columns)
         for term in terms
     ]
     structure = CovarianceStructure(_name_terms(terms, [block.term for block in built]))
-    recipe = _recipe(kept, names.context, (plain, X.spec), built, structure)
+    offset, noted = None, None
+    if offsets is not None:
+        held = _offset(columns, offsets, in_fixed)
+        offset = held.rows(slice(None)).sum(axis=1)
+        noted = offsets, held.spec, float(offset.mean())
+    recipe = _recipe(kept, names.context, (plain, X.spec), built, structure, noted)
     design = Design(
         X=_fixed_matrix(X.rows, len(kept)),
         Z=_random_matrix([block.rows for block in built], len(kept), structure.q),
@@ -189,6 +199,7 @@ def build_design(
         fixed=fixed_text,
         random=_random_text(terms),
         recipe=recipe,
+        offset=offset,
     )
     return DesignBuild(design, dropped)
 
@@ -231,6 +242,7 @@ def _recipe(
     fixed: tuple[SimpleFormula, Any],
     blocks: list[_Block],
     structure: CovarianceStructure,
+    offset: tuple[SimpleFormula, Any, float] | None,
 ) -> DesignRecipe:
     """Note how the columns were made, for new data."""
 
@@ -245,7 +257,9 @@ def _recipe(
         TermRecipe(term.name, formula(block.effects, block.spec, "sparse"), block.group)
         for term, block in zip(structure.terms, blocks, strict=True)
     )
-    in_formula = {name for part in (X, *(term.effects for term in terms)) for name in part.columns}
+    added = None if offset is None else formula(*offset[:2], "numpy")
+    parts = [X, *(term.effects for term in terms), *([] if added is None else [added])]
+    in_formula = {name for part in parts for name in part.columns}
     recipe = DesignRecipe(
         columns={
             name: record_column(data[name], in_formula=name in in_formula) for name in data.columns
@@ -256,16 +270,25 @@ def _recipe(
         combinations=np.zeros((1, 0), dtype=np.intp),
         counts=np.array([len(data)], dtype=np.intp),
         context=context,
+        offset=added,
+        offset_mean=0.0 if offset is None else offset[2],
     )
-    spec = X.spec
+    # Numbers under C() are levels; what I(x > 2) or np.where(x > 2, ...) looks at stays a number.
     categorical = {
-        str(variable)
-        for factor, variables in spec.factor_variables.items()
-        if factor.expr in spec.encoder_state
-        and spec.encoder_state[factor.expr][0].value == "categorical"
-        for variable in variables
+        coded_column(expression)[0]
+        for expression, (kind, _) in X.spec.encoder_state.items()
+        if kind.value == "categorical"
     }
     return with_factors(recipe, data, categorical)
+
+
+def _offset(columns: Columns, offsets: SimpleFormula, source: str) -> FormulaRows:
+    """The offsets of a formula, one column each."""
+    made = formula_rows(columns, offsets, source, "numpy")
+    kinds = [kind.value for kind, _ in made.spec.encoder_state.values()]
+    if "categorical" in kinds or len(made.spec.column_names) != len(offsets):
+        raise InputError(f"{source}: an offset must hold one number per sample.")
+    return made
 
 
 def _bar_columns(term: BarTerm, columns: Columns) -> _Block:
@@ -273,6 +296,7 @@ def _bar_columns(term: BarTerm, columns: Columns) -> _Block:
     source = f"Random term {term.source!r}"
     effects = formula_rows(columns, term.effects, source, "sparse")
     spec = effects.spec
+    check_coding(spec, columns.data, source)
     names = tuple(str(name) for name in spec.column_names)
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated or not names:
@@ -332,6 +356,13 @@ def _plain_columns(term: PlainTerm, columns: Columns) -> _Block:
             )
     made = formula_rows(columns, term.formula, source, "sparse")
     spec = made.spec
+    without = list(reduced_factors(spec))
+    if without:
+        raise InputError(
+            f"{source}: {listing(without)} would lose its first level, and the others would "
+            "differ from it. Give each factor a component of its own, as a list "
+            "['~ 0 + a', '~ 0 + b'] or bars '(1 | a) + (1 | b)'; write a:b for combinations."
+        )
     names = tuple(str(name) for name in spec.column_names)
     if bare is not None and len(terms) == 1 and bare in spec.encoder_state:
         categories = spec.encoder_state[bare][1].get("categories", [])

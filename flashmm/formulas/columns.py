@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Number
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,7 +20,9 @@ from formulaic.transforms import TRANSFORMS
 from formulaic.utils.code import sanitize_variable_names
 
 from flashmm.exceptions import InputError, listing, nearest
+from flashmm.formulas.calls import refuse_bitwise
 from flashmm.formulas.column_kinds import usual_type
+from flashmm.formulas.materializer import Materializer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +54,7 @@ def check_data(data: object) -> pd.DataFrame:
             raise InputError(f"`data` does not form a table: {error}.") from error
     if not isinstance(data, pd.DataFrame):
         raise InputError(
-            f"`data` must be a pandas DataFrame with one row per sample, not {type(data).__name__}."
+            f"`data` must be a pandas DataFrame with one row per sample, not {_kind(data)}."
         )
     if len(data) == 0:
         raise InputError("`data` has no rows.")
@@ -59,6 +62,13 @@ def check_data(data: object) -> pd.DataFrame:
     if len(repeated):
         raise InputError(f"`data` has several columns called {listing(repeated)}. Rename them.")
     return data
+
+
+def _kind(value: object) -> str:
+    """The type of a value, with its package unless that is Python."""
+    kind = type(value)
+    package = kind.__module__.split(".")[0]
+    return kind.__name__ if package == "builtins" else f"{package}.{kind.__name__}"
 
 
 class Names:
@@ -73,6 +83,7 @@ class Names:
     """
 
     def __init__(self, data: pd.DataFrame, context: dict[str, Any]) -> None:
+        self.data = data
         self.available = [column for column in data.columns if isinstance(column, str)]
         self.known = set(self.available)
         self.context = context
@@ -110,6 +121,13 @@ class Names:
             tree = ast.parse(code, mode="eval")
         except SyntaxError as error:
             raise InputError(f"{source}: {expression!r} cannot be read: {error.msg}.") from error
+        refuse_bitwise(
+            tree,
+            lambda node: (
+                isinstance(node, ast.Name) and self._is_boolean(aliases.get(node.id, node.id))
+            ),
+            source,
+        )
         called, bases, bound = set(), {}, set()
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
@@ -131,6 +149,10 @@ class Names:
             name = aliases.get(node.id, node.id)
             provided = name in self.context or name in TRANSFORMS
             if node in called:
+                if name == "offset":
+                    raise InputError(
+                        f"{source}: offset(...) belongs in `fixed`, as a term of its own."
+                    )
                 if not provided and not hasattr(builtins, name):
                     raise InputError(
                         f"{source} calls {name!r}, which is not a known function. "
@@ -150,6 +172,14 @@ class Names:
                 )
             elif not provided and name not in _VALUE_BUILTINS:
                 self._unknown(name, source)
+
+    def _is_boolean(self, name: str) -> bool:
+        if name not in self.known:
+            return False
+        values = self.data[name]
+        if pd.api.types.is_object_dtype(values.dtype):
+            return str(pd.api.types.infer_dtype(values, skipna=True)) == "boolean"
+        return bool(pd.api.types.is_bool_dtype(values.dtype))
 
     def check(self) -> None:
         """Refuse a name that is a function in one place and a column in another."""
@@ -195,13 +225,18 @@ def clean(values: pd.Series[Any], column: str) -> pd.Series[Any]:
     if isinstance(dtype, pd.CategoricalDtype):
         values = values.cat.remove_unused_categories()
         levels: Iterable[object] = values.cat.categories
+        _refuse_mixed_booleans({type(level) for level in levels}, column)
     elif pd.api.types.is_object_dtype(dtype):
         kind = pd.api.types.infer_dtype(values)
         if kind in {"integer", "floating", "mixed-integer-float", "decimal"}:
             values = pd.Series(pd.to_numeric(values.astype(float) if kind == "decimal" else values))
         elif kind == "boolean":
             values = values.astype(bool)
-        levels = values.unique() if kind.startswith("mixed") else ()
+        if kind.startswith("mixed"):
+            _refuse_mixed_booleans(set(values.map(type)), column)
+            levels = values.unique()
+        else:
+            levels = ()
     else:
         levels = ()
         if pd.api.types.is_string_dtype(dtype):
@@ -221,6 +256,16 @@ def clean(values: pd.Series[Any], column: str) -> pd.Series[Any]:
             f"{listing(alike)}. Convert it to one type, e.g. with .astype(str)."
         )
     return pd.Series(values.array)
+
+
+def _refuse_mixed_booleans(types: set[type], column: str) -> None:
+    """Raise where True and 1, which are equal, may stand side by side."""
+    booleans = {bool, np.bool_}
+    if types & booleans and any(issubclass(t, Number) for t in types - booleans):
+        raise InputError(
+            f"Column {column!r} of `data` mixes booleans with numbers: True and 1 would be one "
+            "level. Convert it to one type, e.g. with .astype(str) or .astype(float)."
+        )
 
 
 def refuse_infinite(data: pd.DataFrame, labels: pd.Index[Any]) -> None:
@@ -308,8 +353,8 @@ class Columns:
         A spec in place of the formula makes the columns that it made before.
         """
         with evaluating(source):
-            matrix = formula.get_model_matrix(
-                self.data, context=self.context, output=output, na_action="ignore"
+            matrix = Materializer(self.data, context=self.context).get_model_matrix(
+                formula, output=output, na_action="ignore"
             )
             values = numbers(matrix, len(self.data), output)
         self.refuse_non_finite([(0, values)], matrix.model_spec.column_names, source)

@@ -18,6 +18,7 @@ from formulaic.parser.algos.tokenize import tokenize
 from formulaic.parser.types import Token
 
 from flashmm.exceptions import InputError
+from flashmm.formulas.calls import refuse_powers, with_powers
 
 __all__ = ["BarTerm", "PlainTerm", "parse_formula", "parse_random", "quote_name", "terms_text"]
 
@@ -113,7 +114,8 @@ def _factor_text(factor: Any) -> str:
         return quote_name(factor.expr)
     if method == "python":
         try:
-            call = isinstance(ast.parse(factor.expr.replace("`", ""), mode="eval").body, ast.Call)
+            named = re.sub("`[^`]*`", "_", factor.expr)
+            call = isinstance(ast.parse(named, mode="eval").body, ast.Call)
         except SyntaxError:
             call = True
         return factor.expr if call else f"{{{factor.expr}}}"
@@ -209,6 +211,7 @@ def parse_formula(
         If the formula is two-sided or cannot be read.
     """
     if isinstance(formula, SimpleFormula):
+        refuse_powers(formula, f"`{argument}`")
         return formula, terms_text(formula).removeprefix("1 + "), []
     if isinstance(formula, Formula):
         raise InputError(
@@ -227,8 +230,11 @@ def parse_formula(
 
 
 def _parse_plain(text: str, source: str) -> SimpleFormula:
+    text = with_powers(text, _tokens(text, source), source)
     try:
         parsed = Formula(text)
+    except SyntaxError as error:
+        raise InputError(f"{source} cannot be read: {error.msg} in {error.text!r}.") from error
     except FormulaicError as error:
         if re.search(r"(^|[\s+(])\.($|[\s+)])", text):
             raise InputError(f"{source}: `.` is not supported; name the columns.") from error
@@ -434,11 +440,16 @@ def _parse_entry(value: object, argument: str) -> list[BarTerm | PlainTerm]:
         )
     if bars:
         return list(bars)
-    if not text or len(plain) == 0:
-        raise InputError(f"`{argument}` = {value!r} has no random effects. Write '(1 | group)'.")
-    if isinstance(value, str) and "~" not in value and any(t.degree == 0 for t in plain):
+    if not text or all(t.degree == 0 for t in plain):
         raise InputError(
-            f"`{argument}` = {value!r} is ambiguous. Write '(1 | {text})' for a random intercept "
-            f"per level, or '~ 0 + {text}' for one component with independent columns."
+            f"`{argument}` = {str(value)!r} has no random effects. Write '(1 | group)'."
+        )
+    if any(t.degree == 0 for t in plain):
+        # With an intercept a factor would lose its first level, and the rest would differ from it.
+        shown = text.removeprefix("1 + ")
+        raise InputError(
+            f"`{argument}` = {str(value)!r} is ambiguous: it has an intercept. Write "
+            f"'(1 | {shown})' for a random intercept per level, or '~ 0 + {shown}' for one "
+            "component with independent columns."
         )
     return [PlainTerm(plain, text)]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.designs.design import CovarianceStructure
+    from flashmm.formulas.loaded import LoadedFormula
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
@@ -80,6 +81,8 @@ class FormulaRecipe:
         formulaic's model spec.
     output
         ``"numpy"`` or ``"sparse"``.
+    loaded
+        How to make the columns of a formula that comes from a file; None for one that does not.
     """
 
     text: str
@@ -87,6 +90,7 @@ class FormulaRecipe:
     names: tuple[str, ...]
     spec: Any
     output: Literal["numpy", "sparse"]
+    loaded: LoadedFormula | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,10 @@ class DesignRecipe:
         Samples in each combination, shape (n_combinations,).
     context
         Further names that the formulas use; not written to files.
+    offset
+        The formula whose columns add up to the offset; None without one.
+    offset_mean
+        Mean of the offset over the samples.
     """
 
     columns: Mapping[str, ColumnRecord]
@@ -159,6 +167,22 @@ class DesignRecipe:
     combinations: IntArray
     counts: IntArray
     context: Mapping[str, Any] = field(default_factory=dict)
+    offset: FormulaRecipe | None = None
+    offset_mean: float = 0.0
+
+    @property
+    def grid_columns(self) -> tuple[str, ...]:
+        """Columns that the mean of a sample depends on, those of the offset last."""
+        added = () if self.offset is None else self.offset.columns
+        return tuple(dict.fromkeys((*self.fixed.columns, *added)))
+
+    def offset_rows(self, data: object, context: Mapping[str, Any] | None = None) -> FloatArray:
+        """The offset of new data, shape (c,); zeros without one. Raises as `fixed_rows`."""
+        table = check_data(data)
+        if self.offset is None:
+            return np.zeros(len(table))
+        made = np.asarray(self._evaluate(self.offset, table, "The offset", context))
+        return np.asarray(made.sum(axis=1))
 
     def fixed_rows(self, data: object, context: Mapping[str, Any] | None = None) -> FloatArray:
         """Rows of X for new data, shape (c, p).
@@ -249,7 +273,10 @@ class DesignRecipe:
         )
         refuse_infinite(kept, labels)
         columns = Columns(kept, {**self.context, **(context or {})}, labels)
-        values, spec = columns.build(formula.spec, source, formula.output)
+        if formula.loaded is None:
+            values, spec = columns.build(formula.spec, source, formula.output)
+        else:
+            values, spec = formula.loaded.build(formula.spec, columns, source, formula.output)
         if tuple(str(name) for name in spec.column_names) != formula.names:
             raise InputError(
                 f"{source} ({formula.text!r}) makes other columns of the new data than of the "
@@ -279,6 +306,12 @@ class DesignRecipe:
         """A column of the type it had when the model was built, known levels only."""
         record = self.columns[name]
         values = clean(self._present(name, table, source), name)
+        if (
+            record.kind == "boolean"
+            and isinstance(values.dtype, pd.CategoricalDtype)
+            and pd.api.types.is_bool_dtype(values.cat.categories.dtype)
+        ):
+            values = values.astype(bool)
         if record.kind in ("number", "integer", "boolean"):
             wanted = "b" if record.kind == "boolean" else "iuf"
             if values.dtype.kind not in wanted:
@@ -368,7 +401,7 @@ def with_factors(
     """
     columns = dict(recipe.columns)
     factors = []
-    for name in recipe.fixed.columns:
+    for name in recipe.grid_columns:
         record = columns[name]
         if record.kind in ("boolean", "integer", "number"):
             if record.kind != "boolean" and name not in categorical:

@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from formulaic import ModelSpec, SimpleFormula
-from formulaic.materializers import PandasMaterializer
 from formulaic.materializers.types import EvaluatedFactor, FactorValues
 
 from flashmm.designs.compact import many, steps
 from flashmm.exceptions import InputError
 from flashmm.formulas.column_kinds import explained, refuse_as_numbers
 from flashmm.formulas.columns import Columns, evaluating, numbers
+from flashmm.formulas.materializer import Materializer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,8 +92,8 @@ def _by_rows(
     columns: Columns, formula: SimpleFormula, source: str, output: Literal["numpy", "sparse"]
 ) -> FormulaRows:
     n = len(columns.data)
-    materializer = PandasMaterializer(columns.data, context=columns.context)
-    spec = ModelSpec.from_spec(formula, output=output, na_action="ignore", materializer="pandas")
+    materializer = Materializer(columns.data, context=columns.context)
+    spec = ModelSpec.from_spec(formula, output=output, na_action="ignore", materializer="flashmm")
     with evaluating(source):
         for factor in dict.fromkeys(factor for term in formula for factor in term.factors):
             materializer._evaluate_factor(factor, spec, set())
@@ -101,7 +101,7 @@ def _by_rows(
 
     def made(spec: Any, samples: slice | IntArray) -> tuple[Any, Any]:
         count = np.arange(n)[samples].size
-        part = PandasMaterializer(pd.DataFrame(index=range(count)), context=columns.context)
+        part = Materializer(pd.DataFrame(index=range(count)), context=columns.context)
         for name, factor in factors.items():
             part.factor_cache[name] = factor.replace(values=_taken(factor.values, samples, n, name))
         with evaluating(source):

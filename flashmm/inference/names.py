@@ -28,6 +28,7 @@ __all__ = [
     "term_name",
 ]
 
+_BOOLEANS = frozenset({"True", "False"})
 NUMBER = re.compile(r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
 
@@ -91,7 +92,11 @@ def coefficients_of(requested: object, names: Sequence[str]) -> list[str]:
         requested = [requested]
     found: list[str] = []
     for item in requested:
-        of_term = [name for name in names if term_name(name) == item and name != item]
+        of_term = [
+            name
+            for name in names
+            if name != item and item in {term_name(name), *_powers(term_name(name))}
+        ]
         found += of_term or [names[i] for i in resolve_names(item, names)]
     return list(dict.fromkeys(found))
 
@@ -152,10 +157,12 @@ def r_name(name: str) -> str:
     """
     if name == "Intercept":
         return "(Intercept)"
-    return ":".join(
-        variable + level.removeprefix("T.")
-        for variable, level in map(_variable_and_level, _factors(name))
-    )
+    parts = []
+    for variable, level in map(_variable_and_level, _factors(name)):
+        plain = level.removeprefix("T.")
+        written = plain.upper() if plain in _BOOLEANS else plain
+        parts.append(re.sub(r"\s*\*\*\s*", "^", variable) + written)
+    return ":".join(parts)
 
 
 def term_name(name: str) -> str:
@@ -209,10 +216,26 @@ def _spellings(factor: str) -> set[str]:
     if factor in {"Intercept", "(Intercept)"}:
         return {"Intercept", "(Intercept)"}
     variable, level = _variable_and_level(factor)
+    variables = {variable, *_powers(variable)}
     if not level:
-        return {factor}
+        return variables
     plain = level.removeprefix("T.")
-    return {factor, f"{variable}[{plain}]", variable + plain, variable + level}
+    levels = {level, plain}
+    if plain in _BOOLEANS:  # R writes them in capitals
+        levels |= {plain.upper(), f"T.{plain.upper()}"}
+    return {
+        spelling
+        for name in variables
+        for value in levels
+        for spelling in (name + value, f"{name}[{value}]")
+    }
+
+
+def _powers(variable: str) -> set[str]:
+    """``I(x ** 2)`` with its powers as R and others write them."""
+    if "**" not in variable:
+        return set()
+    return {re.sub(r"\s*\*\*\s*", power, variable) for power in ("^", " ^ ", "**", " ** ")}
 
 
 class Coefficients:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.designs.design import CovarianceStructure
+    from flashmm.stats.own_designs import DesignSums
     from flashmm.stats.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
@@ -32,8 +33,11 @@ __all__ = [
     "column_sums",
     "component_weights",
     "fixed_shares",
+    "own_component_weights",
+    "own_sample_covariances",
     "sample_covariance",
     "variance_fractions",
+    "weight_total",
 ]
 
 
@@ -61,8 +65,12 @@ class FixedShares:
     gradient: FloatArray
 
 
-def component_weights(stats: SummaryStats) -> tuple[tuple[str, ...], FloatArray]:
+def component_weights(
+    stats: SummaryStats, total: float | None = None
+) -> tuple[tuple[str, ...], FloatArray]:
     """What each parameter of theta adds to each component of variance.
+
+    ``total`` is the sum of the samples' weights; n by default.
 
     Returns
     -------
@@ -73,6 +81,7 @@ def component_weights(stats: SummaryStats) -> tuple[tuple[str, ...], FloatArray]
         Shape (c, k): component = weights @ theta.
     """
     structure, ZZ = stats.structure, stats.ZZ.tocsr()
+    total = float(stats.n) if total is None else total
     names: list[str] = []
     rows: list[FloatArray] = []
     k = len(structure.param_names)
@@ -82,12 +91,49 @@ def component_weights(stats: SummaryStats) -> tuple[tuple[str, ...], FloatArray]
             parameter = structure.parameters[i]
             upper, lower = structure.columns(parameter)
             trace = float(np.asarray(ZZ[upper, lower]).sum())
-            row[i] = trace / stats.n * (1.0 if parameter.is_variance else 2.0)
+            row[i] = trace / total * (1.0 if parameter.is_variance else 2.0)
         names.append(name)
         rows.append(row)
     residual = np.zeros(k)
-    residual[-1] = 1.0
+    residual[-1] = stats.n / total
     return (*names, structure.param_names[-1]), np.stack([*rows, residual])
+
+
+def own_component_weights(
+    structure: CovarianceStructure, designs: DesignSums
+) -> tuple[tuple[str, ...], FloatArray]:
+    """The same of features with rows of their own, weighted; shape (P, c, k).
+
+    The sample i of weight w_i counts as w_i over the sum of the weights. Its residual variance is
+    sigma2 / w_i, so that the residual's component is sigma2 over the mean weight.
+    """
+    names: list[str] = []
+    k = len(structure.param_names)
+    groups = _groups(structure)
+    weights = np.zeros((designs.count, len(groups) + 1, k))
+    total = np.where(designs.total > 0, designs.total, np.nan)
+    q = structure.q
+    keys = designs.rows * q + designs.columns
+    for c, (name, owned) in enumerate(groups):
+        for i in owned:
+            parameter = structure.parameters[i]
+            upper, lower = structure.columns(parameter)
+            wanted = np.minimum(upper, lower) * q + np.maximum(upper, lower)
+            trace = designs.ZZ[:, np.isin(keys, wanted)].sum(axis=1)
+            weights[:, c, i] = trace / total * (1.0 if parameter.is_variance else 2.0)
+        names.append(name)
+    weights[:, -1, -1] = designs.n / total
+    return (*names, structure.param_names[-1]), weights
+
+
+def own_sample_covariances(designs: DesignSums) -> FloatArray:
+    """Weighted covariances of the columns of X over the samples, shape (P, p, p)."""
+    total = np.where(designs.total > 0, designs.total, np.nan)[:, None]
+    mean = designs.WX_sums / total
+    S = designs.XX / total[:, :, None] - mean[:, :, None] * mean[:, None, :]
+    square = np.diagonal(designs.XX, axis1=1, axis2=2) / total
+    constant = np.diagonal(S, axis1=1, axis2=2) <= 1e-12 * square
+    return np.where(constant[:, :, None] | constant[:, None, :], 0.0, S)
 
 
 def _groups(structure: CovarianceStructure) -> list[tuple[str, list[int]]]:
@@ -101,6 +147,24 @@ def _groups(structure: CovarianceStructure) -> list[tuple[str, list[int]]]:
     return groups
 
 
+def weight_total(stats: SummaryStats) -> float | None:
+    """Sum of the samples' weights where the statistics tell it: n without weights.
+
+    With an intercept it is that column's square, with a random intercept the trace of its Z'Z.
+    """
+    if stats.log_weights == 0.0:
+        return float(stats.n)
+    for i, name in enumerate(stats.coef_names):
+        if name in ("Intercept", "(Intercept)"):
+            return float(stats.XX[i, i])
+    for position, term in enumerate(stats.structure.terms):
+        if term.covariance == "full" and "Intercept" in term.effects:
+            start, stop = stats.structure.offsets[position : position + 2]
+            first = start + term.effects.index("Intercept")
+            return float(stats.ZZ.diagonal()[first : stop : len(term.effects)].sum())
+    return None
+
+
 def column_sums(stats: SummaryStats) -> FloatArray | None:
     """Sums of the columns of X over the samples, shape (p,), where the statistics tell them.
 
@@ -108,7 +172,9 @@ def column_sums(stats: SummaryStats) -> FloatArray | None:
     among the fixed effects (``cls[a]``, ``cls[b]``, ...), or a random intercept, whose columns of Z
     add up to one in every sample.
     """
-    n, XX = stats.n, stats.XX
+    n, XX = weight_total(stats), stats.XX
+    if n is None:
+        return None
     names = list(stats.coef_names)
     for i, name in enumerate(names):
         if name in ("Intercept", "(Intercept)") and np.isclose(XX[i, i], n, rtol=1e-12):
@@ -130,7 +196,7 @@ def column_sums(stats: SummaryStats) -> FloatArray | None:
     return None
 
 
-def sample_covariance(XX: FloatArray, sums: FloatArray, n: int) -> FloatArray:
+def sample_covariance(XX: FloatArray, sums: FloatArray, n: float) -> FloatArray:
     """Covariance (divisor n) of the columns of X over the samples, shape (p, p)."""
     mean = sums / n
     S = XX / n - np.outer(mean, mean)
@@ -149,17 +215,20 @@ def fixed_shares(beta: FloatArray, S: FloatArray, terms: Sequence[Sequence[int]]
     beta
         Shape (B, p).
     S
-        Covariance of the columns of X over the samples, shape (p, p).
+        Covariance of the columns of X over the samples, shape (p, p), or (B, p, p).
     terms
         Positions of each term's coefficients.
     """
     count, p = beta.shape
-    Sb = beta @ S
+    S = np.broadcast_to(S, (count, p, p))
+    Sb = np.matmul(beta[:, None, :], S)[:, 0]
     total = (beta * Sb).sum(axis=1)
     own = np.empty((count, len(terms)))
     own_gradient = np.zeros((count, len(terms), p))
     for k, columns in enumerate(terms):
-        part = beta[:, columns] @ S[np.ix_(columns, columns)]
+        chosen = np.asarray(columns, dtype=np.intp)
+        block = S[:, chosen][:, :, chosen]
+        part = np.matmul(beta[:, None, columns], block)[:, 0]
         own[:, k] = (beta[:, columns] * part).sum(axis=1)
         own_gradient[:, k, columns] = 2.0 * part
     sum_own = own.sum(axis=1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashmm.exceptions import InputError, PrecisionWarning, listing
+from flashmm.stats.rank import Dependence, dependence
 from flashmm.stats.root import scaled_gram
 
 if TYPE_CHECKING:
@@ -24,10 +25,6 @@ __all__ = ["CONFOUNDED", "Whitening", "check_components", "check_sample_size", "
 CONFOUNDED = 1e-9
 # Information on a covariance, relative to that on a variance, that is rounding.
 _NOTHING = 1e-15
-# X'X tells a dependent column from a nearly dependent one down to its rounding; a root of it, whose
-# singular values are not squared, much further.
-_RANK_OF_ROOT = 1e-11
-_RANK_OF_XX = 3e-6
 # Smallest over largest eigenvalue of the scaled X'X below which at most six digits are left.
 _FEW_DIGITS = 1e-10
 
@@ -75,21 +72,16 @@ def whiten(XX: FloatArray, root: FloatArray | None, names: tuple[str, ...]) -> W
     PrecisionWarning
         If X'X has lost most of its digits, and there is no root.
     """
+    found = dependence(XX, root)
+    if found.kept.size < found.p:
+        raise InputError(_rank_message(found, names))
     scaled, length = scaled_gram(XX)
-    p = length.size
-    if root is not None and (length > 0).all():
+    if root is not None:
         _, singular, vectors = np.linalg.svd(root / length)
-        rank = int((singular > _RANK_OF_ROOT * singular[0]).sum())
-        if rank < p:
-            raise InputError(_rank_message(root / length, names, rank, _RANK_OF_ROOT))
         W = vectors.T / singular / length[:, None]
         log_det = 2.0 * float(np.log(singular).sum() + np.log(length).sum())
         return Whitening(W, log_det, float(singular[0] / singular[-1]))
     values, vectors = np.linalg.eigh(scaled)
-    rank = int((values > p * 1e-13 * values[-1]).sum())
-    if rank < p:
-        factor = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
-        raise InputError(_rank_message(factor, names, rank, _RANK_OF_XX))
     if values[0] < _FEW_DIGITS * values[-1]:
         _warn_of_digits(values, vectors, names)
     W = vectors / np.sqrt(values) / length[:, None]
@@ -111,30 +103,22 @@ def _warn_of_digits(values: FloatArray, vectors: FloatArray, names: tuple[str, .
     )
 
 
-def _rank_message(columns: FloatArray, names: tuple[str, ...], rank: int, tolerance: float) -> str:
-    """Name the columns that depend on those before them; any with X's X'X, of unit length."""
-    basis: list[int] = []
-    clauses: list[str] = []
-    for j in range(len(names)):
-        if not columns[:, j].any():
-            clauses.append(f"{names[j]!r} is zero in every sample (an empty cell of the design)")
-            continue
-        if not basis:
-            basis.append(j)
-            continue
-        weights = np.linalg.lstsq(columns[:, basis], columns[:, j], rcond=0.1 * tolerance)[0]
-        left = np.linalg.norm(columns[:, j] - columns[:, basis] @ weights)
-        if left > tolerance and len(basis) < rank:
-            basis.append(j)
-        else:
-            used = [
-                names[b] for b, weight in zip(basis, weights, strict=True) if abs(weight) > 1e-6
-            ]
-            clauses.append(f"{names[j]!r} is a linear combination of {listing(used, 6)}")
-    shown = "; ".join(clauses[:3]) + ("; ..." if len(clauses) > 3 else "")
+def _rank_message(found: Dependence, names: tuple[str, ...]) -> str:
+    """Name the columns that depend on those before them, and say what can be done."""
+    clauses = []
+    for j, used in found.combinations():
+        shown = listing([names[i] for i in used], 6)
+        clauses.append(
+            f"{names[j]!r} is a linear combination of {shown}"
+            if used.size
+            else f"{names[j]!r} is zero in every sample (an empty cell of the design)"
+        )
+    text = "; ".join(clauses[:3]) + ("; ..." if len(clauses) > 3 else "")
     return (
-        f"`fixed` has rank {rank} but {len(names)} columns: {shown}. Drop columns or change the "
-        "formula."
+        f"`fixed` has rank {found.kept.size} but {len(names)} columns: {text}. Change the formula, "
+        'or build the model with rank="drop": such columns are then left out, and contrasts, '
+        "means and predictions that these samples do not determine are NaN. Dropping columns by "
+        "hand makes them depend on which."
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from flashmm.likelihood import PatternedProjection, Projection
@@ -92,9 +93,9 @@ def assemble_dataset(
             **nobs,
         },
         coords={
-            "feature": feature_coordinate(stats.feature_names),
-            "coef": np.array(coefs, dtype=object),
-            "param": np.array(params, dtype=object),
+            "feature": pd.Index(feature_coordinate(stats.feature_names)),
+            "coef": pd.Index(coefs),
+            "param": pd.Index(params),
         },
         attrs=attributes(stats, options),
     )

@@ -13,11 +13,11 @@ import xarray as xr
 
 from flashmm.arrays.labels import as_pandas, axis_labels, label_positions
 from flashmm.exceptions import InputError
-from flashmm.inference.contrasts import parse_contrasts
 from flashmm.inference.draws import FeatureStreams, Sampler
 from flashmm.inference.statistics import resolve_alternative
 from flashmm.inference.variance_tests import zero_hypotheses
 from flashmm.results.bootstrap_results import BootstrapResults, monte_carlo_p
+from flashmm.results.estimability import only_estimable
 from flashmm.results.fitted import FittedModel
 from flashmm.results.fixed_effects import t_test
 from flashmm.results.refit import Progress, refit, replicate_fits
@@ -98,9 +98,9 @@ def bootstrap(
                 "estimate": (("feature", "statistic"), estimate),
             },
             coords={
-                "feature": fitted.names[positions],
+                "feature": fitted.features[positions],
                 "replicate": np.arange(n),
-                "statistic": np.array(labels, dtype=object),
+                "statistic": pd.Index(labels),
             },
         )
     )
@@ -143,7 +143,7 @@ def bootstrap_test(
             "p_se": (("feature",), p_se),
             "n_replicates": (("feature",), draws),
         },
-        coords={"feature": fitted.names[positions]},
+        coords={"feature": fitted.features[positions]},
         attrs={"hypothesis": str(component if component is not None else contrast)},
     )
 
@@ -211,7 +211,7 @@ def restricted(
     fitted: FittedModel, positions: IntArray, contrast: Any
 ) -> tuple[FloatArray, FloatArray]:
     """Theta and beta of the fit in which a contrast has its hypothesised value."""
-    parsed = parse_contrasts(contrast, fitted.stats.coef_names)
+    parsed = only_estimable(fitted.stats, contrast, "bootstrap_test")
     if parsed.matrix.shape[0] != 1:
         raise InputError(
             f"bootstrap_test takes one contrast at a time, not {parsed.matrix.shape[0]}."
@@ -294,7 +294,7 @@ def _named(names: list[str], stats: SummaryStats, structure: CovarianceStructure
         if name in params and name not in stats.coef_names:
             row[stats.p + params.index(name)] = 1.0
         else:
-            row[: stats.p] = parse_contrasts(name, stats.coef_names).matrix[0]
+            row[: stats.p] = only_estimable(stats, name, "bootstrap").matrix[0]
     return _Statistic(tuple(names), lambda fitted: _everything(fitted) @ weights.T)
 
 

@@ -70,6 +70,16 @@ class FeatureTests:
         return [str(name) for name in self.ds["contrast"].to_numpy()]
 
     @property
+    def estimable(self) -> pd.Series[Any]:
+        """Whether the samples determine what is tested, by hypothesis.
+
+        Where columns of X depend on others (``rank="drop"``) some contrasts have no answer: they
+        are NaN, and ``"not estimable"`` is their status in tables.
+        """
+        index = pd.Index(self.contrasts, name="contrast")
+        return pd.Series(self._estimable(), index=index, name="estimable")
+
+    @property
     def pvalue(self) -> pd.DataFrame:
         """p-values, features x contrasts, not adjusted."""
         return self._frame("p")
@@ -154,7 +164,7 @@ class FeatureTests:
         )
         table["p_adjusted"] = self.adjusted(adjust, over=adjust_over).to_numpy()[:, position]
         if "status" in one:
-            table["status"] = one["status"].to_numpy()
+            table["status"] = self._status()[:, position]
         key = table[_SORT[sort_by]].to_numpy()
         size = np.abs(table[self.statistic].to_numpy())
         first = key if _SORT[sort_by] == "p" else -np.abs(key)
@@ -181,7 +191,7 @@ class FeatureTests:
         columns = {name: self.ds[name].to_numpy().ravel() for name in self.columns}
         table = pd.DataFrame({**columns, "p_adjusted": adjusted.ravel()}, index=index)
         if "status" in self.ds:
-            table["status"] = np.repeat(self.ds["status"].to_numpy(), len(contrasts))
+            table["status"] = self._status().ravel()
         return table
 
     def _tell(self) -> None:
@@ -196,6 +206,16 @@ class FeatureTests:
         side = f"{self.ds.attrs['alternative']}, " if "alternative" in self.ds.attrs else ""
         return f"<{type(self).__name__}: {m} features x {c} contrasts, {side}df={self.df_method}>"
 
+    def _estimable(self) -> NDArray[np.bool_]:
+        if "estimable" in self.ds:
+            return np.asarray(self.ds["estimable"].to_numpy(), dtype=bool)
+        return np.ones(self.ds.sizes["contrast"], dtype=bool)
+
+    def _status(self) -> NDArray[Any]:
+        """Verdict of each feature and hypothesis, shape (m, c)."""
+        verdict = self.ds["status"].to_numpy()[:, None]
+        return np.where(self._estimable(), verdict, np.array("not estimable", dtype=object))
+
     def _features(self) -> pd.Index:
         return pd.Index(self.ds["feature"].to_numpy(), name="feature")
 
@@ -205,6 +225,8 @@ class FeatureTests:
 
     def _position(self, contrast: Any) -> int:
         labels = self.contrasts
+        if not labels:
+            raise InputError("There is no hypothesis to show: the formula has an intercept alone.")
         if contrast is None:
             if len(labels) > 1:
                 raise InputError(
@@ -264,7 +286,7 @@ class TTestResults(FeatureTests):
     ) -> None:
         super().__init__(ds, df_method=df_method)
         self.alternative = alternative
-        self._limits = limits
+        self.limits = limits
 
     @property
     def effect(self) -> pd.DataFrame:
@@ -289,9 +311,9 @@ class TTestResults(FeatureTests):
     def conf_int(self, alpha: float = 0.05) -> xr.DataArray:
         """Two-sided confidence limits, dims feature, contrast, bound."""
         ds = self.ds
-        if self._limits is not None:
+        if self.limits is not None:
             check_alpha(alpha)
-            limits = self._limits(alpha)
+            limits = self.limits(alpha)
         else:
             limits = confidence_limits(
                 ds["estimate"].to_numpy(), ds["se"].to_numpy(), ds["df"].to_numpy(), alpha

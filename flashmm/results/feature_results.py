@@ -349,9 +349,8 @@ class FeatureResults:
             self._fitted, data, X, Z, context, known=True, need_random=True
         )
         assert design.random is not None
-        return check_with_statsmodels(
-            self._fitted, self._position, y[there], design.X, design.random.Z
-        )
+        left = y[there] - design.offset
+        return check_with_statsmodels(self._fitted, self._position, left, design.X, design.random.Z)
 
     @property
     def k_fe(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from flashmm.exceptions import InputError
@@ -30,8 +31,9 @@ def save_results(fitted: FittedModel, path: str | PathLike[str]) -> None:
     ds.attrs["flashmm_kind"] = "MultiLMMResults"
     if fitted.recipe is not None:
         with contextlib.suppress(InputError):
-            text = np.array([recipe_to_text(fitted.recipe)], dtype=object)
-            ds = ds.assign(recipe=("recipes", text))
+            text = recipe_to_text(fitted.recipe)
+            recipe_from_text(text)  # what loading would refuse is not written
+            ds = ds.assign(recipe=("recipes", np.array([text], dtype=object)))
     save_dataset(ds, path)
 
 
@@ -46,6 +48,7 @@ def load_results(path: str | PathLike[str]) -> FittedModel:
     options = FitOptions(**values)
     ds = merged[[*RESULTS, *(name for name in OPTIONAL if name in merged)]]
     ds = ds.drop_vars([name for name in ds.coords if name not in ("feature", "coef", "param")])
+    ds = ds.assign_coords({name: pd.Index(ds[name].to_numpy()) for name in ds.coords})
     ds["n_iter"], ds["status"] = ds["n_iter"].astype(np.int64), ds["status"].astype(np.int8)
     ds.attrs = attributes(stats, options)
     recipe = None

@@ -9,7 +9,7 @@ To add a capability:
        def signal_to_noise(fitted: FittedModel, positions: IntArray) -> xr.DataArray:
            theta = fitted.values("theta", positions)
            ratio = theta[:, :-1] / theta[:, -1:]
-           coords = {"feature": fitted.names[positions], "param": fitted.params[:-1]}
+           coords = {"feature": fitted.features[positions], "param": fitted.params[:-1]}
            return xr.DataArray(ratio, dims=("feature", "param"), coords=coords)
 
 2. *The method.* In `methods/`, in the group of its subject: the docstring and one call, which
@@ -191,14 +191,15 @@ class FittedModel:
         array = self.ds[name]
         dim = str(array.dims[1])
         columns = pd.Index(array[dim].to_numpy(), name=dim)
-        return pd.DataFrame(array.to_numpy(), index=self._index, columns=columns)
+        return pd.DataFrame(array.to_numpy(), index=self.features, columns=columns)
 
     def series(self, name: str, values: NDArray[Any]) -> pd.Series[Any]:
         """Values of the features, shape (m,), as a Series."""
-        return pd.Series(values, index=self._index, name=name)
+        return pd.Series(values, index=self.features, name=name)
 
     @property
-    def _index(self) -> pd.Index:
+    def features(self) -> pd.Index:
+        """Names of the features as pandas holds them: text is ``str`` from pandas 3 on."""
         return pd.Index(self.names, name="feature")
 
     # ---- samples missing by feature ----------------------------------------------------------
@@ -287,12 +288,22 @@ class FittedModel:
             )
         return self.recipe
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all columns of X, those that were left out because of its rank included."""
+        aliased = self.stats.aliased
+        return self.stats.coef_names if aliased is None else aliased.names
+
     def fixed_rows(self, data: Any, context: Mapping[str, Any] | None) -> FloatArray:
-        """Rows of X for new data, the coefficients of the statistics alone, shape (c, p)."""
+        """Rows of X for new data, over the `columns`."""
         recipe = self.known_recipe()
         rows = recipe.fixed_rows(data, context)
         position = {name: i for i, name in enumerate(recipe.fixed.names)}
-        return rows[:, [position[name] for name in self.stats.coef_names]]
+        return rows[:, [position[name] for name in self.columns]]
+
+    def offset_rows(self, data: Any, context: Mapping[str, Any] | None) -> FloatArray:
+        """The offset of new data, shape (c,); zeros where the formula has none."""
+        return self.known_recipe().offset_rows(data, context)
 
 
 class OfFittedModel:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from flashmm.designs.design import INTERCEPT
 from flashmm.exceptions import InputError
+from flashmm.formulas.estimable_terms import estimable_hypotheses
 from flashmm.formulas.fixed_terms import type3_hypotheses
 from flashmm.inference.contrasts import independent_rows, parse_contrasts
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve_df
 from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_alternative, t_statistics
 from flashmm.results.contrast_results import FTestResults, TTestResults
+from flashmm.results.estimability import Hypothesis, estimable_contrasts, estimable_rows
 from flashmm.results.integrated import integrated_f_tests, integrated_t_tests
 from flashmm.results.moderation import moderated_hypotheses
 from flashmm.results.trust import doubt
@@ -44,15 +47,17 @@ def t_test(
     """Tests of linear contrasts; see `MultiLMMResults.t_test`."""
     side = resolve_alternative(alternative)
     method = resolve_df(df, fitted.options.method)
-    contrasts = parse_contrasts(contrast, fitted.stats.coef_names)
+    read = estimable_contrasts(fitted.stats, contrast)
+    contrasts, L = read.contrasts, read.contrasts.matrix
     if _is_integrated(method, moderated, prior):
-        return integrated_t_tests(fitted, positions, contrasts, side, prior)
-    L = contrasts.matrix
+        return integrated_t_tests(fitted, positions, read, side, prior)
     estimate = fitted.values("beta", positions) @ L.T
     found = moderated_hypotheses(fitted, moderated, method).contrasts(positions, L, method)
     with np.errstate(invalid="ignore"):
         se = np.sqrt(np.where(found.variance > 0, found.variance, np.nan))
-    table = t_statistics(estimate - contrasts.values, se, found.df, side)
+    freedom = np.where(read.estimable, found.df, np.nan)
+    estimate, se = (np.where(read.estimable, values, np.nan) for values in (estimate, se))
+    table = t_statistics(estimate - contrasts.values, se, freedom, side)
     shown = method if moderated is False else f"{method}, moderated"
     dims = ("feature", "contrast")
     ds = xr.Dataset(
@@ -60,14 +65,15 @@ def t_test(
             "estimate": (dims, estimate),
             "se": (dims, se),
             "t": (dims, table.t),
-            "df": (dims, found.df),
+            "df": (dims, freedom),
             "p": (dims, table.p),
             "value": (("contrast",), contrasts.values),
+            "estimable": (("contrast",), read.estimable),
             "status": (("feature",), fitted.verdicts[positions]),
         },
         coords={
-            "feature": fitted.names[positions],
-            "contrast": np.array(contrasts.labels, dtype=object),
+            "feature": fitted.features[positions],
+            "contrast": pd.Index(contrasts.labels),
         },
         attrs={"alternative": side, "df": shown, "note": doubt(fitted, method, L)},
     )
@@ -99,9 +105,14 @@ def f_test(
 ) -> FTestResults:
     """One joint test of contrasts; see `MultiLMMResults.f_test`."""
     method = resolve_df(df, fitted.options.method)
-    contrasts = parse_contrasts(contrast, fitted.stats.coef_names)
+    read = estimable_contrasts(fitted.stats, contrast)
+    contrasts = read.contrasts
     label = contrasts.labels[0] if len(contrasts.labels) == 1 else "joint"
-    hypotheses = {label: independent_rows(contrasts)}
+    # That all coefficients are zero says that X beta is, whatever columns were left out.
+    known = contrast is None or bool(read.estimable.all())
+    if contrast is None and fitted.stats.aliased is not None:
+        contrasts = parse_contrasts(None, fitted.stats.coef_names)
+    hypotheses = {label: Hypothesis(*independent_rows(contrasts), known)}
     return _f_tests(fitted, positions, hypotheses, method, moderated, prior)
 
 
@@ -140,55 +151,69 @@ def anova(
     """Type III tests of the terms; see `MultiLMMResults.anova`."""
     if type not in (3, "III", "3"):
         raise InputError(f"Unknown type={type!r}. Only type III tests are available: type=3.")
-    terms = _terms(fitted)
-    if not terms:
-        raise InputError("The fixed formula has no term but the intercept: nothing to test.")
-    hypotheses = {name: (L, np.zeros(L.shape[0])) for name, L in terms.items()}
+    hypotheses = _terms(fitted)
     method = resolve_df(df, fitted.options.method)
     return _f_tests(fitted, positions, hypotheses, method, moderated, prior)
 
 
-def _terms(fitted: FittedModel) -> dict[str, FloatArray]:
-    """Contrasts of each term, by the formula if it is known and made these coefficients."""
-    names = fitted.stats.coef_names
-    if fitted.recipe is not None and fitted.recipe.fixed.names == names:
-        return type3_hypotheses(fitted.recipe.fixed.spec)
-    return {name: np.eye(len(names))[[i]] for i, name in enumerate(names) if name != INTERCEPT}
+def _terms(fitted: FittedModel) -> dict[str, Hypothesis]:
+    """Hypotheses of each term, by the formula if it is known and made these columns of X."""
+    stats, recipe = fitted.stats, fitted.recipe
+    if recipe is not None and recipe.fixed.names == fitted.columns:
+        spec, aliased = recipe.fixed.spec, stats.aliased
+        if aliased is None:
+            terms = type3_hypotheses(spec)
+        else:
+            terms = estimable_hypotheses(spec, aliased.null_space)
+            terms = {name: L[:, aliased.kept] for name, L in terms.items()}
+        return {name: Hypothesis(L, np.zeros(len(L)), len(L) > 0) for name, L in terms.items()}
+    found = {}
+    for i, name in enumerate(stats.coef_names):
+        if name != INTERCEPT:
+            one = np.eye(stats.p)[[i]]
+            whole = one if stats.aliased is None else stats.aliased.completed(one)
+            known = bool(estimable_rows(stats, whole).estimable[0])
+            found[name] = Hypothesis(one, np.zeros(1), known)
+    return found
 
 
 def _f_tests(
     fitted: FittedModel,
     positions: IntArray,
-    hypotheses: dict[str, tuple[FloatArray, FloatArray]],
+    hypotheses: dict[str, Hypothesis],
     method: str,
     moderated: Moderated,
     prior: Any,
 ) -> FTestResults:
-    """F tests of hypotheses: label -> (independent contrasts (r, p), their values (r,))."""
+    """F tests of labelled hypotheses; NaN where the samples do not determine what they say."""
     if _is_integrated(method, moderated, prior):
         return integrated_f_tests(fitted, positions, hypotheses, prior)
     beta = fitted.values("beta", positions)
     shape = positions.size, len(hypotheses)
-    F, df = np.empty(shape), np.empty(shape)
+    F, df = np.full(shape, np.nan), np.full(shape, np.nan)
     tests = moderated_hypotheses(fitted, moderated, method)
-    rows = np.concatenate([L for L, _ in hypotheses.values()])
-    for column, (L, values) in enumerate(hypotheses.values()):
-        found = tests.joint(positions, beta @ L.T - values, L, method)
-        F[:, column], df[:, column] = found.F, found.df
-    df_num = np.array([float(L.shape[0]) for L, _ in hypotheses.values()])
+    rows = np.concatenate([np.zeros((0, fitted.stats.p)), *(h.L for h in hypotheses.values())])
+    for column, hypothesis in enumerate(hypotheses.values()):
+        if hypothesis.estimable:
+            L = hypothesis.L
+            found = tests.joint(positions, beta @ L.T - hypothesis.values, L, method)
+            F[:, column], df[:, column] = found.F, found.df
+    df_num = np.array([float(hypothesis.L.shape[0]) for hypothesis in hypotheses.values()])
     shown = method if moderated is False else f"{method}, moderated"
     dims = ("feature", "contrast")
+    estimable = np.array([hypothesis.estimable for hypothesis in hypotheses.values()], dtype=bool)
     ds = xr.Dataset(
         {
             "F": (dims, F),
             "df_num": (dims, np.broadcast_to(df_num, shape).copy()),
             "df_denom": (dims, df),
             "p": (dims, f_pvalues(F, df_num, df)),
+            "estimable": (("contrast",), estimable),
             "status": (("feature",), fitted.verdicts[positions]),
         },
         coords={
-            "feature": fitted.names[positions],
-            "contrast": np.array(list(hypotheses), dtype=object),
+            "feature": fitted.features[positions],
+            "contrast": pd.Index(list(hypotheses)),
         },
         attrs={"df": shown, "note": doubt(fitted, method, rows)},
     )
@@ -197,11 +222,11 @@ def _f_tests(
 
 def cov_params(fitted: FittedModel, positions: IntArray) -> xr.DataArray:
     """Covariance matrices of the fixed effects; see `MultiLMMResults.cov_params`."""
-    names = fitted.coefs
+    names = pd.Index(fitted.coefs)
     return xr.DataArray(
         fitted.on_request.covariance(positions),
         dims=("feature", "coef", "coef_"),
-        coords={"feature": fitted.names[positions], "coef": names, "coef_": names},
+        coords={"feature": fitted.features[positions], "coef": names, "coef_": names},
         name="cov_params",
     )
 
@@ -209,14 +234,14 @@ def cov_params(fitted: FittedModel, positions: IntArray) -> xr.DataArray:
 def fim(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
     """Fisher information matrices; see `MultiLMMResults.fim`."""
     information = fitted.on_request.information(positions)
-    coefs, params = fitted.coefs, fitted.params
+    coefs, params = pd.Index(fitted.coefs), pd.Index(fitted.params)
     return xr.Dataset(
         {
             "FIM_theta": (("feature", "param", "param_"), information.theta),
             "FIM_beta": (("feature", "coef", "coef_"), information.beta),
         },
         coords={
-            "feature": fitted.names[positions],
+            "feature": fitted.features[positions],
             "param": params,
             "param_": params,
             "coef": coefs,

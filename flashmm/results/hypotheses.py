@@ -59,12 +59,16 @@ class Hypotheses:
     residual
         Moderated residual variances, in internal units, and their degrees of freedom, shape
         (m, 2); None for those of the fit.
+    dream
+        What variances of contrasts are multiplied by, and the degrees of freedom that they gain,
+        shape (m, 2): moderation as in limma and dream. None for none.
     """
 
     request: OnRequest
     blocks: tuple[IntArray, ...] | None
     df_resid: FloatArray
     residual: FloatArray | None = None
+    dream: FloatArray | None = None
 
     def contrasts(self, positions: IntArray, L: FloatArray, df: str) -> VarianceAndDf:
         """Variances of the contrasts in the rows of L (c, p), and their df; both (B, c).
@@ -82,6 +86,10 @@ class Hypotheses:
             scale = self.request.projection.scale[positions[here], None]
             result.variance[here, chosen] = part.variance * scale
             result.df[here, chosen] = part.df
+        if self.dream is not None:
+            ratio, gained = self.dream[positions].T
+            result.variance[:] *= ratio[:, None]
+            result.df[:] += gained[:, None]
         return result
 
     def joint(
@@ -116,6 +124,10 @@ class Hypotheses:
                 part = satterthwaite_f(left, moments, covariance)
             result.F[here] = part.F[:, 0]
             result.df[here] = part.df[:, 0] if df != "residual" else self.df_resid[positions[here]]
+        if self.dream is not None:
+            ratio, gained = self.dream[positions].T
+            result.F[:] /= ratio
+            result.df[:] += gained
         return result
 
     def predictions(
@@ -207,6 +219,20 @@ class Hypotheses:
             with np.errstate(divide="ignore", invalid="ignore"):
                 df[here] = 2.0 * theta[:, -1] ** 2 / spread
         return variance, df
+
+    def hat_df(self) -> FloatArray:
+        """Residual degrees of freedom n - 2 tr H + tr HH' of the fitted values H y, shape (m,).
+
+        I - H is sigma2 P, so they are sigma2^2 tr(PP), twice what E tells of sigma2 (REML).
+        """
+        request, m = self.request, self.request.theta.shape[0]
+        df = np.full(m, np.nan)
+        limit = max(1, request.memory // (8 * 4 * request.projection.structure.q))
+        for here, batch in request.batches(np.arange(m), limit):
+            theta = request.theta[batch]
+            at = request.likelihood.evaluate(theta, batch)
+            df[here] = 2.0 * theta[:, -1] ** 2 * at.expected[:, -1, -1]
+        return df
 
     def _covariance(self, theta: FloatArray, at: Evaluation, df: str) -> FloatArray:
         """Asymptotic covariance of theta, shape (B, k, k).

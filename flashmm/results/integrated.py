@@ -21,13 +21,12 @@ from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.moderation import feature_means, trend_values
 from flashmm.results.ratio_prior import RatioPrior, prior_of
 from flashmm.stats.own_rows import PatternedStats
-from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.inference.contrasts import Contrasts
     from flashmm.inference.statistics import Alternative
+    from flashmm.results.estimability import EstimableContrasts, Hypothesis
     from flashmm.results.fitted import FittedModel
 
     FloatArray = NDArray[np.float64]
@@ -61,24 +60,29 @@ def learn_ratio_prior(fitted: FittedModel, trend: Any = False, robust: bool = Fa
 def integrated_t_tests(
     fitted: FittedModel,
     positions: IntArray,
-    contrasts: Contrasts,
+    read: EstimableContrasts,
     side: Alternative,
     prior: Any = None,
 ) -> TTestResults:
     """T tests of contrasts; see `MultiLMMResults.t_test`."""
-    where = _integration(fitted, prior)
+    where, contrasts = _integration(fitted, prior), read.contrasts
     found = where.contrasts(positions, contrasts.matrix, contrasts.values, side)
+
+    def known(values: FloatArray) -> FloatArray:
+        return np.where(read.estimable, values, np.nan)
+
     with np.errstate(invalid="ignore", divide="ignore"):
         t = (found.estimate - contrasts.values) / found.se
     dims = ("feature", "contrast")
     ds = xr.Dataset(
         {
-            "estimate": (dims, found.estimate),
-            "se": (dims, found.se),
-            "t": (dims, t),
-            "df": (dims, found.df),
-            "p": (dims, found.p),
+            "estimate": (dims, known(found.estimate)),
+            "se": (dims, known(found.se)),
+            "t": (dims, known(t)),
+            "df": (dims, known(found.df)),
+            "p": (dims, known(found.p)),
             "value": (("contrast",), contrasts.values),
+            "estimable": (("contrast",), read.estimable),
             "status": (("feature",), fitted.verdicts[positions]),
         },
         coords={
@@ -91,24 +95,28 @@ def integrated_t_tests(
         ds,
         alternative=side,
         df_method=INTEGRATED,
-        limits=lambda alpha: where.limits(positions, contrasts.matrix, alpha),
+        limits=lambda alpha: np.where(
+            read.estimable[:, None], where.limits(positions, contrasts.matrix, alpha), np.nan
+        ),
     )
 
 
 def integrated_f_tests(
     fitted: FittedModel,
     positions: IntArray,
-    hypotheses: dict[str, tuple[FloatArray, FloatArray]],
+    hypotheses: dict[str, Hypothesis],
     prior: Any = None,
 ) -> FTestResults:
-    """F tests of hypotheses: label -> (independent contrasts (r, p), their values (r,))."""
+    """F tests of labelled hypotheses; see `MultiLMMResults.f_test`."""
     where = _integration(fitted, prior)
     shape = positions.size, len(hypotheses)
-    F, df, p = np.empty(shape), np.empty(shape), np.empty(shape)
-    for column, (L, values) in enumerate(hypotheses.values()):
-        found = where.joint(positions, L, values)
-        F[:, column], df[:, column], p[:, column] = found.F, found.df, found.p
-    df_num = np.array([float(L.shape[0]) for L, _ in hypotheses.values()])
+    F, df, p = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
+    for column, hypothesis in enumerate(hypotheses.values()):
+        if hypothesis.estimable:
+            found = where.joint(positions, hypothesis.L, hypothesis.values)
+            F[:, column], df[:, column], p[:, column] = found.F, found.df, found.p
+    df_num = np.array([float(hypothesis.L.shape[0]) for hypothesis in hypotheses.values()])
+    estimable = np.array([hypothesis.estimable for hypothesis in hypotheses.values()], dtype=bool)
     dims = ("feature", "contrast")
     ds = xr.Dataset(
         {
@@ -116,6 +124,7 @@ def integrated_f_tests(
             "df_num": (dims, np.broadcast_to(df_num, shape).copy()),
             "df_denom": (dims, df),
             "p": (dims, p),
+            "estimable": (("contrast",), estimable),
             "status": (("feature",), fitted.verdicts[positions]),
         },
         coords={
@@ -231,17 +240,19 @@ def _parts(fitted: FittedModel) -> tuple[Part, ...]:
     """The designs of a fit with their features; those that cannot be fitted are left out."""
     stats: Any = fitted.stats
     if isinstance(stats, PatternedStats):
-        parts = []
-        for pattern in range(stats.n_patterns):
-            with suppress(InputError):  # features without a fit: NaN, as in every other test
-                parts.append(Part(project(stats.of_pattern(pattern)), stats.members(pattern)))
-        if not parts:
-            raise InputError("No feature has samples enough for a fit.")
-        return tuple(parts)
-    if not isinstance(stats, SummaryStats):
-        raise InputError(
-            "df='integrated' needs features that share their design, or few patterns of missing "
-            "samples; here each feature has weights or columns of its own."
-        )
+        if "parts" not in fitted.kept:
+            fitted.kept["parts"] = _parts_of_patterns(stats)
+        parts: tuple[Part, ...] = fitted.kept["parts"]
+        return parts
     projection: Any = fitted.projection
     return (Part(projection, np.arange(stats.m)),)
+
+
+def _parts_of_patterns(stats: PatternedStats) -> tuple[Part, ...]:
+    parts = []
+    for pattern in range(stats.n_patterns):
+        with suppress(InputError):  # features without a fit: NaN, as in every other test
+            parts.append(Part(project(stats.of_pattern(pattern)), stats.members(pattern)))
+    if not parts:
+        raise InputError("No feature has samples enough for a fit.")
+    return tuple(parts)

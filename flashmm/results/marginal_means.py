@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from flashmm.exceptions import InputError, check_option, listing, nearest
 from flashmm.inference.contrasts import Contrasts
 from flashmm.inference.marginal_means import averaging_weights, contrast_weights
+from flashmm.results.contrast_results import TTestResults
 from flashmm.results.fixed_effects import t_test
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.formulas.recipe import DesignRecipe
-    from flashmm.results.contrast_results import TTestResults
     from flashmm.results.fitted import FittedModel
 
     FloatArray = NDArray[np.float64]
@@ -75,7 +76,13 @@ def marginal_means(
             "No sample has the levels that `at` leaves to average over; "
             'proportional weights do not exist. Use weights="equal".'
         )
-    L = W @ fitted.fixed_rows(table, context)
+    # The offset is the last column, whose coefficient is one: its mean, as in emmeans, or its value
+    # at what `at` says of its columns.
+    offset = np.full(len(table), recipe.offset_mean)
+    if _sets_offset(recipe, at):
+        offset = fitted.offset_rows(table, context)
+    rows = np.column_stack([fitted.fixed_rows(table, context), offset])
+    L = W @ rows
     per_group = int(np.prod([len(grid[name]) for name in kept]))
     group_labels = [
         ", ".join(f"{name}={value}" for name, value in zip(groups, values, strict=True))
@@ -86,19 +93,28 @@ def marginal_means(
             ", ".join(f"{name}={value}" for name, value in zip(kept, values, strict=True))
             for values in product(*(grid[name] for name in kept))
         ]
-        inner, rows = means, np.eye(per_group)
+        inner, combined = means, np.eye(per_group)
     else:
         levels = [
             " ".join(str(value) for value in values)
             for values in product(*(grid[name] for name in kept))
         ]
-        inner, rows = contrast_weights(contrast, levels, reference)
+        inner, combined = contrast_weights(contrast, levels, reference)
     labels = tuple(
         f"{label} | {group}" if group else label for group in group_labels for label in inner
     )
-    matrix = np.concatenate([rows @ part for part in L.reshape(-1, per_group, L.shape[1])])
-    contrasts = Contrasts(matrix, np.zeros(len(labels)), labels)
-    return t_test(fitted, positions, contrasts, **options)
+    matrix = np.concatenate([combined @ part for part in L.reshape(-1, per_group, L.shape[1])])
+    added = matrix[:, -1]
+    tests = t_test(fitted, positions, Contrasts(matrix[:, :-1], -added, labels), **options)
+    estimate = tests.ds["estimate"] + xr.DataArray(added, dims="contrast")
+    ds = tests.ds.assign(estimate=estimate, value=("contrast", np.zeros(len(labels))))
+    limits = tests.limits
+    return TTestResults(
+        ds,
+        alternative=tests.alternative,
+        df_method=tests.df_method,
+        limits=None if limits is None else lambda alpha: limits(alpha) + added[:, None],
+    )
 
 
 def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -107,9 +123,14 @@ def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else tuple(columns)
 
 
+def _sets_offset(recipe: DesignRecipe, at: Mapping[str, Any] | None) -> bool:
+    """Whether `at` names a column that the offset is made of."""
+    return recipe.offset is not None and any(name in recipe.offset.columns for name in at or {})
+
+
 def _grid(recipe: DesignRecipe, at: dict[str, Any]) -> dict[str, list[Any]]:
     """Values of every column of the fixed formula."""
-    columns = recipe.fixed.columns
+    columns = recipe.grid_columns
     unknown = [name for name in at if name not in columns]
     if unknown:
         raise InputError(
@@ -117,7 +138,7 @@ def _grid(recipe: DesignRecipe, at: dict[str, Any]) -> dict[str, list[Any]]:
             f"{nearest(str(unknown[0]), columns)}"
         )
     grid: dict[str, list[Any]] = {}
-    for name in columns:
+    for name in columns if _sets_offset(recipe, at) else recipe.fixed.columns:
         record = recipe.columns[name]
         if name in at:
             scalar = isinstance(at[name], str) or np.ndim(at[name]) == 0

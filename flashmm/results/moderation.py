@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 
 from flashmm.arrays.labels import in_order, label_positions
-from flashmm.exceptions import InputError
+from flashmm.exceptions import InputError, check_option
 from flashmm.inference.moderation import moderate, variance_prior
-from flashmm.inference.variance_fractions import column_sums
+from flashmm.inference.variance_fractions import column_sums, weight_total
 from flashmm.results.hypotheses import Hypotheses, hypotheses
 from flashmm.stats.own_rows import PatternedStats
 
@@ -28,23 +28,42 @@ _VARIABLES = ("sigma2", "df", "sigma2_prior", "df_prior", "sigma2_moderated", "d
 
 
 def moderated_variances(
-    fitted: FittedModel, trend: bool | ArrayLike = False, robust: bool = False
+    fitted: FittedModel,
+    trend: bool | ArrayLike = False,
+    robust: bool = False,
+    df_method: str = "satterthwaite",
 ) -> xr.Dataset:
     """Residual variances moderated by those of all features; see `MultiLMMResults.moderate`."""
+    check_option("df", df_method, ("satterthwaite", "dream"))
     internal, df = hypotheses(fitted).residual_variance()
     sigma2 = internal * fitted.projection.scale
+    if df_method == "dream":
+        if fitted.options.method != "REML":
+            raise InputError("df='dream' counts degrees of freedom of a REML fit; this is ML.")
+        df = np.where(np.isfinite(sigma2), hypotheses(fitted).hat_df(), np.nan)
+        sigma2 = sigma2 / _mean_weights(fitted)
     prior = variance_prior(sigma2, df, covariate=trend_values(fitted, trend), robust=robust)
     moderated = moderate(sigma2, df, prior)
     values = (sigma2, df, prior.variance, prior.df, moderated.variance, moderated.df)
     return xr.Dataset(
         {name: ("feature", value) for name, value in zip(_VARIABLES, values, strict=True)},
-        coords={"feature": fitted.names},
+        coords={"feature": fitted.features},
         attrs={
             "df_prior": prior.df_common,
             "trend": int(trend is not False),
             "robust": int(robust),
+            "df": df_method,
         },
     )
+
+
+def _mean_weights(fitted: FittedModel) -> FloatArray:
+    """Mean weight of each feature over its samples; ones where all features share them."""
+    stats = fitted.stats
+    if not isinstance(stats, PatternedStats):
+        return np.ones(stats.m)
+    total = stats.designs.total[stats.pattern]
+    return np.asarray(total / np.maximum(stats.nobs, 1))
 
 
 def moderated_hypotheses(fitted: FittedModel, moderated: bool | xr.Dataset, df: str) -> Hypotheses:
@@ -62,6 +81,10 @@ def moderated_hypotheses(fitted: FittedModel, moderated: bool | xr.Dataset, df: 
         table["feature"].to_numpy(), fitted.names, "`moderated`", of="features", by_text=True
     )
     table = table.isel(feature=here)
+    if table.attrs.get("df") == "dream":
+        ratio = table["sigma2_moderated"].to_numpy() / table["sigma2"].to_numpy()
+        gained = table["df_moderated"].to_numpy() - table["df"].to_numpy()
+        return replace(hypotheses(fitted), dream=np.stack([ratio, gained], -1))
     variance = table["sigma2_moderated"].to_numpy() / fitted.projection.scale
     return replace(
         hypotheses(fitted), residual=np.stack([variance, table["df_moderated"].to_numpy()], -1)
@@ -96,4 +119,6 @@ def feature_means(fitted: FittedModel) -> FloatArray:
         one = fitted.stats
         own = one.designs.X_sums[one.pattern]
         return np.asarray((own * fitted.projection.beta_ols.T).sum(axis=1) / one.nobs)
-    return np.asarray(sums @ fitted.projection.beta_ols / fitted.stats.n)
+    total = weight_total(fitted.stats)
+    assert total is not None  # where it is not known, the sums are not
+    return np.asarray(sums @ fitted.projection.beta_ols / total)

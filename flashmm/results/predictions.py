@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 import xarray as xr
 
-from flashmm.arrays.labels import axis_labels, label_positions
+from flashmm.arrays.labels import axis_labels, find_labels, label_positions
 from flashmm.designs.from_arrays import (
     as_matrix,
     check_rows_are_known,
@@ -23,6 +23,7 @@ from flashmm.formulas.columns import check_data
 from flashmm.formulas.recipe import RandomRows
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.statistics import confidence_limits
+from flashmm.results.estimability import estimable_rows
 from flashmm.results.hypotheses import hypotheses
 from flashmm.results.integrated import integrated_predictions
 from flashmm.sources import Source, Transform, make_source
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from flashmm.results.fitted import FittedModel
 
     FloatArray = NDArray[np.float64]
+    BoolArray = NDArray[np.bool_]
     IntArray = NDArray[np.intp]
 
 __all__ = ["NewRows", "fittedvalues", "new_rows", "predict", "resid"]
@@ -46,11 +48,27 @@ DF = ("satterthwaite", "residual", INTEGRATED)
 
 @dataclass(frozen=True)
 class NewRows:
-    """New samples: X (c, p), Z with what unknown levels add, and the samples' labels."""
+    """New samples.
+
+    Parameters
+    ----------
+    X
+        Rows of X, shape (c, p).
+    random
+        Rows of Z, with what unknown levels add.
+    labels
+        Labels of the samples.
+    estimable
+        Whether the samples of the fit determine x'beta, shape (c,).
+    offset
+        Known part of the mean, shape (c,).
+    """
 
     X: FloatArray
     random: RandomRows | None
     labels: pd.Index
+    estimable: BoolArray
+    offset: FloatArray
 
 
 def predict(
@@ -83,6 +101,9 @@ def predict(
     )
     if conditional and rows.random is not None and not allow_new_levels:
         _refuse_new_levels(rows.random)
+    estimable: dict[str, Any] = {}
+    if fitted.stats.aliased is not None:
+        estimable["estimable"] = ("sample", rows.estimable)
     independent = np.zeros((len(rows.labels), fitted.ds.sizes["param"]))
     if rows.random is not None and (conditional or wide):
         independent[:] = rows.random.new
@@ -99,14 +120,18 @@ def predict(
             alpha=alpha,
             prior=prior,
         )
-        ds = ds.assign_coords(sample=rows.labels).assign_attrs(level=level)
+        ds = ds.where(xr.DataArray(rows.estimable, dims="sample"))
+        for name in {"prediction", "lower", "upper"} & set(ds):
+            ds[name] = ds[name] + xr.DataArray(rows.offset, dims="sample")
+        ds = ds.assign_coords(sample=rows.labels, **estimable).assign_attrs(level=level)
         return ds if se or interval is not None else ds["prediction"]
-    estimate = fitted.values("beta", positions) @ rows.X.T
+    estimate = fitted.values("beta", positions) @ rows.X.T + rows.offset
+    estimate[:, ~rows.estimable] = np.nan
     if conditional and rows.random is not None:
         blup, _ = fitted.on_request.random_effects(positions, None)
         estimate = estimate + np.asarray(rows.random.Z @ blup.T).T
     dims = ("feature", "sample")
-    coords = {"feature": fitted.names[positions], "sample": rows.labels}
+    coords = {"feature": fitted.features[positions], "sample": rows.labels, **estimable}
     prediction = xr.DataArray(estimate, dims=dims, coords=coords, name="prediction")
     if not se and interval is None:
         return prediction
@@ -115,12 +140,14 @@ def predict(
         Z_known = rows.random.Z
     found = hypotheses(fitted).predictions(positions, rows.X, Z_known, independent, df)
     with np.errstate(invalid="ignore"):
-        errors = np.sqrt(np.where(found.variance > 0, found.variance, np.nan))
+        usable = (found.variance > 0) & rows.estimable
+        errors = np.sqrt(np.where(usable, found.variance, np.nan))
     result = xr.Dataset({"prediction": prediction, "se": (dims, errors)}, attrs={"level": level})
     if interval is not None:
-        limits = confidence_limits(estimate, errors, found.df, alpha)
+        freedom = np.where(rows.estimable, found.df, np.nan)
+        limits = confidence_limits(estimate, errors, freedom, alpha)
         result = result.assign(lower=(dims, limits[..., 0]), upper=(dims, limits[..., 1]))
-        result = result.assign(df=(dims, found.df))
+        result = result.assign(df=(dims, freedom))
         result.attrs.update(interval=interval, alpha=alpha, df_method=df)
     return result
 
@@ -204,11 +231,10 @@ def _rows_of(source: Source, fitted: FittedModel, positions: IntArray) -> IntArr
     """
     names = fitted.names[positions]
     if not source.numbered:
-        own = pd.Index([str(name) for name in source.feature_names], dtype=object)
-        where = own.get_indexer(pd.Index([str(name) for name in names], dtype=object))
+        where = find_labels(source.feature_names, names)
         if (where < 0).any():
             raise InputError(f"Y lacks the features {listing(names[where < 0])}.")
-        return np.asarray(where, dtype=np.intp)
+        return where
     if fitted.stats.numbered and fitted.names.max(initial=-1) < source.m:
         return np.asarray(names, dtype=np.intp)
     if source.m == fitted.stats.m:
@@ -240,28 +266,36 @@ def new_rows(
         )
     if X is not None:
         return _matrix_rows(fitted, X, Z, known=known, need_random=need_random)
-    columns, random = fitted.fixed_rows(newdata, context), None
+    fixed, random = estimable_rows(fitted.stats, fitted.fixed_rows(newdata, context)), None
     if need_random:
         random = fitted.known_recipe().random_rows(
             newdata, fitted.stats.structure, known=known, context=context
         )
-    return NewRows(columns, random, pd.DataFrame(newdata).index)
+    offset = fitted.offset_rows(newdata, context)
+    return NewRows(fixed.rows, random, pd.DataFrame(newdata).index, fixed.estimable, offset)
 
 
 def _matrix_rows(
     fitted: FittedModel, X: ArrayLike, Z: Any, *, known: bool, need_random: bool
 ) -> NewRows:
     stats = fitted.stats
+    if fitted.recipe is not None and fitted.recipe.offset is not None:
+        raise InputError(
+            "The fixed formula has an offset, which X does not hold. Pass the samples as a table, "
+            "`newdata`."
+        )
     matrix: Any = as_matrix(X)
     known_rows = row_labels(matrix, Z)
     labels = pd.RangeIndex(np.shape(matrix)[0]) if known_rows is None else known_rows
     columns = axis_labels(matrix, 1)
     if columns is not None:
         own = pd.Index([str(name) for name in columns], dtype=object)
-        absent = [name for name in stats.coef_names if name not in own]
+        # Columns that were left out because of their rank may be given too, and then count.
+        names = fitted.columns if set(fitted.columns) <= set(own) else stats.coef_names
+        absent = [name for name in names if name not in own]
         if absent:
             raise InputError(f"X lacks the columns {listing(absent)}.")
-        wanted = pd.Index(stats.coef_names, dtype=object)
+        wanted = pd.Index(names, dtype=object)
         matrix = matrix.iloc[:, label_positions(own, wanted, "X", of="columns of the model")]
     if need_random and Z is None:
         raise InputError(
@@ -271,6 +305,10 @@ def _matrix_rows(
     Z = sp.csr_array((len(labels), stats.q)) if Z is None else matched_columns(Z, structure)
     design = design_from_arrays(matrix, Z, components=structure)
     rows_X, rows_Z = design.X[:], design.Z[:]
+    estimable = np.ones(len(labels), dtype=bool)
+    if stats.aliased is not None and rows_X.shape[1] == len(fitted.columns):
+        split = estimable_rows(stats, rows_X)
+        rows_X, estimable = split.rows, split.estimable
     if rows_X.shape[1] != stats.p:
         raise InputError(f"X has {rows_X.shape[1]} columns, but the model has p = {stats.p}.")
     weights = np.zeros((len(labels), len(structure.param_names)))
@@ -279,7 +317,8 @@ def _matrix_rows(
             rows, columns = structure.columns(parameter)
             product = rows_Z[:, rows].multiply(rows_Z[:, columns]).sum(axis=1)
             weights[:, i] = np.ravel(product) * (1.0 if parameter.is_variance else 2.0)
-    return NewRows(rows_X, RandomRows(rows_Z, weights, {}), labels)
+    random = RandomRows(rows_Z, weights, {})
+    return NewRows(rows_X, random, labels, estimable, np.zeros(len(labels)))
 
 
 def _range(index: Any, size: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from flashmm.exceptions import check_option
@@ -30,7 +31,11 @@ def blup(
         check_option("se", kind, ("conditional", "prediction"))
     effects, errors = fitted.on_request.random_effects(positions, kind)
     dims = ("feature", "level")
-    coords = {"feature": fitted.names[positions], **level_coordinates(fitted.stats.structure)}
+    coords = {
+        **level_coordinates(fitted.stats.structure),
+        "feature": fitted.features[positions],
+        "level": pd.Index(fitted.stats.structure.column_names),
+    }
     if kind is None:
         return xr.DataArray(effects, dims=dims, coords=coords, name="blup")
     return xr.Dataset(
@@ -49,9 +54,9 @@ def random_effects(fitted: FittedModel) -> dict[str, xr.DataArray]:
             values[:, start : start + term.n_columns].reshape(shape),
             dims=("feature", "group_level", "effect"),
             coords={
-                "feature": fitted.names,
-                "group_level": list(term.levels),
-                "effect": list(term.effects),
+                "feature": fitted.features,
+                "group_level": pd.Index(term.levels),
+                "effect": pd.Index(term.effects),
             },
             name=term.name,
         )

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from flashmm.arrays.labels import find_labels
 from flashmm.exceptions import InputError, listing
 from flashmm.inference.integrated.grid import RatioGrid
 from flashmm.inference.moderation import VariancePrior
@@ -197,7 +198,7 @@ class RatioPrior:
             at, log = self.ds["trend_at"].to_numpy(), np.log(self.ds["trend_location"].to_numpy())
             location = np.exp(np.interp(covariate, at, log))
         if "feature_df" in self.ds:
-            own = pd.Index(self.ds["feature"].to_numpy()).get_indexer(pd.Index(names))
+            own = find_labels(self.ds["feature"].to_numpy(), names)
             known = own >= 0
             location[known] = self.ds["feature_location"].to_numpy()[own[known]]
             df[known] = self.ds["feature_df"].to_numpy()[own[known]]
@@ -225,13 +226,16 @@ def prior_of(
         ``""``, ``"mean"`` or ``"given"``: what that is.
     """
     grid, sigma2 = integration.shared[0].grid, integration.sigma2
+    location = np.nan  # where nothing is known of sigma2
+    if sigma2.df_common > 0 and integration.known.any():
+        location = float(np.median(sigma2.variance[integration.known]))
     data: dict[str, Any] = {
         "ratio": (("point", "param"), grid.ratios),
         "weight": (("point",), integration.weights),
         "line": (("point",), grid.line.astype(np.int32)),
         "base": (("point",), grid.base),
         "sigma2_df": ((), float(sigma2.df_common)),
-        "sigma2_location": ((), float(np.median(sigma2.variance[integration.known]))),
+        "sigma2_location": ((), location),
     }
     coords: dict[str, Any] = {"param": np.array(params, dtype=object)}
     if covariate is not None:

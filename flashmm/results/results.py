@@ -192,7 +192,7 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
         Parameters
         ----------
         feature
-            Name of the feature, or its position when the features have text names.
+            Name of the feature; or its position, if no feature is called by a number.
 
         Returns
         -------
@@ -207,7 +207,7 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
         Parameters
         ----------
         feature
-            Name of the feature, or its position when the features have text names.
+            Name of the feature; or its position, if no feature is called by a number.
 
         Returns
         -------
@@ -245,7 +245,7 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
             A fit of the same data by the same method with fewer fixed effects (ML only), fewer
             random effects, or both; ``model.drop(...)`` makes such models.
         features
-            Names, positions or a mask; all features of this fit by default. ``other`` must have
+            Names, a mask or a slice; all features of this fit by default. ``other`` must have
             them.
         adjust
             ``"bh"``, ``"by"``, ``"holm"``, ``"bonferroni"`` or ``"none"``.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flashmm.exceptions import listing
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.results.pages import WIDTH, SummaryPage, Table
@@ -137,6 +138,7 @@ def model_page(fitted: FittedModel, pvalues: FloatArray) -> SummaryPage:
         "signs of the coefficients that pass a false discovery rate of 5%, controlled over "
         "features (Benjamini-Hochberg) for each coefficient."
     )
+    notes += _left_out(fitted)
     if reason := doubt(fitted):
         notes.append(reason)
     return SummaryPage(
@@ -227,6 +229,7 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
     )
     if verdict != Status.CONVERGED:
         notes.append(f"{verdict.label}: {MEANINGS[verdict]}.")
+    notes += _left_out(fitted)
     return SummaryPage(
         "Mixed Linear Model Regression Results",
         [
@@ -240,6 +243,17 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
         ],
         notes,
     )
+
+
+def _left_out(fitted: FittedModel) -> list[str]:
+    """A note on columns of X that were left out because of its rank."""
+    aliased = fitted.stats.aliased
+    if aliased is None:
+        return []
+    return [
+        f"Left out of X, on whose other columns they depend: {listing(aliased.dropped_names)}. "
+        "Coefficients without tests are not estimable: their values depend on what was left out."
+    ]
 
 
 def _variance_rows(

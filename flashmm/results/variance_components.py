@@ -11,6 +11,7 @@ from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from scipy.stats import chi2
 
@@ -52,7 +53,7 @@ def variance_components(
     if fitted.options.parameter_space == "unconstrained":
         z, p = z_statistics(theta, se, side)
         table |= {"z": (dims, z), "p": (dims, p)}
-    coords = {"feature": fitted.names[positions], "param": fitted.params}
+    coords = {"feature": fitted.features[positions], "param": pd.Index(fitted.params)}
     return xr.Dataset(table, coords=coords, attrs={"alternative": side})
 
 
@@ -90,8 +91,8 @@ def conf_int_theta(
         limits,
         dims=("feature", "param", "bound"),
         coords={
-            "feature": fitted.names[positions],
-            "param": fitted.params[chosen],
+            "feature": fitted.features[positions],
+            "param": pd.Index(fitted.params[chosen]),
             "bound": ["lower", "upper"],
         },
         name="conf_int_theta",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from flashmm.exceptions import InputError, check_option
@@ -15,7 +15,10 @@ from flashmm.inference.variance_fractions import (
     column_sums,
     component_weights,
     fixed_shares,
+    own_component_weights,
+    own_sample_covariances,
     sample_covariance,
+    weight_total,
 )
 from flashmm.inference.variance_fractions import variance_fractions as fractions
 from flashmm.stats.own_rows import PatternedStats
@@ -33,13 +36,11 @@ __all__ = ["icc", "variance_fractions"]
 
 def icc(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
     """Intra-class correlations; see `MultiLMMResults.icc`."""
-    _refuse_weights(fitted)
-    if isinstance(fitted.stats, PatternedStats):
-        return fitted.by_pattern(positions, icc)
-    names, weights = component_weights(fitted.stats)
-    parts = fitted.values("theta", positions) @ weights.T
+    names, weights = _component_weights(fitted, positions)
+    transposed = np.swapaxes(weights, -1, -2)
+    parts = np.matmul(fitted.values("theta", positions)[:, None, :], transposed)[:, 0]
     spread = fitted.on_request.theta_covariance(positions)
-    covariance = np.matmul(np.matmul(weights, spread), weights.T)
+    covariance = np.matmul(np.matmul(weights, spread), transposed)
     shares = fractions(parts, covariance, np.ones(len(names)))
     return _shares(fitted, positions, names, shares.estimate, shares.se)
 
@@ -53,25 +54,23 @@ def variance_fractions(
 ) -> xr.Dataset:
     """Shares of the total variance; see `MultiLMMResults.variance_fractions`."""
     check_option("by", by, ("term", "coef"))
-    _refuse_weights(fitted)
-    if isinstance(fitted.stats, PatternedStats):
-        if column_means is not None:
-            fitted.one_design("`column_means`")
-        return fitted.by_pattern(positions, partial(variance_fractions, by=by))
-    S = sample_covariance(fitted.stats.XX, _column_sums(fitted, column_means), fitted.stats.n)
+    S = _covariances(fitted, positions, column_means)
     terms: dict[str, list[int]] = {}
     for i, name in enumerate(fitted.stats.coef_names):
-        if S[i, i] > 0:
+        if (S[..., i, i] > 0).any():
             terms.setdefault(term_name(name) if by == "term" else name, []).append(i)
-    names, weights = component_weights(fitted.stats)
+    names, weights = _component_weights(fitted, positions)
+    transposed = np.swapaxes(weights, -1, -2)
     repeated = set(names) & set(terms)
     labels = [f"{name} (fixed)" if name in repeated else name for name in terms]
     theta = fitted.values("theta", positions)
     fixed = fixed_shares(fitted.values("beta", positions), S, list(terms.values()))
-    parts = np.concatenate([fixed.value, theta @ weights.T], axis=1)
+    parts = np.concatenate([fixed.value, np.matmul(theta[:, None, :], transposed)[:, 0]], axis=1)
     c, t, p = parts.shape[1], len(terms), fitted.stats.p
     covariance = np.zeros((positions.size, c, c))
-    random = np.matmul(np.matmul(weights, fitted.on_request.theta_covariance(positions)), weights.T)
+    random = np.matmul(
+        np.matmul(weights, fitted.on_request.theta_covariance(positions)), transposed
+    )
     covariance[:, t:, t:] = random
     for rows in _chunks(positions.size, p**2 + t * p, fitted.options.memory):
         g = fixed.gradient[rows]
@@ -79,6 +78,29 @@ def variance_fractions(
         covariance[rows, :t, :t] = np.matmul(np.matmul(g, C), np.swapaxes(g, 1, 2))
     shares = fractions(parts, covariance, np.ones(c))
     return _shares(fitted, positions, (*labels, *names), shares.estimate, shares.se)
+
+
+def _component_weights(
+    fitted: FittedModel, positions: IntArray
+) -> tuple[tuple[str, ...], FloatArray]:
+    """What each parameter adds to each component of variance, shape (c, k) or (B, c, k)."""
+    stats = fitted.stats
+    if isinstance(stats, PatternedStats):
+        designs = stats.designs.at(stats.pattern[positions])
+        return own_component_weights(stats.structure, designs)
+    return component_weights(stats, _total(fitted))
+
+
+def _covariances(
+    fitted: FittedModel, positions: IntArray, column_means: ArrayLike | None
+) -> FloatArray:
+    """Covariances of the columns of X over the samples, shape (p, p) or (B, p, p)."""
+    stats = fitted.stats
+    if isinstance(stats, PatternedStats):
+        if column_means is not None:
+            fitted.one_design("`column_means`")
+        return own_sample_covariances(stats.designs.at(stats.pattern[positions]))
+    return sample_covariance(stats.XX, _column_sums(fitted, column_means), _total(fitted))
 
 
 def _chunks(count: int, numbers: int, memory: int) -> list[slice]:
@@ -96,7 +118,7 @@ def _column_sums(fitted: FittedModel, column_means: ArrayLike | None) -> FloatAr
                 f"`column_means` must be {fitted.stats.p} finite numbers, one for each column of "
                 f"X; its shape is {means.shape}."
             )
-        return means * fitted.stats.n
+        return means * _total(fitted)
     sums = column_sums(fitted.one_design("Column sums"))
     if sums is None:
         raise InputError(
@@ -107,12 +129,16 @@ def _column_sums(fitted: FittedModel, column_means: ArrayLike | None) -> FloatAr
     return sums
 
 
-def _refuse_weights(fitted: FittedModel) -> None:
-    if fitted.stats.log_weights != 0.0:
+def _total(fitted: FittedModel) -> float:
+    """Sum of the samples' weights, n without."""
+    total = weight_total(fitted.one_design("The sum of the weights"))
+    if total is None:
         raise InputError(
-            "Shares of the variance are not defined for weighted samples: the residual "
-            "variance differs between them. Compute them from `theta` for the weight you mean."
+            "Shares of the variance of weighted samples need the sum of the weights, which these "
+            "statistics do not tell: the model has no intercept and no random intercept. Compute "
+            "them from `theta` for the weight you mean."
         )
+    return total
 
 
 def _shares(
@@ -125,5 +151,5 @@ def _shares(
     dims = ("feature", "component")
     return xr.Dataset(
         {"estimate": (dims, estimate), "se": (dims, se)},
-        coords={"feature": fitted.names[positions], "component": np.array(names, dtype=object)},
+        coords={"feature": fitted.features[positions], "component": pd.Index(names)},
     )

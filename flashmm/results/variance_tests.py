@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from flashmm.exceptions import ConvergenceWarning, InputError, check_option
@@ -82,8 +83,8 @@ def variance_test(
     return xr.Dataset(
         table,
         coords={
-            "feature": fitted.names[positions],
-            "component": np.array([h.label for h in hypotheses], dtype=object),
+            "feature": fitted.features[positions],
+            "component": pd.Index([h.label for h in hypotheses]),
             "null": (("component",), np.array(labels, dtype=object)),
         },
         attrs={"method": fitted.options.method, "parameter_space": fitted.options.parameter_space},

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from flashmm.arrays.labels import by_name
@@ -20,7 +21,6 @@ from flashmm.stats.summary_stats import SummaryStats
 from flashmm.stats.summing import design_products
 
 if TYPE_CHECKING:
-    import pandas as pd
     from numpy.typing import NDArray
 
     FloatArray = NDArray[np.float64]
@@ -131,6 +131,7 @@ def power(
     hits: FloatArray | None = None
     fits = np.zeros(count)
     labels: Sequence[str] = ()
+    estimable = np.ones(1, dtype=bool)
     for fit in replicate_fits(Sampler(stats), thetas, betas, n_sim, streams, options, progress):
         results = MultiLMMResults(fit.ds, fit.stats, options, fit.projection)
         test = results.t_test(contrast, alternative=alternative, df=df)
@@ -138,12 +139,13 @@ def power(
         below = (test.ds["p"].to_numpy() < alpha) & good[:, None]
         if hits is None:
             labels = list(test.ds["contrast"].to_numpy())
+            estimable = test.ds["estimable"].to_numpy()
             hits = np.zeros((count, len(labels)))
         hits[fit.rows] += below.reshape(fit.rows.size, -1, len(labels)).sum(axis=1)
         fits[fit.rows] += good.reshape(fit.rows.size, -1).sum(axis=1)
     assert hits is not None
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.where(fits[:, None] > 0, hits / fits[:, None], np.nan)
+        share = np.where((fits[:, None] > 0) & estimable, hits / fits[:, None], np.nan)
         se = np.sqrt(share * (1.0 - share) / fits[:, None])
     return xr.Dataset(
         {
@@ -151,7 +153,7 @@ def power(
             "se": (("scenario", "contrast"), se),
             "n_fits": (("scenario",), fits.astype(np.int64)),
         },
-        coords={"scenario": np.arange(count), "contrast": np.array(labels, dtype=object)},
+        coords={"scenario": np.arange(count), "contrast": pd.Index(labels)},
         attrs={"alpha": float(alpha), "df": df, "alternative": alternative},
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from flashmm.arrays.labels import as_pandas, is_default
+from flashmm.arrays.labels import as_pandas, find_labels, is_default
 from flashmm.exceptions import InputError, listing
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _rows_of(theta0: pd.DataFrame, feature_names: NDArray[Any]) -> FloatArray:
             f"{listing(own[own.duplicated()].unique())}."
         )
     names = [str(name) for name in feature_names]
-    found = own.get_indexer(pd.Index(names, dtype=object))
+    found = find_labels(own, names)
     if names and (found < 0).all():
         raise InputError(
             f"`theta0` has rows for {listing(own, 3)}, and none for the features that are fitted "

@@ -44,6 +44,7 @@ class _Samples:
     n: int
     position: IntArray | None
     size_factors: NDArray[np.float64] | None
+    offset: NDArray[np.float64] | None
     sample_names: Sequence[object] | None
     block: int
 
@@ -68,6 +69,7 @@ class _Task:
             n=self.samples.n,
             position=self.samples.position,
             size_factors=self.samples.size_factors,
+            offset=self.samples.offset,
             sample_names=self.samples.sample_names,
             block=self.samples.block,
         )
@@ -158,6 +160,7 @@ def _of_features(source: Source, features: slice) -> tuple[slice, Source]:
         n=0,
         position=None,
         size_factors=None,
+        offset=None,
         sample_names=None,
     )
     return slots, template
@@ -177,7 +180,8 @@ def _of_samples(source: Source, samples: slice, number: int) -> tuple[IntArray, 
     if source.sample_names is not None:
         names = [source.sample_names[i] for i in here]
     factors = None if source.size_factors is None else source.size_factors[here]
-    return here, _Samples(int(here.size), position, factors, names, number)
+    offset = None if source.offset is None else source.offset[here]
+    return here, _Samples(int(here.size), position, factors, offset, names, number)
 
 
 def in_parts(

@@ -109,6 +109,8 @@ class Source:
         Elementwise transform, or None.
     size_factors
         What each sample is divided by before the transform, shape (n,); None for nothing.
+    offset
+        What is taken off each sample after the transform, shape (n,); None for nothing.
     target_sum
         Divide each sample by its own total over this target, found block by block; None not to.
     counting
@@ -130,6 +132,7 @@ class Source:
     chosen: IntArray | None = None
     transform: Transform = None
     size_factors: FloatArray | None = None
+    offset: FloatArray | None = None
     target_sum: float | None = None
     counting: bool = False
     sample_names: Sequence[object] | None = None
@@ -149,8 +152,8 @@ class Source:
 
     @property
     def densifies(self) -> bool:
-        """Whether the transform makes sparse blocks dense."""
-        return self.is_sparse and not keeps_zero(self.transform)
+        """Whether the transform or an offset makes sparse blocks dense."""
+        return self.is_sparse and (self.offset is not None or not keeps_zero(self.transform))
 
     def restricted(self, keep: BoolArray) -> Source:
         """The same source with only the samples in ``keep`` (over the samples in use)."""
@@ -162,6 +165,7 @@ class Source:
             n=int(keep.sum()),
             position=renumbered[position],
             size_factors=None if self.size_factors is None else self.size_factors[keep],
+            offset=None if self.offset is None else self.offset[keep],
             sample_names=[name for name, kept in zip(names, keep, strict=True) if kept],
         )
 
@@ -271,6 +275,8 @@ class Source:
         stored = values.data if sp.issparse(values) else values
         if not np.isfinite(stored).all():
             self._raise_non_finite(raw, samples, before, values)
+        if self.offset is not None:
+            values = _without_offset(values, self.offset[samples], missing)
         return Block(raw.slots, samples, values, totals, detected, missing)
 
     def untransformed(
@@ -347,6 +353,15 @@ def _zero_where(values: Any, missing: BoolArray) -> Any:
         return np.where(missing, 0.0, values)
     entries = values.tocoo()
     return with_data(values, np.where(missing[entries.row, entries.col], 0.0, values.data))
+
+
+def _without_offset(values: Any, offset: FloatArray, missing: BoolArray | None) -> FloatArray:
+    """Dense values minus what is known of their samples; zero stays where there was no value."""
+    dense = values.toarray() if sp.issparse(values) else values
+    left = np.asarray(dense - offset)
+    if missing is not None:
+        left[missing] = 0.0
+    return left
 
 
 def size_factors_of(totals: FloatArray, target_sum: float) -> FloatArray:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.stats.root import combine_roots, restrict_root
@@ -39,6 +40,7 @@ def added(left: AnySums, right: AnySums, features: Features = "equal") -> AnySum
     """Statistics of the union of two disjoint sets of samples, labelled as ``left`` is."""
     left, right = _with_same_features(left, right, features)
     right = _with_coefficients_of(right, left)
+    _refuse_other_aliasing(left.aliased, right.aliased)
     structure = _united(left.structure, right.structure)
     return _combined(_with_levels(left, structure), _with_levels(right, structure), 1.0)
 
@@ -84,6 +86,17 @@ def _combined(left: AnySums, right: AnySums, sign: float) -> AnySums:
         shift=None,
     )
     return replace(total, shift=combine_shifts(left, right, total, sign))
+
+
+def _refuse_other_aliasing(left: Aliasing | None, right: Aliasing | None) -> None:
+    same = left is right or (left is not None and right is not None and left.same_as(right))
+    if not same:
+        dropped = [a.dropped_names if a is not None else () for a in (left, right)]
+        raise InputError(
+            "The two statistics left out different columns of X that depend on others: "
+            f"{listing(dropped[0])} and {listing(dropped[1])}. Join the statistics of the whole X "
+            'first, and give the sum to MultiLMM.from_summary_stats(..., rank="drop").'
+        )
 
 
 # ---- features and coefficients -----------------------------------------------------------
@@ -144,6 +157,7 @@ def _with_coefficients_of(stats: AnySums, other: AnySums) -> AnySums:
         ZX=stats.ZX[:, order],
         coef_names=theirs,
         shift=shift,
+        aliased=None if stats.aliased is None else stats.aliased.ordered(theirs),
     )
 
 

@@ -75,10 +75,14 @@ class DesignSums:
         Samples of positive weight, shape (P,).
     log_weights
         Sum of their logarithms, shape (P,).
+    total
+        Sum of the weights, shape (P,).
     signature
         Weighted sums of fixed random numbers: equal where all weights and covariates are, (P, 2).
     X_sums
         Sums of the columns of X over the samples of positive weight, not weighted, shape (P, p).
+    WX_sums
+        The same, weighted, shape (P, p).
     XX, ZX
         X'WX and Z'WX, shapes (P, p, p) and (P, q, p).
     ZZ
@@ -89,8 +93,10 @@ class DesignSums:
 
     n: FloatArray
     log_weights: FloatArray
+    total: FloatArray
     signature: FloatArray
     X_sums: FloatArray
+    WX_sums: FloatArray
     XX: FloatArray
     ZX: FloatArray
     ZZ: FloatArray
@@ -103,7 +109,9 @@ class DesignSums:
         return cls(
             np.zeros(count),
             np.zeros(count),
+            np.zeros(count),
             np.zeros((count, 2)),
+            np.zeros((count, p)),
             np.zeros((count, p)),
             np.zeros((count, p, p)),
             np.zeros((count, q, p)),
@@ -143,8 +151,10 @@ class DesignSums:
         return DesignSums(
             self.n,
             self.log_weights,
+            self.total,
             self.signature,
             self.X_sums[:, coefs],
+            self.WX_sums[:, coefs],
             np.ascontiguousarray(self.XX[:, coefs][:, :, coefs]),
             np.ascontiguousarray(self.ZX[:, columns][:, :, coefs]),
             np.ascontiguousarray(self.ZZ[:, kept[order]]),
@@ -330,6 +340,7 @@ def _add_some(
     else:
         logs = np.log(weights, out=np.zeros_like(weights), where=there)
     into.log_weights[slots] += logs.sum(axis=1)
+    into.total[slots] += weights.sum(axis=1)
     signed = weights.copy()
     for number, part in enumerate(values):
         signed += weights * part * (number + 2)
@@ -337,13 +348,15 @@ def _add_some(
         [(signed * noise).sum(axis=1) for noise in products.noise.T], axis=1
     )
     factors = {u: own.factor(u, values) for u in own.groups}
-    seen = there.astype(np.float64)
+    seen, turned = there.astype(np.float64), np.ascontiguousarray(weights.T)
     for u, columns in own.groups.items():
         factor = factors[u]
         mine = seen if factor is None else seen * factor
         into.X_sums[np.ix_(slots, columns)] += mine @ products.X[:, columns]
         weighted = weights if factor is None else weights * factor
-        ZX = (products.ZX[u] @ np.ascontiguousarray(weighted.T)).T.reshape(f, q, columns.size)
+        into.WX_sums[np.ix_(slots, columns)] += weighted @ products.X[:, columns]
+        by_sample = turned if factor is None else np.ascontiguousarray(weighted.T)
+        ZX = (products.ZX[u] @ by_sample).T.reshape(f, q, columns.size)
         into.ZX[np.ix_(slots, np.arange(q), columns)] += ZX
     for (u, v), outer in products.XX.items():
         weighted = weights
@@ -354,4 +367,4 @@ def _add_some(
         into.XX[np.ix_(slots, left, right)] += XX
         if u != v:
             into.XX[np.ix_(slots, right, left)] += np.swapaxes(XX, 1, 2)
-    into.ZZ[slots] += (products.ZZ @ np.ascontiguousarray(weights.T)).T
+    into.ZZ[slots] += (products.ZZ @ turned).T

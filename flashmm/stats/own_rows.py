@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
+    from flashmm.designs.aliasing import Aliasing
     from flashmm.designs.design import CovarianceStructure
 
     FloatArray = NDArray[np.float64]
@@ -44,8 +45,10 @@ __all__ = ["PatternedStats", "any_from_dataset", "joined_shift", "same_rows"]
 _DESIGN_FIELDS = {
     "n": ("design",),
     "log_weights": ("design",),
+    "total": ("design",),
     "signature": ("design", "signature_"),
     "X_sums": ("design", "coef"),
+    "WX_sums": ("design", "coef"),
     "XX": ("design", "coef", "coef_"),
     "ZX": ("design", "level", "coef"),
     "ZZ": ("design", "pair"),
@@ -120,6 +123,15 @@ class PatternedStats:
     def feature_names(self) -> NDArray[Any]:
         """Labels of the features."""
         return np.asarray(self.sums.feature_names)
+
+    @property
+    def aliased(self) -> Aliasing | None:
+        """Columns of X that were left out because they depend on the others."""
+        return self.sums.aliased
+
+    def noting(self, aliased: Aliasing | None) -> PatternedStats:
+        """The same with a note of columns of X that were left out."""
+        return replace(self, sums=self.sums.noting(aliased))
 
     @property
     def numbered(self) -> bool:

@@ -75,7 +75,7 @@ def sum_by_pattern(
             "Y as an array or a file."
         )
     selecting = min_count is not None or min_fraction is not None
-    source = replace(source, counting=selecting, allow_missing=True)
+    source = replace(source, counting=selecting, allow_missing=True, offset=design.offset)
     block_bytes = suitable_block_bytes(source, design)
     columns = design_columns(design.X, design.Z)
     total = first_sums(
@@ -215,7 +215,7 @@ def sum_own_rows(
             "only once. Pass Y as an array or a file."
         )
     selecting = min_count is not None or min_fraction is not None
-    source = replace(source, counting=selecting, allow_missing=True)
+    source = replace(source, counting=selecting, allow_missing=True, offset=design.offset)
     sums = _OwnSums.of(source, design, tables, missing)
     blocks = source.blocks(BLOCK_BYTES, dense=True)
     for block in progress_bar(blocks, source.count_blocks(BLOCK_BYTES), show=progress):
@@ -231,6 +231,7 @@ def sum_own_rows(
         ZZ=ZZ,
         yy=sums.Y.yy,
         feature_names=source.feature_names,
+        numbered=source.numbered,
         coef_names=design.coef_names,
         structure=design.structure,
         log_weights=0.0 if shared is None else float(np.log(shared).sum()),

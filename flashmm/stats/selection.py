@@ -72,14 +72,16 @@ def _with_fixed(stats: AnySums, positions: IntArray) -> AnySums:
     if positions.size == 0:
         raise InputError("No fixed effect would be left. A model needs at least one.")
     XX = stats.XX[np.ix_(positions, positions)]
+    names = tuple(stats.coef_names[i] for i in positions)
     return replace(
         stats,
         XX=XX,
         XX_root=restrict_root(stats.XX_root, positions) if near_collinear(XX) else None,
         XY=stats.XY[positions],
         ZX=stats.ZX[:, positions],
-        coef_names=tuple(stats.coef_names[i] for i in positions),
+        coef_names=names,
         shift=restrict_shift(stats, positions),
+        aliased=None if stats.aliased is None else stats.aliased.keeping(names),
     )
 
 

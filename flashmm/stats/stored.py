@@ -9,7 +9,9 @@ import scipy.sparse as sp
 import xarray as xr
 
 from flashmm.arrays.labels import counts_up
+from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure, RandomTerm
+from flashmm.exceptions import InputError
 from flashmm.stats.sums import AnySums, Shift, Sums
 from flashmm.storage.files import FORMAT, marked, text
 
@@ -51,6 +53,14 @@ def sums_to_dataset(stats: Sums) -> xr.Dataset:
         }
     if stats.XX_root is not None:
         data["XX_root"] = (("root", "coef"), stats.XX_root)
+    if stats.aliased is not None:
+        aliased = stats.aliased
+        data |= {
+            "column_name": (("column",), text(aliased.names)),
+            "column_kept": (("coef",), aliased.kept.astype(np.int32)),
+            "column_dropped": (("aliased",), aliased.dropped.astype(np.int32)),
+            "column_weights": (("coef", "aliased"), aliased.weights),
+        }
     names = list(stats.coef_names)
     coords: dict[str, Any] = {
         "feature": feature_coordinate(stats.feature_names),
@@ -102,6 +112,7 @@ def sums_from_dataset(cls: type[AnySums], ds: xr.Dataset) -> AnySums:
         shift=shift,
         log_weights=float(ds.attrs.get("log_weights", 0.0)),
         XX_root=ds["XX_root"].to_numpy() if "XX_root" in ds else None,
+        aliased=_aliasing(ds) if "column_name" in ds else None,
         numbered=_was_numbered(ds),
     )
 
@@ -110,6 +121,27 @@ def _was_numbered(ds: xr.Dataset) -> bool:
     """Whether the features are called by their rows; files of earlier versions do not say."""
     counted = counts_up(ds["feature"].to_numpy())
     return bool(ds.attrs.get("numbered", counted))
+
+
+def _aliasing(ds: xr.Dataset) -> Aliasing:
+    """The columns of X that were left out; a file's word is checked."""
+    try:
+        names = tuple(str(name) for name in ds["column_name"].to_numpy())
+        kept, dropped = (
+            ds[f"column_{which}"].to_numpy().astype(np.intp) for which in ("kept", "dropped")
+        )
+        weights = ds["column_weights"].to_numpy().astype(np.float64)
+        kept_names = [names[i] for i in kept]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"What was left out of X cannot be read: {error!r}.") from error
+    if (
+        sorted([*kept, *dropped]) != list(range(len(names)))
+        or kept_names != [str(name) for name in ds["coef"].to_numpy()]
+        or weights.shape != (kept.size, dropped.size)
+        or not np.isfinite(weights).all()
+    ):
+        raise InputError("What was left out of X does not fit the coefficients.")
+    return Aliasing(names, kept, dropped, weights)
 
 
 def level_coordinates(structure: CovarianceStructure) -> dict[str, Any]:

@@ -72,6 +72,9 @@ class SummaryStats(Sums):
     XX_root
         R of the QR decomposition of X, shape (p, p), where X'X alone would keep too few digits
         (`flashmm.stats.root`); None where it does not need one, or X was not at hand.
+    aliased
+        Columns of X that were left out because they depend on these (``rank="drop"`` of
+        `MultiLMM`); None without any.
     numbered
         Whether the features are called by the numbers of their rows in a Y without names; None
         for those without ``feature_names``.
@@ -130,7 +133,8 @@ class SummaryStats(Sums):
         feature_names, coef_names
             Labels that override those of Y and X.
         weights
-            Precision of each sample, shape (n,); None for ones.
+            Precision of each sample, shape (n,), matched by label where it has labels; None
+            for ones.
 
         Returns
         -------
@@ -139,7 +143,7 @@ class SummaryStats(Sums):
         Raises
         ------
         InputError
-            If the shapes do not match or a value is missing or infinite.
+            If the shapes or labels do not match, or a value is missing or infinite.
         """
         design, source, precision = design_and_source(
             Y, X, Z, components, coef_names, transform, feature_names, weights
@@ -339,7 +343,9 @@ class SummaryStats(Sums):
         Parameters
         ----------
         features
-            Names, positions, a slice or a boolean mask of length m.
+            Names; a boolean mask, matched by label where it has labels; or a slice of
+            positions. Names are the same if their text is: 7157 finds ``"7157"``. A whole
+            number is a position only where no feature is called by a number.
 
         Returns
         -------

@@ -56,7 +56,7 @@ def sum_design(
 ) -> AnySums:
     """The work of `SummaryStats.from_design`, whose class is ``cls``."""
     selecting = min_count is not None or min_fraction is not None
-    source = replace(source, counting=selecting)
+    source = replace(source, counting=selecting, offset=design.offset)
     block_bytes = block_bytes or suitable_block_bytes(source, design)
     log.info(
         "%s, %d features x %d samples: blocks of %.0f MiB, %d threads",

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from flashmm.arrays.labels import checked_labels
 from flashmm.arrays.numeric import float_array
 from flashmm.arrays.sparse import check_sparse
+from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.from_arrays import as_structure, named_levels
 from flashmm.exceptions import InputError
 from flashmm.stats.checks import check_shapes, sample_count, shared_labels
@@ -87,6 +88,7 @@ class Sums:
     shift: Shift | None = None
     log_weights: float = 0.0
     XX_root: FloatArray | None = None
+    aliased: Aliasing | None = None
     numbered: bool | None = None
 
     def __post_init__(self) -> None:
@@ -146,6 +148,10 @@ class Sums:
     def q(self) -> int:
         """Number of random effects, the columns of Z."""
         return int(self.ZZ.shape[0])
+
+    def noting(self, aliased: Aliasing | None) -> Self:
+        """The same with a note of columns of X that were left out."""
+        return replace(self, aliased=aliased)
 
     def at(self, positions: IntArray) -> Self:
         """The sums of the features at some positions, in that order."""

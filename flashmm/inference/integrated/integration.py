@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from flashmm.exceptions import InputError
 from flashmm.inference.integrated.grid import RatioGrid, covering_grid
 from flashmm.inference.integrated.mixtures import (
     JointTests,
@@ -30,7 +29,7 @@ from flashmm.inference.integrated.posterior import (
     share_of_prior,
 )
 from flashmm.inference.integrated.prior import ADDED_FEATURES, learn_weights
-from flashmm.inference.integrated.shared import SharedDesign, share_design
+from flashmm.inference.integrated.shared import SharedDesign, Turned, share_design
 from flashmm.inference.integrated.variances import VarianceSummary, share_summary, variance_summary
 from flashmm.inference.moderation import VariancePrior, variance_prior
 from flashmm.solvers.batches import usable_cores
@@ -51,6 +50,8 @@ __all__ = ["Integration", "Part", "grid_of", "integrate", "learn", "within_varia
 # The largest ratios looked at are twice the largest estimate, within these multiples of the ratio
 # that doubles the variance of a typical random effect's estimate.
 _LEAST_HIGHEST, _MOST_HIGHEST = 30.0, 1e6
+# Features whose largest ratios are looked at together.
+_ROWS = 2048
 # Bytes of one chunk of features: arrays that a core's cache holds are fastest.
 _CHUNK = 2**24
 # Arrays of a chunk's size that are alive at once, about.
@@ -106,20 +107,20 @@ class Integration:
         """Tests that L beta (c, p) equals values (c,); NaN for features without a fit."""
         found = np.full((4, positions.size, L.shape[0]), np.nan)
 
-        def test(design: SharedDesign, here: IntArray, local: IntArray, post: Posterior) -> None:
-            for columns in self._columns(L.shape[0], design):
-                functions = design.functions(L[columns])
-                part = mixture_tests(
-                    design.estimates(functions, local),
-                    functions.covariance,
-                    post,
-                    values[columns],
-                    alternative,
-                )
-                for k, name in enumerate(("estimate", "se", "df", "p")):
-                    found[k][here, columns] = getattr(part, name)
+        def test(design: SharedDesign, here: IntArray, data: Turned, post: Posterior) -> None:
+            part = mixture_tests(
+                design.estimates(functions, data),
+                functions.covariance,
+                post,
+                values[columns],
+                alternative,
+            )
+            for k, name in enumerate(("estimate", "se", "df", "p")):
+                found[k][here, columns] = getattr(part, name)
 
-        self._visit(positions, test, L.shape[0])
+        for k, design, columns in self._pieces(positions, L.shape[0]):
+            functions = design.functions(L[columns])
+            self._visit(k, positions, test, functions.X.shape[0])
         return MixtureTests(*found)
 
     def limits(self, positions: IntArray, L: FloatArray, alpha: float) -> FloatArray:
@@ -137,14 +138,14 @@ class Integration:
         """Limits of X beta + Z b and what ``added`` adds, shape (B, c, 2)."""
         found = np.full((positions.size, X.shape[0], 2), np.nan)
 
-        def limit(design: SharedDesign, here: IntArray, local: IntArray, post: Posterior) -> None:
-            for columns in self._columns(X.shape[0], design):
-                functions = design.functions(X[columns], _rows(Z, columns), _rows(added, columns))
-                found[here, columns] = mixture_limits(
-                    design.estimates(functions, local), functions.covariance, post, alpha
-                )
+        def limit(design: SharedDesign, here: IntArray, data: Turned, post: Posterior) -> None:
+            found[here, columns] = mixture_limits(
+                design.estimates(functions, data), functions.covariance, post, alpha
+            )
 
-        self._visit(positions, limit, X.shape[0])
+        for k, design, columns in self._pieces(positions, X.shape[0]):
+            functions = design.functions(X[columns], _rows(Z, columns), _rows(added, columns))
+            self._visit(k, positions, limit, functions.X.shape[0])
         return found
 
     def predictions(
@@ -157,33 +158,35 @@ class Integration:
         """Predictions X beta + Z b with standard errors and df; their p-values are of zero."""
         found = np.full((4, positions.size, X.shape[0]), np.nan)
 
-        def predict(design: SharedDesign, here: IntArray, local: IntArray, post: Posterior) -> None:
-            for columns in self._columns(X.shape[0], design):
-                functions = design.functions(X[columns], _rows(Z, columns), _rows(added, columns))
-                part = mixture_tests(
-                    design.estimates(functions, local),
-                    functions.covariance,
-                    post,
-                    np.zeros(functions.X.shape[0]),
-                )
-                for k, name in enumerate(("estimate", "se", "df", "p")):
-                    found[k][here, columns] = getattr(part, name)
+        def predict(design: SharedDesign, here: IntArray, data: Turned, post: Posterior) -> None:
+            part = mixture_tests(
+                design.estimates(functions, data),
+                functions.covariance,
+                post,
+                np.zeros(functions.X.shape[0]),
+            )
+            for k, name in enumerate(("estimate", "se", "df", "p")):
+                found[k][here, columns] = getattr(part, name)
 
-        self._visit(positions, predict, X.shape[0])
+        for k, design, columns in self._pieces(positions, X.shape[0]):
+            functions = design.functions(X[columns], _rows(Z, columns), _rows(added, columns))
+            self._visit(k, positions, predict, functions.X.shape[0])
         return MixtureTests(*found)
 
     def joint(self, positions: IntArray, L: FloatArray, values: FloatArray) -> JointTests:
         """F tests that the rows of L (r, p), linearly independent, all equal values (r,)."""
         found = np.full((3, positions.size), np.nan)
-        functions = [design.functions(L, joint=True) for design in self.shared]
 
-        def test(design: SharedDesign, here: IntArray, local: IntArray, post: Posterior) -> None:
-            own = functions[next(i for i, s in enumerate(self.shared) if s is design)]
-            part = joint_tests(design.estimates(own, local), own.covariance, post, values)
+        def test(design: SharedDesign, here: IntArray, data: Turned, post: Posterior) -> None:
+            part = joint_tests(
+                design.estimates(functions, data), functions.covariance, post, values
+            )
             for k, name in enumerate(("F", "df", "p")):
                 found[k][here] = getattr(part, name)
 
-        self._visit(positions, test, L.shape[0])
+        for k, design, _ in self._pieces(positions, 1):
+            functions = design.functions(L, joint=True)
+            self._visit(k, positions, test, L.shape[0])
         return JointTests(*found)
 
     def variances(self, positions: IntArray, alpha: float) -> VarianceSummary:
@@ -202,61 +205,72 @@ class Integration:
         mean, limits = np.full((positions.size, c), np.nan), np.full((positions.size, c, 2), np.nan)
         summarise = share_summary if of_ratios else variance_summary
 
-        def fill(_: SharedDesign, here: IntArray, __: IntArray, post: Posterior) -> None:
+        def fill(_: SharedDesign, here: IntArray, __: Turned, post: Posterior) -> None:
             found = summarise(values, post, alpha)
             mean[here], limits[here] = found.mean, found.limits
 
-        self._visit(positions, fill, 1)
+        for k, _, _ in self._pieces(positions, 1):
+            self._visit(k, positions, fill, 1)
         return VarianceSummary(mean, limits)
 
     # ---- a chunk at a time -------------------------------------------------------------------
 
-    def _columns(self, c: int, design: SharedDesign) -> list[slice]:
-        """Functions that are worked on at once: their loadings take r G numbers each."""
-        each = 8 * 3 * design.projection.r * design.grid.size
-        size = max(1, min(c, self.memory // 4 // max(each, 1)))
-        return [slice(start, min(start + size, c)) for start in range(0, c, size)]
+    def _pieces(self, positions: IntArray, c: int) -> Iterator[tuple[int, SharedDesign, slice]]:
+        """Designs of some features, and the functions that are worked on at once.
+
+        BLAS has one thread meanwhile.
+        """
+        wanted = np.zeros(self.known.size, dtype=bool)
+        wanted[positions] = True
+        with threadpool_limits(1, user_api="blas"):
+            for k, design in enumerate(self.shared):
+                if not wanted[self.parts[k].members].any():
+                    continue
+                each = 8 * 3 * design.projection.r * design.grid.size  # of their loadings
+                size = max(1, min(c, self.memory // 4 // max(each, 1)))
+                for start in range(0, c, size):
+                    yield k, design, slice(start, min(start + size, c))
 
     def _visit(
         self,
+        k: int,
         positions: IntArray,
-        call: Callable[[SharedDesign, IntArray, IntArray, Posterior], None],
+        call: Callable[[SharedDesign, IntArray, Turned, Posterior], None],
         width: int,
     ) -> None:
-        """Call with chunks of known features: where they are asked for, and within their design."""
-        place = np.full(self.known.size, -1, dtype=np.intp)
-        tasks: list[tuple[SharedDesign, IntArray, IntArray, IntArray]] = []
-        wanted = np.flatnonzero(self.known[positions])
-        for part, design in zip(self.parts, self.shared, strict=True):
-            place[:] = -1
-            place[part.members] = np.arange(part.members.size)
-            local = place[positions[wanted]]
-            here, local = wanted[local >= 0], local[local >= 0]
-            size = self._chunk(design, width)
-            for start in range(0, here.size, size):
-                cut = slice(start, start + size)
-                tasks.append((design, here[cut], local[cut], positions[here[cut]]))
+        """Call with chunks of the known features of a design: where they are asked for, their data.
 
-        def work(task: tuple[SharedDesign, IntArray, IntArray, IntArray]) -> None:
-            design, here, local, everywhere = task
+        ``width`` arrays of the size of the posterior are worked on for each feature.
+        """
+        part, design = self.parts[k], self.shared[k]
+        place = np.full(self.known.size, -1, dtype=np.intp)
+        place[part.members] = np.arange(part.members.size)
+        here = np.flatnonzero(self.known[positions] & (place[positions] >= 0))
+        size = self._chunk(design, width)
+
+        def work(start: int) -> None:
+            chosen = here[start : start + size]
+            everywhere = positions[chosen]
+            local = place[everywhere]
+            data = design.features(local)
             scale = design.projection.scale[local]
-            prior = self.sigma2
             found = posterior(
-                design.quadratic_forms(local),
+                design.quadratic_forms(data),
                 design.log_det,
                 design.df,
-                prior.df[everywhere],
-                prior.variance[everywhere] / scale,
+                self.sigma2.df[everywhere],
+                self.sigma2.variance[everywhere] / scale,
                 self.weights,
             )
             natural = Posterior(found.weights, found.variance * scale[:, None], found.df)
-            call(design, here, local, natural)
+            call(design, chosen, data, natural)
 
-        _on_cores(work, tasks)
+        _on_cores(work, range(0, here.size, size))
 
     def _chunk(self, design: SharedDesign, width: int) -> int:
         budget = min(self.memory // (2 * usable_cores()), _CHUNK)
-        row = 8 * (_ALIVE * design.grid.size * max(width, 1) + 4 * design.projection.r)
+        data = len(design.factors) * design.projection.r
+        row = 8 * (_ALIVE * design.grid.size * max(width, 1) + 2 * data)
         return max(1, budget // row)
 
 
@@ -264,16 +278,15 @@ def _rows(values: FloatArray | None, chosen: slice) -> FloatArray | None:
     return None if values is None else values[chosen]
 
 
-def _on_cores(work: Callable[..., None], tasks: Sequence[object]) -> None:
-    """Do tasks on the usable cores, with one thread of BLAS each."""
-    with threadpool_limits(1, user_api="blas"):
-        cores = min(usable_cores(), len(tasks))
-        if cores <= 1:
-            for task in tasks:
-                work(task)
-            return
-        with ThreadPoolExecutor(cores, "flashmm") as pool:
-            list(pool.map(work, tasks))
+def _on_cores(work: Callable[[int], None], tasks: Sequence[int]) -> None:
+    """Do tasks on the usable cores."""
+    cores = min(usable_cores(), len(tasks))
+    if cores <= 1:
+        for task in tasks:
+            work(task)
+        return
+    with ThreadPoolExecutor(cores, "flashmm") as pool:
+        list(pool.map(work, tasks))
 
 
 # ---- learning the prior ------------------------------------------------------------------------
@@ -318,10 +331,11 @@ def grid_of(parts: Sequence[Part], sigma2: VariancePrior | None) -> RatioGrid:
                 s0 = sigma2.variance[own] / p.scale[known]
                 share = share_of_prior(sigma2.df[own], left)
                 pooled = share * s0 + (1.0 - share) * pooled
-            u = p.u[known]
-            for i in range(k):
-                form = ((u @ p.A[i]) * u).sum(axis=1)
-                largest[i] = 2.0 * (form / pooled).max() / square[i]
+            u = p.u[known] / np.sqrt(pooled)[:, None]
+            for start in range(0, len(u), _ROWS):
+                rows = u[start : start + _ROWS]
+                forms = [((rows @ A) * rows).sum(axis=1).max() for A in p.A]
+                largest = np.maximum(largest, 2.0 * np.array(forms) / square)
         else:
             largest[:] = 1e4 * typical
         top = np.clip(largest, _LEAST_HIGHEST * typical, _MOST_HIGHEST * typical)
@@ -361,10 +375,8 @@ def learn(
     Raises
     ------
     InputError
-        If no feature can be tested, or the model has too many parameters for a grid.
+        If the model has too many parameters for a grid.
     """
-    if not any(part.known.any() for part in parts):
-        raise InputError("No feature varies: there is nothing to learn variance ratios from.")
     variance, df = within_variance(parts, m)
     # Without residual degrees of freedom, or with one feature, sigma2 is not moderated.
     sigma2 = VariancePrior(np.ones(m), np.zeros(m), 0.0)
@@ -372,8 +384,8 @@ def learn(
         sigma2 = variance_prior(variance, df, covariate=covariate, robust=robust)
     grid = grid_of(parts, sigma2) if grid is None else grid
     start = integrate(parts, m, memory, grid, grid.base, sigma2)
-    likelihood = list(_likelihoods(start))
     with threadpool_limits(1, user_api="blas"):
+        likelihood = list(_likelihoods(start))
         weights = learn_weights(likelihood, grid.base, added=added)
     return replace(start, weights=weights)
 
@@ -398,7 +410,7 @@ def _likelihoods(start: Integration) -> Iterator[FloatArray]:
     """Likelihoods of the grid points in chunks; of every k-th feature where they would not fit."""
     size = start.shared[0].grid.size
     most = max(1, start.memory // 2 // (8 * size))
-    every = -(-int(start.known.sum()) // most)
+    every = max(1, -(-int(start.known.sum()) // most))
     for part, design in zip(start.parts, start.shared, strict=True):
         local = np.flatnonzero(part.known)[::every]
         chunk = max(1, 2**20 // (8 * size))
@@ -406,7 +418,7 @@ def _likelihoods(start: Integration) -> Iterator[FloatArray]:
             here = local[begin : begin + chunk]
             everywhere = part.members[here]
             log = log_evidence(
-                design.quadratic_forms(here),
+                design.quadratic_forms(design.features(here)),
                 design.log_det,
                 design.df,
                 start.sigma2.df[everywhere],

@@ -20,6 +20,7 @@ import numpy as np
 import scipy.linalg
 
 from flashmm.exceptions import InputError
+from flashmm.likelihood.projection import DENSE_LIMIT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
 
-__all__ = ["LinearFunctions", "SharedDesign", "share_design"]
+__all__ = ["LinearFunctions", "SharedDesign", "Turned", "share_design"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,28 @@ class _Factor:
     def inverse(self) -> FloatArray:
         """Diagonal of M^-1, shape (r, T)."""
         return np.asarray(1.0 / (1.0 + self.values[:, None] * self.line.steps))
+
+
+@dataclass(frozen=True)
+class Turned:
+    """The data of B features.
+
+    Parameters
+    ----------
+    u
+        Per line u in the line's basis, shape (B, r).
+    rss
+        Residual sums of squares on X and Z, in units of ``scale``, shape (B,).
+    unit
+        Root of ``scale``, shape (B,).
+    beta_ols
+        Shape (B, p).
+    """
+
+    u: tuple[FloatArray, ...]
+    rss: FloatArray
+    unit: FloatArray
+    beta_ols: FloatArray
 
 
 @dataclass(frozen=True)
@@ -101,14 +124,23 @@ class SharedDesign:
         """Residual degrees of freedom, n - p."""
         return self.projection.n - self.projection.p
 
-    def quadratic_forms(self, features: IntArray) -> FloatArray:
-        """Q of features (B,), in units of their ``scale``, shape (B, G)."""
+    def features(self, positions: IntArray) -> Turned:
+        """What the data of features (B,) are on every line."""
         p = self.projection
-        u, rss = p.u[features], np.maximum(p.rss[features], 0.0)
-        Q = np.empty((features.size, self.grid.size))
-        for factor in self.factors:
-            Q[:, factor.line.columns] = factor.turned(u) ** 2 @ factor.inverse
-        Q += rss[:, None]
+        u = p.u[positions]
+        return Turned(
+            tuple(factor.turned(u) for factor in self.factors),
+            np.maximum(p.rss[positions], 0.0),
+            p.unit[positions],
+            p.beta_ols.T[positions],
+        )
+
+    def quadratic_forms(self, features: Turned) -> FloatArray:
+        """Q of B features, in units of their ``scale``, shape (B, G)."""
+        Q = np.empty((features.rss.size, self.grid.size))
+        for factor, u in zip(self.factors, features.u, strict=True):
+            Q[:, factor.line.columns] = (u * u) @ factor.inverse
+        Q += features.rss[:, None]
         return Q
 
     def functions(
@@ -175,16 +207,15 @@ class SharedDesign:
                 covariance += extra
         return LinearFunctions(X, tuple(loadings), covariance)
 
-    def estimates(self, functions: LinearFunctions, features: IntArray) -> FloatArray:
-        """Estimates of linear functions for features (B,), in the units of Y, shape (B, c, G)."""
-        p, c = self.projection, functions.X.shape[0]
-        u = p.u[features] * p.unit[features, None]
-        at_ols = p.beta_ols.T[features] @ functions.X.T
-        result = np.empty((features.size, c, self.grid.size))
-        for factor, load in zip(self.factors, functions.loadings, strict=True):
-            product = factor.turned(u) @ load.reshape(load.shape[0], -1)
-            result[:, :, factor.line.columns] = product.reshape(features.size, c, -1)
-        result += at_ols[:, :, None]
+    def estimates(self, functions: LinearFunctions, features: Turned) -> FloatArray:
+        """Estimates of linear functions for B features, in the units of Y, shape (B, c, G)."""
+        B, c = features.rss.size, functions.X.shape[0]
+        result = np.empty((B, c, self.grid.size))
+        for factor, load, u in zip(self.factors, functions.loadings, features.u, strict=True):
+            product = u @ load.reshape(load.shape[0], -1)
+            result[:, :, factor.line.columns] = product.reshape(B, c, -1)
+        result *= features.unit[:, None, None]
+        result += (features.beta_ols @ functions.X.T)[:, :, None]
         return result
 
 
@@ -194,8 +225,14 @@ def share_design(projection: Projection, grid: RatioGrid, memory: int) -> Shared
     Raises
     ------
     InputError
-        If the factors would not fit into ``memory`` bytes.
+        If there are too many random effects, or the factors would not fit into ``memory`` bytes.
     """
+    q = projection.structure.q
+    if q > DENSE_LIMIT:
+        raise InputError(
+            f"Integrated tests take up to {DENSE_LIMIT} random effects; this model has {q}. "
+            "With so many levels use df='satterthwaite'."
+        )
     if projection.turn is not None:
         raise InputError(
             "Integrated tests need random effects that are not almost collinear: centre the "

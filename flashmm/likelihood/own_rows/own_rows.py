@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OwnRowsLikelihood", "OwnRowsRows", "well_posed"]
 
-# Arrays of a pass over features stay in the processor's cache.
-_CACHE_BYTES = 2**21
+# Arrays of a pass over features: small enough that few features wait in memory, large enough that
+# the calls cost little beside the work.
+_CACHE_BYTES = 2**24
 # Pieces of all features are kept up to this size, else gathered anew at every evaluation.
 _KEPT_BYTES = 2**29
 _RANK_TOLERANCE = 1e-10
@@ -341,7 +342,10 @@ class OwnRowsLikelihood:
         result = np.zeros(self.m, dtype=bool)
         for here in self._passes(self.m):
             pieces = self.pieces(np.arange(here.start, here.stop))
-            values, vectors = np.linalg.eigh(pieces.d)
+            if self.layout.s == 1:
+                values, vectors = pieces.d[..., 0], np.ones((1, 1, 1, 1))
+            else:
+                values, vectors = np.linalg.eigh(pieces.d)
             held = values > _RANK_TOLERANCE * np.maximum(
                 values.max(axis=(1, 2), keepdims=True), 1.0
             )

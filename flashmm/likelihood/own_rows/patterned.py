@@ -223,7 +223,7 @@ def project_patterns(stats: PatternedStats) -> PatternedProjection:
             groups.append(group)
     for group in groups:
         _fill(total, group)
-    if total.not_estimable.all() and m:
+    if total.not_estimable.all() and m and not stats.own.names:
         project(stats.sums)  # says what is wrong where nothing can be estimated at all
     return replace(total, groups=tuple(groups))
 

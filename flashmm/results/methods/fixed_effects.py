@@ -59,7 +59,7 @@ class FixedEffectMethods(OfFittedModel):
         Parameters
         ----------
         features
-            Names, positions or a mask; all by default (m p^2 numbers).
+            Names, a mask or a slice; all by default (m p^2 numbers).
 
         Returns
         -------
@@ -102,12 +102,14 @@ class FixedEffectMethods(OfFittedModel):
             With ``"integrated"``: a `RatioPrior`, or the results of another fit with the same
             random terms; by default `ratio_prior` of this fit.
         features
-            Names, positions or a mask; all by default. Adjusted p-values then count these
+            Names, a mask or a slice; all by default. Adjusted p-values then count these
             features alone.
 
         Returns
         -------
         TTestResults
+            Where columns of X were left out (``rank="drop"``) contrasts may name those too, and
+            what the samples do not determine is NaN; see its ``estimable``.
 
         Raises
         ------
@@ -180,7 +182,7 @@ class FixedEffectMethods(OfFittedModel):
         moderated, prior
             As in `t_test`.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -222,7 +224,7 @@ class FixedEffectMethods(OfFittedModel):
         prior
             As in `t_test`.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -252,8 +254,10 @@ class FixedEffectMethods(OfFittedModel):
 
         The hypotheses do not depend on how factors are coded: a term is tested with the linear
         predictor averaged, with equal weights, over the levels of the factors outside the term,
-        as in SAS and lmerTest. The intercept is not tested. In a model built from matrices each
-        coefficient is a term of its own.
+        as in SAS and lmerTest. The intercept is not tested; where there is nothing else the table
+        is empty. In a model built from matrices each coefficient is a term of its own. Where
+        columns of X were left out (``rank="drop"``) the hypotheses are SAS's type III estimable
+        functions; a term without any has no numerator degrees of freedom and NaN.
 
         Parameters
         ----------
@@ -264,7 +268,7 @@ class FixedEffectMethods(OfFittedModel):
         moderated, prior
             As in `t_test`.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -274,7 +278,7 @@ class FixedEffectMethods(OfFittedModel):
         Raises
         ------
         InputError
-            If an option is unknown or there is no term but the intercept.
+            If an option is unknown.
 
         Examples
         --------
@@ -331,7 +335,8 @@ class FixedEffectMethods(OfFittedModel):
 
         The model is predicted over a grid of all levels of the factors in the fixed formula,
         numbers at their mean over the samples (before any transform in the formula), and
-        averaged over the factors that are not asked for.
+        averaged over the factors that are not asked for. Booleans are factors. An offset is held
+        at its mean, unless ``at`` sets one of its columns.
 
         Parameters
         ----------
@@ -359,7 +364,8 @@ class FixedEffectMethods(OfFittedModel):
         -------
         TTestResults
             Labels such as ``"trt=A, cls=1"`` and ``"A - B | cls=1"``. p-values are adjusted over
-            features when asked for, not over contrasts (emmeans' ``adjust = "none"``).
+            features when asked for, not over contrasts (emmeans' ``adjust = "none"``). What
+            the samples do not determine (``rank="drop"``) is NaN; see its ``estimable``.
 
         Raises
         ------
@@ -396,7 +402,13 @@ class FixedEffectMethods(OfFittedModel):
             **options,
         )
 
-    def moderate(self, *, trend: bool | ArrayLike = False, robust: bool = False) -> xr.Dataset:
+    def moderate(
+        self,
+        *,
+        trend: bool | ArrayLike = False,
+        robust: bool = False,
+        df: Literal["satterthwaite", "dream"] = "satterthwaite",
+    ) -> xr.Dataset:
         """Residual variances moderated by those of all features (empirical Bayes).
 
         The variances are taken as draws from one distribution, whose location and degrees of
@@ -411,6 +423,14 @@ class FixedEffectMethods(OfFittedModel):
         robust
             Keep outlying variances from distorting the distribution, and moderate them less
             (Phipson et al. 2016).
+        df
+            ``"satterthwaite"``: the degrees of freedom of the residual variance itself, which
+            moves the other variances along, so that a contrast gains prior degrees of freedom as
+            far as it is judged by the residual variance. ``"dream"``: those of variancePartition's
+            dream (Hoffman & Roussos 2021, Bioinformatics 37:192), n - 2 tr H + tr HH' with H y the
+            fitted values; all of a contrast's variance is multiplied by the moderated over the
+            unmoderated residual variance and gains all of the prior's degrees of freedom. Weights
+            count scaled to a mean of one in each feature. REML only.
 
         Returns
         -------
@@ -435,7 +455,7 @@ class FixedEffectMethods(OfFittedModel):
         >>> bool((table["df_moderated"] >= table["df"]).all())
         True
         """
-        return moderation.moderated_variances(self.fitted, trend, robust)
+        return moderation.moderated_variances(self.fitted, trend, robust, df)
 
     @property
     def ratio_prior(self) -> RatioPrior:
@@ -496,7 +516,7 @@ class FixedEffectMethods(OfFittedModel):
         prior
             As in `t_test`; by default `ratio_prior`.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -525,7 +545,7 @@ class FixedEffectMethods(OfFittedModel):
         Parameters
         ----------
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------

@@ -30,7 +30,7 @@ class RandomEffectMethods(OfFittedModel):
         alternative
             ``"two-sided"``, ``"greater"`` or ``"less"``.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -82,7 +82,7 @@ class RandomEffectMethods(OfFittedModel):
         rng
             Random numbers for them: a Generator or a seed.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -125,7 +125,7 @@ class RandomEffectMethods(OfFittedModel):
         Parameters
         ----------
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -168,7 +168,7 @@ class RandomEffectMethods(OfFittedModel):
             statistics where the model has an intercept, indicators of all levels of a factor
             (``0 + group``) or a random intercept ``(1 | group)``.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
@@ -223,7 +223,7 @@ class RandomEffectMethods(OfFittedModel):
         params
             Names of variance parameters; all by default.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
         progress
             Of profiles: True for a bar that counts parameters (on a terminal), or a function of
             the numbers of parameters done and in all.
@@ -280,7 +280,7 @@ class RandomEffectMethods(OfFittedModel):
             and statsmodels' random_effects_cov; ``"prediction"``: standard errors of
             prediction with beta estimated; None: predictions alone.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
 
         Returns
         -------

@@ -69,9 +69,10 @@ class SampleMethods(OfFittedModel):
             At the conditional level, predict groups that the model does not know with random
             effects of zero, whose variance enters the standard errors. Otherwise they raise.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
         X, Z
-            Matrices (c, p) and (c, q) in place of ``newdata``, for models built from matrices.
+            Matrices (c, p) and (c, q) in place of ``newdata``, for models built from matrices. X
+            may hold the columns too that ``rank="drop"`` left out.
         context
             Names that the formulas use besides columns; needed again after loading a file.
 
@@ -81,6 +82,9 @@ class SampleMethods(OfFittedModel):
             Dims feature, sample. With ``se`` or ``interval`` a Dataset: prediction, se, and
             lower, upper and df where an interval is asked for. ``se`` is the standard error of
             prediction that the interval is built on: of the mean, or of a new observation.
+            The offset is part of a prediction. Where columns of X were left out
+            (``rank="drop"``), samples that the fit says nothing about are NaN, and the
+            coordinate ``estimable`` says which.
 
         Raises
         ------
@@ -228,7 +232,7 @@ class SampleMethods(OfFittedModel):
         rng
             A Generator or a seed.
         features
-            Names, positions or a mask; all that have an estimate by default.
+            Names, a mask or a slice; all that have an estimate by default.
 
         Returns
         -------
@@ -280,7 +284,7 @@ class SampleMethods(OfFittedModel):
             A Generator or a seed. Each feature has random numbers of its own, so its
             replicates depend neither on the batches nor on ``features``.
         features
-            Names, positions or a mask; all by default.
+            Names, a mask or a slice; all by default.
         progress
             True for a bar on a terminal (needs tqdm), or a function of the numbers of replicates
             done and in all.

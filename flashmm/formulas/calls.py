@@ -1,0 +1,248 @@
+"""What stands inside calls and braces of a formula: Python, but R's operators as R means them.
+
+Outside of calls a formula has operators of its own; inside, ``I(x^2)`` is arithmetic. There R's
+``^`` is a power where Python's is a bitwise exclusive or, silent for whole numbers, so it is
+rewritten before anything is parsed. Operators without a meaning for columns are refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from formulaic import SimpleFormula
+from formulaic.parser.types import Factor, Term, Token
+
+from flashmm.exceptions import InputError
+
+__all__ = ["refuse_bitwise", "refuse_powers", "with_powers", "without_offsets"]
+
+# Text in quotes and names in backticks hold no operators.
+_QUOTED = re.compile(r"""(`[^`]*`|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""")
+_INSTEAD = {
+    "%%": "the remainder is one % in Python: (a) % (b)",
+    "%/%": "whole division is // in Python: (a) // (b)",
+    "%in%": "write np.isin(a, [...])",
+}
+# Functions and methods whose results are conditions.
+_CONDITIONS = frozenset(
+    (
+        "between",
+        "contains",
+        "endswith",
+        "eq",
+        "equal",
+        "ge",
+        "greater",
+        "greater_equal",
+        "gt",
+        "isfinite",
+        "isin",
+        "isinf",
+        "isna",
+        "isnan",
+        "isnull",
+        "le",
+        "less",
+        "less_equal",
+        "logical_and",
+        "logical_not",
+        "logical_or",
+        "logical_xor",
+        "lt",
+        "match",
+        "ne",
+        "notna",
+        "not_equal",
+        "notnull",
+        "startswith",
+    )
+)
+_SYMBOLS: dict[type[ast.AST], str] = {
+    ast.BitAnd: "&",
+    ast.BitOr: "|",
+    ast.BitXor: "^",
+    ast.LShift: "<<",
+    ast.RShift: ">>",
+    ast.MatMult: "@",
+}
+
+
+def with_powers(text: str, tokens: Iterable[Token], source: str) -> str:
+    """A formula with ``^`` inside its calls and braces as ``**``; see `refuse_powers`.
+
+    Parameters
+    ----------
+    text, tokens
+        The formula, and its tokens.
+    source
+        Where it stands, for messages.
+
+    Raises
+    ------
+    InputError
+        If a call holds an operator of R between percent signs, ``!``, ``&&`` or ``||``.
+    """
+    pieces, end = [], 0
+    for token in tokens:
+        if token.kind is not Token.Kind.PYTHON or token.source_start is None:
+            continue
+        start, stop = token.source_start, int(token.source_end or 0) + 1
+        pieces += [text[end:start], _as_python(text[start:stop], source)]
+        end = stop
+    return "".join([*pieces, text[end:]])
+
+
+def _as_python(call: str, source: str) -> str:
+    parts = _QUOTED.split(call)
+    for i in range(0, len(parts), 2):
+        found = re.search(r"%(?!%\w)[^%\s()]*%", parts[i])
+        if found:
+            advice = _INSTEAD.get(found[0], "put spaces or parentheses around each %")
+            raise InputError(
+                f"{source}: {found[0]} is not understood inside a call ({call}); {advice}, or "
+                "store the values as a column of data."
+            )
+        found = re.search(r"&&|\|\||!(?!=)", parts[i])
+        if found:
+            raise InputError(
+                f"{source}: {found[0]} is not understood inside a call ({call}). Write conditions "
+                "as (a > 0) & (b > 0), (a > 0) | (b > 0), and a negation as (a == False)."
+            )
+        parts[i] = parts[i].replace("^", "**")
+    return "".join(parts)
+
+
+def refuse_powers(formula: SimpleFormula, source: str) -> None:
+    """Raise for ``^`` inside a call of a parsed formula: its parentheses are gone already."""
+    for factor in (factor for term in formula for factor in term.factors):
+        if factor.eval_method.value == "python" and any(
+            "^" in part for part in _QUOTED.split(factor.expr)[::2]
+        ):
+            raise InputError(
+                f"{source}: {factor.expr!r} holds ^, which Python reads as a bitwise operator. "
+                "Write ** for a power, or pass the formula as text."
+            )
+
+
+def refuse_bitwise(tree: ast.AST, is_condition: Callable[[ast.AST], bool], source: str) -> None:
+    """Raise for operators that act on the bits of numbers, or not element by element.
+
+    Parameters
+    ----------
+    tree
+        A parsed expression.
+    is_condition
+        Whether a name is a boolean column.
+    source
+        Where the expression stands, for messages.
+    """
+
+    def condition(node: ast.AST) -> bool:
+        if isinstance(node, ast.BinOp):
+            logical = isinstance(node.op, (ast.BitAnd, ast.BitOr))
+            return logical and condition(node.left) and condition(node.right)
+        if isinstance(node, ast.Call):
+            function = node.func
+            name = function.attr if isinstance(function, ast.Attribute) else ""
+            return name in _CONDITIONS
+        return isinstance(node, ast.Compare) or is_condition(node)
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and type(node.op) in _SYMBOLS and not condition(node):
+            symbol = _SYMBOLS[type(node.op)]
+            advice = (
+                f"Between conditions put each in parentheses: (a > 0) {symbol} (b > 0)"
+                if symbol in "&|"
+                else "Store the values as a column of data"
+            )
+            raise InputError(
+                f"{source}: {symbol} in {ast.unparse(tree)!r} acts on the bits of whole numbers, "
+                f"or on matrices. {advice}."
+            )
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
+            raise InputError(
+                f"{source}: ~ in {ast.unparse(tree)!r} is a formula in R and acts on bits in "
+                "Python. Write a negation as (a == False), or store it as a column of data."
+            )
+        if isinstance(node, ast.Compare) and any(
+            isinstance(operator, (ast.In, ast.NotIn)) for operator in node.ops
+        ):
+            raise InputError(
+                f"{source}: `in` in {ast.unparse(tree)!r} does not act on each sample. Write "
+                "np.isin(a, [...])."
+            )
+
+
+def without_offsets(
+    formula: SimpleFormula, source: str
+) -> tuple[SimpleFormula, SimpleFormula | None]:
+    """Take the terms ``offset(...)`` out of a formula.
+
+    Returns
+    -------
+    kept
+        The formula without them.
+    held
+        A formula of what they hold; None without any.
+
+    Raises
+    ------
+    InputError
+        If an offset is part of an interaction or does not hold one expression.
+    """
+    kept, held = [], []
+    for term in formula:
+        inside = [_inside_offset(factor, source) for factor in term.factors]
+        if not any(inside):
+            kept.append(term)
+        elif len(inside) > 1:
+            raise InputError(
+                f"{source}: an offset has a coefficient of one and cannot be part of an "
+                f"interaction ({term}). Write offset(x) as a term of its own."
+            )
+        else:
+            held.append(Term([inside[0]]))
+    if not held:
+        return formula, None
+    return (
+        SimpleFormula(kept, _ordering=formula.ordering),
+        SimpleFormula(held, _ordering="none"),
+    )
+
+
+def _inside_offset(factor: Any, source: str) -> Factor | None:
+    """What ``offset(...)`` holds, as a factor; None for another factor."""
+    expression: str = factor.expr
+    if factor.eval_method.value != "python" or "offset" not in expression:
+        return None
+    # Names in backticks are not Python; others of the same length stand in for them.
+    blank = re.sub(r"`[^`]*`", lambda m: "_" * len(m[0].encode()), expression)
+    try:
+        call = ast.parse(blank, mode="eval").body
+    except SyntaxError:  # the names of the formula are checked next
+        return None
+    calls = [
+        node
+        for node in ast.walk(call)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "offset"
+    ]
+    if not calls:
+        return None
+    if calls != [call]:
+        raise InputError(
+            f"{source}: offset(...) inside {expression!r} has no meaning. Write offset(x) as a "
+            "term of its own."
+        )
+    arguments = calls[0].args
+    if len(arguments) != 1 or calls[0].keywords or isinstance(arguments[0], ast.Starred):
+        raise InputError(f"{source}: write one expression in {expression!r}, as offset(log(x)).")
+    start, stop = arguments[0].col_offset, arguments[0].end_col_offset
+    inner = expression.encode()[start:stop].decode()
+    if isinstance(arguments[0], ast.Name):
+        return Factor(inner.strip("`"), eval_method="lookup")
+    return Factor(inner, eval_method="python")
