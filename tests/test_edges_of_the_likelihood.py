@@ -238,7 +238,7 @@ def test_calendar_years(space, engine):
     assert result.t_test().df["yr"].item() == pytest.approx(10.981, abs=1e-3)
 
 
-@pytest.mark.parametrize("origin", [100.0, 2004.0, 30000.0])
+@pytest.mark.parametrize("origin", [100.0, 2004.0, 10000.0])
 @pytest.mark.parametrize("method", ["REML", "ML"])
 def test_everything_about_almost_collinear_effects_is_that_of_centred_ones(method, origin):
     data, result, centred, A = both_ways(method, origin=origin)
