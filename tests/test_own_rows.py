@@ -517,6 +517,42 @@ def test_statistics_are_kept(tmp_path, suffix):
     np.testing.assert_array_equal(again.theta, model.fit(parameter_space="psd").theta)
 
 
+def test_samples_are_added_and_taken_out():
+    frame, Y, weights = data()
+    dosage = pd.DataFrame(np.random.default_rng(3).normal(size=(M, N)), Y.index, frame.index)
+
+    def stats(here, order=slice(None)):
+        return fm.MultiLMM.from_formula(
+            "~ age + trt * dosage",
+            RANDOM["slopes"],
+            frame[here],
+            Y.iloc[order].loc[:, here],
+            weights=weights.loc[:, here],
+            feature_covariates={"dosage": dosage.loc[:, here]},
+        ).stats
+
+    whole = stats(np.ones(N, dtype=bool))
+    half = np.arange(N) < 34  # one subject is in both
+    total = stats(half) + stats(~half, slice(None, None, -1))
+    expected = fm.MultiLMM.from_summary_stats(whole).fit(parameter_space="psd")
+    found = fm.MultiLMM.from_summary_stats(total).fit(parameter_space="psd")
+    assert total.sums.shift is not None
+    close(found.llf, expected.llf)
+    close(found.params, expected.params, expected.bse)
+    np.testing.assert_array_equal(total.nobs, whole.nobs)
+    calm = list(Y.index.drop("gene5"))
+    left = total.take(calm) - stats(~half).take(calm)
+    again = fm.MultiLMM.from_summary_stats(left).fit(parameter_space="psd")
+    first = fm.MultiLMM.from_summary_stats(stats(half).take(calm)).fit(parameter_space="psd")
+    close(again.llf, first.llf)
+    Z = np.eye(15)[np.arange(N) // 4]
+    y, w, g = Y.to_numpy(), weights.to_numpy(), dosage.to_numpy()
+    plain = fm.MultiLMM.from_arrays(y, np.ones((N, 1)), Z, weights=w).stats
+    own = fm.MultiLMM.from_arrays(y, np.ones((N, 0)), Z, feature_covariates={"x1": g}).stats
+    with pytest.raises(InputError, match="different covariates"):
+        plain + own
+
+
 # ---- covariates of each feature's own ------------------------------------------------------
 
 

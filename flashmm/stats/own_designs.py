@@ -162,6 +162,26 @@ class DesignSums:
             cols[order],
         )
 
+    def placed(self, coefs: IntArray, source: IntArray) -> DesignSums:
+        """Over other columns: ``coefs`` of X, and of Z those at ``source``, -1 for a new one."""
+        held = np.flatnonzero(source >= 0)
+        part = self.selected(coefs, source[held])
+        ZX = np.zeros((self.count, source.size, coefs.size))
+        ZX[:, held] = part.ZX
+        return replace(part, ZX=ZX, rows=held[part.rows], columns=held[part.columns])
+
+    def plus(self, other: DesignSums, sign: float) -> DesignSums:
+        """Design by design this + sign * other, over the same columns."""
+        q = self.q
+        mine, theirs = (part.rows * q + part.columns for part in (self, other))
+        keys = np.union1d(mine, theirs)
+        ZZ = np.zeros((self.count, keys.size))
+        ZZ[:, np.searchsorted(keys, mine)] = self.ZZ
+        ZZ[:, np.searchsorted(keys, theirs)] += sign * other.ZZ
+        names = ("n", "log_weights", "total", "signature", "X_sums", "WX_sums", "XX", "ZX")
+        sums = {name: getattr(self, name) + sign * getattr(other, name) for name in names}
+        return replace(self, **sums, ZZ=ZZ, rows=keys // q, columns=keys % q)
+
     def dense_ZZ(self, index: IntArray | slice) -> FloatArray:
         """Z'WZ of some designs, shape (B, q, q)."""
         entries = self.ZZ[index]
