@@ -14,6 +14,7 @@ from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.methods.fixed_effects import FixedEffectMethods
 from flashmm.results.methods.random_effects import RandomEffectMethods
 from flashmm.results.methods.samples import SampleMethods
+from flashmm.results.methods.shared_prior import SharedPriorMethods
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["MultiLMMResults"]
 
 
-class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
+class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods, SharedPriorMethods):
     """Fitted models of all features.
 
     Parameters
