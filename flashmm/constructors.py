@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import pandas as pd
 
-from flashmm.designs.from_arrays import as_structure, design_and_source, row_labels
+from flashmm.designs.from_arrays import as_structure, design_and_source, weights_of
 from flashmm.exceptions import InputError, check_option, listing, nearest
 from flashmm.sources import Source, Transform, make_source
 from flashmm.sources.anndata_kinds import is_anndata, open_anndata
@@ -375,20 +375,19 @@ p=5, q=6>
             options = ["raise", "feature"]
             raise InputError(f"Unknown missing={missing!r}. {nearest(str(missing), options)}")
         check_option("rank", rank, RANKS)
-        own = is_own(weights)
         precision: Any
-        design, source, precision = design_and_source(
-            *(Y, X, Z, components, coef_names, transform, feature_names),
-            None if own else weights,
+        design, source, samples = design_and_source(
+            Y, X, Z, components, coef_names, transform, feature_names
         )
+        own = is_own(weights, source)
+        precision = None if own else weights_of(weights, design, samples)
         if own or feature_covariates:
-            labels = row_labels(X, Z)
             if own:
-                precision = beside(weights, "weights", source, labels)
+                precision = beside(weights, "weights", source, samples)
             tables = OwnTables(
                 precision,
                 tuple(
-                    beside(values, name, source, labels)
+                    beside(values, name, source, samples)
                     for name, values in (feature_covariates or {}).items()
                 ),
                 OwnColumns.none(len(design.coef_names)),

@@ -389,7 +389,7 @@ STATS: dict[str, Case] = {
 }
 STATS_APART = {
     *("XX_root", "coef_names", "from_design", "load", "log_weights", "m", "p", "q", "save"),
-    *("structure", "numbered"),
+    *("structure", "numbered", "aliased", "noting"),
 }
 
 PATTERNED: dict[str, Case] = {
@@ -405,11 +405,11 @@ PATTERNED: dict[str, Case] = {
 }
 PATTERNED_APART = {
     *("coef_names", "load", "log_weights", "m", "n", "n_patterns", "p", "q", "save"),
-    *("structure", "numbered"),
+    *("structure", "numbered", "aliased", "noting"),
 }
 
 TESTS: dict[str, Case] = {
-    **of("pvalue", "to_frame", "adjusted"),
+    **of("pvalue", "to_frame", "adjusted", "estimable"),
     "top_table": lambda t, _: [t.top_table("x", sort_by=t.statistic), t.top_table("x", n=3)],
 }
 T_TESTS = {
@@ -578,6 +578,36 @@ def test_the_same_from_anndata_whose_genes_are_called_by_numbers(kind):
         found.t_test("x", features=asked).pvalue,
         right.t_test("x", features=[TEXT[i] for i in SOME]).pvalue,
     )
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_weights_and_covariates_beside_y(kind, labelled):
+    """Tables beside Y are matched to it whatever the names, in any order where they have some."""
+
+    def sums(how: Named) -> Any:
+        rows = KEPT if how.kind in FILTERS else range(M)
+        table = np.ones((ROWS if how.kind in FILTERS else M, N))
+        table[list(rows)] = 0.5 + 0.1 * np.abs(values("raise") - 20.0)
+        if labelled:
+            names = np.arange(ROWS) if how.kind in FILTERS else how.names
+            table = pd.DataFrame(table, index=names, columns=data().index).iloc[::-1]
+        model: Any = fm.MultiLMM.from_formula(
+            "~ x + own",
+            RANDOM,
+            data(),
+            how.Y,
+            weights=table,
+            feature_covariates={"own": table},
+            **how.options,
+        )
+        return model.keep(features=how.names).stats
+
+    how, text = named(kind, "raise"), named("text", "raise")
+    found, right = sums(how), sums(text)
+    np.testing.assert_allclose(found.sums.XY, right.sums.XY)
+    np.testing.assert_allclose(found.designs.XX[found.pattern], right.designs.XX[right.pattern])
+    assert found.feature_names.tolist() == how.labels
 
 
 def test_power_of_statistics_whatever_their_names():

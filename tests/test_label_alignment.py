@@ -105,7 +105,9 @@ def numbers_of(found: Any) -> dict[str, Any]:
     if isinstance(found, fm.MultiLMM):
         found = found.stats
     if isinstance(found, fm.PatternedStats):
-        return numbers_of(found.sums) | {"nobs": found.nobs, "log": found.log_weights}
+        order = np.argsort(found.feature_names)
+        own = {"nobs": found.nobs[order], "log": found.log_weights}
+        return numbers_of(found.sums) | own | numbers_of(fm.MultiLMM(found).fit(n_jobs=1).theta)
     if isinstance(found, fm.SummaryStats):
         features = [str(name) for name in found.feature_names]
         coefs, levels = list(found.coef_names), list(found.structure.column_names)
@@ -323,6 +325,39 @@ for maker_name, maker in {**MAKERS, "anndata": from_anndata, "update": updated}.
         shuffled(array(P.weights, "sample")),
         shuffled(pd.concat([P.weights, pd.Series(7.0, index=["another"])])),
     )
+TABLE_OF_WEIGHTS = np.cos(7.0 * P.Y) + 2.0
+for what, name in {
+    "table of weights": "weights",
+    "feature covariate": "feature_covariates",
+}.items():
+    case(
+        what,
+        lambda table, name=name: (
+            from_formula(weights=table)
+            if name == "weights"
+            else fm.MultiLMM.from_formula(
+                "~ x + own", RANDOM, P.data, P.Y, feature_covariates={"own": table}
+            )
+        ),
+        TABLE_OF_WEIGHTS,
+        shuffled(TABLE_OF_WEIGHTS),
+        shuffled(TABLE_OF_WEIGHTS, 1),
+        shuffled(array(TABLE_OF_WEIGHTS, "feature", "sample")),
+        shuffled(array(TABLE_OF_WEIGHTS.T, "sample", "feature")),
+    )
+    case(
+        f"Y beside a {what}",
+        lambda Y, name=name: (
+            from_formula(Y=Y, weights=TABLE_OF_WEIGHTS)
+            if name == "weights"
+            else fm.MultiLMM.from_formula(
+                "~ x + own", RANDOM, P.data, Y, feature_covariates={"own": TABLE_OF_WEIGHTS}
+            )
+        ),
+        P.Y,
+        shuffled(P.Y),
+        shuffled(P.Y, 1),
+    )
 for maker_name in ("formula", "anndata"):
     case(
         f"{maker_name} size factors",
@@ -422,6 +457,13 @@ case(
     lambda w: from_arrays(X=P.X.to_numpy(), Z=P.Z.to_numpy(), weights=w),
     P.weights,
     shuffled(P.weights),
+)
+case(
+    "table beside a labelled Y alone",
+    lambda w: from_arrays(X=P.X.to_numpy(), Z=P.Z.to_numpy(), weights=w),
+    TABLE_OF_WEIGHTS,
+    shuffled(TABLE_OF_WEIGHTS, 1),
+    shuffled(TABLE_OF_WEIGHTS),
 )
 case(
     "weights beside nothing labelled",
@@ -755,8 +797,8 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         "`size_factors`.*'cell0'",
     ),
     "two columns": (
-        lambda: from_arrays(weights=P.data[["x", "w"]]),
-        "`weights`.*2 columns",
+        lambda: many().moderate(trend=many().params),
+        "`trend`.*2 columns",
     ),
     "mask": (
         lambda: from_formula(features=P.mask.rename({"gene0": "gen0"})),
@@ -816,13 +858,15 @@ def test_levels_are_named_by_the_columns_of_z():
 # Parameters of public functions whose values may carry labels: each is in the cases above.
 LABELLED = {
     *("X", "Y", "Z", "adata", "at", "beta", "blocks", "coef_names", "column_means", "components"),
-    *("contrast", "counts", "data", "feature_names", "features", "lib_size", "mask_var"),
+    *("contrast", "counts", "data", "feature_covariates", "feature_names", "features"),
+    *("lib_size", "mask_var"),
     *("moderated", "newdata", "norm_factors", "other", "size_factors", "statistic", "stats"),
     *("tests", "theta", "theta0", "trend", "weights"),
 }
 # Names, options, numbers, files, random numbers; and what the package made itself.
 UNLABELLED = {
-    *("adjust", "adjust_library_size", "adjust_over", "allow_new_levels", "alpha", "alternative"),
+    *("adjust", "adjust_library_size", "adjust_over", "aliased", "allow_new_levels", "alpha"),
+    *("alternative", "max_seconds", "rank"),
     *("ax", "axis", "block_bytes", "by", "client", "component", "context", "contrasts", "copy"),
     *("covariate", "design", "device", "df", "direction", "ds", "engine", "epsilon", "feature"),
     *("fixed", "interval", "key_added", "layer", "level", "max_beta", "max_iter", "memory"),
@@ -831,7 +875,17 @@ UNLABELLED = {
     *("options", "over", "parameter_space", "params", "path", "pattern", "positions", "prior"),
     *("progress", "pvalues", "q", "random", "reference", "rng", "robust", "rows", "scale", "se"),
     *("samples_nested", "self", "solver", "sort_by", "source", "span", "specs", "style"),
-    *("target_sum", "transform", "treatment", "type", "use_f", "var_random_effects", "workers"),
+    *(
+        "aliased",
+        "rank",
+        "target_sum",
+        "transform",
+        "treatment",
+        "type",
+        "use_f",
+        "var_random_effects",
+        "workers",
+    ),
     # The simulators align these themselves; see test_simulate.
     *("metadata", "n_de_genes_by_cluster", "p_de_genes_by_cluster"),
 }

@@ -1,4 +1,4 @@
-"""A saved result runs no code: formulas of a file use a closed list, and nothing else is computed."""
+"""A saved result runs no code: formulas of a file use a closed list, nothing else is computed."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_what_a_formula_of_a_file_may_not(attack):
 
 
 def test_files_are_refused_when_they_are_loaded(tmp_path):
-    data, result = fit()
+    _, result = fit()
     attacks = [f"setattr(np, {MARKER!r}, 1)", "k.mean()", "open('flashmm_marker', 'w')"]
     for attack in attacks:
         result.save(tmp_path / "r.nc")
@@ -351,7 +351,7 @@ def test_names_in_backticks():
 
 
 def test_loaded_results_test_their_terms(tmp_path):
-    data, result = fit("~ scale(x) * f + C(k, contr.sum)")
+    _, result = fit("~ scale(x) * f + C(k, contr.sum)")
     result.save(tmp_path / "r.nc")
     loaded = fm.MultiLMMResults.load(tmp_path / "r.nc")
     xr.testing.assert_allclose(loaded.anova().ds, result.anova().ds)

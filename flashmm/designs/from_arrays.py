@@ -41,6 +41,7 @@ __all__ = [
     "matched_columns",
     "named_levels",
     "row_labels",
+    "weights_of",
 ]
 
 
@@ -237,9 +238,8 @@ def design_and_source(
     coef_names: Sequence[str] | None,
     transform: Transform,
     feature_names: Sequence[object] | None,
-    weights: Any,
-) -> tuple[Design, Source, FloatArray | None]:
-    """The design that matrices make, Y with its samples in the same order, and the weights.
+) -> tuple[Design, Source, pd.Index | None]:
+    """The design that matrices make, Y with its samples in the same order, and their labels.
 
     Raises
     ------
@@ -253,8 +253,11 @@ def design_and_source(
     check_rows_are_known(source, X=X, Z=Z)
     if feature_names is not None:
         source = source.renamed(feature_names)
-    if weights is None:
-        return design, source, None
     if samples is None and source.sample_names is not None:
         samples = pd.Index(source.sample_names)
-    return design, source, positive(weights, design.n, "weights", samples)
+    return design, source, samples
+
+
+def weights_of(weights: Any, design: Design, samples: pd.Index | None) -> FloatArray | None:
+    """Weights of the samples of a design, (n,), by label where they have labels."""
+    return None if weights is None else positive(weights, design.n, "weights", samples)

@@ -113,7 +113,7 @@ class FittedModel:
     recipe: DesignRecipe | None = None
     whole: FittedModel | None = None
     members: IntArray | None = None
-    kept: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict, init=False)
 
     # ---- the model in numbers --------------------------------------------------------------
 

@@ -63,7 +63,7 @@ class RatioPrior:
     >>> X = np.column_stack([np.ones(48), np.repeat([0, 1], 24)])
     >>> result = fm.MultiLMM.from_arrays(Y, X, Z).fit(parameter_space="psd")
     >>> result.ratio_prior
-    <RatioPrior: 300 features, 40 points; median ratio Z1 ...; residual variance ..., df ...>
+    <RatioPrior: 300 features, ... points; median ratio Z1 ...; residual variance ..., df inf>
     """
 
     ds: xr.Dataset

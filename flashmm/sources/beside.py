@@ -69,7 +69,7 @@ class Beside:
         columns = np.arange(keep.size) if self.columns is None else self.columns
         return replace(self, columns=columns[keep])
 
-    def at(self, positions: IntArray | NDArray[np.bool_], m: int) -> Beside:
+    def at(self, positions: IntArray, m: int) -> Beside:
         """With only some of the m features in use."""
         rows = np.arange(m) if self.rows is None else self.rows
         return replace(self, rows=rows[positions])

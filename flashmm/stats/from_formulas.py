@@ -11,9 +11,9 @@ import pandas as pd
 
 from flashmm.designs.per_sample import per_sample
 from flashmm.exceptions import InputError, MissingSamplesWarning, check_option, warn
-from flashmm.formulas.build import build_design
-from flashmm.formulas.coding import said_before
-from flashmm.formulas.own_covariates import covariates_of_columns, with_ones
+from flashmm.formulas.build import DesignBuild, build_design
+from flashmm.formulas.coding import OneLevelError, said_before
+from flashmm.formulas.own_covariates import covariates_of_columns, refuse_in_factor, with_ones
 from flashmm.sources.beside import Beside
 from flashmm.sources.scans import missing_samples, normalised
 from flashmm.stats.own_designs import OwnColumns
@@ -103,8 +103,7 @@ def sum_formulas(
     labels = getattr(data, "index", None)
     if names:
         data = with_ones(data, names)
-    in_data: Any = "raise" if missing == "raise" else "drop"
-    build = build_design(fixed, random, data, context=context, missing=in_data)
+    build = _built(fixed, random, data, handling)
     source = source_for(labels, len(build.dropped))
     if handling.features is not None:
         source = source.taking(handling.features)
@@ -159,6 +158,16 @@ def sum_formulas(
     return Summed(stats, design, int(dropped.sum()))
 
 
+def _built(fixed: Any, random: Any, data: Any, handling: Handling) -> DesignBuild:
+    """The design of all samples but those with missing values in the data."""
+    in_data: Any = "raise" if handling.missing == "raise" else "drop"
+    try:
+        return build_design(fixed, random, data, context=handling.context, missing=in_data)
+    except OneLevelError as error:
+        refuse_in_factor(error.factor, tuple(handling.covariates or {}))
+        raise
+
+
 def _tables(
     data: Any,
     source: Source,
@@ -167,7 +176,7 @@ def _tables(
     handling: Handling,
 ) -> _Beside:
     weights = handling.weights
-    if is_own(weights):
+    if is_own(weights, source):
         weights = table_for(weights, "weights", source, labels)
     else:
         weights = per_sample(weights, data, "weights")
@@ -175,12 +184,14 @@ def _tables(
     return _Beside(weights, tuple(table_for(v, name, source, labels) for name, v in covariates))
 
 
-def is_own(weights: Any) -> bool:
-    """Whether weights are those of each observation, (m, n)."""
+def is_own(weights: Any, source: Source) -> bool:
+    """Whether weights are those of each observation, (m, n), not one column of all samples'."""
     if weights is None or isinstance(weights, str):
         return False
     ndim = getattr(weights, "ndim", None)
-    return bool((np.ndim(weights) if ndim is None else ndim) == 2)
+    table = (np.ndim(weights) if ndim is None else ndim) == 2
+    one_column = getattr(weights, "shape", None) == (source.n, 1) and min(source.n, source.m) > 1
+    return bool(table and not one_column)
 
 
 def _is_total(size_factors: Any) -> bool:

@@ -26,7 +26,14 @@ from flashmm.stats.own_designs import (
 )
 from flashmm.stats.summary_stats import SummaryStats
 from flashmm.stats.sums import Shift
-from flashmm.storage.files import PATTERNED_FORMAT, load_dataset, marked, save_dataset, text
+from flashmm.storage.files import (
+    PATTERNED_FORMAT,
+    load_dataset,
+    marked,
+    reading,
+    save_dataset,
+    text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -194,7 +201,9 @@ class PatternedStats:
     @classmethod
     def load(cls, path: str | PathLike[str]) -> PatternedStats:
         """Read statistics that `save` wrote; checked as `SummaryStats.load` does."""
-        return cls.from_dataset(load_dataset(path, kind="PatternedStats"))
+        ds = load_dataset(path, kind="PatternedStats")
+        with reading(path):
+            return cls.from_dataset(ds)
 
     # ---- more and fewer samples --------------------------------------------------------------
 

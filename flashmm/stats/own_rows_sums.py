@@ -167,7 +167,7 @@ class OwnTables:
     covariates: tuple[Beside, ...]
     own: OwnColumns
 
-    def at(self, kept: IntArray | BoolArray, m: int) -> OwnTables:
+    def at(self, kept: IntArray, m: int) -> OwnTables:
         """The same for some of m features."""
         weights = self.weights
         if isinstance(weights, Beside):
@@ -239,8 +239,7 @@ def sum_own_rows(
     stats = _grouped(total, sums.designs, tables.own)
     if selecting:
         kept = passing(sums.totals, sums.detected, source.n, min_count, min_fraction)
-        stats, source = stats.at(np.flatnonzero(kept)), source.at(kept)
-        tables = tables.at(kept, kept.size)
+        stats, source, tables = stats.at(kept), source.at(kept), tables.at(kept, source.m)
     again = partial(_again, replace(source, counting=False), design, tables, missing)
     shift = _shift(stats, again)
     stats = replace(stats, sums=replace(stats.sums, shift=shift))

@@ -14,7 +14,7 @@ import numpy as np
 
 from flashmm.arrays.labels import axis_labels, feature_positions
 from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design
-from flashmm.designs.from_arrays import as_matrix, design_and_source, matched_columns
+from flashmm.designs.from_arrays import as_matrix, design_and_source, matched_columns, weights_of
 from flashmm.exceptions import InputError
 from flashmm.sources import Source, Transform
 from flashmm.stats.algebra import added, subtracted
@@ -22,7 +22,7 @@ from flashmm.stats.selection import kept, without
 from flashmm.stats.stored import sums_from_dataset, sums_to_dataset
 from flashmm.stats.summing import sum_design
 from flashmm.stats.sums import Sums
-from flashmm.storage.files import load_dataset, save_dataset
+from flashmm.storage.files import load_dataset, reading, save_dataset
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -145,10 +145,10 @@ class SummaryStats(Sums):
         InputError
             If the shapes or labels do not match, or a value is missing or infinite.
         """
-        design, source, precision = design_and_source(
-            Y, X, Z, components, coef_names, transform, feature_names, weights
+        design, source, samples = design_and_source(
+            Y, X, Z, components, coef_names, transform, feature_names
         )
-        return cls.from_design(source, design, weights=precision)
+        return cls.from_design(source, design, weights=weights_of(weights, design, samples))
 
     @classmethod
     def from_blocks(
@@ -325,11 +325,10 @@ class SummaryStats(Sums):
         X, Z = as_matrix(X), as_matrix(Z)
         names = self.coef_names if axis_labels(X, 1) is None else None
         Z, components = _columns_like(Z, self.structure)
-        design, source, precision = design_and_source(
-            Y, X, Z, components, names, transform, None, weights
-        )
+        design, source, samples = design_and_source(Y, X, Z, components, names, transform, None)
         if source.numbered and source.m == self.m:
             source = source.renamed(self.feature_names)
+        precision = weights_of(weights, design, samples)
         block = SummaryStats.from_design(source, design, weights=precision)
         return self + block
 
@@ -428,7 +427,9 @@ class SummaryStats(Sums):
             If the file is damaged, was altered, holds something else, or comes from a later
             format.
         """
-        return cls.from_dataset(load_dataset(path, kind="SummaryStats"))
+        ds = load_dataset(path, kind="SummaryStats")
+        with reading(path):
+            return cls.from_dataset(ds)
 
 
 def _columns_like(Z: Any, structure: CovarianceStructure) -> tuple[Any, CovarianceStructure]:
