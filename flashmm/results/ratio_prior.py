@@ -14,7 +14,8 @@ from flashmm.arrays.labels import find_labels
 from flashmm.exceptions import InputError, listing
 from flashmm.inference.integrated.grid import RatioGrid
 from flashmm.inference.moderation import VariancePrior
-from flashmm.storage.files import FORMAT, load_dataset, marked, reading, save_dataset
+from flashmm.storage.files import load_dataset, reading, save_dataset
+from flashmm.storage.format import FORMAT, marked
 
 if TYPE_CHECKING:
     from os import PathLike

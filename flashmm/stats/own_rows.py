@@ -26,14 +26,8 @@ from flashmm.stats.own_designs import (
 )
 from flashmm.stats.summary_stats import SummaryStats
 from flashmm.stats.sums import Shift
-from flashmm.storage.files import (
-    PATTERNED_FORMAT,
-    load_dataset,
-    marked,
-    reading,
-    save_dataset,
-    text,
-)
+from flashmm.storage.files import load_dataset, reading, save_dataset, text
+from flashmm.storage.format import OWN_ROWS_FORMAT, marked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -173,7 +167,7 @@ class PatternedStats:
                 own_of=(("coef", "covariate"), table),
             )
         # Readers that do not know of patterns would take the sums for those of all samples.
-        return marked(ds, "PatternedStats", PATTERNED_FORMAT)
+        return marked(ds, "PatternedStats", OWN_ROWS_FORMAT)
 
     @classmethod
     def from_dataset(cls, ds: xr.Dataset) -> PatternedStats:

@@ -13,7 +13,8 @@ from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError
 from flashmm.stats.sums import AnySums, Shift, Sums
-from flashmm.storage.files import FORMAT, marked, text
+from flashmm.storage.files import text
+from flashmm.storage.format import FORMAT, marked
 
 __all__ = ["feature_coordinate", "level_coordinates", "sums_from_dataset", "sums_to_dataset"]
 

@@ -17,6 +17,7 @@ import xarray as xr
 
 from flashmm.exceptions import InputError
 from flashmm.storage.checksum import fingerprint
+from flashmm.storage.format import check_mark
 from flashmm.storage.places import resolved, working_directory
 from flashmm.storage.schema import check_file
 from flashmm.storage.sizes import check_hdf5
@@ -26,28 +27,16 @@ if TYPE_CHECKING:
     from os import PathLike
 
 __all__ = [
-    "FORMAT",
-    "PATTERNED_FORMAT",
     "load_dataset",
-    "marked",
     "reading",
     "save_dataset",
     "text",
 ]
 
-FORMAT = 2
-PATTERNED_FORMAT = 3
-_KIND = "flashmm_kind"
-_FORMAT = "flashmm_format"
 _CHECKSUM = "flashmm_checksum"
 _EMPTY = "flashmm_empty"
 _INTEGERS = "flashmm_integers"
 _NETCDF = (".nc", ".nc4", ".cdf", ".h5", ".hdf5")
-
-
-def marked(ds: xr.Dataset, kind: str, version: int) -> xr.Dataset:
-    """The Dataset marked as holding a kind of thing, in a format."""
-    return ds.assign_attrs({_KIND: kind, _FORMAT: version})
 
 
 def text(values: Any) -> np.ndarray[Any, Any]:
@@ -199,10 +188,7 @@ def load_dataset(path: str | PathLike[str], *, kind: str) -> xr.Dataset:
     """
     path = Path(path)
     ds = _read(path)
-    if ds.attrs.get(_KIND) != kind:
-        found = ds.attrs.get(_KIND, "something that flashmm did not write")
-        raise InputError(f"{str(path)!r} holds {str(found)[:80]}, not {kind}.")
-    _check_format(path, ds.attrs.get(_FORMAT))
+    check_mark(path, ds, kind)
     with reading(path):
         ds = _from_netcdf3(ds)
         if "feature" in ds and ds["feature"].dtype.kind in "iu":
@@ -217,23 +203,6 @@ def load_dataset(path: str | PathLike[str], *, kind: str) -> xr.Dataset:
     with reading(path):
         check_file(ds, kind)
     return ds
-
-
-def _check_format(path: Path, version: Any) -> None:
-    if not isinstance(version, (int, np.integer)) or isinstance(version, bool) or version < 1:
-        raise InputError(
-            f"{str(path)!r} does not say in which format it is: {str(version)[:80]!r}."
-        )
-    if version > PATTERNED_FORMAT:
-        raise InputError(
-            f"{str(path)!r} has format {version}, but this flashmm reads up to "
-            f"{PATTERNED_FORMAT}. Update flashmm."
-        )
-    if version < FORMAT:
-        raise InputError(
-            f"{str(path)!r} has format {version}, which kept no checksum and is no longer read. "
-            "Make it afresh."
-        )
 
 
 @contextmanager
