@@ -21,7 +21,7 @@ import flashmm as fm
 from flashmm.exceptions import InputError
 from flashmm.formulas import expressions as module
 from flashmm.formulas.build import build_design
-from flashmm.formulas.expressions import read_expression
+from flashmm.formulas.closed_grammar import read_expression
 from flashmm.formulas.recipe_text import recipe_from_text, recipe_to_text
 from flashmm.storage.checksum import fingerprint
 
@@ -411,7 +411,7 @@ SCRIPT = """
 import json, sys, time
 sys.path.insert(0, {root!r})
 from flashmm.exceptions import InputError
-from flashmm.formulas.expressions import read_expression
+from flashmm.formulas.closed_grammar import read_expression
 from flashmm.formulas.loaded import read_formula
 x = frozenset("x")
 for kind, text in json.load(sys.stdin).items():

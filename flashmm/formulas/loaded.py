@@ -1,7 +1,7 @@
 """Formulas from a file: taken apart by a closed grammar, and their columns made without eval.
 
 formulaic encodes factors and multiplies columns, as for any formula; what it would hand to
-Python's eval goes to `flashmm.formulas.expressions` instead.
+Python's eval goes to `flashmm.formulas.closed_grammar` instead.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from formulaic.parser.types import Factor, Token
 from interface_meta import override  # what formulaic's own materializers are written with
 
 from flashmm.exceptions import InputError, listing
+from flashmm.formulas.closed_grammar import Expression, read_expression
 from flashmm.formulas.columns import evaluating, numbers
-from flashmm.formulas.expressions import Expression, read_expression
 from flashmm.formulas.materializer import Materializer
 
 if TYPE_CHECKING:

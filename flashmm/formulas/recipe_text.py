@@ -3,7 +3,7 @@
 formulaic's model specs hold code objects; what they need to treat new rows like the old ones is
 plain data: the formula, the state of its transforms (the mean that scale() took off, the knots
 of bs()) and the categories of its factors. The rest is rebuilt. The text may come from anybody:
-everything in it is checked, and only `flashmm.formulas.expressions` computes its formulas.
+everything in it is checked, and only `flashmm.formulas.closed_grammar` computes its formulas.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from formulaic.transforms import TRANSFORMS
 from formulaic.utils.code import sanitize_variable_names
 
 from flashmm.exceptions import InputError, listing
-from flashmm.formulas.expressions import check_context_name
+from flashmm.formulas.closed_grammar import check_context_name
 from flashmm.formulas.loaded import LoadedFormula, read_formula
 from flashmm.formulas.recipe import ColumnRecord, DesignRecipe, FormulaRecipe, TermRecipe
 

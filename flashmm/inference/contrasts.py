@@ -12,7 +12,7 @@ import pandas as pd
 
 from flashmm.arrays.labels import as_pandas
 from flashmm.exceptions import InputError, listing
-from flashmm.inference.expressions import read_equations
+from flashmm.inference.contrast_expressions import read_equations
 from flashmm.inference.names import Coefficients, r_name, resolve_names
 
 __all__ = [
