@@ -167,8 +167,9 @@ class MultiLMM(ModelData):
             features, an array or DataFrame (m, n_params), or another fit's results. Default:
             zero random-effect variances and the residual variance of the fixed effects alone.
             Features that come from there to the boundary of the psd space, or to a negative
-            variance without it, are searched again from large variances by a solver known by name;
-            the better end counts.
+            variance without it, are searched again from large variances by a solver known by name,
+            and so are those that a grid of variance ratios shows other maxima of; the best end
+            counts.
         max_iter
             Limit on the number of iterations of each feature in one search by the solver; the one
             that it falls back on may take four times as many (EM: ten times). ``n_iter`` counts
@@ -178,7 +179,9 @@ class MultiLMM(ModelData):
             epsilon in every component and every combination of them.
         parameter_space
             ``"unconstrained"``: variances may be negative, as in FLASHMM; ``"psd"``: D is
-            positive semi-definite, as in lme4 and statsmodels.
+            positive semi-definite, as in lme4 and statsmodels. Tests of fixed effects want
+            ``"psd"``, with few groups together with ``t_test(..., df="integrated")``; tests of
+            the variances themselves the unconstrained space.
         memory
             Bytes that the arrays of the batches of features that are fitted at once may take.
         n_jobs

@@ -98,6 +98,8 @@ def test_workers_give_the_same_statistics(client, kind, options):
     assert_same(stats_of(KINDS[kind](Y), **options), expected)
 
 
+# Older dask asks whether a scheduler beside the client is meant: here it is.
+@pytest.mark.filterwarnings("default:Running on a single-machine scheduler:UserWarning")
 def test_sums_are_made_elsewhere_and_no_bit_depends_on_where(client):
     this_process, marker = os.getpid(), []
 

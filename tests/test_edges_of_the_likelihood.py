@@ -203,3 +203,100 @@ def test_profiles_report_and_stop():
     )
     with pytest.raises(fm.InputError, match="max_seconds"):
         result.conf_int_theta(method="profile", max_seconds=0)
+
+
+# ---- effects that are almost collinear -------------------------------------------------------
+
+
+def calendar_years():
+    return pd.read_csv(EDGES / "calendar_years.csv")
+
+
+def both_ways(method="REML", space="psd", engine="auto", origin=2004.0):
+    """Fits with the years as they are and with years since an origin."""
+    data = calendar_years()
+    data["c"] = data["yr"] - 2004.0
+    data["x"] = data["c"] + origin
+    Y = np.vstack([data["y"], 2.0 + np.cos(np.arange(len(data)))])
+    options = {"parameter_space": space, "engine": engine}
+    fits = [model(f"~ {v} + ({v} | p)", data, Y).fit(method, **options) for v in ("x", "c")]
+    return data, *fits, np.array([[1.0, -origin], [0.0, 1.0]])
+
+
+def matrix(theta):
+    return np.array([[theta[0], theta[2]], [theta[2], theta[1]]])
+
+
+@pytest.mark.parametrize("engine", ["auto", "general"])
+@pytest.mark.parametrize("space", ["psd", "unconstrained"])
+def test_calendar_years(space, engine):
+    data = calendar_years()
+    fitted = model("~ yr + (yr | p)", data, data[["y"]].T)
+    result = fitted.fit(parameter_space=space, engine=engine)
+    assert result.llf.item() == pytest.approx(-102.38084, abs=1e-5)
+    assert result.tvalues["yr"].item() == pytest.approx(4.96872, abs=1e-5)
+    assert result.t_test().df["yr"].item() == pytest.approx(10.981, abs=1e-3)
+
+
+@pytest.mark.parametrize("origin", [100.0, 2004.0, 10000.0])
+@pytest.mark.parametrize("method", ["REML", "ML"])
+def test_everything_about_almost_collinear_effects_is_that_of_centred_ones(method, origin):
+    data, result, centred, A = both_ways(method, origin=origin)
+    rtol = 1e-6 * (origin / 1000.0) ** 2 + 1e-6
+    # Z'Z holds squares of the years: digits go with the square of mean over spread.
+    np.testing.assert_allclose(result.llf, centred.llf, rtol=1e-9 * (1.0 + (origin / 4000.0) ** 2))
+    np.testing.assert_allclose(result.theta["Residual"], centred.theta["Residual"], rtol=rtol)
+    for j in range(2):
+        turned = A @ matrix(centred.theta.to_numpy()[j]) @ A.T
+        np.testing.assert_allclose(matrix(result.theta.to_numpy()[j]), turned, rtol=rtol)
+    effects = result.blup(se="conditional")["blup"].to_numpy().reshape(2, -1, 2)
+    others = centred.blup(se="conditional")["blup"].to_numpy().reshape(2, -1, 2)
+    np.testing.assert_allclose(effects, others @ A.T, rtol=1e-4, atol=1e-6)
+    for se in ("conditional", "prediction"):
+        pair = [r.blup(se=se)["se"].to_numpy().reshape(2, -1, 2) for r in (result, centred)]
+        np.testing.assert_allclose(pair[0][..., 1], pair[1][..., 1], rtol=1e-5, atol=1e-7)
+        assert np.isfinite(pair[0]).all()
+    J = np.eye(4)
+    for column, (a, b) in enumerate([(0, 0), (1, 1), (0, 1)]):
+        E = np.zeros((2, 2))
+        E[a, b] = E[b, a] = 1.0
+        image = A @ E @ A.T
+        J[:3, column] = image[0, 0], image[1, 1], image[0, 1]
+    inside = J @ np.linalg.inv(centred.fim()["FIM_theta"].to_numpy()[0]) @ J.T
+    np.testing.assert_allclose(result.bse_theta.iloc[0], np.sqrt(np.diag(inside)), rtol=1e-5)
+    new = data.head(7)
+    one, other = (r.predict(new, se=True) for r in (result, centred))
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-6)
+    for df in ("satterthwaite", "kenward-roger")[: 1 + (method == "REML")]:
+        tables = [r.t_test(df=df).ds.isel(contrast=1) for r in (result, centred)]
+        for name in ("t", "df", "p"):
+            np.testing.assert_allclose(tables[0][name], tables[1][name], rtol=1e-5)
+
+
+def test_files_tests_and_limits_of_almost_collinear_effects(tmp_path):
+    data, result, centred, _ = both_ways()
+    result.save(tmp_path / "years.nc")
+    again = fm.MultiLMMResults.load(tmp_path / "years.nc")
+    np.testing.assert_array_equal(again.blup(), result.blup())
+    np.testing.assert_array_equal(again.pvalues, result.pvalues)
+    tests = [r.variance_test()["statistic"].to_numpy() for r in (result, centred)]
+    np.testing.assert_allclose(tests[0][:, 1], tests[1][:, 1], rtol=1e-3, atol=1e-6)
+    Y = np.vstack([data["y"], 2.0 + np.cos(np.arange(len(data)))])
+    smaller = model("~ x + (0 + x | p)", data, Y).fit(parameter_space="psd")
+    np.testing.assert_allclose(tests[0][:, 0], 2.0 * (result.llf - smaller.llf), atol=1e-5)
+    with pytest.warns(fm.ConvergenceWarning, match="centre the variable"):
+        limits = [r.conf_int_theta(method="profile", features=[0]) for r in (result, centred)]
+    np.testing.assert_allclose(limits[0][:, 1], limits[1][:, 1], rtol=1e-4, atol=1e-9)
+    assert np.isnan(limits[0][:, 0]).all()
+    with pytest.raises(fm.InputError, match="centre"):
+        result.t_test(df="integrated")
+    result.draw(2, rng=1)
+    str(result.sel(0).random_effects_cov)
+
+
+def test_a_constant_slope_is_still_refused():
+    data = calendar_years()
+    data["yr"] = 2004.0
+    with pytest.raises(fm.InputError, match="cannot be told apart"):
+        model("~ 1 + (yr | p)", data, data[["y"]].T).fit()

@@ -291,7 +291,6 @@ def test_saved_results_keep_booleans_and_powers(tmp_path):
         Formula("~ g"),
         "~ g:cell",
         "~ C(k)",
-        "~ 1",
     ],
 )
 def test_a_random_formula_with_an_intercept_is_refused(random):
@@ -302,6 +301,12 @@ def test_a_random_formula_with_an_intercept_is_refused(random):
 @pytest.mark.parametrize("random", ["~ 0 + g + cell", "~ g + cell - 1", "~ 0 + g + g:cell"])
 def test_a_random_formula_that_leaves_a_level_out_is_refused(random):
     with pytest.raises(InputError, match="'cell' would lose its first level"):
+        build("~ z", random)
+
+
+@pytest.mark.parametrize("random", ["~ 1", Formula("~ 1"), "~ 0"])
+def test_a_random_formula_of_an_intercept_alone_is_refused(random):
+    with pytest.raises(InputError, match="no random effects"):
         build("~ z", random)
 
 

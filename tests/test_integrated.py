@@ -397,3 +397,20 @@ def test_four_subjects_unbalanced_hold_their_level(zero):
     options = {"parameter_space": "psd"}
     satterthwaite = fm.MultiLMM(statistics).fit(**options).t_test([0.0, 1.0]).pvalue.to_numpy()
     assert (satterthwaite < 0.001).mean() > 0.005
+
+
+def test_p_values_never_exceed_one():
+    """Weights that add up to one but for rounding made some 1 + 2e-16."""
+    problem, Y, _ = drawn("intercept", 300)
+    where = learned(problem.stats(Y))
+    at = where.contrasts(np.arange(300), np.eye(problem.p), np.zeros(problem.p), "two-sided")
+    for j in range(0, 300, 10):
+        value = at.estimate[j]  # where every test given a ratio is about one
+        p = where.contrasts(np.arange(300), np.eye(problem.p), value, "two-sided").p
+        assert (p <= 1.0).all()
+        assert (where.joint(np.arange(300), np.eye(problem.p), value).p <= 1.0).all()
+    for side in ("greater", "less"):
+        far = np.full(problem.p, -1e6 if side == "greater" else 1e6)
+        p = where.contrasts(np.arange(300), np.eye(problem.p), -far, side).p
+        assert (p <= 1.0).all()
+        assert p.max() > 1 - 1e-9

@@ -334,3 +334,22 @@ def test_features_without_any_fit_are_nan_not_an_error(table):
     assert result.t_test("group[T.B]", df="integrated").pvalue.isna().all().all()
     assert result.anova(df="integrated").pvalue.isna().all().all()
     assert np.isnan(result.conf_int(df="integrated")).all()
+
+
+def test_features_with_weights_of_their_own(table):
+    """Each design is factorised by itself; at one ratio the test is weighted least squares'."""
+    rng = np.random.default_rng(4)
+    Y = responses(table, 12)
+    W = rng.uniform(0.3, 3.0, size=Y.shape)
+    model = fm.MultiLMM.from_formula("~ group + (1 | subject)", data=table, Y=Y, weights=W)
+    result = model.fit(parameter_space="psd")
+    tests = result.t_test("group[T.B]", df="integrated", prior=at_one_ratio(result, 0.4))
+    X = np.column_stack([np.ones(len(table)), table["group"] == "B"]).astype(float)
+    Z = pd.get_dummies(table["subject"]).to_numpy(float)
+    P = np.linalg.inv(np.diag(1 / W[7]) + 0.4 * Z @ Z.T)
+    C = np.linalg.inv(X.T @ P @ X)
+    y = Y.iloc[7].to_numpy()
+    beta = C @ X.T @ P @ y
+    s2 = (y - X @ beta) @ P @ (y - X @ beta) / (len(table) - 2)
+    assert_allclose(tests.effect.iloc[7, 0], beta[1], rtol=1e-8)
+    assert_allclose(tests.sd.iloc[7, 0], np.sqrt(s2 * C[1, 1]), rtol=1e-8)

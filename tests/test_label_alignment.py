@@ -875,7 +875,17 @@ UNLABELLED = {
     *("options", "over", "parameter_space", "params", "path", "pattern", "positions", "prior"),
     *("progress", "pvalues", "q", "random", "reference", "rng", "robust", "rows", "scale", "se"),
     *("samples_nested", "self", "solver", "sort_by", "source", "span", "specs", "style"),
-    *("target_sum", "transform", "treatment", "type", "use_f", "var_random_effects", "workers"),
+    *(
+        "aliased",
+        "rank",
+        "target_sum",
+        "transform",
+        "treatment",
+        "type",
+        "use_f",
+        "var_random_effects",
+        "workers",
+    ),
     # The simulators align these themselves; see test_simulate.
     *("metadata", "n_de_genes_by_cluster", "p_de_genes_by_cluster"),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ import scipy.sparse as sp
 
 import flashmm as fm
 from flashmm.exceptions import InputError
+from flashmm.formulas.recipe_text import recipe_from_text, recipe_to_text
 
 RNG = np.random.default_rng(11)
 N = 60
@@ -260,3 +263,27 @@ def test_integrated_tests_hold_the_offset():
     a, b = (r.marginal_means("trt", df="integrated") for r in (one, two))
     np.testing.assert_allclose(a.effect, b.effect + values.mean(), rtol=1e-6)
     np.testing.assert_allclose(a.conf_int(), b.conf_int() + values.mean(), rtol=1e-5)
+
+
+def test_an_offset_of_a_file_is_no_program(tmp_path):
+    result = model("~ x + offset(log(known))").fit(parameter_space="psd")
+    saved = json.loads(recipe_to_text(result.recipe))
+    assert recipe_from_text(json.dumps(saved)).offset.names == ("log(known)",)
+    marker = tmp_path / "ran"
+    for text in (f"0 + open({str(marker)!r}, 'w')", "0 + {known.__class__}", "0 + offset(known)"):
+        saved["offset"]["text"] = text
+        with pytest.raises(InputError, match="The saved offset"):
+            recipe_from_text(json.dumps(saved))
+    assert not marker.exists()
+    saved = json.loads(recipe_to_text(result.recipe)) | {"offset_mean": "1"}
+    with pytest.raises(InputError, match="no number"):
+        recipe_from_text(json.dumps(saved))
+
+
+def test_offsets_beside_weights_and_covariates_of_each_feature():
+    rng = np.random.default_rng(2)
+    W, G = rng.uniform(1, 2, COUNTS.shape), rng.normal(size=COUNTS.shape)
+    options = {"weights": W, "feature_covariates": {"dose": G}}
+    one = model("~ x + dose + offset(known)", **options).fit(parameter_space="psd")
+    two = model("~ x + dose", COUNTS - DATA.known.to_numpy(), **options)
+    np.testing.assert_allclose(one.params, two.fit(parameter_space="psd").params, rtol=1e-7)

@@ -409,3 +409,20 @@ def test_summaries_say_what_was_left_out():
         text = " ".join(str(page).split())
         assert "Left out of X, on whose other columns they depend: 'C(a, contr.sum)[S.q]:b" in text
     assert "Left out" not in str(model("~ a + b", rank="raise").fit().summary())
+
+
+def test_covariates_of_each_feature_stay():
+    data = references.empty_cell()
+    rng = np.random.default_rng(5)
+    Y = np.stack([data["y"], data["x"]])
+    dose = rng.integers(0, 3, size=Y.shape).astype(float)
+    with pytest.warns(RankWarning):
+        made = fm.MultiLMM.from_formula(
+            "~ a * b + dose", "(1 | id)", data, Y, rank="drop", feature_covariates={"dose": dose}
+        )
+    assert made.stats.aliased.dropped_names == ("a[T.r]:b[T.l]",)
+    result = made.fit(parameter_space="psd")
+    for j in range(2):
+        alone = fit("~ a * b + dose", data.assign(dose=dose[j], y=Y[j]))
+        np.testing.assert_allclose(result.params.iloc[j], alone.params.iloc[0], rtol=1e-8)
+    assert result.anova().df_num.iloc[0].tolist() == [2.0, 1.0, 1.0, 1.0]

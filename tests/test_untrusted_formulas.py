@@ -1,4 +1,4 @@
-"""A saved result runs no code: formulas of a file use a closed list, and nothing else is computed."""
+"""A saved result runs no code: formulas of a file use a closed list, nothing else is computed."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_what_a_formula_of_a_file_may_not(attack):
 
 
 def test_files_are_refused_when_they_are_loaded(tmp_path):
-    data, result = fit()
+    _, result = fit()
     attacks = [f"setattr(np, {MARKER!r}, 1)", "k.mean()", "open('flashmm_marker', 'w')"]
     for attack in attacks:
         result.save(tmp_path / "r.nc")
@@ -351,7 +351,7 @@ def test_names_in_backticks():
 
 
 def test_loaded_results_test_their_terms(tmp_path):
-    data, result = fit("~ scale(x) * f + C(k, contr.sum)")
+    _, result = fit("~ scale(x) * f + C(k, contr.sum)")
     result.save(tmp_path / "r.nc")
     loaded = fm.MultiLMMResults.load(tmp_path / "r.nc")
     xr.testing.assert_allclose(loaded.anova().ds, result.anova().ds)
@@ -441,6 +441,18 @@ def test_deep_and_long_text_ends_no_interpreter():
     )
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
     assert done.stdout.splitlines() == [f"{kind}: refused" for kind in DEEP for _ in range(3)]
+
+
+def test_products_of_many_levels_are_not_made():
+    """A few thousand levels in three factors would be more columns than memory holds."""
+    values = json.loads(recipe_text("~ 0 + f:c:h", "(1 | g)"))
+    many = [f"level {i}" for i in range(3000)]
+    for name in "fch":
+        values["columns"][name][1] = many
+    for encoder in values["fixed"]["encoders"]:
+        encoder[2]["value"] = [["categories", many]]
+    with pytest.raises(InputError, match="many more columns"):
+        recipe_from_text(json.dumps(values))
 
 
 def test_a_recipe_nested_without_end():

@@ -273,13 +273,24 @@ def _recipe(
         offset=added,
         offset_mean=0.0 if offset is None else offset[2],
     )
-    # Numbers under C() are levels; what I(x > 2) or np.where(x > 2, ...) looks at stays a number.
-    categorical = {
-        coded_column(expression)[0]
-        for expression, (kind, _) in X.spec.encoder_state.items()
-        if kind.value == "categorical"
-    }
-    return with_factors(recipe, data, categorical)
+    return with_factors(recipe, data, _coded_columns(X.spec))
+
+
+def _coded_columns(spec: Any) -> set[str]:
+    """Columns that a formula takes for levels: under C(), or in a function that gives text.
+
+    What a condition such as I(x > 2) looks at stays a number.
+    """
+    found = set()
+    for factor, variables in spec.factor_variables.items():
+        kind, state = spec.encoder_state.get(factor.expr, (None, {}))
+        if kind is None or kind.value != "categorical":
+            continue
+        name, _ = coded_column(factor.expr)
+        condition = not name and set(state.get("categories", [None])) <= {False, True}
+        if not condition:
+            found |= {name} if name else {str(variable) for variable in variables}
+    return found
 
 
 def _offset(columns: Columns, offsets: SimpleFormula, source: str) -> FormulaRows:

@@ -16,7 +16,15 @@ from flashmm.exceptions import FormulaWarning, InputError, listing, warn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["check_coding", "coded_column", "reduced_factors", "said_before"]
+__all__ = ["OneLevelError", "check_coding", "coded_column", "reduced_factors", "said_before"]
+
+
+class OneLevelError(InputError):
+    """A factor has one level; ``factor`` is its expression."""
+
+    def __init__(self, message: str, factor: str) -> None:
+        super().__init__(message)
+        self.factor = factor
 
 
 def reduced_factors(spec: Any) -> dict[str, list[Any]]:
@@ -73,7 +81,7 @@ def check_coding(spec: Any, data: pd.DataFrame, source: str) -> None:
 
     Raises
     ------
-    InputError
+    OneLevelError
         If a factor has one level and so no column beside the intercept.
 
     Warns
@@ -85,11 +93,12 @@ def check_coding(spec: Any, data: pd.DataFrame, source: str) -> None:
     for expression, levels in reduced_factors(spec).items():
         column, chosen = coded_column(expression)
         if len(levels) == 1:
-            raise InputError(
+            raise OneLevelError(
                 f"{source}: the factor {expression!r} has one level in these samples "
                 f"({str(levels[0])!r}), so it has no effect beside the intercept. Remove it from "
                 "the formula, or check which samples were left out; where other parts of the data "
-                f"have more levels, name them: C({column or 'batch'}, levels=['a', 'b'])."
+                f"have more levels, name them: C({column or 'batch'}, levels=['a', 'b']).",
+                expression,
             )
         if column in data.columns and not chosen and getattr(data[column].dtype, "ordered", False):
             ordered.append(column)

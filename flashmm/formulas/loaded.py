@@ -6,6 +6,7 @@ Python's eval goes to `flashmm.formulas.expressions` instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -62,6 +63,25 @@ class LoadedFormula:
         materializer = _LoadedMaterializer(data, context=own)
         materializer.formula = self
         return materializer.get_model_matrix(spec, output=output, na_action="ignore")
+
+    def width(self, spec: ModelSpec, data: pd.DataFrame) -> float:
+        """About how many columns it makes of data, found factor by factor."""
+        materializer = _LoadedMaterializer(data)
+        materializer.formula = self
+        widths: dict[str, int] = {}
+        for factor in {factor for term in self.formula for factor in term.factors}:
+            values = materializer._evaluate_factor(factor, spec, set()).values
+            inner = getattr(values, "__wrapped__", values)
+            _, state = spec.encoder_state.get(factor.expr, (None, {}))
+            if "categories" in state:
+                widths[factor.expr] = len(state["categories"])
+            elif isinstance(inner, dict):
+                widths[factor.expr] = len(inner)
+            else:
+                shape: tuple[int, ...] = getattr(inner, "shape", ())
+                widths[factor.expr] = int(shape[1]) if len(shape) > 1 else 1
+        products = (math.prod(widths[f.expr] for f in term.factors) for term in self.formula)
+        return float(sum(products))
 
     def build(
         self, spec: ModelSpec, columns: Columns, source: str, output: Literal["numpy", "sparse"]

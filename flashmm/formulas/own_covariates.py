@@ -6,6 +6,7 @@ rest of that column; which do is found by putting other numbers in.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from flashmm.formulas.coding import said_before
 if TYPE_CHECKING:
     from flashmm.designs.design import Design
 
-__all__ = ["covariates_of_columns", "with_ones"]
+__all__ = ["covariates_of_columns", "refuse_in_factor", "with_ones"]
 
 # Rows that tell on what a column depends.
 _PROBED = 2000
@@ -35,6 +36,13 @@ def with_ones(data: Any, names: Sequence[str]) -> pd.DataFrame:
                 "column of `data` too. Rename one of them."
             )
     return table.assign(**dict.fromkeys(names, 1.0))
+
+
+def refuse_in_factor(factor: str, names: Sequence[str]) -> None:
+    """Raise if a factor that has one level where covariates are one is made of a covariate."""
+    for name in names:
+        if re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", factor):
+            raise InputError(_misused(name)) from None
 
 
 def covariates_of_columns(

@@ -440,8 +440,10 @@ def _parse_entry(value: object, argument: str) -> list[BarTerm | PlainTerm]:
         )
     if bars:
         return list(bars)
-    if not text or len(plain) == 0:
-        raise InputError(f"`{argument}` = {value!r} has no random effects. Write '(1 | group)'.")
+    if not text or all(t.degree == 0 for t in plain):
+        raise InputError(
+            f"`{argument}` = {str(value)!r} has no random effects. Write '(1 | group)'."
+        )
     if any(t.degree == 0 for t in plain):
         # With an intercept a factor would lose its first level, and the rest would differ from it.
         shown = text.removeprefix("1 + ")

@@ -32,6 +32,8 @@ _MARK = "__flashmm__"
 _KINDS = ("number", "integer", "boolean", "text", "category")
 # Knots of a spline: its matrices are of this size squared.
 _MOST_KNOTS = 2000
+# Columns that a formula may make for each that it names: before they are counted exactly.
+_MOST_COLUMNS = 1000
 
 
 def recipe_to_text(recipe: DesignRecipe) -> str:
@@ -251,7 +253,10 @@ def _tried(
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # a mean is no level; only the columns matter
-            matrix = loaded.materialise(spec, pd.DataFrame(row, index=range(1)), {}, spec.output)
+            data = pd.DataFrame(row, index=range(1))
+            if loaded.width(spec, data) > _MOST_COLUMNS * (1 + len(names)):
+                raise InputError(f"it makes many more columns than the {len(names)} it names")
+            matrix = loaded.materialise(spec, data, {}, spec.output)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{source} cannot be evaluated: {reason}") from None

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from flashmm.arrays.namespaces import BoolArray, FloatArray
     from flashmm.designs.design import CovarianceStructure
 
-__all__ = ["ContrastMoments", "apply_G", "contrast_moments", "near_zero_residual", "powers_of_P"]
+__all__ = [
+    "ContrastMoments",
+    "apply_G",
+    "contrast_moments",
+    "effect_variances",
+    "near_zero_residual",
+    "powers_of_P",
+]
 
 # Steps of sigma2, in internal units, for derivatives by differences.
 _STEP = 1e-5
@@ -126,6 +133,44 @@ def contrast_moments(
             second[near, :, -1, i] = np.swapaxes(cross, -1, -2)
         second[near, :, -1, -1] = by_hypothesis(D_loaded, cubed)[near]
     return ContrastMoments(variance, gradient, second)
+
+
+def effect_variances(
+    likelihood: Projected, theta: FloatArray, rows: FloatArray, given: FloatArray | None
+) -> FloatArray:
+    """Variances of w'(b - b_hat) for random effects b, in internal units, shape (B, c).
+
+    They are w'(D - D T D) w. Given y and beta Z'V^-1Z stands in the place of T, which is
+    T + v C^-1 v' with v = Z'V^-1X C.
+
+    Parameters
+    ----------
+    likelihood
+        Its `apply_T` does the work.
+    theta
+        Internal parameters, shape (B, k).
+    rows
+        The w, shape (c, q).
+    given
+        C^-1 = X'V^-1X where beta is given, shape (B, p, p); None where it is estimated.
+    """
+    projection, count = likelihood.projection, theta.shape[0]
+
+    def times_D(vectors: FloatArray) -> FloatArray:
+        total = np.zeros_like(vectors)
+        for i in range(theta.shape[1] - 1):
+            total += theta[:, i, None, None] * apply_G(projection.structure, i, vectors)
+        return total
+
+    w = np.broadcast_to(rows, (count, *rows.shape))
+    Dw = times_D(w)
+    variance = (Dw * (w - likelihood.apply_T(theta, Dw))).sum(axis=2)
+    if given is not None:
+        H = np.broadcast_to(projection.H.T, (count, *projection.H.T.shape))
+        v = H - likelihood.apply_T(theta, times_D(H))
+        loadings = np.matmul(Dw, np.swapaxes(v, 1, 2))
+        variance = variance - (np.matmul(loadings, given) * loadings).sum(axis=2)
+    return np.where(variance < -1e-12, np.nan, np.maximum(variance, 0.0))
 
 
 def near_zero_residual(likelihood: Projected, theta: FloatArray) -> BoolArray:

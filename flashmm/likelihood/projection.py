@@ -22,6 +22,7 @@ import scipy.sparse as sp
 
 from flashmm.arrays.namespaces import Array, like, namespace
 from flashmm.exceptions import InputError
+from flashmm.likelihood.centring import Turn, centring
 from flashmm.likelihood.gates import check_components, check_sample_size, whiten
 
 if TYPE_CHECKING:
@@ -130,6 +131,9 @@ class Projection:
         (y'Ry is n - p), shape (m,).
     zero_variance, non_finite
         Features that X alone explains, or whose sums are not finite; each shape (m,).
+    turn
+        The coordinates of the random effects that Z and theta are in here, where they are not those
+        of the design; to scale back means to turn back.
     origin
         The projection in numpy arrays that this one is a copy of; None for that one itself.
     """
@@ -152,6 +156,7 @@ class Projection:
     rounding: FloatArray
     zero_variance: BoolArray
     non_finite: BoolArray
+    turn: Turn | None = None
     origin: Projection | None = None
 
     @property
@@ -277,6 +282,34 @@ class Projection:
         scale = self.scale if features is None else self.scale[features]
         return self.param_scale * scale[:, None]
 
+    def natural_score(self, score: FloatArray) -> FloatArray:
+        """Internal derivatives by theta (m, k + 1) as those by theta in the units of Y."""
+        score = score / self.units()
+        return score if self.turn is None else score @ self.turn.T
+
+    def natural_information(
+        self, information: FloatArray, features: NDArray[np.intp]
+    ) -> FloatArray:
+        """Internal information on theta (B, k + 1, k + 1) as that in the units of Y."""
+        unit = self.units(features)
+        information = information / (unit[:, :, None] * unit[:, None, :])
+        if self.turn is None:
+            return information
+        return np.asarray(self.turn.T.T @ information @ self.turn.T)
+
+    def natural_covariance(self, covariance: FloatArray, features: NDArray[np.intp]) -> FloatArray:
+        """Internal covariances of theta (B, k + 1, k + 1) as those in the units of Y."""
+        unit = self.units(features)
+        covariance = covariance * (unit[:, :, None] * unit[:, None, :])
+        if self.turn is None:
+            return covariance
+        return np.asarray(self.turn.T_inverse @ covariance @ self.turn.T_inverse.T)
+
+    def natural_theta(self, theta: FloatArray, features: NDArray[np.intp]) -> FloatArray:
+        """Internal theta (B, k + 1) of some features in the units of Y."""
+        theta = theta * self.units(features)
+        return theta if self.turn is None else theta @ self.turn.T_inverse.T
+
     def prediction_units(self, features: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
         """What rows of Z are divided by and weights of theta multiplied, for some features."""
         del features  # they share both
@@ -284,11 +317,13 @@ class Projection:
 
     def to_internal(self, theta: FloatArray) -> FloatArray:
         """Scale theta (m, k + 1) in the units of Y to the internal units."""
+        theta = theta if self.turn is None else theta @ self.turn.T.T
         return theta / (self.param_scale * self.scale[:, None])
 
     def to_natural(self, theta: FloatArray) -> FloatArray:
         """Scale internal theta (m, k + 1) back to the units of Y."""
-        return theta * (self.param_scale * self.scale[:, None])
+        theta = theta * (self.param_scale * self.scale[:, None])
+        return theta if self.turn is None else theta @ self.turn.T_inverse.T
 
 
 def project(stats: SummaryStats, column_scale: FloatArray | None = None) -> Projection:
@@ -316,11 +351,16 @@ def project(stats: SummaryStats, column_scale: FloatArray | None = None) -> Proj
         XY, ZY, yy = XY.copy(), ZY.copy(), yy.copy()
         XY[:, non_finite], ZY[:, non_finite], yy[non_finite] = 0.0, 0.0, 0.0
 
-    own_scale = scale_of_columns(stats.ZZ.diagonal(), structure)
-    column_scale = own_scale if column_scale is None else column_scale
+    ZX, ZZ, turn = stats.ZX, stats.ZZ, None
+    if column_scale is None:
+        turn = centring(ZZ, structure)
+        if turn is not None:
+            ZX, ZY = turn.A.T @ ZX, turn.A.T @ ZY
+            ZZ = sp.csr_array(turn.A.T @ ZZ @ turn.A)
+        column_scale = scale_of_columns(ZZ.diagonal(), structure)
     shrink = sp.diags_array(1.0 / column_scale)
-    ZX = stats.ZX / column_scale[:, None]
-    ZZ = sp.csr_array(shrink @ stats.ZZ @ shrink)
+    ZX = ZX / column_scale[:, None]
+    ZZ = sp.csr_array(shrink @ ZZ @ shrink)
     ZXW = ZX @ white.W
     check_components(ZXW, ZXW, ZZ, n - p, structure)
 
@@ -352,6 +392,7 @@ def project(stats: SummaryStats, column_scale: FloatArray | None = None) -> Proj
         rounding=np.maximum(ROUNDING * (n - p), 2.0 * _EPS * white.amplification * yy / scale),
         zero_variance=zero_variance,
         non_finite=non_finite,
+        turn=turn,
     )
 
 

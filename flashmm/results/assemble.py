@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from flashmm.likelihood import PatternedProjection
+from flashmm.likelihood import PatternedProjection, Projection
 from flashmm.likelihood.base import rows_of
 from flashmm.likelihood.elimination.indefinite import covariance_is_definite
 from flashmm.results.fitted import FitOptions, attributes
+from flashmm.results.on_request import scaled_inverse
 from flashmm.solvers.batches import over_batches
 from flashmm.solvers.status import Status
 from flashmm.stats.own_rows import PatternedStats
@@ -64,12 +65,15 @@ def assemble_dataset(
     status[indefinite & (status == Status.CONVERGED)] = Status.INDEFINITE
 
     known = np.asarray(np.isfinite(theta).all(axis=1))
-    unit = projection.units()
     natural_loglik = projection.natural_loglik(solution.evaluation.loglik, options.method)
     loglik = np.where(known, natural_loglik, np.nan)
     with np.errstate(invalid="ignore"):
-        score = np.where(known[:, None], solution.evaluation.score / unit, np.nan)
-    se_theta = np.where(known[:, None], se_theta * unit, np.nan)
+        score = np.where(
+            known[:, None], projection.natural_score(solution.evaluation.score), np.nan
+        )
+    se_theta = np.where(known[:, None], se_theta * projection.units(), np.nan)
+    if isinstance(projection, Projection) and projection.turn is not None:
+        se_theta = _turned_errors(projection, solution.evaluation.expected, known)
     natural = projection.to_natural(theta)
     natural[status == Status.ZERO_VARIANCE] = 0.0
 
@@ -95,6 +99,16 @@ def assemble_dataset(
         },
         attrs=attributes(stats, options),
     )
+
+
+def _turned_errors(projection: Projection, expected: FloatArray, known: BoolArray) -> FloatArray:
+    """Standard errors of theta in the units of Y, (m, k), where the effects have been turned."""
+    features = np.flatnonzero(known)
+    covariance = projection.natural_covariance(scaled_inverse(expected[features]), features)
+    result = np.full(expected.shape[:2], np.nan)
+    with np.errstate(invalid="ignore"):
+        result[features] = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    return result
 
 
 def _standard_errors(expected: FloatArray) -> FloatArray:

@@ -57,6 +57,10 @@ def draw(
             f"Feature {str(lost[0])!r} has no estimate with a positive definite V to draw from."
         )
     positions = positions[usable]
+    if positions.size == 0:
+        raise InputError(
+            "No feature has an estimate with a positive definite V: there is nothing to draw from."
+        )
     streams = FeatureStreams.spawn(np.random.default_rng(rng), fitted.stats.m).take(positions)
     theta = fitted.values("theta", positions)
     beta = fitted.values("beta", positions)
@@ -186,6 +190,12 @@ def _without(
 ) -> tuple[FloatArray, FloatArray]:
     """Theta and beta under the hypothesis that a component is absent."""
     hypothesis = zero_hypotheses(fitted.stats.structure, component)[0]
+    turn = getattr(fitted.projection, "turn", None)
+    if turn is not None and not turn.keeps(np.array(hypothesis.zeros)):
+        raise InputError(
+            f"The effects of {component!r} are almost collinear, and its absence cannot be held "
+            "while they are fitted. Centre the variable of the slope."
+        )
     theta = np.full((positions.size, fitted.ds.sizes["param"]), np.nan)
     beta = np.full((positions.size, fitted.stats.p), np.nan)
     known = np.flatnonzero(fitted.on_request.known[positions] & fitted.converged[positions])
@@ -193,8 +203,7 @@ def _without(
     null = maximiser(fitted).at(fitted.on_request.theta[at], at, zeros=hypothesis.zeros)
     found = np.isfinite(null.loglik)
     known, at, internal = known[found], at[found], null.theta[found]
-    unit = fitted.projection.units(at)
-    theta[known] = internal * unit
+    theta[known] = fitted.projection.natural_theta(internal, at)
     size = fitted.likelihood.batch_size(fitted.options.memory)
     for first in range(0, at.size, size):
         here = slice(first, first + size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,13 +12,19 @@ import xarray as xr
 
 from flashmm.exceptions import InputError
 from flashmm.formulas.recipe_text import recipe_from_text, recipe_to_text
+from flashmm.likelihood import ENGINES
 from flashmm.results.fitted import FitOptions, FittedModel, attributes
+from flashmm.solvers.status import Status
 from flashmm.stats.own_rows import any_from_dataset
-from flashmm.storage.files import load_dataset, save_dataset
+from flashmm.storage.files import load_dataset, reading, save_dataset
 from flashmm.storage.schema import OPTIONAL, RESULTS
 
 if TYPE_CHECKING:
     from os import PathLike
+
+    from flashmm.formulas.recipe import DesignRecipe
+    from flashmm.stats.own_rows import PatternedStats
+    from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["load_results", "save_results"]
 
@@ -40,20 +46,79 @@ def save_results(fitted: FittedModel, path: str | PathLike[str]) -> None:
 def load_results(path: str | PathLike[str]) -> FittedModel:
     """Read what `save_results` wrote; see `MultiLMMResults.load`."""
     merged = load_dataset(path, kind="MultiLMMResults")
+    with reading(path):
+        return _fitted_model(merged)
+
+
+def _fitted_model(merged: xr.Dataset) -> FittedModel:
     stats = any_from_dataset(merged)
-    attrs = merged.attrs
-    values = {field.name: attrs[field.name] for field in fields(FitOptions)}
-    for name in ("max_iter", "memory", "n_dropped"):
-        values[name] = int(values[name])
-    options = FitOptions(**values)
-    ds = merged[[*RESULTS, *(name for name in OPTIONAL if name in merged)]]
+    options = _options(merged.attrs)
+    names = [*RESULTS, *(name for name in OPTIONAL if name in merged)]
+    ds = merged[names]
     ds = ds.drop_vars([name for name in ds.coords if name not in ("feature", "coef", "param")])
     ds = ds.assign_coords({name: pd.Index(ds[name].to_numpy()) for name in ds.coords})
+    for name, expected in (
+        ("coef", stats.coef_names),
+        ("param", stats.structure.param_names),
+    ):
+        if list(ds[name].to_numpy()) != list(expected):
+            raise InputError(f"{name!r} does not name those of the statistics beside it.")
+    if not np.isin(ds["status"], [int(status) for status in Status]).all():
+        raise InputError(f"'status' holds a verdict that is none: {int(ds['status'].max())}.")
+    if (ds["n_iter"] < 0).any():
+        raise InputError("'n_iter' holds a negative number of iterations.")
     ds["n_iter"], ds["status"] = ds["n_iter"].astype(np.int64), ds["status"].astype(np.int8)
     ds.attrs = attributes(stats, options)
     recipe = None
     if "recipe" in merged:
         recipe = recipe_from_text(str(merged["recipe"].to_numpy()[0]))
+        _check_recipe(recipe, stats)
     if "nobs" in ds:
         ds["nobs"] = ds["nobs"].astype(np.int64)
     return FittedModel(ds, stats, options, recipe=recipe)
+
+
+def _options(attrs: dict[Any, Any]) -> FitOptions:
+    """The options of a fit, each of the type and among the values that it can have."""
+    known: dict[str, Any] = {
+        "method": ("REML", "ML"),
+        "parameter_space": ("psd", "unconstrained"),
+        "engine": ("auto", *ENGINES),
+    }
+    values: dict[str, Any] = {}
+    for field in fields(FitOptions):
+        name, value = field.name, attrs.get(field.name)
+        if name in known and value not in known[name]:
+            raise InputError(f"{name!r} is {str(value)[:80]!r}, not one of {list(known[name])}.")
+        if name in ("max_iter", "memory", "n_dropped"):
+            value = _whole(name, value)
+        elif name == "epsilon":
+            if not isinstance(value, (float, int, np.floating)) or not 0 < value < np.inf:
+                raise InputError(f"'epsilon' is {str(value)[:80]!r}, no positive number.")
+            value = float(value)
+        elif not isinstance(value, str):
+            raise InputError(f"{name!r} is {str(value)[:80]!r}, which is no text.")
+        values[name] = value
+    return FitOptions(**values)
+
+
+def _whole(name: str, value: Any) -> int:
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    if not number or not np.isfinite(value) or value != int(value) or value < 0:
+        raise InputError(f"{name!r} is {str(value)[:80]!r}, no whole number.")
+    return int(value)
+
+
+def _check_recipe(recipe: DesignRecipe, stats: SummaryStats | PatternedStats) -> None:
+    """Raise unless a recipe makes the columns that the statistics are of."""
+    absent = [name for name in stats.coef_names if name not in recipe.fixed.names]
+    if absent:
+        raise InputError(f"Its recipe makes no column {absent[0]!r:.80}.")
+    terms = {term.name: term for term in recipe.terms}
+    for term in stats.structure.terms:
+        own = terms.get(term.name)
+        if own is None:
+            raise InputError(f"Its recipe makes no random term {term.name!r:.80}.")
+        made = own.effects.names if own.group else term.effects
+        if not set(term.effects) <= set(made):
+            raise InputError(f"Its recipe makes other effects of {term.name!r:.80}.")

@@ -113,7 +113,7 @@ class FittedModel:
     recipe: DesignRecipe | None = None
     whole: FittedModel | None = None
     members: IntArray | None = None
-    kept: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict, init=False)
 
     # ---- the model in numbers --------------------------------------------------------------
 
@@ -270,9 +270,9 @@ class FittedModel:
         """The statistics, where all features have the same samples, which ``what`` needs."""
         if isinstance(self.stats, PatternedStats):
             raise InputError(
-                f"{what} needs features that have the same samples; here each lacks its own "
-                "(missing='feature'). results.of_pattern(feature) holds those that share the "
-                "samples of one, and can do it."
+                f"{what} needs features that have the same samples, weights and covariates; here "
+                "features have their own (missing='feature', or weights or covariates of each). "
+                "results.of_pattern(feature) holds those that share them with one, and can do it."
             )
         return self.stats
 

@@ -93,7 +93,9 @@ def fit_features(
     threads: int | None = plan.threads
     if plan.device is not None:
         if isinstance(projection, PatternedProjection):
-            raise InputError("`device` needs features that have the same samples.")
+            raise InputError(
+                "`device` needs features that have the same samples, weights and covariates."
+            )
         likelihood = on_device(projection, options.method, options.engine, plan.device)
         threads = None  # PyTorch has its own, and large batches suit it
     start = starting_values(likelihood, projection, space, theta0, stats.feature_names)
@@ -190,4 +192,5 @@ def _landscape(projection: AnyProjection, options: FitOptions, start: Starts) ->
         return None
     host = projection.in_numpy
     grid = ratio_grid(host, options.method)
-    return None if grid is None else Landscape(grid, host.u, host.rss, ~start.given)
+    variances = np.flatnonzero(projection.structure.is_variance[:-1])
+    return None if grid is None else Landscape(grid, host.u, host.rss, ~start.given, variances)

@@ -156,7 +156,10 @@ class Hypotheses:
         rows = max(1, min(c, request.memory // size))
         for start in range(0, c, rows):
             part = slice(start, min(start + rows, c))
-            dense = Z[part].toarray()
+            dense, own = Z[part].toarray(), independent[part]
+            turn = getattr(projection, "turn", None)
+            if turn is not None:
+                dense, own = dense @ turn.A, own @ turn.T_inverse
             for here, batch in request.batches(positions, max(1, request.memory // (size * rows))):
                 theta = request.theta[batch]
                 columns, params = projection.prediction_units(batch)
@@ -165,7 +168,7 @@ class Hypotheses:
                     theta,
                     X[part],
                     dense / columns,
-                    independent[part] * params,
+                    own * params,
                 )
                 result.variance[here, part] = found.variance * projection.scale[batch, None]
                 if df == "satterthwaite":

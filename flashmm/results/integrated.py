@@ -21,7 +21,6 @@ from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.moderation import feature_means, trend_values
 from flashmm.results.ratio_prior import RatioPrior, prior_of
 from flashmm.stats.own_rows import PatternedStats
-from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -241,17 +240,19 @@ def _parts(fitted: FittedModel) -> tuple[Part, ...]:
     """The designs of a fit with their features; those that cannot be fitted are left out."""
     stats: Any = fitted.stats
     if isinstance(stats, PatternedStats):
-        parts = []
-        for pattern in range(stats.n_patterns):
-            with suppress(InputError):  # features without a fit: NaN, as in every other test
-                parts.append(Part(project(stats.of_pattern(pattern)), stats.members(pattern)))
-        if not parts:
-            raise InputError("No feature has samples enough for a fit.")
-        return tuple(parts)
-    if not isinstance(stats, SummaryStats):
-        raise InputError(
-            "df='integrated' needs features that share their design, or few patterns of missing "
-            "samples; here each feature has weights or columns of its own."
-        )
+        if "parts" not in fitted.kept:
+            fitted.kept["parts"] = _parts_of_patterns(stats)
+        parts: tuple[Part, ...] = fitted.kept["parts"]
+        return parts
     projection: Any = fitted.projection
     return (Part(projection, np.arange(stats.m)),)
+
+
+def _parts_of_patterns(stats: PatternedStats) -> tuple[Part, ...]:
+    parts = []
+    for pattern in range(stats.n_patterns):
+        with suppress(InputError):  # features without a fit: NaN, as in every other test
+            parts.append(Part(project(stats.of_pattern(pattern)), stats.members(pattern)))
+    if not parts:
+        raise InputError("No feature has samples enough for a fit.")
+    return tuple(parts)

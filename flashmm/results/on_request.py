@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashmm.likelihood.base import rows_of
+from flashmm.likelihood.moments import effect_variances
+from flashmm.likelihood.projection import Projection
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,18 +80,18 @@ class OnRequest:
         k = self.theta.shape[1]
         result = np.full((positions.size, k, k), np.nan)
         for here, batch in self.batches(positions):
-            unit = self.projection.units(batch)
             expected = self.likelihood.evaluate(self.theta[batch], batch).expected
-            result[here] = expected / (unit[:, :, None] * unit[:, None, :])
+            result[here] = self.projection.natural_information(expected, batch)
         return result
 
     def theta_covariance(self, positions: IntArray) -> FloatArray:
         """Inverse of the expected information of theta in the units of Y, shape (B, k, k)."""
-        expected = self.theta_information(positions)
-        known = np.isfinite(expected).all(axis=(1, 2))
-        expected[known] = scaled_inverse(expected[known])
-        expected[~known] = np.nan
-        return expected
+        k = self.theta.shape[1]
+        result = np.full((positions.size, k, k), np.nan)
+        for here, batch in self.batches(positions):
+            expected = self.likelihood.evaluate(self.theta[batch], batch).expected
+            result[here] = self.projection.natural_covariance(scaled_inverse(expected), batch)
+        return result
 
     def information(self, positions: IntArray) -> Information:
         """Expected information of theta, and X'V^-1X."""
@@ -114,7 +116,30 @@ class OnRequest:
                 errors[here] = effects.se
             if kind == "conditional":  # a distribution given y and beta needs a proper V
                 errors[here[~rows_of(self.likelihood, batch).is_definite(theta)]] = np.nan
+        turn = getattr(self.projection, "turn", None)
+        if turn is not None:  # the likelihood's effects are others
+            blup = np.asarray(blup @ turn.A.T)
+            if kind is not None:
+                errors = self._turned_errors(positions, kind, errors)
         return blup, errors
+
+    def _turned_errors(
+        self, positions: IntArray, kind: StandardErrorKind, errors: FloatArray
+    ) -> FloatArray:
+        """Standard errors (B, q) of A c for effects c; ``errors`` are those of c."""
+        p, result = self.projection, np.full_like(errors, np.nan)
+        assert isinstance(p, Projection)
+        assert p.turn is not None
+        rows = p.turn.A.toarray() / p.column_scale
+        size = max(1, self.memory // (8 * 6 * p.structure.q**2))
+        for here, batch in self.batches(positions, size):
+            theta, likelihood = self.theta[batch], rows_of(self.likelihood, batch)
+            C = self.likelihood.covariance(theta, batch) / p.scale[batch, None, None]
+            given = _inverse(C) if kind == "conditional" else None
+            variance = effect_variances(likelihood, theta, rows, given)
+            result[here] = np.sqrt(variance * p.scale[batch, None])
+        result[np.isnan(errors).any(axis=1)] = np.nan
+        return result
 
     def batches(
         self, positions: IntArray, limit: int | None = None

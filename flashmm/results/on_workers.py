@@ -58,8 +58,8 @@ def fit_on_workers(
         )
     if isinstance(stats, PatternedStats):
         raise InputError(
-            "`client` needs features that have the same samples; fit without it, or sum with "
-            "missing='drop'."
+            "`client` needs features that have the same samples, weights and covariates; fit "
+            "without it, or sum with missing='drop'."
         )
     rows = None
     if theta0 is not None:

@@ -14,7 +14,7 @@ from flashmm.arrays.labels import find_labels
 from flashmm.exceptions import InputError, listing
 from flashmm.inference.integrated.grid import RatioGrid
 from flashmm.inference.moderation import VariancePrior
-from flashmm.storage.files import FORMAT, load_dataset, marked, save_dataset
+from flashmm.storage.files import FORMAT, load_dataset, marked, reading, save_dataset
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -63,7 +63,7 @@ class RatioPrior:
     >>> X = np.column_stack([np.ones(48), np.repeat([0, 1], 24)])
     >>> result = fm.MultiLMM.from_arrays(Y, X, Z).fit(parameter_space="psd")
     >>> result.ratio_prior
-    <RatioPrior: 300 features, 40 points; median ratio Z1 ...; residual variance ..., df ...>
+    <RatioPrior: 300 features, ... points; median ratio Z1 ...; residual variance ..., df inf>
     """
 
     ds: xr.Dataset
@@ -155,7 +155,7 @@ class RatioPrior:
         Parameters
         ----------
         path
-            File to write; ``.zarr`` for zarr, netCDF otherwise.
+            File to write; ``.nc`` for netCDF, ``.zarr`` or ``.zarr.zip`` for zarr.
         """
         save_dataset(marked(self.ds, _KIND, FORMAT), path)
 
@@ -168,7 +168,14 @@ class RatioPrior:
         InputError
             If the file holds something else.
         """
-        return cls(load_dataset(path, kind=_KIND))
+        ds = load_dataset(path, kind=_KIND)
+        weights, line, points = ds["weight"].to_numpy(), ds["line"].to_numpy(), ds.sizes["point"]
+        with reading(path):
+            if points == 0 or not (np.isfinite(weights) & (weights >= 0)).all():
+                raise InputError("Its weights are no probabilities.")
+            if not np.isfinite(ds["ratio"]).all() or (line < 0).any():
+                raise InputError("Its grid of ratios is none.")
+        return cls(ds)
 
     # ---- in numbers ------------------------------------------------------------------------
 

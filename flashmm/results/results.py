@@ -14,6 +14,7 @@ from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.methods.fixed_effects import FixedEffectMethods
 from flashmm.results.methods.random_effects import RandomEffectMethods
 from flashmm.results.methods.samples import SampleMethods
+from flashmm.results.methods.shared_prior import SharedPriorMethods
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["MultiLMMResults"]
 
 
-class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
+class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods, SharedPriorMethods):
     """Fitted models of all features.
 
     Parameters
@@ -354,12 +355,13 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods):
 
         The formulas go along, with the state of their transforms, so that loaded results
         predict; functions passed as ``context`` do not, nor do levels that are no text, number
-        or boolean.
+        or boolean, nor formulas that call methods of columns: a file runs no code.
 
         Parameters
         ----------
         path
-            File to write; an existing file is replaced once the new one is complete.
+            File to write, ``.nc``, ``.zarr`` or ``.zarr.zip``; an existing file is replaced once
+            the new one is complete, the target of a link in its place.
         """
         files.save_results(self.fitted, path)
 

@@ -41,8 +41,8 @@ def doubt(fitted: FittedModel, df: str = DEFAULT_DF, L: FloatArray | None = None
     if len(fewest.levels) < FEW_LEVELS and _is_carried(fitted, L):
         boundary = int((status == Status.BOUNDARY).sum())
         amiss = "reject too little" if df == "kenward-roger" else "reject too often in the tail"
-        at = f", where {boundary} of {status.size} features are at the boundary" * (boundary > 0)
-        advice = "df='integrated' integrates over what all features say of the variances"
+        at = f" ({boundary} of {status.size} features are at the boundary)" * (boundary > 0)
+        advice = "use df='integrated', which learns from all features how much levels differ"
         if not is_covered(fitted.stats.structure):
             advice = "read them as a ranking"
         found.append(

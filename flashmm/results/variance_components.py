@@ -147,7 +147,7 @@ def _profiled(
     at_held = _profile_maximiser(fitted, at.size)
     estimate = Estimate(
         fitted.on_request.theta[at],
-        fitted.ds["se_theta"].to_numpy()[at] / unit,
+        fitted.ds["se_theta"].to_numpy()[at] / unit,  # of turned effects a first guess
         at_held.loglik(fitted.on_request.theta[at], at),
         at,
     )
@@ -155,7 +155,10 @@ def _profiled(
     bar = progress_bar(
         list(enumerate(params)), params.size, show=progress is True, unit="param", desc="profiles"
     )
+    turn = getattr(fitted.projection, "turn", None)
     for j, i in bar:
+        if turn is not None and not turn.keeps(np.array([i])):
+            continue  # no coordinate of the basis that the likelihood is maximised in
         found = profile_limits(at_held, estimate, int(i), quantile, clock.over)
         limits[known, j] = found * unit[:, i, None]
         if callable(progress):
@@ -166,6 +169,8 @@ def _profiled(
             "`max_seconds` have passed."
             if clock.over()
             else "their likelihood has no regular maximum with the parameter held."
+            if turn is None
+            else "the effects of a level are almost collinear: centre the variable of the slope."
         )
         warnings.warn(
             f"For {lost} of {known.size} features a profile limit was not found and is NaN: {why}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +22,11 @@ from flashmm.inference.variance_tests import (
     zero_hypotheses,
 )
 from flashmm.likelihood import Projection
+from flashmm.results.refit import refit
 from flashmm.solvers import FisherScoring
 from flashmm.solvers.space import make_space
 from flashmm.solvers.status import Status
+from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,6 +110,9 @@ def gain(fitted: FittedModel, positions: IntArray, hypothesis: ZeroHypothesis) -
     request = fitted.on_request
     known = np.flatnonzero(request.known[positions] & fitted.converged[positions])
     chosen = positions[known]
+    turn = getattr(fitted.projection, "turn", None)
+    if turn is not None and not turn.keeps(np.array(hypothesis.zeros)):
+        return _gain_by_refit(fitted, positions, known, hypothesis)
     null = maximiser(fitted).at(request.theta[chosen], chosen, zeros=hypothesis.zeros)
     found = np.asarray(null.status <= Status.INDEFINITE) | (null.status == Status.STALLED)
     natural = fitted.projection.natural_loglik(null.loglik, fitted.options.method, chosen)
@@ -114,6 +120,21 @@ def gain(fitted: FittedModel, positions: IntArray, hypothesis: ZeroHypothesis) -
     statistic, loglik_null = np.full(positions.size, np.nan), np.full(positions.size, np.nan)
     statistic[known] = likelihood_ratio(fitted.ds["loglik"].to_numpy()[chosen], loglik)
     loglik_null[known] = loglik
+    return Gain(statistic, loglik_null, int((~found).sum()))
+
+
+def _gain_by_refit(
+    fitted: FittedModel, positions: IntArray, known: IntArray, hypothesis: ZeroHypothesis
+) -> Gain:
+    """The same by a fit of the smaller model, where its parameters have other coordinates."""
+    smaller = fitted.stats.drop(random=hypothesis.label)
+    assert not isinstance(smaller, PatternedStats)
+    ds, _ = refit(smaller, replace(fitted.options, engine="auto"))
+    found = ds["status"].to_numpy()[positions[known]] <= Status.INDEFINITE
+    loglik = np.where(found, ds["loglik"].to_numpy()[positions[known]], np.nan)
+    statistic, loglik_null = np.full(positions.size, np.nan), np.full(positions.size, np.nan)
+    full = fitted.ds["loglik"].to_numpy()[positions[known]]
+    statistic[known], loglik_null[known] = likelihood_ratio(full, loglik), loglik
     return Gain(statistic, loglik_null, int((~found).sum()))
 
 

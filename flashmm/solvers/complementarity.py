@@ -1,7 +1,7 @@
 """Newton's method for a maximum over positive semi-definite blocks.
 
-At a maximum the blocks X of theta and the multipliers Z = -gradient are both psd and X Z = 0, so
-both are parts of one matrix, Y = X - Z, and the conditions are one equation in Y without
+At a maximum (by the Karush-Kuhn-Tucker conditions, KKT) the blocks X of theta and the multipliers
+Z = -gradient are both psd and X Z = 0, so both are parts of one matrix, Y = X - Z, and the conditions are one equation in Y without
 inequalities: gradient(X(Y)) + Z(Y) = 0. It is semismooth, and Newton's method on it converges
 quadratically and finds the ranks of the blocks by itself (Qi & Sun 2006, SIAM J Matrix Anal Appl
 28:360; for blocks of one entry it is the primal-dual active set method of Hintermueller, Ito &

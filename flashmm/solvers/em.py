@@ -7,16 +7,9 @@ from typing import TYPE_CHECKING
 
 from flashmm.arrays.namespaces import FloatArray, namespace
 from flashmm.exceptions import InputError
-from flashmm.solvers.base import (
-    Objective,
-    State,
-    newton_where,
-    scoring_step,
-    standardised_score,
-    verdicts,
-    within,
-)
+from flashmm.solvers.base import Objective, State, newton_where
 from flashmm.solvers.space import PSD
+from flashmm.solvers.stopping import scoring_step, standardised_score, verdicts, within
 
 if TYPE_CHECKING:
     from flashmm.arrays.namespaces import Array

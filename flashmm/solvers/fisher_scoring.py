@@ -6,16 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flashmm.arrays.namespaces import flatnonzero, namespace, put, take
-from flashmm.solvers.base import (
-    Objective,
-    State,
-    newton_where,
-    positive_observed,
-    scoring_step,
-    standardised_score,
-    verdicts,
-    within,
-)
+from flashmm.solvers.base import Objective, State, newton_where, positive_observed
+from flashmm.solvers.stopping import scoring_step, standardised_score, verdicts, within
 
 if TYPE_CHECKING:
     from flashmm.arrays.namespaces import Array, BoolArray, FloatArray

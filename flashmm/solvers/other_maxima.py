@@ -32,6 +32,9 @@ __all__ = ["Landscape", "search_other_maxima"]
 _COARSENESS = 1.0
 # Starts that a feature may have.
 _STARTS = 2
+# Random effects and variances up to which each variance by itself makes a start.
+_SMALL = 60
+_MOST_AT_A_TIME = 4
 # Gains in log-likelihood that are worth another answer.
 _GAIN = 1e-6
 _MOST_ROUNDING = 1e-2
@@ -49,12 +52,15 @@ class Landscape:
         Of all features, as in `flashmm.likelihood.projection.Projection`, shapes (m, r) and (m,).
     chosen
         Features whose start was not given to the fit, shape (m,).
+    variances
+        Positions in theta of the random effects' variances.
     """
 
     grid: RatioGrid
     u: FloatArray
     rss: FloatArray
     chosen: BoolArray
+    variances: IntArray
 
     def starts(
         self, theta: FloatArray, loglik: FloatArray, features: IntArray
@@ -89,6 +95,20 @@ class Landscape:
         rank, which = np.nonzero(np.take_along_axis(top, order, axis=0))
         point = order[rank, which]
         return suspects[which], grid.theta[point] * sigma2[point, which][:, None]
+
+    def one_at_a_time(self, theta: FloatArray) -> tuple[IntArray, FloatArray]:
+        """More starts where variances are negative, which the grid does not have, as `starts`.
+
+        Each variance by itself is large, for features that have a negative one.
+        """
+        k, variances = theta.shape[1], self.variances
+        if not 2 <= variances.size <= _MOST_AT_A_TIME or self.u.shape[1] > _SMALL:
+            return np.empty(0, dtype=np.intp), np.empty((0, k))
+        negative = np.flatnonzero((theta[:, variances] < 0).any(axis=1))
+        start = np.zeros((variances.size, k))
+        start[np.arange(variances.size), variances] = 1.0
+        start[:, -1] = 0.5
+        return np.repeat(negative, variances.size), np.tile(start, (negative.size, 1))
 
     def _climbed(self, theta: FloatArray, values: FloatArray) -> IntArray:
         """The maximum of the grid above each theta: upwards from the nearest point, (B,)."""
@@ -139,6 +159,9 @@ def search_other_maxima(
     rows, start = landscape.starts(
         solution.theta[looked], solution.evaluation.loglik[looked], features[looked]
     )
+    if space.name != "psd":
+        also, alone = landscape.one_at_a_time(solution.theta[looked])
+        rows, start = np.concatenate([rows, also]), np.concatenate([start, alone])
     if rows.size == 0:
         return solution
     rows = looked[rows]

@@ -11,9 +11,9 @@ import pandas as pd
 
 from flashmm.designs.per_sample import per_sample
 from flashmm.exceptions import InputError, MissingSamplesWarning, check_option, warn
-from flashmm.formulas.build import build_design
-from flashmm.formulas.coding import said_before
-from flashmm.formulas.own_covariates import covariates_of_columns, with_ones
+from flashmm.formulas.build import DesignBuild, build_design
+from flashmm.formulas.coding import OneLevelError, said_before
+from flashmm.formulas.own_covariates import covariates_of_columns, refuse_in_factor, with_ones
 from flashmm.sources.beside import Beside
 from flashmm.sources.scans import missing_samples, normalised
 from flashmm.stats.own_designs import OwnColumns
@@ -103,8 +103,7 @@ def sum_formulas(
     labels = getattr(data, "index", None)
     if names:
         data = with_ones(data, names)
-    in_data: Any = "raise" if missing == "raise" else "drop"
-    build = build_design(fixed, random, data, context=context, missing=in_data)
+    build = _built(fixed, random, data, handling)
     source = source_for(labels, len(build.dropped))
     if handling.features is not None:
         source = source.taking(handling.features)
@@ -157,6 +156,16 @@ def sum_formulas(
     if handling.rank == "drop":
         stats = of_full_rank(stats)
     return Summed(stats, design, int(dropped.sum()))
+
+
+def _built(fixed: Any, random: Any, data: Any, handling: Handling) -> DesignBuild:
+    """The design of all samples but those with missing values in the data."""
+    in_data: Any = "raise" if handling.missing == "raise" else "drop"
+    try:
+        return build_design(fixed, random, data, context=handling.context, missing=in_data)
+    except OneLevelError as error:
+        refuse_in_factor(error.factor, tuple(handling.covariates or {}))
+        raise
 
 
 def _tables(

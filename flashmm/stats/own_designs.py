@@ -162,6 +162,26 @@ class DesignSums:
             cols[order],
         )
 
+    def placed(self, coefs: IntArray, source: IntArray) -> DesignSums:
+        """Over other columns: ``coefs`` of X, and of Z those at ``source``, -1 for a new one."""
+        held = np.flatnonzero(source >= 0)
+        part = self.selected(coefs, source[held])
+        ZX = np.zeros((self.count, source.size, coefs.size))
+        ZX[:, held] = part.ZX
+        return replace(part, ZX=ZX, rows=held[part.rows], columns=held[part.columns])
+
+    def plus(self, other: DesignSums, sign: float) -> DesignSums:
+        """Design by design this + sign * other, over the same columns."""
+        q = self.q
+        mine, theirs = (part.rows * q + part.columns for part in (self, other))
+        keys = np.union1d(mine, theirs)
+        ZZ = np.zeros((self.count, keys.size))
+        ZZ[:, np.searchsorted(keys, mine)] = self.ZZ
+        ZZ[:, np.searchsorted(keys, theirs)] += sign * other.ZZ
+        names = ("n", "log_weights", "total", "signature", "X_sums", "WX_sums", "XX", "ZX")
+        sums = {name: getattr(self, name) + sign * getattr(other, name) for name in names}
+        return replace(self, **sums, ZZ=ZZ, rows=keys // q, columns=keys % q)
+
     def dense_ZZ(self, index: IntArray | slice) -> FloatArray:
         """Z'WZ of some designs, shape (B, q, q)."""
         entries = self.ZZ[index]
@@ -348,14 +368,15 @@ def _add_some(
         [(signed * noise).sum(axis=1) for noise in products.noise.T], axis=1
     )
     factors = {u: own.factor(u, values) for u in own.groups}
-    seen = there.astype(np.float64)
+    seen, turned = there.astype(np.float64), np.ascontiguousarray(weights.T)
     for u, columns in own.groups.items():
         factor = factors[u]
         mine = seen if factor is None else seen * factor
         into.X_sums[np.ix_(slots, columns)] += mine @ products.X[:, columns]
         weighted = weights if factor is None else weights * factor
         into.WX_sums[np.ix_(slots, columns)] += weighted @ products.X[:, columns]
-        ZX = (products.ZX[u] @ np.ascontiguousarray(weighted.T)).T.reshape(f, q, columns.size)
+        by_sample = turned if factor is None else np.ascontiguousarray(weighted.T)
+        ZX = (products.ZX[u] @ by_sample).T.reshape(f, q, columns.size)
         into.ZX[np.ix_(slots, np.arange(q), columns)] += ZX
     for (u, v), outer in products.XX.items():
         weighted = weights
@@ -366,4 +387,4 @@ def _add_some(
         into.XX[np.ix_(slots, left, right)] += XX
         if u != v:
             into.XX[np.ix_(slots, right, left)] += np.swapaxes(XX, 1, 2)
-    into.ZZ[slots] += (products.ZZ @ np.ascontiguousarray(weights.T)).T
+    into.ZZ[slots] += (products.ZZ @ turned).T

@@ -8,14 +8,15 @@ design differ by feature too; features with the same samples, weights and covari
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 
 from flashmm.arrays.labels import feature_positions
-from flashmm.stats.algebra import column_positions
+from flashmm.exceptions import InputError, listing
+from flashmm.stats.algebra import added, column_positions, subtracted
 from flashmm.stats.own_designs import (
     DesignSums,
     OwnColumns,
@@ -25,10 +26,17 @@ from flashmm.stats.own_designs import (
 )
 from flashmm.stats.summary_stats import SummaryStats
 from flashmm.stats.sums import Shift
-from flashmm.storage.files import PATTERNED_FORMAT, load_dataset, marked, save_dataset, text
+from flashmm.storage.files import (
+    PATTERNED_FORMAT,
+    load_dataset,
+    marked,
+    reading,
+    save_dataset,
+    text,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from os import PathLike
 
     import xarray as xr
@@ -193,7 +201,95 @@ class PatternedStats:
     @classmethod
     def load(cls, path: str | PathLike[str]) -> PatternedStats:
         """Read statistics that `save` wrote; checked as `SummaryStats.load` does."""
-        return cls.from_dataset(load_dataset(path, kind="PatternedStats"))
+        ds = load_dataset(path, kind="PatternedStats")
+        with reading(path):
+            return cls.from_dataset(ds)
+
+    # ---- more and fewer samples --------------------------------------------------------------
+
+    def __add__(self, other: object) -> PatternedStats:
+        """Statistics of the union of two disjoint sets of samples; see `add`."""
+        return self.add(other) if isinstance(other, PatternedStats) else NotImplemented
+
+    def __radd__(self, other: object) -> PatternedStats:
+        """Let ``sum(parts)`` work: it starts from 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def __sub__(self, other: object) -> PatternedStats:
+        """Statistics without the samples of ``other``, which were added before."""
+        if not isinstance(other, PatternedStats):
+            return NotImplemented
+        return self._combined(other, subtracted, -1.0)
+
+    def add(
+        self, other: PatternedStats, *, features: Literal["equal", "intersect"] = "equal"
+    ) -> PatternedStats:
+        """Join the samples of two sets of statistics, aligned by label; as `SummaryStats.add`.
+
+        Raises
+        ------
+        InputError
+            If coefficients, random terms, features or own covariates do not agree.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> Y, W = rng.normal(size=(3, 12)), rng.uniform(0.5, 2.0, size=(3, 12))
+        >>> X, Z = np.ones((12, 1)), np.kron(np.eye(3), np.ones((4, 1)))
+        >>> parts = [
+        ...     fm.MultiLMM.from_arrays(Y[:, s], X[s], Z[s], weights=W[:, s]).stats
+        ...     for s in (slice(0, 12, 2), slice(1, 12, 2))]
+        >>> (parts[0] + parts[1]).nobs
+        array([12, 12, 12])
+        """
+        return self._combined(other, partial(added, features=features), 1.0)
+
+    def _combined(
+        self, other: PatternedStats, combine: Callable[..., SummaryStats], sign: float
+    ) -> PatternedStats:
+        sums = combine(replace(self.sums, shift=None), replace(other.sums, shift=None))
+        (mine, left, own), (theirs, right, others) = (one._over(sums) for one in (self, other))
+        if own != others:
+            raise InputError(
+                "The two statistics have different covariates of the features' own: "
+                f"{listing(self.own.names) or 'none'} and {listing(other.own.names) or 'none'}."
+            )
+        pairs, pattern = np.unique(np.stack([left, right], axis=1), axis=0, return_inverse=True)
+        designs = mine.at(pairs[:, 0]).plus(theirs.at(pairs[:, 1]), sign)
+        total = PatternedStats(sums, designs, pattern.reshape(-1), own)
+        shifted = {
+            name
+            for one in (self, other)
+            if one.sums.shift is not None
+            for name in one.feature_names[one.sums.shift.features]
+        }
+        if not shifted:
+            return total
+        if sign < 0:
+            raise InputError(
+                "Samples cannot be taken out where a feature's mean dwarfs its spread. Add the "
+                "parts that are to stay."
+            )
+        here = [name for name in sums.feature_names if name in shifted]
+        parts = {}
+        for k in np.unique(total.pattern[total._places(here)]).tolist():
+            names = list(sums.feature_names[total.members(k)])
+            one, two = (part.at(part._places(names)).of_pattern(0) for part in (self, other))
+            parts[k] = combine(one, two).shift
+        return replace(total, sums=replace(sums, shift=joined_shift(total, parts)))
+
+    def _places(self, names: Iterable[Any]) -> IntArray:
+        order = {name: position for position, name in enumerate(self.feature_names)}
+        return np.array([order[name] for name in names], dtype=np.intp)
+
+    def _over(self, sums: SummaryStats) -> tuple[DesignSums, IntArray, OwnColumns]:
+        """Designs, patterns and own columns in the order of the labels of ``sums``."""
+        one = self.at(self._places(sums.feature_names))
+        coefs = np.array([one.coef_names.index(name) for name in sums.coef_names], dtype=np.intp)
+        source = column_positions(one.structure, sums.structure)
+        own = OwnColumns(one.own.names, tuple(one.own.of[i] for i in coefs))
+        return one.designs.placed(coefs, source), one.pattern, own
 
     # ---- patterns ---------------------------------------------------------------------------
 

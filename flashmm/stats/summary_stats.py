@@ -22,7 +22,7 @@ from flashmm.stats.selection import kept, without
 from flashmm.stats.stored import sums_from_dataset, sums_to_dataset
 from flashmm.stats.summing import sum_design
 from flashmm.stats.sums import Sums
-from flashmm.storage.files import load_dataset, save_dataset
+from flashmm.storage.files import load_dataset, reading, save_dataset
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -427,7 +427,9 @@ class SummaryStats(Sums):
             If the file is damaged, was altered, holds something else, or comes from a later
             format.
         """
-        return cls.from_dataset(load_dataset(path, kind="SummaryStats"))
+        ds = load_dataset(path, kind="SummaryStats")
+        with reading(path):
+            return cls.from_dataset(ds)
 
 
 def _columns_like(Z: Any, structure: CovarianceStructure) -> tuple[Any, CovarianceStructure]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,23 @@ import xarray as xr
 
 from flashmm.exceptions import InputError
 from flashmm.storage.checksum import fingerprint
+from flashmm.storage.places import resolved, working_directory
+from flashmm.storage.schema import check_file
+from flashmm.storage.sizes import check_hdf5
 from flashmm.storage.zarr import is_zarr, read_zarr, write_zarr
 
 if TYPE_CHECKING:
     from os import PathLike
 
-__all__ = ["FORMAT", "PATTERNED_FORMAT", "load_dataset", "marked", "save_dataset", "text"]
+__all__ = [
+    "FORMAT",
+    "PATTERNED_FORMAT",
+    "load_dataset",
+    "marked",
+    "reading",
+    "save_dataset",
+    "text",
+]
 
 FORMAT = 2
 PATTERNED_FORMAT = 3
@@ -30,6 +42,7 @@ _FORMAT = "flashmm_format"
 _CHECKSUM = "flashmm_checksum"
 _EMPTY = "flashmm_empty"
 _INTEGERS = "flashmm_integers"
+_NETCDF = (".nc", ".nc4", ".cdf", ".h5", ".hdf5")
 
 
 def marked(ds: xr.Dataset, kind: str, version: int) -> xr.Dataset:
@@ -49,13 +62,24 @@ def _has_hdf5() -> bool:
 def save_dataset(ds: xr.Dataset, path: str | PathLike[str]) -> None:
     """Write a Dataset under a temporary name, then rename it into place.
 
-    ``.zarr`` and ``.zarr.zip`` are zarr; any other name is netCDF, HDF5-based when h5netcdf is
-    installed (the ``io`` extra), else netCDF 3 through scipy.
+    ``.zarr`` and ``.zarr.zip`` are zarr; ``.nc``, ``.nc4``, ``.cdf``, ``.h5`` and ``.hdf5`` are
+    netCDF, HDF5-based when h5netcdf is installed (the ``io`` extra), else netCDF 3 through scipy;
+    other names are refused. A link stays, its target is replaced.
+
+    Raises
+    ------
+    InputError
+        If nothing can be saved under that name.
+    OSError
+        If the file cannot be written: the disk is full, say. What was there before stays.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"There is no directory {str(path.parent)!r} to save {path.name!r} in.")
-    if path.is_dir():
+    target = resolved(path)
+    if not target.parent.is_dir():
+        raise InputError(
+            f"There is no directory {str(target.parent)!r} to save {target.name!r} in."
+        )
+    if target.is_dir():
         hint = (
             " A directory cannot be replaced in one step: remove it first, or save to a "
             f"{path.name + '.zip'!r}."
@@ -63,22 +87,44 @@ def save_dataset(ds: xr.Dataset, path: str | PathLike[str]) -> None:
             else " Give the name of a file."
         )
         raise InputError(f"{str(path)!r} is a directory.{hint}")
+    if not (is_zarr(path) or path.suffix.lower() in _NETCDF):
+        raise InputError(
+            f"{path.name!r} does not say in which format to save. Give it one of the suffixes "
+            f"{', '.join((*_NETCDF, '.zarr', '.zarr.zip'))}."
+        )
     ds = ds.assign_attrs({_CHECKSUM: fingerprint(ds)})
-    directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with working_directory(target) as directory:
         temporary = directory / path.name
         if is_zarr(path):
             write_zarr(ds, temporary, directory)
-        elif _has_hdf5():
-            ds.to_netcdf(temporary, engine="h5netcdf", format="NETCDF4")
         else:
-            _for_netcdf3(ds).to_netcdf(temporary, engine="scipy", format="NETCDF3_64BIT")
+            # First into memory: a write that fails inside HDF5 leaves objects whose end ends
+            # the interpreter.
+            temporary.write_bytes(_hdf5(ds) if _has_hdf5() else _netcdf3(ds))
         if temporary.is_file():
             _flush(temporary)
-            os.chmod(temporary, _permissions(path))
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+            os.chmod(temporary, _permissions(target))
+        os.replace(temporary, target)
+
+
+def _hdf5(ds: xr.Dataset) -> memoryview:
+    """The content of an HDF5-based netCDF file."""
+    buffer: Any = BytesIO()
+    try:
+        ds.to_netcdf(buffer, engine="h5netcdf", format="NETCDF4")
+    except ValueError:  # older versions of xarray write to paths alone
+        import h5netcdf  # noqa: PLC0415  (an optional package)
+
+        buffer = BytesIO()
+        with h5netcdf.File(buffer, "w") as file:
+            ds.dump_to_store(xr.backends.H5NetCDFStore(file))
+    return memoryview(buffer.getbuffer())
+
+
+def _netcdf3(ds: xr.Dataset) -> bytes | memoryview:
+    """The content of a netCDF 3 file."""
+    content: Any = _for_netcdf3(ds).to_netcdf(engine="scipy", format="NETCDF3_64BIT")
+    return content if isinstance(content, (bytes, memoryview)) else bytes(content)
 
 
 def _flush(path: Path) -> None:
@@ -126,6 +172,8 @@ def _from_netcdf3(ds: xr.Dataset) -> xr.Dataset:
     }
     data: dict[str, Any] = {}
     for name, (dims, shape, dtype) in json.loads(ds.attrs.pop(_EMPTY, "{}")).items():
+        if not any(size == 0 for size in shape) or np.dtype(dtype).kind not in "biufO":
+            raise InputError(f"It says that {str(name)[:80]!r}, which holds nothing, is {shape}.")
         values = (dims, np.empty(shape, dtype=dtype))
         (coords if [name] == dims else data)[name] = values
     return ds.assign(data).assign_coords(coords)
@@ -141,57 +189,95 @@ def _permissions(path: Path) -> int:
 
 
 def load_dataset(path: str | PathLike[str], *, kind: str) -> xr.Dataset:
-    """Read a file that `save_dataset` wrote and check what it is."""
+    """Read a file that `save_dataset` wrote and check what it is.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it is damaged or altered, holds another kind of thing, or is not
+        made as files of its kind are; see `flashmm.storage.schema`.
+    """
     path = Path(path)
     ds = _read(path)
     if ds.attrs.get(_KIND) != kind:
         found = ds.attrs.get(_KIND, "something that flashmm did not write")
-        raise InputError(f"{str(path)!r} holds {found}, not {kind}.")
-    version = int(ds.attrs.get(_FORMAT, 0))
-    if version > PATTERNED_FORMAT:
-        raise InputError(
-            f"{str(path)!r} has format {version}, but this flashmm reads up to "
-            f"{PATTERNED_FORMAT}. "
-            "Update flashmm."
-        )
-    ds = _from_netcdf3(ds)
-    if "feature" in ds and ds["feature"].dtype.kind in "iu":
-        ds = ds.assign_coords(feature=ds["feature"].astype(np.int64))
-    checksum = ds.attrs.pop(_CHECKSUM, None)
-    if version > 1 and checksum != fingerprint(ds):  # the first format had none
+        raise InputError(f"{str(path)!r} holds {str(found)[:80]}, not {kind}.")
+    _check_format(path, ds.attrs.get(_FORMAT))
+    with reading(path):
+        ds = _from_netcdf3(ds)
+        if "feature" in ds and ds["feature"].dtype.kind in "iu":
+            ds = ds.assign_coords(feature=ds["feature"].astype(np.int64))
+        checksum = ds.attrs.pop(_CHECKSUM, None)
+        altered = checksum != fingerprint(ds)
+    if altered:
         raise InputError(
             f"{str(path)!r} was altered after it was saved: its content does not match its "
             "checksum. Use an intact copy, or make the statistics afresh."
         )
+    with reading(path):
+        check_file(ds, kind)
     return ds
+
+
+def _check_format(path: Path, version: Any) -> None:
+    if not isinstance(version, (int, np.integer)) or isinstance(version, bool) or version < 1:
+        raise InputError(
+            f"{str(path)!r} does not say in which format it is: {str(version)[:80]!r}."
+        )
+    if version > PATTERNED_FORMAT:
+        raise InputError(
+            f"{str(path)!r} has format {version}, but this flashmm reads up to "
+            f"{PATTERNED_FORMAT}. Update flashmm."
+        )
+    if version < FORMAT:
+        raise InputError(
+            f"{str(path)!r} has format {version}, which kept no checksum and is no longer read. "
+            "Make it afresh."
+        )
+
+
+@contextmanager
+def reading(path: str | PathLike[str]) -> Iterator[None]:
+    """Say which file it is whose content is not what it should be."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{str(path)!r} does not hold what it should. {error}") from error
+    except (
+        *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
+        *(RecursionError, TypeError, ValueError),
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{str(path)!r} does not hold what it should: {reason}") from error
 
 
 def _read(path: Path) -> xr.Dataset:
     """Everything in a file, whatever its format."""
     if not (path.is_dir() if path.suffix == ".zarr" else path.is_file()):
         raise InputError(f"There is no file {str(path)!r}.")
-    if is_zarr(path):
-        try:
-            return read_zarr(path)
-        except InputError:
-            raise
-        except Exception as error:  # whatever the reader meets in a damaged file
-            raise _damaged(path, error) from error
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic.startswith(b"CDF"):
-        engine = "scipy"
-    elif magic == b"\x89HDF":
-        if not _has_hdf5():
-            raise InputError(
-                f"{str(path)!r} is HDF5-based; reading it needs h5netcdf and h5py: "
-                "pip install 'flashmm[io]'."
-            )
-        engine = "h5netcdf"
-    else:
-        raise InputError(f"{str(path)!r} is not a netCDF file.")
+    engine: Any = None
+    if not is_zarr(path):
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if magic.startswith(b"CDF"):
+            engine = "scipy"
+        elif magic == b"\x89HDF":
+            if not _has_hdf5():
+                raise InputError(
+                    f"{str(path)!r} is HDF5-based; reading it needs h5netcdf and h5py: "
+                    "pip install 'flashmm[io]'."
+                )
+            engine = "h5netcdf"
+        else:
+            raise InputError(f"{str(path)!r} is not a netCDF file.")
     try:
-        return xr.load_dataset(path, engine=engine)
+        if engine is None:
+            return read_zarr(path)
+        if engine == "h5netcdf":
+            check_hdf5(path)
+        return xr.load_dataset(path, engine=engine, decode_times=False)
+    except InputError:
+        raise
     except Exception as error:  # whatever the reader meets in a file that is cut short
         raise _damaged(path, error) from error
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from flashmm.exceptions import InputError
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["OPTIONAL", "RESULTS", "Variable", "check_dataset", "describe"]
+__all__ = ["OPTIONAL", "RESULTS", "Variable", "check_dataset", "check_file", "describe"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,156 @@ RESULTS: dict[str, Variable] = {
 OPTIONAL: dict[str, Variable] = {
     "nobs": Variable(("feature",), "i", "samples of the feature; only where they differ"),
 }
+
+
+def _variables(kinds: dict[str, str], **dims: str) -> dict[str, Variable]:
+    """Variables by name, their dims separated by blanks; ``kinds``: numpy's, floats if absent."""
+    return {
+        name: Variable(tuple(where.split()), kinds.get(name, "f"), "")
+        for name, where in dims.items()
+    }
+
+
+# What files of statistics hold; flashmm.stats gives it its meaning.
+_STATISTICS = _variables(
+    {
+        **dict.fromkeys(("ZZ_row", "ZZ_column", "term_effects", "term_columns"), "i"),
+        **dict.fromkeys(("term_name", "term_covariance", "coef", "coef_", "level"), "O"),
+        **dict.fromkeys(("term", "group", "group_level", "effect"), "O"),
+    },
+    **{"XX": "coef coef_", "XY": "coef feature", "ZX": "level coef", "ZY": "level feature"},
+    **{"yy": "feature", "coef": "coef", "coef_": "coef_"},
+    **dict.fromkeys(("ZZ_row", "ZZ_column", "ZZ_value"), "nonzero"),
+    **dict.fromkeys(
+        ("term_name", "term_covariance", "term_effects", "term_columns"), "random_term"
+    ),
+    **dict.fromkeys(("level", "term", "group", "group_level", "effect"), "level"),
+)
+_SHIFTS = _variables(
+    {"shift_feature": "i"},
+    **{"shift_feature": "shifted", "shift_a": "coef shifted", "shift_yy": "shifted"},
+    **dict.fromkeys(("shift_XY",), "coef shifted"),
+    **dict.fromkeys(("shift_ZY",), "level shifted"),
+)
+_OWN = _variables(
+    dict.fromkeys(("own_row", "own_column"), "i"),
+    **dict.fromkeys(("own_n", "own_log_weights"), "design"),
+    **{"own_signature": "design signature_", "own_X_sums": "design coef"},
+    **{"own_XX": "design coef coef_", "own_ZX": "design level coef", "own_ZZ": "design pair"},
+    **dict.fromkeys(("own_row", "own_column"), "pair"),
+)
+_ROOT = _variables({}, XX_root="root coef")
+_PATTERNS = _variables({"pattern": "i"}, pattern="feature")
+_RECIPE = _variables({"recipe": "O"}, recipe="recipes")
+_RATIO_PRIOR = _variables(
+    {"line": "i", "param": "O"},
+    **{"ratio": "point param", "param": "param", "sigma2_df": "", "sigma2_location": ""},
+    **dict.fromkeys(("weight", "line", "base"), "point"),
+)
+_TREND = _variables({}, trend_at="knot", trend_location="knot")
+_OF_FEATURES = _variables({}, feature_df="feature", feature_location="feature")
+
+
+def check_file(ds: xr.Dataset, kind: str) -> None:
+    """Raise InputError unless a Dataset is made as files of a kind are.
+
+    Parameters
+    ----------
+    ds
+        What a file holds.
+    kind
+        ``"SummaryStats"``, ``"PatternedStats"``, ``"MultiLMMResults"`` or ``"RatioPrior"``.
+    """
+    required = _required(ds, kind)
+    for name, variable in required.items():
+        if name not in ds.variables:
+            raise InputError(f"It lacks {name!r}.")
+        array = ds.variables[name]
+        if array.dims != variable.dims:
+            raise InputError(f"{name!r} has the dims {array.dims}, not {variable.dims}.")
+        if array.size and array.dtype.kind not in _ALIKE[variable.kind]:
+            raise InputError(f"{name!r} is of type {array.dtype}.")
+        if array.size and variable.kind == "O":
+            wrong = [value for value in array.to_numpy().ravel() if not isinstance(value, str)]
+            if wrong:
+                raise InputError(f"{name!r} holds {str(wrong[0])[:80]!r}, which is no text.")
+    if "feature" in ds.variables:  # absent where features only count
+        labels = ds.variables["feature"]
+        if labels.dims != ("feature",) or (labels.size and labels.dtype.kind not in "iuOUT"):
+            raise InputError(f"'feature' is of type {labels.dtype}, over {labels.dims}.")
+    _check_positions(ds)
+    if kind == "RatioPrior":
+        _check_numbers(ds, {"n_features": 0.0})
+        return
+    _check_sizes(ds)
+    _check_numbers(ds, {"n": 0.0, "log_weights": -np.inf})
+
+
+def _required(ds: xr.Dataset, kind: str) -> dict[str, Variable]:
+    """The variables that a file of a kind must have, those that come together included."""
+    if kind == "RatioPrior":
+        parts = [_RATIO_PRIOR]
+        optional = [_TREND, _OF_FEATURES]
+    else:
+        parts = [_STATISTICS]
+        optional = [_SHIFTS, _ROOT, _RECIPE, _PATTERNS]
+        if kind == "PatternedStats":
+            parts.append(_PATTERNS)
+        if "observed" not in ds and (kind == "PatternedStats" or "pattern" in ds):
+            parts.append(_OWN)
+        if kind == "MultiLMMResults":
+            parts.append(RESULTS)
+            optional.append(OPTIONAL)
+    parts += [variables for variables in optional if any(name in ds for name in variables)]
+    return {name: variable for variables in parts for name, variable in variables.items()}
+
+
+# numpy's kinds of text and whole numbers; formats differ in width.
+_ALIKE = {"f": "f", "i": "iu", "O": "OUT"}
+
+
+def _check_sizes(ds: xr.Dataset) -> None:
+    sizes = ds.sizes
+    if sizes["coef"] != sizes["coef_"]:
+        raise InputError(
+            f"It has {sizes['coef']} coefficients in one place, {sizes['coef_']} in another."
+        )
+    if "recipe" in ds and sizes["recipes"] != 1:
+        raise InputError(f"It holds {sizes['recipes']} recipes.")
+    effects, columns = (ds[f"term_{name}"].to_numpy() for name in ("effects", "columns"))
+    if (effects < 1).any() or (columns < 0).any() or (columns % effects != 0).any():
+        raise InputError("Its random terms have no whole number of effects at each level.")
+    if columns.sum() != sizes["level"]:
+        raise InputError(f"Its random terms own {columns.sum()} of {sizes['level']} columns of Z.")
+    wrong = set(ds["term_covariance"].to_numpy().tolist()) - {"full", "diagonal", "identity"}
+    if wrong:
+        raise InputError(f"It has a random term with the covariance {sorted(wrong)[0]!r:.80}.")
+
+
+def _check_positions(ds: xr.Dataset) -> None:
+    """Raise for positions outside of what they point into."""
+    for name, dim in (
+        *(("ZZ_row", "level"), ("ZZ_column", "level"), ("shift_feature", "feature")),
+        *(("Z_row", "sample"), ("Z_column", "level")),
+        *(("own_row", "level"), ("own_column", "level")),
+        *(("pattern", "design"), ("pattern", "observed_pattern")),
+    ):
+        if name not in ds or dim not in ds.sizes or ds[name].size == 0:
+            continue
+        values = ds[name].to_numpy()
+        if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= ds.sizes[dim]:
+            raise InputError(f"{name!r} points outside the {ds.sizes[dim]} places of {dim!r}.")
+
+
+def _check_numbers(ds: xr.Dataset, least: dict[str, float]) -> None:
+    """Raise for attributes that are no finite numbers, or no whole ones where they count."""
+    for name, smallest in least.items():
+        value: Any = ds.attrs.get(name)
+        number = isinstance(value, (int, float, np.integer, np.floating)) and np.isfinite(value)
+        if number and name.startswith("n"):
+            number = value == int(value)
+        if not number or value < smallest:
+            raise InputError(f"{name!r} is {str(value)[:80]!r}, which is no such number.")
 
 
 def check_dataset(ds: xr.Dataset, registry: dict[str, Variable] = RESULTS) -> None:

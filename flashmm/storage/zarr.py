@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 
 from flashmm.exceptions import InputError
+from flashmm.storage.sizes import check_zarr
 
 __all__ = ["is_zarr", "read_zarr", "write_zarr"]
 
@@ -38,10 +39,12 @@ def read_zarr(path: Path) -> xr.Dataset:
     """Read what `write_zarr` wrote, all of it."""
     zarr = _require_zarr(path)
     if path.suffix != ".zip":
-        return xr.load_dataset(path, engine="zarr")
+        check_zarr(zarr.open_group(path, mode="r"), path)
+        return xr.load_dataset(path, engine="zarr", decode_times=False)
     store = zarr.storage.ZipStore(path, mode="r")
     try:
-        return xr.load_dataset(store, engine="zarr", consolidated=True)
+        check_zarr(zarr.open_group(store, mode="r"), path)
+        return xr.load_dataset(store, engine="zarr", consolidated=True, decode_times=False)
     finally:
         store.close()
 

@@ -118,10 +118,9 @@ class Integration:
             for k, name in enumerate(("estimate", "se", "df", "p")):
                 found[k][here, columns] = getattr(part, name)
 
-        for k, design in enumerate(self.shared):
-            for columns in self._columns(L.shape[0], design):
-                functions = design.functions(L[columns])
-                self._visit(k, positions, test, functions.X.shape[0])
+        for k, design, columns in self._pieces(positions, L.shape[0]):
+            functions = design.functions(L[columns])
+            self._visit(k, positions, test, functions.X.shape[0])
         return MixtureTests(*found)
 
     def limits(self, positions: IntArray, L: FloatArray, alpha: float) -> FloatArray:
@@ -144,10 +143,9 @@ class Integration:
                 design.estimates(functions, data), functions.covariance, post, alpha
             )
 
-        for k, design in enumerate(self.shared):
-            for columns in self._columns(X.shape[0], design):
-                functions = design.functions(X[columns], _rows(Z, columns), _rows(added, columns))
-                self._visit(k, positions, limit, functions.X.shape[0])
+        for k, design, columns in self._pieces(positions, X.shape[0]):
+            functions = design.functions(X[columns], _rows(Z, columns), _rows(added, columns))
+            self._visit(k, positions, limit, functions.X.shape[0])
         return found
 
     def predictions(
@@ -170,10 +168,9 @@ class Integration:
             for k, name in enumerate(("estimate", "se", "df", "p")):
                 found[k][here, columns] = getattr(part, name)
 
-        for k, design in enumerate(self.shared):
-            for columns in self._columns(X.shape[0], design):
-                functions = design.functions(X[columns], _rows(Z, columns), _rows(added, columns))
-                self._visit(k, positions, predict, functions.X.shape[0])
+        for k, design, columns in self._pieces(positions, X.shape[0]):
+            functions = design.functions(X[columns], _rows(Z, columns), _rows(added, columns))
+            self._visit(k, positions, predict, functions.X.shape[0])
         return MixtureTests(*found)
 
     def joint(self, positions: IntArray, L: FloatArray, values: FloatArray) -> JointTests:
@@ -187,7 +184,7 @@ class Integration:
             for k, name in enumerate(("F", "df", "p")):
                 found[k][here] = getattr(part, name)
 
-        for k, design in enumerate(self.shared):
+        for k, design, _ in self._pieces(positions, 1):
             functions = design.functions(L, joint=True)
             self._visit(k, positions, test, L.shape[0])
         return JointTests(*found)
@@ -212,17 +209,27 @@ class Integration:
             found = summarise(values, post, alpha)
             mean[here], limits[here] = found.mean, found.limits
 
-        for k in range(len(self.shared)):
+        for k, _, _ in self._pieces(positions, 1):
             self._visit(k, positions, fill, 1)
         return VarianceSummary(mean, limits)
 
     # ---- a chunk at a time -------------------------------------------------------------------
 
-    def _columns(self, c: int, design: SharedDesign) -> list[slice]:
-        """Functions that are worked on at once: their loadings take r G numbers each."""
-        each = 8 * 3 * design.projection.r * design.grid.size
-        size = max(1, min(c, self.memory // 4 // max(each, 1)))
-        return [slice(start, min(start + size, c)) for start in range(0, c, size)]
+    def _pieces(self, positions: IntArray, c: int) -> Iterator[tuple[int, SharedDesign, slice]]:
+        """Designs of some features, and the functions that are worked on at once.
+
+        BLAS has one thread meanwhile.
+        """
+        wanted = np.zeros(self.known.size, dtype=bool)
+        wanted[positions] = True
+        with threadpool_limits(1, user_api="blas"):
+            for k, design in enumerate(self.shared):
+                if not wanted[self.parts[k].members].any():
+                    continue
+                each = 8 * 3 * design.projection.r * design.grid.size  # of their loadings
+                size = max(1, min(c, self.memory // 4 // max(each, 1)))
+                for start in range(0, c, size):
+                    yield k, design, slice(start, min(start + size, c))
 
     def _visit(
         self,
@@ -272,15 +279,14 @@ def _rows(values: FloatArray | None, chosen: slice) -> FloatArray | None:
 
 
 def _on_cores(work: Callable[[int], None], tasks: Sequence[int]) -> None:
-    """Do tasks on the usable cores, with one thread of BLAS each."""
-    with threadpool_limits(1, user_api="blas"):
-        cores = min(usable_cores(), len(tasks))
-        if cores <= 1:
-            for task in tasks:
-                work(task)
-            return
-        with ThreadPoolExecutor(cores, "flashmm") as pool:
-            list(pool.map(work, tasks))
+    """Do tasks on the usable cores."""
+    cores = min(usable_cores(), len(tasks))
+    if cores <= 1:
+        for task in tasks:
+            work(task)
+        return
+    with ThreadPoolExecutor(cores, "flashmm") as pool:
+        list(pool.map(work, tasks))
 
 
 # ---- learning the prior ------------------------------------------------------------------------
@@ -378,8 +384,8 @@ def learn(
         sigma2 = variance_prior(variance, df, covariate=covariate, robust=robust)
     grid = grid_of(parts, sigma2) if grid is None else grid
     start = integrate(parts, m, memory, grid, grid.base, sigma2)
-    likelihood = list(_likelihoods(start))
     with threadpool_limits(1, user_api="blas"):
+        likelihood = list(_likelihoods(start))
         weights = learn_weights(likelihood, grid.base, added=added)
     return replace(start, weights=weights)
 

@@ -91,7 +91,10 @@ def mixture_tests(
     elif alternative == "greater":
         t = -t
     p = posterior.mean(student_cdf(posterior.df, t))
-    return MixtureTests(estimate, se, df, 2.0 * p if alternative == "two-sided" else p)
+    p = 2.0 * p if alternative == "two-sided" else p
+    return MixtureTests(
+        estimate, se, df, np.minimum(p, 1.0)
+    )  # weights add up to 1 but for rounding
 
 
 def mixture_limits(
@@ -161,7 +164,7 @@ def joint_tests(
         white = difference[:, :, g] @ whitening[g].T
         F[:, g] = (white * white).sum(axis=1)
     F /= r * posterior.variance
-    p = posterior.mean(f_tail(F, float(r), posterior.df))
+    p = np.minimum(posterior.mean(f_tail(F, float(r), posterior.df)), 1.0)
     weights = posterior.weights
     centre = posterior.mean(difference)
     weighted = weights * posterior.variance

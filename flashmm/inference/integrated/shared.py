@@ -233,6 +233,11 @@ def share_design(projection: Projection, grid: RatioGrid, memory: int) -> Shared
             f"Integrated tests take up to {DENSE_LIMIT} random effects; this model has {q}. "
             "With so many levels use df='satterthwaite'."
         )
+    if projection.turn is not None:
+        raise InputError(
+            "Integrated tests need random effects that are not almost collinear: centre the "
+            "variable of the slope (calendar years, say), or use another `df`."
+        )
     lines, r = grid.lines(), projection.r
     if 8 * r * r * len(lines) > memory and len(projection.structure.parameters) > 1:
         raise InputError(

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OwnRowsLikelihood", "OwnRowsRows", "well_posed"]
 
-# Arrays of a pass over features stay in the processor's cache.
-_CACHE_BYTES = 2**21
+# Arrays of a pass over features: small enough that few features wait in memory, large enough that
+# the calls cost little beside the work.
+_CACHE_BYTES = 2**24
 # Pieces of all features are kept up to this size, else gathered anew at every evaluation.
 _KEPT_BYTES = 2**29
 _RANK_TOLERANCE = 1e-10

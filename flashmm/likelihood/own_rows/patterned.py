@@ -146,6 +146,24 @@ class PatternedProjection:
         columns = self.root_weight[features, None] * self.column_scale
         return columns[:, None], self.param_scale[features][:, None]
 
+    def natural_score(self, score: FloatArray) -> FloatArray:
+        """Internal derivatives by theta (m, k + 1) as those by theta in the units of Y."""
+        return np.asarray(score / self.units())
+
+    def natural_information(self, information: FloatArray, features: IntArray) -> FloatArray:
+        """Internal information on theta (B, k + 1, k + 1) as that in the units of Y."""
+        unit = self.units(features)
+        return np.asarray(information / (unit[:, :, None] * unit[:, None, :]))
+
+    def natural_covariance(self, covariance: FloatArray, features: IntArray) -> FloatArray:
+        """Internal covariances of theta (B, k + 1, k + 1) as those in the units of Y."""
+        unit = self.units(features)
+        return np.asarray(covariance * (unit[:, :, None] * unit[:, None, :]))
+
+    def natural_theta(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Internal theta (B, k + 1) of some features in the units of Y."""
+        return np.asarray(theta * self.units(features))
+
     def to_internal(self, theta: FloatArray) -> FloatArray:
         """Scale theta (m, k + 1) in the units of Y to the internal units."""
         return np.asarray(theta / self.units())

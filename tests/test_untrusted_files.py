@@ -1,0 +1,405 @@
+"""Files with a right checksum and wrong content: refused, and nothing large is allocated."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from test_storage import assert_identical, model, responses
+
+import flashmm as fm
+from flashmm.exceptions import InputError
+from flashmm.results import MultiLMMResults
+from flashmm.stats.summary_stats import SummaryStats
+from flashmm.storage import files as storage
+from flashmm.storage.checksum import fingerprint
+
+h5py = pytest.importorskip("h5py")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A file of results, and one of statistics whose sums are shifted."""
+    folder = tmp_path_factory.mktemp("saved")
+    model().fit(parameter_space="psd").save(folder / "r.nc")
+    far = np.array([[0.0], [1e8], [0.0]])
+    model(Y=responses() + far).stats.save(folder / "s.nc")
+    return {"results": folder / "r.nc", "stats": folder / "s.nc"}
+
+
+def changed(saved, kind, change, tmp_path) -> Path:
+    """A copy of a file with something changed and the checksum made right again."""
+    ds = xr.load_dataset(saved[kind], engine="h5netcdf")
+    ds = change(ds)
+    ds.attrs.pop("flashmm_checksum", None)
+    try:
+        ds.attrs["flashmm_checksum"] = fingerprint(storage._from_netcdf3(ds.copy()))
+    except (ValueError, KeyError, AttributeError, RecursionError):  # what loading meets too
+        ds.attrs["flashmm_checksum"] = fingerprint(ds)
+    ds.to_netcdf(tmp_path / "changed.nc", engine="h5netcdf")
+    return tmp_path / "changed.nc"
+
+
+def load(kind, path):
+    return (MultiLMMResults if kind == "results" else SummaryStats).load(path)
+
+
+def put(name, value, where=0):
+    def change(ds):
+        array = ds.variables[name]
+        values = array.to_numpy().copy()
+        values[(where,) * values.ndim] = value
+        return ds.assign({name: (array.dims, values)})
+
+    return change
+
+
+def attribute(**values):
+    return lambda ds: ds.assign_attrs(values)
+
+
+def cast(name, dtype):
+    return lambda ds: ds.assign({name: (ds[name].dims, ds[name].to_numpy().astype(dtype))})
+
+
+ANY = {
+    "n is text": attribute(n="many"),
+    "n is negative": attribute(n=-1),
+    "n is half": attribute(n=60.5),
+    "n is infinite": attribute(n=np.inf),
+    "weights are text": attribute(log_weights="x"),
+    "format 1": attribute(flashmm_format=1),
+    "format 0": attribute(flashmm_format=0),
+    "format -1": attribute(flashmm_format=-1),
+    "format 99": attribute(flashmm_format=99),
+    "format of text": attribute(flashmm_format="two"),
+    "format 2.5": attribute(flashmm_format=2.5),
+    "empty arrays": attribute(flashmm_empty="[" * 100_000),
+    "empty arrays that are full": attribute(
+        flashmm_empty='{"big": [["x"], [1000000000000], "<f8"]}'
+    ),
+    "empty arrays of objects": attribute(flashmm_empty='{"big": [["x"], [0], "V1000000000"]}'),
+    "empty arrays of nonsense": attribute(flashmm_empty="nonsense"),
+    "empty arrays in a list": attribute(flashmm_empty="[1]"),
+    "integers of nothing": attribute(flashmm_integers='["nothing"]'),
+    "integers of nonsense": attribute(flashmm_integers="{"),
+    **{
+        f"no {name}": (lambda ds, name=name: ds.drop_vars(name))
+        for name in (
+            "XX",
+            "XY",
+            "ZX",
+            "ZY",
+            "yy",
+            "ZZ_row",
+            "ZZ_column",
+            "ZZ_value",
+            "term_name",
+            "term_covariance",
+            "term_effects",
+            "term_columns",
+            "coef",
+            "coef_",
+            "level",
+            "group",
+            "effect",
+            "group_level",
+            "shift_a",
+            "shift_feature",
+            "shift_yy",
+        )
+    },
+    "turned": lambda ds: ds.assign(XY=(("feature", "coef"), ds["XY"].to_numpy().T)),
+    "other dims": lambda ds: ds.assign(yy=(("other",), ds["yy"].to_numpy())),
+    "whole numbers for sums": cast("XX", np.int64),
+    "text for sums": cast("yy", str),
+    "halves for rows": cast("ZZ_row", float),
+    "a row far out": put("ZZ_row", 10**6),
+    "a negative column": put("ZZ_column", -1),
+    "a shift of no feature": put("shift_feature", 99),
+    "a covariance of another kind": put("term_covariance", "evil"),
+    "no effects": put("term_effects", 0),
+    "many effects": put("term_effects", 10**9),
+    "many columns": put("term_columns", 10**9),
+    "negative columns": put("term_columns", -1),
+    "missing sums": put("XX", np.nan),
+    "a sum that is not symmetric": lambda ds: ds.assign(
+        XX=(ds["XX"].dims, np.triu(ds["XX"].to_numpy()))
+    ),
+    "features alike": lambda ds: ds.assign_coords(
+        feature=np.array(["a"] * ds.sizes["feature"], dtype=object)
+    ),
+}
+RESULTS = {
+    "status 99": put("status", 99),
+    "status -1": put("status", -1),
+    "halves for status": cast("status", float),
+    "negative iterations": put("n_iter", -5),
+    "engine evil": attribute(engine="evil"),
+    "method evil": attribute(method="evil"),
+    "another space": attribute(parameter_space="evil"),
+    "epsilon 0": attribute(epsilon=0.0),
+    "epsilon of text": attribute(epsilon="small"),
+    "no memory": attribute(memory=-1),
+    "half an iteration": attribute(max_iter=0.5),
+    "dropped text": attribute(n_dropped="none"),
+    "a solver that is a number": attribute(solver=3),
+    **{
+        f"no {name}": (lambda ds, name=name: ds.drop_vars(name))
+        for name in (
+            "beta",
+            "se_beta",
+            "theta",
+            "se_theta",
+            "score",
+            "loglik",
+            "n_iter",
+            "status",
+            "param",
+        )
+    },
+    "no options": lambda ds: ds.assign_attrs(
+        dict.fromkeys(("method", "engine", "parameter_space"), "")
+    ),
+    "other coefficients": put("coef", "other"),
+    "other parameters": put("param", "other"),
+    "two recipes": lambda ds: ds.drop_vars("recipe").assign(
+        recipe=(("recipes",), np.array(["{}", "{}"], dtype=object))
+    ),
+    "an empty recipe": lambda ds: ds.assign(recipe=("recipes", np.array([""], dtype=object))),
+    "a deep recipe": lambda ds: ds.assign(
+        recipe=("recipes", np.array(["[" * 100_000], dtype=object))
+    ),
+    "a recipe of another model": lambda ds: ds.assign(
+        recipe=(
+            "recipes",
+            np.array([ds["recipe"].to_numpy()[0].replace("\\u00e2ge", "age")], object),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ANY)
+def test_statistics(what, saved, tmp_path):
+    path = changed(saved, "stats", ANY[what], tmp_path)
+    with pytest.raises(InputError):
+        load("stats", path)
+
+
+@pytest.mark.parametrize("what", RESULTS)
+def test_results(what, saved, tmp_path):
+    path = changed(saved, "results", RESULTS[what], tmp_path)
+    with pytest.raises(InputError):
+        load("results", path)
+
+
+def test_what_is_not_changed_is_read(saved, tmp_path):
+    for kind in saved:
+        load(kind, changed(saved, kind, lambda ds: ds, tmp_path))
+
+
+# ---- larger than the file ----------------------------------------------------------------
+
+
+def test_arrays_that_say_they_are_huge(saved, tmp_path):
+    for name in ("XY", "new"):
+        path = tmp_path / "huge.nc"
+        path.write_bytes(saved["stats"].read_bytes())
+        with h5py.File(path, "r+") as file:
+            if name in file:
+                del file[name]
+            file.create_dataset(name, shape=(10**7, 10**5), dtype="f8", chunks=(100, 100))
+        assert path.stat().st_size < 10**6
+        with pytest.raises(InputError, match="more than the whole file"):
+            load("stats", path)
+
+
+def test_arrays_that_are_elsewhere(saved, tmp_path):
+    def link(file):
+        file["new"] = h5py.ExternalLink(str(saved["results"]), "/beta")
+
+    def soft(file):
+        file["new"] = h5py.SoftLink("/XY")
+
+    def outside(file):
+        file.create_dataset("new", shape=(8,), dtype="u1", external=[(str(saved["results"]), 0, 8)])
+
+    def virtual(file):
+        layout = h5py.VirtualLayout(shape=(3,), dtype="f8")
+        layout[:] = h5py.VirtualSource(str(saved["results"]), "loglik", shape=(3,))
+        file.create_virtual_dataset("new", layout)
+
+    for add in (link, soft, outside, virtual, lambda file: file.create_group("new")):
+        path = tmp_path / "elsewhere.nc"
+        path.write_bytes(saved["stats"].read_bytes())
+        with h5py.File(path, "r+") as file:
+            add(file)
+        with pytest.raises(InputError, match="is refused: 'new'"):
+            load("stats", path)
+
+
+def test_zarr_that_says_it_is_huge(saved, tmp_path):
+    pytest.importorskip("zarr")
+    path = tmp_path / "s.zarr"
+    SummaryStats.load(saved["stats"]).save(path)
+    for file in (path / ".zmetadata", path / "XY" / ".zarray"):
+        values = json.loads(file.read_text())
+        array = values["metadata"]["XY/.zarray"] if file.name == ".zmetadata" else values
+        array["shape"] = [10**7, 10**6]
+        file.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="more than the whole file"):
+        SummaryStats.load(path)
+
+
+# ---- saving ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["x.csv", "x", "x.txt", "x.zip", "x.h5ad", ".nc", "x.nc.gz", "x.pkl", "x.zarr.csv"]
+)
+def test_names_that_do_not_say_a_format(name, tmp_path):
+    with pytest.raises(InputError, match="does not say in which format to save"):
+        model().stats.save(tmp_path / name)
+    with pytest.raises(InputError, match="does not say in which format to save"):
+        model().fit(parameter_space="psd").save(tmp_path / name)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links")
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+    for name in ("s.nc", "s.zarr.zip"):
+        if "zarr" in name:
+            pytest.importorskip("zarr")
+        there, here = tmp_path / f"there {name}", tmp_path / f"here {name}"
+        there.mkdir()
+        here.mkdir()
+        target, link = there / name, here / name
+        link.symlink_to(os.path.relpath(target, here))
+        model().stats.save(link)  # the target is made
+        target.chmod(0o640)
+        model("integers").stats.save(link)
+        assert link.is_symlink()
+        assert not target.is_symlink()
+        assert target.stat().st_mode & 0o777 == 0o640
+        assert_identical(SummaryStats.load(target), model("integers").stats)
+        assert_identical(SummaryStats.load(link), model("integers").stats)
+        assert os.listdir(here) == os.listdir(there) == [name]
+        again = here / f"again {name}"
+        again.symlink_to(link)
+        model().stats.save(again)
+        assert_identical(SummaryStats.load(target), model().stats)
+        assert again.is_symlink()
+    loop = tmp_path / "loop.nc"
+    loop.symlink_to(loop)
+    with pytest.raises(InputError, match="leads back to itself"):
+        model().stats.save(loop)
+    nowhere = tmp_path / "nowhere.nc"
+    nowhere.symlink_to(tmp_path / "absent" / "s.nc")
+    with pytest.raises(InputError, match="There is no directory"):
+        model().stats.save(nowhere)
+
+
+SCRIPT = """
+import os, resource, sys
+sys.path.insert(0, {root!r})
+import numpy as np, pandas as pd, flashmm as fm
+from flashmm.storage import files
+if {old!r}:
+    files._has_hdf5 = lambda: False
+rng = np.random.default_rng(0)
+data = pd.DataFrame({{"x": rng.normal(size=40), "g": np.repeat(list("abcdefgh"), 5)}})
+model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=rng.normal(size=(2000, 40)))
+result = model.fit(parameter_space="psd")
+before = result.params.to_numpy().copy()
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+for what in (result, model.stats):
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, limits[1]))
+    try:
+        what.save({target!r})
+    except OSError as error:
+        print("full", error.errno)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    del what
+import gc
+gc.collect()
+print(os.listdir(os.path.dirname({target!r})))
+assert (result.params.to_numpy() == before).all()
+result.t_test("x")
+result.save({target!r})
+assert (fm.MultiLMMResults.load({target!r}).params.to_numpy() == before).all()
+print("alive")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX limits")
+@pytest.mark.parametrize(
+    ("name", "old", "size"),
+    [
+        ("r.nc", False, 4096),
+        ("r.nc", True, 4096),
+        ("r.zarr", False, 4096),
+        ("r.zarr.zip", False, 9000),
+    ],
+)
+def test_a_full_disk_costs_nothing_but_the_file(name, old, size, tmp_path):
+    if "zarr" in name:
+        pytest.importorskip("zarr")
+    script = SCRIPT.format(
+        root=str(Path(fm.__file__).parents[1]), target=str(tmp_path / name), old=old, size=size
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["full 27", "full 27", "[]", "alive"]
+    assert os.listdir(tmp_path) == [name]
+
+
+KILLED = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+import numpy as np
+from flashmm.stats.summary_stats import SummaryStats
+def stop(*args):
+    if {how!r} == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("waiting", flush=True)
+    sys.stdin.read()
+    go(*args)
+go, os.replace = os.replace, stop
+SummaryStats.from_arrays(np.eye(3, 8), np.ones((8, 1)), np.eye(8)[:, :3]).save({target!r})
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_what_a_killed_save_leaves_goes_with_the_next(tmp_path):
+    root, target = str(Path(fm.__file__).parents[1]), str(tmp_path / "s.nc")
+    foreign = [".hidden", ".s.nc.mine", ".other.flashmm.txt"]
+    for name in foreign:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".file.flashmm").touch()
+    script = KILLED.format(root=root, target=target, how="killed")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 5
+    # Another save at work: its directory stays, and it ends as it should.
+    script = KILLED.format(root=root, target=str(tmp_path / "other.nc"), how="waiting")
+    at_work = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert at_work.stdout.readline() == b"waiting\n"
+    model().stats.save(target)
+    here = set(os.listdir(tmp_path)) - {*foreign, ".file.flashmm", "s.nc"}
+    assert len(here) == 1
+    assert here.pop().startswith(".other.nc.")
+    at_work.communicate(b"")
+    assert at_work.returncode == 0
+    assert sorted(os.listdir(tmp_path)) == sorted([*foreign, ".file.flashmm", "other.nc", "s.nc"])
+    assert SummaryStats.load(tmp_path / "other.nc").m == 3
