@@ -15,6 +15,7 @@ from references import REFERENCE
 
 import flashmm as fm
 from flashmm.exceptions import InputError, MissingSamplesWarning
+from flashmm.likelihood import make_likelihood
 
 WEIGHTS = REFERENCE / "weights"
 FIXED = "~ age + trt"
@@ -187,6 +188,48 @@ def test_weights_are_rows_times_their_root(kind, method, space):
             weights=weights.loc[name, there],
         ).fit(**options)
         same_fit(result, name, alone, dfs)
+
+
+@pytest.mark.parametrize("method", ["REML", "ML"])
+@pytest.mark.parametrize("kind", [kind for kind in RANDOM if kind != "columns"])
+def test_elimination_is_the_dense_stack(kind, method):
+    """Every number that the two give, at theta inside the psd space and with negative variances."""
+    frame, Y, weights = data()
+    model = fm.MultiLMM.from_formula(FIXED, RANDOM[kind], frame, Y, weights=weights)
+    ours, dense = (
+        make_likelihood(model.projection, method, engine).estimators[-1]
+        for engine in ("auto", "general")
+    )
+    assert (type(ours).__name__, type(dense).__name__) == ("OwnRowsLikelihood", "StackedLikelihood")
+    features, k = np.arange(ours.m), ours.n_params
+    rng, structure = np.random.default_rng(1), model.stats.structure
+    vectors = rng.normal(size=(ours.m, 2, structure.q))
+    for sign in (1.0, 0.0, -0.02, -5.0):
+        theta = np.where(structure.is_variance, rng.uniform(0.2, 2.0, (ours.m, k)), 0.1)
+        theta[:, :-1] *= sign
+        mine, theirs = ours.evaluate(theta, features), dense.evaluate(theta, features)
+        inside = np.isfinite(theirs.loglik)
+        np.testing.assert_array_equal(np.isfinite(mine.loglik), inside)
+        assert inside.all() or sign < 0
+        for name in ("loglik", "score", "expected", "average"):
+            a, b = getattr(mine, name)[inside], getattr(theirs, name)[inside]
+            assert_allclose(a, b, rtol=1e-7, atol=1e-8 * np.abs(b).max(initial=1.0))
+        if not inside.all():
+            continue
+        for name in ("beta", "covariance"):
+            a, b = (getattr(one, name)(theta, features) for one in (ours, dense))
+            assert_allclose(a, b, rtol=1e-7, atol=1e-9 * np.abs(b).max())
+        for se in ("conditional", "prediction"):
+            a, b = (one.random_effects(theta, features, se) for one in (ours, dense))
+            scale = np.abs(b.blup).max(initial=1e-12)
+            assert_allclose(a.blup / scale, b.blup / scale, atol=1e-8)
+            assert_allclose(a.se, b.se, atol=1e-6 * np.nanmax(b.se, initial=1e-12))
+        a, b = (one.of(features) for one in (ours, dense))
+        assert_allclose(
+            a.apply_T(theta, vectors), b.apply_T(theta, vectors), atol=1e-8 * structure.q
+        )
+        np.testing.assert_array_equal(a.is_definite(theta), b.is_definite(theta))
+    np.testing.assert_array_equal(ours.perfect_fit, dense.perfect_fit)
 
 
 def test_kenward_roger_is_that_of_rows_times_their_root():
