@@ -395,6 +395,7 @@ STATS_APART = {
 PATTERNED: dict[str, Case] = {
     **of("nobs", "to_dataset"),
     "at": STATS["at"],
+    "add": lambda s, how: s.add(s.take([how.names[i] for i in ORDER])),
     "from_dataset": STATS["from_dataset"],
     "feature_names": STATS["feature_names"],
     "drop": STATS["drop"],
