@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 __all__ = [
     "ConvergenceWarning",
@@ -67,6 +68,27 @@ def nearest(name: str, options: Sequence[str], limit: int = 3) -> str:
     if close:
         return f"Did you mean {', '.join(repr(lowered[item]) for item in close)}?"
     return f"Available: {listing(options, 10)}."
+
+
+def check_names(what: str, given: Any, values: str) -> dict[str, Any]:
+    """A mapping whose keys are names, as a dict; empty for None.
+
+    Parameters
+    ----------
+    what, given
+        Name of the parameter and what was passed to it.
+    values
+        What belongs to each name, for the message.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        kind = type(given).__name__
+        raise InputError(f"`{what}` must be a dict, {{name: {values}}}, not {kind}.")
+    for name in given:
+        if not isinstance(name, str):
+            raise InputError(f"`{what}` has the key {name!r}; its keys are names, as text.")
+    return dict(given)
 
 
 def check_option(name: str, value: object, options: Sequence[str]) -> None:

@@ -378,3 +378,39 @@ def test_a_covariance_of_effects_that_no_level_has_both_of_is_refused():
         fm.MultiLMM.from_formula("~ arm + (0 + arm | donor)", None, cells, Y).fit()
     apart = fm.MultiLMM.from_formula("~ arm + diag(0 + arm | donor)", None, cells, Y)
     assert apart.fit(parameter_space="psd").converged.all()
+
+
+# ---- containers that are of another shape than they should be -----------------------------
+
+
+def _blocks():
+    Y = responses().abs().to_numpy()
+    names = list(data().index)
+    return [(names[:20], Y[:, :20]), (names[20:], Y[:, 20:])]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": _blocks()}, "`weights`"),
+        ({"weights": [[1.0, 2.0], [3.0]]}, "`weights` must be a rectangular array"),
+        ({"weights": -responses().abs()}, "for feature 'w', sample 's0'"),
+        ({"feature_covariates": responses()}, "`feature_covariates` must be a dict"),
+        ({"feature_covariates": responses().to_numpy()}, "`feature_covariates` must be a dict"),
+        ({"feature_covariates": [responses()]}, "`feature_covariates` must be a dict"),
+        ({"feature_covariates": {1: responses()}}, "`feature_covariates` has the key 1"),
+        ({"context": [1]}, "`context` must be a dict"),
+        ({"context": {1: 2}}, "`context` has the key 1"),
+    ],
+)
+def test_containers_of_another_kind_are_refused(options, message):
+    with refused(message):
+        fm.MultiLMM.from_formula("~ age", "(1 | donor)", data(), responses(), **options)
+
+
+@pytest.mark.parametrize("at", [["age"], 3, {"age": [[1.0], [2.0, 3.0]]}, {1: 2.0}])
+def test_at_of_another_kind_is_refused(at):
+    with pytest.raises(InputError, match=r"`at`|'age'"):
+        fit("~ age * trt").marginal_means("trt", at=at)
+    with refused("`context` must be a dict"):
+        fit("~ age * trt").predict(data(), context=[1])

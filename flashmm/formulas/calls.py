@@ -215,9 +215,14 @@ def _counting(node: ast.AST) -> tuple[str, list[ast.expr]] | None:
         return _COUNTS[type(node.op)], [node.left, node.right]
     if isinstance(node, ast.UnaryOp) and type(node.op) in _COUNTS:
         return _COUNTS[type(node.op)], [node.operand]
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
-        if node.func.attr in _COUNTING_CALLS and isinstance(node.func.value, ast.Name):
-            return node.func.attr, node.args
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.attr in _COUNTING_CALLS
+        and node.args
+    ):
+        return node.func.attr, node.args
     return None
 
 

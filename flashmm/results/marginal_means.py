@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from flashmm.exceptions import InputError, check_option, listing, nearest
+from flashmm.arrays.numeric import dimensions
+from flashmm.exceptions import InputError, check_names, check_option, listing, nearest
 from flashmm.inference.contrasts import Contrasts
 from flashmm.inference.marginal_means import averaging_weights, contrast_weights
 from flashmm.results.contrast_results import TTestResults
@@ -47,7 +48,7 @@ def marginal_means(
     """Estimated marginal means, or their contrasts; see `MultiLMMResults.marginal_means`."""
     check_option("weights", weights, _WEIGHTS)
     recipe = fitted.known_recipe()
-    grid = _grid(recipe, dict(at or {}))
+    grid = _grid(recipe, check_names("at", at, "value"))
     kept, groups = _names(specs), _names(by)
     for name in (*kept, *groups):
         if name not in grid:
@@ -141,7 +142,7 @@ def _grid(recipe: DesignRecipe, at: dict[str, Any]) -> dict[str, list[Any]]:
     for name in columns if _sets_offset(recipe, at) else recipe.fixed.columns:
         record = recipe.columns[name]
         if name in at:
-            scalar = isinstance(at[name], str) or np.ndim(at[name]) == 0
+            scalar = isinstance(at[name], str) or dimensions(at[name]) == 0
             grid[name] = [at[name]] if scalar else list(at[name])
             if not grid[name]:
                 raise InputError(f"`at` gives no value for {name!r}.")
