@@ -414,3 +414,60 @@ def test_at_of_another_kind_is_refused(at):
         fit("~ age * trt").marginal_means("trt", at=at)
     with refused("`context` must be a dict"):
         fit("~ age * trt").predict(data(), context=[1])
+
+
+ODD = [3, 1.5, np.nan, [1.0], ["a", "b"], {"a": 1}, np.zeros(3), pd.Series([1.0, 2.0]), object()]
+ODD += [slice(0, 2), [[1.0], [2.0, 3.0]], np.ones(4) * 1j, b"x"]
+ASKED = {
+    "specs": lambda r, odd: r.marginal_means(odd),
+    "by": lambda r, odd: r.marginal_means("trt", by=odd),
+    "weights": lambda r, odd: r.marginal_means("trt", weights=odd),
+    "contrast": lambda r, odd: r.marginal_means("trt", contrast=odd),
+    "alternative": lambda r, odd: r.t_test("age", alternative=odd),
+    "df": lambda r, odd: r.t_test("age", df=odd),
+    "level": lambda r, odd: r.predict(data(), level=odd),
+    "interval": lambda r, odd: r.predict(data(), interval=odd),
+    "se": lambda r, odd: r.blup(odd),
+    "method": lambda r, odd: r.conf_int_theta(method=odd),
+    "trend": lambda r, odd: r.moderate(trend=odd),
+    "trend of ratios": lambda r, odd: r.learn_ratio_prior(trend=odd),
+    "column_means": lambda r, odd: r.variance_fractions(column_means=odd),
+    "components": lambda r, odd: r.variance_test(odd),
+    "sort_by": lambda r, odd: r.top_table("age", sort_by=odd),
+    "style": lambda r, odd: r.top_table("age", style=odd),
+    "adjust": lambda r, odd: r.top_table("age", adjust=odd),
+    "n": lambda r, odd: r.top_table("age", n=-1 if isinstance(odd, int) else odd),
+    "statsmodels": lambda r, odd: r.sel("w").to_statsmodels(odd, data()),
+    "fit": lambda _, odd: fit(method=odd),
+    "space": lambda _, odd: fit(parameter_space=odd),
+    "engine": lambda _, odd: fit(engine=odd),
+    "add": lambda r, odd: r.stats.add(odd),
+    "random": lambda _, odd: _model().drop(random=[odd]),
+    "fixed": lambda _, odd: _model().drop(fixed=["q" if isinstance(odd, int) else odd]),
+}
+
+
+def _model():
+    return fm.MultiLMM.from_formula("~ age * trt", "(1 | donor)", data(), responses())
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return fit("~ age * trt")
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: type(odd).__name__)
+def test_what_an_option_cannot_be_is_refused(fitted, asked, odd):
+    with pytest.raises(InputError):
+        ASKED[asked](fitted, odd)
+
+
+def test_statistics_of_two_kinds_are_not_joined():
+    gaps = responses()
+    gaps.iloc[0, 3] = np.nan
+    one = fm.MultiLMM.from_formula("~ age", "(1 | donor)", data(), responses()).stats
+    two = fm.MultiLMM.from_formula("~ age", "(1 | donor)", data(), gaps, missing="feature").stats
+    for left, right in ((one, two), (two, one)):
+        with refused("can be joined with statistics of their kind"):
+            left.add(right)

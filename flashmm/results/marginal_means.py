@@ -49,7 +49,7 @@ def marginal_means(
     check_option("weights", weights, _WEIGHTS)
     recipe = fitted.known_recipe()
     grid = _grid(recipe, check_names("at", at, "value"))
-    kept, groups = _names(specs), _names(by)
+    kept, groups = _names(specs, "specs"), _names(by, "by")
     for name in (*kept, *groups):
         if name not in grid:
             raise InputError(
@@ -118,10 +118,15 @@ def marginal_means(
     )
 
 
-def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
+def _names(columns: str | Sequence[str] | None, what: str) -> tuple[str, ...]:
     if columns is None:
         return ()
-    return (columns,) if isinstance(columns, str) else tuple(columns)
+    one = isinstance(columns, str) or dimensions(columns) == 0
+    names: tuple[Any, ...] = (columns,) if one else tuple(columns)
+    wrong = [name for name in names if not isinstance(name, str)]
+    if wrong:
+        raise InputError(f"`{what}` takes names of columns, as text, not {wrong[0]!r}.")
+    return names
 
 
 def _sets_offset(recipe: DesignRecipe, at: Mapping[str, Any] | None) -> bool:
