@@ -1,7 +1,9 @@
-"""formulaic's materializer, with R's reading of booleans and of powers of whole numbers."""
+"""formulaic's materializer, with R's reading of booleans and of arithmetic of whole numbers."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +14,38 @@ from interface_meta import override  # what formulaic's own materializers are wr
 if TYPE_CHECKING:
     from formulaic import ModelSpec
 
-__all__ = ["Materializer"]
+__all__ = ["Materializer", "whole_as_floats"]
+
+# What may make whole numbers too large for 64 bits; and what asks for whole numbers as they are.
+_MAY_WRAP = re.compile(r"[*+-]|\bnp\.|\bpow\(")
+_WANTS_WHOLE = re.compile(r"^C\(|\[|\.astype\(|\bhashed\(")
+
+
+def whole_as_floats(expression: str, data: Mapping[Any, Any]) -> dict[str, Any]:
+    """Columns of whole numbers that an expression computes with, as floats, which do not wrap.
+
+    Parameters
+    ----------
+    expression
+        What stands inside a call or braces.
+    data
+        Column -> values.
+    """
+    if expression.startswith("C("):
+        return {}
+    if "**" not in expression and (
+        not _MAY_WRAP.search(expression) or _WANTS_WHOLE.search(expression)
+    ):
+        return {}
+    return {
+        name: values.astype(np.float64)
+        for name, values in data.items()
+        if isinstance(name, str) and name in expression and values.dtype.kind in "iu"
+    }
 
 
 class Materializer(PandasMaterializer):  # type: ignore[misc]
-    """Booleans are a factor with the levels False and True; powers do not wrap around.
+    """Booleans are a factor with the levels False and True; whole numbers do not wrap around.
 
     A boolean is a column, or what an expression such as ``I(x > 2)`` gives.
     """
@@ -40,12 +69,8 @@ class Materializer(PandasMaterializer):  # type: ignore[misc]
     @override
     def _evaluate(self, expr: str, metadata: Any, spec: ModelSpec) -> tuple[Any, set[Any]]:
         before = self.layered_context  # type: ignore[has-type]
-        if "**" in expr and not expr.startswith("C("):
-            whole = {
-                name: values.astype(np.float64)
-                for name, values in self.data.items()
-                if isinstance(name, str) and name in expr and values.dtype.kind in "iu"
-            }
+        whole = whole_as_floats(expr, self.data)
+        if whole:
             self.layered_context = LayeredMapping(LayeredMapping(whole, name="data"), before)
         try:
             value, variables = super()._evaluate(expr, metadata, spec)

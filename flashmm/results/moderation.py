@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from flashmm.arrays.labels import in_order, label_positions
+from flashmm.arrays.numeric import float_array
 from flashmm.exceptions import InputError, check_option
 from flashmm.inference.moderation import moderate, variance_prior
 from flashmm.inference.variance_fractions import column_sums, weight_total
@@ -96,7 +97,7 @@ def trend_values(fitted: FittedModel, trend: Any) -> FloatArray | None:
     if isinstance(trend, bool):
         return feature_means(fitted) if trend else None
     given = in_order(trend, fitted.names, "`trend`", of="features", by_text=True)
-    values = np.asarray(given, dtype=np.float64)
+    values = float_array(given, "`trend`")
     if values.shape != (fitted.stats.m,):
         raise InputError(
             f"`trend` must be True, False or {fitted.stats.m} numbers, one per feature; its "
