@@ -100,16 +100,6 @@ def test_replicates_depend_neither_on_batches_nor_on_company():
     assert_array_equal(again.replicates, whole.replicates)
 
 
-def test_nothing_to_draw_from_is_said():
-    X, Z = np.ones((12, 1)), np.kron(np.eye(4), np.ones((3, 1)))
-    model = fm.MultiLMM.from_arrays(np.full((2, 12), 5.0), X, Z)
-    with pytest.warns(fm.ConvergenceWarning):
-        result = model.fit()
-    assert set(result.status) == {"zero variance"}
-    with pytest.raises(InputError, match="nothing to draw from"):
-        result.draw(2, rng=0)
-
-
 def test_drawn_statistics_are_labelled():
     result = model("(1 | donor) + (1 | batch)").fit(parameter_space="psd")
     drawn = result.draw(2, rng=1, features=["gene 1", "gene 0"])

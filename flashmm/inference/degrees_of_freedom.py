@@ -270,7 +270,7 @@ def scale_and_df(A1: FloatArray, spread: FloatArray, r: int) -> ScaleAndDf:
     Examples
     --------
     >>> import numpy as np
-    >>> found = scale_and_df(np.array([2.0, 2.0 + 1e-13]), np.zeros(2), 2)  # two contrasts, 2 df
+    >>> found = scale_and_df(np.array([4.0, 4.0 + 1e-13]), np.zeros(2), 2)  # two contrasts, 2 df
     >>> found.scale.round(8), found.df.round(8)
     (array([1., 1.]), array([2., 2.]))
     """

@@ -57,10 +57,6 @@ def draw(
             f"Feature {str(lost[0])!r} has no estimate with a positive definite V to draw from."
         )
     positions = positions[usable]
-    if positions.size == 0:
-        raise InputError(
-            "No feature has an estimate with a positive definite V: there is nothing to draw from."
-        )
     streams = FeatureStreams.spawn(np.random.default_rng(rng), fitted.stats.m).take(positions)
     theta = fitted.values("theta", positions)
     beta = fitted.values("beta", positions)
