@@ -742,3 +742,21 @@ def test_rows_of_an_array_are_not_taken_for_names():
     filtered = fit(fm.MultiLMM.from_formula(FIXED, RANDOM, data(), frame, min_count=1.0))
     with pytest.raises(InputError, match="22 features without names"):
         filtered.resid(frame.to_numpy(), data())
+
+
+def test_labels_of_several_levels_are_found_as_the_index_gives_them():
+    names = pd.MultiIndex.from_tuples([(i, "a") for i in ORDER])
+    Y = pd.DataFrame(values("raise"), index=names, columns=data().index)
+    model = fm.MultiLMM.from_formula(FIXED, RANDOM, data(), Y)
+    result, text = fit(model), fitted("text", "raise")
+    for some in ([names[2], names[7]], names[[2, 7]], [tuple(names[2]), names[7]]):
+        found = result.t_test("x", features=some).pvalue.to_numpy()
+        np.testing.assert_allclose(found, text.t_test("x").pvalue.to_numpy()[[2, 7]])
+        assert model.keep(features=some).stats.m == 2
+    assert result.sel(names[2]).llf == pytest.approx(text.llf.iloc[2])
+
+
+def test_names_that_are_no_sequence_are_refused():
+    for names in (4, 1.5, object()):
+        with pytest.raises(InputError, match="must be a sequence of names"):
+            fm.MultiLMM.from_formula(FIXED, RANDOM, data(), values("raise"), feature_names=names)

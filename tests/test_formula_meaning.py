@@ -445,7 +445,13 @@ def test_an_ordered_factor_warns_of_its_coding():
     data = samples().assign(
         cell=pd.Categorical(samples().cell, categories=list("qpr"), ordered=True)
     )
-    for fixed, random in (("~ cell", "(1|g)"), ("~ C(cell)", "(1|g)"), ("~ 1", "(cell|g)")):
+    for fixed, random in (
+        ("~ cell", "(1|g)"),
+        ("~ C(cell)", "(1|g)"),
+        ("~ 1", "(cell|g)"),
+        ("~ I(cell)", "(1|g)"),
+        ("~ Q('cell')", "(1|g)"),
+    ):
         with pytest.warns(FormulaWarning, match=r"'cell' is ordered.*C\(cell, contr\.poly\)"):
             build(fixed, random, data)
     with warnings.catch_warnings():

@@ -866,7 +866,7 @@ LABELLED = {
 # Names, options, numbers, files, random numbers; and what the package made itself.
 UNLABELLED = {
     *("adjust", "adjust_library_size", "adjust_over", "aliased", "allow_new_levels", "alpha"),
-    *("alternative", "max_seconds", "rank"),
+    *("alternative", "legacy", "max_seconds", "rank"),
     *("ax", "axis", "block_bytes", "by", "client", "component", "context", "contrasts", "copy"),
     *("covariate", "design", "device", "df", "direction", "ds", "engine", "epsilon", "feature"),
     *("fixed", "interval", "key_added", "layer", "level", "max_beta", "max_iter", "memory"),

@@ -90,6 +90,8 @@ def checked_labels(
         return np.arange(size) if default is None else default
     if isinstance(names, str):
         raise InputError(f"The {what} names must be a sequence of names, not the text {names!r}.")
+    if not isinstance(names, Iterable):
+        raise InputError(f"The {what} names must be a sequence of names, not {names!r}.")
     index = pd.Index(names)
     if index.size != size:
         raise InputError(f"There are {index.size} {what} names for {size} {what}s.")
@@ -227,6 +229,8 @@ def _is_whole(value: object) -> bool:
 
 def _text(label: object) -> str:
     """A label as text; whole numbers that a missing neighbour made floats as whole numbers."""
+    if isinstance(label, tuple):  # of several levels; some indexes give numpy's numbers
+        return str(tuple(x.item() if isinstance(x, np.generic) else x for x in label))
     if isinstance(label, (float, np.floating)) and float(label).is_integer():
         return str(int(label))
     return str(label)

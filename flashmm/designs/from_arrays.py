@@ -89,7 +89,8 @@ def as_structure(components: Any, q: int) -> CovarianceStructure:
         sizes = [operator.index(size.item() if hasattr(size, "item") else size) for size in given]
     except TypeError:
         raise InputError(
-            f"`components` must be whole numbers, the sizes of the components; not {given!r}."
+            f"`components` must be whole numbers, the sizes of the components; not "
+            f"{listing(given)}."
         ) from None
     if any(size < 1 for size in sizes) or sum(sizes) != q:
         raise InputError(

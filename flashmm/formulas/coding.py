@@ -92,6 +92,8 @@ def check_coding(spec: Any, data: pd.DataFrame, source: str) -> None:
     ordered: list[str] = []
     for expression, levels in reduced_factors(spec).items():
         column, chosen = coded_column(expression)
+        alone = re.fullmatch(r"""[IQ]\(\s*['"`]?([^()'"`]+?)['"`]?\s*\)""", expression)
+        column = alone[1] if alone else column
         if len(levels) == 1:
             raise OneLevelError(
                 f"{source}: the factor {expression!r} has one level in these samples "
