@@ -111,10 +111,13 @@ class _LoadedMaterializer(Materializer):
         raise InputError(f"{name!r} is not defined; pass it again: context={{{name!r}: ...}}.")
 
     @override
-    def _evaluate(self, expr: str, metadata: Any, spec: ModelSpec) -> tuple[Any, set[Any]]:
+    def _compute(
+        self, expr: str, metadata: Any, spec: ModelSpec, instead: Mapping[str, Any]
+    ) -> tuple[Any, set[Any]]:
         expression = self.formula.expressions[expr]
+        data = {**dict(self.data.items()), **instead} if instead else self.data
         state = spec.transform_state
-        return expression.value(self.data, self.context, state, metadata, spec), set()
+        return expression.value(data, self.context, state, metadata, spec), set()
 
 
 def read_formula(
