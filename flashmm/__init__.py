@@ -1,5 +1,6 @@
 """Many linear mixed models that share one design, fitted from summary statistics."""
 
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from flashmm import simulate
@@ -13,6 +14,7 @@ from flashmm.exceptions import (
     PrecisionWarning,
     RankWarning,
 )
+from flashmm.formulas import build
 from flashmm.inference.contrasts import contrast_matrix
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.model import MultiLMM
@@ -28,6 +30,7 @@ from flashmm.simulate.power import power
 from flashmm.solvers.status import Status
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
+from flashmm.storage import schema
 
 try:
     __version__ = version("flashmm")
@@ -59,6 +62,10 @@ __all__ = [
     "simulate",
     "voom",
 ]
+
+# Modules that moved, and that the documentation of 0.1 named.
+sys.modules[f"{__name__}.formula"] = build
+sys.modules[f"{__name__}.schema"] = schema
 
 
 def __dir__() -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 __all__ = [
     "ConvergenceWarning",
@@ -60,16 +61,37 @@ def listing(names: Iterable[object], limit: int = 5) -> str:
     return text if len(items) <= limit else f"{text}, ... ({len(items)} in all)"
 
 
-def nearest(name: str, options: Sequence[str], limit: int = 3) -> str:
+def nearest(name: object, options: Sequence[str], limit: int = 3) -> str:
     """Suggest the nearest valid names: ``Did you mean 'a', 'b'?`` or the list of options."""
     lowered = {option.lower(): option for option in reversed(options)}
-    close = difflib.get_close_matches(name.lower(), list(lowered), n=limit, cutoff=0.5)
+    close = difflib.get_close_matches(str(name).lower(), list(lowered), n=limit, cutoff=0.5)
     if close:
         return f"Did you mean {', '.join(repr(lowered[item]) for item in close)}?"
     return f"Available: {listing(options, 10)}."
 
 
+def check_names(what: str, given: Any, values: str) -> dict[str, Any]:
+    """A mapping whose keys are names, as a dict; empty for None.
+
+    Parameters
+    ----------
+    what, given
+        Name of the parameter and what was passed to it.
+    values
+        What belongs to each name, for the message.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        kind = type(given).__name__
+        raise InputError(f"`{what}` must be a dict, {{name: {values}}}, not {kind}.")
+    for name in given:
+        if not isinstance(name, str):
+            raise InputError(f"`{what}` has the key {name!r}; its keys are names, as text.")
+    return dict(given)
+
+
 def check_option(name: str, value: object, options: Sequence[str]) -> None:
     """Refuse what is none of an argument's options, and suggest the nearest."""
-    if value not in options:
+    if not (isinstance(value, str) and value in options):
         raise InputError(f"Unknown {name}={value!r}. {nearest(str(value), options)}")

@@ -15,6 +15,7 @@ from flashmm.constructors import ModelData
 from flashmm.exceptions import (
     ConvergenceWarning,
     InputError,
+    check_option,
     listing,
     nearest,
 )
@@ -226,11 +227,11 @@ class MultiLMM(ModelData):
         >>> model.fit(method="ML", parameter_space="psd").status.tolist()
         ['converged', 'boundary', 'converged']
         """
-        _check_option("method", method, METHODS)
-        _check_option("parameter_space", parameter_space, SPACES)
+        check_option("method", method, METHODS)
+        check_option("parameter_space", parameter_space, SPACES)
         _check_numbers(max_iter, epsilon, memory)
         threads = _number_of_threads(n_jobs, alone=client is None)
-        _check_option("engine", engine, ("auto", *ENGINES))
+        check_option("engine", engine, ("auto", *ENGINES))
         chosen = _make_solver(solver, epsilon)
         _check_em(solver, parameter_space)
         projection = self.projection
@@ -265,11 +266,6 @@ def reduced_formula(formula: str, names: Sequence[str], left: Sequence[str]) -> 
     """A formula as text, with what was dropped since: ``~ a + b, without 'b'``."""
     gone = [name for name in names if name not in set(left)]
     return f"{formula}, without {listing(gone)}" if formula and gone else formula
-
-
-def _check_option(name: str, value: object, options: Sequence[str]) -> None:
-    if value not in options:
-        raise InputError(f"Unknown {name}={value!r}. {nearest(str(value), options)}")
 
 
 def _check_numbers(max_iter: int, epsilon: float, memory: int) -> None:

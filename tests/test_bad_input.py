@@ -378,3 +378,96 @@ def test_a_covariance_of_effects_that_no_level_has_both_of_is_refused():
         fm.MultiLMM.from_formula("~ arm + (0 + arm | donor)", None, cells, Y).fit()
     apart = fm.MultiLMM.from_formula("~ arm + diag(0 + arm | donor)", None, cells, Y)
     assert apart.fit(parameter_space="psd").converged.all()
+
+
+# ---- containers that are of another shape than they should be -----------------------------
+
+
+def _blocks():
+    Y = responses().abs().to_numpy()
+    names = list(data().index)
+    return [(names[:20], Y[:, :20]), (names[20:], Y[:, 20:])]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": _blocks()}, "`weights`"),
+        ({"weights": [[1.0, 2.0], [3.0]]}, "`weights` must be a rectangular array"),
+        ({"weights": -responses().abs()}, "for feature 'w', sample 's0'"),
+        ({"feature_covariates": responses()}, "`feature_covariates` must be a dict"),
+        ({"feature_covariates": responses().to_numpy()}, "`feature_covariates` must be a dict"),
+        ({"feature_covariates": [responses()]}, "`feature_covariates` must be a dict"),
+        ({"feature_covariates": {1: responses()}}, "`feature_covariates` has the key 1"),
+        ({"context": [1]}, "`context` must be a dict"),
+        ({"context": {1: 2}}, "`context` has the key 1"),
+    ],
+)
+def test_containers_of_another_kind_are_refused(options, message):
+    with refused(message):
+        fm.MultiLMM.from_formula("~ age", "(1 | donor)", data(), responses(), **options)
+
+
+@pytest.mark.parametrize("at", [["age"], 3, {"age": [[1.0], [2.0, 3.0]]}, {1: 2.0}])
+def test_at_of_another_kind_is_refused(at):
+    with pytest.raises(InputError, match=r"`at`|'age'"):
+        fit("~ age * trt").marginal_means("trt", at=at)
+    with refused("`context` must be a dict"):
+        fit("~ age * trt").predict(data(), context=[1])
+
+
+ODD = [3, 1.5, np.nan, [1.0], ["a", "b"], {"a": 1}, np.zeros(3), pd.Series([1.0, 2.0]), object()]
+ODD += [slice(0, 2), [[1.0], [2.0, 3.0]], np.ones(4) * 1j, b"x"]
+ASKED = {
+    "specs": lambda r, odd: r.marginal_means(odd),
+    "by": lambda r, odd: r.marginal_means("trt", by=odd),
+    "weights": lambda r, odd: r.marginal_means("trt", weights=odd),
+    "contrast": lambda r, odd: r.marginal_means("trt", contrast=odd),
+    "alternative": lambda r, odd: r.t_test("age", alternative=odd),
+    "df": lambda r, odd: r.t_test("age", df=odd),
+    "level": lambda r, odd: r.predict(data(), level=odd),
+    "interval": lambda r, odd: r.predict(data(), interval=odd),
+    "se": lambda r, odd: r.blup(odd),
+    "method": lambda r, odd: r.conf_int_theta(method=odd),
+    "trend": lambda r, odd: r.moderate(trend=odd),
+    "trend of ratios": lambda r, odd: r.learn_ratio_prior(trend=odd),
+    "column_means": lambda r, odd: r.variance_fractions(column_means=odd),
+    "components": lambda r, odd: r.variance_test(odd),
+    "sort_by": lambda r, odd: r.top_table("age", sort_by=odd),
+    "style": lambda r, odd: r.top_table("age", style=odd),
+    "adjust": lambda r, odd: r.top_table("age", adjust=odd),
+    "n": lambda r, odd: r.top_table("age", n=-1 if isinstance(odd, int) else odd),
+    "statsmodels": lambda r, odd: r.sel("w").to_statsmodels(odd, data()),
+    "fit": lambda _, odd: fit(method=odd),
+    "space": lambda _, odd: fit(parameter_space=odd),
+    "engine": lambda _, odd: fit(engine=odd),
+    "add": lambda r, odd: r.stats.add(odd),
+    "random": lambda _, odd: _model().drop(random=[odd]),
+    "fixed": lambda _, odd: _model().drop(fixed=["q" if isinstance(odd, int) else odd]),
+}
+
+
+def _model():
+    return fm.MultiLMM.from_formula("~ age * trt", "(1 | donor)", data(), responses())
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return fit("~ age * trt")
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: type(odd).__name__)
+def test_what_an_option_cannot_be_is_refused(fitted, asked, odd):
+    with pytest.raises(InputError):
+        ASKED[asked](fitted, odd)
+
+
+def test_statistics_of_two_kinds_are_not_joined():
+    gaps = responses()
+    gaps.iloc[0, 3] = np.nan
+    one = fm.MultiLMM.from_formula("~ age", "(1 | donor)", data(), responses()).stats
+    two = fm.MultiLMM.from_formula("~ age", "(1 | donor)", data(), gaps, missing="feature").stats
+    for left, right in ((one, two), (two, one)):
+        with refused("can be joined with statistics of their kind"):
+            left.add(right)

@@ -140,6 +140,94 @@ def test_conditions_are_joined():
     )
 
 
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("I(big * big)", lambda b: b * b),
+        ("I(big * big * big)", lambda b: b * b * b),
+        ("np.multiply(big, big)", lambda b: b * b),
+        ("np.power(big, 3)", lambda b: b**3),
+        ("np.square(big)", lambda b: b * b),
+        ("pow(big, 3)", lambda b: b**3),
+        ("{big * big}", lambda b: b * b),
+        ("I((1 + big) * big)", lambda b: (1 + b) * b),
+        ("I(unsigned - 9)", lambda b: b / 1e9 - 9),
+    ],
+)
+def test_whole_numbers_do_not_wrap_around(written, value):
+    data = samples()
+    data["big"] = data.k * 10**9
+    data["unsigned"] = data.k.astype("uint64")
+    expected = value(data.big.to_numpy(dtype=float))
+    np.testing.assert_allclose(build(f"~ {written}", data=data).X[:, 1], expected, rtol=1e-12)
+    Z = build("~ 1", f"(0 + {written} | g)", data).Z.toarray()
+    np.testing.assert_allclose(Z.sum(axis=1), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("written", ["I(big * big)", "np.power(big, 3)", "scale(big * k * big)"])
+def test_saved_results_do_not_wrap_around(written, tmp_path):
+    data = samples()
+    data["big"] = data.k * 10**9
+    result = fit(f"~ {written}", data=data)
+    result.save(tmp_path / "fit.nc")
+    again = fm.MultiLMMResults.load(tmp_path / "fit.nc")
+    np.testing.assert_array_equal(again.predict(data), result.predict(data))
+
+
+def test_whole_numbers_stay_whole_where_they_are_levels():
+    assert build("~ C(k * 2)").coef_names[1] == "C(k * 2)[T.4]"
+    assert build("~ I((k * 2).astype(str))").coef_names[1] == "I((k * 2).astype(str))[T.12]"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "I(treated + other)",
+        "I(treated * other)",
+        "I(treated - other)",
+        "I(-treated)",
+        "I((z > 0) + (k > 2))",
+        "I((z > 0) + treated + (k > 2))",
+        "I(`my flag` + treated)",
+        "I(Q('my flag') + treated)",
+        "I(I(treated) + other)",
+        "I(np.isin(k, [1]) + np.isin(k, [2]))",
+        "np.add(treated, other)",
+        "np.multiply(treated, other)",
+        "I(flag + treated)",
+        "log(1 + ((z > 0) + (k > 2)))",
+    ],
+)
+def test_arithmetic_between_conditions_is_refused(written):
+    # R counts; numpy's + between booleans is `or`, its * is `and`, and pandas' - is `not`.
+    data = samples().assign(other=samples().z > 0.3)
+    data["my flag"] = (data.k > 3).astype("boolean")
+    context = {"flag": np.array(data.k > 3)}
+    for fixed, random in ((f"~ {written}", "(1 | g)"), ("~ z", f"(0 + {written} | g)")):
+        with pytest.raises(InputError, match=r"between conditions.*\* 1"):
+            build(fixed, random, data, context=context)
+
+
+def test_conditions_beside_numbers_count():
+    data = samples()
+    count = (data.z > 0).astype(int) + (data.k > 4)
+    for written in (
+        "I((z > 0) * 1 + (k > 4))",
+        "I((z > 0) + 1 * (k > 4))",
+        "I(0 + (z > 0) + (k > 4))",
+    ):
+        np.testing.assert_array_equal(build(f"~ {written}").X[:, 1], count)
+    np.testing.assert_array_equal(build("~ I(1 - treated)").X[:, 1], 1 - data.treated)
+
+
+@pytest.mark.parametrize("random", ["(1 | g)", "(k %in% cell | g)"])
+def test_in_between_terms_is_refused(random):
+    # R reads k %in% cell as cell:k; elsewhere it is cell + cell:k.
+    fixed = "~ k %in% cell" if random == "(1 | g)" else "~ 1"
+    with pytest.raises(InputError, match=r"%in%.*b:a.*b / a"):
+        build(fixed, random)
+
+
 # --- Booleans --------------------------------------------------------------------------------
 
 

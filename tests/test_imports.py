@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -174,3 +175,13 @@ def test_public_names_exist_and_are_all_of_them():
     for name in flashmm.__all__:
         assert getattr(flashmm, name) is not None
     assert set(dir(flashmm)) == {*flashmm.__all__, "__version__"}
+
+
+def test_modules_that_moved_are_found_where_the_docs_of_0_1_named_them():
+    for name, member in [
+        ("formula", "build_design"),
+        ("schema", "describe"),
+        ("solvers", "within"),
+    ]:
+        module = importlib.import_module(f"flashmm.{name}")
+        assert getattr(module, member).__module__.startswith("flashmm.")

@@ -19,7 +19,7 @@ from test_predictions import samples
 
 import flashmm as fm
 from flashmm.exceptions import InputError
-from flashmm.formulas import expressions as module
+from flashmm.formulas import closed_grammar as module
 from flashmm.formulas.build import build_design
 from flashmm.formulas.closed_grammar import read_expression
 from flashmm.formulas.recipe_text import recipe_from_text, recipe_to_text

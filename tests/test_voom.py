@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -112,3 +115,49 @@ def test_plot():
     pytest.importorskip("matplotlib").use("Agg")
     axes = fm.voom(table("counts"), "~ Disease", data=samples()).plot()
     assert len(axes.lines) == 2
+
+
+def test_tmm_factors_are_those_of_edger():
+    pytest.importorskip("rnanorm")
+    expected = samples()["norm_factor"]
+    found = fm.voom(table("counts"), "~ Disease", data=samples(), norm_factors="TMM")
+    assert_allclose(found.lib_size / table("counts").sum(), expected, rtol=1e-12)
+    sparse = sp.csr_array(table("counts").to_numpy())
+    again = fm.voom(sparse, "~ Disease", data=samples(), norm_factors="TMM")
+    assert_allclose(again.weights, found.weights, rtol=1e-12)
+
+
+def test_samples_of_hardly_any_feature_have_no_tmm_factors():
+    pytest.importorskip("rnanorm")
+    counts = table("counts")
+    counts.iloc[60:, 4] = 0
+    with pytest.raises(InputError, match=r"'sample_05' at least three quarters.*1 of 24 samples"):
+        fm.voom(counts, "~ Disease", data=samples(), norm_factors="TMM")
+
+
+def test_tmm_takes_no_totals():
+    counts = table("counts")
+    with pytest.raises(InputError, match="takes the sums of `counts`"):
+        fm.voom(counts, "~ Disease", data=samples(), norm_factors="TMM", lib_size=counts.sum())
+
+
+def test_a_column_named_tmm_is_taken():
+    frame = samples()
+    found = fm.voom(
+        table("counts"), "~ Disease", data=frame.assign(TMM=frame.norm_factor), norm_factors="TMM"
+    )
+    expected = fm.voom(table("counts"), "~ Disease", data=frame, norm_factors="norm_factor")
+    assert_allclose(found.weights, expected.weights)
+
+
+def test_tmm_without_rnanorm_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rnanorm", None)
+    with pytest.raises(InputError, match=r"needs rnanorm: pip install 'flashmm\[tmm\]'"):
+        fm.voom(table("counts"), "~ Disease", data=samples(), norm_factors="TMM")
+
+
+def test_another_rnanorm_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rnanorm", SimpleNamespace(TMM=None))
+    monkeypatch.setattr("flashmm.counts.tmm.metadata.version", lambda _: "3.0.0")
+    with pytest.raises(InputError, match=r"needs rnanorm 2\.2.*3\.0\.0 is installed"):
+        fm.voom(table("counts"), "~ Disease", data=samples(), norm_factors="TMM")

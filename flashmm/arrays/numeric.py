@@ -14,9 +14,18 @@ from flashmm.exceptions import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["float_array", "numeric_array"]
+__all__ = ["dimensions", "float_array", "numeric_array"]
 
 _NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty")
+
+
+def dimensions(values: Any) -> int | None:
+    """How many dimensions an array or nested list has; None for lists that are not rectangular."""
+    known = getattr(values, "ndim", None)
+    try:
+        return int(np.ndim(values) if known is None else known)
+    except ValueError:
+        return None
 
 
 def numeric_array(values: Any, name: str) -> NDArray[Any]:

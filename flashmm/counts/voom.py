@@ -19,6 +19,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from flashmm.constructors import ModelData
+from flashmm.counts.tmm import tmm_factors
 from flashmm.counts.trend import Trend, log2_cpm, mean_variance_trend, trend_weights
 from flashmm.designs.per_sample import per_sample
 from flashmm.exceptions import InputError
@@ -128,8 +129,9 @@ def voom(
     data
         One row per sample, n rows; ``obs`` of an AnnData by default.
     norm_factors
-        Normalisation factors of the samples, such as edgeR's TMM: shape (n,), a Series matched by
-        label, or the name of a column of ``data``. None for ones.
+        Normalisation factors of the samples: shape (n,), a Series matched by label, or the name of
+        a column of ``data``. ``"TMM"``, where no column has that name: edgeR's trimmed mean of
+        M-values, through rnanorm (``pip install "flashmm[tmm]"``). None for ones.
     lib_size
         Totals of the samples before ``norm_factors``, likewise; the sums of ``counts`` by default.
         Give them where features were filtered out and the totals were to stay.
@@ -151,8 +153,8 @@ def voom(
     Raises
     ------
     InputError
-        If a count is negative or missing, nothing is counted in a sample, or the model leaves no
-        residual degrees of freedom.
+        If a count is negative or missing, nothing is counted in a sample, the model leaves no
+        residual degrees of freedom, or TMM factors cannot be had.
 
     Examples
     --------
@@ -169,12 +171,20 @@ def voom(
     values = _read(source)
     totals = per_sample(lib_size, table, "lib_size")
     totals = values.sum(axis=0) if totals is None else totals
-    factors = per_sample(norm_factors, table, "norm_factors")
-    totals = totals if factors is None else totals * factors
-    names = pd.Index(source.feature_names)
     empty = np.flatnonzero(totals <= 0)
     if empty.size:
         raise InputError(f"Nothing is counted in sample {table.index[empty[0]]!r}.")
+    if isinstance(norm_factors, str) and norm_factors == "TMM" and "TMM" not in table:
+        if lib_size is not None:
+            raise InputError(
+                "norm_factors='TMM' takes the sums of `counts` for totals; with `lib_size` pass "
+                "factors, e.g. those of edgeR."
+            )
+        factors: FloatArray | None = tmm_factors(values, table.index)
+    else:
+        factors = per_sample(norm_factors, table, "norm_factors")
+    totals = totals if factors is None else totals * factors
+    names = pd.Index(source.feature_names)
     y = log2_cpm(values, totals)
     _, _, bars = parse_formula(fixed, "fixed")
     if random is None and not bars:

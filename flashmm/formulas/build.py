@@ -18,7 +18,7 @@ from formulaic import Formula, SimpleFormula
 
 from flashmm.designs.compact import CompactMatrix, LayeredMatrix, LayerStack, compacted, many, steps
 from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design, RandomTerm
-from flashmm.exceptions import InputError, listing, nearest
+from flashmm.exceptions import InputError, check_names, listing, nearest
 from flashmm.formulas.calls import without_offsets
 from flashmm.formulas.coding import check_coding, coded_column, reduced_factors
 from flashmm.formulas.columns import (
@@ -144,7 +144,7 @@ def build_design(
     if len(plain) == 0:
         raise InputError(f"{in_fixed} has no fixed effects. Write '~ 1' for an intercept.")
 
-    names = Names(table, dict(context or {}))
+    names = Names(table, check_names("context", context, "value"))
     names.add_formula(plain, in_fixed)
     if offsets is not None:
         names.add_formula(offsets, in_fixed)

@@ -31,6 +31,7 @@ _CONDITIONS = frozenset(
     (
         "between",
         "contains",
+        "duplicated",
         "endswith",
         "eq",
         "equal",
@@ -38,6 +39,8 @@ _CONDITIONS = frozenset(
         "greater",
         "greater_equal",
         "gt",
+        "invert",
+        "isclose",
         "isfinite",
         "isin",
         "isinf",
@@ -57,8 +60,23 @@ _CONDITIONS = frozenset(
         "notna",
         "not_equal",
         "notnull",
+        "signbit",
         "startswith",
     )
+)
+# Arithmetic that counts conditions in R, and in Python joins them or fails.
+_COUNTS: dict[type[ast.AST], str] = {
+    ast.Add: "+",
+    ast.Sub: "-",
+    ast.Mult: "*",
+    ast.FloorDiv: "//",
+    ast.Mod: "%",
+    ast.Pow: "**",
+    ast.USub: "-",
+    ast.UAdd: "+",
+}
+_COUNTING_CALLS = frozenset(
+    ("add", "cumprod", "cumsum", "multiply", "negative", "positive", "power", "square", "subtract")
 )
 _SYMBOLS: dict[type[ast.AST], str] = {
     ast.BitAnd: "&",
@@ -83,10 +101,16 @@ def with_powers(text: str, tokens: Iterable[Token], source: str) -> str:
     Raises
     ------
     InputError
-        If a call holds an operator of R between percent signs, ``!``, ``&&`` or ``||``.
+        If a call holds an operator of R between percent signs, ``!``, ``&&`` or ``||``, or the
+        formula ``%in%``.
     """
     pieces, end = [], 0
     for token in tokens:
+        if token.kind is Token.Kind.OPERATOR and token.token == "in":
+            raise InputError(
+                f"{source}: %in% is read in more than one way. Write b:a for `a %in% b`, as R "
+                "reads it, or b / a for b and a nested in it."
+            )
         if token.kind is not Token.Kind.PYTHON or token.source_start is None:
             continue
         start, stop = token.source_start, int(token.source_end or 0) + 1
@@ -146,11 +170,20 @@ def refuse_bitwise(tree: ast.AST, is_condition: Callable[[ast.AST], bool], sourc
             return logical and condition(node.left) and condition(node.right)
         if isinstance(node, ast.Call):
             function = node.func
+            if isinstance(function, ast.Name) and function.id in ("I", "Q") and node.args:
+                return condition(node.args[0])
             name = function.attr if isinstance(function, ast.Attribute) else ""
             return name in _CONDITIONS
         return isinstance(node, ast.Compare) or is_condition(node)
 
     for node in ast.walk(tree):
+        counting = _counting(node)
+        if counting is not None and all(map(condition, counting[1])):
+            raise InputError(
+                f"{source}: {counting[0]} in {ast.unparse(tree)!r} stands between conditions, "
+                "which R would count and Python would not. Write (a > 0) * 1 for a condition as a "
+                "number, or join conditions with & or |."
+            )
         if isinstance(node, ast.BinOp) and type(node.op) in _SYMBOLS and not condition(node):
             symbol = _SYMBOLS[type(node.op)]
             advice = (
@@ -174,6 +207,23 @@ def refuse_bitwise(tree: ast.AST, is_condition: Callable[[ast.AST], bool], sourc
                 f"{source}: `in` in {ast.unparse(tree)!r} does not act on each sample. Write "
                 "np.isin(a, [...])."
             )
+
+
+def _counting(node: ast.AST) -> tuple[str, list[ast.expr]] | None:
+    """What an arithmetic operation is called, and its operands; None for another node."""
+    if isinstance(node, ast.BinOp) and type(node.op) in _COUNTS:
+        return _COUNTS[type(node.op)], [node.left, node.right]
+    if isinstance(node, ast.UnaryOp) and type(node.op) in _COUNTS:
+        return _COUNTS[type(node.op)], [node.operand]
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.attr in _COUNTING_CALLS
+        and node.args
+    ):
+        return node.func.attr, node.args
+    return None
 
 
 def without_offsets(

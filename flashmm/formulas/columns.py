@@ -131,9 +131,7 @@ class Names:
             raise InputError(f"{source}: {expression!r} cannot be read: {error.msg}.") from error
         refuse_bitwise(
             tree,
-            lambda node: (
-                isinstance(node, ast.Name) and self._is_boolean(aliases.get(node.id, node.id))
-            ),
+            lambda node: self._is_condition(node, aliases),
             source,
         )
         called, bases, bound = set(), {}, set()
@@ -181,9 +179,17 @@ class Names:
             elif not provided and name not in _VALUE_BUILTINS:
                 self._unknown(name, source)
 
-    def _is_boolean(self, name: str) -> bool:
+    def _is_condition(self, node: ast.AST, aliases: Mapping[str, str]) -> bool:
+        if isinstance(node, ast.Name):
+            return self._is_boolean(aliases.get(node.id, node.id))
+        if isinstance(node, ast.Constant):  # of Q("my column")
+            return isinstance(node.value, bool) or self._is_boolean(node.value)
+        return False
+
+    def _is_boolean(self, name: Any) -> bool:
         if name not in self.known:
-            return False
+            values = self.context.get(name)
+            return getattr(getattr(values, "dtype", None), "kind", "") == "b"
         values = self.data[name]
         if pd.api.types.is_object_dtype(values.dtype):
             return str(pd.api.types.infer_dtype(values, skipna=True)) == "boolean"

@@ -7,6 +7,7 @@ Python's eval goes to `flashmm.formulas.closed_grammar` instead.
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +22,7 @@ from interface_meta import override  # what formulaic's own materializers are wr
 from flashmm.exceptions import InputError, listing
 from flashmm.formulas.closed_grammar import Expression, read_expression
 from flashmm.formulas.columns import evaluating, numbers
-from flashmm.formulas.materializer import Materializer
+from flashmm.formulas.materializer import Materializer, whole_as_floats
 
 if TYPE_CHECKING:
     from flashmm.formulas.columns import Columns
@@ -111,12 +112,10 @@ class _LoadedMaterializer(Materializer):
         raise InputError(f"{name!r} is not defined; pass it again: context={{{name!r}: ...}}.")
 
     @override
-    def _compute(
-        self, expr: str, metadata: Any, spec: ModelSpec, instead: Mapping[str, Any]
-    ) -> tuple[Any, set[Any]]:
+    def _evaluate(self, expr: str, metadata: Any, spec: ModelSpec) -> tuple[Any, set[Any]]:
         expression = self.formula.expressions[expr]
-        data = {**dict(self.data.items()), **instead} if instead else self.data
         state = spec.transform_state
+        data = ChainMap(whole_as_floats(expr, self.data), self.data)
         return expression.value(data, self.context, state, metadata, spec), set()
 
 

@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from formulaic.materializers import PandasMaterializer
-from formulaic.parser.types import Factor
 from formulaic.utils.layered_mapping import LayeredMapping
 from interface_meta import override  # what formulaic's own materializers are written with
 
 if TYPE_CHECKING:
     from formulaic import ModelSpec
 
-__all__ = ["Materializer"]
+__all__ = ["Materializer", "whole_as_floats"]
 
-# Whole numbers up to this are floats.
-_EXACT = 2**53
+# What may make whole numbers too large for 64 bits; and what asks for whole numbers as they are.
+_MAY_WRAP = re.compile(r"[*+-]|\bnp\.|\bpow\(")
+_WANTS_WHOLE = re.compile(r"^C\(|\[|\.astype\(|\bhashed\(")
+
+
+def whole_as_floats(expression: str, data: Mapping[Any, Any]) -> dict[str, Any]:
+    """Columns of whole numbers that an expression computes with, as floats, which do not wrap.
+
+    Parameters
+    ----------
+    expression
+        What stands inside a call or braces.
+    data
+        Column -> values.
+    """
+    if expression.startswith("C("):
+        return {}
+    if "**" not in expression and (
+        not _MAY_WRAP.search(expression) or _WANTS_WHOLE.search(expression)
+    ):
+        return {}
+    return {
+        name: values.astype(np.float64)
+        for name, values in data.items()
+        if isinstance(name, str) and name in expression and values.dtype.kind in "iu"
+    }
 
 
 class Materializer(PandasMaterializer):  # type: ignore[misc]
@@ -44,50 +68,12 @@ class Materializer(PandasMaterializer):  # type: ignore[misc]
 
     @override
     def _evaluate(self, expr: str, metadata: Any, spec: ModelSpec) -> tuple[Any, set[Any]]:
-        whole = {
-            name: values.astype(np.float64)
-            for name, values in self.data.items()
-            if isinstance(name, str)
-            and name in expr
-            and values.dtype.kind in "iu"
-            and ("**" in expr or _fit_floats(values))
-        }
-        if whole and not expr.startswith(("C(", "hashed(")):
-            known = set(spec.transform_state)
-            try:
-                found = self._compute(expr, metadata, spec, whole)
-                if "**" in expr or _is_numeric(found[0]):
-                    return found
-            except Exception:
-                if "**" in expr:
-                    raise
-            # Labels are those of whole numbers, and so are positions.
-            for key in set(spec.transform_state) - known:
-                del spec.transform_state[key]
-        return self._compute(expr, metadata, spec, {})
-
-    def _compute(
-        self, expr: str, metadata: Any, spec: ModelSpec, instead: Mapping[str, Any]
-    ) -> tuple[Any, set[Any]]:
-        """An expression with other values for some columns, and formulaic's notes of it."""
         before = self.layered_context  # type: ignore[has-type]
-        if instead:
-            self.layered_context = LayeredMapping(LayeredMapping(instead, name="data"), before)
+        whole = whole_as_floats(expr, self.data)
+        if whole:
+            self.layered_context = LayeredMapping(LayeredMapping(whole, name="data"), before)
         try:
-            return super()._evaluate(expr, metadata, spec)  # type: ignore[no-any-return]
+            value, variables = super()._evaluate(expr, metadata, spec)
         finally:
             self.layered_context = before
-
-
-def _fit_floats(values: Any) -> bool:
-    """Whether whole numbers are the same as floats."""
-    return values.size == 0 or -_EXACT <= int(values.min()) <= int(values.max()) <= _EXACT
-
-
-def _is_numeric(values: Any) -> bool:
-    """Whether a factor's values are numbers or conditions, not levels."""
-    notes = getattr(values, "__formulaic_metadata__", None)
-    if notes is not None and notes.kind is Factor.Kind.CATEGORICAL:
-        return False
-    inner = getattr(values, "__wrapped__", values)
-    return isinstance(inner, dict) or getattr(getattr(inner, "dtype", None), "kind", "?") in "fb"
+        return value, variables

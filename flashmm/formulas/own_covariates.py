@@ -16,6 +16,7 @@ import pandas as pd
 from flashmm.exceptions import InputError
 from flashmm.formulas.build import build_design
 from flashmm.formulas.coding import said_before
+from flashmm.formulas.columns import check_data
 
 if TYPE_CHECKING:
     from flashmm.designs.design import Design
@@ -28,7 +29,7 @@ _PROBED = 2000
 
 def with_ones(data: Any, names: Sequence[str]) -> pd.DataFrame:
     """The samples' table with a column of ones for each covariate."""
-    table = pd.DataFrame(data)
+    table = check_data(data)
     for name in names:
         if name in table.columns:
             raise InputError(

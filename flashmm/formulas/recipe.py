@@ -16,7 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from flashmm.designs.compact import steps
-from flashmm.exceptions import InputError, listing, nearest
+from flashmm.exceptions import InputError, check_names, listing, nearest
 from flashmm.formulas.columns import Columns, check_data, clean, number_label, refuse_infinite
 
 if TYPE_CHECKING:
@@ -272,7 +272,8 @@ class DesignRecipe:
             index=range(len(table)),
         )
         refuse_infinite(kept, labels)
-        columns = Columns(kept, {**self.context, **(context or {})}, labels)
+        names = {**self.context, **check_names("context", context, "value")}
+        columns = Columns(kept, names, labels)
         if formula.loaded is None:
             values, spec = columns.build(formula.spec, source, formula.output)
         else:

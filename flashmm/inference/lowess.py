@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["lowess"]
+__all__ = ["lowess", "weighted_lowess"]
 
 # Lines are fitted at points this share of the range apart and joined in between.
 _STEP = 0.01
@@ -109,3 +109,68 @@ def _line(
     if np.sqrt(spread) > 0.001 * width:
         weight = weight * (1.0 + (at - centre) / spread * (here - centre))
     return float(weight @ value)
+
+
+def weighted_lowess(
+    x: FloatArray, y: FloatArray, weights: FloatArray, *, span: float, points: int = 200
+) -> FloatArray:
+    """Smooth y along x by local lines whose neighbours have weights; not robust.
+
+    Parameters
+    ----------
+    x, y, weights
+        Points and how much each counts, positive, shape (m,).
+    span
+        Share of the sum of weights that the nearest neighbours in each line reach.
+    points
+        With more points than so many, lines are fitted at that many of them and joined.
+
+    Returns
+    -------
+    ndarray
+        Fitted values, shape (m,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.arange(10.0)
+    >>> smooth = weighted_lowess(x, 2 * x, 1.0 + x, span=0.5)
+    >>> bool(np.allclose(smooth, 2 * x))
+    True
+    """
+    order = np.argsort(x, kind="stable")
+    xs, ys, ws = x[order], y[order], weights[order]
+    result = np.empty(x.size)
+    width = float(xs[-1] - xs[0])
+    if width == 0.0:
+        return np.full(x.size, float(ws @ ys) / float(ws.sum()))
+    at = np.arange(x.size)
+    if x.size > points:
+        at = np.unique(np.searchsorted(xs, np.linspace(xs[0], xs[-1], points)))
+    fitted = np.array([_weighted_line(xs, ys, ws, xs[i], span, width) for i in at])
+    # Ties have one value.
+    knots, first = np.unique(xs[at], return_index=True)
+    result[order] = np.interp(xs, knots, fitted[first])
+    return result
+
+
+def _weighted_line(
+    x: FloatArray, y: FloatArray, weights: FloatArray, at: float, span: float, width: float
+) -> float:
+    """Value at one point of the line through its nearest neighbours."""
+    distance = np.abs(x - at)
+    near = np.argsort(distance, kind="stable")
+    reached = np.cumsum(weights[near])
+    last = int(np.searchsorted(reached, span * reached[-1] * (1.0 - 1e-12)))
+    reach = float(distance[near[min(last, x.size - 1)]])
+    if reach <= 1e-7 * width:
+        here = distance <= reach
+        return float(np.average(y[here], weights=weights[here]))
+    w = weights * np.maximum(1.0 - (distance / reach) ** 3, 0.0) ** 3
+    total = float(w.sum())
+    mean = float(w @ x) / total
+    spread = float(w @ (x - mean) ** 2)
+    level = float(w @ y) / total
+    if spread <= (1e-7 * width) ** 2 * total:
+        return level
+    return level + (at - mean) * float(w @ ((x - mean) * y)) / spread

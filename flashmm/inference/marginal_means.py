@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flashmm.arrays.labels import by_name
-from flashmm.exceptions import InputError, nearest
+from flashmm.exceptions import InputError, check_option, nearest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -91,8 +91,7 @@ def contrast_weights(
                     f"{', '.join(levels)}."
                 )
         return list(rows), np.array(list(rows.values())).reshape(-1, L)
-    if contrast not in CONTRASTS:
-        raise InputError(f"Unknown contrast={contrast!r}. {nearest(str(contrast), CONTRASTS)}")
+    check_option("contrast", contrast, CONTRASTS)
     if L < 2:
         raise InputError(f"There is one mean ({levels[0]}); a contrast needs two.")
     if contrast == "eff":

@@ -19,6 +19,7 @@ from scipy.optimize import brentq
 
 from flashmm.exceptions import InputError
 from flashmm.inference.lowess import lowess
+from flashmm.inference.scaled_f import HIGHEST_DF, fit_scaled_f
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,6 +41,8 @@ _FLOOR, _ROBUST_FLOOR = 1e-5, 1e-12
 # Tails that are cut before robust moments are taken, lower and upper.
 _TAILS = (0.05, 0.1)
 _SPAN = 0.4
+# A false discovery rate above this says that a variance is no outlier.
+_NO_OUTLIER = 0.3
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(128)
 
 
@@ -159,6 +162,7 @@ def variance_prior(
     *,
     covariate: FloatArray | None = None,
     robust: bool = False,
+    legacy: bool = True,
 ) -> VariancePrior:
     """Estimate the distribution of the true variances from those of all features.
 
@@ -172,6 +176,10 @@ def variance_prior(
     robust
         Estimate d0 without the features with the smallest 5 % and largest 10 % of variances
         (winsorised), and moderate outliers less.
+    legacy
+        True: by the moments of log s^2, every feature counting alike. False: by maximum likelihood,
+        features with more degrees of freedom counting more; ``robust`` then discounts features by
+        their false discovery rate.
 
     Returns
     -------
@@ -195,7 +203,9 @@ def variance_prior(
     if not np.median(variance[known]) > 0:
         raise InputError("Most features have a residual variance of zero: there is no moderation.")
     at = None if covariate is None else covariate[known]
-    if robust and count > 2 and max(_TAILS) * count >= 1.0:
+    if not legacy:
+        found = _likelihood_prior(variance[known], df[known], at, robust and count > 2)
+    elif robust and count > 2 and max(_TAILS) * count >= 1.0:
         found = _robust_prior(variance[known], df[known], at)
     else:
         found = _prior(variance[known], df[known], at)
@@ -268,6 +278,30 @@ def _natural_spline(x: FloatArray) -> FloatArray:
     return np.stack(columns, axis=1)
 
 
+# ---- maximum likelihood ------------------------------------------------------------------
+
+
+def _likelihood_prior(
+    variance: FloatArray, df: FloatArray, covariate: FloatArray | None, robust: bool
+) -> VariancePrior:
+    """Prior by maximum likelihood; robust: features count by their false discovery rate."""
+    s0, d0 = fit_scaled_f(variance, df, covariate)
+    plain = VariancePrior(s0, np.full(variance.shape, d0), d0)
+    if not robust:
+        return plain
+    ratio = variance / s0
+    tail = np.minimum(_f(df, d0).sf(ratio), _f(df, d0).cdf(ratio))
+    rate = stats.false_discovery_control(np.minimum(2.0 * tail, 1.0))
+    rate[rate > _NO_OUTLIER] = 1.0
+    if (rate == 1.0).all():
+        return plain
+    s0, again = fit_scaled_f(variance, df, covariate, rate)
+    # Outliers are told by the first fit, what they are given starts from the second.
+    finite = min(again, HIGHEST_DF)
+    own = _df_of_outliers(ratio, df, finite, min(d0, HIGHEST_DF))
+    return VariancePrior(s0, np.where(own >= finite, again, own), again)
+
+
 # ---- robust to outliers -------------------------------------------------------------------
 
 
@@ -305,7 +339,7 @@ def _robust_prior(
         root = brentq(excess, start, 1.0, xtol=1e-14)
         d0 = root / (1.0 - root)
     s0 = np.exp(trend + mean - _cut_moments(d, d0)[0])
-    return VariancePrior(s0, _df_of_outliers(x / s0, d, d0), d0)
+    return VariancePrior(s0, _df_of_outliers(x / s0, np.full(m, d), d0, d0), d0)
 
 
 def _to_common_df(x: FloatArray, df: FloatArray, d: float, prior: VariancePrior) -> FloatArray:
@@ -349,21 +383,23 @@ def _outliers_of_none(ratio: FloatArray, d: float) -> FloatArray:
     return shrunk
 
 
-def _df_of_outliers(ratio: FloatArray, d: float, d0: float) -> FloatArray:
+def _df_of_outliers(ratio: FloatArray, d: FloatArray, d0: float, told: float) -> FloatArray:
     """Prior df of each feature, by the probability that it is no outlier, shape (m,).
 
-    A certain outlier has the df at which the largest variance would be the median of its kind.
-    Prior df never increase with the size of a variance.
+    A certain outlier has the df at which the least likely variance would be the median of its
+    kind. Prior df never decrease with the tail probability of a variance. ``told`` is the prior df
+    by which outliers are told, ``d0`` what a regular feature has.
     """
-    log_tail = _f_logsf(ratio, d, d0)
+    log_tail = _f_logsf(ratio, d, told)
     excess = np.minimum(log_tail - _log_empirical_tail(ratio), 0.0)
     if not (excess < 0).any():
         return np.full(ratio.shape, d0)
-    outlying = np.log(0.5) / float(log_tail.min()) * d0
-    again = float(_f_logsf(np.array([ratio.max()]), d, outlying)[0])
+    worst = int(np.argmin(log_tail))
+    outlying = np.log(0.5) / float(log_tail[worst]) * d0
+    again = float(_f_logsf(ratio[[worst]], d[[worst]], outlying)[0])
     outlying *= np.log(0.5) / again
     shrunk = np.exp(excess) * d0 - np.expm1(excess) * outlying
-    order = np.argsort(-ratio, kind="stable")
+    order = np.argsort(log_tail, kind="stable")
     ordered = shrunk[order]
     running = np.cumsum(ordered) / np.arange(1, ratio.size + 1)
     lowest = int(np.argmin(running))
@@ -376,15 +412,15 @@ def _log_empirical_tail(ratio: FloatArray) -> FloatArray:
     return np.asarray(np.log(ratio.size - stats.rankdata(ratio) + 0.5) - np.log(ratio.size))
 
 
-def _f_logsf(ratio: FloatArray, df1: float, df2: float) -> FloatArray:
+def _f_logsf(ratio: FloatArray, df1: FloatArray, df2: float) -> FloatArray:
     """Log survival function of F, beyond where the function itself underflows."""
     with np.errstate(divide="ignore"):
         result = np.log(stats.f.sf(ratio, df1, df2))
     far = result < -600.0
     if far.any():
         # I_x(a, b) by its hypergeometric series (DLMF 8.17.8)
-        a, b = df2 / 2, df1 / 2
-        x = df2 / (df2 + df1 * ratio[far])
+        a, b = df2 / 2, df1[far] / 2
+        x = df2 / (df2 + df1[far] * ratio[far])
         leading = a * np.log(x) + b * np.log1p(-x) - np.log(a) - special.betaln(a, b)
         result[far] = leading + np.log(special.hyp2f1(a + b, 1.0, a + 1.0, x))
     return np.asarray(result)

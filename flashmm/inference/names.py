@@ -92,6 +92,8 @@ def coefficients_of(requested: object, names: Sequence[str]) -> list[str]:
         requested = [requested]
     found: list[str] = []
     for item in requested:
+        if not isinstance(item, str | Integral):
+            raise InputError(f"{item!r} is not the name of a coefficient or a term.")
         of_term = [
             name
             for name in names

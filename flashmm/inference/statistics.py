@@ -57,7 +57,7 @@ class TStatistics:
 
 def resolve_alternative(alternative: str) -> Alternative:
     """Bring the spellings of R, scipy and statsmodels to scipy's."""
-    if alternative not in _SPELLINGS:
+    if not (isinstance(alternative, str) and alternative in _SPELLINGS):
         options = ["two-sided", "greater", "less"]
         raise InputError(
             f"Unknown alternative {alternative!r}. {nearest(str(alternative), options)}"

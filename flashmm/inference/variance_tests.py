@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from scipy import stats
 
+from flashmm.arrays.numeric import dimensions
 from flashmm.exceptions import InputError, listing, nearest
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def zero_hypotheses(
     if components is None:
         names: list[str] = list(variances)
     else:
-        names = [components] if isinstance(components, str) else [str(c) for c in components]
+        one = isinstance(components, str) or dimensions(components) == 0
+        names = [str(components)] if one else [str(c) for c in components]
     blocks = structure.blocks()
     hypotheses = []
     for name in names:

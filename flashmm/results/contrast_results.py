@@ -175,7 +175,11 @@ class FeatureTests:
             table = table[table["p_adjusted"] <= alpha]
         if style is not None:
             table = _styled(table, style, self.contrasts[position])
-        return table if n is None else table.head(n)
+        if n is None:
+            return table
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
+            raise InputError(f"`n` must be a whole number of features, or None for all, not {n!r}.")
+        return table.head(int(n))
 
     def to_frame(self, adjust: str = "bh", *, adjust_over: str = "features") -> pd.DataFrame:
         """One row per feature and contrast, with the columns of `top_table`.

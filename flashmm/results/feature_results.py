@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from scipy.linalg import block_diag
 
 from flashmm.arrays.labels import as_pandas
+from flashmm.arrays.numeric import dimensions
 from flashmm.exceptions import InputError
 from flashmm.inference.conditional_covariance import conditional_covariance
 from flashmm.inference.statistics import confidence_limits, t_statistics
@@ -327,7 +328,7 @@ class FeatureResults:
             grouping factor.
         """
         Y = as_pandas(Y)
-        if np.ndim(Y) == 1 and not isinstance(Y, pd.Series):
+        if dimensions(Y) == 1 and not isinstance(Y, pd.Series):
             Y = pd.DataFrame(np.asarray(Y)[None, :], index=[self.name])
         elif isinstance(Y, pd.Series):
             Y = pd.DataFrame(Y.to_numpy()[None, :], index=[self.name], columns=Y.index)

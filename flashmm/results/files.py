@@ -83,7 +83,7 @@ def _options(attrs: dict[Any, Any]) -> FitOptions:
     known: dict[str, Any] = {
         "method": ("REML", "ML"),
         "parameter_space": ("psd", "unconstrained"),
-        "engine": ("auto", *ENGINES),
+        "engine": ("auto", "patterned", *ENGINES),
     }
     values: dict[str, Any] = {}
     for field in fields(FitOptions):

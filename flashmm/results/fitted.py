@@ -102,8 +102,6 @@ class FittedModel:
         The fitted models of all features, where these are those with one pattern of samples.
     members
         Their positions in the whole; None for a whole fit.
-    kept
-        What was learned of the fit and is not learned again, by subject.
     """
 
     ds: xr.Dataset
@@ -113,6 +111,7 @@ class FittedModel:
     recipe: DesignRecipe | None = None
     whole: FittedModel | None = None
     members: IntArray | None = None
+    # What was learned of the fit and is not learned again, by subject.
     kept: dict[str, Any] = field(default_factory=dict, init=False)
 
     # ---- the model in numbers --------------------------------------------------------------

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from flashmm.exceptions import InputError, check_option, listing, nearest
+from flashmm.arrays.numeric import dimensions
+from flashmm.exceptions import InputError, check_names, check_option, listing, nearest
 from flashmm.inference.contrasts import Contrasts
 from flashmm.inference.marginal_means import averaging_weights, contrast_weights
 from flashmm.results.contrast_results import TTestResults
@@ -47,8 +48,8 @@ def marginal_means(
     """Estimated marginal means, or their contrasts; see `MultiLMMResults.marginal_means`."""
     check_option("weights", weights, _WEIGHTS)
     recipe = fitted.known_recipe()
-    grid = _grid(recipe, dict(at or {}))
-    kept, groups = _names(specs), _names(by)
+    grid = _grid(recipe, check_names("at", at, "value"))
+    kept, groups = _names(specs, "specs"), _names(by, "by")
     for name in (*kept, *groups):
         if name not in grid:
             raise InputError(
@@ -117,10 +118,15 @@ def marginal_means(
     )
 
 
-def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
+def _names(columns: str | Sequence[str] | None, what: str) -> tuple[str, ...]:
     if columns is None:
         return ()
-    return (columns,) if isinstance(columns, str) else tuple(columns)
+    one = isinstance(columns, str) or dimensions(columns) == 0
+    names: tuple[Any, ...] = (columns,) if one else tuple(columns)
+    wrong = [name for name in names if not isinstance(name, str)]
+    if wrong:
+        raise InputError(f"`{what}` takes names of columns, as text, not {wrong[0]!r}.")
+    return names
 
 
 def _sets_offset(recipe: DesignRecipe, at: Mapping[str, Any] | None) -> bool:
@@ -141,7 +147,7 @@ def _grid(recipe: DesignRecipe, at: dict[str, Any]) -> dict[str, list[Any]]:
     for name in columns if _sets_offset(recipe, at) else recipe.fixed.columns:
         record = recipe.columns[name]
         if name in at:
-            scalar = isinstance(at[name], str) or np.ndim(at[name]) == 0
+            scalar = isinstance(at[name], str) or dimensions(at[name]) == 0
             grid[name] = [at[name]] if scalar else list(at[name])
             if not grid[name]:
                 raise InputError(f"`at` gives no value for {name!r}.")

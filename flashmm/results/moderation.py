@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from flashmm.arrays.labels import in_order, label_positions
+from flashmm.arrays.numeric import float_array
 from flashmm.exceptions import InputError, check_option
 from flashmm.inference.moderation import moderate, variance_prior
 from flashmm.inference.variance_fractions import column_sums, weight_total
@@ -32,9 +33,12 @@ def moderated_variances(
     trend: bool | ArrayLike = False,
     robust: bool = False,
     df_method: str = "satterthwaite",
+    legacy: bool | None = None,
 ) -> xr.Dataset:
     """Residual variances moderated by those of all features; see `MultiLMMResults.moderate`."""
     check_option("df", df_method, ("satterthwaite", "dream"))
+    if legacy is not None and not isinstance(legacy, bool | np.bool_):
+        raise InputError(f"`legacy` must be True, False or None, not {legacy!r}.")
     internal, df = hypotheses(fitted).residual_variance()
     sigma2 = internal * fitted.projection.scale
     if df_method == "dream":
@@ -42,7 +46,10 @@ def moderated_variances(
             raise InputError("df='dream' counts degrees of freedom of a REML fit; this is ML.")
         df = np.where(np.isfinite(sigma2), hypotheses(fitted).hat_df(), np.nan)
         sigma2 = sigma2 / _mean_weights(fitted)
-    prior = variance_prior(sigma2, df, covariate=trend_values(fitted, trend), robust=robust)
+    if legacy is None:
+        legacy = _same_samples(fitted, np.isfinite(sigma2))
+    at = trend_values(fitted, trend)
+    prior = variance_prior(sigma2, df, covariate=at, robust=robust, legacy=legacy)
     moderated = moderate(sigma2, df, prior)
     values = (sigma2, df, prior.variance, prior.df, moderated.variance, moderated.df)
     return xr.Dataset(
@@ -53,8 +60,17 @@ def moderated_variances(
             "trend": int(trend is not False),
             "robust": int(robust),
             "df": df_method,
+            "legacy": int(legacy),
         },
     )
+
+
+def _same_samples(fitted: FittedModel, known: NDArray[np.bool_]) -> bool:
+    """Whether all features have the same number of observations."""
+    stats = fitted.stats
+    if not isinstance(stats, PatternedStats) or not known.any():
+        return True
+    return bool(np.ptp(stats.nobs[known]) == 0)
 
 
 def _mean_weights(fitted: FittedModel) -> FloatArray:
@@ -96,7 +112,7 @@ def trend_values(fitted: FittedModel, trend: Any) -> FloatArray | None:
     if isinstance(trend, bool):
         return feature_means(fitted) if trend else None
     given = in_order(trend, fitted.names, "`trend`", of="features", by_text=True)
-    values = np.asarray(given, dtype=np.float64)
+    values = float_array(given, "`trend`")
     if values.shape != (fitted.stats.m,):
         raise InputError(
             f"`trend` must be True, False or {fitted.stats.m} numbers, one per feature; its "

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from flashmm.arrays.numeric import float_array
 from flashmm.exceptions import InputError, check_option
 from flashmm.inference.names import by_coefficient, term_name
 from flashmm.inference.variance_fractions import (
@@ -112,7 +113,7 @@ def _chunks(count: int, numbers: int, memory: int) -> list[slice]:
 def _column_sums(fitted: FittedModel, column_means: ArrayLike | None) -> FloatArray:
     if column_means is not None:
         given = by_coefficient(column_means, fitted.stats.coef_names, "`column_means`")
-        means = np.asarray(given, dtype=np.float64)
+        means = float_array(given, "`column_means`")
         if means.shape != (fitted.stats.p,) or not np.isfinite(means).all():
             raise InputError(
                 f"`column_means` must be {fitted.stats.p} finite numbers, one for each column of "

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     IntArray = NDArray[np.intp]
 
-__all__ = ["Features", "added", "subtracted"]
+__all__ = ["Features", "added", "refuse_others", "subtracted"]
 
 Features = Literal["equal", "intersect"]
 
@@ -38,6 +38,7 @@ _ROUNDING = 1e-12
 
 def added(left: AnySums, right: AnySums, features: Features = "equal") -> AnySums:
     """Statistics of the union of two disjoint sets of samples, labelled as ``left`` is."""
+    refuse_others(left, right)
     left, right = _with_same_features(left, right, features)
     right = _with_coefficients_of(right, left)
     _refuse_other_aliasing(left.aliased, right.aliased)
@@ -45,11 +46,21 @@ def added(left: AnySums, right: AnySums, features: Features = "equal") -> AnySum
     return _combined(_with_levels(left, structure), _with_levels(right, structure), 1.0)
 
 
+def refuse_others(one: object, other: object) -> None:
+    """Raise where statistics are joined with something else."""
+    if type(other) is not type(one):
+        raise InputError(
+            f"{type(one).__name__} can be joined with statistics of their kind, not with "
+            f"{type(other).__name__}."
+        )
+
+
 def subtracted(whole: AnySums, part: AnySums) -> AnySums:
     """Statistics of the samples of ``whole`` that are not in ``part``.
 
     Levels that have no samples left are gone.
     """
+    refuse_others(whole, part)
     if part.n >= whole.n:
         raise InputError(
             f"Cannot take {part.n} samples out of {whole.n}: nothing would be left of them."

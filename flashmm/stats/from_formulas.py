@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
+from flashmm.arrays.numeric import dimensions
 from flashmm.designs.per_sample import per_sample
-from flashmm.exceptions import InputError, MissingSamplesWarning, check_option, warn
+from flashmm.exceptions import InputError, MissingSamplesWarning, check_names, check_option, warn
 from flashmm.formulas.build import DesignBuild, build_design
 from flashmm.formulas.coding import OneLevelError, said_before
 from flashmm.formulas.own_covariates import covariates_of_columns, refuse_in_factor, with_ones
@@ -99,7 +99,7 @@ def sum_formulas(
     missing, context = handling.missing, handling.context
     check_option("missing", missing, ("raise", "drop", "feature"))
     check_option("rank", handling.rank, RANKS)
-    names = tuple(handling.covariates or {})
+    names = tuple(check_names("feature_covariates", handling.covariates, "values"))
     labels = getattr(data, "index", None)
     if names:
         data = with_ones(data, names)
@@ -188,8 +188,7 @@ def is_own(weights: Any, source: Source) -> bool:
     """Whether weights are those of each observation, (m, n), not one column of all samples'."""
     if weights is None or isinstance(weights, str):
         return False
-    ndim = getattr(weights, "ndim", None)
-    table = (np.ndim(weights) if ndim is None else ndim) == 2
+    table = dimensions(weights) in (2, None)
     one_column = getattr(weights, "shape", None) == (source.n, 1) and min(source.n, source.m) > 1
     return bool(table and not one_column)
 

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 
 from flashmm.arrays.labels import feature_positions
 from flashmm.exceptions import InputError, listing
-from flashmm.stats.algebra import added, column_positions, subtracted
+from flashmm.stats.algebra import added, column_positions, refuse_others, subtracted
 from flashmm.stats.own_designs import (
     DesignSums,
     OwnColumns,
@@ -242,6 +242,7 @@ class PatternedStats:
     def _combined(
         self, other: PatternedStats, combine: Callable[..., SummaryStats], sign: float
     ) -> PatternedStats:
+        refuse_others(self, other)
         sums = combine(replace(self.sums, shift=None), replace(other.sums, shift=None))
         (mine, left, own), (theirs, right, others) = (one._over(sums) for one in (self, other))
         if own != others:

@@ -405,4 +405,4 @@ class _OwnSums:
     def _where(self, feature: int, sample: int) -> str:
         names = self.source.sample_names
         label = int(sample) if names is None else names[int(sample)]
-        return f"feature {self.source.feature_names[feature]!r}, sample {label!r}"
+        return f"feature {str(self.source.feature_names[feature])!r}, sample {label!r}"

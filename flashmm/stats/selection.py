@@ -102,7 +102,7 @@ def _random_positions(structure: CovarianceStructure, names: Any) -> set[tuple[i
         if parameter.is_variance:
             known.setdefault(parameter.name, {(parameter.term, max(parameter.row, 0))})
     asked = _as_list(names)
-    unknown = [name for name in asked if name not in known]
+    unknown = [name for name in asked if not (isinstance(name, str) and name in known)]
     if unknown:
         raise InputError(
             f"Unknown random effect: {listing(unknown)}. {nearest(str(unknown[0]), list(known))} "

@@ -407,6 +407,7 @@ class FixedEffectMethods(OfFittedModel):
         trend: bool | ArrayLike = False,
         robust: bool = False,
         df: Literal["satterthwaite", "dream"] = "satterthwaite",
+        legacy: bool | None = None,
     ) -> xr.Dataset:
         """Residual variances moderated by those of all features (empirical Bayes).
 
@@ -430,6 +431,12 @@ class FixedEffectMethods(OfFittedModel):
             fitted values; all of a contrast's variance is multiplied by the moderated over the
             unmoderated residual variance and gains all of the prior's degrees of freedom. Weights
             count scaled to a mean of one in each feature. REML only.
+        legacy
+            How the distribution is estimated. True: by the moments of the log variances, all
+            features counting alike, as limma did up to 3.60 (Smyth 2004, section 6.2). False: by
+            maximum likelihood, features with more degrees of freedom counting more, as limma does
+            since 3.62 where degrees of freedom differ. None: False where features have different
+            numbers of observations, True where all have the same.
 
         Returns
         -------
@@ -454,7 +461,7 @@ class FixedEffectMethods(OfFittedModel):
         >>> bool((table["df_moderated"] >= table["df"]).all())
         True
         """
-        return moderation.moderated_variances(self.fitted, trend, robust, df)
+        return moderation.moderated_variances(self.fitted, trend, robust, df, legacy)
 
     def fim(self, features: Any = None) -> xr.Dataset:
         """Fisher information matrices.
