@@ -300,3 +300,62 @@ def test_a_constant_slope_is_still_refused():
     data["yr"] = 2004.0
     with pytest.raises(fm.InputError, match="cannot be told apart"):
         model("~ 1 + (yr | p)", data, data[["y"]].T).fit()
+
+
+def small_residuals(m: int = 16):
+    """Two samples of each of 12 people, with residuals from almost none to large ones."""
+    rng = np.random.default_rng(4)
+    data = pd.DataFrame(
+        {"id": np.repeat(np.arange(12), 2).astype(str), "t": np.tile([0.0, 1.0], 12)}
+    )
+    people = np.repeat(np.arange(12), 2)
+    Y = 2 * rng.normal(size=(m, 12))[:, people]
+    Y += 1.5 * rng.normal(size=(m, 12))[:, people] * data.t.to_numpy()
+    Y += np.linspace(0.001, 2, m)[:, None] * rng.normal(size=(m, 24))
+    return data, Y
+
+
+@pytest.mark.parametrize("method", ["REML", "ML"])
+def test_moderated_tests_where_some_residual_variances_are_zero(method):
+    data, Y = small_residuals()
+    result = fm.MultiLMM.from_formula("~ t", "(t || id)", data, Y).fit(
+        method, parameter_space="psd"
+    )
+    at_zero = (result.theta["Residual"] == 0).to_numpy()
+    assert 0 < at_zero.sum() < len(Y) / 2
+    plain, moderated = result.t_test("t"), result.t_test("t", moderated=True)
+    assert np.isfinite(moderated.pvalue.to_numpy()).all()
+    for name in ("sd", "df", "pvalue"):  # of such a variance nothing is known by itself
+        pd.testing.assert_frame_equal(
+            getattr(moderated, name)[at_zero], getattr(plain, name)[at_zero], check_exact=False
+        )
+    assert (moderated.df.to_numpy() != plain.df.to_numpy())[~at_zero].all()
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize(("y", "x"), [(1e-100, 1e100), (1e100, 1e-100), (1e150, 1e-30)])
+def test_a_slopes_variance_that_no_number_holds_is_a_verdict(y, x, missing):
+    rng = np.random.default_rng(8)
+    data = pd.DataFrame({"x": rng.normal(size=48), "g": np.repeat(list("abcdefgh"), 6)})
+    Y = rng.normal(size=(3, 48)) + rng.normal(size=(3, 8))[:, np.repeat(np.arange(8), 6)]
+    options = {}
+    if missing:
+        Y[0, 3], options["missing"] = np.nan, "feature"
+    data["x"] *= x
+    model = fm.MultiLMM.from_formula("~ 1", "(x | g)", data, Y * y, **options)
+    with pytest.warns(fm.ConvergenceWarning, match="non finite"):
+        result = model.fit(parameter_space="psd")
+    assert (result.status == "non finite").all()
+    assert result.theta.isna().all(axis=None)
+    assert result.params.isna().all(axis=None)
+
+
+def test_a_maximum_of_the_psd_space_is_found_though_the_likelihood_is_unbounded():
+    """ML of 11 samples: a start that is given ends at these maxima, the search ran to the edge."""
+    case = json.loads((EDGES / "unbounded_ml.json").read_text())
+    crossed = fm.MultiLMM.from_formula(
+        "~ c", "(1 | a) + (x || b)", pd.DataFrame(case["data"]), np.array(case["Y"])
+    )
+    found = crossed.fit("ML", parameter_space="psd")
+    assert (found.status == "boundary").all()
+    np.testing.assert_allclose(found.llf, [-24.285911, -17.373005, -20.313845], atol=1e-5)

@@ -181,3 +181,22 @@ def test_blocks_whose_samples_are_all_dropped(form, monkeypatch):
             part = block.values.toarray() if sp.issparse(block.values) else block.values
             found[block.features, block.samples] = part
         np.testing.assert_array_equal(found, values[:, keep])
+
+
+# ---- blocks of another size than dask knows ---------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rows", ["features", "samples"])
+@pytest.mark.parametrize("part", [np.s_[:-1], np.s_[:, :-1], np.s_[:0], np.s_[:1, :1]])
+def test_chunks_of_another_shape_than_dask_says_are_refused(da, form, rows, part):
+    values = counts()
+    if rows == "samples":
+        values = values.T
+    Y = da.from_array(values, chunks=(max(2, values.shape[0] // 3), values.shape[1] // 2))
+    make = FORMS[form]
+    Y = Y.map_blocks(lambda block: make(block[part]), meta=make(np.empty((0, 0))))
+    with pytest.raises(InputError, match="the dask array says"):
+        list(make_source(Y, rows=rows).blocks())
+    with pytest.raises(InputError, match="the dask array says"):
+        stats_of(Y, rows=rows)

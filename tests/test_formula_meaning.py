@@ -535,6 +535,48 @@ def test_products_of_whole_numbers_do_not_wrap_around():
     np.testing.assert_allclose(X[:, 1], expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("I(k*k*k*k*k*k*k*k*k*k*k*k)", lambda k: k**12),
+        ("np.power(k, 11)", lambda k: k**11),
+        ("I(k.pow(11))", lambda k: k**11),
+        ("log(np.power(k, 11))", lambda k: 11 * np.log(k)),
+        ("I(np.square(np.square(np.square(np.square(k)))) / 2)", lambda k: k**16 / 2),
+        ("poly(np.power(k, 11), 1, raw=True)", lambda k: k**11),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["int8", "int64", "UInt8"])
+def test_calls_of_whole_numbers_do_not_wrap_around(written, value, dtype, tmp_path):
+    data = samples().assign(k=(samples().k * 11).astype(dtype))
+    X = build(f"~ {written}", data=data).X
+    np.testing.assert_allclose(X[:, 1], value(data.k.to_numpy(dtype=float)), rtol=1e-12)
+    if ".pow" not in written:  # files hold no methods
+        result = fit(f"~ {written}", data=data)
+        result.save(tmp_path / "fit.nc")
+        loaded = fm.MultiLMMResults.load(tmp_path / "fit.nc")
+        np.testing.assert_array_equal(loaded.predict(data), result.predict(data))
+
+
+def test_whole_numbers_stay_whole_where_floats_would_be_others():
+    data = samples()
+    names = build("~ 0 + k.astype(str)", data=data).coef_names
+    assert names[0] == "k.astype(str)[1]"
+    table = np.arange(10.0) ** 2
+    X = build("~ table[k]", data=data, context={"table": table}).X
+    np.testing.assert_array_equal(X[:, 1], data.k**2)
+    data["k"] += 10**17
+    np.testing.assert_array_equal(build("~ I(k % 7)", data=data).X[:, 1], data.k % 7)
+
+
+@pytest.mark.parametrize("name", ["True", "None", "False", "__debug__"])
+def test_a_column_called_as_a_word_of_python_is_not_that_word(name):
+    data = samples().assign(**{name: 2.0 * samples().z})
+    assert build(f"~ `{name}`", data=data).coef_names == ("Intercept", name)
+    with pytest.raises(InputError, match=f"'{name}' is a word of Python.*Rename"):
+        build(f"~ I(`{name}` * k)", data=data)
+
+
 def test_anndata_keeps_booleans():
     anndata = pytest.importorskip("anndata")
     obs = samples().set_index(pd.Index([f"c{i}" for i in range(48)]))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import builtins
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from keyword import iskeyword
 from numbers import Number
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,6 +118,12 @@ class Names:
     def _add_expression(self, expression: str, source: str) -> None:
         aliases: dict[str, str] = {}
         environment: dict[str, Any] = dict.fromkeys(self.available)
+        for name in re.findall(r"`([^`]*)`", expression):
+            if iskeyword(name) or name == "__debug__":
+                raise InputError(
+                    f"{source}: {name!r} is a word of Python, which has a meaning of its own in "
+                    f"{expression!r}. Rename the column."
+                )
         try:
             code = sanitize_variable_names(expression, environment, aliases)
             tree = ast.parse(code, mode="eval")

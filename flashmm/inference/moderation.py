@@ -128,7 +128,8 @@ def moderate_moments(
     A contrast keeps its estimate, of which sum_i theta~_i dlCl'/dtheta_i is the variance, since
     that sum is l C X'V^-1 V(theta~) V^-1 X C l'. Satterthwaite's df follow from W~. So a contrast
     that is judged by the residual variance gains all of the prior df, and one that is judged by
-    the variance between subjects none.
+    the variance between subjects none. Where s is at its bound of zero, W_ss is zero too and
+    nothing is moderated.
 
     Parameters
     ----------
@@ -145,10 +146,12 @@ def moderate_moments(
         With the variances and W replaced.
     """
     own = covariance[:, -1, -1]
-    gain = covariance[:, :, -1] / own[:, None]
-    step = gain * (moderated - residual)[:, None]
+    known = own != 0.0  # at its bound of zero a residual variance tells, and is told, nothing
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gain = np.where(known[:, None], covariance[:, :, -1] / own[:, None], 0.0)
+        saved = np.where(known, own - 2.0 * moderated**2 / df, 0.0)
+    step = gain * np.where(known, moderated - residual, 0.0)[:, None]
     variance = moments.variance + (step[:, None, :, None, None] * moments.gradient).sum(axis=2)
-    saved = own - 2.0 * moderated**2 / df
     updated = covariance - saved[:, None, None] * gain[:, :, None] * gain[:, None, :]
     return replace(moments, variance=variance), updated
 

@@ -39,6 +39,7 @@ __all__ = [
     "UNDERFLOW",
     "Basis",
     "Projection",
+    "have_room",
     "parameter_scale",
     "project",
     "scale_of_columns",
@@ -49,6 +50,8 @@ _RANK_TOLERANCE = 1e-10
 ROUNDING = 1e-12
 # Variances below this are not normal numbers: digits are lost.
 UNDERFLOW = float(np.finfo(np.float64).tiny)
+# Variances in their units may be far above one.
+_LARGEST = 1e-3 * float(np.finfo(np.float64).max)
 _EPS = float(np.finfo(np.float64).eps)
 # Up to this many random effects a dense eigenbasis is cheap.
 DENSE_LIMIT = 3000
@@ -369,6 +372,8 @@ def project(stats: SummaryStats, column_scale: FloatArray | None = None) -> Proj
     rounding = max(ROUNDING, _EPS * white.amplification)
     floor = rounding * yy + (0.1 * ROUNDING) ** 2 * stats.yy
     zero_variance = ~non_finite & ((yRy <= floor) | (yRy < UNDERFLOW * (n - p)))
+    units = parameter_scale(structure, column_scale)
+    non_finite |= ~zero_variance & ~have_room(yRy / (n - p), units)
     scale = np.where(zero_variance | non_finite, 1.0, yRy / (n - p))
     ZRy = (ZY / column_scale[:, None] - ZXW @ WXY) / np.sqrt(scale)
     beta_ols = white.W @ WXY + a
@@ -387,13 +392,20 @@ def project(stats: SummaryStats, column_scale: FloatArray | None = None) -> Proj
         ZRy=np.ascontiguousarray(ZRy.T),
         scale=scale,
         column_scale=column_scale,
-        param_scale=parameter_scale(structure, column_scale),
+        param_scale=units,
         beta_ols=beta_ols,
         rounding=np.maximum(ROUNDING * (n - p), 2.0 * _EPS * white.amplification * yy / scale),
         zero_variance=zero_variance,
         non_finite=non_finite,
         turn=turn,
     )
+
+
+def have_room(scale: FloatArray, units: FloatArray) -> BoolArray:
+    """For which features variances in the units of Y are numbers with all their digits, (m,)."""
+    with np.errstate(over="ignore", under="ignore"):
+        least, most = scale * units.min(axis=-1), scale * units.max(axis=-1)
+    return np.asarray((least > UNDERFLOW) & (most < _LARGEST))
 
 
 def parameter_scale(structure: CovarianceStructure, column_scale: FloatArray) -> FloatArray:

@@ -34,6 +34,8 @@ __all__ = ["FitPlan", "fit_features"]
 # Shares of the residual variance that are added to variances of the psd estimate, one after the
 # other, where a search from there ends at the edge of the domain too.
 _LIFTS = (0.0, 0.1, 0.5, 2.0)
+# Maxima of the grid that are tried where a search runs to the edge.
+_SUMMITS = 3
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,13 @@ def fit_features(
             landscape=_landscape(projection, options, start),
         )
     solution = search.run(space, start.theta, projection.varies & ~likelihood.perfect_fit)
-    if plan.second_search and space.name != "psd":
+    if plan.second_search:
         lost = without_maximum(likelihood, solution)
-        psd = make_space("psd", structure.blocks(), start.theta.shape[1])
-        _restart_inside(search, psd, space, start, solution, lost)
+        if space.name == "psd":
+            _restart_at_summits(search, space, solution, lost)
+        else:
+            psd = make_space("psd", structure.blocks(), start.theta.shape[1])
+            _restart_inside(search, psd, space, start, solution, lost)
     return assemble_dataset(stats, projection, likelihood, solution, options, n_jobs=threads)
 
 
@@ -169,6 +174,9 @@ def _restart_inside(
         landscape = replace(landscape, chosen=np.ones_like(usable))
     stepwise = replace(search, plan=replace(search.plan, fallback=None), landscape=landscape)
     inner = stepwise.run(psd, zero, usable)
+    _restart_at_summits(
+        stepwise, psd, inner, np.intersect1d(lost, without_maximum(search.likelihood, inner))
+    )
     solution.n_iter[lost] += inner.n_iter[lost]
     stepwise = replace(stepwise, again_from=None, landscape=None)
     variances = search.projection.structure.is_variance
@@ -186,11 +194,46 @@ def _restart_inside(
             break
 
 
-def _landscape(projection: AnyProjection, options: FitOptions, start: Starts) -> Landscape | None:
+def _restart_at_summits(
+    search: _Search, psd: ParameterSpace, solution: Solution, lost: NDArray[np.intp]
+) -> None:
+    """Fit features that ran to the edge of the domain again, from maxima of the grid; in place.
+
+    The highest of the proper maxima that are found stays.
+    """
+    landscape = search.landscape or _landscape(search.projection, search.plan.options, None)
+    if lost.size == 0 or landscape is None:
+        return
+    plain = replace(
+        search, plan=replace(search.plan, fallback=None), again_from=None, landscape=None
+    )
+    starts = landscape.summits(lost, _SUMMITS)
+    best = np.full(solution.status.size, -np.inf)
+    for start in starts:
+        usable = np.zeros(solution.status.size, dtype=bool)
+        usable[lost] = np.isfinite(start).all(axis=1)
+        if not usable.any():
+            continue
+        theta = np.zeros((usable.size, start.shape[1]))
+        theta[:, -1] = 1.0
+        theta[lost] = np.where(usable[lost, None], start, theta[lost])
+        again = plain.run(psd, theta, usable)
+        solution.n_iter[usable] += again.n_iter[usable]
+        height = again.evaluation.loglik
+        found = np.flatnonzero(usable & (again.status <= Status.BOUNDARY) & (height > best))
+        best[found] = height[found]
+        solution.theta[found], solution.status[found] = again.theta[found], again.status[found]
+        solution.evaluation.put(found, again.evaluation.take(found))
+
+
+def _landscape(
+    projection: AnyProjection, options: FitOptions, start: Starts | None
+) -> Landscape | None:
     """Where other maxima may be seen; None where designs differ by feature or are too large."""
-    if isinstance(projection, PatternedProjection) or start.given.all():
+    if isinstance(projection, PatternedProjection) or (start and start.given.all()):
         return None
     host = projection.in_numpy
     grid = ratio_grid(host, options.method)
     variances = np.flatnonzero(projection.structure.is_variance[:-1])
-    return None if grid is None else Landscape(grid, host.u, host.rss, ~start.given, variances)
+    chosen = np.ones(host.rss.size, dtype=bool) if start is None else ~start.given
+    return None if grid is None else Landscape(grid, host.u, host.rss, chosen, variances)

@@ -96,6 +96,28 @@ class Landscape:
         point = order[rank, which]
         return suspects[which], grid.theta[point] * sigma2[point, which][:, None]
 
+    def summits(self, features: IntArray, most: int) -> FloatArray:
+        """Where proper maxima may lie beside an edge at which the likelihood has no bound.
+
+        Maxima of the grid, the highest first, then each of a few variances by itself.
+
+        Returns
+        -------
+        ndarray
+            Starts, shape (s, B, k), NaN beyond the last of a feature.
+        """
+        values, sigma2 = self.grid.profile(self.u[features], self.rss[features])
+        top = self.grid.summits(values)
+        order = np.argsort(np.where(top, -values, np.inf), axis=0)[:most]
+        theta = self.grid.theta[order] * np.take_along_axis(sigma2, order, axis=0)[:, :, None]
+        starts = np.where(np.take_along_axis(top, order, axis=0)[:, :, None], theta, np.nan)
+        if self.variances.size > _MOST_AT_A_TIME:
+            return starts
+        alone = np.zeros((self.variances.size, features.size, theta.shape[2]))
+        alone[np.arange(self.variances.size), :, self.variances] = 1.0
+        alone[:, :, -1] = 1.0
+        return np.concatenate([starts, alone])
+
     def one_at_a_time(self, theta: FloatArray) -> tuple[IntArray, FloatArray]:
         """More starts where variances are negative, which the grid does not have, as `starts`.
 

@@ -51,7 +51,9 @@ MEANINGS: dict[Status, str] = {
         "X explains the feature exactly (a constant, for instance), or squares of it underflow"
     ),
     Status.PERFECT_FIT: "X and Z together explain the feature exactly",
-    Status.NON_FINITE: "the feature's sums are not finite",
+    Status.NON_FINITE: (
+        "the feature's sums, or variances in its units, are no finite numbers with all digits"
+    ),
     Status.NOT_ESTIMABLE: "the samples that the feature has cannot carry the model",
     Status.RUNNING: "not ended (internal)",
 }

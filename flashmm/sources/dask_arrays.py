@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm.arrays.sparse import UnsoundMatrixError, compressed
-from flashmm.exceptions import InputError
+from flashmm.exceptions import InputError, listing
 from flashmm.sources.pieces import Piece
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ class DaskReader:
         chunks_of = self.chunks()
         for rows, columns in self.runs(block_bytes):
             features, samples = (columns, rows) if self.transposed else (rows, columns)
-            yield Piece(features, samples, self._reading(chunks_of(rows, columns)))
+            shape = rows.stop - rows.start, columns.stop - columns.start
+            yield Piece(features, samples, self._reading(chunks_of(rows, columns), shape))
 
     def chunks(self) -> Callable[[slice, slice], list[list[Any]]]:
         """Gives the chunks of a run that hold something, row by row, not computed."""
@@ -119,32 +120,53 @@ class DaskReader:
 
         return chunks_of
 
-    def _reading(self, chunks: list[list[Any]]) -> Callable[[], Any]:
+    def _reading(self, chunks: list[list[Any]], shape: tuple[int, int]) -> Callable[[], Any]:
         def read() -> Any:
             import dask  # noqa: PLC0415  (an optional package, which made the array)
 
             # Chunk by chunk: dask would join sparse ones before they are known to be sound.
-            return joined_chunks(dask.compute(chunks)[0], self.transposed)
+            return joined_chunks(dask.compute(chunks)[0], shape, self.transposed)
 
         return read
 
 
-def joined_chunks(chunks: list[list[Any]], transposed: bool) -> Any:
+def joined_chunks(chunks: list[list[Any]], shape: tuple[int, int], transposed: bool) -> Any:
     """Computed chunks, row by row, as one piece of features x samples.
 
     Parameters
     ----------
     chunks
         ndarrays, matrices of scipy, or arrays of the package sparse.
+    shape
+        What the dask array says of them together.
     transposed
         Whether they are samples x features.
 
     Returns
     -------
     ndarray, csr_array or csc_array
+
+    Raises
+    ------
+    InputError
+        If they are of another shape, as where a function mapped over blocks drops some rows.
     """
     rows = [[_plain(chunk) for chunk in row] for row in chunks]
     first = rows[0][0]
+    sizes = [[chunk.shape for chunk in row] for row in rows]
+    fits = all(
+        len(size) == 2 and (size[0], across[1]) == (row[0][0], size[1])
+        for row in sizes
+        for size, across in zip(row, sizes[0], strict=True)
+    )
+    total = sum(row[0][0] for row in sizes) if fits else 0, sum(size[-1] for size in sizes[0])
+    if not fits or total != shape:
+        found = listing([size for row in sizes for size in row])
+        raise InputError(
+            f"Blocks of Y have the shapes {found}, where "
+            f"the dask array says that they make up {shape}. Tell dask the sizes that its blocks "
+            "have (`chunks` of map_blocks)."
+        )
     if len(rows) == len(rows[0]) == 1:
         values = first
     elif any(sp.issparse(chunk) for row in rows for chunk in row):

@@ -55,11 +55,12 @@ class _Task:
 
     function: Callable[..., Any]
     samples: _Samples
+    shape: tuple[int, int]
     transposed: bool
 
     def __call__(self, template: Source, chunks: list[list[Any]], *arguments: Any) -> Any:
         try:
-            values = joined_chunks(chunks, self.transposed)
+            values = joined_chunks(chunks, self.shape, self.transposed)
         except UnsoundMatrixError as error:
             raise error.named(f"Block {self.samples.block} of Y") from None
         reader = sparse_reader(values) if sp.issparse(values) else array_reader(values)
@@ -86,8 +87,8 @@ class Part:
         Positions among the features in use.
     rows
         Positions of its samples in the design, shape (n_b,).
-    chunks
-        Its chunks, not computed, row by row.
+    chunks, shape
+        Its chunks, not computed, row by row, and what they make up.
     template
         The source with these features and no samples, a dask object that parts share.
     samples
@@ -99,6 +100,7 @@ class Part:
     features: slice
     rows: IntArray
     chunks: list[list[Any]]
+    shape: tuple[int, int]
     template: Any
     samples: _Samples
     transposed: bool
@@ -108,7 +110,9 @@ class Part:
         import dask  # noqa: PLC0415  (an optional package, which made the array)
 
         task = dask.delayed(
-            _Task(function, self.samples, self.transposed), name=_key("part"), traverse=False
+            _Task(function, self.samples, self.shape, self.transposed),
+            name=_key("part"),
+            traverse=False,
         )
         return task(self.template, self.chunks, *arguments, dask_key_name=_key("part"))
 
@@ -142,7 +146,8 @@ def parts_of(source: Source, block_bytes: int) -> list[Part]:
         if slots.start == slots.stop or here.size == 0:
             continue
         chunks = chunks_of(rows, columns)
-        parts.append(Part(slots, here, chunks, template, known, reader.transposed))
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        parts.append(Part(slots, here, chunks, shape, template, known, reader.transposed))
     return parts
 
 

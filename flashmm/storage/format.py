@@ -29,6 +29,12 @@ def marked(ds: xr.Dataset, kind: str, version: int) -> xr.Dataset:
 
 def check_mark(path: Path, ds: xr.Dataset, kind: str) -> None:
     """Raise unless a file holds a kind of thing in a format that is read."""
+    for name, value in ds.attrs.items():
+        if np.ndim(value):
+            raise InputError(
+                f"{str(path)!r} holds {str(value)[:80]!r} as {str(name)[:80]!r}, which is one "
+                "number or text in files that flashmm wrote."
+            )
     if ds.attrs.get(_KIND) != kind:
         found = ds.attrs.get(_KIND, "something that flashmm did not write")
         raise InputError(f"{str(path)!r} holds {str(found)[:80]}, not {kind}.")

@@ -136,7 +136,11 @@ def check_file(ds: xr.Dataset, kind: str) -> None:
         _check_numbers(ds, {"n_features": 0.0})
         return
     _check_sizes(ds)
-    _check_numbers(ds, {"n": 0.0, "log_weights": -np.inf})
+    # A fit leaves degrees of freedom; sums that are yet to be added need not.
+    least = ds.sizes["coef"] + 1.0 if kind == "MultiLMMResults" else 0.0
+    _check_numbers(ds, {"n": least, "log_weights": -np.inf})
+    if ds.attrs.get("numbered", 0) not in (0, 1):
+        raise InputError(f"'numbered' is {str(ds.attrs['numbered'])[:80]!r}, not 0 or 1.")
 
 
 def _required(ds: xr.Dataset, kind: str) -> dict[str, Variable]:

@@ -30,6 +30,7 @@ from flashmm.likelihood.projection import (
     ROUNDING,
     UNDERFLOW,
     Projection,
+    have_room,
     parameter_scale,
     project,
     scale_of_columns,
@@ -269,6 +270,9 @@ def _stack(stats: PatternedStats, features: IntArray, total: PatternedProjection
     constant = finite & ((yRy <= floor) | (yRy < UNDERFLOW * designs.n))
     total.zero_variance[features[constant]] = True
     df = designs.n - p
+    beyond = finite & ~constant & ~have_room(yRy / df, total.param_scale[features])
+    total.non_finite[features[beyond]] = True
+    finite &= ~beyond
     scale = np.where(constant | ~finite, 1.0, yRy / df)
     beta_ols = np.matmul(W, WXY[:, :, None])[:, :, 0] + a.T
     beta_ols[~finite] = np.nan
