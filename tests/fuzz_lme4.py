@@ -13,25 +13,33 @@ import os
 import shutil
 import subprocess
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 
 import flashmm as fm
-from flashmm.exceptions import ConvergenceWarning, InputError, PrecisionWarning
+from flashmm.exceptions import (
+    ConvergenceWarning,
+    FormulaWarning,
+    InputError,
+    PrecisionWarning,
+    RankWarning,
+)
 
 FIRST = int(os.environ.get("FUZZ_FIRST", "0"))
 DESIGNS = range(FIRST, FIRST + int(os.environ.get("FUZZ_DESIGNS", "200")))
 LOWER = 1e-4
 GOOD = ("converged", "boundary")
-OWN = (ConvergenceWarning, PrecisionWarning)
+OWN = (ConvergenceWarning, PrecisionWarning, RankWarning, FormulaWarning)
 FEATURES = ("plain", "strong", "none", "large")
 
 FIXED = (
@@ -220,15 +228,16 @@ def calls(design: Design, r: fm.MultiLMMResults) -> Iterator[tuple[str, Callable
     yield "pvalues", lambda: r.pvalues
     yield "random_effects", lambda: r.random_effects
     yield "_repr_html_", r._repr_html_
-    for df in ("satterthwaite", "kenward-roger", "residual"):
+    for df in ("satterthwaite", "kenward-roger", "residual", "integrated"):
         yield f"t_test {df}", lambda df=df: r.t_test(last, df=df).to_frame()
         yield f"t_test of all {df}", lambda df=df: r.t_test(df=df).conf_int()
         yield f"f_test {df}", lambda df=df: r.f_test(coefs, df=df).to_frame()
         yield f"anova {df}", lambda df=df: r.anova(df=df).to_frame()
-        yield (
-            f"predict {df}",
-            lambda df=df: r.predict(data.iloc[:4], se=True, interval="prediction", df=df),
-        )
+        if df != "kenward-roger":
+            yield (
+                f"predict {df}",
+                lambda df=df: r.predict(data.iloc[:4], se=True, interval="prediction", df=df),
+            )
     yield (
         "t_test of a dict",
         lambda: r.t_test({"a": f"{coefs[0]} - {last}"} if len(coefs) > 1 else last),
@@ -239,7 +248,13 @@ def calls(design: Design, r: fm.MultiLMMResults) -> Iterator[tuple[str, Callable
     yield "cov_params", r.cov_params
     yield "top_table", lambda: r.top_table(last)
     yield "moderate", r.moderate
-    yield "t_test, moderated", lambda: r.t_test(last, df="moderated")
+    for side in ("greater", "less"):
+        yield f"t_test {side}", lambda side=side: r.t_test(last, alternative=side).to_frame()
+    yield "t_test, moderated", lambda: r.t_test(last, moderated=True).to_frame()
+    yield "f_test, moderated", lambda: r.f_test(coefs, moderated=True).to_frame()
+    yield "anova, moderated", lambda: r.anova(moderated=True).to_frame()
+    yield "learn_ratio_prior", r.learn_ratio_prior
+    yield "posterior_variances", r.posterior_variances
     yield "fim", r.fim
     yield "to_frame", r.to_frame
     for factor in ("f", "b"):
@@ -248,6 +263,21 @@ def calls(design: Design, r: fm.MultiLMMResults) -> Iterator[tuple[str, Callable
                 f"marginal_means {factor}",
                 lambda factor=factor: r.marginal_means(factor).to_frame(),
             )
+            for contrast in ("pairwise", "trt.vs.ctrl", "consec", "eff"):
+                yield (
+                    f"marginal_means {factor} {contrast}",
+                    lambda factor=factor, contrast=contrast: r.marginal_means(
+                        factor, contrast=contrast, weights="proportional"
+                    ).to_frame(),
+                )
+
+
+def smaller(design: Design) -> fm.MultiLMMResults:
+    """The same fixed effects, with the first random term alone."""
+    fixed, random, method = design.formulas
+    first = random.split(") + ")[0].rstrip(")") + ")"
+    model = fm.MultiLMM.from_formula(f"~ {fixed}", first, design.data, design.Y, rank="drop")
+    return model.fit(method, parameter_space="psd")
 
 
 def more_calls(
@@ -292,26 +322,30 @@ def more_calls(
     yield "sel.ranef", one.ranef
     yield "sel.cov_params", one.cov_params
     yield "sel.t_test", lambda: one.t_test(last)
+    yield "sel.to_statsmodels", lambda: one.to_statsmodels(Y, data)
+    yield "to_anndata", lambda: r.to_anndata(ad.AnnData(Y.T, data.copy()), copy=True)
+    yield "compare_lr_test", lambda: r.compare_lr_test(smaller(design))
     yield "sel.resid", lambda: one.resid(Y, data)
     yield "sel.fittedvalues", lambda: one.fittedvalues(data)
     if design.number % 20 == 10:
         yield "conf_int_theta profile", lambda: r.conf_int_theta(method="profile", features=[name])
 
 
-def judged(call: Callable[[], Any]) -> str | None:
-    """What is wrong with a call: an exception that is no InputError, or a foreign warning."""
+def judged(call: Callable[[], Any]) -> tuple[str | None, bool]:
+    """What is wrong with a call, and whether it was refused.
+
+    Wrong is an exception that is no InputError, or a warning that is not the package's own.
+    """
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             call()
     except InputError:
-        return None
+        return None, True
     except Exception as error:
-        return f"{type(error).__name__}: {str(error)[:160]}"
-    foreign = [
-        w for w in caught if issubclass(w.category, RuntimeWarning) and w.category not in OWN
-    ]
-    return f"{foreign[0].category.__name__}: {foreign[0].message}" if foreign else None
+        return f"{type(error).__name__}: {str(error)[:160]}", False
+    foreign = [w for w in caught if not issubclass(w.category, OWN)]
+    return (f"{foreign[0].category.__name__}: {foreign[0].message}" if foreign else None), False
 
 
 @dataclass
@@ -325,13 +359,15 @@ class Count:
     lower: int = 0
     higher: int = 0
     called: int = 0
+    calls_refused: Counter[str] = field(default_factory=Counter)
     wrong: int = 0
 
     def __str__(self) -> str:
         return (
             f"{self.drawn} designs drawn, {self.refused} refused; {self.fits} fits of a feature, "
             f"{self.compared} compared with lme4's: {self.lower} lower and {self.higher} higher by "
-            f"more than {LOWER}; {self.called} calls, {self.wrong} wrong"
+            f"more than {LOWER}; {self.called} calls, {self.wrong} wrong; InputError: "
+            f"{dict(self.calls_refused.most_common())}"
         )
 
 
@@ -357,7 +393,8 @@ def findings(design: Design, theirs: list[Any], folder: Path, count: Count) -> I
     """
     fits: dict[str, fm.MultiLMMResults] = {}
     spaces = ("psd", "unconstrained")[: 1 + (design.number % 8 == 7)]
-    if (wrong := judged(lambda: fits.update(fitted(design, count, spaces)))) is not None:
+    wrong, _ = judged(lambda: fits.update(fitted(design, count, spaces)))
+    if wrong is not None:
         count.wrong += 1
         yield f"fit: {wrong}"
     for space, result in fits.items():
@@ -376,7 +413,10 @@ def findings(design: Design, theirs: list[Any], folder: Path, count: Count) -> I
         return
     for name, call in chain(calls(design, result), more_calls(design, result, folder)):
         count.called += 1
-        if (wrong := judged(call)) is not None:
+        wrong, refused = judged(call)
+        if refused:
+            count.calls_refused[name] += 1
+        if wrong is not None:
             count.wrong += 1
             yield f"{space} {name}: {wrong}"
 
