@@ -14,6 +14,7 @@ __all__ = [
     "InputError",
     "MissingSamplesWarning",
     "RankWarning",
+    "SlowWarning",
 ]
 
 
@@ -43,6 +44,10 @@ class RankWarning(UserWarning):
 
 class PrecisionWarning(UserWarning):
     """The statistics of a design keep fewer digits than an analysis may need."""
+
+
+class SlowWarning(UserWarning):
+    """What was asked for takes long; the message says why, and what is faster."""
 
 
 def warn(message: str, category: type[Warning]) -> None:
