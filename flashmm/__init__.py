@@ -13,6 +13,7 @@ from flashmm.exceptions import (
     MissingSamplesWarning,
     PrecisionWarning,
     RankWarning,
+    SlowWarning,
 )
 from flashmm.formulas import build
 from flashmm.inference.contrasts import contrast_matrix
@@ -52,6 +53,7 @@ __all__ = [
     "PrecisionWarning",
     "RankWarning",
     "RatioPrior",
+    "SlowWarning",
     "Status",
     "SummaryStats",
     "TTestResults",

@@ -15,6 +15,7 @@ __all__ = [
     "InputError",
     "MissingSamplesWarning",
     "RankWarning",
+    "SlowWarning",
 ]
 
 
@@ -44,6 +45,10 @@ class RankWarning(UserWarning):
 
 class PrecisionWarning(UserWarning):
     """The statistics of a design keep fewer digits than an analysis may need."""
+
+
+class SlowWarning(UserWarning):
+    """What was asked for takes long; the message says why, and what is faster."""
 
 
 def warn(message: str, category: type[Warning]) -> None:

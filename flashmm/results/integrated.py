@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from flashmm.exceptions import InputError
+from flashmm.exceptions import InputError, SlowWarning, warn
 from flashmm.inference.degrees_of_freedom import INTEGRATED
 from flashmm.inference.integrated.integration import Integration, Part, integrate, learn
 from flashmm.inference.statistics import check_alpha
@@ -40,6 +40,9 @@ __all__ = [
     "learn_ratio_prior",
     "posterior_variances",
 ]
+
+# With more patterns of rows than so many a word of warning is due.
+_MANY_PATTERNS = 2000
 
 
 def learn_ratio_prior(fitted: FittedModel, trend: Any = False, robust: bool = False) -> RatioPrior:
@@ -249,6 +252,14 @@ def _parts(fitted: FittedModel) -> tuple[Part, ...]:
 
 
 def _parts_of_patterns(stats: PatternedStats) -> tuple[Part, ...]:
+    if stats.n_patterns > _MANY_PATTERNS:
+        warn(
+            f"df='integrated' takes the {stats.n_patterns:,} patterns of samples, weights and "
+            "covariates that features have one after the other, some milliseconds each, which can "
+            "take minutes. df='satterthwaite' takes all at once; so does df='integrated' where "
+            "features share their rows.",
+            SlowWarning,
+        )
     parts = []
     for pattern in range(stats.n_patterns):
         with suppress(InputError):  # features without a fit: NaN, as in every other test

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 import xarray as xr
 
-from flashmm.arrays.labels import axis_labels, find_labels, label_positions
+from flashmm.arrays.labels import axis_labels, label_positions
 from flashmm.designs.from_arrays import (
     as_matrix,
     check_rows_are_known,
@@ -26,11 +27,11 @@ from flashmm.inference.statistics import confidence_limits
 from flashmm.results.estimability import estimable_rows
 from flashmm.results.hypotheses import hypotheses
 from flashmm.results.integrated import integrated_predictions
-from flashmm.sources import Source, Transform, make_source
+from flashmm.results.samples_again import OwnValues, own_values, values_of
+from flashmm.sources import Transform, make_source
+from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import ArrayLike, NDArray
 
     from flashmm.results.fitted import FittedModel
@@ -85,6 +86,7 @@ def predict(
     allow_new_levels: bool = False,
     X: ArrayLike | None = None,
     Z: Any = None,
+    feature_covariates: Mapping[str, Any] | OwnValues | None = None,
     context: Mapping[str, Any] | None = None,
 ) -> xr.DataArray | xr.Dataset:
     """Predictions of new samples; see `MultiLMMResults.predict`."""
@@ -96,14 +98,16 @@ def predict(
         raise InputError(f"`prior` belongs to df='integrated'; these limits have df={df!r}.")
     conditional = level == "conditional"
     wide = interval == "prediction"
+    plain = not se and interval is None and df != INTEGRATED
+    given = _own_values(fitted, positions, feature_covariates, newdata, X, Z, plain=plain)
+    newdata, X = _with_covariates(fitted, newdata, X, given)
     rows = new_rows(
         fitted, newdata, X, Z, context, known=conditional, need_random=conditional or wide
     )
     if conditional and rows.random is not None and not allow_new_levels:
         _refuse_new_levels(rows.random)
-    estimable: dict[str, Any] = {}
-    if fitted.stats.aliased is not None:
-        estimable["estimable"] = ("sample", rows.estimable)
+    aliased = fitted.stats.aliased is not None
+    estimable: dict[str, Any] = {"estimable": ("sample", rows.estimable)} if aliased else {}
     independent = np.zeros((len(rows.labels), fitted.ds.sizes["param"]))
     if rows.random is not None and (conditional or wide):
         independent[:] = rows.random.new
@@ -125,7 +129,7 @@ def predict(
             ds[name] = ds[name] + xr.DataArray(rows.offset, dims="sample")
         ds = ds.assign_coords(sample=rows.labels, **estimable).assign_attrs(level=level)
         return ds if se or interval is not None else ds["prediction"]
-    estimate = fitted.values("beta", positions) @ rows.X.T + rows.offset
+    estimate = _means(fitted.values("beta", positions), rows.X, given) + rows.offset
     estimate[:, ~rows.estimable] = np.nan
     if conditional and rows.random is not None:
         blup, _ = fitted.on_request.random_effects(positions, None)
@@ -152,6 +156,77 @@ def predict(
     return result
 
 
+def _means(beta: FloatArray, X: FloatArray, given: OwnValues | None) -> FloatArray:
+    """X beta, shape (f, c)."""
+    return beta @ X.T if given is None else given.means(beta, X)
+
+
+def _own_values(
+    fitted: FittedModel,
+    positions: IntArray,
+    given: Mapping[str, Any] | OwnValues | None,
+    data: Any,
+    X: Any,
+    Z: Any,
+    *,
+    plain: bool = True,
+) -> OwnValues | None:
+    """The features' own covariates at the samples of a table or of matrices."""
+    if given is not None and not plain:
+        raise InputError(
+            "Standard errors and intervals need samples that all features share, not "
+            "`feature_covariates`. Predict one feature (`features`), with its covariates as "
+            "columns of the table."
+        )
+    if given is None or isinstance(given, OwnValues):
+        return given
+    if not isinstance(given, Mapping):
+        raise InputError("`feature_covariates` must be a dict of names and tables.")
+    if data is not None:
+        labels = pd.DataFrame(data).index
+        return own_values(fitted, positions, given, labels, len(labels))
+    if X is None:
+        return None  # new_rows says what is absent
+    return own_values(fitted, positions, given, row_labels(X, Z), int(np.shape(X)[0]))
+
+
+def _with_covariates(
+    fitted: FittedModel, newdata: Any, X: Any, given: OwnValues | None
+) -> tuple[Any, Any]:
+    """The table and X, with ones for the covariates given; an error if a table lacks one."""
+    stats = fitted.stats
+    if given is None:
+        if newdata is not None and isinstance(stats, PatternedStats):
+            absent = [name for name in stats.own.names if name not in pd.DataFrame(newdata)]
+            if absent:
+                raise InputError(
+                    f"The table lacks {listing(absent)}, which each feature has its own of. Pass "
+                    "them again as `feature_covariates`, features x samples, or as columns of the "
+                    "table with values for all features."
+                )
+        return newdata, X
+    if newdata is not None:
+        return given.table(newdata), X
+    return newdata, _with_ones(fitted, X, given)
+
+
+def _with_ones(fitted: FittedModel, X: Any, given: OwnValues) -> Any:
+    """X with a column of ones for each covariate that it lacks, as in a model from matrices."""
+    matrix: Any = as_matrix(X)
+    names = given.own.names
+    if isinstance(matrix, pd.DataFrame):
+        twice = [name for name in given.given if name in matrix.columns]
+        if not twice:
+            return matrix.assign(**dict.fromkeys(given.given, 1.0))
+    elif len(given.given) == len(names) and np.shape(matrix)[1] == fitted.stats.p - len(names):
+        dense = np.asarray(matrix.toarray() if sp.issparse(matrix) else matrix, dtype=np.float64)
+        return np.hstack([dense, np.ones((dense.shape[0], len(names)))])
+    raise InputError(
+        f"With `feature_covariates` X has no columns of {listing(given.given)}: it is the X that "
+        "the model was built from."
+    )
+
+
 def fittedvalues(
     fitted: FittedModel,
     positions: IntArray,
@@ -160,12 +235,25 @@ def fittedvalues(
     level: str = "conditional",
     X: ArrayLike | None = None,
     Z: Any = None,
+    feature_covariates: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
     """Fitted values of the samples; see `MultiLMMResults.fittedvalues`."""
     there = _complete_rows(fitted, data, level)
     some = data if there is None else pd.DataFrame(data).iloc[np.flatnonzero(there)]
-    values = predict(fitted, positions, some, level=level, X=X, Z=Z, context=context)
+    own = _own_values(fitted, positions, feature_covariates, data, X, Z)
+    if own is not None and there is not None:
+        own = own.samples(there)
+    values = predict(
+        fitted,
+        positions,
+        some,
+        level=level,
+        X=X,
+        Z=Z,
+        feature_covariates=own,
+        context=context,
+    )
     assert isinstance(values, xr.DataArray)
     if there is not None:
         everywhere = np.full((values.sizes["feature"], there.size), np.nan)
@@ -199,53 +287,28 @@ def resid(
     level: str = "conditional",
     X: ArrayLike | None = None,
     Z: Any = None,
+    feature_covariates: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
     """Y minus the fitted values; see `MultiLMMResults.resid`."""
-    predicted = fittedvalues(fitted, positions, data, level=level, X=X, Z=Z, context=context)
+    predicted = fittedvalues(
+        fitted,
+        positions,
+        data,
+        level=level,
+        X=X,
+        Z=Z,
+        feature_covariates=feature_covariates,
+        context=context,
+    )
     labels = row_labels(X, Z) if data is None else getattr(data, "index", None)
     source = make_source(Y, transform=transform, samples=labels, n=predicted.sizes["sample"])
     if data is None:
         used = {"X": X} if Z is None else {"X": X, "Z": Z}
         check_rows_are_known(source, **used)
-    where = _rows_of(source, fitted, positions)
-    chosen, slot = np.unique(where, return_inverse=True)
-    values = np.empty((chosen.size, source.n))
-    source = replace(source, allow_missing=fitted.lacks_values)
-    for block in source.at(chosen).blocks():
-        part: Any = block.values
-        part = part.toarray() if sp.issparse(part) else part
-        if block.missing is not None:
-            part = np.where(block.missing, np.nan, part)
-        where_to = np.ix_(_range(block.features, chosen.size), _range(block.samples, source.n))
-        values[where_to] = part
-    difference = values[slot] - predicted.to_numpy()
+    values = values_of(source, fitted, positions, "Y", missing=fitted.lacks_values)
+    difference = values - predicted.to_numpy()
     return xr.DataArray(difference, coords=predicted.coords, dims=predicted.dims, name="resid")
-
-
-def _rows_of(source: Source, fitted: FittedModel, positions: IntArray) -> IntArray:
-    """Rows of Y that hold the features at some positions.
-
-    By name where Y has names. Without, the features are the numbers of rows if that is what they
-    were called by when the model was built, else they stand as in the fit.
-    """
-    names = fitted.names[positions]
-    if not source.numbered:
-        where = find_labels(source.feature_names, names)
-        if (where < 0).any():
-            raise InputError(f"Y lacks the features {listing(names[where < 0])}.")
-        return where
-    if fitted.stats.numbered and fitted.names.max(initial=-1) < source.m:
-        return np.asarray(names, dtype=np.intp)
-    if source.m == fitted.stats.m:
-        return positions
-    whole, members = fitted.whole, fitted.members
-    if whole is not None and members is not None and source.m == whole.stats.m:
-        return np.asarray(members[positions])
-    raise InputError(
-        f"Y has {source.m} features without names; the model has {fitted.stats.m}. Pass Y with "
-        "names, a DataFrame."
-    )
 
 
 def new_rows(
@@ -319,10 +382,6 @@ def _matrix_rows(
             weights[:, i] = np.ravel(product) * (1.0 if parameter.is_variance else 2.0)
     random = RandomRows(rows_Z, weights, {})
     return NewRows(rows_X, random, labels, estimable, np.zeros(len(labels)))
-
-
-def _range(index: Any, size: int) -> Any:
-    return np.arange(size)[index]
 
 
 def _refuse_new_levels(rows: RandomRows) -> None:

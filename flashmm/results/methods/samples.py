@@ -38,6 +38,7 @@ class SampleMethods(OfFittedModel):
         features: Any = None,
         X: ArrayLike | None = None,
         Z: Any = None,
+        feature_covariates: Mapping[str, Any] | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> xr.DataArray | xr.Dataset:
         """Predict new samples, for every feature, on the scale of the (transformed) Y.
@@ -73,6 +74,10 @@ class SampleMethods(OfFittedModel):
         X, Z
             Matrices (c, p) and (c, q) in place of ``newdata``, for models built from matrices. X
             may hold the columns too that ``rank="drop"`` left out.
+        feature_covariates
+            Covariates that each feature has its own of, at these samples: name to features x
+            samples, as in `MultiLMM.from_formula`; NaN gives NaN. Not with ``se`` or ``interval``.
+            One that is left out must be a column of ``newdata``, the same for all features.
         context
             Names that the formulas use besides columns; needed again after loading a file.
 
@@ -127,6 +132,7 @@ class SampleMethods(OfFittedModel):
             allow_new_levels=allow_new_levels,
             X=X,
             Z=Z,
+            feature_covariates=feature_covariates,
             context=context,
         )
 
@@ -138,6 +144,7 @@ class SampleMethods(OfFittedModel):
         features: Any = None,
         X: ArrayLike | None = None,
         Z: Any = None,
+        feature_covariates: Mapping[str, Any] | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> xr.DataArray:
         """Fitted values of the samples that the model was built on, their data given again.
@@ -149,7 +156,7 @@ class SampleMethods(OfFittedModel):
             Samples that the fit dropped may be in it: theirs are NaN.
         level
             ``"conditional"``: X beta + Z b, statsmodels' fittedvalues; ``"population"``: X beta.
-        features, X, Z, context
+        features, X, Z, feature_covariates, context
             As in `predict`.
 
         Returns
@@ -169,6 +176,7 @@ class SampleMethods(OfFittedModel):
             level=level,
             X=X,
             Z=Z,
+            feature_covariates=feature_covariates,
             context=context,
         )
 
@@ -182,6 +190,7 @@ class SampleMethods(OfFittedModel):
         features: Any = None,
         X: ArrayLike | None = None,
         Z: Any = None,
+        feature_covariates: Mapping[str, Any] | None = None,
         context: Mapping[str, Any] | None = None,
     ) -> xr.DataArray:
         """Residuals: Y minus `fittedvalues`, both Y and the samples' table given again.
@@ -197,7 +206,7 @@ class SampleMethods(OfFittedModel):
             The samples' table.
         transform
             The one that the model was built with.
-        level, features, X, Z, context
+        level, features, X, Z, feature_covariates, context
             As in `fittedvalues`.
 
         Returns
@@ -219,6 +228,7 @@ class SampleMethods(OfFittedModel):
             level=level,
             X=X,
             Z=Z,
+            feature_covariates=feature_covariates,
             context=context,
         )
 
