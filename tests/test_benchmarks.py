@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import designs
+from benchmarks import designs, own_rows
 from benchmarks.cases import CASES, LEVELS, Size, Target
 from benchmarks.compare import agreement, outcome
 from benchmarks.designs import Data, Term, groups, ratings, with_responses
@@ -160,3 +160,17 @@ def test_numbers_for_readers():
     ]
     assert [number(x) for x in (12345.6, 999.4, 0.5)] == ["12,300", "999", "0.5"]
     assert Size(1, 2).peers == {}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_of_their_own_are_measured(monkeypatch):
+    monkeypatch.setitem(own_rows.SCALE, "quick", 1e-3)
+    monkeypatch.setattr(own_rows, "lmer_ms", lambda *_: 30.0)
+    measured = own_rows.measure_own_rows("quick")
+    assert all(case["sums"] > 0 and case["fit"] > 0 for case in measured)
+    assert {one["what"] for one in measured[0]["targets"]} >= {"times faster than lmer"}
+    for case in measured:
+        for one in case["targets"]:
+            assert one["met"] == ((one["value"] <= one["bound"]) == one["most"])
+    table = own_rows.own_rows_table({"own_rows": measured})
+    assert "| 10 % missing, 400 x (1 \\| 100) | 20 |" in table

@@ -1,6 +1,7 @@
 """``python -m tests.benchmarks``: measure, print a table, write JSON.
 
-``python -m tests.benchmarks growth`` measures how time and memory grow instead.
+``python -m tests.benchmarks growth`` measures how time and memory grow instead, ``own-rows``
+features with missing values, weights and covariates of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from .cases import CASES, LEVELS
 from .environment import environment
 from .growth import measure_growth
+from .own_rows import measure_own_rows, own_rows_table
 from .peers import PEERS
 from .report import environment_table, growth_table, peer_table, slopes_table, target_table
 from .run import run_case
@@ -38,7 +40,11 @@ def _names(text: str, known: Sequence[str], what: str) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", choices=("cases", "growth"), default="cases", help="cases by default"
+        "what",
+        nargs="?",
+        choices=("cases", "growth", "own-rows"),
+        default="cases",
+        help="cases by default",
     )
     parser.add_argument("--size", choices=LEVELS, default="quick")
     parser.add_argument(
@@ -81,6 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             growth_table(measured), slopes_table(measured), environment_table(measured), sep="\n\n"
         )
+        return 0
+    if options.what == "own-rows":
+        measured["own_rows"] = measure_own_rows(options.size)
+        _write(measured, options.out)
+        print(own_rows_table(measured), environment_table(measured), sep="\n\n")
         return 0
     measured |= {"rounds": rounds, "cases": []}
     if options.flashmm_r is not None and measured["environment"]["r"] is not None:
