@@ -273,9 +273,10 @@ def put(cells, tmp_path, place):
     else:
         where = tmp_path / store
         root = pytest.importorskip("h5py").File(where, "w")
+    group = root.require_group("/".join(inside[:-1])) if inside[1:] else root
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        anndata.io.write_elem(root, "/".join(inside) or "/", cells)
+        anndata.io.write_elem(group, inside[-1] if inside else "/", cells)
     for opened in (root, getattr(root, "store", None)):
         if hasattr(opened, "close"):
             opened.close()

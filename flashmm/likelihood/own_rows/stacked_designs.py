@@ -296,7 +296,8 @@ def told_apart(
     information[:, :k, :k] = second[:, :k, :k]
     information[:, :k, k] = information[:, k, :k] = first[:, :k]
     information[:, k, k] = df
-    length = np.sqrt(np.diagonal(information, axis1=1, axis2=2))
+    # Of features without samples to spare this is zero, or by rounding less.
+    length = np.sqrt(np.maximum(np.diagonal(information, axis1=1, axis2=2), 0.0))
     length = np.where(good[:, None] & (length > 0), length, 1.0)
     values = np.linalg.eigvalsh(information / (length[:, :, None] * length[:, None, :]))
     return np.asarray(good & (values[:, 0] >= CONFOUNDED))
