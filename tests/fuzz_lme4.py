@@ -367,7 +367,8 @@ class Count:
         return (
             f"{self.drawn} designs drawn, {self.refused} refused; {self.fits} fits of a feature, "
             f"{self.compared} compared with lme4's: {self.lower} lower and {self.higher} higher by "
-            f"more than {LOWER}, and not {dict(self.not_compared)}; {self.called} calls, {self.wrong} wrong; InputError: "
+            f"more than {LOWER}, and not {dict(self.not_compared)}; {self.called} calls, "
+            f"{self.wrong} wrong; InputError: "
             f"{dict(self.calls_refused.most_common())}"
         )
 

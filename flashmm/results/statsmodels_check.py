@@ -82,8 +82,8 @@ def check_with_statsmodels(
         except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
             # Its own optimiser or Hessian: often a variance near zero, or Y in large units.
             raise InputError(
-                f"statsmodels gave up on its own fit of {str(one['feature'].item())!r}, so there is "
-                f"nothing to compare with ({type(error).__name__}: {error}); Y in units of its "
+                f"statsmodels gave up on its own fit of {str(one['feature'].item())!r}, so there "
+                f"is nothing to compare with ({type(error).__name__}: {error}); Y in units of its "
                 "standard deviation may help it."
             ) from error
     ours = np.concatenate([one["beta"].to_numpy(), one["theta"].to_numpy()])
