@@ -356,6 +356,7 @@ class Count:
     refused: int = 0
     fits: int = 0
     compared: int = 0
+    not_compared: Counter[str] = field(default_factory=Counter)
     lower: int = 0
     higher: int = 0
     called: int = 0
@@ -366,7 +367,8 @@ class Count:
         return (
             f"{self.drawn} designs drawn, {self.refused} refused; {self.fits} fits of a feature, "
             f"{self.compared} compared with lme4's: {self.lower} lower and {self.higher} higher by "
-            f"more than {LOWER}; {self.called} calls, {self.wrong} wrong; InputError: "
+            f"more than {LOWER}, and not {dict(self.not_compared)}; {self.called} calls, "
+            f"{self.wrong} wrong; InputError: "
             f"{dict(self.calls_refused.most_common())}"
         )
 
@@ -400,7 +402,11 @@ def findings(design: Design, theirs: list[Any], folder: Path, count: Count) -> I
     for space, result in fits.items():
         for name, lme4s in zip(FEATURES, theirs, strict=True):
             count.fits += 1
-            if lme4s is None or lme4s["p"] != result.stats.p or result.status[name] not in GOOD:
+            if lme4s is None or lme4s["p"] != result.stats.p:
+                count.not_compared["lme4 failed" if lme4s is None else "other columns"] += 1
+                continue
+            if result.status[name] not in GOOD:
+                count.not_compared[f"{space}, {result.status[name]}"] += 1
                 continue
             behind = lme4s["llf"] - result.llf[name]
             count.compared += 1

@@ -173,3 +173,17 @@ def test_what_statsmodels_cannot_do_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "statsmodels.regression.mixed_linear_model", None)
     with pytest.raises(InputError, match="pip install statsmodels"):
         one.to_statsmodels(Y, data)
+
+
+@pytest.mark.parametrize("error", [np.linalg.LinAlgError("Singular matrix"), ValueError("NaN")])
+def test_a_fit_that_statsmodels_itself_gives_up_is_said(monkeypatch, error):
+    """Design 155 of the fuzz against lme4: statsmodels inverts a singular Hessian."""
+
+    def gives_up(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(MixedLM, "fit", gives_up)
+    for random in ("(1 | donor)", "(1 | donor) + (1 | batch)"):
+        one = model(random).fit(parameter_space="psd").sel(NAME)
+        with pytest.raises(InputError, match=f"statsmodels.*'{NAME}'.*{error}"):
+            one.to_statsmodels(responses(), samples())

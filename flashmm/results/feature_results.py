@@ -324,8 +324,8 @@ class FeatureResults:
         Raises
         ------
         InputError
-            If statsmodels is not installed or cannot express the model: slopes beside a second
-            grouping factor.
+            If statsmodels is not installed, cannot express the model (slopes beside a second
+            grouping factor), or gives up on its own fit.
         """
         Y = as_pandas(Y)
         if dimensions(Y) == 1 and not isinstance(Y, pd.Series):

@@ -77,7 +77,15 @@ def check_with_statsmodels(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of every boundary and missed gradient
         reml = fitted.options.method == "REML"
-        fit = model.fit(reml=reml, method=["bfgs", "lbfgs"], gtol=1e-8, free=free)
+        try:
+            fit = model.fit(reml=reml, method=["bfgs", "lbfgs"], gtol=1e-8, free=free)
+        except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
+            # Its own optimiser or Hessian: often a variance near zero, or Y in large units.
+            raise InputError(
+                f"statsmodels gave up on its own fit of {str(one['feature'].item())!r}, so there "
+                f"is nothing to compare with ({type(error).__name__}: {error}); Y in units of its "
+                "standard deviation may help it."
+            ) from error
     ours = np.concatenate([one["beta"].to_numpy(), one["theta"].to_numpy()])
     theirs = np.concatenate([fit.fe_params, read(fit), [fit.scale]])
     errors = np.concatenate([one["se_beta"].to_numpy(), one["se_theta"].to_numpy()])
