@@ -97,3 +97,9 @@ def test_refused_options_and_names():
         build("~ x", "(1 | g)", SAMPLES.assign(x=np.nan), missing="drop")
     with pytest.raises(InputError, match="same name: 'x:w'"):
         build("~ x:w + `x:w`", "(1 | g)", SAMPLES.assign(**{"x:w": SAMPLES["w"]}))
+
+
+def test_a_function_of_numpy_is_named_in_full():
+    data = pd.DataFrame({"k": [1.0, 2.0, 3.0, 4.0], "g": list("aabb")})
+    with pytest.raises(InputError, match=r"not a known function\. Write np\.sqrt\(\.\.\.\)"):
+        build_design("~ sqrt(k)", "(1 | g)", data)

@@ -160,8 +160,13 @@ class Names:
                         f"{source}: offset(...) belongs in `fixed`, as a term of its own."
                     )
                 if not provided and not hasattr(builtins, name):
+                    in_numpy = (
+                        f"Write np.{name}(...). "
+                        if isinstance(getattr(np, name, None), np.ufunc)
+                        else ""
+                    )
                     raise InputError(
-                        f"{source} calls {name!r}, which is not a known function. "
+                        f"{source} calls {name!r}, which is not a known function. {in_numpy}"
                         f"{nearest(name, sorted({*TRANSFORMS, *self.context}))} Pass functions "
                         f"of your own as context={{{name!r}: {name}}}."
                     )
