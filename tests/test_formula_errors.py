@@ -9,6 +9,7 @@ from formulaic import Formula
 from test_formula import SAMPLES, build
 
 from flashmm.exceptions import InputError
+from flashmm.formulas.build import build_design
 
 
 @pytest.mark.parametrize(
