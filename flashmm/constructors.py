@@ -35,17 +35,7 @@ __all__ = ["ModelData"]
 class ModelData:
     """Summary statistics with the formulas behind them; the constructors of `MultiLMM`.
 
-    Parameters
-    ----------
-    stats
-        Summary statistics of the data; they carry the labels and the covariance structure.
-        `PatternedStats` where features miss different samples.
-    fixed, random
-        Formulas as text, for printing.
-    n_dropped
-        Samples left out because of missing values.
-    recipe
-        How X and Z are made of data, for predictions; None when built from matrices.
+    Its parameters are those of `MultiLMM`, which documents them.
     """
 
     def __init__(

@@ -119,19 +119,8 @@ class SummaryStats(Sums):
 
         Parameters
         ----------
-        Y
-            Features x samples, shape (m, n); see `MultiLMM.from_formula` for the kinds.
-        X
-            Fixed-effects design, shape (n, p); column names of a DataFrame are used.
-        Z
-            Random-effects design, shape (n, q), dense or sparse.
-        components
-            Sizes of the components, summing to q, or a dict ``{name: size}``; one
-            component by default.
-        transform
-            ``"log2p1"``, ``"log1p"``, an elementwise callable, or None.
-        feature_names, coef_names
-            Labels that override those of Y and X.
+        Y, X, Z, components, transform, feature_names, coef_names
+            As in `MultiLMM.from_arrays`: shapes (m, n), (n, p), (n, q).
         weights
             Precision of each sample, shape (n,), matched by label where it has labels; None
             for ones.
