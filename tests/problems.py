@@ -303,7 +303,14 @@ def projected_gradient(
 
 
 def search(likelihood: Any, space: PSD, rng: np.random.Generator, starts: int = 2) -> float:
-    """Best log-likelihood of the first feature that scipy finds, in internal units.
+    """Best log-likelihood of the first feature that scipy finds, in internal units."""
+    return search_point(likelihood, space, rng, starts)[0]
+
+
+def search_point(
+    likelihood: Any, space: PSD, rng: np.random.Generator, starts: int = 2
+) -> tuple[float, FloatArray]:
+    """Best log-likelihood of the first feature that scipy finds, and where, in internal units.
 
     Works with Cholesky factors of the blocks, from random starts.
     """
@@ -318,11 +325,14 @@ def search(likelihood: Any, space: PSD, rng: np.random.Generator, starts: int = 
             L[corner] = x[start:stop]
             yield block, corner, L
 
-    def objective(x: FloatArray) -> tuple[float, FloatArray]:
+    def place(x: FloatArray) -> FloatArray:
         theta = np.zeros(space.n_params)
         for block, _, L in factors(x):
             theta[block] = L @ L.T
-        at = likelihood.evaluate(theta[None], np.array([0]))
+        return theta
+
+    def objective(x: FloatArray) -> tuple[float, FloatArray]:
+        at = likelihood.evaluate(place(x)[None], np.array([0]))
         if not np.isfinite(at.loglik[0]):
             return 1e10, np.zeros_like(x)
         gradient = []
@@ -332,13 +342,14 @@ def search(likelihood: Any, space: PSD, rng: np.random.Generator, starts: int = 
         return -float(at.loglik[0]), -np.concatenate(gradient)
 
     tight = {"maxiter": 2000, "maxfun": 5000, "ftol": 1e-15, "gtol": 1e-9}
-    runs = (
+    runs = [
         scipy.optimize.minimize(
             objective, rng.normal(size=sizes[-1]), jac=True, method="L-BFGS-B", options=tight
         )
         for _ in range(starts)
-    )
-    return -min(float(run.fun) for run in runs)
+    ]
+    best = min(runs, key=lambda run: float(run.fun))
+    return -float(best.fun), place(best.x)
 
 
 # ---- the problems ----------------------------------------------------------------------------

@@ -187,21 +187,18 @@ def check_search(fit: Fit, j: int, rng: np.random.Generator) -> Iterator[Finding
     ours = float(likelihood.evaluate(theta, np.array([0])).loglik[0])
     edge = 1.0
     with np.errstate(all="ignore"):
+        space: PSD | Unconstrained = Unconstrained()
         if fit.space == "psd":
             space = PSD(tuple(fit.problem.structure.blocks()), fit.problem.n_params)
-            best = pb.search(likelihood, space, rng)
+            best, where = pb.search_point(likelihood, space, rng)
         else:
             best, where = search_domain(likelihood, theta[0], rng)
-            if best > ours:  # to the end, which may be the edge
-                end = maximise(
-                    likelihood,
-                    Unconstrained(),
-                    FisherScoring(EPSILON),
-                    where[None],
-                    np.array([0]),
-                    max_iter=100,
-                ).theta
-                edge = float(likelihood.distance_to_edge(end)[0])
+        if best > ours:  # to the end, which may be the edge
+            end = maximise(
+                *(likelihood, space, FisherScoring(EPSILON), where[None], np.array([0])),
+                max_iter=100,
+            ).theta
+            edge = float(likelihood.distance_to_edge(end)[0])
     if best > ours + 1e-5 + 10 * fit.rounding(j):
         unbounded = edge < 1e-6
         what = "a maximum, but unbounded elsewhere" if unbounded else "a higher likelihood exists"
