@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -104,7 +104,7 @@ def open_anndata(adata: Any, layer: str | None = None) -> OpenedAnnData:
     values = adata.X if layer is None else _layer(adata.layers, layer)
     if values is None:
         raise InputError(
-            f"`adata` has no X. Name one of its layers: {listing(list(adata.layers))}."
+            f"`adata` has no X. Name one of its layers: {listing(_named(adata.layers))}."
         )
     return OpenedAnnData(
         _in_memory(adata.obs), _in_memory(adata.var), matrix_reader(values, transposed=True)
@@ -113,8 +113,13 @@ def open_anndata(adata: Any, layer: str | None = None) -> OpenedAnnData:
 
 def _layer(layers: Mapping[str, Any], layer: str) -> Any:
     if layer not in layers:
-        raise InputError(f"`adata` has no layer {layer!r}. {nearest(layer, list(layers))}")
+        raise InputError(f"`adata` has no layer {layer!r}. {nearest(layer, _named(layers))}")
     return layers[layer]
+
+
+def _named(layers: Iterable[Any]) -> list[str]:
+    """Names of layers; since anndata 0.13 X is among them, as None."""
+    return [str(name) for name in layers if name is not None]
 
 
 def _in_memory(frame: Any) -> pd.DataFrame:
