@@ -61,7 +61,10 @@ def compare(structure, seed, method):
     result = by_flashmm(structure, data, method)
     ours = result.sel(0)
     assert ours.converged
-    theirs = by_statsmodels(structure, data, method)
+    try:
+        theirs = by_statsmodels(structure, data, method)
+    except np.linalg.LinAlgError:  # it gives up on a few
+        return False
     there = pb.evaluate(result.stats, theta_of(theirs), method)
     # By the likelihood at its estimates; its own llf is off by up to 2e-6 where D is singular.
     assert ours.llf >= there.loglik[0] - 1e-8

@@ -203,17 +203,20 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
     path = tmp_path / "stats.nc"
     model().stats.save(path)
     before = path.read_bytes()
-    write = xr.Dataset.to_netcdf
 
-    def broken(*args, **kwargs):
-        if when == "writing":
-            write(*args, **kwargs)  # the temporary file is there when the error comes
-        raise error
+    def broken(write):
+        def breaks(*args, **kwargs):
+            if when == "writing":
+                write(*args, **kwargs)  # the content is there when the error comes
+            raise error
+
+        return breaks
 
     if when == "writing":
-        monkeypatch.setattr(xr.Dataset, "to_netcdf", broken)
+        for name in ("to_netcdf", "dump_to_store"):  # the latter by older versions of xarray
+            monkeypatch.setattr(xr.Dataset, name, broken(getattr(xr.Dataset, name)))
     else:
-        monkeypatch.setattr(os, "replace", broken)
+        monkeypatch.setattr(os, "replace", broken(os.replace))
     with pytest.raises(type(error)):
         model("integers").stats.save(path)
     monkeypatch.undo()
