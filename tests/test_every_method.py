@@ -234,20 +234,13 @@ def test_samples_files_and_refits(kind, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fm.ConvergenceWarning)
         result.predict(new)
-        result.predict(new, random="known") if "random" in (
-            inspect.signature(result.predict).parameters
-        ) else None
         result.fittedvalues(data)
         result.resid(Y, data)
         if "missing" not in kind:
             result.draw(2, rng=1)
             result.bootstrap(5, rng=1)
         result.save(tmp_path / "fit.nc")
-    again = (
-        fm.load_results(tmp_path / "fit.nc")
-        if hasattr(fm, "load_results")
-        else (type(result).load(tmp_path / "fit.nc"))
-    )
+    again = type(result).load(tmp_path / "fit.nc")
     assert again.status.tolist() == result.status.tolist()
     pd.testing.assert_frame_equal(again.params, result.params, check_dtype=False)
 
