@@ -9,7 +9,7 @@ import numpy as np
 
 from flashmm.exceptions import InputError
 from flashmm.likelihood import PatternedProjection, on_device
-from flashmm.likelihood.ratios import ratio_grid
+from flashmm.likelihood.ratios import fine_grid, ratio_grid
 from flashmm.results.assemble import assemble_dataset, without_maximum
 from flashmm.solvers.batches import maximise_in_batches
 from flashmm.solvers.other_maxima import Landscape
@@ -240,4 +240,5 @@ def _landscape(
         return None  # before `u` and `rss`, which need the eigenbasis
     variances = np.flatnonzero(projection.structure.is_variance[:-1])
     chosen = np.ones(host.m, dtype=bool) if start is None else ~start.given
-    return Landscape(grid, host.u, host.rss, chosen, variances)
+    fine = fine_grid(host, options.method)
+    return Landscape(grid, host.u, host.rss, chosen, variances, fine)
