@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from flashmm.likelihood.base import Evaluation, Likelihood
+from flashmm.likelihood.base import Likelihood
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
 from flashmm.solvers.other_maxima import Landscape, search_other_maxima
 from flashmm.solvers.restart import searched_again
-from flashmm.solvers.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,15 +119,10 @@ def maximise_in_batches(
     ``landscape`` shows other maxima of are searched from there.
     """
     m, k = theta0.shape
-    total = Solution(
-        np.full((m, k), np.nan),
-        Evaluation.empty(m, k),
-        np.zeros(m, dtype=np.int64),
-        np.full(m, Status.RUNNING, dtype=np.int8),
-    )
+    total = Solution.empty(m, k)
 
-    # A fine grid has what a second start would find but for negative variances.
-    seen = space.name == "psd" and landscape is not None and landscape.make_fine is not None
+    # A fine grid has what a second start would find but for negative variances and covariances.
+    seen = space.name == "psd" and landscape is not None and landscape.replaces_second_start
     stages = (solver,) if fallback is None else (solver, fallback)
 
     def fit(batch: IntArray) -> None:
@@ -143,9 +137,7 @@ def maximise_in_batches(
             part = search_other_maxima(
                 likelihood, space, stages, part, batch, landscape, max_iter=max_iter
             )
-        total.theta[batch], total.n_iter[batch] = part.theta, part.n_iter
-        total.status[batch] = part.status
-        total.evaluation.put(batch, part.evaluation)
+        total.put(batch, part)
 
     features = np.flatnonzero(usable)
     if features.size:  # makes what features share, before threads need it

@@ -70,6 +70,11 @@ class Landscape:
     variances: IntArray
     make_fine: Callable[[], RatioGrid] | None = None
 
+    @property
+    def replaces_second_start(self) -> bool:
+        """Whether what starts from large variances find is seen on the grid."""
+        return self.make_fine is not None and self.variances.size == self.grid.theta.shape[1] - 1
+
     @cached_property
     def fine(self) -> RatioGrid:
         """The finer grid."""
