@@ -130,7 +130,7 @@ class Landscape:
         doubt = ((values > loglik - _COARSENESS) & grid.summits(values)).sum(axis=0) > 1
         doubt |= values.max(axis=0) > loglik + _GAIN
         if self.make_fine is None:
-            return doubt
+            return np.asarray(doubt)
         high = values > loglik - _FLAT
         own = _climbed(grid, theta, values)
         near = grid.neighbours[own]
