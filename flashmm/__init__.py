@@ -28,7 +28,8 @@ from flashmm.results import (
     TTestResults,
 )
 from flashmm.simulate.power import power
-from flashmm.solvers.status import Status
+from flashmm.solvers import verdict_texts
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 from flashmm.storage import schema
@@ -68,6 +69,7 @@ __all__ = [
 # Modules that moved, and that the documentation of 0.1 named.
 sys.modules[f"{__name__}.formula"] = build
 sys.modules[f"{__name__}.schema"] = schema
+sys.modules[f"{__name__}.solvers.status"] = verdict_texts
 
 
 def __dir__() -> list[str]:

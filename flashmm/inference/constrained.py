@@ -12,7 +12,7 @@ from flashmm.solvers.base import maximise
 from flashmm.solvers.batches import over_batches, usable_cores
 from flashmm.solvers.fixed import Fixed
 from flashmm.solvers.space import PSD
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,7 +21,7 @@ import numpy as np
 import scipy.linalg
 
 from flashmm.arrays.namespaces import cholesky
-from flashmm.stats.sums import Shift
+from flashmm.stats.fields import Shift
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -19,7 +19,7 @@ from scipy.optimize import brentq
 
 from flashmm.exceptions import InputError
 from flashmm.inference.lowess import lowess
-from flashmm.inference.scaled_f import HIGHEST_DF, fit_scaled_f
+from flashmm.inference.variance_prior import HIGHEST_DF, fit_scaled_f
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

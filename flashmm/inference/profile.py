@@ -17,7 +17,7 @@ import numpy as np
 
 from flashmm.inference.constrained import Maximiser
 from flashmm.solvers.space import PSD
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

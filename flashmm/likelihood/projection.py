@@ -23,7 +23,7 @@ import scipy.sparse as sp
 from flashmm.arrays.namespaces import Array, like, namespace
 from flashmm.exceptions import InputError
 from flashmm.likelihood.centring import Turn, centring
-from flashmm.likelihood.gates import check_components, check_sample_size, whiten
+from flashmm.likelihood.design_checks import check_components, check_sample_size, whiten
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

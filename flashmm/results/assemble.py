@@ -15,7 +15,7 @@ from flashmm.likelihood.elimination.indefinite import covariance_is_definite
 from flashmm.results.fitted import FitOptions, attributes
 from flashmm.results.on_request import scaled_inverse
 from flashmm.solvers.batches import over_batches
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.stored import feature_coordinate
 

@@ -22,7 +22,7 @@ from flashmm.results.fitted import FittedModel
 from flashmm.results.fixed_effects import t_test
 from flashmm.results.refit import Progress, refit, replicate_fits
 from flashmm.results.variance_tests import gain, maximiser
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.root import restrict_root
 
 if TYPE_CHECKING:

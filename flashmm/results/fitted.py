@@ -44,7 +44,7 @@ from flashmm.arrays.labels import feature_positions
 from flashmm.exceptions import InputError
 from flashmm.likelihood import AnyEstimator, AnyProjection, make_likelihood, project_any
 from flashmm.results.on_request import OnRequest
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from flashmm.formulas.recipe import DesignRecipe
+    from flashmm.formulas.new_data_recipe import DesignRecipe
     from flashmm.stats.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]

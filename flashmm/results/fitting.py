@@ -16,7 +16,7 @@ from flashmm.solvers.other_maxima import Landscape
 from flashmm.solvers.restart import second_starts
 from flashmm.solvers.space import make_space
 from flashmm.solvers.start import Starts, starting_values
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
     import xarray as xr

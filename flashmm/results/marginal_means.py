@@ -20,7 +20,7 @@ from flashmm.results.fixed_effects import t_test
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flashmm.formulas.recipe import DesignRecipe
+    from flashmm.formulas.new_data_recipe import DesignRecipe
     from flashmm.results.fitted import FittedModel
 
     FloatArray = NDArray[np.float64]

@@ -20,8 +20,8 @@ from flashmm.designs.from_arrays import (
     row_labels,
 )
 from flashmm.exceptions import InputError, check_option, listing
-from flashmm.formulas.columns import check_data
-from flashmm.formulas.recipe import RandomRows
+from flashmm.formulas.new_data_recipe import RandomRows
+from flashmm.formulas.sample_table import check_data
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.statistics import confidence_limits
 from flashmm.results.estimability import estimable_rows

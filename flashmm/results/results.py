@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
-    from flashmm.formulas.recipe import DesignRecipe
+    from flashmm.formulas.new_data_recipe import DesignRecipe
     from flashmm.likelihood import AnyProjection
     from flashmm.results.contrast_results import TTestResults
     from flashmm.results.pages import SummaryPage

@@ -12,7 +12,7 @@ from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.results.pages import WIDTH, SummaryPage, Table
 from flashmm.results.trust import doubt
-from flashmm.solvers.status import MEANINGS, Status
+from flashmm.solvers.verdict_texts import MEANINGS, Status
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,7 +25,7 @@ from flashmm.likelihood import Projection
 from flashmm.results.refit import refit
 from flashmm.solvers import FisherScoring
 from flashmm.solvers.space import make_space
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:

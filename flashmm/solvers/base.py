@@ -26,8 +26,8 @@ from flashmm.arrays.namespaces import (
 from flashmm.likelihood.base import Evaluation, Likelihood
 from flashmm.solvers.blocks import symmetric_eigen
 from flashmm.solvers.damping import damped
-from flashmm.solvers.state import Objective, State
-from flashmm.solvers.status import Status
+from flashmm.solvers.running_features import Objective, State
+from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
     from flashmm.solvers.space import ParameterSpace

@@ -14,7 +14,7 @@ import numpy as np
 
 from flashmm.arrays.namespaces import flatnonzero, namespace, put, take
 from flashmm.solvers.fallback import maximise_in_stages
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

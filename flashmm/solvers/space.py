@@ -15,7 +15,7 @@ import numpy as np
 
 from flashmm.arrays.namespaces import BoolArray, FloatArray, namespace
 from flashmm.solvers.blocks import Blocks
-from flashmm.solvers.complementarity import newton_on_face, quadratic_program
+from flashmm.solvers.kkt_newton import newton_on_face, quadratic_program
 from flashmm.solvers.linear import solve_definite, solve_symmetric, unit_diagonal
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from flashmm.exceptions import InputError, listing, nearest
 from flashmm.sources.dask_arrays import dask_reader, is_dask
 from flashmm.sources.disk import disk_reader, is_on_disk
 from flashmm.sources.memory import array_reader, sparse_reader
-from flashmm.sources.pieces import Labelled, Reader
+from flashmm.sources.readers import Labelled, Reader
 from flashmm.sources.stores import open_store, without_table
 
 if TYPE_CHECKING:

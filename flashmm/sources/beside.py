@@ -14,8 +14,8 @@ from flashmm.arrays.labels import is_default
 from flashmm.exceptions import InputError, listing
 from flashmm.sources.dask_arrays import DaskReader
 from flashmm.sources.make import labelled
-from flashmm.sources.matching import match_samples
-from flashmm.sources.pieces import CompressedReader, DenseReader, Labelled
+from flashmm.sources.match_samples import match_samples
+from flashmm.sources.readers import CompressedReader, DenseReader, Labelled
 from flashmm.sources.source import Source
 
 if TYPE_CHECKING:

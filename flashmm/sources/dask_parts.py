@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from flashmm.arrays.sparse import UnsoundMatrixError
 from flashmm.sources.dask_arrays import DaskReader, joined_chunks
 from flashmm.sources.memory import array_reader, sparse_reader
-from flashmm.sources.pieces import DenseReader
+from flashmm.sources.readers import DenseReader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

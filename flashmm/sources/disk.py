@@ -10,7 +10,7 @@ import numpy as np
 
 from flashmm.arrays.sparse import UnsoundMatrixError
 from flashmm.exceptions import InputError, listing
-from flashmm.sources.pieces import CompressedReader, DenseReader, Piece, Reader
+from flashmm.sources.readers import CompressedReader, DenseReader, Piece, Reader
 
 __all__ = ["disk_reader", "is_on_disk"]
 

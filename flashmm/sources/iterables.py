@@ -17,7 +17,7 @@ from flashmm.arrays.sparse import UnsoundMatrixError
 from flashmm.exceptions import InputError, listing
 from flashmm.sources.dataarrays import read_dataarray
 from flashmm.sources.memory import read_memory
-from flashmm.sources.pieces import Labelled, Piece
+from flashmm.sources.readers import Labelled, Piece
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from flashmm.exceptions import InputError
 from flashmm.sources.dask_arrays import DaskReader
 from flashmm.sources.dask_parts import in_parts
-from flashmm.sources.pieces import BLOCK_BYTES
+from flashmm.sources.readers import BLOCK_BYTES
 from flashmm.sources.source import Source, sample_sums, size_factors_of, without_missing
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from flashmm.arrays.labels import checked_labels, feature_positions, in_order
 from flashmm.arrays.sparse import UnsoundMatrixError
 from flashmm.exceptions import InputError
-from flashmm.sources.pieces import BLOCK_BYTES, Piece, Reader
+from flashmm.sources.readers import BLOCK_BYTES, Piece, Reader
 from flashmm.sources.transforms import (
     Transform,
     apply_transform,

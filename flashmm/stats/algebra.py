@@ -18,9 +18,9 @@ import scipy.sparse as sp
 from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, listing, nearest
+from flashmm.stats.fields import AnySums
 from flashmm.stats.root import combine_roots, restrict_root
 from flashmm.stats.shifts import combine_shifts
-from flashmm.stats.sums import AnySums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

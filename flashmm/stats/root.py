@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.stats.sums import Sums
+from flashmm.stats.fields import Sums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

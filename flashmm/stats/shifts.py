@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums
-from flashmm.stats.sums import Shift, Sums
+from flashmm.stats.fields import Shift, Sums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

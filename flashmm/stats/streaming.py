@@ -13,8 +13,8 @@ import numpy as np
 
 from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
-from flashmm.sources.pieces import BLOCK_BYTES
-from flashmm.sources.portions import portions
+from flashmm.sources.cache_sized import portions
+from flashmm.sources.readers import BLOCK_BYTES
 from flashmm.sources.source import RawBlock, Source
 from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums
 

@@ -18,10 +18,10 @@ from flashmm.designs.from_arrays import as_matrix, design_and_source, matched_co
 from flashmm.exceptions import InputError
 from flashmm.sources import Source, Transform
 from flashmm.stats.algebra import added, subtracted
+from flashmm.stats.fields import Sums
+from flashmm.stats.from_source import sum_design
 from flashmm.stats.selection import kept, without
 from flashmm.stats.stored import sums_from_dataset, sums_to_dataset
-from flashmm.stats.summing import sum_design
-from flashmm.stats.sums import Sums
 from flashmm.storage.files import load_dataset, reading, save_dataset
 
 if TYPE_CHECKING:

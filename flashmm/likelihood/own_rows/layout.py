@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.likelihood.gates import pairs_of
+from flashmm.likelihood.design_checks import pairs_of
 from flashmm.likelihood.structure import MAX_EFFECTS, partitions
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import numpy as np
 
 from flashmm.exceptions import InputError
 from flashmm.likelihood.base import Evaluation, RandomEffects, StandardErrorKind, rows_of
-from flashmm.likelihood.gates import check_sample_size
+from flashmm.likelihood.design_checks import check_sample_size
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 from flashmm.likelihood.own_rows.layout import OwnLayout, find_layout
 from flashmm.likelihood.own_rows.own_rows import OwnRowsLikelihood, well_posed

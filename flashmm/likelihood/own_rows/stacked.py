@@ -23,7 +23,7 @@ from flashmm.likelihood.base import (
     assembled,
     standard_errors,
 )
-from flashmm.likelihood.gates import pairs_of
+from flashmm.likelihood.design_checks import pairs_of
 from flashmm.likelihood.own_rows.stacked_designs import Root, StackedProjection, entry_sums
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashmm.likelihood.base import Forms
-from flashmm.likelihood.gates import CONFOUNDED, pairs_of
+from flashmm.likelihood.design_checks import CONFOUNDED, pairs_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

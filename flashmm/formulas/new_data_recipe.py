@@ -17,7 +17,7 @@ import scipy.sparse as sp
 
 from flashmm.designs.compact import steps
 from flashmm.exceptions import InputError, check_names, listing, nearest
-from flashmm.formulas.columns import Columns, check_data, clean, number_label, refuse_infinite
+from flashmm.formulas.sample_table import Columns, check_data, clean, number_label, refuse_infinite
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from flashmm.arrays.namespaces import BoolArray, FloatArray, namespace, put
 from flashmm.solvers.blocks import Blocks, Decomposition
-from flashmm.solvers.cone import interior_point
+from flashmm.solvers.interior_point import interior_point
 from flashmm.solvers.linear import solve_definite
 
 __all__ = ["newton_on_face", "quadratic_program"]

@@ -20,6 +20,7 @@ from flashmm.sources.dask_arrays import DaskReader
 from flashmm.stats.algebra import added
 from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums, design_columns
 from flashmm.stats.dask import sum_parts, sum_parts_about
+from flashmm.stats.fields import AnySums
 from flashmm.stats.root import near_collinear, root_of_rows
 from flashmm.stats.shifts import shifted_sums, sums_about
 from flashmm.stats.streaming import (
@@ -29,7 +30,6 @@ from flashmm.stats.streaming import (
     sum_source,
     worker_count,
 )
-from flashmm.stats.sums import AnySums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

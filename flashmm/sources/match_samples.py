@@ -9,7 +9,7 @@ import pandas as pd
 
 from flashmm.arrays.labels import is_default
 from flashmm.exceptions import InputError, listing
-from flashmm.sources.pieces import Labelled
+from flashmm.sources.readers import Labelled
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
