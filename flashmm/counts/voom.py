@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from numpy.typing import NDArray
 
+from flashmm.arrays.types import FloatArray
 from flashmm.constructors import ModelData
 from flashmm.counts.tmm import tmm_factors
 from flashmm.counts.trend import Trend, log2_cpm, mean_variance_trend, trend_weights
@@ -36,8 +36,6 @@ from flashmm.sources.make import source_of
 from flashmm.sources.readers import Labelled
 
 __all__ = ["Voom", "voom"]
-
-FloatArray = NDArray[np.float64]
 
 _ONE_GROUP = "flashmm: all samples"
 

@@ -20,9 +20,8 @@ from flashmm.exceptions import InputError, listing
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray
     from flashmm.designs.compact import CompactMatrix, LayeredMatrix
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["CovarianceParameter", "CovarianceStructure", "Design", "RandomTerm"]
 

@@ -46,10 +46,7 @@ from flashmm.formulas.sample_table import (
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
+    from flashmm.arrays.types import BoolArray, FloatArray
 
 __all__ = ["DesignBuild", "build_design"]
 

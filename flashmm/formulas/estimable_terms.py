@@ -20,10 +20,7 @@ import numpy as np
 from flashmm.formulas.fixed_terms import _categorical, _Column, _columns, _factor, _numeric_widths
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
+    from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["estimable_hypotheses"]
 
@@ -159,7 +156,7 @@ def _coordinates(column: _Column) -> dict[Any, float]:
 
 
 def _belonging(
-    estimable: FloatArray, terms: list[_Term], owner: NDArray[np.intp], term: _Term
+    estimable: FloatArray, terms: list[_Term], owner: IntArray, term: _Term
 ) -> FloatArray:
     """Estimable functions whose weights vanish outside a term and those that contain it."""
     others = np.array([not (other is term or other.contains(term)) for other in terms])

@@ -22,11 +22,9 @@ from flashmm.formulas.sample_table import Columns, check_data, clean, number_lab
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.formulas.loaded import LoadedFormula
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = [
     "ColumnRecord",

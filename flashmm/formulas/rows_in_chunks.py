@@ -26,9 +26,7 @@ from flashmm.formulas.materializer import Materializer
 from flashmm.formulas.sample_table import Columns, evaluating, numbers
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import IntArray
 
 __all__ = ["FormulaRows", "formula_rows"]
 

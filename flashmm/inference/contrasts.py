@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from flashmm.arrays.labels import as_pandas
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, listing
 from flashmm.inference.contrast_expressions import read_equations
 from flashmm.inference.names import Coefficients, r_name, resolve_names
@@ -23,8 +23,6 @@ __all__ = [
     "r_name",
     "resolve_names",
 ]
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,9 +26,8 @@ from flashmm.stats.fields import Shift
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["FeatureStreams", "Sampler"]
 

@@ -22,11 +22,8 @@ from flashmm.inference.lowess import lowess
 from flashmm.inference.variance_prior import HIGHEST_DF, fit_scaled_f
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray
     from flashmm.likelihood.moments import ContrastMoments
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = [
     "ModeratedVariances",

@@ -19,11 +19,8 @@ import numpy as np
 from flashmm.likelihood.moments import apply_G, near_zero_residual, powers_of_P
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray
     from flashmm.likelihood.base import Estimator
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["PredictionMoments", "prediction_moments"]
 

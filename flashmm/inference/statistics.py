@@ -12,9 +12,7 @@ from scipy import stats
 from flashmm.exceptions import InputError, nearest
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
+    from flashmm.arrays.types import FloatArray
 
 __all__ = [
     "TStatistics",

@@ -17,9 +17,7 @@ from scipy.optimize import minimize_scalar
 from flashmm.inference.lowess import weighted_lowess
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
+    from flashmm.arrays.types import FloatArray
 
 __all__ = ["HIGHEST_DF", "fit_scaled_f", "scaled_f_loglik"]
 

@@ -18,11 +18,8 @@ from flashmm.arrays.numeric import dimensions
 from flashmm.exceptions import InputError, listing, nearest
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray
     from flashmm.designs.design import CovarianceStructure
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = [
     "ChiBarSquare",
@@ -212,7 +209,7 @@ def z_statistics(
 
 
 def wald_limits(
-    theta: FloatArray, se: FloatArray, alpha: float, on_log_scale: NDArray[np.bool_]
+    theta: FloatArray, se: FloatArray, alpha: float, on_log_scale: BoolArray
 ) -> FloatArray:
     """Normal limits of theta (B, k), shape (B, k, 2).
 

@@ -14,11 +14,9 @@ from flashmm.stats.root import scaled_gram
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.designs.design import CovarianceParameter, CovarianceStructure
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["CONFOUNDED", "Whitening", "check_components", "check_sample_size", "pairs_of", "whiten"]
 
@@ -194,7 +192,7 @@ def _information_at_zero(
 
 def pairs_of(
     structure: CovarianceStructure, parameter: CovarianceParameter
-) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+) -> list[tuple[IntArray, IntArray]]:
     """Rows and columns of the ones of G_i, its lower triangle as a second pair."""
     rows, columns = structure.columns(parameter)
     return [(rows, columns)] if parameter.is_variance else [(rows, columns), (columns, rows)]
@@ -204,8 +202,8 @@ def _inner(
     ZX: FloatArray,
     H: FloatArray,
     ZZ: sp.csr_array,
-    first: tuple[NDArray[np.intp], NDArray[np.intp]],
-    second: tuple[NDArray[np.intp], NDArray[np.intp]],
+    first: tuple[IntArray, IntArray],
+    second: tuple[IntArray, IntArray],
 ) -> float:
     """Elementwise inner product of two blocks of Z'RZ = Z'Z - H X'Z, without forming them."""
     a, b = ZZ[first[0], :][:, first[1]], ZZ[second[0], :][:, second[1]]

@@ -28,11 +28,9 @@ from flashmm.likelihood.design_checks import check_components, check_sample_size
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import BoolArray, FloatArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = [
     "ROUNDING",

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.results.contrast_results import TTestResults
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["to_anndata"]
 
@@ -92,7 +91,7 @@ def _check_key(key: str) -> None:
         raise InputError(f"`key_added` must not contain '/', which .h5ad files refuse: {key!r}.")
 
 
-def _matched(adata: Any, features: NDArray[Any]) -> NDArray[np.intp]:
+def _matched(adata: Any, features: NDArray[Any]) -> IntArray:
     """Position of each gene of ``adata`` among the features; -1 where it is none of them."""
     if not all(hasattr(adata, name) for name in ("var_names", "var", "varm", "uns")):
         raise InputError(f"`adata` must be an AnnData object, not {type(adata).__name__}.")
@@ -121,7 +120,7 @@ def _matched(adata: Any, features: NDArray[Any]) -> NDArray[np.intp]:
     return np.asarray(positions)
 
 
-def _aligned(values: NDArray[Any], positions: NDArray[np.intp], missing: Any) -> NDArray[Any]:
+def _aligned(values: NDArray[Any], positions: IntArray, missing: Any) -> NDArray[Any]:
     """Rows of features as rows of genes."""
     rows = values[np.maximum(positions, 0)]
     rows[positions < 0] = missing

@@ -22,13 +22,10 @@ from flashmm.stats.stored import feature_coordinate
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.likelihood import AnyEstimator, AnyProjection
     from flashmm.solvers.base import Solution
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["assemble_dataset", "without_maximum"]
 

@@ -28,11 +28,9 @@ from flashmm.stats.root import restrict_root
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["bootstrap", "bootstrap_test", "draw", "restricted"]
 
@@ -148,7 +146,7 @@ def bootstrap_test(
     )
 
 
-def _drawable(fitted: FittedModel, positions: IntArray) -> NDArray[np.bool_]:
+def _drawable(fitted: FittedModel, positions: IntArray) -> BoolArray:
     """Which features have a theta that a normal distribution has."""
     status = fitted.values("status", positions)
     theta = fitted.values("theta", positions)

@@ -20,8 +20,8 @@ from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.likelihood import AnyEstimator, AnyProjection
     from flashmm.results.fitted import FitOptions
     from flashmm.solvers.base import Solution, Solver
@@ -127,12 +127,10 @@ class _Search:
     projection: AnyProjection
     plan: FitPlan
     threads: int | None
-    again_from: NDArray[np.float64] | None = None
+    again_from: FloatArray | None = None
     landscape: Landscape | None = None
 
-    def run(
-        self, space: ParameterSpace, theta: NDArray[np.float64], usable: NDArray[np.bool_]
-    ) -> Solution:
+    def run(self, space: ParameterSpace, theta: FloatArray, usable: BoolArray) -> Solution:
         """Maximise the usable features (m,) in a space, from theta (m, k)."""
         return maximise_in_batches(
             self.likelihood,
@@ -155,7 +153,7 @@ def _restart_inside(
     space: ParameterSpace,
     start: Starts,
     solution: Solution,
-    lost: NDArray[np.intp],
+    lost: IntArray,
 ) -> None:
     """Fit features that ran to the edge of the domain again, from their psd estimate; in place.
 
@@ -195,7 +193,7 @@ def _restart_inside(
 
 
 def _restart_at_summits(
-    search: _Search, psd: ParameterSpace, solution: Solution, lost: NDArray[np.intp]
+    search: _Search, psd: ParameterSpace, solution: Solution, lost: IntArray
 ) -> None:
     """Fit features that ran to the edge of the domain again, from maxima of the grid; in place.
 

@@ -31,14 +31,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import scipy.sparse as sp
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.likelihood.base import Evaluation
     from flashmm.likelihood.moments import ContrastMoments
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["Hypotheses", "hypotheses"]
 

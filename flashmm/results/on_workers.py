@@ -20,11 +20,8 @@ from flashmm.solvers.start import starting_rows
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["fit_on_workers"]
 
@@ -104,13 +101,13 @@ def _submitted(client: Any, function: Any, *arguments: Any) -> Any:
         return client.submit(function, *arguments, pure=False)
 
 
-def _partitions(stats: SummaryStats) -> list[NDArray[np.intp]]:
+def _partitions(stats: SummaryStats) -> list[IntArray]:
     largest = max(1, _MOST_BYTES // (8 * (stats.p + stats.q)))
     count = max(-(-stats.m // largest), min(_PARTITIONS, -(-stats.m // _LEAST)), 1)
     return np.array_split(np.arange(stats.m), count)
 
 
-def _own(stats: SummaryStats, features: NDArray[np.intp]) -> dict[str, Any]:
+def _own(stats: SummaryStats, features: IntArray) -> dict[str, Any]:
     """The fields of the statistics that belong to some features."""
     part = stats.at(features)
     return {name: getattr(part, name) for name in ("XY", "ZY", "yy", "feature_names", "shift")}

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray
     from flashmm.inference.integrated.integration import Integration
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["RatioPrior", "prior_of"]
 

@@ -17,14 +17,12 @@ from flashmm.solvers.fallback import fallback_of
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.inference.draws import FeatureStreams, Sampler
     from flashmm.likelihood import Projection
     from flashmm.results.fitted import FitOptions
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["Progress", "ReplicateFits", "refit", "replicate_fits"]
 
@@ -48,7 +46,7 @@ class ReplicateFits:
         Their fits.
     """
 
-    rows: NDArray[np.intp]
+    rows: IntArray
     columns: slice
     stats: SummaryStats
     ds: xr.Dataset

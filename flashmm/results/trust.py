@@ -12,11 +12,8 @@ from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["FEW_LEVELS", "doubt"]
 

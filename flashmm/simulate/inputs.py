@@ -7,14 +7,12 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy import sparse
 
 from flashmm.arrays.sparse import check_sparse
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, listing, nearest
-
-FloatArray = npt.NDArray[np.float64]
 
 COLUMNS = ["sam", "cls", "trt"]
 

@@ -18,10 +18,7 @@ import numpy as np
 from flashmm.solvers.space import PSD, ParameterSpace
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["Fixed"]
 
@@ -37,11 +34,11 @@ class _Pivot:
     """
 
     v: int
-    c: NDArray[np.intp]  # (s - 1,)
-    R: NDArray[np.intp]  # (s - 1, s - 1)
+    c: IntArray  # (s - 1,)
+    R: IntArray  # (s - 1, s - 1)
 
     @classmethod
-    def of(cls, block: NDArray[np.intp], held: NDArray[np.intp]) -> _Pivot:
+    def of(cls, block: IntArray, held: IntArray) -> _Pivot:
         """The pivot is the row of the block's first held entry."""
         a = int(np.argwhere(np.isin(block, held))[0, 0])
         others = np.delete(np.arange(block.shape[0]), a)
@@ -114,8 +111,8 @@ class Fixed:
     """
 
     inner: ParameterSpace
-    carried: NDArray[np.intp]
-    held_positions: NDArray[np.intp]
+    carried: IntArray
+    held_positions: IntArray
     pivots: tuple[_Pivot, ...]
     cone: ParameterSpace
 

@@ -19,10 +19,7 @@ from flashmm.sources.readers import CompressedReader, DenseReader, Labelled
 from flashmm.sources.source import Source
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["Beside", "beside", "beside_of"]
 
@@ -64,7 +61,7 @@ class Beside:
         part = np.asarray(part, dtype=np.float64)
         return part.T if self.transposed else part
 
-    def restricted(self, keep: NDArray[np.bool_]) -> Beside:
+    def restricted(self, keep: BoolArray) -> Beside:
         """With only some of the samples of the design."""
         columns = np.arange(keep.size) if self.columns is None else self.columns
         return replace(self, columns=columns[keep])

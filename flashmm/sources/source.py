@@ -28,9 +28,7 @@ from flashmm.sources.transforms import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["Block", "RawBlock", "Source"]
 

@@ -25,7 +25,7 @@ from flashmm.stats.shifts import combine_shifts
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import BoolArray, IntArray
 
 __all__ = ["Features", "added", "refuse_others", "subtracted"]
 
@@ -221,7 +221,7 @@ def _only_counted(term: RandomTerm) -> bool:
     return re.fullmatch(r"Z\d+", term.name) is not None and term.levels == counted
 
 
-def _without(structure: CovarianceStructure, gone: NDArray[np.bool_]) -> CovarianceStructure:
+def _without(structure: CovarianceStructure, gone: BoolArray) -> CovarianceStructure:
     """The structure without the levels all of whose columns are ``gone``."""
     terms = []
     for term, start in zip(structure.terms, structure.offsets, strict=False):

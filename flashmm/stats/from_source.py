@@ -32,10 +32,7 @@ from flashmm.stats.streaming import (
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["design_products", "first_sums", "second_sums", "statistics_of", "sum_design"]
 

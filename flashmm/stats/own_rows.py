@@ -36,11 +36,9 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import IntArray
     from flashmm.designs.aliasing import Aliasing
     from flashmm.designs.design import CovarianceStructure
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["PatternedStats", "any_from_dataset", "joined_shift", "same_rows"]
 

@@ -20,9 +20,7 @@ from flashmm.stats.root import near_collinear, restrict_root
 from flashmm.stats.shifts import restrict_shift
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import IntArray
 
 __all__ = ["kept", "without"]
 

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from flashmm.arrays.labels import axis_labels, feature_positions
 from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design
 from flashmm.designs.from_arrays import as_matrix, design_and_source, matched_columns, weights_of
@@ -28,9 +26,9 @@ if TYPE_CHECKING:
     from os import PathLike
 
     import xarray as xr
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
-    FloatArray = NDArray[np.float64]
+    from flashmm.arrays.types import FloatArray
 
 __all__ = ["SummaryStats"]
 

@@ -39,15 +39,10 @@ from flashmm.likelihood.projection import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.likelihood.base import Estimator
     from flashmm.stats.own_rows import PatternedStats
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["FeatureRows", "PatternedLikelihood", "PatternedProjection", "project_patterns"]
 
