@@ -22,9 +22,9 @@ from flashmm.inference.degrees_of_freedom import (
 )
 from flashmm.inference.moderation import moderate_moments
 from flashmm.inference.prediction_variance import prediction_moments
+from flashmm.inference.theta_covariance import covariance_on_face, face
 from flashmm.likelihood.base import rows_of
 from flashmm.results.on_request import OnRequest, scaled_inverse
-from flashmm.solvers.curvature_on_face import covariance_on_face, face
 from flashmm.solvers.space import PSD
 
 if TYPE_CHECKING:

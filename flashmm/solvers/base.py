@@ -165,9 +165,7 @@ def newton_where(
     if rows.shape[0] == 0:
         return state, taken
     xp, at = namespace(state.theta), state.evaluation.take(rows)
-    step, ok = objective.space.newton(
-        take(state.theta, rows), at.score, at.expected, at.observed, lowest
-    )
+    step, ok = objective.space.newton(take(state.theta, rows), at, lowest)
     result = xp.asarray(state.step, copy=True)
     put(result, rows[ok], step[ok])
     put(taken, rows, ok)
