@@ -315,7 +315,7 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods, Sh
         key_added
             Beginning of the keys. What an earlier call wrote under it is replaced.
         tests
-            Tests from `t_test`, to be written too.
+            Tests from `t_test` of all features, in any order, to be written too.
         df
             Degrees of freedom of the p-values, as in `t_test`.
         copy
