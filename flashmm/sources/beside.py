@@ -157,10 +157,7 @@ def _by_position(m: int, name: str, source: Source) -> IntArray | None:
 
 def _sliceable(reader: Any) -> tuple[Any, bool]:
     """What a reader reads, as something that can be sliced, and whether it is samples x ..."""
-    reader = getattr(reader, "reader", reader)  # one that guards against damaged files
-    if isinstance(reader, DenseReader):
-        return reader.values, reader.transposed
-    if isinstance(reader, DaskReader):
+    if isinstance(reader, (DenseReader, DaskReader)):
         return reader.values, reader.transposed
     if isinstance(reader, CompressedReader):
         arrays = (np.asarray(reader.data[:]), np.asarray(reader.indices[:]), reader.indptr)
