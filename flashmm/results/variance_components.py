@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import chi2
 
 from flashmm.exceptions import ConvergenceWarning, InputError, check_option, nearest
 from flashmm.inference.profile import Estimate, profile_limits
 from flashmm.inference.statistics import check_alpha, resolve_alternative
+from flashmm.inference.tails import norm_isf
 from flashmm.inference.variance_tests import wald_limits, z_statistics
 from flashmm.likelihood import Projection, make_likelihood
 from flashmm.progress import progress_bar
@@ -151,7 +151,7 @@ def _profiled(
         at_held.loglik(fitted.on_request.theta[at], at),
         at,
     )
-    quantile = float(chi2.isf(alpha, 1))
+    quantile = float(norm_isf(alpha / 2.0)) ** 2
     bar = progress_bar(
         list(enumerate(params)), params.size, show=progress is True, unit="param", desc="profiles"
     )
