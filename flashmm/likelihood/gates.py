@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.exceptions import InputError, PrecisionWarning, listing
+from flashmm.exceptions import InputError, PrecisionWarning, listing, warn
 from flashmm.stats.rank import Dependence, dependence
 from flashmm.stats.root import scaled_gram
 
@@ -27,6 +26,8 @@ CONFOUNDED = 1e-9
 _NOTHING = 1e-15
 # Smallest over largest eigenvalue of the scaled X'X below which at most six digits are left.
 _FEW_DIGITS = 1e-10
+# Random effects up to which Z'RZ is made for the checks: indexing it is faster than sparse parts.
+_DENSE = 200
 
 
 def check_sample_size(n: int, p: int) -> None:
@@ -92,14 +93,13 @@ def whiten(XX: FloatArray, root: FloatArray | None, names: tuple[str, ...]) -> W
 def _warn_of_digits(values: FloatArray, vectors: FloatArray, names: tuple[str, ...]) -> None:
     involved = [name for name, x in zip(names, vectors[:, 0], strict=True) if abs(x) > 0.1]
     ratio = values[-1] / values[0]
-    warnings.warn(
+    warn(
         f"The columns {listing(involved)} of `fixed` nearly depend on each other (condition "
         f"number of X {np.sqrt(ratio):.0e}), and these statistics hold X'X alone: about "
         f"{max(0, int(16 - np.log10(ratio)))} digits of the results are right. Centre and scale "
         "numeric columns before they are summed, or sum X, Z and Y with flashmm, which keeps a "
         "root of X'X for such designs.",
         PrecisionWarning,
-        stacklevel=3,
     )
 
 
@@ -179,13 +179,21 @@ def _information_at_zero(
     k = len(structure.parameters)
     pairs = [pairs_of(structure, parameter) for parameter in structure.parameters]
     information = np.zeros((k + 1, k + 1))
+    ZRZ = ZZ.toarray() - ZX @ H.T if structure.q <= _DENSE else None
     for i, mine in enumerate(pairs):
         for left, right in mine:
+            if ZRZ is not None:
+                information[i, k] += ZRZ[left, right].sum()
+                continue
             block = np.asarray(ZZ[left, :][:, right].diagonal()) - (ZX[left] * H[right]).sum(axis=1)
             information[i, k] += block.sum()
         for j in range(i + 1):
             for a, b in mine:
                 for c, d in pairs[j]:
+                    if ZRZ is not None:
+                        part = ZRZ[np.ix_(b, c)] * ZRZ[np.ix_(a, d)]
+                        information[i, j] += part.sum()
+                        continue
                     information[i, j] += _inner(ZX, H, ZZ, (b, c), (a, d))
     information[k, :k] = information[:k, k]
     information[k, k] = df

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from flashmm.exceptions import ConvergenceWarning, InputError, check_option, nearest
+from flashmm.exceptions import ConvergenceWarning, InputError, check_option, nearest, warn
 from flashmm.inference.profile import Estimate, profile_limits
 from flashmm.inference.statistics import check_alpha, resolve_alternative
 from flashmm.inference.tails import norm_isf
@@ -172,10 +171,9 @@ def _profiled(
             if turn is None
             else "the effects of a level are almost collinear: centre the variable of the slope."
         )
-        warnings.warn(
+        warn(
             f"For {lost} of {known.size} features a profile limit was not found and is NaN: {why}",
             ConvergenceWarning,
-            stacklevel=4,
         )
     return limits
 
