@@ -101,7 +101,8 @@ def _gram(ZZ: sp.csr_array, start: int, levels: int, s: int) -> FloatArray:
     column = ZZ.indices[first:last] - start
     same = (column >= 0) & (column < levels * s) & (row // s == column // s)
     place = row[same] % s * s + column[same] % s
-    return np.bincount(place, ZZ.data[first:last][same], s * s).reshape(s, s)
+    sums = np.bincount(place, ZZ.data[first:last][same], s * s)
+    return np.asarray(sums, dtype=np.float64).reshape(s, s)
 
 
 def _orthogonal(G: FloatArray) -> FloatArray:

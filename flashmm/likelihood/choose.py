@@ -37,8 +37,8 @@ def choose(projection: Projection) -> tuple[str, Partition | None]:
     ==========  ===================  =====================================================
 
     One parameter is always spectral up to q = 3,000, and where the general engine needs fewer
-    than 2e7 multiplications for all features, nothing else is looked at. The first three hold q x q matrices and are
-    beyond that considered only where nothing falls into blocks.
+    than 2e7 multiplications for all features, nothing else is looked at. The first three hold
+    q x q matrices and are beyond that considered only where nothing falls into blocks.
     """
     found = works(projection)
     best = min(found, key=lambda engine: found[engine][0])

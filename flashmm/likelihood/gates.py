@@ -178,26 +178,37 @@ def _information_at_zero(
     """tr(R V_i R V_j), the expected information at theta = (0, ..., 0, 1) but for a half."""
     k = len(structure.parameters)
     pairs = [pairs_of(structure, parameter) for parameter in structure.parameters]
+    if structure.q <= _DENSE:
+        return _dense_information(ZZ.toarray() - ZX @ H.T, pairs, df)
     information = np.zeros((k + 1, k + 1))
-    ZRZ = ZZ.toarray() - ZX @ H.T if structure.q <= _DENSE else None
     for i, mine in enumerate(pairs):
         for left, right in mine:
-            if ZRZ is not None:
-                information[i, k] += ZRZ[left, right].sum()
-                continue
             block = np.asarray(ZZ[left, :][:, right].diagonal()) - (ZX[left] * H[right]).sum(axis=1)
             information[i, k] += block.sum()
         for j in range(i + 1):
             for a, b in mine:
                 for c, d in pairs[j]:
-                    if ZRZ is not None:
-                        part = ZRZ[np.ix_(b, c)] * ZRZ[np.ix_(a, d)]
-                        information[i, j] += part.sum()
-                        continue
                     information[i, j] += _inner(ZX, H, ZZ, (b, c), (a, d))
     information[k, :k] = information[:k, k]
     information[k, k] = df
     return np.asarray(np.tril(information) + np.tril(information, -1).T + 0.0)
+
+
+def _dense_information(
+    ZRZ: FloatArray, pairs: list[list[tuple[NDArray[np.intp], NDArray[np.intp]]]], df: int
+) -> FloatArray:
+    """The same from Z'RZ, (q, q), and the ones of each G_i."""
+    k, q = len(pairs), ZRZ.shape[0]
+    products = np.zeros((k, q, q))  # Z'RZ G_i
+    for product, mine in zip(products, pairs, strict=True):
+        for left, right in mine:
+            product[:, right] += ZRZ[:, left]
+    information = np.empty((k + 1, k + 1))
+    turned = np.swapaxes(products, 1, 2).reshape(k, q * q)
+    information[:k, :k] = products.reshape(k, q * q) @ turned.T
+    information[k, :k] = information[:k, k] = np.trace(products, axis1=1, axis2=2)
+    information[k, k] = df
+    return information
 
 
 def pairs_of(
