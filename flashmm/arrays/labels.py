@@ -92,6 +92,12 @@ def checked_labels(
         raise InputError(f"The {what} names must be a sequence of names, not the text {names!r}.")
     if not isinstance(names, Iterable):
         raise InputError(f"The {what} names must be a sequence of names, not {names!r}.")
+    if (
+        isinstance(names, (list, tuple))
+        and all(type(name) is str for name in names)
+        and len(names) == len(set(names)) == size  # as formulas give them
+    ):
+        return np.array(names, dtype=object)
     index = pd.Index(names)
     if index.size != size:
         raise InputError(f"There are {index.size} {what} names for {size} {what}s.")

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy import stats
 
 from flashmm.arrays.numeric import dimensions
 from flashmm.exceptions import InputError, listing, nearest
+from flashmm.inference.tails import chi2_sf, norm_isf, norm_sf
 
 if TYPE_CHECKING:
     from flashmm.arrays.types import BoolArray, FloatArray
@@ -139,7 +139,7 @@ class ChiBarSquare:
         """P(at least ``statistic``), exact far into the tail; NaN for NaN."""
         p = np.zeros(np.shape(statistic))
         for df, weight in self.weights:
-            mass = np.where(statistic <= 0.0, 1.0, 0.0) if df == 0 else stats.chi2.sf(statistic, df)
+            mass = np.where(statistic <= 0.0, 1.0, 0.0) if df == 0 else chi2_sf(statistic, df)
             p = p + weight * mass
         return np.where(np.isnan(statistic), np.nan, p)
 
@@ -202,9 +202,9 @@ def z_statistics(
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.where(se > 0, theta / se, np.nan)
     if alternative == "two-sided":
-        p = 2.0 * stats.norm.sf(np.abs(z))
+        p = 2.0 * norm_sf(np.abs(z))
     else:
-        p = stats.norm.sf(z) if alternative == "greater" else stats.norm.cdf(z)
+        p = norm_sf(z) if alternative == "greater" else norm_sf(-z)
     return z, np.asarray(p)
 
 
@@ -223,7 +223,7 @@ def wald_limits(
         Parameters whose logarithm is taken as normal, with standard error se / theta, shape
         (k,); NaN where theta is not positive.
     """
-    half = stats.norm.isf(alpha / 2.0) * np.stack([-se, se], axis=-1)
+    half = norm_isf(alpha / 2.0) * np.stack([-se, se], axis=-1)
     centre = theta[:, :, None]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         logarithmic = np.where(centre > 0, centre * np.exp(half / centre), np.nan)

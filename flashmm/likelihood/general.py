@@ -63,7 +63,7 @@ class GeneralLikelihood(OneDesign):
         A matrix and its factors, k products, and both of their stacks; ML has three more.
         """
         p = self.projection
-        rank = max(p.r, p.r_full, 1)
+        rank = max(p.r, p.r_full if self.method == "ML" else 0, 1)
         matrices = 3 * self.n_params + (7 if self.method == "ML" else 4)
         return max(1, memory // (8 * (matrices * rank**2 + 4 * p.p * (rank + p.p))))
 

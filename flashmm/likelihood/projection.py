@@ -299,9 +299,10 @@ def project(stats: SummaryStats, column_scale: FloatArray | None = None) -> Proj
             ZX, ZY = turn.A.T @ ZX, turn.A.T @ ZY
             ZZ = sp.csr_array(turn.A.T @ ZZ @ turn.A)
         column_scale = scale_of_columns(ZZ.diagonal(), structure)
-    shrink = sp.diags_array(1.0 / column_scale)
     ZX = ZX / column_scale[:, None]
-    ZZ = sp.csr_array(shrink @ ZZ @ shrink)
+    shrink = 1.0 / column_scale
+    each = np.repeat(shrink, np.diff(ZZ.indptr)) * ZZ.data * shrink[ZZ.indices]
+    ZZ = sp.csr_array((each, ZZ.indices, ZZ.indptr), shape=ZZ.shape)
     ZXW = ZX @ white.W
     check_components(ZXW, ZXW, ZZ, n - p, structure)
 

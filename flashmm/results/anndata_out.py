@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from flashmm.arrays.labels import find_labels
-from flashmm.exceptions import InputError, listing
+from flashmm.exceptions import InputError, listing, warn
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.results.fixed_effects import t_test
@@ -113,11 +112,10 @@ def _matched(adata: Any, features: NDArray[Any]) -> IntArray:
             f"`adata` ({listing(genes, 3)}). Are its var_names those that were fitted?"
         )
     if absent.size:
-        warnings.warn(
+        warn(
             f"{absent.size} of {features.size} features are not among the genes of `adata` and "
             f"are left out: {listing(absent, 3)}.",
             UserWarning,
-            stacklevel=4,
         )
     return find_labels(features, genes)
 

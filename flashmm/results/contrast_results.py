@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from flashmm.arrays.blas import hold_methods
 from flashmm.exceptions import InputError, check_option, nearest
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.statistics import check_alpha, confidence_limits
@@ -45,6 +46,7 @@ _LABELS = {"pertpy": "variable", "scanpy": "names"}
 _SORT = {"p": "p", "pvalue": "p", "t": "t", "F": "F", "effect": "estimate", "estimate": "estimate"}
 
 
+@hold_methods
 class FeatureTests:
     """Tests of the same hypotheses for every feature; the foundation of what users are handed.
 
@@ -260,6 +262,7 @@ def _styled(table: pd.DataFrame, style: str, contrast: str) -> pd.DataFrame:
     return result.rename_axis(index=_LABELS[style]).reset_index()
 
 
+@hold_methods
 class TTestResults(FeatureTests):
     """Tests of linear contrasts of the fixed effects, for every feature.
 
@@ -333,6 +336,7 @@ class TTestResults(FeatureTests):
     summary_frame = FeatureTests.to_frame
 
 
+@hold_methods
 class FTestResults(FeatureTests):
     """Joint tests of several contrasts of the fixed effects, for every feature.
 

@@ -11,6 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.linalg import block_diag
 
+from flashmm.arrays.blas import hold_methods
 from flashmm.arrays.labels import as_pandas
 from flashmm.arrays.numeric import dimensions
 from flashmm.exceptions import InputError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["FeatureResults"]
 
 
+@hold_methods
 class FeatureResults:
     """One feature of a fit.
 

@@ -119,6 +119,10 @@ class FittedModel:
         """The statistics projected off X."""
         return project_any(self.stats) if self.projected is None else self.projected
 
+    def know(self, likelihood: AnyEstimator) -> None:
+        """Take the likelihood that was maximised, which is then not made again."""
+        self.__dict__["likelihood"] = likelihood
+
     @cached_property
     def likelihood(self) -> AnyEstimator:
         """The likelihood that was maximised."""

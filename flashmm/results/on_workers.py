@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from threadpoolctl import threadpool_limits
 
+from flashmm.arrays.blas import one_blas_thread
 from flashmm.exceptions import InputError
 from flashmm.likelihood import make_likelihood, project
 from flashmm.results.fitted import attributes
@@ -124,7 +124,7 @@ def _fit(
     design: SummaryStats, own: dict[str, Any], plan: FitPlan, theta0: FloatArray | None
 ) -> xr.Dataset:
     stats = replace(design, **own)
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         projection = project(stats)
         likelihood = make_likelihood(projection, plan.options.method, plan.options.engine)
         return fit_features(stats, projection, likelihood, plan, theta0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.results import anndata_out, comparison, files, summary
 from flashmm.results.feature_results import FeatureResults
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["MultiLMMResults"]
 
 
+@hold_methods
 class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods, SharedPriorMethods):
     """Fitted models of all features.
 

@@ -81,6 +81,8 @@ class Landscape:
             ((values > loglik - _COARSENESS) & grid.summits(values)).sum(axis=0) > 1
         )
         suspects = np.union1d(suspects, np.flatnonzero(values.max(axis=0) > loglik + _GAIN))
+        if suspects.size == 0:
+            return suspects, np.empty((0, theta.shape[1]))
         values, sigma2, loglik = values[:, suspects], sigma2[:, suspects], loglik[suspects]
         top = (values > loglik - _COARSENESS) & grid.summits(values)
         every = np.arange(suspects.size)

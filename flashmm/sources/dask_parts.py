@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
-from threadpoolctl import threadpool_limits
 
+from flashmm.arrays.blas import one_blas_thread
 from flashmm.arrays.sparse import UnsoundMatrixError
 from flashmm.sources.dask_arrays import DaskReader, joined_chunks
 from flashmm.sources.memory import array_reader, sparse_reader
@@ -230,7 +230,7 @@ def computed(
         # when a worker is lost: there is nothing else to do about its size.
         warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
         stack.enter_context(dask.config.set(settings))
-        stack.enter_context(threadpool_limits(1, user_api="blas"))
+        stack.enter_context(one_blas_thread())
         if progress and sys.stderr.isatty():
             stack.enter_context(ProgressBar(out=sys.stderr))
         result: tuple[Any, ...] = dask.compute(*values)

@@ -71,7 +71,8 @@ def sum_design(
     if selecting:
         stats, source = stats.at(kept), source.at(kept)
     again = partial(second_sums, source, columns, weights, block_bytes, workers)
-    return replace(stats, shift=shifted_sums(stats, again))
+    shift = shifted_sums(stats, again)
+    return stats if shift is None else replace(stats, shift=shift)
 
 
 def first_sums(

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from flashmm.arrays.blas import one_blas_thread
 from flashmm.inference.integrated.grid import RatioGrid, covering_grid
 from flashmm.inference.integrated.mixtures import (
     JointTests,
@@ -218,7 +218,7 @@ class Integration:
         """
         wanted = np.zeros(self.known.size, dtype=bool)
         wanted[positions] = True
-        with threadpool_limits(1, user_api="blas"):
+        with one_blas_thread():
             for k, design in enumerate(self.shared):
                 if not wanted[self.parts[k].members].any():
                     continue
@@ -380,7 +380,7 @@ def learn(
         sigma2 = variance_prior(variance, df, covariate=covariate, robust=robust)
     grid = grid_of(parts, sigma2) if grid is None else grid
     start = integrate(parts, m, memory, grid, grid.base, sigma2)
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         likelihood = list(_likelihoods(start))
         weights = learn_weights(likelihood, grid.base, added=added)
     return replace(start, weights=weights)
