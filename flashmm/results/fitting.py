@@ -199,8 +199,10 @@ def _restart_at_summits(
 
     The highest of the proper maxima that are found stays.
     """
+    if lost.size == 0:
+        return
     landscape = search.landscape or _landscape(search.projection, search.plan.options, None)
-    if lost.size == 0 or landscape is None:
+    if landscape is None:
         return
     plain = replace(
         search, plan=replace(search.plan, fallback=None), again_from=None, landscape=None
@@ -232,6 +234,8 @@ def _landscape(
         return None
     host = projection.in_numpy
     grid = ratio_grid(host, options.method)
+    if grid is None:
+        return None  # before `u` and `rss`, which need the eigenbasis
     variances = np.flatnonzero(projection.structure.is_variance[:-1])
-    chosen = np.ones(host.rss.size, dtype=bool) if start is None else ~start.given
-    return None if grid is None else Landscape(grid, host.u, host.rss, chosen, variances)
+    chosen = np.ones(host.m, dtype=bool) if start is None else ~start.given
+    return Landscape(grid, host.u, host.rss, chosen, variances)
