@@ -83,6 +83,11 @@ class Sampler:
         keep = values > _RANK_TOLERANCE * values[-1] * values.size
         return np.asarray(length[:, None] * vectors[:, keep] * np.sqrt(values[keep]))
 
+    def at(self, rows: NDArray[np.intp]) -> Sampler:
+        """The same for some of the features: one design serves all."""
+        del rows
+        return self
+
     @property
     def rank(self) -> int:
         """Rank of W."""

@@ -159,6 +159,16 @@ class DesignSums:
             cols[order],
         )
 
+    def turned(self, basis: FloatArray) -> DesignSums:
+        """Over the columns of X basis (p, c)."""
+        return replace(
+            self,
+            X_sums=self.X_sums @ basis,
+            WX_sums=self.WX_sums @ basis,
+            XX=np.matmul(basis.T, np.matmul(self.XX, basis)),
+            ZX=np.matmul(self.ZX, basis),
+        )
+
     def placed(self, coefs: IntArray, source: IntArray) -> DesignSums:
         """Over other columns: ``coefs`` of X, and of Z those at ``source``, -1 for a new one."""
         held = np.flatnonzero(source >= 0)

@@ -29,7 +29,7 @@ from flashmm.formulas.build import build_design
 from flashmm.solvers.fallback import fallback_of, maximise_in_stages
 from flashmm.solvers.fisher_scoring import FisherScoring
 from flashmm.solvers.space import make_space
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 from .designs import draw
 from .responses import responses
@@ -121,7 +121,9 @@ def search(
     stages = tuple(s for s in (FisherScoring(1e-5), fallback) if s is not None)
     usable = np.flatnonzero(projection.varies & ~likelihood.perfect_fit)
     rng = np.random.default_rng([seed, problem.seed, 7])
-    start = random_starts(structure, (starts, usable.size), space, rng).reshape(-1, problem.n_params)
+    start = random_starts(structure, (starts, usable.size), space, rng).reshape(
+        -1, problem.n_params
+    )
     features = np.tile(usable, starts)
     exists = np.isfinite(likelihood.evaluate(start, features).loglik)
     start, features = start[exists], features[exists]
@@ -177,7 +179,9 @@ def main() -> int:
                 for method in pb.METHODS:
                     count[f"fits, {space}"] += len(Y)
                     with np.errstate(all="ignore"):
-                        findings = list(search(problem, Y, method, space, options.starts, options.seed))
+                        findings = list(
+                            search(problem, Y, method, space, options.starts, options.seed)
+                        )
                     for finding in findings:
                         what = "higher maximum" if np.isfinite(finding.ours) else "missed maximum"
                         count[f"{what}, {space}"] += 1
