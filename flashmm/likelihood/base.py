@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import array_api_compat
 import numpy as np
 
 from flashmm.arrays.namespaces import Array, namespace, put, take
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood.projection import Projection
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.likelihood.projection import Projection
 
 # A covariance matrix is singular when its smallest eigenvalue is below this share of the
 # largest: what lies beyond is rounding.

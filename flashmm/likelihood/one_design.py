@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from flashmm.arrays.namespaces import take
+from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray, take
 from flashmm.likelihood.base import Evaluation, Forms, assembled
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
-
-if TYPE_CHECKING:
-    from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood.projection import Projection
+from flashmm.likelihood.projection import Projection
 
 __all__ = ["OneDesign"]
 

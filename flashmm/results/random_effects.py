@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import xarray as xr
 
+from flashmm.arrays.types import IntArray
 from flashmm.exceptions import check_option
+from flashmm.results.fitted import FittedModel
 from flashmm.stats.stored import level_coordinates
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import IntArray
-    from flashmm.results.fitted import FittedModel
 
 __all__ = ["blup", "random_effects"]
 

@@ -7,15 +7,17 @@ of dense matrices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError
-from flashmm.likelihood.base import Evaluation, RandomEffects, StandardErrorKind, rows_of
+from flashmm.likelihood.base import Estimator, Evaluation, RandomEffects, StandardErrorKind, rows_of
 from flashmm.likelihood.design_checks import check_sample_size
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 from flashmm.likelihood.own_rows.layout import OwnLayout, find_layout
@@ -36,14 +38,7 @@ from flashmm.likelihood.projection import (
     scale_of_columns,
 )
 from flashmm.likelihood.units import InUnits
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.likelihood.base import Estimator
-    from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.own_rows import PatternedStats
 
 __all__ = ["FeatureRows", "PatternedLikelihood", "PatternedProjection", "project_patterns"]
 

@@ -7,13 +7,16 @@ sum over entries of T and r: no product of matrices for each.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from flashmm.arrays.namespaces import cholesky
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.base import (
     Evaluation,
     Forms,
@@ -25,12 +28,6 @@ from flashmm.likelihood.base import (
 from flashmm.likelihood.design_checks import pairs_of
 from flashmm.likelihood.general import factored, inverse_of
 from flashmm.likelihood.own_rows.stacked_designs import Root, StackedProjection, entry_sums
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
 
 __all__ = ["StackRows", "StackedLikelihood"]
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from numpy.typing import ArrayLike
+
 from flashmm.arrays.blas import hold_methods
 from flashmm.results import random_effects, variance_components, variance_shares, variance_tests
 from flashmm.results.fitted import OfFittedModel
+from flashmm.results.refit import Progress
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import ArrayLike
 
-    from flashmm.results.refit import Progress
 
 __all__ = ["RandomEffectMethods"]
 
