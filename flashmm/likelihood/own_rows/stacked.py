@@ -113,7 +113,7 @@ class StackedLikelihood:
         """How many features fit into ``memory`` bytes."""
         q = self.projection.structure.q
         r = min(q, self.projection.most)
-        return max(1, memory // (8 * (6 * q * r + 4 * r * r + 2 * q * q)))
+        return max(1, memory // (8 * (6 * q * r + 4 * r * r + 2 * q * q + 32)))
 
     def chunks(self, features: IntArray, *, full: bool = False) -> Iterator[tuple[IntArray, _Rows]]:
         """Which of ``features``, ascending, belong together, and their designs."""
@@ -303,6 +303,8 @@ class StackRows:
 def _factor(M: FloatArray) -> tuple[BoolArray, FloatArray]:
     """Which matrices are positive definite and not too close to singular; Cholesky factors."""
     L, ok = cholesky(M)
+    if M.shape[-1] == 0:
+        return ok, L
     pivots = np.diagonal(L, axis1=1, axis2=2)
     with np.errstate(invalid="ignore"):
         return ok & (pivots.min(axis=1) ** 2 > SINGULAR * pivots.max(axis=1) ** 2), L
