@@ -90,7 +90,8 @@ class ModelData:
         random
             Random effects: a formula whose columns are one component with independent
             effects (``"~ 0 + sam"``), lme4 bars (``"(1 + x | g) + (1 | h)"``), a list of
-            such, or a dict ``{name: formula}``; left out when ``fixed`` holds the bars.
+            such, or a dict ``{name: formula}``; left out when ``fixed`` holds the bars. Where
+            neither has any the model is one of least squares, and theta the residual variance.
         data
             One row per sample, n rows.
         Y
@@ -301,7 +302,7 @@ p=5, q=6>
         cls,
         Y: Any,
         X: ArrayLike,
-        Z: Any,
+        Z: Any = None,
         *,
         components: Any = None,
         transform: Transform = None,
@@ -321,7 +322,8 @@ p=5, q=6>
         X
             Fixed-effects design, shape (n, p).
         Z
-            Random-effects design, shape (n, q), dense or sparse.
+            Random-effects design, shape (n, q), dense or sparse; None for a model without random
+            effects.
         components
             Number of columns of each variance component, summing to q (FLASHMM's ``d``), or a
             dict ``{name: size}``; one component by default.

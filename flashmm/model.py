@@ -97,7 +97,7 @@ class MultiLMM(ModelData):
         Raises
         ------
         InputError
-            If a name is unknown, or no fixed or no random effect would be left.
+            If a name is unknown.
 
         Examples
         --------

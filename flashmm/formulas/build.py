@@ -128,16 +128,9 @@ def build_design(
     terms: list[BarTerm | PlainTerm] = [*bars]
     if random is not None:
         terms += parse_random(random)
-    if not terms:
-        raise InputError(
-            "There are no random effects. Add a bar to `fixed`, such as (1 | donor), or pass "
-            "`random`, such as '~ 0 + donor'."
-        )
     fixed_text = f"~ {text or '1'}"
     in_fixed = f"`fixed` = {fixed_text!r}"
     plain, offsets = without_offsets(plain, in_fixed)
-    if len(plain) == 0:
-        raise InputError(f"{in_fixed} has no fixed effects. Write '~ 1' for an intercept.")
 
     names = Names(table, check_names("context", context, "value"))
     names.add_formula(plain, in_fixed)
@@ -172,8 +165,6 @@ def build_design(
             f"{in_fixed} gives several columns the same name: {listing(repeated)}. "
             "Rename the columns of data behind them."
         )
-    if not coef_names:
-        raise InputError(f"{in_fixed} gives no columns. Write '~ 1'.")
 
     built = [
         _bar_columns(term, columns) if isinstance(term, BarTerm) else _plain_columns(term, columns)
@@ -219,6 +210,8 @@ def _random_matrix(blocks: list[Rows], n: int, q: int) -> sp.csr_array | Layered
     """Z, of many samples in compact form."""
 
     def rows(here: slice) -> sp.csr_array:
+        if not blocks:
+            return sp.csr_array((len(range(n)[here]), 0))
         Z = sp.csr_array(sp.hstack([block(here) for block in blocks], format="csr"))
         Z.eliminate_zeros()
         return Z

@@ -252,7 +252,8 @@ class DesignRecipe:
                 if parameter.term == position:
                     new[:, i] = np.where(codes < 0, _weight(effects, parameter), 0.0)
             blocks.append(block)
-        return RandomRows(sp.csr_array(sp.hstack(blocks, format="csr")), new, unknown)
+        Z = sp.hstack(blocks, format="csr") if blocks else sp.csr_array((c, 0))
+        return RandomRows(sp.csr_array(Z), new, unknown)
 
     def _evaluate(
         self,

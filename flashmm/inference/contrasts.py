@@ -134,6 +134,8 @@ def parse_contrasts(contrast: object, names: Sequence[str]) -> Contrasts:
         rows = [(name, row, 0.0) for name, row in zip(known.names, np.eye(known.p), strict=True)]
     else:
         rows = _rows(contrast, known)
+    if contrast is None and not known.p:
+        return Contrasts(np.zeros((0, 0)), np.zeros(0), ())
     if not rows:
         raise InputError("no contrast was given")
     for label, row, _ in rows:
@@ -178,6 +180,8 @@ def independent_rows(contrasts: Contrasts) -> tuple[FloatArray, FloatArray]:
         If the hypothesised values contradict each other.
     """
     matrix, values = contrasts.matrix, contrasts.values
+    if matrix.shape[0] == 0:
+        raise InputError("The model has no fixed effects: there is nothing to test.")
     length = np.sqrt((matrix * matrix).sum(axis=1))
     left, sizes, right = np.linalg.svd(matrix / length[:, None], full_matrices=False)
     rank = int((sizes > 1e-10 * sizes[0]).sum())

@@ -168,6 +168,8 @@ def column_sums(stats: SummaryStats) -> FloatArray | None:
     add up to one in every sample.
     """
     n, XX = weight_total(stats), stats.XX
+    if stats.p == 0:
+        return np.zeros(0)
     if n is None:
         return None
     names = list(stats.coef_names)

@@ -113,6 +113,8 @@ def zero_hypotheses(
                 else ""
             )
             raise InputError(f"No variance component {name!r}.{also} {nearest(name, known)}")
+    if not structure.parameters:
+        raise InputError("The model has no random effects: there is no variance to test.")
     if not hypotheses:
         raise InputError(f"`components` is empty; there are {listing([*variances, *terms], 10)}.")
     return hypotheses

@@ -95,6 +95,8 @@ def make_likelihood(
     host, partition = projection.in_numpy, None
     if engine == "auto":
         engine, partition = choose(host)
+    if not projection.structure.parameters and engine not in ("auto", "general"):
+        raise InputError(f"engine={engine!r} needs random effects. Use 'auto'.")
     if engine == "spectral" and len(projection.structure.parameters) > 1:
         raise InputError(
             "engine='spectral' needs a single variance component; this model has "

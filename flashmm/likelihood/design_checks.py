@@ -30,8 +30,6 @@ _DENSE = 200
 
 def check_sample_size(n: int, p: int) -> None:
     """Raise unless there are coefficients, and more samples than those."""
-    if p == 0:
-        raise InputError("`fixed` has no coefficients; a model needs at least one.")
     if n <= p:
         raise InputError(
             f"There are {n} samples for {p} fixed effects; a fit needs more samples than "
@@ -74,6 +72,8 @@ def whiten(XX: FloatArray, root: FloatArray | None, names: tuple[str, ...]) -> W
     found = dependence(XX, root)
     if found.kept.size < found.p:
         raise InputError(_rank_message(found, names))
+    if found.p == 0:
+        return Whitening(np.zeros((0, 0)), 0.0, 1.0)
     scaled, length = scaled_gram(XX)
     if root is not None:
         _, singular, vectors = np.linalg.svd(root / length)

@@ -91,15 +91,16 @@ class GeneralLikelihood(OneDesign):
         """H'G_iH, shape (k, p, p), and K'G_iH, shape (k, r, p)."""
         p = self.projection
         xp, H, K, structure = namespace(p.H), p.H, p.K, p.structure
-        HGH, KGH = [], []
+        HGH = [xp.zeros_like(p.XX)[None, :, :][:0, :, :]]
+        KGH = [xp.zeros_like(K.T @ H)[None, :, :][:0, :, :]]
         for parameter in structure.parameters:
             rows, columns = structure.slices(parameter)
             HG, KG = H[rows, :].T @ H[columns, :], K[rows, :].T @ H[columns, :]
             if not parameter.is_variance:
                 HG, KG = HG + HG.T, KG + K[columns, :].T @ H[rows, :]
-            HGH.append(HG)
-            KGH.append(KG)
-        return xp.stack(HGH), xp.stack(KGH)
+            HGH.append(HG[None, :, :])
+            KGH.append(KG[None, :, :])
+        return xp.concat(HGH), xp.concat(KGH)
 
     def _loadings(self, theta: FloatArray) -> FloatArray:
         """K'DH, shape (B, r, p)."""

@@ -372,6 +372,8 @@ def scale_of_columns(diagonal: FloatArray, structure: CovarianceStructure) -> Fl
 
 def _make_basis(gram: FloatArray, structure: CovarianceStructure) -> Basis:
     """Eigenbasis of a q x q matrix and the parameters' matrices in it."""
+    if gram.shape[0] == 0:
+        return Basis(gram, gram, np.empty((len(structure.parameters), 0, 0)))
     values, vectors = scipy.linalg.eigh(gram)
     keep = values > _RANK_TOLERANCE * max(float(values[-1]), 1.0)  # columns have mean square 1
     root = np.sqrt(values[keep])

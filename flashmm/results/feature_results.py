@@ -223,7 +223,8 @@ class FeatureResults:
             matrices.append(matrix)
         if self._one_group:
             labels = [effect for term in structure.terms for effect in term.effects]
-        return pd.DataFrame(block_diag(*matrices), index=labels, columns=labels)
+        values = block_diag(*matrices) if matrices else np.zeros((0, 0))
+        return pd.DataFrame(values, index=labels, columns=labels)
 
     @property
     def cov_re_unscaled(self) -> pd.DataFrame:

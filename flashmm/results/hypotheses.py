@@ -147,7 +147,7 @@ class Hypotheses:
         result = VarianceAndDf(
             np.full(shape, np.nan), np.tile(self.df_resid[positions, None], shape[1])
         )
-        size = 8 * (k + 4) * projection.structure.q
+        size = 8 * (k + 4) * max(1, projection.structure.q)
         rows = max(1, min(c, request.memory // size))
         for start in range(0, c, rows):
             part = slice(start, min(start + rows, c))
@@ -205,7 +205,7 @@ class Hypotheses:
         """
         request, m = self.request, self.request.theta.shape[0]
         variance, df = np.full(m, np.nan), np.full(m, np.nan)
-        limit = max(1, request.memory // (8 * 4 * request.projection.structure.q))
+        limit = max(1, request.memory // (32 * max(1, request.projection.structure.q)))
         for here, batch in request.batches(np.arange(m), limit):
             theta = request.theta[batch]
             at = request.likelihood.evaluate(theta, batch)
@@ -222,7 +222,7 @@ class Hypotheses:
         """
         request, m = self.request, self.request.theta.shape[0]
         df = np.full(m, np.nan)
-        limit = max(1, request.memory // (8 * 4 * request.projection.structure.q))
+        limit = max(1, request.memory // (32 * max(1, request.projection.structure.q)))
         for here, batch in request.batches(np.arange(m), limit):
             theta = request.theta[batch]
             at = request.likelihood.evaluate(theta, batch)

@@ -65,8 +65,6 @@ def _fixed_positions(stats: Sums, names: Any) -> IntArray:
 
 
 def _with_fixed(stats: AnySums, positions: IntArray) -> AnySums:
-    if positions.size == 0:
-        raise InputError("No fixed effect would be left. A model needs at least one.")
     XX = stats.XX[np.ix_(positions, positions)]
     names = tuple(stats.coef_names[i] for i in positions)
     return replace(
@@ -108,8 +106,6 @@ def _random_positions(structure: CovarianceStructure, names: Any) -> set[tuple[i
 
 
 def _with_random(stats: AnySums, wanted: set[tuple[int, int]]) -> AnySums:
-    if not wanted:
-        raise InputError("No random effect would be left. A model needs at least one.")
     structure = stats.structure
     terms, columns = [], []
     for position, term in enumerate(structure.terms):
@@ -124,7 +120,7 @@ def _with_random(stats: AnySums, wanted: set[tuple[int, int]]) -> AnySums:
             of_term = of_term[:, effects]
             terms.append(replace(term, effects=tuple(term.effects[e] for e in effects)))
         columns.append(of_term.ravel())
-    here = np.concatenate(columns)
+    here = np.concatenate([np.empty(0, dtype=np.intp), *columns])
     shift = stats.shift
     if shift is not None:
         shift = replace(shift, ZY=shift.ZY[here])

@@ -366,7 +366,7 @@ class SummaryStats(Sums):
         Raises
         ------
         InputError
-            If a name is unknown, or no fixed or no random effect would be left.
+            If a name is unknown.
 
         Examples
         --------

@@ -398,7 +398,7 @@ def _x_transform(XX: FloatArray, ZX: FloatArray) -> FloatArray:
     length = np.sqrt(np.diag(XX))
     scaled = XX / np.outer(length, length)
     values, vectors = np.linalg.eigh(scaled)
-    if values[0] > _WELL_CONDITIONED * values[-1]:
+    if values.size == 0 or values[0] > _WELL_CONDITIONED * values[-1]:
         return np.diag(1.0 / length)
     order = np.argsort((ZX != 0).sum(axis=0), kind="stable")
     try:

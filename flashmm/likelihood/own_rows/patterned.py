@@ -197,9 +197,11 @@ def _stack(stats: PatternedStats, features: IntArray, total: PatternedProjection
     length = np.sqrt(np.diagonal(XX, axis1=1, axis2=2))
     unit = np.where(length > 0, length, 1.0)
     values, vectors = np.linalg.eigh(XX / (unit[:, :, None] * unit[:, None, :]))
-    good = (values[:, 0] > p * 1e-13 * values[:, -1]) & (designs.n > p)
+    lowest, highest = values.min(axis=1, initial=np.inf), values.max(axis=1, initial=0.0)
+    good = (lowest > p * 1e-13 * highest) & (designs.n > p)
     total.not_estimable[features[~good]] = True
     features, unit, values, vectors = features[good], unit[good], values[good], vectors[good]
+    lowest, highest = lowest[good], highest[good]
     designs = designs.take(np.flatnonzero(good))
 
     XY, ZY, yy, a = (part[..., features] for part in stats.sums.centred())
@@ -209,7 +211,7 @@ def _stack(stats: PatternedStats, features: IntArray, total: PatternedProjection
     W = vectors / np.sqrt(values)[:, None, :] / unit[:, :, None]
     WXY = np.matmul(XY.T[:, None, :], W)[:, 0]
     yRy = yy - (WXY**2).sum(axis=1)
-    amplification = values[:, -1] / values[:, 0]
+    amplification = highest / lowest if p else np.ones(features.size)
     floor = np.maximum(ROUNDING, _EPS * amplification) * yy
     floor += (0.1 * ROUNDING) ** 2 * np.where(finite, stats.sums.yy[features], 0.0)
     constant = finite & ((yRy <= floor) | (yRy < UNDERFLOW * designs.n))

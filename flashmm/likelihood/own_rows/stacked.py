@@ -105,7 +105,7 @@ class StackedLikelihood:
         """How many features fit into ``memory`` bytes."""
         q = self.projection.structure.q
         r = min(q, self.projection.most)
-        return max(1, memory // (8 * (6 * q * r + 4 * r * r + 2 * q * q)))
+        return max(1, memory // (8 * (6 * q * r + 4 * r * r + 2 * q * q + 32)))
 
     def chunks(self, features: IntArray, *, full: bool = False) -> Iterator[tuple[IntArray, _Rows]]:
         """Which of ``features``, ascending, belong together, and their designs."""

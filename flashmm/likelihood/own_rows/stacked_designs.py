@@ -210,7 +210,7 @@ class StackedProjection:
         """Features whose roots are made at once."""
         q = self.structure.q
         each = 8 * q * (4 * min(q, self.most) + self.p + 2 * q)
-        return max(1, _CHUNK_BYTES // each)
+        return max(1, _CHUNK_BYTES // max(each, 64))
 
     def chunks(self, features: IntArray) -> Iterator[tuple[slice, int, IntArray]]:
         """Where the features of each chunk are, its number, and their positions in it.
