@@ -18,7 +18,6 @@ from flashmm.exceptions import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-
 __all__ = ["tmm_factors"]
 
 _ADVICE = "pip install 'flashmm[tmm]', or pass the factors of edgeR's calcNormFactors."

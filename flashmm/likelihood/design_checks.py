@@ -16,7 +16,6 @@ from flashmm.stats.root import scaled_gram
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
-
 __all__ = ["CONFOUNDED", "Whitening", "check_components", "check_sample_size", "pairs_of", "whiten"]
 
 CONFOUNDED = 1e-9

@@ -27,7 +27,6 @@ from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_stats
 if TYPE_CHECKING:
     import xarray as xr
 
-
 __all__ = ["FeatureResults"]
 
 

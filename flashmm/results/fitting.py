@@ -26,7 +26,6 @@ from flashmm.stats.summary_stats import SummaryStats
 if TYPE_CHECKING:
     import xarray as xr
 
-
 __all__ = ["FitPlan", "fit_features"]
 
 # Shares of the residual variance that are added to variances of the psd estimate, one after the

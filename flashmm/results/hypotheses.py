@@ -34,7 +34,6 @@ from flashmm.solvers.space import PSD
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
-
 __all__ = ["Hypotheses", "hypotheses"]
 
 

@@ -24,7 +24,6 @@ from flashmm.stats.summary_stats import SummaryStats
 if TYPE_CHECKING:
     import xarray as xr
 
-
 __all__ = ["Progress", "ReplicateFits", "refit", "replicate_fits"]
 
 # True for a bar, or a function of the numbers of replicates done and in all.

@@ -27,7 +27,6 @@ from flashmm.stats.summary_stats import SummaryStats
 if TYPE_CHECKING:
     import xarray as xr
 
-
 __all__ = ["MultiLMMResults"]
 
 

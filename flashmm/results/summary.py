@@ -20,7 +20,6 @@ from flashmm.solvers.verdict_texts import MEANINGS, Status
 if TYPE_CHECKING:
     import pandas as pd
 
-
 __all__ = ["feature_page", "model_page"]
 
 DF_TEXT = {

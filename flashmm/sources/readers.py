@@ -16,7 +16,6 @@ from flashmm.arrays.types import IntArray
 if TYPE_CHECKING:
     import pandas as pd
 
-
 __all__ = ["BLOCK_BYTES", "CompressedReader", "DenseReader", "Labelled", "Piece", "Reader", "spans"]
 
 # Large enough that the sums of a block, (p + q) x m, cost less than its elements; small enough

@@ -38,7 +38,6 @@ from flashmm.storage.format_version import OWN_ROWS_FORMAT, marked
 if TYPE_CHECKING:
     import xarray as xr
 
-
 __all__ = ["PatternedStats", "any_from_dataset", "joined_shift", "same_rows"]
 
 _DESIGN_FIELDS = {

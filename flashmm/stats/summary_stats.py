@@ -29,7 +29,6 @@ from flashmm.storage.files import load_dataset, reading, save_dataset
 if TYPE_CHECKING:
     import xarray as xr
 
-
 __all__ = ["SummaryStats"]
 
 

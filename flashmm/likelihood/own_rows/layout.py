@@ -21,7 +21,6 @@ from flashmm.stats.own_designs import DesignSums
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
-
 __all__ = ["OwnLayout", "find_layout"]
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-
 __all__ = ["FixedEffectMethods"]
 
 

@@ -15,7 +15,6 @@ from flashmm.results.refit import Progress
 if TYPE_CHECKING:
     import xarray as xr
 
-
 __all__ = ["RandomEffectMethods"]
 
 

@@ -20,7 +20,6 @@ from flashmm.stats.summary_stats import SummaryStats
 if TYPE_CHECKING:
     import xarray as xr
 
-
 __all__ = ["SampleMethods"]
 
 

@@ -14,7 +14,6 @@ from flashmm.results.ratio_prior import RatioPrior
 if TYPE_CHECKING:
     import xarray as xr
 
-
 __all__ = ["SharedPriorMethods"]
 
 
