@@ -10,7 +10,7 @@ import numpy as np
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError
 from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection, on_device
-from flashmm.likelihood.ratios import ratio_grid
+from flashmm.likelihood.profile_grid import profile_grid
 from flashmm.results.assemble import assemble_dataset, without_maximum
 from flashmm.results.fitted import FitOptions
 from flashmm.solvers.base import Solution, Solver
@@ -230,7 +230,7 @@ def _landscape(
     if isinstance(projection, PatternedProjection) or (start and start.given.all()):
         return None
     host = projection.in_numpy
-    grid = ratio_grid(host, options.method)
+    grid = profile_grid(host, options.method)
     if grid is None:
         return None  # before `u` and `rss`, which need the eigenbasis
     variances = np.flatnonzero(projection.structure.is_variance[:-1])

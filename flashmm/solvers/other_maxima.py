@@ -12,7 +12,7 @@ import numpy as np
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood.base import Likelihood
-from flashmm.likelihood.ratios import RatioGrid
+from flashmm.likelihood.profile_grid import ProfileGrid
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
 from flashmm.solvers.space import ParameterSpace
@@ -48,7 +48,7 @@ class Landscape:
         Positions in theta of the random effects' variances.
     """
 
-    grid: RatioGrid
+    grid: ProfileGrid
     u: FloatArray
     rss: FloatArray
     chosen: BoolArray
