@@ -35,6 +35,7 @@ __all__ = [
     "Evaluation",
     "Forms",
     "Likelihood",
+    "OfProjection",
     "RandomEffects",
     "StandardErrorKind",
     "assembled",
@@ -378,6 +379,22 @@ class Estimator(Likelihood, Protocol):
         under REML.
         """
         ...
+
+
+class OfProjection:
+    """How many features and parameters a likelihood has, by its projection."""
+
+    projection: Any
+
+    @property
+    def m(self) -> int:
+        """Number of features."""
+        return int(self.projection.m)
+
+    @property
+    def n_params(self) -> int:
+        """Number of variance parameters, the residual included."""
+        return len(self.projection.structure.parameters) + 1
 
 
 def rows_of(likelihood: Any, features: IntArray) -> Any:

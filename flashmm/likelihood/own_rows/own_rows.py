@@ -17,6 +17,7 @@ from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood.base import (
     SINGULAR,
     Evaluation,
+    OfProjection,
     RandomEffects,
     StandardErrorKind,
     assembled,
@@ -39,7 +40,7 @@ _RANK_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
-class OwnRowsLikelihood:
+class OwnRowsLikelihood(OfProjection):
     """REML or ML log-likelihood of features with rows of their own; an `Estimator` by `of`."""
 
     projection: StackedProjection
@@ -48,16 +49,6 @@ class OwnRowsLikelihood:
     engine: str = "own rows"
     small_products: bool = True
     _kept: list[el.Pieces] = field(default_factory=list)
-
-    @property
-    def m(self) -> int:
-        """Number of features."""
-        return self.projection.m
-
-    @property
-    def n_params(self) -> int:
-        """Number of variance parameters, the residual included."""
-        return len(self.projection.structure.parameters) + 1
 
     @property
     def _width(self) -> int:

@@ -17,7 +17,14 @@ import numpy as np
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError
-from flashmm.likelihood.base import Estimator, Evaluation, RandomEffects, StandardErrorKind, rows_of
+from flashmm.likelihood.base import (
+    Estimator,
+    Evaluation,
+    OfProjection,
+    RandomEffects,
+    StandardErrorKind,
+    rows_of,
+)
 from flashmm.likelihood.design_checks import check_sample_size
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 from flashmm.likelihood.own_rows.layout import OwnLayout, find_layout
@@ -254,7 +261,7 @@ def _well_posed(stacked: StackedProjection, layout: OwnLayout | None) -> BoolArr
 
 
 @dataclass(frozen=True)
-class PatternedLikelihood:
+class PatternedLikelihood(OfProjection):
     """The likelihoods of all features, each by the group it is in; an `Estimator` by `of`.
 
     Parameters
@@ -296,16 +303,6 @@ class PatternedLikelihood:
             else:
                 parts.append(OwnRowsLikelihood(group.projection, method, layout))
         return cls(projection, method, tuple(parts))
-
-    @property
-    def m(self) -> int:
-        """Number of features."""
-        return self.projection.m
-
-    @property
-    def n_params(self) -> int:
-        """Number of variance parameters, the residual included."""
-        return len(self.projection.structure.parameters) + 1
 
     @cached_property
     def _places(self) -> tuple[IntArray, IntArray]:

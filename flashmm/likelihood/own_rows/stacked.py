@@ -20,6 +20,7 @@ from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.base import (
     Evaluation,
     Forms,
+    OfProjection,
     RandomEffects,
     StandardErrorKind,
     assembled,
@@ -73,22 +74,12 @@ def times_D(structure: CovarianceStructure, theta: FloatArray, V: FloatArray) ->
 
 
 @dataclass(frozen=True)
-class StackedLikelihood:
+class StackedLikelihood(OfProjection):
     """REML or ML log-likelihood of features with designs of their own; an `Estimator` by `of`."""
 
     projection: StackedProjection
     method: Literal["REML", "ML"]
     engine: str = "stacked"
-
-    @property
-    def m(self) -> int:
-        """Number of features."""
-        return self.projection.m
-
-    @property
-    def n_params(self) -> int:
-        """Number of variance parameters, the residual included."""
-        return len(self.projection.structure.parameters) + 1
 
     @cached_property
     def perfect_fit(self) -> BoolArray:
