@@ -7,7 +7,7 @@ stack takes over, feature by feature.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -60,7 +60,6 @@ class OwnRowsLikelihood:
     layout: OwnLayout
     engine: str = "own rows"
     small_products: bool = True
-    _kept: list[el.Pieces] = field(default_factory=list)
 
     @property
     def m(self) -> int:
@@ -98,9 +97,13 @@ class OwnRowsLikelihood:
         """Designs and data of some features."""
         if self._bytes * self.m > _KEPT_BYTES:
             return self._gathered(features)
-        if not self._kept:
-            self._kept.append(self._gathered(np.arange(self.m)))
-        return self._kept[0].take(features)
+        kept = self.projection.kept_pieces
+        if not kept:
+            kept.append(self._gathered(np.arange(self.m)))
+        first, count = int(features[0]) if features.size else 0, features.size
+        if count and features[-1] - first == count - 1 and (np.diff(features) == 1).all():
+            return kept[0].take(slice(first, first + count))  # nothing is copied
+        return kept[0].take(features)
 
     def _gathered(self, features: IntArray) -> el.Pieces:
         p, layout = self.projection, self.layout
@@ -363,13 +366,8 @@ def within_samples(likelihood: OwnRowsLikelihood) -> tuple[FloatArray, FloatArra
         inverse = np.divide(1.0, values, out=np.zeros_like(values), where=held)
         along = np.matmul(np.swapaxes(vectors, 2, 3), pieces.U)
         A = pieces.FF - el.inner(along, along * inverse[..., None])
-        w = A.shape[1] - 1
-        left, basis = np.linalg.eigh(A[:, :w, :w])
-        real = left > _RANK_TOLERANCE * np.maximum(left[:, -1:], 1.0)
-        c = np.matmul(np.swapaxes(basis, 1, 2), A[:, :w, w:])[:, :, 0]
-        c = np.where(real, c, 0.0)
-        rss[here] = A[:, w, w] - (c**2 / np.where(real, left, 1.0)).sum(axis=1)
-        rank[here] = held.sum(axis=(1, 2)) + real.sum(axis=1)
+        rss[here], rank[here] = el.left_by_border(A, _RANK_TOLERANCE)
+        rank[here] += held.sum(axis=(1, 2))
     return rss, rank
 
 
@@ -410,12 +408,28 @@ def at_zero_ratios(likelihood: OwnRowsLikelihood) -> tuple[FloatArray, FloatArra
     return first, second, forms
 
 
+def _one_variance_posed(likelihood: OwnRowsLikelihood, features: IntArray) -> BoolArray:
+    """`well_posed` of a single variance of blocks of one effect: Z'RZ is diag(d) - U U'."""
+    p, pieces = likelihood.projection, likelihood.pieces(features)
+    d, U = pieces.d[:, :, 0, 0], pieces.U[:, :, 0, : likelihood.projection.p]
+    lost, inside = (U * U).sum(axis=2), np.matmul(np.swapaxes(U, 1, 2), U)
+    first, second = np.zeros((features.size, 2)), np.zeros((features.size, 2, 2))
+    first[:, 0] = (d - lost).sum(axis=1)
+    second[:, 0, 0] = (d * (d - 2.0 * lost)).sum(axis=1) + (inside * inside).sum(axis=(1, 2))
+    totals = d.sum(axis=1)[:, None]
+    return told_apart(p.structure, first, second, totals, pieces.n - p.p)
+
+
 def well_posed(likelihood: OwnRowsLikelihood) -> BoolArray:
     """Features whose components have something left beside X and can be told apart, (m,)."""
     p, layout = likelihood.projection, likelihood.layout
     structure, result = p.structure, np.ones(likelihood.m, dtype=bool)
+    alone = len(structure.parameters) == 1 and layout.s == 1 and layout.q2 == 0
     for here in likelihood._passes(likelihood.m):
         features = np.arange(here.start, here.stop)
+        if alone:
+            result[here] = _one_variance_posed(likelihood, features)
+            continue
         at = _Origin.of(likelihood, features)
         pieces, forms = at.pieces, at.traces
         totals = np.zeros((features.size, len(structure.parameters)))
