@@ -20,16 +20,12 @@ import numpy as np
 from flashmm.inference.draws import FeatureStreams, Sampler
 from flashmm.likelihood.own_rows.elimination import covariance_of_blocks
 from flashmm.likelihood.own_rows.layout import OwnLayout, find_layout
+from flashmm.stats.fields import Shift
 from flashmm.stats.own_rows import PatternedStats
-from flashmm.stats.sums import Shift
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["OwnSampler", "sampler_of"]
 

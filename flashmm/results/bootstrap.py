@@ -23,7 +23,7 @@ from flashmm.results.fitted import FittedModel
 from flashmm.results.fixed_effects import t_test
 from flashmm.results.refit import Progress, refit, replicate_fits
 from flashmm.results.variance_tests import gain, maximiser
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.root import restrict_root
@@ -32,10 +32,8 @@ from flashmm.stats.summary_stats import SummaryStats
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["bootstrap", "bootstrap_test", "draw", "restricted"]
 
@@ -152,7 +150,7 @@ def bootstrap_test(
     )
 
 
-def _drawable(fitted: FittedModel, positions: IntArray) -> NDArray[np.bool_]:
+def _drawable(fitted: FittedModel, positions: IntArray) -> BoolArray:
     """Which features have a theta that a normal distribution has."""
     status = fitted.values("status", positions)
     theta = fitted.values("theta", positions)

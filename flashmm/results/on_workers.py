@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from threadpoolctl import threadpool_limits
 
+from flashmm.arrays.blas import one_blas_thread
 from flashmm.exceptions import InputError
 from flashmm.likelihood import make_likelihood, project_any
 from flashmm.results.fitted import attributes
@@ -20,11 +20,8 @@ from flashmm.solvers.start import starting_rows
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["fit_on_workers"]
 
@@ -101,7 +98,7 @@ def _submitted(client: Any, function: Any, *arguments: Any) -> Any:
         return client.submit(function, *arguments, pure=False)
 
 
-def _partitions(stats: SummaryStats | PatternedStats) -> list[NDArray[np.intp]]:
+def _partitions(stats: SummaryStats | PatternedStats) -> list[IntArray]:
     numbers = stats.p + stats.q
     if isinstance(stats, PatternedStats):  # a feature's design goes with it
         numbers += stats.p * numbers + stats.designs.rows.size
@@ -111,7 +108,7 @@ def _partitions(stats: SummaryStats | PatternedStats) -> list[NDArray[np.intp]]:
 
 
 def _own(
-    stats: SummaryStats | PatternedStats, features: NDArray[np.intp]
+    stats: SummaryStats | PatternedStats, features: IntArray
 ) -> dict[str, Any] | PatternedStats:
     """What of the statistics belongs to some features: all where designs are their own."""
     part = stats.at(features)
@@ -138,7 +135,7 @@ def _fit(
     else:
         assert design is not None
         stats = replace(design, **own)
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         projection = project_any(stats)
         likelihood = make_likelihood(projection, plan.options.method, plan.options.engine)
         return fit_features(stats, projection, likelihood, plan, theta0)

@@ -17,16 +17,14 @@ from flashmm.solvers.fallback import fallback_of
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.inference.draws import FeatureStreams, Sampler
     from flashmm.inference.own_draws import OwnSampler
     from flashmm.likelihood import AnyProjection
     from flashmm.results.fitted import FitOptions
     from flashmm.stats.own_rows import PatternedStats
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["Progress", "ReplicateFits", "refit", "replicate_fits"]
 
@@ -50,7 +48,7 @@ class ReplicateFits:
         Their fits.
     """
 
-    rows: NDArray[np.intp]
+    rows: IntArray
     columns: slice
     stats: SummaryStats | PatternedStats
     ds: xr.Dataset

@@ -20,15 +20,11 @@ from flashmm.likelihood.own_rows import elimination as el
 from flashmm.likelihood.own_rows.own_rows import at_zero_ratios, within_samples
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.inference.integrated.grid import RatioGrid
     from flashmm.likelihood.own_rows.own_rows import OwnRowsLikelihood
 
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["OwnDesigns", "OwnPart"]
 

@@ -23,13 +23,8 @@ from flashmm.likelihood.base import Forms
 from flashmm.likelihood.elimination import small
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.likelihood.own_rows.layout import OwnLayout
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = [
     "Border",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from flashmm.arrays.blas import hold_methods
 from flashmm.results import random_effects, variance_components, variance_shares, variance_tests
 from flashmm.results.fitted import OfFittedModel
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["RandomEffectMethods"]
 
 
+@hold_methods
 class RandomEffectMethods(OfFittedModel):
     """Variance components and random effects; part of `MultiLMMResults`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.results import bootstrap, predictions
 from flashmm.results.bootstrap_results import BootstrapResults
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["SampleMethods"]
 
 
+@hold_methods
 class SampleMethods(OfFittedModel):
     """Predictions, residuals and the parametric bootstrap; part of `MultiLMMResults`."""
 
