@@ -91,9 +91,10 @@ class FixedEffectMethods(OfFittedModel):
         df
             Degrees of freedom: ``"satterthwaite"`` (Satterthwaite 1946, as lmerTest),
             ``"kenward-roger"`` (Kenward & Roger 1997, which also widens the standard errors, as
-            pbkrtest; REML fits only), ``"residual"``, n - p, as FLASHMM, or ``"integrated"``:
-            p-values averaged over what all features together say of the variance ratios, for
-            few subjects and many features (see Notes).
+            pbkrtest; REML fits only), ``"residual"``, n - p, as FLASHMM, ``"normal"``, infinitely
+            many, as glmmTMB and statsmodels' MixedLM, or ``"integrated"``: p-values
+            averaged over what all features together say of the variance ratios, for few subjects
+            and many features (see Notes).
         moderated
             True for residual variances moderated by those of all features, or what `moderate`
             returns; with Satterthwaite's degrees of freedom only.
@@ -175,9 +176,9 @@ class FixedEffectMethods(OfFittedModel):
         df
             Denominator degrees of freedom: ``"satterthwaite"`` (Fai & Cornelius 1996, as
             lmerTest), ``"kenward-roger"`` (Kenward & Roger 1997: their scaled F, as pbkrtest; REML
-            fits only), ``"residual"``, n - p, or ``"integrated"``: the mean of exact F tests over
-            the posterior of the variance ratios, as in `t_test`; F and ``df_denom`` then
-            summarise it.
+            fits only), ``"residual"``, n - p, ``"normal"``, infinitely many (chi-square), or
+            ``"integrated"``: the mean of exact F tests over the posterior of the variance ratios,
+            as in `t_test`; F and ``df_denom`` then summarise it.
         moderated, prior
             As in `t_test`.
         features

@@ -29,6 +29,7 @@ class SampleMethods(OfFittedModel):
         newdata: Any = None,
         *,
         level: Literal["population", "conditional"] = "population",
+        random: str | Sequence[str] | None = None,
         se: bool = False,
         interval: Literal["confidence", "prediction"] | None = None,
         alpha: float = 0.05,
@@ -52,6 +53,11 @@ class SampleMethods(OfFittedModel):
         level
             ``"population"``: x'beta, whatever the groups; ``"conditional"``: x'beta + z'b, with
             the predicted random effects of the samples' groups.
+        random
+            At the conditional level, the random effects to predict with, others being zero
+            (lme4's ``re.form``): names of terms, ``"Subject"``, or of variances,
+            ``"Subject[Days]"``. All by default. A prediction interval counts the others as those
+            of new levels.
         se
             Add standard errors.
         interval
@@ -62,8 +68,9 @@ class SampleMethods(OfFittedModel):
             One minus the coverage.
         df
             Degrees of freedom of the limits: ``"satterthwaite"``, for the whole variance of the
-            prediction; ``"residual"``, n - p; or ``"integrated"``: predictions, errors and
-            limits averaged over what all features say of the variance ratios, as in `t_test`.
+            prediction; ``"residual"``, n - p; ``"normal"``; or ``"integrated"``: predictions,
+            errors and limits averaged over what all features say of the variance ratios, as in
+            `t_test`.
         prior
             As in `t_test`, with ``"integrated"``.
         allow_new_levels
@@ -124,6 +131,7 @@ class SampleMethods(OfFittedModel):
             self.fitted.positions(features),
             newdata,
             level=level,
+            random=random,
             se=se,
             interval=interval,
             alpha=alpha,
@@ -141,6 +149,7 @@ class SampleMethods(OfFittedModel):
         data: Any = None,
         *,
         level: Literal["population", "conditional"] = "conditional",
+        random: str | Sequence[str] | None = None,
         features: Any = None,
         X: ArrayLike | None = None,
         Z: Any = None,
@@ -156,6 +165,8 @@ class SampleMethods(OfFittedModel):
             Samples that the fit dropped may be in it: theirs are NaN.
         level
             ``"conditional"``: X beta + Z b, statsmodels' fittedvalues; ``"population"``: X beta.
+        random
+            As in `predict`.
         features, X, Z, feature_covariates, context
             As in `predict`.
 
@@ -174,6 +185,7 @@ class SampleMethods(OfFittedModel):
             self.fitted.positions(features),
             data,
             level=level,
+            random=random,
             X=X,
             Z=Z,
             feature_covariates=feature_covariates,
