@@ -16,7 +16,7 @@ from flashmm.arrays.numeric import dimensions
 from flashmm.exceptions import InputError
 from flashmm.inference.conditional_covariance import conditional_covariance
 from flashmm.inference.statistics import confidence_limits, t_statistics
-from flashmm.results import fixed_effects, predictions, summary
+from flashmm.results import fixed_effects, predictions, random_effects, summary
 from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
 
 if TYPE_CHECKING:
@@ -260,6 +260,11 @@ class FeatureResults:
             for key, block in zip(keys, blocks, strict=True):
                 result[key] = pd.DataFrame(block, index=effects, columns=effects)
         return result
+
+    def coef(self) -> dict[str, xr.DataArray]:
+        """Fixed plus predicted random effects of each group; see `MultiLMMResults.coef`."""
+        found = random_effects.coefficients_by_group(self._fitted, self._positions)
+        return {group: table.isel(feature=0) for group, table in found.items()}
 
     def ranef(self) -> dict[str, pd.DataFrame]:
         """Predicted effects of each random term: levels x effects, as lme4's ranef."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flashmm.likelihood import make_likelihood, project
+from flashmm.likelihood import make_likelihood, project, project_any
 from flashmm.progress import progress_bar
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.solvers import SOLVERS
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.inference.draws import FeatureStreams, Sampler
-    from flashmm.likelihood import Projection
+    from flashmm.likelihood import AnyProjection, Projection
     from flashmm.results.fitted import FitOptions
+    from flashmm.stats.own_rows import PatternedStats
     from flashmm.stats.summary_stats import SummaryStats
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["Progress", "ReplicateFits", "refit", "replicate_fits"]
+__all__ = ["Progress", "ReplicateFits", "refit", "refit_any", "replicate_fits"]
 
 # True for a bar, or a function of the numbers of replicates done and in all.
 Progress = bool | Callable[[int, int], object] | None
@@ -76,12 +77,28 @@ def refit(
         The Dataset of the results and the projected statistics.
     """
     projection = project(stats)
+    return _refitted(stats, projection, options, theta0), projection
+
+
+def refit_any(
+    stats: SummaryStats | PatternedStats, options: FitOptions, theta0: Any = None
+) -> xr.Dataset:
+    """The same of features that may have rows of their own."""
+    return _refitted(stats, project_any(stats), options, theta0)
+
+
+def _refitted(
+    stats: SummaryStats | PatternedStats,
+    projection: AnyProjection,
+    options: FitOptions,
+    theta0: Any,
+) -> xr.Dataset:
     likelihood = make_likelihood(projection, options.method, options.engine)
     name = options.solver if options.solver in SOLVERS else "fisher_scoring"
     solver = SOLVERS[name](epsilon=options.epsilon)
     fallback = fallback_of(name, options.parameter_space, options.epsilon)
     plan = FitPlan(options, solver, fallback, threads=usable_cores())
-    return fit_features(stats, projection, likelihood, plan, theta0), projection
+    return fit_features(stats, projection, likelihood, plan, theta0)
 
 
 def replicate_fits(

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
-from flashmm.results import fixed_effects, marginal_means, moderation
+from flashmm.results import coefficient_limits, fixed_effects, marginal_means, moderation
 from flashmm.results.fitted import OfFittedModel
 
 if TYPE_CHECKING:
@@ -33,9 +33,16 @@ class FixedEffectMethods(OfFittedModel):
         return self._default_tests.pvalue.rename_axis(columns="coef")
 
     def conf_int(
-        self, alpha: float = 0.05, *, df: str = DEFAULT_DF, prior: Any = None
+        self,
+        alpha: float = 0.05,
+        *,
+        df: str = DEFAULT_DF,
+        prior: Any = None,
+        method: Literal["wald", "profile"] = "wald",
+        coefs: Any = None,
+        features: Any = None,
     ) -> xr.DataArray:
-        """Wald confidence limits of the fixed effects.
+        """Confidence limits of the fixed effects.
 
         Parameters
         ----------
@@ -44,13 +51,49 @@ class FixedEffectMethods(OfFittedModel):
         df, prior
             Degrees of freedom, as in `t_test`. With ``"integrated"`` the limits are those at which
             the one-sided p-values are alpha / 2.
+        method
+            ``"wald"``: estimate -/+ t se; ``"profile"``: where the log-likelihood of all data (ML,
+            for REML fits too, as lme4), maximised over everything else, has fallen by half the
+            chi-square quantile. Each limit costs a few fits.
+        coefs
+            Names of coefficients, or terms; all by default.
+        features
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
         DataArray
-            Dims feature, coef, bound (lower, upper), in the units of params.
+            Dims feature, coef, bound (lower, upper), in the units of params. NaN where a limit was
+            not found.
+
+        Raises
+        ------
+        InputError
+            If an option or a name is unknown, or ``df`` is given for a profile.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Once, with the number of features that lack a profile limit.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> Z = np.kron(np.eye(8), np.ones((5, 1)))
+        >>> result = fm.MultiLMM.from_arrays(rng.normal(size=(3, 40)), np.ones((40, 1)), Z).fit()
+        >>> result.conf_int(method="profile").dims
+        ('feature', 'coef', 'bound')
         """
-        return self.t_test(df=df, prior=prior).conf_int(alpha).rename({"contrast": "coef"})
+        return coefficient_limits.conf_int(
+            self.fitted,
+            self.fitted.positions(features),
+            alpha,
+            df=df,
+            prior=prior,
+            method=method,
+            coefs=coefs,
+        )
 
     def cov_params(self, features: Any = None) -> xr.DataArray:
         """Covariance matrices of the fixed effects.
