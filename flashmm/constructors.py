@@ -15,7 +15,7 @@ from flashmm.sources import Source, Transform, make_source
 from flashmm.sources.anndata_kinds import is_anndata, open_anndata
 from flashmm.sources.beside import Beside, beside, beside_of
 from flashmm.sources.make import source_of
-from flashmm.sources.pieces import Labelled
+from flashmm.sources.readers import Labelled
 from flashmm.stats.from_formulas import RANKS, Handling, Summed, is_own, sum_formulas
 from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows import PatternedStats
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from flashmm.designs.design import Design
-    from flashmm.formulas.recipe import DesignRecipe
+    from flashmm.formulas.new_data_recipe import DesignRecipe
 
 __all__ = ["ModelData"]
 

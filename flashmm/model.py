@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from numbers import Real
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from flashmm.arrays.blas import LARGE, one_blas_thread
 from flashmm.constructors import ModelData
 from flashmm.exceptions import (
     ConvergenceWarning,
@@ -18,6 +18,7 @@ from flashmm.exceptions import (
     check_option,
     listing,
     nearest,
+    warn,
 )
 from flashmm.inference.names import coefficients_of
 from flashmm.likelihood import (
@@ -34,7 +35,7 @@ from flashmm.solvers import EM, SOLVERS
 from flashmm.solvers.base import Solver
 from flashmm.solvers.batches import usable_cores
 from flashmm.solvers.fallback import fallback_of
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -301,7 +302,8 @@ class MultiLMM(ModelData):
         check_option("engine", engine, ("auto", *ENGINES))
         chosen = _make_solver(solver, epsilon)
         _check_em(solver, parameter_space)
-        projection = self.projection
+        with one_blas_thread(self.stats.q):
+            projection = self.projection
         likelihood = make_likelihood(projection, method, engine)
         log.info("%s of %d features: engine %r", method, self.stats.m, likelihood.engine)
         options = FitOptions(
@@ -319,10 +321,12 @@ class MultiLMM(ModelData):
         fallback = fallback_of(solver, parameter_space, epsilon)
         plan = FitPlan(options, chosen, fallback, threads, device, isinstance(solver, str))
         if client is None:
-            ds = fit_features(self.stats, projection, likelihood, plan, theta0)
+            with one_blas_thread(self.stats.q if device is None else LARGE):
+                ds = fit_features(self.stats, projection, likelihood, plan, theta0)
         else:
             ds = fit_on_workers(client, self.stats, plan, theta0)
         results = MultiLMMResults(ds, self.stats, options, projection, self.recipe)
+        results.fitted.know(likelihood)
         _warn_about(results.ds["status"].to_numpy())
         if reason := doubt(results.fitted):
             log.info(reason)
@@ -395,9 +399,8 @@ def _warn_about(status: np.ndarray[Any, Any]) -> None:
             if Status.INDEFINITE in found
             else ""
         )
-        warnings.warn(
+        warn(
             f"{sum(found.values())} of {status.size} features ended without a regular fit: "
             f"{detail}. See results.status.{hint}",
             ConvergenceWarning,
-            stacklevel=3,
         )

@@ -28,9 +28,7 @@ from flashmm.exceptions import InputError, listing
 from flashmm.sources import Source, Transform, make_source
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
+    from flashmm.arrays.types import FloatArray
 
 __all__ = [
     "as_matrix",

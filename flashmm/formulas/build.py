@@ -1,6 +1,6 @@
 """Fixed and random formulas -> Design.
 
-formulaic builds the columns of X and of the effects in Z; `flashmm.formulas.random_terms` reads the
+formulaic builds the columns of X and of the effects in Z; `flashmm.formulas.bars` reads the
 bars. Names are looked up in the data (and in ``context``), never in the caller's scope.
 """
 
@@ -19,9 +19,24 @@ from formulaic import Formula, SimpleFormula
 from flashmm.designs.compact import CompactMatrix, LayeredMatrix, LayerStack, compacted, many, steps
 from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design, RandomTerm
 from flashmm.exceptions import InputError, check_names, listing, nearest
+from flashmm.formulas.bars import (
+    BarTerm,
+    PlainTerm,
+    parse_formula,
+    parse_random,
+    terms_text,
+)
 from flashmm.formulas.calls import without_offsets
 from flashmm.formulas.coding import check_coding, coded_column, reduced_factors
-from flashmm.formulas.columns import (
+from flashmm.formulas.new_data_recipe import (
+    DesignRecipe,
+    FormulaRecipe,
+    TermRecipe,
+    record_column,
+    with_factors,
+)
+from flashmm.formulas.rows_in_chunks import FormulaRows, formula_rows
+from flashmm.formulas.sample_table import (
     Columns,
     Names,
     check_data,
@@ -29,27 +44,9 @@ from flashmm.formulas.columns import (
     missing_rows,
     refuse_infinite,
 )
-from flashmm.formulas.random_terms import (
-    BarTerm,
-    PlainTerm,
-    parse_formula,
-    parse_random,
-    terms_text,
-)
-from flashmm.formulas.recipe import (
-    DesignRecipe,
-    FormulaRecipe,
-    TermRecipe,
-    record_column,
-    with_factors,
-)
-from flashmm.formulas.rows import FormulaRows, formula_rows
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
+    from flashmm.arrays.types import BoolArray, FloatArray
 
 __all__ = ["DesignBuild", "build_design"]
 

@@ -17,11 +17,8 @@ from scipy.stats import norm
 from flashmm.inference.roots import profile_roots
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["Correlated", "Correlation", "correlation", "delta_limits", "profile_limits"]
 

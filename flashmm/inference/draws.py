@@ -21,14 +21,13 @@ import numpy as np
 import scipy.linalg
 
 from flashmm.arrays.namespaces import cholesky
-from flashmm.stats.sums import Shift
+from flashmm.stats.fields import Shift
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["FeatureStreams", "Sampler"]
 
@@ -83,6 +82,11 @@ class Sampler:
         values, vectors = scipy.linalg.eigh(gram / np.outer(length, length))
         keep = values > _RANK_TOLERANCE * values[-1] * values.size
         return np.asarray(length[:, None] * vectors[:, keep] * np.sqrt(values[keep]))
+
+    def at(self, rows: NDArray[np.intp]) -> Sampler:
+        """The same for some of the features: one design serves all."""
+        del rows
+        return self
 
     @property
     def rank(self) -> int:

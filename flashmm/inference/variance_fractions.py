@@ -19,13 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.stats.own_designs import DesignSums
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = [
     "FixedShares",

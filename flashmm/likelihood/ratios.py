@@ -15,19 +15,13 @@ from itertools import combinations, product
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.linalg
 
 if TYPE_CHECKING:
     from typing import Literal
 
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.likelihood.projection import Projection
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["RatioGrid", "ratio_grid"]
 
@@ -147,15 +141,14 @@ def ratio_grid(projection: Projection, method: Literal["REML", "ML"]) -> RatioGr
     if projection.ZZ.shape[0] > 3000 or projection.r == 0:
         return None
     directions, steps = _directions(structure, every=q <= _ALL_RAYS)
-    A = [np.tensordot(d, projection.A, axes=1) for d in directions]
-    values, rotation = zip(*(_eigen(a) for a in A), strict=True)
-    spectra = np.maximum(np.stack(values), 0.0)
+    values, rotation = np.linalg.eigh(np.tensordot(directions, projection.A, axes=1))
+    spectra = np.maximum(values, 0.0)
     df = projection.n - projection.p
     of_trace = spectra
     if method == "ML":
         df = projection.n
-        full = (np.tensordot(d, projection.A_full, axes=1) for d in directions)
-        of_trace = np.maximum(np.stack([_eigen(a)[0] for a in full]), 0.0)
+        full = np.tensordot(directions, projection.A_full, axes=1)
+        of_trace = np.maximum(np.linalg.eigvalsh(full), 0.0)
     largest = spectra.max()
     typical = np.median(spectra[0][spectra[0] > 1e-3 * spectra[0].max()])
     radii = np.geomspace(0.1 / largest, 1e4 / max(typical, 1.0), _RADII)
@@ -167,16 +160,11 @@ def ratio_grid(projection: Projection, method: Literal["REML", "ML"]) -> RatioGr
     return RatioGrid(
         theta,
         _beside(steps),
-        np.stack(rotation),
+        rotation,
         1.0 / (1.0 + scaled),
         np.append(log_det, 0.0),
         df,
     )
-
-
-def _eigen(A: FloatArray) -> tuple[FloatArray, FloatArray]:
-    values, vectors = scipy.linalg.eigh(A)
-    return np.asarray(values), np.asarray(vectors)
 
 
 def _directions(structure: CovarianceStructure, *, every: bool) -> tuple[FloatArray, IntArray]:

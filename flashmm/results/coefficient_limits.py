@@ -24,17 +24,14 @@ from flashmm.inference.roots import profile_roots
 from flashmm.inference.statistics import check_alpha
 from flashmm.results.fixed_effects import t_test
 from flashmm.results.refit import refit
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.results.fitted import FitOptions, FittedModel
     from flashmm.stats.summary_stats import SummaryStats
 
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["conf_int"]
 

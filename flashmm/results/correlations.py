@@ -14,13 +14,10 @@ from flashmm.inference.correlations import Correlated, correlation, delta_limits
 from flashmm.inference.statistics import check_alpha
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.results.fitted import FittedModel
 
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["random_correlations"]
 

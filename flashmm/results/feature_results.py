@@ -11,6 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.linalg import block_diag
 
+from flashmm.arrays.blas import hold_methods
 from flashmm.arrays.labels import as_pandas
 from flashmm.arrays.numeric import dimensions
 from flashmm.exceptions import InputError
@@ -21,18 +22,16 @@ from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_stats
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.results.contrast_results import FTestResults, TTestResults
     from flashmm.results.fitted import FittedModel
     from flashmm.results.pages import SummaryPage
 
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-
 __all__ = ["FeatureResults"]
 
 
+@hold_methods
 class FeatureResults:
     """One feature of a fit.
 
@@ -182,7 +181,7 @@ class FeatureResults:
         return len({(term.group, term.levels) for term in terms}) == 1
 
     @cached_property
-    def _groups(self) -> list[tuple[list[str], list[str], NDArray[np.intp]]]:
+    def _groups(self) -> list[tuple[list[str], list[str], IntArray]]:
         """For each grouping factor the keys of its levels, its effects and their columns (L, s)."""
         structure = self._fitted.stats.structure
         factors: dict[tuple[str, tuple[str, ...]], list[int]] = {}

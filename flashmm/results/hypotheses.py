@@ -21,24 +21,21 @@ from flashmm.inference.degrees_of_freedom import (
     satterthwaite_f,
 )
 from flashmm.inference.moderation import moderate_moments
-from flashmm.inference.prediction import prediction_moments
+from flashmm.inference.prediction_variance import prediction_moments
+from flashmm.inference.theta_covariance import covariance_on_face, face
 from flashmm.likelihood.base import rows_of
 from flashmm.results.on_request import OnRequest, scaled_inverse
-from flashmm.solvers.face import covariance_on_face, face
 from flashmm.solvers.space import PSD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import scipy.sparse as sp
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.likelihood.base import Evaluation
     from flashmm.likelihood.moments import ContrastMoments
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["Hypotheses", "hypotheses"]
 

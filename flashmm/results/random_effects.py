@@ -13,12 +13,8 @@ from flashmm.exceptions import InputError, check_option
 from flashmm.stats.stored import level_coordinates
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import IntArray
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["blup", "coefficients_by_group", "random_effects"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flashmm.likelihood import make_likelihood, project, project_any
+from flashmm.likelihood import make_likelihood, project_any
 from flashmm.progress import progress_bar
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.solvers import SOLVERS
@@ -17,17 +17,16 @@ from flashmm.solvers.fallback import fallback_of
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.inference.draws import FeatureStreams, Sampler
-    from flashmm.likelihood import AnyProjection, Projection
+    from flashmm.inference.own_draws import OwnSampler
+    from flashmm.likelihood import AnyProjection
     from flashmm.results.fitted import FitOptions
     from flashmm.stats.own_rows import PatternedStats
     from flashmm.stats.summary_stats import SummaryStats
 
-    FloatArray = NDArray[np.float64]
-
-__all__ = ["Progress", "ReplicateFits", "refit", "refit_any", "replicate_fits"]
+__all__ = ["Progress", "ReplicateFits", "refit", "replicate_fits"]
 
 # True for a bar, or a function of the numbers of replicates done and in all.
 Progress = bool | Callable[[int, int], object] | None
@@ -49,16 +48,16 @@ class ReplicateFits:
         Their fits.
     """
 
-    rows: NDArray[np.intp]
+    rows: IntArray
     columns: slice
-    stats: SummaryStats
+    stats: SummaryStats | PatternedStats
     ds: xr.Dataset
-    projection: Projection
+    projection: AnyProjection
 
 
 def refit(
-    stats: SummaryStats, options: FitOptions, theta0: Any = None
-) -> tuple[xr.Dataset, Projection]:
+    stats: SummaryStats | PatternedStats, options: FitOptions, theta0: Any = None
+) -> tuple[xr.Dataset, AnyProjection]:
     """Fit statistics the way others were fitted, without warnings.
 
     Parameters
@@ -76,33 +75,17 @@ def refit(
     tuple
         The Dataset of the results and the projected statistics.
     """
-    projection = project(stats)
-    return _refitted(stats, projection, options, theta0), projection
-
-
-def refit_any(
-    stats: SummaryStats | PatternedStats, options: FitOptions, theta0: Any = None
-) -> xr.Dataset:
-    """The same of features that may have rows of their own."""
-    return _refitted(stats, project_any(stats), options, theta0)
-
-
-def _refitted(
-    stats: SummaryStats | PatternedStats,
-    projection: AnyProjection,
-    options: FitOptions,
-    theta0: Any,
-) -> xr.Dataset:
+    projection = project_any(stats)
     likelihood = make_likelihood(projection, options.method, options.engine)
     name = options.solver if options.solver in SOLVERS else "fisher_scoring"
     solver = SOLVERS[name](epsilon=options.epsilon)
     fallback = fallback_of(name, options.parameter_space, options.epsilon)
     plan = FitPlan(options, solver, fallback, threads=usable_cores())
-    return fit_features(stats, projection, likelihood, plan, theta0)
+    return fit_features(stats, projection, likelihood, plan, theta0), projection
 
 
 def replicate_fits(
-    sampler: Sampler,
+    sampler: Sampler | OwnSampler,
     theta: FloatArray,
     beta: FloatArray,
     n: int,
@@ -115,7 +98,7 @@ def replicate_fits(
     Parameters
     ----------
     sampler
-        Of the design.
+        Of the design, or of the F features' own.
     theta, beta
         Parameters, shapes (F, k) and (F, p); features with NaN are left out.
     n
@@ -140,7 +123,7 @@ def replicate_fits(
         batches, len(batches), show=progress is True, unit="batch", desc="replicates"
     ):
         count = columns.stop - columns.start
-        drawn = sampler.draw(theta[here], beta[here], count, streams.take(here))
+        drawn = sampler.at(here).draw(theta[here], beta[here], count, streams.take(here))
         ds, projection = refit(drawn, options, np.repeat(theta[here], count, axis=0))
         yield ReplicateFits(here, columns, drawn, ds, projection)
         done += here.size * count

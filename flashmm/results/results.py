@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.results import anndata_out, comparison, files, summary
 from flashmm.results.feature_results import FeatureResults
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
-    from flashmm.formulas.recipe import DesignRecipe
+    from flashmm.formulas.new_data_recipe import DesignRecipe
     from flashmm.likelihood import AnyProjection
     from flashmm.results.contrast_results import TTestResults
     from flashmm.results.pages import SummaryPage
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["MultiLMMResults"]
 
 
+@hold_methods
 class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods, SharedPriorMethods):
     """Fitted models of all features.
 
@@ -315,7 +317,7 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods, Sh
         key_added
             Beginning of the keys. What an earlier call wrote under it is replaced.
         tests
-            Tests from `t_test`, to be written too.
+            Tests from `t_test` of all features, in any order, to be written too.
         df
             Degrees of freedom of the p-values, as in `t_test`.
         copy

@@ -13,11 +13,9 @@ from flashmm.formulas.recipe import RandomRows
 from flashmm.stats.selection import random_positions
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray
     from flashmm.results.fitted import FittedModel
 
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["Wanted", "wanted_effects"]
 

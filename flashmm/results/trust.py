@@ -8,15 +8,12 @@ import numpy as np
 
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.integrated.grid import is_covered
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["FEW_LEVELS", "doubt"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from flashmm.exceptions import ConvergenceWarning, InputError, check_option
+from flashmm.exceptions import ConvergenceWarning, InputError, check_option, warn
 from flashmm.inference.constrained import Maximiser
 from flashmm.inference.exact_lrt import SimulatedNull, simulate_exact_null
 from flashmm.inference.variance_tests import (
@@ -25,16 +24,12 @@ from flashmm.likelihood import Projection
 from flashmm.results.refit import refit
 from flashmm.solvers import FisherScoring
 from flashmm.solvers.space import make_space
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import IntArray
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["exact_null", "gain", "maximiser", "variance_test"]
 
@@ -61,11 +56,10 @@ def variance_test(
         found = gain(fitted, positions, hypothesis)
         statistic[:, j], loglik_null[:, j] = found.statistic, found.loglik_null
         if found.lost:
-            warnings.warn(
+            warn(
                 f"The fit without {hypothesis.label!r} did not converge for {found.lost} of "
                 f"{positions.size} features: their test is NaN.",
                 ConvergenceWarning,
-                stacklevel=3,
             )
         if exact is not None:
             negative = fitted.ds["theta"].to_numpy()[positions, 0] < 0

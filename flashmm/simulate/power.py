@@ -16,14 +16,12 @@ from flashmm.inference.draws import FeatureStreams, Sampler
 from flashmm.inference.names import resolve_names
 from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.results.refit import Progress, replicate_fits
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
+from flashmm.stats.from_source import design_products
 from flashmm.stats.summary_stats import SummaryStats
-from flashmm.stats.summing import design_products
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
+    from flashmm.arrays.types import FloatArray
 
 __all__ = ["power"]
 

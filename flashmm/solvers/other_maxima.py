@@ -12,19 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashmm.solvers.fallback import maximise_in_stages
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.likelihood.base import Likelihood
     from flashmm.likelihood.ratios import RatioGrid
     from flashmm.solvers.base import Solution, Solver
     from flashmm.solvers.space import ParameterSpace
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["Landscape", "search_other_maxima"]
 
@@ -86,6 +81,8 @@ class Landscape:
             ((values > loglik - _COARSENESS) & grid.summits(values)).sum(axis=0) > 1
         )
         suspects = np.union1d(suspects, np.flatnonzero(values.max(axis=0) > loglik + _GAIN))
+        if suspects.size == 0:
+            return suspects, np.empty((0, theta.shape[1]))
         values, sigma2, loglik = values[:, suspects], sigma2[:, suspects], loglik[suspects]
         top = (values > loglik - _COARSENESS) & grid.summits(values)
         every = np.arange(suspects.size)

@@ -15,14 +15,12 @@ import pandas as pd
 from flashmm.arrays.labels import feature_positions
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, listing, nearest
+from flashmm.stats.fields import AnySums, Sums
 from flashmm.stats.root import near_collinear, restrict_root
 from flashmm.stats.shifts import restrict_shift
-from flashmm.stats.sums import AnySums, Sums
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import IntArray
 
 __all__ = ["kept", "random_positions", "without"]
 

@@ -14,12 +14,8 @@ import numpy as np
 from flashmm.exceptions import InputError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["Line", "RatioGrid", "covering_grid", "flat_in_logarithm", "grid_on_lines", "is_covered"]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from flashmm.arrays.blas import one_blas_thread
 from flashmm.inference.integrated.grid import RatioGrid, covering_grid
 from flashmm.inference.integrated.mixtures import (
     JointTests,
@@ -37,13 +37,9 @@ from flashmm.solvers.batches import usable_cores
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.inference.statistics import Alternative
     from flashmm.likelihood.projection import Projection
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["Integration", "Part", "grid_of", "integrate", "learn", "within_variance"]
 
@@ -66,7 +62,7 @@ class Part:
     members: IntArray
 
     @property
-    def known(self) -> NDArray[np.bool_]:
+    def known(self) -> BoolArray:
         """Features that can be tested, shape (members,)."""
         p = self.projection
         return p.varies & ~p.perfect_fit & np.isfinite(p.rss)
@@ -96,7 +92,7 @@ class Integration:
     shared: tuple[SharedDesign, ...]
     weights: FloatArray
     sigma2: VariancePrior
-    known: NDArray[np.bool_]
+    known: BoolArray
     memory: int
 
     # ---- questions ---------------------------------------------------------------------------
@@ -222,7 +218,7 @@ class Integration:
         """
         wanted = np.zeros(self.known.size, dtype=bool)
         wanted[positions] = True
-        with threadpool_limits(1, user_api="blas"):
+        with one_blas_thread():
             for k, design in enumerate(self.shared):
                 if not wanted[self.parts[k].members].any():
                     continue
@@ -384,7 +380,7 @@ def learn(
         sigma2 = variance_prior(variance, df, covariate=covariate, robust=robust)
     grid = grid_of(parts, sigma2) if grid is None else grid
     start = integrate(parts, m, memory, grid, grid.base, sigma2)
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         likelihood = list(_likelihoods(start))
         weights = learn_weights(likelihood, grid.base, added=added)
     return replace(start, weights=weights)

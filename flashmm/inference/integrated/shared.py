@@ -23,13 +23,9 @@ from flashmm.exceptions import InputError
 from flashmm.likelihood.projection import DENSE_LIMIT
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.inference.integrated.grid import Line, RatioGrid
     from flashmm.likelihood.projection import Projection
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["LinearFunctions", "SharedDesign", "Turned", "share_design"]
 

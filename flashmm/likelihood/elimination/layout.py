@@ -20,15 +20,10 @@ from flashmm.likelihood.elimination.small import pairs
 from flashmm.likelihood.structure import partitions
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.likelihood.projection import Projection
     from flashmm.likelihood.structure import Partition
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = [
     "Blocks",

@@ -14,18 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashmm.likelihood.base import Forms
-from flashmm.likelihood.gates import CONFOUNDED, pairs_of
+from flashmm.likelihood.design_checks import CONFOUNDED, pairs_of
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.stats.own_designs import DesignSums
     from flashmm.stats.own_rows import PatternedStats
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["DesignStack", "Root", "StackedProjection", "entry_sums", "told_apart", "weight_units"]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.results import coefficient_limits, fixed_effects, marginal_means, moderation
 from flashmm.results.fitted import OfFittedModel
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["FixedEffectMethods"]
 
 
+@hold_methods
 class FixedEffectMethods(OfFittedModel):
     """Tests and limits of the fixed effects; part of `MultiLMMResults`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from flashmm.arrays.blas import hold_methods
 from flashmm.results import (
     correlations,
     random_effects,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["RandomEffectMethods"]
 
 
+@hold_methods
 class RandomEffectMethods(OfFittedModel):
     """Variance components and random effects; part of `MultiLMMResults`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.results import bootstrap, predictions
 from flashmm.results.bootstrap_results import BootstrapResults
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import ArrayLike
 
+    from flashmm.stats.own_rows import PatternedStats
     from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["SampleMethods"]
 
 
+@hold_methods
 class SampleMethods(OfFittedModel):
     """Predictions, residuals and the parametric bootstrap; part of `MultiLMMResults`."""
 
@@ -244,7 +247,9 @@ class SampleMethods(OfFittedModel):
             context=context,
         )
 
-    def draw(self, n: int = 1, *, rng: Any = None, features: Any = None) -> SummaryStats:
+    def draw(
+        self, n: int = 1, *, rng: Any = None, features: Any = None
+    ) -> SummaryStats | PatternedStats:
         """Draw statistics of new data from the fitted models.
 
         Parameters
@@ -258,8 +263,9 @@ class SampleMethods(OfFittedModel):
 
         Returns
         -------
-        SummaryStats
-            Its features are the replicates, named ``"feature#replicate"``.
+        SummaryStats or PatternedStats
+            Its features are the replicates, named ``"feature#replicate"``; those of a feature with
+            rows of its own have them too.
 
         Raises
         ------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from flashmm.arrays.blas import hold_methods
 from flashmm.results import integrated
 from flashmm.results.fitted import OfFittedModel
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["SharedPriorMethods"]
 
 
+@hold_methods
 class SharedPriorMethods(OfFittedModel):
     """The prior of ``df="integrated"``, and variances under it; part of `MultiLMMResults`."""
 

@@ -16,6 +16,8 @@ __all__ = ["choose", "works"]
 
 # Evaluations of the likelihood that a fit takes, about.
 _EVALUATIONS = 8
+# Multiplications of all features that take less time than looking for blocks would.
+_SMALL = 2e7
 
 
 def choose(projection: Projection) -> tuple[str, Partition | None]:
@@ -35,8 +37,9 @@ def choose(projection: Projection) -> tuple[str, Partition | None]:
     ==========  ===================  =====================================================
 
     Without random effects the general engine's matrices have size 0. One parameter is always
-    spectral up to q = 3,000. The first three hold q x q matrices and are beyond that considered
-    only where nothing falls into blocks.
+    spectral up to q = 3,000, and where the general engine needs fewer than 2e7 multiplications
+    for all features, nothing else is looked at. The first three hold q x q matrices and are beyond
+    that considered only where nothing falls into blocks.
     """
     found = works(projection)
     best = min(found, key=lambda engine: found[engine][0])
@@ -51,6 +54,10 @@ def works(projection: Projection) -> dict[str, tuple[float, Partition | None]]:
         return {"general": (0.0, None)}
     if k == 1 and q <= DENSE_LIMIT:
         return {"spectral": (10 * q**3 / m + _EVALUATIONS * 20 * q, None)}
+    once = (10 + 4 * k) * q**3 / m
+    general = once + _EVALUATIONS * (3 + 2 * k) * q**3
+    if k > 1 and general * m <= _SMALL:
+        return {"general": (general, None)}
     found: dict[str, tuple[float, Partition | None]] = {}
     for engine in ("blocked", "nested"):
         partition = find_partition(projection, nested=engine == "nested")
@@ -58,10 +65,9 @@ def works(projection: Projection) -> dict[str, tuple[float, Partition | None]]:
             found[engine] = (_EVALUATIONS * partition[0], partition[1])
     if found and q > DENSE_LIMIT:
         return found
-    once = (10 + 4 * k) * q**3 / m
     if k == 1:
         return {"spectral": (once, None)}
-    found["general"] = (once + _EVALUATIONS * (3 + 2 * k) * q**3, None)
+    found["general"] = (general, None)
     main = main_component(projection)
     if main is not None:
         w = q - structure.columns(structure.parameters[main])[0].size

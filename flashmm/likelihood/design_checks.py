@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.exceptions import InputError, PrecisionWarning, listing
+from flashmm.exceptions import InputError, PrecisionWarning, listing, warn
 from flashmm.stats.rank import Dependence, dependence
 from flashmm.stats.root import scaled_gram
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.designs.design import CovarianceParameter, CovarianceStructure
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["CONFOUNDED", "Whitening", "check_components", "check_sample_size", "pairs_of", "whiten"]
 
@@ -27,6 +24,8 @@ CONFOUNDED = 1e-9
 _NOTHING = 1e-15
 # Smallest over largest eigenvalue of the scaled X'X below which at most six digits are left.
 _FEW_DIGITS = 1e-10
+# Random effects up to which Z'RZ is made for the checks: indexing it is faster than sparse parts.
+_DENSE = 200
 
 
 def check_sample_size(n: int, p: int) -> None:
@@ -92,14 +91,13 @@ def whiten(XX: FloatArray, root: FloatArray | None, names: tuple[str, ...]) -> W
 def _warn_of_digits(values: FloatArray, vectors: FloatArray, names: tuple[str, ...]) -> None:
     involved = [name for name, x in zip(names, vectors[:, 0], strict=True) if abs(x) > 0.1]
     ratio = values[-1] / values[0]
-    warnings.warn(
+    warn(
         f"The columns {listing(involved)} of `fixed` nearly depend on each other (condition "
         f"number of X {np.sqrt(ratio):.0e}), and these statistics hold X'X alone: about "
         f"{max(0, int(16 - np.log10(ratio)))} digits of the results are right. Centre and scale "
         "numeric columns before they are summed, or sum X, Z and Y with flashmm, which keeps a "
         "root of X'X for such designs.",
         PrecisionWarning,
-        stacklevel=3,
     )
 
 
@@ -178,6 +176,8 @@ def _information_at_zero(
     """tr(R V_i R V_j), the expected information at theta = (0, ..., 0, 1) but for a half."""
     k = len(structure.parameters)
     pairs = [pairs_of(structure, parameter) for parameter in structure.parameters]
+    if structure.q <= _DENSE:
+        return _dense_information(ZZ.toarray() - ZX @ H.T, pairs, df)
     information = np.zeros((k + 1, k + 1))
     for i, mine in enumerate(pairs):
         for left, right in mine:
@@ -192,9 +192,26 @@ def _information_at_zero(
     return np.asarray(np.tril(information) + np.tril(information, -1).T + 0.0)
 
 
+def _dense_information(
+    ZRZ: FloatArray, pairs: list[list[tuple[IntArray, IntArray]]], df: int
+) -> FloatArray:
+    """The same from Z'RZ, (q, q), and the ones of each G_i."""
+    k, q = len(pairs), ZRZ.shape[0]
+    products = np.zeros((k, q, q))  # Z'RZ G_i
+    for product, mine in zip(products, pairs, strict=True):
+        for left, right in mine:
+            product[:, right] += ZRZ[:, left]
+    information = np.empty((k + 1, k + 1))
+    turned = np.swapaxes(products, 1, 2).reshape(k, q * q)
+    information[:k, :k] = products.reshape(k, q * q) @ turned.T
+    information[k, :k] = information[:k, k] = np.trace(products, axis1=1, axis2=2)
+    information[k, k] = df
+    return information
+
+
 def pairs_of(
     structure: CovarianceStructure, parameter: CovarianceParameter
-) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+) -> list[tuple[IntArray, IntArray]]:
     """Rows and columns of the ones of G_i, its lower triangle as a second pair."""
     rows, columns = structure.columns(parameter)
     return [(rows, columns)] if parameter.is_variance else [(rows, columns), (columns, rows)]
@@ -204,8 +221,8 @@ def _inner(
     ZX: FloatArray,
     H: FloatArray,
     ZZ: sp.csr_array,
-    first: tuple[NDArray[np.intp], NDArray[np.intp]],
-    second: tuple[NDArray[np.intp], NDArray[np.intp]],
+    first: tuple[IntArray, IntArray],
+    second: tuple[IntArray, IntArray],
 ) -> float:
     """Elementwise inner product of two blocks of Z'RZ = Z'Z - H X'Z, without forming them."""
     a, b = ZZ[first[0], :][:, first[1]], ZZ[second[0], :][:, second[1]]

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import special
-from scipy.optimize import minimize_scalar
 
+from flashmm.arrays.lazy import lazy
 from flashmm.inference.lowess import weighted_lowess
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from scipy import optimize
 
-    FloatArray = NDArray[np.float64]
+    from flashmm.arrays.types import FloatArray
+else:
+    optimize = lazy("scipy.optimize")
 
 __all__ = ["HIGHEST_DF", "fit_scaled_f", "scaled_f_loglik"]
 
@@ -94,7 +96,7 @@ def fit_scaled_f(
     if best == _POINTS - 1:
         return np.exp(mean), np.inf
     bounds = (grid[max(best - 1, 0)], grid[best + 1])
-    found = minimize_scalar(fall, bounds=bounds, method="bounded", options={"xatol": 1e-9})
+    found = optimize.minimize_scalar(fall, bounds=bounds, method="bounded", options={"xatol": 1e-9})
     d0 = float(np.exp(found.x))
     return np.exp(mean - _bias(d0 / 2)), d0
 

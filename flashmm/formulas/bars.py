@@ -10,6 +10,7 @@ import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from formulaic import Formula, SimpleFormula
@@ -229,10 +230,16 @@ def parse_formula(
     return _parse_plain(_render(kept) or "1", source), _render(kept), bars
 
 
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Formula:
+    """A formula of formulaic, which nobody changes."""
+    return Formula(text)
+
+
 def _parse_plain(text: str, source: str) -> SimpleFormula:
     text = with_powers(text, _tokens(text, source), source)
     try:
-        parsed = Formula(text)
+        parsed = _parsed(text)
     except SyntaxError as error:
         raise InputError(f"{source} cannot be read: {error.msg} in {error.text!r}.") from error
     except FormulaicError as error:
