@@ -16,6 +16,7 @@ from flashmm.results.methods.fixed_effects import FixedEffectMethods
 from flashmm.results.methods.random_effects import RandomEffectMethods
 from flashmm.results.methods.samples import SampleMethods
 from flashmm.results.methods.shared_prior import SharedPriorMethods
+from flashmm.results.methods.terms import TermMethods
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -34,7 +35,9 @@ __all__ = ["MultiLMMResults"]
 
 
 @hold_methods
-class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods, SharedPriorMethods):
+class MultiLMMResults(
+    FixedEffectMethods, TermMethods, RandomEffectMethods, SampleMethods, SharedPriorMethods
+):
     """Fitted models of all features.
 
     Parameters

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm.exceptions import InputError
-from flashmm.formulas.recipe import RandomRows
+from flashmm.formulas.new_data_recipe import RandomRows
 from flashmm.stats.selection import random_positions
 
 if TYPE_CHECKING:

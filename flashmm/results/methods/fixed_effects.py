@@ -286,64 +286,6 @@ class FixedEffectMethods(OfFittedModel):
             prior=prior,
         )
 
-    def anova(
-        self,
-        *,
-        type: Literal[3] = 3,
-        df: str = DEFAULT_DF,
-        moderated: bool | xr.Dataset = False,
-        prior: Any = None,
-        features: Any = None,
-    ) -> FTestResults:
-        """Type III F tests of the terms of the fixed formula, for every feature.
-
-        The hypotheses do not depend on how factors are coded: a term is tested with the linear
-        predictor averaged, with equal weights, over the levels of the factors outside the term,
-        as in SAS and lmerTest. The intercept is not tested; where there is nothing else the table
-        is empty. In a model built from matrices each coefficient is a term of its own. Where
-        columns of X were left out (``rank="drop"``) the hypotheses are SAS's type III estimable
-        functions; a term without any has no numerator degrees of freedom and NaN.
-
-        Parameters
-        ----------
-        type
-            3, the only one.
-        df
-            Denominator degrees of freedom, as in `f_test`.
-        moderated, prior
-            As in `t_test`.
-        features
-            Names, a mask or a slice; all by default.
-
-        Returns
-        -------
-        FTestResults
-            One hypothesis per term.
-
-        Raises
-        ------
-        InputError
-            If an option is unknown.
-
-        Examples
-        --------
-        >>> import flashmm as fm
-        >>> sim = fm.simulate.rnaseq(n_genes=5, n_cells=300, n_samples=6, n_clusters=2, rng=1)
-        >>> result = fm.MultiLMM.from_formula(
-        ...     "~ log(libsize) + cls * trt", "~ 0 + sam", sim.metadata, sim.counts,
-        ...     transform="log2p1").fit(parameter_space="psd")
-        >>> result.anova().df_num.iloc[0].to_dict()
-        {'log(libsize)': 1.0, 'cls': 1.0, 'trt': 1.0, 'cls:trt': 1.0}
-        """
-        return fixed_effects.anova(
-            self.fitted,
-            self.fitted.positions(features),
-            type=type,
-            df=df,
-            moderated=moderated,
-            prior=prior,
-        )
-
     def top_table(self, contrast: Any, **options: Any) -> pd.DataFrame:
         """The features with the strongest evidence on one contrast.
 
