@@ -17,7 +17,7 @@ from flashmm.arrays.numeric import dimensions
 from flashmm.exceptions import InputError
 from flashmm.inference.conditional_covariance import conditional_covariance
 from flashmm.inference.statistics import confidence_limits, t_statistics
-from flashmm.results import fixed_effects, predictions, random_effects, summary
+from flashmm.results import fixed_effects, predictions, random_effects, residuals, summary
 from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ class FeatureResults:
 
     def resid(self, Y: Any, data: Any = None, **options: Any) -> pd.Series[Any]:
         """Residuals, Y and the samples' table given again; see `MultiLMMResults.resid`."""
-        found = predictions.resid(*self._in_whole, Y, data, **options)
+        found = residuals.resid(*self._in_whole, Y, data, **options)
         return found.isel(feature=0).to_series().rename("resid")
 
     def to_statsmodels(

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.results.fitted import FittedModel
 
-__all__ = ["NewRows", "fittedvalues", "new_rows", "predict", "resid"]
+__all__ = ["NewRows", "complete_rows", "fittedvalues", "new_rows", "predict", "resid"]
 
 LEVELS = ("population", "conditional")
 INTERVALS = ("confidence", "prediction")
@@ -262,7 +262,7 @@ def fittedvalues(
     context: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
     """Fitted values of the samples; see `MultiLMMResults.fittedvalues`."""
-    there = _complete_rows(fitted, data, level)
+    there = complete_rows(fitted, data, level)
     some = data if there is None else pd.DataFrame(data).iloc[np.flatnonzero(there)]
     own = _own_values(fitted, positions, feature_covariates, data, X, Z)
     if own is not None and there is not None:
@@ -287,7 +287,7 @@ def fittedvalues(
     return values.rename("fittedvalues")
 
 
-def _complete_rows(fitted: FittedModel, data: Any, level: str) -> BoolArray | None:
+def complete_rows(fitted: FittedModel, data: Any, level: str) -> BoolArray | None:
     """Samples of the data of a fit that dropped some, without those that miss a value, shape (n,).
 
     None where all are complete.
@@ -385,7 +385,7 @@ def _matrix_rows(
             raise InputError(f"X lacks the columns {listing(absent)}.")
         wanted = pd.Index(names, dtype=object)
         matrix = matrix.iloc[:, label_positions(own, wanted, "X", of="columns of the model")]
-    if need_random and Z is None:
+    if need_random and Z is None and stats.q > 0:
         raise InputError(
             "Pass Z too: this prediction depends on the random effects of the samples."
         )

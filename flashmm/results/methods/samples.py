@@ -11,7 +11,6 @@ from flashmm.results import bootstrap, predictions
 from flashmm.results.bootstrap_results import BootstrapResults
 from flashmm.results.fitted import OfFittedModel
 from flashmm.results.refit import Progress
-from flashmm.sources import Transform
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -189,58 +188,6 @@ class SampleMethods(OfFittedModel):
             data,
             level=level,
             random=random,
-            X=X,
-            Z=Z,
-            feature_covariates=feature_covariates,
-            context=context,
-        )
-
-    def resid(
-        self,
-        Y: Any,
-        data: Any = None,
-        *,
-        transform: Transform = None,
-        level: Literal["population", "conditional"] = "conditional",
-        features: Any = None,
-        X: ArrayLike | None = None,
-        Z: Any = None,
-        feature_covariates: Mapping[str, Any] | None = None,
-        context: Mapping[str, Any] | None = None,
-    ) -> xr.DataArray:
-        """Residuals: Y minus `fittedvalues`, both Y and the samples' table given again.
-
-        Where the fit left out missing values, they may be there again: their residuals are NaN.
-
-        Parameters
-        ----------
-        Y
-            Features x samples, of every kind that `MultiLMM.from_formula` takes; features are
-            matched by name when Y has names.
-        data
-            The samples' table.
-        transform
-            The one that the model was built with.
-        level, features, X, Z, feature_covariates, context
-            As in `fittedvalues`.
-
-        Returns
-        -------
-        DataArray
-            Dims feature, sample.
-
-        Raises
-        ------
-        InputError
-            If Y lacks a feature or does not match the samples.
-        """
-        return predictions.resid(
-            self.fitted,
-            self.fitted.positions(features),
-            Y,
-            data,
-            transform=transform,
-            level=level,
             X=X,
             Z=Z,
             feature_covariates=feature_covariates,
