@@ -199,6 +199,7 @@ class DesignRecipe:
         *,
         known: bool,
         context: Mapping[str, Any] | None = None,
+        terms: frozenset[int] | None = None,
     ) -> RandomRows:
         """Rows of Z for new data.
 
@@ -213,6 +214,8 @@ class DesignRecipe:
             counts as unknown, and the grouping columns need not be there.
         context
             Further names that the formulas use.
+        terms
+            Positions of the terms that are wanted, the columns of others being zero; None for all.
 
         Returns
         -------
@@ -224,6 +227,9 @@ class DesignRecipe:
         new = np.zeros((c, len(structure.param_names)))
         blocks, unknown = [], {}
         for position, term in enumerate(structure.terms):
+            if terms is not None and position not in terms:
+                blocks.append(sp.csr_array((c, term.n_columns)))
+                continue
             recipe = recipes[term.name]
             source = f"Random term {term.name!r}"
             rows = sp.csr_array(self._evaluate(recipe.effects, table, source, context))
