@@ -14,7 +14,7 @@ from stress.responses import responses
 
 import flashmm as fm
 from flashmm.likelihood.moments import contrast_moments
-from flashmm.likelihood.ratios import fine_grid, ratio_grid
+from flashmm.likelihood.profile_grid import fine_grid, profile_grid
 
 EDGES = Path(__file__).parent / "reference" / "edges"
 GOOD = ["converged", "boundary", "indefinite"]
@@ -85,7 +85,7 @@ def test_maxima_between_the_rays_of_the_coarse_grid(case, llf):
 def test_a_grid_knows_which_points_are_next_to_each_other():
     data = pd.read_csv(EDGES / "d114.csv")
     crossed = model("~ 1 + (1 | f1) + (x1 | f2)", data, np.cos(np.arange(len(data)))[None])
-    for grid in (ratio_grid(crossed.projection, "REML"), fine_grid(crossed.projection, "ML")()):
+    for grid in (profile_grid(crossed.projection, "REML"), fine_grid(crossed.projection, "ML")()):
         rays, _, radii = grid.weight.shape
         theta, each = grid.theta, np.arange(len(grid.theta))[:, None]
         assert len(theta) == rays * radii + 1

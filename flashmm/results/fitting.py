@@ -7,28 +7,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError
-from flashmm.likelihood import PatternedProjection, make_likelihood, on_device
-from flashmm.likelihood.ratios import fine_grid, ratio_grid
+from flashmm.likelihood import (
+    AnyEstimator,
+    AnyProjection,
+    PatternedProjection,
+    make_likelihood,
+    on_device,
+)
+from flashmm.likelihood.profile_grid import fine_grid, profile_grid
 from flashmm.results.assemble import assemble_dataset, without_maximum
-from flashmm.solvers.base import Solution, maximise
+from flashmm.results.fitted import FitOptions
+from flashmm.solvers.base import Solution, Solver, maximise
 from flashmm.solvers.batches import maximise_in_batches, over_batches
 from flashmm.solvers.other_maxima import Landscape
 from flashmm.solvers.restart import second_starts
-from flashmm.solvers.space import make_space
+from flashmm.solvers.space import ParameterSpace, make_space
 from flashmm.solvers.start import Starts, starting_values
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import NDArray
-
-    from flashmm.likelihood import AnyEstimator, AnyProjection
-    from flashmm.results.fitted import FitOptions
-    from flashmm.solvers.base import Solver
-    from flashmm.solvers.space import ParameterSpace
-    from flashmm.stats.own_rows import PatternedStats
-    from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["FitPlan", "fit_features"]
 
@@ -131,12 +133,10 @@ class _Search:
     projection: AnyProjection
     plan: FitPlan
     threads: int | None
-    again_from: NDArray[np.float64] | None = None
+    again_from: FloatArray | None = None
     landscape: Landscape | None = None
 
-    def run(
-        self, space: ParameterSpace, theta: NDArray[np.float64], usable: NDArray[np.bool_]
-    ) -> Solution:
+    def run(self, space: ParameterSpace, theta: FloatArray, usable: BoolArray) -> Solution:
         """Maximise the usable features (m,) in a space, from theta (m, k)."""
         return maximise_in_batches(
             self.likelihood,
@@ -152,9 +152,7 @@ class _Search:
             landscape=self.landscape,
         )
 
-    def ends(
-        self, space: ParameterSpace, starts: NDArray[np.float64], features: NDArray[np.intp]
-    ) -> list[Solution]:
+    def ends(self, space: ParameterSpace, starts: FloatArray, features: IntArray) -> list[Solution]:
         """Where the solver alone ends from each of some starts (s, B, k), all at once.
 
         Starts that are not finite end as they are, `Status.RUNNING`.
@@ -163,7 +161,7 @@ class _Search:
         total = Solution.empty(*rows.shape)
         options = self.plan.options
 
-        def fit(batch: NDArray[np.intp]) -> None:
+        def fit(batch: IntArray) -> None:
             total.put(
                 batch,
                 maximise(
@@ -188,7 +186,7 @@ def _restart_inside(
     space: ParameterSpace,
     start: Starts,
     solution: Solution,
-    lost: NDArray[np.intp],
+    lost: IntArray,
 ) -> None:
     """Fit features that ran to the edge of the domain again, from their psd estimate; in place.
 
@@ -230,7 +228,7 @@ def _restart_inside(
 
 
 def _restart_at_summits(
-    search: _Search, psd: ParameterSpace, solution: Solution, lost: NDArray[np.intp]
+    search: _Search, psd: ParameterSpace, solution: Solution, lost: IntArray
 ) -> None:
     """Fit features that ran to the edge of the domain again, from maxima of the grid; in place.
 
@@ -262,9 +260,7 @@ def _of_few(search: _Search, count: int) -> _Search:
     return replace(search, likelihood=make_likelihood(projection, plan.options.method, "general"))
 
 
-def _put(
-    solution: Solution, features: NDArray[np.intp], other: Solution, rows: NDArray[np.intp]
-) -> None:
+def _put(solution: Solution, features: IntArray, other: Solution, rows: IntArray) -> None:
     """Put rows of another solution in the place of features; steps stay."""
     solution.theta[features], solution.status[features] = other.theta[rows], other.status[rows]
     solution.evaluation.put(features, other.evaluation.take(rows))
@@ -277,7 +273,7 @@ def _landscape(
     if isinstance(projection, PatternedProjection) or (start and start.given.all()):
         return None
     host = projection.in_numpy
-    grid = ratio_grid(host, options.method)
+    grid = profile_grid(host, options.method)
     if grid is None:
         return None  # before `u` and `rss`, which need the eigenbasis
     variances = np.flatnonzero(projection.structure.is_variance[:-1])

@@ -12,22 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.likelihood.base import Likelihood
+from flashmm.likelihood.profile_grid import ProfileGrid
+from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
-from flashmm.solvers.status import Status
+from flashmm.solvers.space import ParameterSpace
+from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
-
-    from flashmm.likelihood.base import Likelihood
-    from flashmm.likelihood.ratios import RatioGrid
-    from flashmm.solvers.base import Solution, Solver
-    from flashmm.solvers.space import ParameterSpace
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["Landscape", "search_other_maxima"]
 
@@ -63,12 +58,12 @@ class Landscape:
         Makes a finer grid for features that the grid leaves in doubt; None for large designs.
     """
 
-    grid: RatioGrid
+    grid: ProfileGrid
     u: FloatArray
     rss: FloatArray
     chosen: BoolArray
     variances: IntArray
-    make_fine: Callable[[], RatioGrid] | None = None
+    make_fine: Callable[[], ProfileGrid] | None = None
 
     @property
     def replaces_second_start(self) -> bool:
@@ -76,7 +71,7 @@ class Landscape:
         return self.make_fine is not None and self.variances.size == self.grid.theta.shape[1] - 1
 
     @cached_property
-    def fine(self) -> RatioGrid:
+    def fine(self) -> ProfileGrid:
         """The finer grid."""
         assert self.make_fine is not None
         return self.make_fine()
@@ -127,7 +122,7 @@ class Landscape:
         """
         grid, every = self.grid, np.arange(theta.shape[0])
         # A lone maximum of the grid is the one that was found, unless it is higher.
-        doubt = ((values > loglik - _COARSENESS) & grid.summits(values)).sum(axis=0) > 1
+        doubt: BoolArray = ((values > loglik - _COARSENESS) & grid.summits(values)).sum(axis=0) > 1
         doubt |= values.max(axis=0) > loglik + _GAIN
         if self.make_fine is None:
             return np.asarray(doubt)
@@ -180,7 +175,7 @@ def _traded(theta: FloatArray, point: FloatArray) -> BoolArray:
     return np.asarray((none & ~other).any(axis=1) & (other & ~none).any(axis=1))
 
 
-def _climbed(grid: RatioGrid, theta: FloatArray, values: FloatArray) -> IntArray:
+def _climbed(grid: ProfileGrid, theta: FloatArray, values: FloatArray) -> IntArray:
     """The maximum of the grid above each theta: upwards from the nearest point, (B,)."""
     every = np.arange(theta.shape[0])
     floor = grid.theta[:, :-1][grid.theta[:, :-1] > 0].min()

@@ -29,7 +29,7 @@ from flashmm.formulas.build import build_design
 from flashmm.solvers.fallback import fallback_of, maximise_in_stages
 from flashmm.solvers.fisher_scoring import FisherScoring
 from flashmm.solvers.space import make_space
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 from .designs import draw
 from .responses import responses
