@@ -34,7 +34,7 @@ __all__ = [
 
 # Not from theta, but from all features: see `flashmm.inference.integrated`.
 INTEGRATED = "integrated"
-DF_METHODS = ("residual", "satterthwaite", "kenward-roger", INTEGRATED)
+DF_METHODS = ("residual", "satterthwaite", "kenward-roger", "normal", INTEGRATED)
 DEFAULT_DF = "satterthwaite"
 # Kenward and Roger's formula is left within this distance of A2 / r = 1, where 2 df are.
 _NEAR_TWO = 0.02

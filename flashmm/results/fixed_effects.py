@@ -26,7 +26,7 @@ from flashmm.results.trust import doubt
 if TYPE_CHECKING:
     Moderated = bool | xr.Dataset
 
-__all__ = ["anova", "cov_params", "f_test", "fim", "t_test", "wald_test"]
+__all__ = ["cov_params", "f_test", "f_tests", "fim", "t_test", "type3_terms", "wald_test"]
 
 
 def t_test(
@@ -108,7 +108,7 @@ def f_test(
     if contrast is None and fitted.stats.aliased is not None:
         contrasts = parse_contrasts(None, fitted.stats.coef_names)
     hypotheses = {label: Hypothesis(*independent_rows(contrasts), known)}
-    return _f_tests(fitted, positions, hypotheses, method, moderated, prior)
+    return f_tests(fitted, positions, hypotheses, method, moderated, prior)
 
 
 def wald_test(
@@ -134,24 +134,7 @@ def wald_test(
     return FTestResults(ds, df_method="none (chi-square)")
 
 
-def anova(
-    fitted: FittedModel,
-    positions: IntArray,
-    *,
-    type: Any = 3,
-    df: str = DEFAULT_DF,
-    moderated: Moderated = False,
-    prior: Any = None,
-) -> FTestResults:
-    """Type III tests of the terms; see `MultiLMMResults.anova`."""
-    if type not in (3, "III", "3"):
-        raise InputError(f"Unknown type={type!r}. Only type III tests are available: type=3.")
-    hypotheses = _terms(fitted)
-    method = resolve_df(df, fitted.options.method)
-    return _f_tests(fitted, positions, hypotheses, method, moderated, prior)
-
-
-def _terms(fitted: FittedModel) -> dict[str, Hypothesis]:
+def type3_terms(fitted: FittedModel) -> dict[str, Hypothesis]:
     """Hypotheses of each term, by the formula if it is known and made these columns of X."""
     stats, recipe = fitted.stats, fitted.recipe
     if recipe is not None and recipe.fixed.names == fitted.columns:
@@ -172,7 +155,7 @@ def _terms(fitted: FittedModel) -> dict[str, Hypothesis]:
     return found
 
 
-def _f_tests(
+def f_tests(
     fitted: FittedModel,
     positions: IntArray,
     hypotheses: dict[str, Hypothesis],

@@ -18,8 +18,10 @@ from flashmm.results.feature_results import FeatureResults
 from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.methods.fixed_effects import FixedEffectMethods
 from flashmm.results.methods.random_effects import RandomEffectMethods
+from flashmm.results.methods.residuals import ResidualMethods
 from flashmm.results.methods.samples import SampleMethods
 from flashmm.results.methods.shared_prior import SharedPriorMethods
+from flashmm.results.methods.terms import TermMethods
 from flashmm.results.pages import SummaryPage
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
@@ -31,7 +33,14 @@ __all__ = ["MultiLMMResults"]
 
 
 @hold_methods
-class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods, SharedPriorMethods):
+class MultiLMMResults(
+    FixedEffectMethods,
+    TermMethods,
+    RandomEffectMethods,
+    SampleMethods,
+    ResidualMethods,
+    SharedPriorMethods,
+):
     """Fitted models of all features.
 
     Parameters

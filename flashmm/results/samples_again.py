@@ -21,7 +21,8 @@ from flashmm.stats.own_rows import PatternedStats
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["OwnValues", "own_values", "values_of"]
+
+__all__ = ["OwnValues", "own_values", "rows_of_features", "values_of"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def values_of(
     source: Source, fitted: FittedModel, positions: IntArray, what: str, *, missing: bool
 ) -> FloatArray:
     """Values of the features at some positions, shape (f, n)."""
-    where = _rows_of(source, fitted, positions, what)
+    where = rows_of_features(source, fitted, positions, what)
     chosen, slot = np.unique(where, return_inverse=True)
     values = np.empty((chosen.size, source.n))
     source = replace(source, allow_missing=missing)
@@ -110,7 +111,9 @@ def values_of(
     return values[slot]
 
 
-def _rows_of(source: Source, fitted: FittedModel, positions: IntArray, what: str) -> IntArray:
+def rows_of_features(
+    source: Source, fitted: FittedModel, positions: IntArray, what: str
+) -> IntArray:
     """Rows of a table that hold the features at some positions.
 
     By name where it has names. Without, the features are the numbers of rows if that is what they

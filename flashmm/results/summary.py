@@ -24,6 +24,7 @@ __all__ = ["feature_page", "model_page"]
 
 DF_TEXT = {
     "residual": "residual (n - p)",
+    "normal": "none (normal)",
     "satterthwaite": "Satterthwaite's",
     "kenward-roger": "Kenward and Roger's",
     "integrated": "integrated",
