@@ -14,6 +14,7 @@ import numpy as np
 from flashmm.inference.degrees_of_freedom import (
     FStatistic,
     VarianceAndDf,
+    adjusted_variance,
     kenward_roger,
     kenward_roger_f,
     satterthwaite,
@@ -90,6 +91,25 @@ class Hypotheses:
             ratio, gained = self.dream[positions].T
             result.variance[:] *= ratio[:, None]
             result.df[:] += gained[:, None]
+        return result
+
+    def covariance(self, positions: IntArray, L: FloatArray, df: str) -> FloatArray:
+        """Covariances of the contrasts in the rows of L (r, p), shape (B, r, r).
+
+        Of the same standard errors as `contrasts` gives, up to dream's common factor.
+        """
+        request, r = self.request, L.shape[0]
+        result = np.full((positions.size, r, r), np.nan)
+        if df != "kenward-roger" and self.residual is None:
+            for here, batch in request.batches(positions):
+                C = request.likelihood.covariance(request.theta[batch], batch)
+                result[here] = np.matmul(np.matmul(L, C), L.T)
+            return result
+        for here, _, moments, covariance in self._moments(positions, L[None], df):
+            found = moments.variance
+            if df == "kenward-roger":
+                found = adjusted_variance(moments, covariance)
+            result[here] = found[:, 0] * request.projection.scale[positions[here], None, None]
         return result
 
     def joint(

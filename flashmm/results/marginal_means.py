@@ -115,6 +115,7 @@ def marginal_means(
         alternative=tests.alternative,
         df_method=tests.df_method,
         limits=None if limits is None else lambda alpha: limits(alpha) + added[:, None],
+        joint=tests._joint,
     )
 
 

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
 
-__all__ = ["JointTests", "MixtureTests", "joint_tests", "mixture_limits", "mixture_tests"]
+__all__ = [
+    "JointTests",
+    "MixtureTests",
+    "joint_tests",
+    "mixture_covariance",
+    "mixture_limits",
+    "mixture_tests",
+]
 
 _MAX_STEPS = 60
 
@@ -98,9 +105,14 @@ def mixture_tests(
 
 
 def mixture_limits(
-    estimates: FloatArray, unit_variance: FloatArray, posterior: Posterior, alpha: float
+    estimates: FloatArray,
+    unit_variance: FloatArray,
+    posterior: Posterior,
+    alpha: float | FloatArray,
 ) -> FloatArray:
     """Limits at which the one-sided integrated p-values are alpha / 2, shape (B, c, 2).
+
+    ``alpha`` is one number or one of each limit, (B, c).
 
     By safeguarded Newton steps from limits of Student's t; the answer is exact to 1e-10 of the
     standard error.
@@ -110,7 +122,8 @@ def mixture_limits(
     freedom = posterior.df[:, None, None]
     first = special.stdtrit(np.minimum(df, 1e10), alpha / 2.0) * se
     # A quantile of a mixture lies among the quantiles of what is mixed.
-    part = special.stdtrit(np.minimum(freedom, 1e10), alpha / 2.0) * scale
+    each = np.asarray(alpha)[..., None] / 2.0
+    part = special.stdtrit(np.minimum(freedom, 1e10), each) * scale
     used = (posterior.weights > 0)[:, None, :]
     limits = []
     for sign in (1.0, -1.0):
@@ -134,6 +147,29 @@ def mixture_limits(
                 break
         limits.append(sign * x)
     return np.stack(limits, axis=-1)
+
+
+def mixture_covariance(
+    estimates: FloatArray, unit_covariance: FloatArray, posterior: Posterior
+) -> FloatArray:
+    """Posterior mean of the covariances plus that of the estimates over it, shape (B, r, r).
+
+    Parameters
+    ----------
+    estimates
+        Of r functions at the grid points, shape (B, r, G).
+    unit_covariance
+        Covariances over sigma2, shape (r, r, G).
+    posterior
+        Of the B features.
+    """
+    r, G = estimates.shape[1:]
+    weights = posterior.weights
+    weighted = weights * posterior.variance
+    spread = (weighted @ unit_covariance.reshape(r * r, G).T).reshape(-1, r, r)
+    apart = estimates - posterior.mean(estimates)[:, :, None]
+    between = np.matmul(apart * weights[:, None, :], np.swapaxes(apart, 1, 2))
+    return np.asarray(spread + between)
 
 
 def joint_tests(
@@ -165,13 +201,9 @@ def joint_tests(
         F[:, g] = (white * white).sum(axis=1)
     F /= r * posterior.variance
     p = np.minimum(posterior.mean(f_tail(F, float(r), posterior.df)), 1.0)
-    weights = posterior.weights
     centre = posterior.mean(difference)
-    weighted = weights * posterior.variance
-    spread = (weighted @ unit_covariance.reshape(r * r, G).T).reshape(-1, r, r)
-    apart = difference - centre[:, :, None]
-    total = spread + np.matmul(apart * weights[:, None, :], np.swapaxes(apart, 1, 2))
-    good = np.isfinite(total).all(axis=(1, 2))
+    total = mixture_covariance(estimates, unit_covariance, posterior)
+    good = np.asarray(np.isfinite(total).all(axis=(1, 2)))
     safe = np.where(good[:, None, None], total, np.eye(r))
     inverse = np.linalg.inv(safe)
     statistic = np.matmul(np.matmul(centre[:, None, :], inverse), centre[:, :, None])[:, 0, 0] / r

@@ -75,6 +75,8 @@ class FixedEffectMethods(OfFittedModel):
         df: str = DEFAULT_DF,
         moderated: bool | xr.Dataset = False,
         prior: Any = None,
+        margin: Any = None,
+        null: Literal["inside", "outside"] | None = None,
         features: Any = None,
     ) -> TTestResults:
         """Test linear contrasts of the fixed effects, for every feature.
@@ -100,6 +102,17 @@ class FixedEffectMethods(OfFittedModel):
         prior
             With ``"integrated"``: a `RatioPrior`, or the results of another fit with the same
             random terms; by default `ratio_prior` of this fit.
+        margin
+            Make the hypothesis an interval about its value: half its length, in the units of the
+            contrast; a number, one for each contrast, or a dict or Series by their labels.
+        null
+            Where the hypothesis lies. ``"inside"``, the default: the effect is at most the margin,
+            and rejecting it shows a minimum effect (McCarthy & Smyth 2009, limma's treat).
+            ``"outside"``: it is at least the margin, and rejecting it shows equivalence
+            (Schuirmann 1987, two one-sided tests; the limits that go with it are
+            ``conf_int(2 * alpha)``). With ``alternative="greater"`` they are superiority by a
+            margin (the effect exceeds it) and non-inferiority (it exceeds minus the margin);
+            with ``"less"`` their mirror images.
         features
             Names, a mask or a slice; all by default. Adjusted p-values then count these
             features alone.
@@ -154,6 +167,8 @@ class FixedEffectMethods(OfFittedModel):
             df=df,
             moderated=moderated,
             prior=prior,
+            margin=margin,
+            null=null,
         )
 
     def f_test(
@@ -307,14 +322,14 @@ class FixedEffectMethods(OfFittedModel):
             As in `t_test`; one contrast.
         **options
             Those of `TTestResults.top_table` (n, sort_by, adjust, alpha) and of `t_test`
-            (alternative, df, moderated, prior, features).
+            (alternative, df, moderated, prior, margin, null, features).
 
         Returns
         -------
         DataFrame
             Indexed by feature: estimate, se, t, df, p, p_adjusted, status (the verdict).
         """
-        named = ("alternative", "df", "moderated", "prior", "features")
+        named = ("alternative", "df", "moderated", "prior", "margin", "null", "features")
         testing = {key: options.pop(key) for key in named if key in options}
         return self.t_test(contrast, **testing).top_table(**options)
 
