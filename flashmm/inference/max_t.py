@@ -340,6 +340,7 @@ def _critical(sample: _Sample, df: FloatArray, alpha: float, D: int, two_sided: 
     """
     c = df.shape[1]
     nodes = np.stack([np.nanmax(df, axis=1), np.nanmedian(df, axis=1), np.nanmin(df, axis=1)])
+    at = 1.0 / nodes
     level = min(alpha / c / (2.0 if two_sided else 1.0), 0.4)
     x = stats.t.isf(level, nodes[1])
     for _ in range(_NEWTON):
@@ -347,10 +348,10 @@ def _critical(sample: _Sample, df: FloatArray, alpha: float, D: int, two_sided: 
     single = stats.t.sf(x, nodes[1])
     levels = np.log(np.tile(single, (3, 1)))
     for i in (0, 2):
-        if (np.abs(nodes[i] - nodes[1]) > 1e-6 * nodes[1]).any():
+        if (np.abs(at[i] - at[1]) > 1e-6 * at[1]).any():
             x = _newton(sample, stats.t.isf(single, nodes[i]), nodes[i], alpha, D)
             levels[i] = np.log(stats.t.sf(x, nodes[i]))
-    at, here = 1.0 / nodes[:, :, None], 1.0 / df
+    at, here = at[:, :, None], 1.0 / df
     upper = here > at[1]  # between the median and the smallest df
     left, right = np.where(upper, at[1], at[0]), np.where(upper, at[2], at[1])
     start, end = (np.where(upper, levels[i + 1, :, None], levels[i, :, None]) for i in (0, 1))

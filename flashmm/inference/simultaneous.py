@@ -222,9 +222,8 @@ def single_step(
         ``"two-sided"``, ``"greater"`` or ``"less"``.
     """
     sign = -1.0 if alternative == "less" else 1.0
-    found = max_tests(
-        sign * roots, sign * t, df, alpha, directions, two_sided=alternative == "two-sided"
-    )
+    two_sided = alternative == "two-sided"
+    found = max_tests(roots, sign * t, df, alpha, directions, two_sided=two_sided)
     return Adjusted(found.p, found.critical)
 
 

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["range_quantile", "range_tail"]
 
-# A table of the range's tail: its last value and its step. Beyond, the tail is below 1e-300.
+# A table of the range's tail: its last value and its step.
 _END, _STEP = 52.0, 0.01
-# Nodes of the integral over log s, in widths of the peak of its integrand.
-_NODE, _RIGHT, _LEFT, _DECADES = 0.4, 9.0, 9.0, 32.0
+# Nodes of the integral over log s and its ends, in widths of the peak of its integrand; below, where
+# it falls like s^df, also this many times 1 / df.
+_NODE, _RIGHT, _LEFT, _DECADES = 0.3, 8.0, 9.0, 32.0
 # With more degrees of freedom s is 1.
 _KNOWN = 1e9
 _CHUNK = 2**18
@@ -111,8 +112,7 @@ def _averaged(q: FloatArray, k: int, df: FloatArray) -> FloatArray:
         centre = centre + np.clip(step, -width_of_grid, width_of_grid)
     width = 1.0 / np.sqrt(np.maximum(-curve, 0.5 * df))
     left = np.maximum(_LEFT * width, _DECADES / df)
-    right = np.minimum(_RIGHT * width, 0.5 * np.log1p(80.0 / df) - centre + width)
-    right = np.maximum(right, 4.0 * width)
+    right = _RIGHT * width
     count = int(np.ceil(((left + right) / (_NODE * width)).max())) + 1
     step = (left + right) / count
     total = np.zeros(q.shape)
@@ -133,7 +133,8 @@ def _log_tail(w: FloatArray, k: int) -> FloatArray:
     node = at.astype(np.intp)
     x = at - node
     found = value[node] + x * (slope[node] + x * (second[node] + x * third[node]))
-    return np.asarray(np.where(w > _END, -np.inf, found))
+    beyond = np.maximum(w, _END)  # where the range of two of the means is all there is
+    return np.asarray(found - 0.25 * (beyond**2 - _END**2) - np.log(beyond / _END))
 
 
 @lru_cache(maxsize=64)

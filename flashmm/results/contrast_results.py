@@ -299,7 +299,7 @@ class TTestResults(FeatureTests):
         super().__init__(ds, df_method=df_method)
         self.alternative = alternative
         self.limits = limits
-        self._joint = joint
+        self.joint = joint
 
     @property
     def effect(self) -> pd.DataFrame:
@@ -396,7 +396,7 @@ class TTestResults(FeatureTests):
         >>> bool((table["p"] >= tests.ds["p"]).all())
         True
         """
-        return simultaneous_tests(self.ds, self._joint, method, alpha, rng, self.limits)
+        return simultaneous_tests(self.ds, self.joint, method, alpha, rng, self.limits)
 
     def two_stage(self, screen: Any, *, alpha: float = 0.05, within: str = "holm") -> xr.Dataset:
         """Screen features by an overall test, then confirm contrasts within those that pass.

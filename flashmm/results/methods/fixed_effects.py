@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
-from flashmm.results import fixed_effects, marginal_means, moderation
+from flashmm.results import fixed_effects, moderation
 from flashmm.results.fitted import OfFittedModel
 
 if TYPE_CHECKING:
@@ -332,89 +331,6 @@ class FixedEffectMethods(OfFittedModel):
         named = ("alternative", "df", "moderated", "prior", "margin", "null", "features")
         testing = {key: options.pop(key) for key in named if key in options}
         return self.t_test(contrast, **testing).top_table(**options)
-
-    def marginal_means(
-        self,
-        specs: str | Sequence[str],
-        *,
-        by: str | Sequence[str] | None = None,
-        at: Mapping[str, Any] | None = None,
-        contrast: Any = None,
-        reference: str | None = None,
-        weights: Literal["equal", "proportional"] = "equal",
-        context: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> TTestResults:
-        """Estimated marginal means, or their contrasts, as R's emmeans gives them.
-
-        The model is predicted over a grid of all levels of the factors in the fixed formula,
-        numbers at their mean over the samples (before any transform in the formula), and
-        averaged over the factors that are not asked for. Booleans are factors. An offset is held
-        at its mean, unless ``at`` sets one of its columns.
-
-        Parameters
-        ----------
-        specs
-            Column or columns whose levels get a mean each.
-        by
-            Columns within whose levels means are taken and contrasted.
-        at
-            Values in place of all levels or of the mean: ``{"age": [30, 60], "sex": "f"}``.
-        contrast
-            None for the means themselves; ``"pairwise"``, ``"revpairwise"``, ``"trt.vs.ctrl"``,
-            ``"consec"`` (each level minus the one before), ``"eff"`` (each level minus their
-            mean), or a dict of label to weights on the levels of ``specs``.
-        reference
-            The control of ``"trt.vs.ctrl"``; the first level by default.
-        weights
-            How to average over the other factors: ``"equal"``, or ``"proportional"`` to the
-            numbers of samples at their combinations of levels.
-        context
-            Names that the formula uses besides columns; needed again after loading a file.
-        **options
-            Those of `t_test`: alternative, df, moderated, prior, features.
-
-        Returns
-        -------
-        TTestResults
-            Labels such as ``"trt=A, cls=1"`` and ``"A - B | cls=1"``. p-values are adjusted over
-            features when asked for, not over contrasts (emmeans' ``adjust = "none"``). What
-            the samples do not determine (``rank="drop"``) is NaN; see its ``estimable``.
-
-        Raises
-        ------
-        InputError
-            If a column is not in the fixed formula, or a level or an option is unknown.
-
-        Examples
-        --------
-        >>> import numpy as np, pandas as pd, flashmm as fm
-        >>> rng = np.random.default_rng(0)
-        >>> data = pd.DataFrame({
-        ...     "trt": np.tile(list("AB"), 20), "age": rng.uniform(20, 60, 40),
-        ...     "g": np.repeat(list("abcdefgh"), 5)})
-        >>> result = fm.MultiLMM.from_formula(
-        ...     "~ trt * age + (1 | g)", data=data, Y=rng.normal(size=(3, 40))
-        ... ).fit(parameter_space="psd")
-        >>> result.marginal_means("trt").contrasts
-        ['trt=A', 'trt=B']
-        >>> result.marginal_means(
-        ...     "trt", by="age", at={"age": [30, 50]}, contrast="pairwise").contrasts
-        ['A - B | age=30', 'A - B | age=50']
-        """
-        positions = self.fitted.positions(options.pop("features", None))
-        return marginal_means.marginal_means(
-            self.fitted,
-            positions,
-            specs,
-            by=by,
-            at=at,
-            contrast=contrast,
-            reference=reference,
-            weights=weights,
-            context=context,
-            **options,
-        )
 
     def moderate(
         self,
