@@ -184,7 +184,7 @@ def test_slopes_within_groups_and_of_an_offset(curved):
     crossed = result.marginal_slopes("x", by="f", interaction="pairwise")
     assert_allclose(crossed.pvalue, result.marginal_slopes("x", "f", contrast="pairwise").pvalue)
     # The slopes differ between f and between h, but not one by the other; those along k by none.
-    with pytest.raises(InputError, match="The formula itself fixes 'a - b : u - v'.*interaction"):
+    with pytest.raises(InputError, match=r"The formula itself fixes 'a - b : u - v'.*interaction"):
         result.marginal_slopes("x", by=["f", "h"], interaction="pairwise")
     with pytest.raises(InputError, match="The formula itself fixes 'b - a'"):
         result.marginal_slopes("k", by="f", contrast="consec")

@@ -1,4 +1,4 @@
-"""Several contrasts at once against emmeans, by identities, and with the families' errors counted."""
+"""Several contrasts at once: against emmeans, by identities, by their error rates."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def differences(k):
 
 @pytest.mark.parametrize("name", ["tukey", "tukey_kr", "mvt", "scheffe", "sidak", "dunnett_mvt"])
 def test_equal_to_emmeans(cake, name):
-    """Deterministic ones differ by 8e-7 at most: emmeans' ptukey. mvt carries error on both sides."""
+    """Deterministic ones differ by 2e-8 at most; the error of mvt is on both sides."""
     family = "trt.vs.ctrl" if name == "dunnett_mvt" else "pairwise"
     df = "kenward-roger" if name.endswith("kr") else "satterthwaite"
     tests = cake["~ recipe + temp"].marginal_means("temp", contrast=family, df=df)

@@ -29,8 +29,8 @@ __all__ = ["range_quantile", "range_tail"]
 
 # A table of the range's tail: its last value and its step.
 _END, _STEP = 52.0, 0.01
-# Nodes of the integral over log s and its ends, in widths of the peak of its integrand; below, where
-# it falls like s^df, also this many times 1 / df.
+# Nodes of the integral over log s and its ends, in widths of the peak of its integrand; below,
+# where it falls like s^df, also this many times 1 / df.
 _NODE, _RIGHT, _LEFT, _DECADES = 0.3, 8.0, 9.0, 32.0
 # With more degrees of freedom s is 1.
 _KNOWN = 1e9
