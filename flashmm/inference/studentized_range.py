@@ -58,7 +58,7 @@ def range_tail(q: FloatArray, k: int, df: FloatArray) -> FloatArray:
     --------
     >>> import numpy as np
     >>> range_tail(np.array([3.0, 3.633]), 3, np.array([10.0, np.inf])).round(4)
-    array([0.1389, 0.0275])
+    array([0.135 , 0.0275])
     """
     q, df = np.broadcast_arrays(np.asarray(q, dtype=float), np.asarray(df, dtype=float))
     result = np.full(q.shape, np.nan)
