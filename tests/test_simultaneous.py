@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -264,6 +265,26 @@ def test_rows_of_ones_own_and_loaded_results(unbalanced, result, tmp_path):
     )
     one = result.sel("gene4").t_test(PAIRS).simultaneous("tukey")
     assert_allclose(one["p"][0], result.t_test(PAIRS).simultaneous("tukey")["p"][4])
+
+
+def test_tests_and_results_that_made_some_can_be_pickled(result):
+    tests = result.t_test(PAIRS)
+    again = pickle.loads(pickle.dumps(tests))
+    assert (again.simultaneous()["p"].equals(tests.simultaneous()["p"])) is True
+    assert result.pvalues.shape == (30, 4)
+    assert pickle.loads(pickle.dumps(result)).pvalues.equals(result.pvalues)
+
+
+def test_dependent_contrasts_count_once(result):
+    """x twice is x; Scheffe's rank and the largest t see what is really there."""
+    once = result.t_test({"x": "x", "B": "trt[T.B]"})
+    twice = result.t_test({"x": "x", "again": "2*x", "B": "trt[T.B]"})
+    assert_allclose(
+        twice.simultaneous("scheffe")["p"][:, [0, 2]], once.simultaneous("scheffe")["p"], rtol=1e-9
+    )
+    found = twice.simultaneous("mvt")["p"]
+    assert_allclose(found[:, [0, 2]], once.simultaneous("mvt")["p"], atol=1e-3)
+    assert_allclose(found[:, 0], found[:, 1], rtol=1e-9)
 
 
 def test_what_is_not_estimable_does_not_count():

@@ -18,6 +18,7 @@ from flashmm.inference.margins import interval_tests, one_sided_of
 from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_alternative, t_statistics
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.estimability import Hypothesis, estimable_contrasts, estimable_rows
+from flashmm.results.hypotheses import CovarianceOf
 from flashmm.results.integrated import integrated_f_tests, integrated_t_tests
 from flashmm.results.interval_nulls import interval_null, with_interval
 from flashmm.results.moderation import moderated_hypotheses
@@ -91,7 +92,7 @@ def t_test(
     )
     joint = JointContrasts(
         L,
-        lambda here, rows: tests.covariance(positions[here], rows, method),
+        CovarianceOf(tests, positions, method),
         (Family(np.arange(len(L))),),
     )
     ds = with_interval(ds, interval)

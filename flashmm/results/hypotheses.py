@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
 
-__all__ = ["Hypotheses", "hypotheses"]
+__all__ = ["CovarianceOf", "Hypotheses", "hypotheses"]
 
 
 @dataclass(frozen=True)
@@ -287,6 +287,29 @@ class Hypotheses:
                 face(theta[indefinite], 0.0 * again.score, again.expected, blocks), again.expected
             )
         return covariance
+
+
+@dataclass(frozen=True)
+class CovarianceOf:
+    """Covariances of contrasts for some of the tested features, to be asked for later.
+
+    Parameters
+    ----------
+    tests
+        The hypotheses of the fit.
+    positions
+        Positions of the tested features, shape (m,).
+    df
+        How their degrees of freedom were found.
+    """
+
+    tests: Hypotheses
+    positions: IntArray
+    df: str
+
+    def __call__(self, here: IntArray, rows: FloatArray) -> FloatArray:
+        """Covariances of the contrasts ``rows`` (r, p), shape (B, r, r); ``here`` (B,)."""
+        return self.tests.covariance(self.positions[here], rows, self.df)
 
 
 def hypotheses(fitted: FittedModel) -> Hypotheses:
