@@ -9,21 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from itertools import combinations
 from math import gcd, lcm
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from flashmm.arrays.labels import by_name
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, check_option, nearest
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-
-    Made = tuple[list[str], FloatArray]
-
 __all__ = ["CONTRASTS", "contrast_weights", "interaction_weights"]
+
+Made = tuple[list[str], FloatArray]
 
 CONTRASTS = (
     *("pairwise", "revpairwise", "trt.vs.ctrl", "trt.vs.ctrlk", "consec", "mean_chg"),

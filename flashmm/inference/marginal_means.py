@@ -6,15 +6,9 @@ beta (Searle, Speed & Milliken 1980; Lenth's emmeans).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["averaging_weights"]
 

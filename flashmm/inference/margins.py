@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray
 from flashmm.inference.statistics import Alternative, TStatistics, t_statistics
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-
-    OneSided = Callable[[float, Alternative], TStatistics]
-
 __all__ = ["NULLS", "interval_tests", "one_sided_of"]
+
+OneSided = Callable[[float, Alternative], TStatistics]
 
 NULLS = ("inside", "outside")
 

@@ -22,17 +22,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import special, stats
-from scipy.stats import qmc
-from threadpoolctl import threadpool_limits
+from scipy import special
 
+from flashmm.arrays.blas import one_blas_thread
+from flashmm.arrays.lazy import lazy
+from flashmm.arrays.types import FloatArray
+from flashmm.inference.tails import t_isf, t_sf
 from flashmm.solvers.batches import usable_cores
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+    from scipy.stats import qmc
+else:
+    qmc = lazy("scipy.stats.qmc")
 
 __all__ = ["Directions", "MaxTests", "draw_directions", "max_tests"]
 
@@ -163,7 +164,7 @@ def max_tests(
         found.p[here] = _pvalues(sample, t[here], df[here], directions.D, two_sided)
         found.critical[here] = _critical(sample, df[here], alpha, directions.D, two_sided)
 
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         _on_cores(work, range(0, good.size, size))
     return found
 
@@ -327,7 +328,7 @@ def _pvalues(sample: _Sample, t: FloatArray, df: FloatArray, D: int, two_sided: 
     found = np.stack(
         [_tail(sample, finite[:, i], df[:, i], D)[0] for i in range(t.shape[1])], axis=1
     )
-    single = 2.0 * stats.t.sf(np.abs(t), df) if two_sided else stats.t.sf(t, df)
+    single = 2.0 * t_sf(np.abs(t), df) if two_sided else t_sf(t, df)
     count = (~np.isnan(t)).sum(axis=1, keepdims=True)
     return np.asarray(np.clip(found, single, np.minimum(1.0, count * single)))
 
@@ -342,22 +343,22 @@ def _critical(sample: _Sample, df: FloatArray, alpha: float, D: int, two_sided: 
     nodes = np.stack([np.nanmax(df, axis=1), np.nanmedian(df, axis=1), np.nanmin(df, axis=1)])
     at = 1.0 / nodes
     level = min(alpha / c / (2.0 if two_sided else 1.0), 0.4)
-    x = stats.t.isf(level, nodes[1])
+    x = t_isf(level, nodes[1])
     for _ in range(_NEWTON):
         x = _newton(sample, x, nodes[1], alpha, D)
-    single = stats.t.sf(x, nodes[1])
+    single = t_sf(x, nodes[1])
     levels = np.log(np.tile(single, (3, 1)))
     for i in (0, 2):
         if (np.abs(at[i] - at[1]) > 1e-6 * at[1]).any():
-            x = _newton(sample, stats.t.isf(single, nodes[i]), nodes[i], alpha, D)
-            levels[i] = np.log(stats.t.sf(x, nodes[i]))
+            x = _newton(sample, t_isf(single, nodes[i]), nodes[i], alpha, D)
+            levels[i] = np.log(t_sf(x, nodes[i]))
     at, here = at[:, :, None], 1.0 / df
     upper = here > at[1]  # between the median and the smallest df
     left, right = np.where(upper, at[1], at[0]), np.where(upper, at[2], at[1])
     start, end = (np.where(upper, levels[i + 1, :, None], levels[i, :, None]) for i in (0, 1))
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(right > left, (here - left) / (right - left), 0.0)
-    return np.asarray(stats.t.isf(np.exp(start + share * (end - start)), df))
+    return np.asarray(t_isf(np.exp(start + share * (end - start)), df))
 
 
 def _newton(sample: _Sample, x: FloatArray, df: FloatArray, alpha: float, D: int) -> FloatArray:
@@ -369,8 +370,8 @@ def _newton(sample: _Sample, x: FloatArray, df: FloatArray, alpha: float, D: int
 
 
 def _single(found: MaxTests, t: FloatArray, df: FloatArray, alpha: float, two_sided: bool) -> None:
-    found.p[:] = 2.0 * stats.t.sf(np.abs(t), df) if two_sided else stats.t.sf(t, df)
-    found.critical[:] = stats.t.isf(0.5 * alpha if two_sided else alpha, df)
+    found.p[:] = 2.0 * t_sf(np.abs(t), df) if two_sided else t_sf(t, df)
+    found.critical[:] = t_isf(0.5 * alpha if two_sided else alpha, df)
 
 
 def _on_cores(work: Callable[[int], None], tasks: Sequence[int]) -> None:

@@ -17,22 +17,17 @@ sidak      1 - (1 - p)^c (Sidak 1967)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.linalg
-from scipy import stats
+from scipy import special
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError
 from flashmm.inference.max_t import Directions, max_tests
 from flashmm.inference.statistics import f_pvalues
 from flashmm.inference.studentized_range import range_quantile, range_tail
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+from flashmm.inference.tails import t_isf
 
 __all__ = [
     "METHODS",
@@ -183,8 +178,8 @@ def tukey(t: FloatArray, df: FloatArray, alpha: float, k: int) -> Adjusted:
 def scheffe(t: FloatArray, df: FloatArray, alpha: float, rank: int) -> Adjusted:
     """Tests of every combination of contrasts of some rank; t and df (B, c)."""
     known = np.isinf(df)
-    quantile = stats.f.isf(alpha, rank, np.where(known, 1.0, df))
-    quantile = np.where(known, stats.chi2.isf(alpha, rank) / rank, quantile)
+    quantile = special.fdtri(rank, np.where(known, 1.0, df), 1.0 - alpha)
+    quantile = np.where(known, special.chdtri(rank, alpha) / rank, quantile)
     number = np.full(t.shape, float(rank))
     return Adjusted(f_pvalues(t * t / rank, number, df), np.sqrt(rank * quantile))
 
@@ -195,7 +190,7 @@ def sidak(p: FloatArray, df: FloatArray, alpha: float, *, two_sided: bool = True
     with np.errstate(divide="ignore"):
         adjusted = -np.expm1(count * np.log1p(-p))
     level = -np.expm1(np.log1p(-alpha) / count)
-    return Adjusted(adjusted, np.asarray(stats.t.isf(level / 2.0 if two_sided else level, df)))
+    return Adjusted(adjusted, np.asarray(t_isf(level / 2.0 if two_sided else level, df)))
 
 
 def single_step(

@@ -13,17 +13,13 @@ converges geometrically.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
+from flashmm.arrays.types import FloatArray
 from flashmm.inference.quantiles import threshold
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
+from flashmm.inference.tails import t_isf
 
 __all__ = ["range_quantile", "range_tail"]
 
@@ -82,7 +78,7 @@ def range_quantile(alpha: float, k: int, df: FloatArray) -> FloatArray:
     good = df > 0
     result = np.full(df.shape, np.nan)
     different, place = np.unique(df[good], return_inverse=True)
-    start = np.sqrt(2.0) * stats.t.isf(alpha / (k * (k - 1)), different)
+    start = np.sqrt(2.0) * t_isf(alpha / (k * (k - 1)), different)
     found = threshold(lambda q, chosen: range_tail(q, k, different[chosen]), alpha, start)
     result[good] = found[place]
     return result

@@ -10,17 +10,11 @@ Soneson, Robinson & Clement 2017, stageR).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.inference.multiplicity import adjust_pvalues
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["WITHIN", "TwoStage", "two_stage"]
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from flashmm.arrays.labels import by_name, in_order
 from flashmm.arrays.numeric import float_array
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, check_option, listing, nearest
 from flashmm.inference.margins import NULLS
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["IntervalNull", "interval_null", "with_interval"]
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from flashmm.arrays.types import IntArray
 from flashmm.exceptions import InputError
+from flashmm.results.contrast_results import TTestResults
+from flashmm.results.fitted import FittedModel
 from flashmm.results.reference_grid import contrast_tests, names_of, reference_grid
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.results.contrast_results import TTestResults
-    from flashmm.results.fitted import FittedModel
-
-    IntArray = NDArray[np.intp]
 
 __all__ = ["marginal_means"]
 

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError, nearest
+from flashmm.formulas.new_data_recipe import DesignRecipe
 from flashmm.inference.derivatives import derivative
+from flashmm.results.contrast_results import TTestResults
+from flashmm.results.fitted import FittedModel
 from flashmm.results.reference_grid import contrast_tests, names_of, reference_grid
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.formulas.recipe import DesignRecipe
-    from flashmm.results.contrast_results import TTestResults
-    from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["marginal_slopes"]
 

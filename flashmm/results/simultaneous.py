@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
-from threadpoolctl import threadpool_limits
 
+from flashmm.arrays.blas import one_blas_thread
 from flashmm.arrays.labels import in_order
 from flashmm.arrays.numeric import float_array
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError, check_option, listing
 from flashmm.inference.max_t import draw_directions
 from flashmm.inference.simultaneous import (
@@ -29,13 +30,6 @@ from flashmm.inference.simultaneous import (
 )
 from flashmm.inference.statistics import check_alpha, t_of_pvalues, two_sided_level
 from flashmm.inference.two_stage import WITHIN, two_stage
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["Family", "JointContrasts", "simultaneous_tests", "two_stage_tests"]
 
@@ -180,7 +174,7 @@ def _of_family(
     size = max(1, _CHUNK // (8 * here.size * basis.rank))
     for start in range(0, len(t), size):
         some = np.arange(start, min(start + size, len(t)))
-        with threadpool_limits(1, user_api="blas"):
+        with one_blas_thread():
             roots = roots_of(joint.covariance(some, rows), basis.weights)
         found = single_step(t[some], df[some], alpha, roots, directions, side)
         p[some], critical[some] = found.p, found.critical

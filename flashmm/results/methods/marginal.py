@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from flashmm.arrays.blas import hold_methods
 from flashmm.results import marginal_means, marginal_slopes
+from flashmm.results.contrast_results import TTestResults
 from flashmm.results.fitted import OfFittedModel
-
-if TYPE_CHECKING:
-    from flashmm.results.contrast_results import TTestResults
 
 __all__ = ["MarginalMethods"]
 
 
+@hold_methods
 class MarginalMethods(OfFittedModel):
     """Averages over a reference grid; part of `MultiLMMResults`."""
 
