@@ -9,22 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.compact import steps
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, check_names, listing, nearest
+from flashmm.formulas.loaded import LoadedFormula
 from flashmm.formulas.sample_table import Columns, check_data, clean, number_label, refuse_infinite
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.formulas.loaded import LoadedFormula
 
 __all__ = [
     "ColumnRecord",

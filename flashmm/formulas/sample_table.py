@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from keyword import iskeyword
 from numbers import Number
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,16 +20,13 @@ from formulaic import ModelSpec, SimpleFormula
 from formulaic.errors import DataMismatchWarning
 from formulaic.transforms import TRANSFORMS
 from formulaic.utils.code import sanitize_variable_names
+from numpy.typing import NDArray
 
+from flashmm.arrays.types import BoolArray, IntArray
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.formulas.calls import refuse_bitwise
 from flashmm.formulas.column_kinds import usual_type
 from flashmm.formulas.materializer import Materializer
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import BoolArray, IntArray
 
 __all__ = [
     "Columns",

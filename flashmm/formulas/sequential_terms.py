@@ -11,14 +11,12 @@ other contains is tested by its own coefficients under type II, as type III test
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.formulas.fixed_terms import factors_of
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["FixedTerm", "fixed_terms", "sequential_contrasts"]
 

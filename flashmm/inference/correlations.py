@@ -9,16 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import norm
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.inference.roots import profile_roots
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-
 
 __all__ = ["Correlated", "Correlation", "correlation", "delta_limits", "profile_limits"]
 

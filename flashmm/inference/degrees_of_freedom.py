@@ -8,15 +8,12 @@ quantities are those of `flashmm.likelihood.moments`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, nearest
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
-    from flashmm.likelihood.moments import ContrastMoments
+from flashmm.likelihood.moments import ContrastMoments
 
 __all__ = [
     "DEFAULT_DF",

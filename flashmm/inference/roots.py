@@ -8,13 +8,10 @@ together and leave when they are done.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-
+from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["profile_roots"]
 

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from flashmm.likelihood import make_likelihood
+from flashmm.likelihood import AnyProjection, make_likelihood
 from flashmm.likelihood.base import evaluate_in_parts
 from flashmm.solvers.start import starting_rows
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
     from typing import Literal
-
-    from flashmm.likelihood import AnyProjection
-    from flashmm.stats.own_rows import PatternedStats
-    from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["loglike", "score"]
 

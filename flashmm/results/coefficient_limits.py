@@ -10,28 +10,25 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy.stats import chi2
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import ConvergenceWarning, InputError, check_option
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.names import coefficients_of
 from flashmm.inference.roots import profile_roots
 from flashmm.inference.statistics import check_alpha
+from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.fixed_effects import t_test
 from flashmm.results.refit import refit
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.results.fitted import FitOptions, FittedModel
-    from flashmm.stats.summary_stats import SummaryStats
-
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["conf_int"]
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy.stats import chi2
 
+from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, check_option
 from flashmm.inference.correlations import Correlated, correlation, delta_limits, profile_limits
 from flashmm.inference.statistics import check_alpha
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.results.fitted import FittedModel
-
+from flashmm.results.fitted import FittedModel
 
 __all__ = ["random_correlations"]
 

@@ -8,17 +8,16 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from flashmm.arrays.types import IntArray
 from flashmm.exceptions import check_option
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.variance_fractions import variance_fractions as fractions
+from flashmm.results.fitted import FittedModel
 from flashmm.results.term_tests import anova
 from flashmm.results.variance_shares import chunks, covariances_of_columns, weights_of_components
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-
-    from flashmm.arrays.types import IntArray
-    from flashmm.results.fitted import FittedModel
 
 __all__ = ["r_squared"]
 

@@ -14,19 +14,18 @@ from scipy.linalg import block_diag
 from flashmm.arrays.blas import hold_methods
 from flashmm.arrays.labels import as_pandas
 from flashmm.arrays.numeric import dimensions
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError
 from flashmm.inference.conditional_covariance import conditional_covariance
 from flashmm.inference.statistics import confidence_limits, t_statistics
 from flashmm.results import fixed_effects, predictions, random_effects, residuals, summary
+from flashmm.results.contrast_results import FTestResults, TTestResults
+from flashmm.results.fitted import FittedModel
+from flashmm.results.pages import SummaryPage
 from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.results.contrast_results import FTestResults, TTestResults
-    from flashmm.results.fitted import FittedModel
-    from flashmm.results.pages import SummaryPage
 
 __all__ = ["FeatureResults"]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from flashmm.arrays.types import IntArray
 from flashmm.designs.design import INTERCEPT
 from flashmm.exceptions import InputError
 from flashmm.formulas.estimable_terms import estimable_hypotheses
@@ -17,14 +18,12 @@ from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve
 from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_alternative, t_statistics
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.estimability import Hypothesis, estimable_contrasts, estimable_rows
+from flashmm.results.fitted import FittedModel
 from flashmm.results.integrated import integrated_f_tests, integrated_t_tests
 from flashmm.results.moderation import moderated_hypotheses
 from flashmm.results.trust import doubt
 
 if TYPE_CHECKING:
-    from flashmm.arrays.types import IntArray
-    from flashmm.results.fitted import FittedModel
-
     Moderated = bool | xr.Dataset
 
 __all__ = ["cov_params", "f_test", "f_tests", "fim", "t_test", "type3_terms", "wald_test"]

@@ -6,11 +6,13 @@ Works through the features in batches that fit the memory budget; labels are put
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.inference.degrees_of_freedom import (
     FStatistic,
     VarianceAndDf,
@@ -23,19 +25,14 @@ from flashmm.inference.degrees_of_freedom import (
 from flashmm.inference.moderation import moderate_moments
 from flashmm.inference.prediction_variance import prediction_moments
 from flashmm.inference.theta_covariance import covariance_on_face, face
-from flashmm.likelihood.base import rows_of
+from flashmm.likelihood.base import Evaluation, rows_of
+from flashmm.likelihood.moments import ContrastMoments
+from flashmm.results.fitted import FittedModel
 from flashmm.results.on_request import OnRequest, scaled_inverse
 from flashmm.solvers.space import PSD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import scipy.sparse as sp
-
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.likelihood.base import Evaluation
-    from flashmm.likelihood.moments import ContrastMoments
-    from flashmm.results.fitted import FittedModel
 
 __all__ = ["Hypotheses", "hypotheses"]
 

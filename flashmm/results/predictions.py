@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from flashmm.arrays.labels import axis_labels, label_positions
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.from_arrays import (
     as_matrix,
     check_rows_are_known,
@@ -25,18 +27,13 @@ from flashmm.formulas.sample_table import check_data
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.statistics import confidence_limits
 from flashmm.results.estimability import estimable_rows
+from flashmm.results.fitted import FittedModel
 from flashmm.results.hypotheses import hypotheses
 from flashmm.results.integrated import integrated_predictions
 from flashmm.results.samples_again import OwnValues, own_values, values_of
 from flashmm.results.some_effects import Wanted, wanted_effects
 from flashmm.sources import Transform, make_source
 from flashmm.stats.own_rows import PatternedStats
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.results.fitted import FittedModel
 
 __all__ = ["NewRows", "complete_rows", "fittedvalues", "new_rows", "predict", "resid"]
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from flashmm.arrays.types import IntArray
 from flashmm.designs.design import INTERCEPT
 from flashmm.exceptions import InputError, check_option
+from flashmm.results.fitted import FittedModel
 from flashmm.stats.stored import level_coordinates
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import IntArray
-    from flashmm.results.fitted import FittedModel
 
 __all__ = ["blup", "coefficients_by_group", "random_effects"]
 

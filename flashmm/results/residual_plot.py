@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
+from flashmm.arrays.types import FloatArray
 
 __all__ = ["draw_panels"]
 

@@ -12,24 +12,22 @@ import scipy.sparse as sp
 import xarray as xr
 
 from flashmm.arrays.numeric import dimensions
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.from_arrays import check_rows_are_known, row_labels
 from flashmm.designs.per_sample import per_sample, positive
 from flashmm.exceptions import InputError, check_option, nearest
 from flashmm.inference.residual_checks import ResidualSums, shape_of, shape_of_moments
+from flashmm.results.fitted import FittedModel
 from flashmm.results.hypotheses import hypotheses
 from flashmm.results.predictions import NewRows, complete_rows, new_rows
 from flashmm.results.predictions import resid as raw_residuals
 from flashmm.results.residual_plot import draw_panels
 from flashmm.results.samples_again import rows_of_features, values_of
-from flashmm.sources import Transform, make_source
+from flashmm.sources import Source, Transform, make_source
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.results.fitted import FittedModel
-    from flashmm.sources import Source
 
 __all__ = ["KINDS", "check_residuals", "resid", "residual_panels"]
 

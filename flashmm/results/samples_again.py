@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,20 +10,16 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm.arrays.labels import find_labels
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError, listing
 from flashmm.formulas.own_covariates import with_ones
-from flashmm.sources import make_source
+from flashmm.results.fitted import FittedModel
+from flashmm.sources import Source, make_source
 from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import pandas as pd
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.results.fitted import FittedModel
-    from flashmm.sources import Source
 
 __all__ = ["OwnValues", "own_values", "rows_of_features", "values_of"]
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from flashmm.arrays.types import BoolArray
 from flashmm.exceptions import InputError
 from flashmm.formulas.new_data_recipe import RandomRows
+from flashmm.results.fitted import FittedModel
 from flashmm.stats.selection import random_positions
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray
-    from flashmm.results.fitted import FittedModel
-
 
 __all__ = ["Wanted", "wanted_effects"]
 

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy.stats import chi2
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import ConvergenceWarning, InputError, check_option, warn
 from flashmm.formulas.sequential_terms import FixedTerm, fixed_terms, sequential_contrasts
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve_df
 from flashmm.inference.variance_tests import ZeroHypothesis, asymptotic_null, zero_hypotheses
+from flashmm.results.contrast_results import FTestResults
 from flashmm.results.estimability import Hypothesis
+from flashmm.results.fitted import FittedModel
 from flashmm.results.fixed_effects import f_tests, type3_terms
 from flashmm.results.refit import refit
 from flashmm.results.variance_tests import gain
 from flashmm.solvers.verdict_texts import Status
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.results.contrast_results import FTestResults
-    from flashmm.results.fitted import FittedModel
 
 __all__ = ["anova", "drop1", "ranova"]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from flashmm.arrays.numeric import float_array
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError, check_option
 from flashmm.inference.names import by_coefficient, term_name
 from flashmm.inference.variance_fractions import (
@@ -22,13 +23,8 @@ from flashmm.inference.variance_fractions import (
     weight_total,
 )
 from flashmm.inference.variance_fractions import variance_fractions as fractions
+from flashmm.results.fitted import FittedModel
 from flashmm.stats.own_rows import PatternedStats
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.results.fitted import FittedModel
 
 __all__ = ["chunks", "covariances_of_columns", "icc", "variance_fractions", "weights_of_components"]
 

@@ -7,19 +7,16 @@ variance at zero or far above it. The search that starts from zero variances fin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.likelihood.base import Likelihood
+from flashmm.likelihood.profile_grid import ProfileGrid
+from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
+from flashmm.solvers.space import ParameterSpace
 from flashmm.solvers.verdict_texts import Status
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood.base import Likelihood
-    from flashmm.likelihood.ratios import RatioGrid
-    from flashmm.solvers.base import Solution, Solver
-    from flashmm.solvers.space import ParameterSpace
 
 __all__ = ["Landscape", "search_other_maxima"]
 
@@ -51,7 +48,7 @@ class Landscape:
         Positions in theta of the random effects' variances.
     """
 
-    grid: RatioGrid
+    grid: ProfileGrid
     u: FloatArray
     rss: FloatArray
     chosen: BoolArray

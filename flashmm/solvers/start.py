@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from flashmm.arrays.labels import as_pandas, find_labels, is_default
+from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.exceptions import InputError, listing
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import BoolArray, FloatArray
-    from flashmm.likelihood.base import Likelihood
-    from flashmm.likelihood.own_rows.patterned import PatternedProjection
-    from flashmm.likelihood.projection import Projection
-    from flashmm.solvers.space import ParameterSpace
+from flashmm.likelihood.base import Likelihood
+from flashmm.likelihood.own_rows.patterned import PatternedProjection
+from flashmm.likelihood.projection import Projection
+from flashmm.solvers.space import ParameterSpace
 
 __all__ = ["Starts", "starting_rows", "starting_values"]
 

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from flashmm.arrays.labels import feature_positions
+from flashmm.arrays.types import IntArray
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.stats.fields import AnySums, Sums
 from flashmm.stats.root import near_collinear, restrict_root
 from flashmm.stats.shifts import restrict_shift
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import IntArray
 
 __all__ = ["kept", "random_positions", "without"]
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood.base import (
     SINGULAR,
     Evaluation,
+    OfProjection,
     RandomEffects,
     StandardErrorKind,
     assembled,
@@ -26,9 +28,6 @@ from flashmm.likelihood.own_rows import elimination as el
 from flashmm.likelihood.own_rows.layout import OwnLayout
 from flashmm.likelihood.own_rows.stacked import StackedLikelihood
 from flashmm.likelihood.own_rows.stacked_designs import StackedProjection, told_apart
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["OwnRowsLikelihood", "OwnRowsRows", "well_posed"]
 
@@ -41,7 +40,7 @@ _RANK_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
-class OwnRowsLikelihood:
+class OwnRowsLikelihood(OfProjection):
     """REML or ML log-likelihood of features with rows of their own; an `Estimator` by `of`."""
 
     projection: StackedProjection
@@ -50,16 +49,6 @@ class OwnRowsLikelihood:
     engine: str = "own rows"
     small_products: bool = True
     _kept: list[el.Pieces] = field(default_factory=list)
-
-    @property
-    def m(self) -> int:
-        """Number of features."""
-        return self.projection.m
-
-    @property
-    def n_params(self) -> int:
-        """Number of variance parameters, the residual included."""
-        return len(self.projection.structure.parameters) + 1
 
     @property
     def _width(self) -> int:

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from numpy.typing import ArrayLike
+
 from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.results import coefficient_limits, fixed_effects, marginal_means, moderation
+from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.fitted import OfFittedModel
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
-    from numpy.typing import ArrayLike
-
-    from flashmm.results.contrast_results import FTestResults, TTestResults
 
 __all__ = ["FixedEffectMethods"]
 

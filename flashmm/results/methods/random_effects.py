@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from numpy.typing import ArrayLike
+
 from flashmm.arrays.blas import hold_methods
 from flashmm.results import (
     correlations,
@@ -14,12 +16,10 @@ from flashmm.results import (
     variance_tests,
 )
 from flashmm.results.fitted import OfFittedModel
+from flashmm.results.refit import Progress
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import ArrayLike
-
-    from flashmm.results.refit import Progress
 
 __all__ = ["RandomEffectMethods"]
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from numpy.typing import ArrayLike
+
 from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.results import bootstrap, predictions
 from flashmm.results.bootstrap_results import BootstrapResults
 from flashmm.results.fitted import OfFittedModel
 from flashmm.results.refit import Progress
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import ArrayLike
-
-    from flashmm.stats.own_rows import PatternedStats
-    from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["SampleMethods"]
 

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.results import explained, term_tests
+from flashmm.results.contrast_results import FTestResults
 from flashmm.results.fitted import OfFittedModel
 
 if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import ArrayLike
-
-    from flashmm.results.contrast_results import FTestResults
 
 __all__ = ["TermMethods"]
 

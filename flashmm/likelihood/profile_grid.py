@@ -12,18 +12,15 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from typing import Literal
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
+from flashmm.likelihood.projection import Projection
 
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.likelihood.projection import Projection
-
-__all__ = ["RatioGrid", "ratio_grid"]
+__all__ = ["ProfileGrid", "profile_grid"]
 
 # Random effects up to which the grid has all its rays, and up to which it has some: each costs an
 # eigendecomposition for all features and a rotation for each.
@@ -36,7 +33,7 @@ _CORRELATION = 0.9
 
 
 @dataclass(frozen=True)
-class RatioGrid:
+class ProfileGrid:
     """Points of the grid and what the likelihood needs to know of its rays.
 
     Parameters
@@ -120,7 +117,7 @@ class RatioGrid:
         return np.array([each + [i] * (widest - len(each)) for i, each in enumerate(lists)])
 
 
-def ratio_grid(projection: Projection, method: Literal["REML", "ML"]) -> RatioGrid | None:
+def profile_grid(projection: Projection, method: Literal["REML", "ML"]) -> ProfileGrid | None:
     """The grid of a design; None where it would cost more than it is worth.
 
     Parameters
@@ -157,7 +154,7 @@ def ratio_grid(projection: Projection, method: Literal["REML", "ML"]) -> RatioGr
     theta[:-1, :-1] = (directions[:, None, :] * radii[:, None]).reshape(-1, directions.shape[1])
     theta[-1, :-1] = 0.0
     log_det = np.log1p(of_trace[:, :, None] * radii).sum(axis=1).reshape(-1)
-    return RatioGrid(
+    return ProfileGrid(
         theta,
         _beside(steps),
         rotation,
