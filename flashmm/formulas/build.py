@@ -238,7 +238,11 @@ def _recipe(
         used = Names(data, dict(context))
         used.add_formula(parsed, "")
         names = tuple(str(name) for name in spec.column_names)
-        return FormulaRecipe(terms_text(parsed), tuple(used.columns), names, spec, output)
+        own = Columns(data[used.columns], dict(context), data.index)
+        together = own.of_many_samples(parsed, spec)
+        return FormulaRecipe(
+            terms_text(parsed), tuple(used.columns), names, spec, output, together=together
+        )
 
     X = formula(*fixed, "numpy")
     terms = tuple(

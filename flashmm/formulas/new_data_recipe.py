@@ -78,6 +78,8 @@ class FormulaRecipe:
         ``"numpy"`` or ``"sparse"``.
     loaded
         How to make the columns of a formula that comes from a file; None for one that does not.
+    together
+        Expressions whose value in one sample depends on other samples: none for new data.
     """
 
     text: str
@@ -86,6 +88,7 @@ class FormulaRecipe:
     spec: Any
     output: Literal["numpy", "sparse"]
     loaded: LoadedFormula | None = None
+    together: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -268,6 +271,13 @@ class DesignRecipe:
         source: str,
         context: Mapping[str, Any] | None,
     ) -> Any:
+        if formula.together:
+            raise InputError(
+                f"{source} ({formula.text!r}) cannot be computed for new data: what "
+                f"{formula.together[0]!r} gives for one sample depends on the other samples. Use "
+                "center(x), scale(x) or poly(x, 2), which keep what they learn, or store its "
+                "values as a column of data before the fit."
+            )
         labels = table.index
         kept = pd.DataFrame(
             {name: self._column(name, table, source) for name in formula.columns},

@@ -10,25 +10,40 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations, product
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.linalg
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.projection import Projection
 
-__all__ = ["ProfileGrid", "profile_grid"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Literal
+
+
+__all__ = ["ProfileGrid", "fine_grid", "profile_grid"]
 
 # Random effects up to which the grid has all its rays, and up to which it has some: each costs an
 # eigendecomposition for all features and a rotation for each.
 _ALL_RAYS = 150
 _SOME_RAYS = 300
+# Rank of Z'RZ up to which there is a finer grid.
+_FINE = 60
 _RADII = 20
 # Shares of the largest variance that the others have on the rays, by the number of variances.
 _SHARES = {1: (1.0,), 2: (1.0, 1 / 8, 1 / 64, 0.0), 3: (1.0, 1 / 16, 0.0), 4: (1.0, 0.0)}
+_FINE_SHARES = {
+    2: (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256, 0.0),
+    3: (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256, 0.0),
+    4: (1.0, 1 / 16, 0.0),
+}
+# Rays of a fine grid that covariances may add to.
+_MOST_RAYS = 100
 _CORRELATION = 0.9
 
 
@@ -101,20 +116,55 @@ class ProfileGrid:
 
     @cached_property
     def neighbours(self) -> IntArray:
-        """Positions of the points next to each, itself in the place of those that lack, (g, c)."""
+        """Positions of the points next to each, each once, itself besides, shape (g, c)."""
         rays, _, radii = self.weight.shape
-        lists: list[list[int]] = []
-        for ray in range(rays):
-            near = [int(sum(pair)) - ray for pair in self.beside if ray in pair]
-            for radius in range(radii):
-                here = ray * radii + radius
-                around = range(max(radius - 1, 0), min(radius + 2, radii))
-                found = [other * radii + each for other in (ray, *near) for each in around]
-                lists.append(found + [rays * radii] * (radius == 0))
-                lists[-1].remove(here)
-        lists.append([ray * radii for ray in range(rays)])
-        widest = max(map(len, lists))
-        return np.array([each + [i] * (widest - len(each)) for i, each in enumerate(lists)])
+        here = np.arange(rays * radii)
+        ray, radius = np.divmod(here, radii)
+        near = np.column_stack([ray, _by_ray(self.beside, rays)[ray]]) * radii
+        found = [
+            np.where(
+                ((radius + step >= 0) & (radius + step < radii))[:, None], near + at, here[:, None]
+            )
+            for step in (-1, 0, 1)
+            for at in [(radius + step)[:, None]]
+        ]
+        centre = np.where(radius == 0, here.size, here)
+        table = np.hstack([*found, centre[:, None]])
+        last = np.full((1, max(table.shape[1], rays)), here.size)
+        last[0, :rays] = np.arange(rays) * radii
+        table = np.hstack([table, np.tile(here[:, None], last.shape[1] - table.shape[1])])
+        table = np.sort(np.vstack([table, last]), axis=1)
+        again = np.zeros(table.shape, dtype=bool)
+        again[:, 1:] = table[:, 1:] == table[:, :-1]
+        return np.where(again, np.arange(here.size + 1)[:, None], table)
+
+
+def _by_ray(beside: IntArray, rays: int) -> IntArray:
+    """Rays beside each ray, itself in the place of those that lack, shape (rays, c)."""
+    near = [
+        np.concatenate([beside[beside[:, 0] == i, 1], beside[beside[:, 1] == i, 0]])
+        for i in range(rays)
+    ]
+    widest = max(map(len, near))
+    return np.array(
+        [[*each, *[i] * (widest - len(each))] for i, each in enumerate(near)], dtype=np.intp
+    )
+
+
+def fine_grid(
+    projection: Projection, method: Literal["REML", "ML"]
+) -> Callable[[], ProfileGrid] | None:
+    """What makes a grid of more rays, for features that the first leaves in doubt.
+
+    None for designs of one variance, which the first grid has, and for large ones.
+    """
+    structure = projection.structure
+    count = sum(p.is_variance for p in structure.parameters)
+    if structure.q > _ALL_RAYS or count not in _FINE_SHARES or not 0 < projection.r <= _FINE:
+        return None
+    return partial(
+        _grid, projection, method, *_directions(structure, _FINE_SHARES[count], fine=True)
+    )
 
 
 def profile_grid(projection: Projection, method: Literal["REML", "ML"]) -> ProfileGrid | None:
@@ -137,20 +187,30 @@ def profile_grid(projection: Projection, method: Literal["REML", "ML"]) -> Profi
         return None
     if projection.ZZ.shape[0] > 3000 or projection.r == 0:
         return None
-    directions, steps = _directions(structure, every=q <= _ALL_RAYS)
-    values, rotation = np.linalg.eigh(np.tensordot(directions, projection.A, axes=1))
-    spectra = np.maximum(values, 0.0)
+    count = sum(p.is_variance for p in structure.parameters)
+    shares = _SHARES.get(count) if q <= _ALL_RAYS else None
+    found = _few_directions(structure, pairs=q <= _ALL_RAYS)
+    if shares is not None:
+        found = _directions(structure, shares, fine=False)
+    return _grid(projection, method, *found)
+
+
+def _grid(
+    projection: Projection, method: Literal["REML", "ML"], directions: FloatArray, steps: IntArray
+) -> ProfileGrid:
+    """The grid on some rays."""
+    A = np.tensordot(directions, projection.A, axes=1)
+    spectra, rotation = _eigen(A)
     df = projection.n - projection.p
     of_trace = spectra
     if method == "ML":
         df = projection.n
-        full = np.tensordot(directions, projection.A_full, axes=1)
-        of_trace = np.maximum(np.linalg.eigvalsh(full), 0.0)
+        of_trace = _eigen(np.tensordot(directions, projection.A_full, axes=1))[0]
     largest = spectra.max()
     typical = np.median(spectra[0][spectra[0] > 1e-3 * spectra[0].max()])
     radii = np.geomspace(0.1 / largest, 1e4 / max(typical, 1.0), _RADII)
     scaled = spectra[:, :, None] * radii
-    theta = np.ones((len(directions) * _RADII + 1, len(structure.parameters) + 1))
+    theta = np.ones((len(directions) * _RADII + 1, directions.shape[1] + 1))
     theta[:-1, :-1] = (directions[:, None, :] * radii[:, None]).reshape(-1, directions.shape[1])
     theta[-1, :-1] = 0.0
     log_det = np.log1p(of_trace[:, :, None] * radii).sum(axis=1).reshape(-1)
@@ -164,39 +224,70 @@ def profile_grid(projection: Projection, method: Literal["REML", "ML"]) -> Profi
     )
 
 
-def _directions(structure: CovarianceStructure, *, every: bool) -> tuple[FloatArray, IntArray]:
-    """Rays (d, k) and their places on a lattice (d, c): those a step apart are neighbours."""
+def _eigen(A: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Eigenvalues (d, r), none negative, and eigenvectors of matrices (d, r, r)."""
+    diagonal = np.diagonal(A, axis1=1, axis2=2).copy()
+    values, vectors = diagonal, np.broadcast_to(np.eye(A.shape[1]), A.shape).copy()
+    # In the basis of Z'RZ all variances alike make a diagonal matrix.
+    off = np.abs(A).sum(axis=(1, 2)) - np.abs(diagonal).sum(axis=1)
+    for i in np.flatnonzero(off > 1e-9 * np.abs(diagonal).sum(axis=1)):
+        values[i], vectors[i] = scipy.linalg.eigh(A[i], driver="evd")
+    return np.maximum(values, 0.0), vectors
+
+
+def _few_directions(structure: CovarianceStructure, *, pairs: bool) -> tuple[FloatArray, IntArray]:
+    """Rays of each variance by itself, of all, and perhaps of two, as `_directions`."""
     variances = [i for i, p in enumerate(structure.parameters) if p.is_variance]
     count = len(variances)
-    if every and count in _SHARES:
-        shares = _SHARES[count]
-        chosen = [c for c in product(range(len(shares)), repeat=count) if 0 in c]
-    else:
-        shares = (1.0, 0.0)
-        sets = [{i} for i in range(count)] + [set(range(count))] * (count > 1)
-        if every:
-            sets += [set(pair) for pair in combinations(range(count), 2)] * (count > 2)
-        chosen = [tuple(0 if i in s else 1 for i in range(count)) for s in sets]
-    rays, steps = [], []
-    for levels in chosen:
-        ray = np.zeros(len(structure.parameters))
-        ray[variances] = [shares[level] for level in levels]
-        rays.append(ray)
-        steps.append((*levels, 0))
-    place = {p: i for i, p in enumerate(variances)}
-    for i, p in enumerate(structure.parameters) if every else ():
-        if not p.is_variance:
-            ends = [j for j in variances if structure.parameters[j].term == p.term]
-            pair = [j for j in ends if structure.parameters[j].row in (p.row, p.column)]
-            for sign in (-1, 1):
-                ray = np.zeros(len(structure.parameters))
-                ray[pair] = 1.0
-                ray[i] = sign * _CORRELATION
-                places = [place[j] for j in pair]
-                levels = tuple(0 if at in places else len(shares) - 1 for at in range(count))
-                rays.append(ray)
-                steps.append((*levels, sign))
-    return np.array(rays), np.array(steps, dtype=np.intp)
+    sets = [{i} for i in range(count)] + [set(range(count))] * (count > 1)
+    if pairs:
+        sets += [set(pair) for pair in combinations(range(count), 2)] * (count > 2)
+    steps = np.array([[0 if i in s else 1 for i in range(count)] for s in sets], dtype=np.intp)
+    rays = np.zeros((len(sets), len(structure.parameters)))
+    rays[:, variances] = 1.0 - steps
+    return rays, steps
+
+
+def _directions(
+    structure: CovarianceStructure, shares: tuple[float, ...], *, fine: bool
+) -> tuple[FloatArray, IntArray]:
+    """Rays (d, k) and their places on a lattice (d, c): those a step apart are neighbours.
+
+    One variance is the largest, the others have all shares of it; one pair of effects at a time
+    may be correlated: where both are as large as any, alone, or on a fine grid all that there are.
+    """
+    parameters = structure.parameters
+    variances = [i for i, p in enumerate(parameters) if p.is_variance]
+    covariances = [i for i, p in enumerate(parameters) if not p.is_variance]
+    lattice = np.array(
+        [c for c in product(range(len(shares)), repeat=len(variances)) if 0 in c], dtype=np.intp
+    )
+    plain = np.zeros((len(lattice), len(parameters)))
+    plain[:, variances] = np.array(shares)[lattice]
+    unsigned = np.zeros((len(lattice), len(covariances)), dtype=np.intp)
+    pairs = [_pair(structure, i) for i in covariances]
+    alone = (plain > 0).sum(axis=1) == 2
+    turned = [np.flatnonzero((plain[:, pair] > 0).all(axis=1)) for pair in pairs]
+    if not fine or len(lattice) + 2 * sum(map(len, turned)) > _MOST_RAYS:
+        turned = [np.flatnonzero(alone & (plain[:, pair] == 1.0).all(axis=1)) for pair in pairs]
+    rays, steps = [plain], [np.hstack([lattice, unsigned])]
+    for number, (i, pair, these) in enumerate(zip(covariances, pairs, turned, strict=True)):
+        for sign in (-1, 1):
+            rays.append(plain[these])
+            rays[-1][:, i] = sign * _CORRELATION * np.sqrt(plain[these][:, pair].prod(axis=1))
+            steps.append(steps[0][these])
+            steps[-1][:, len(variances) + number] = sign
+    return np.concatenate(rays), np.concatenate(steps)
+
+
+def _pair(structure: CovarianceStructure, covariance: int) -> list[int]:
+    """Positions of the two variances that a covariance belongs to."""
+    parameters, p = structure.parameters, structure.parameters[covariance]
+    return [
+        j
+        for j, other in enumerate(parameters)
+        if other.is_variance and other.term == p.term and other.row in (p.row, p.column)
+    ]
 
 
 def _beside(steps: IntArray) -> IntArray:

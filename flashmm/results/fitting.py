@@ -10,7 +10,7 @@ import numpy as np
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError
 from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection, on_device
-from flashmm.likelihood.profile_grid import profile_grid
+from flashmm.likelihood.profile_grid import fine_grid, profile_grid
 from flashmm.results.assemble import assemble_dataset, without_maximum
 from flashmm.results.fitted import FitOptions
 from flashmm.solvers.base import Solution, Solver
@@ -235,4 +235,5 @@ def _landscape(
         return None  # before `u` and `rss`, which need the eigenbasis
     variances = np.flatnonzero(projection.structure.is_variance[:-1])
     chosen = np.ones(host.m, dtype=bool) if start is None else ~start.given
-    return Landscape(grid, host.u, host.rss, chosen, variances)
+    fine = fine_grid(host, options.method)
+    return Landscape(grid, host.u, host.rss, chosen, variances, fine)

@@ -116,13 +116,15 @@ def maximise_in_batches(
         np.full(m, Status.RUNNING, dtype=np.int8),
     )
 
+    # A fine grid has what a second start would find but for negative variances.
+    seen = space.name == "psd" and landscape is not None and landscape.make_fine is not None
     stages = (solver,) if fallback is None else (solver, fallback)
 
     def fit(batch: IntArray) -> None:
         part = maximise_in_stages(
             likelihood, space, stages, theta0[batch], batch, max_iter=max_iter
         )
-        if again_from is not None:
+        if again_from is not None and not seen:
             part = searched_again(
                 likelihood, space, stages, part, batch, again_from[batch], max_iter=max_iter
             )

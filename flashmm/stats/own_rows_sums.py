@@ -309,6 +309,7 @@ class _OwnSums:
             self._all.append(products)
         return products
 
+    @np.errstate(over="ignore", invalid="ignore")  # sums that are not finite get a verdict
     def add(self, block: Block) -> None:
         """Add a block."""
         slots = np.arange(self.source.m)[block.features]
