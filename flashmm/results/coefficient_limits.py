@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import ConvergenceWarning, InputError, check_option
@@ -59,7 +59,7 @@ def conf_int(
     check_alpha(alpha)
     if df != DEFAULT_DF or prior is not None:
         raise InputError('`df` and `prior` belong to method="wald": a profile has none.')
-    quantile = float(chi2.isf(alpha, 1))
+    quantile = float(chdtri(1, alpha))
 
     def of_design(one: FittedModel, here: IntArray) -> xr.Dataset:
         limits = _profile_limits(one, here, chosen, quantile)

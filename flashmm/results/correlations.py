@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.design import CovarianceStructure
@@ -93,7 +93,7 @@ def _profiled(
 
     structure = fitted.stats.structure
     kept = structure.is_variance & (fitted.options.parameter_space == "psd")
-    goal = float(np.sqrt(chi2.isf(alpha, 1)))
+    goal = float(np.sqrt(chdtri(1, alpha)))
     size = max(1, min(known.size, likelihood.batch_size(fitted.options.memory) // 2))
     theta = fitted.values("theta", positions)
     for first in range(0, known.size, size):
