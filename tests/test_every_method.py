@@ -30,7 +30,7 @@ CALLS = {
     "learn_ratio_prior": [{}],
     "posterior_variances": [{}],
     "blup": [{}, {"se": "conditional"}, {"se": "prediction"}],
-    "conf_int": [{}, {"df": "residual"}],
+    "conf_int": [{}, {"df": "residual"}, {"df": "normal", "coefs": "x"}],
     "conf_int_theta": [{}, {"method": "profile", "params": "Residual"}],
     "cov_params": [{}],
     "fim": [{}],
@@ -44,7 +44,12 @@ CALLS = {
     ],
     "f_test": [{}, {"df": "residual"}],
     "wald_test": [{}, {"use_f": True}],
-    "anova": [{}],
+    "anova": [{}, {"df": "normal"}],
+    "drop1": [{}],
+    "ranova": [{}],
+    "r_squared": [{}, {"by": "term"}],
+    "coef": [{}],
+    "random_correlations": [{}],
     "top_table": [{"contrast": "x", "n": None}],
     "to_frame": [{}],
     "summary": [{}],
@@ -54,8 +59,9 @@ CALLS = {
 }  # fmt: skip
 # Called by themselves below, or not of a fit's features.
 ELSEWHERE = {
-    "bootstrap", "bootstrap_test", "compare_lr_test", "draw", "fittedvalues", "load", "of_pattern",
-    "predict", "resid", "save", "sel", "to_anndata",
+    "bootstrap", "bootstrap_test", "check_residuals", "compare_lr_test", "draw", "fittedvalues",
+    "load", "of_pattern",
+    "plot_residuals", "predict", "resid", "save", "sel", "to_anndata",
 }  # fmt: skip
 
 
@@ -238,6 +244,13 @@ def test_samples_files_and_refits(kind, tmp_path):
         result.predict(new)
         result.fittedvalues(data)
         result.resid(Y, data)
+        assert result.resid(Y, data, kind="marginal").sizes["feature"] == len(Y)
+        if "weights" not in kind:  # they say that they need them again
+            assert result.resid(Y, data, kind="standardized").sizes["feature"] == len(Y)
+            assert result.check_residuals(Y, data).sizes["feature"] == len(Y)
+        if kind != "edge":
+            assert result.conf_int(method="profile", coefs="x").sizes["feature"] == len(Y)
+            assert result.drop1(test="LRT").sizes["feature"] == len(Y)
         result.draw(2, rng=1)
         result.bootstrap(5, rng=1)
         result.save(tmp_path / "fit.nc")

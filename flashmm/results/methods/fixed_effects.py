@@ -331,8 +331,8 @@ class FixedEffectMethods(OfFittedModel):
         """Residual variances moderated by those of all features (empirical Bayes).
 
         The variances are taken as draws from one distribution, whose location and degrees of
-        freedom are estimated (Smyth 2004). A fit without random effects (variances of zero in the
-        psd space) gives what limma's eBayes does.
+        freedom are estimated (Smyth 2004). A fit without random effects gives what limma's eBayes
+        does.
 
         Parameters
         ----------
