@@ -17,6 +17,7 @@ import scipy.sparse as sp
 
 from flashmm.designs.compact import steps
 from flashmm.exceptions import InputError, check_names, listing, nearest
+from flashmm.formulas.column_kinds import absent_values
 from flashmm.formulas.columns import Columns, check_data, clean, number_label, refuse_infinite
 
 if TYPE_CHECKING:
@@ -305,7 +306,7 @@ class DesignRecipe:
                 f"{nearest(name, available)}"
             )
         values = table[name]
-        absent = np.asarray(values.isna(), dtype=bool)
+        absent = absent_values(values, name)
         if absent.any():
             raise InputError(
                 f"Column {name!r} of the new data is missing in rows "
