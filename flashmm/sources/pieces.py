@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
+from flashmm.arrays.numeric import unmasked
 from flashmm.arrays.sparse import UnsoundMatrixError, check_indices, check_pointer
 
 if TYPE_CHECKING:
@@ -137,8 +138,8 @@ class DenseReader:
     def _reading(self, features: slice, samples: slice) -> Callable[[], Any]:
         def read() -> Any:
             if self.transposed:
-                return np.asarray(self.values[samples, features]).T
-            return np.asarray(self.values[features, samples])
+                return unmasked(self.values[samples, features]).T
+            return unmasked(self.values[features, samples])
 
         return read
 
