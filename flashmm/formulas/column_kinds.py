@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from formulaic import SimpleFormula
 
+from flashmm.arrays.types import BoolArray
 from flashmm.exceptions import InputError
-
-if TYPE_CHECKING:
-    from formulaic import SimpleFormula
-    from numpy.typing import NDArray
 
 __all__ = ["absent_values", "explained", "refuse_as_numbers", "usual_type"]
 
@@ -35,7 +33,7 @@ _OBJECTS = {
 }
 
 
-def absent_values(values: pd.Series[Any], column: str) -> NDArray[np.bool_]:
+def absent_values(values: pd.Series[Any], column: str) -> BoolArray:
     """Where a column is missing, shape (n,); records, of which nobody can tell, are refused."""
     if isinstance(values.dtype, np.dtype) and values.dtype.kind == "V":
         raise InputError(
@@ -43,7 +41,8 @@ def absent_values(values: pd.Series[Any], column: str) -> NDArray[np.bool_]:
             "number or one level for each sample."
         )
     # np.asarray(series) would make the index of data build a hash table of its labels.
-    return values.isna().to_numpy(dtype=bool)
+    absent: BoolArray = values.isna().to_numpy(dtype=bool)
+    return absent
 
 
 def usual_type(values: pd.Series[Any], column: str) -> pd.Series[Any]:

@@ -10,7 +10,7 @@ import math
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 from formulaic import Formula, ModelSpec, SimpleFormula
@@ -21,11 +21,8 @@ from interface_meta import override  # what formulaic's own materializers are wr
 
 from flashmm.exceptions import InputError, listing
 from flashmm.formulas.closed_grammar import Expression, read_expression
-from flashmm.formulas.columns import evaluating, numbers
 from flashmm.formulas.materializer import Materializer, whole_as_floats
-
-if TYPE_CHECKING:
-    from flashmm.formulas.columns import Columns
+from flashmm.formulas.sample_table import Columns, evaluating, numbers
 
 __all__ = ["LoadedFormula", "read_formula"]
 

@@ -13,7 +13,7 @@ import builtins
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,10 +21,7 @@ import scipy.sparse as sp
 from formulaic.transforms import TRANSFORMS
 from formulaic.utils.code import format_expr, sanitize_variable_names
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    IntArray = NDArray[np.intp]
+from flashmm.arrays.types import IntArray
 
 __all__ = [
     "MARK",
