@@ -12,6 +12,7 @@ from flashmm.results import anndata_out, comparison, files, summary
 from flashmm.results.feature_results import FeatureResults
 from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.methods.fixed_effects import FixedEffectMethods
+from flashmm.results.methods.groups import GroupMethods
 from flashmm.results.methods.random_effects import RandomEffectMethods
 from flashmm.results.methods.samples import SampleMethods
 from flashmm.results.methods.shared_prior import SharedPriorMethods
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["MultiLMMResults"]
 
 
-class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods, SharedPriorMethods):
+class MultiLMMResults(
+    FixedEffectMethods, RandomEffectMethods, SampleMethods, SharedPriorMethods, GroupMethods
+):
     """Fitted models of all features.
 
     Parameters
