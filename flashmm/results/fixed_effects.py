@@ -15,6 +15,7 @@ from flashmm.formulas.fixed_terms import type3_hypotheses
 from flashmm.inference.contrasts import independent_rows, parse_contrasts
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve_df
 from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_alternative, t_statistics
+from flashmm.results.cluster_robust import MODEL, Sandwich, sandwich_of
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.estimability import Hypothesis, estimable_contrasts, estimable_rows
 from flashmm.results.integrated import integrated_f_tests, integrated_t_tests
@@ -43,22 +44,30 @@ def t_test(
     df: str = DEFAULT_DF,
     moderated: Moderated = False,
     prior: Any = None,
+    cov: str = MODEL,
+    cluster: Any = None,
 ) -> TTestResults:
     """Tests of linear contrasts; see `MultiLMMResults.t_test`."""
     side = resolve_alternative(alternative)
     method = resolve_df(df, fitted.options.method)
     read = estimable_contrasts(fitted.stats, contrast)
     contrasts, L = read.contrasts, read.contrasts.matrix
+    sandwich = sandwich_of(fitted, cov, cluster, method, moderated, prior)
     if _is_integrated(method, moderated, prior):
         return integrated_t_tests(fitted, positions, read, side, prior)
     estimate = fitted.values("beta", positions) @ L.T
-    found = moderated_hypotheses(fitted, moderated, method).contrasts(positions, L, method)
+    found: Any
+    if sandwich is None:
+        found = moderated_hypotheses(fitted, moderated, method).contrasts(positions, L, method)
+    else:
+        found = sandwich.contrasts(positions, L)
     with np.errstate(invalid="ignore"):
         se = np.sqrt(np.where(found.variance > 0, found.variance, np.nan))
     freedom = np.where(read.estimable, found.df, np.nan)
     estimate, se = (np.where(read.estimable, values, np.nan) for values in (estimate, se))
     table = t_statistics(estimate - contrasts.values, se, freedom, side)
     shown = method if moderated is False else f"{method}, moderated"
+    shown = shown if sandwich is None else sandwich.name
     dims = ("feature", "contrast")
     ds = xr.Dataset(
         {
@@ -75,7 +84,11 @@ def t_test(
             "feature": fitted.features[positions],
             "contrast": pd.Index(contrasts.labels),
         },
-        attrs={"alternative": side, "df": shown, "note": doubt(fitted, method, L)},
+        attrs={
+            "alternative": side,
+            "df": shown,
+            "note": "" if sandwich is not None else doubt(fitted, method, L),
+        },
     )
     return TTestResults(ds, alternative=side, df_method=shown)
 
@@ -102,6 +115,8 @@ def f_test(
     df: str = DEFAULT_DF,
     moderated: Moderated = False,
     prior: Any = None,
+    cov: str = MODEL,
+    cluster: Any = None,
 ) -> FTestResults:
     """One joint test of contrasts; see `MultiLMMResults.f_test`."""
     method = resolve_df(df, fitted.options.method)
@@ -113,7 +128,8 @@ def f_test(
     if contrast is None and fitted.stats.aliased is not None:
         contrasts = parse_contrasts(None, fitted.stats.coef_names)
     hypotheses = {label: Hypothesis(*independent_rows(contrasts), known)}
-    return _f_tests(fitted, positions, hypotheses, method, moderated, prior)
+    sandwich = sandwich_of(fitted, cov, cluster, method, moderated, prior)
+    return _f_tests(fitted, positions, hypotheses, method, moderated, prior, sandwich)
 
 
 def wald_test(
@@ -124,10 +140,17 @@ def wald_test(
     use_f: bool = False,
     df: str = DEFAULT_DF,
     prior: Any = None,
+    cov: str = MODEL,
+    cluster: Any = None,
 ) -> FTestResults:
     """Wald test that contrasts hold jointly; see `MultiLMMResults.wald_test`."""
     if use_f:
-        return f_test(fitted, positions, contrast, df=df, prior=prior)
+        return f_test(fitted, positions, contrast, df=df, prior=prior, cov=cov, cluster=cluster)
+    if cov != MODEL or cluster is not None:
+        raise InputError(
+            "A chi-square test takes the covariance as known, which a cluster-robust one is not: "
+            "pass use_f=True."
+        )
     result = f_test(fitted, positions, contrast, df="residual")
     ds = result.ds
     ds["df_denom"] = ds["df_denom"] * np.inf
@@ -147,13 +170,16 @@ def anova(
     df: str = DEFAULT_DF,
     moderated: Moderated = False,
     prior: Any = None,
+    cov: str = MODEL,
+    cluster: Any = None,
 ) -> FTestResults:
     """Type III tests of the terms; see `MultiLMMResults.anova`."""
     if type not in (3, "III", "3"):
         raise InputError(f"Unknown type={type!r}. Only type III tests are available: type=3.")
     hypotheses = _terms(fitted)
     method = resolve_df(df, fitted.options.method)
-    return _f_tests(fitted, positions, hypotheses, method, moderated, prior)
+    sandwich = sandwich_of(fitted, cov, cluster, method, moderated, prior)
+    return _f_tests(fitted, positions, hypotheses, method, moderated, prior, sandwich)
 
 
 def _terms(fitted: FittedModel) -> dict[str, Hypothesis]:
@@ -184,6 +210,7 @@ def _f_tests(
     method: str,
     moderated: Moderated,
     prior: Any,
+    sandwich: Sandwich | None = None,
 ) -> FTestResults:
     """F tests of labelled hypotheses; NaN where the samples do not determine what they say."""
     if _is_integrated(method, moderated, prior):
@@ -191,7 +218,9 @@ def _f_tests(
     beta = fitted.values("beta", positions)
     shape = positions.size, len(hypotheses)
     F, df = np.full(shape, np.nan), np.full(shape, np.nan)
-    tests = moderated_hypotheses(fitted, moderated, method)
+    tests: Any = sandwich
+    if sandwich is None:
+        tests = moderated_hypotheses(fitted, moderated, method)
     rows = np.concatenate([np.zeros((0, fitted.stats.p)), *(h.L for h in hypotheses.values())])
     for column, hypothesis in enumerate(hypotheses.values()):
         if hypothesis.estimable:
@@ -200,6 +229,7 @@ def _f_tests(
             F[:, column], df[:, column] = found.F, found.df
     df_num = np.array([float(hypothesis.L.shape[0]) for hypothesis in hypotheses.values()])
     shown = method if moderated is False else f"{method}, moderated"
+    shown = shown if sandwich is None else sandwich.name
     dims = ("feature", "contrast")
     estimable = np.array([hypothesis.estimable for hypothesis in hypotheses.values()], dtype=bool)
     ds = xr.Dataset(
@@ -215,16 +245,23 @@ def _f_tests(
             "feature": fitted.features[positions],
             "contrast": pd.Index(list(hypotheses)),
         },
-        attrs={"df": shown, "note": doubt(fitted, method, rows)},
+        attrs={
+            "df": shown,
+            "note": "" if sandwich is not None else doubt(fitted, method, rows),
+        },
     )
     return FTestResults(ds, df_method=shown)
 
 
-def cov_params(fitted: FittedModel, positions: IntArray) -> xr.DataArray:
+def cov_params(
+    fitted: FittedModel, positions: IntArray, *, cov: str = MODEL, cluster: Any = None
+) -> xr.DataArray:
     """Covariance matrices of the fixed effects; see `MultiLMMResults.cov_params`."""
     names = pd.Index(fitted.coefs)
+    sandwich = sandwich_of(fitted, cov, cluster, DEFAULT_DF, moderated=False, prior=None)
+    chosen = fitted.on_request if sandwich is None else sandwich
     return xr.DataArray(
-        fitted.on_request.covariance(positions),
+        chosen.covariance(positions),
         dims=("feature", "coef", "coef_"),
         coords={"feature": fitted.features[positions], "coef": names, "coef_": names},
         name="cov_params",

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from flashmm.exceptions import ConvergenceWarning, InputError, check_option, listing, warn
+from flashmm.exceptions import ConvergenceWarning, InputError, listing, warn
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.statistics import check_alpha
@@ -265,8 +265,8 @@ class Influence:
         Dims feature, group, coef (Belsley, Kuh & Welsch 1980).
         """
         beta = self._fitted.values("beta", self._positions)
-        change = beta[:, None, :] - self.ds["params"]
-        return (change / self.ds["se"]).rename("dfbetas")
+        change = beta[:, None, :] - self.ds["params"].to_numpy()
+        return self.ds["se"].copy(data=change / self.ds["se"].to_numpy()).rename("dfbetas")
 
     def t_test(
         self, contrast: Any = None, *, alternative: str = "two-sided", df: str = DEFAULT_DF
@@ -462,6 +462,8 @@ class Influence:
         InputError
             If matplotlib is not installed, or the contrast cannot be read.
         """
+        if contrast is None and options:
+            raise InputError(f"{listing(options)} belong to tests: name a contrast.")
         if ax is None:
             try:
                 import matplotlib.pyplot as plt  # noqa: PLC0415  (an extra)
@@ -470,7 +472,6 @@ class Influence:
             _, ax = plt.subplots()
         name = str(self.ds.attrs["by"])
         if contrast is None:
-            check_option("options", "", [""] if not options else ["none with Cook's distances"])
             order = self.summary().index[::-1]
             D = self.cooks_distance[order].to_numpy()
             values = [column[np.isfinite(column)] for column in D.T]

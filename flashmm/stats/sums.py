@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
 
-__all__ = ["AnySums", "GroupSums", "Shift", "Sums"]
+__all__ = ["AnySums", "CentredSums", "GroupSums", "Shift", "Sums"]
 
 AnySums = TypeVar("AnySums", bound="Sums")
 
@@ -67,6 +67,23 @@ class Shift:
             self.ZY[:, slot],
             self.yy[slot],
         )
+
+
+@dataclass(frozen=True)
+class CentredSums:
+    """Sums of y - X a for f features, with a zero for those that need no shift.
+
+    Parameters
+    ----------
+    XY, ZY
+        Shapes (p, f) and (q, f).
+    a
+        Shape (p, f).
+    """
+
+    XY: FloatArray
+    ZY: FloatArray
+    a: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +216,15 @@ class Sums:
     def of_groups(self, change: Callable[[Any], Any]) -> GroupSums | None:
         """The sums by group with something done to each; None where there are none."""
         return None if self.groups is None else self.groups.each(change)
+
+    def centred_at(self, positions: IntArray) -> CentredSums:
+        """X'(y - X a), Z'(y - X a) and a of some features alone."""
+        XY, ZY, a = self.XY[:, positions], self.ZY[:, positions], np.zeros((self.p, positions.size))
+        shift = None if self.shift is None else self.shift.at(positions, self.m)
+        if shift is not None:
+            here = shift.features
+            XY[:, here], ZY[:, here], a[:, here] = shift.XY, shift.ZY, shift.a
+        return CentredSums(XY, ZY, a)
 
     def centred(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
         """X'y, Z'y and y'y after subtracting X a, and a, shapes (p, m), (q, m), (m,), (p, m).

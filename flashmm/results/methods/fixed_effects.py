@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.results import fixed_effects, marginal_means, moderation
+from flashmm.results.cluster_robust import MODEL
 from flashmm.results.fitted import OfFittedModel
 
 if TYPE_CHECKING:
@@ -33,7 +34,13 @@ class FixedEffectMethods(OfFittedModel):
         return self._default_tests.pvalue.rename_axis(columns="coef")
 
     def conf_int(
-        self, alpha: float = 0.05, *, df: str = DEFAULT_DF, prior: Any = None
+        self,
+        alpha: float = 0.05,
+        *,
+        df: str = DEFAULT_DF,
+        prior: Any = None,
+        cov: str = MODEL,
+        cluster: Any = None,
     ) -> xr.DataArray:
         """Wald confidence limits of the fixed effects.
 
@@ -44,28 +51,37 @@ class FixedEffectMethods(OfFittedModel):
         df, prior
             Degrees of freedom, as in `t_test`. With ``"integrated"`` the limits are those at which
             the one-sided p-values are alpha / 2.
+        cov, cluster
+            Cluster-robust covariances, as in `t_test`.
 
         Returns
         -------
         DataArray
             Dims feature, coef, bound (lower, upper), in the units of params.
         """
-        return self.t_test(df=df, prior=prior).conf_int(alpha).rename({"contrast": "coef"})
+        tests = self.t_test(df=df, prior=prior, cov=cov, cluster=cluster)
+        return tests.conf_int(alpha).rename({"contrast": "coef"})
 
-    def cov_params(self, features: Any = None) -> xr.DataArray:
+    def cov_params(
+        self, features: Any = None, *, cov: str = MODEL, cluster: Any = None
+    ) -> xr.DataArray:
         """Covariance matrices of the fixed effects.
 
         Parameters
         ----------
         features
             Names, a mask or a slice; all by default (m p^2 numbers).
+        cov, cluster
+            Which covariance, as in `t_test`.
 
         Returns
         -------
         DataArray
             Dims ``feature``, ``coef`` and ``coef_``.
         """
-        return fixed_effects.cov_params(self.fitted, self.fitted.positions(features))
+        return fixed_effects.cov_params(
+            self.fitted, self.fitted.positions(features), cov=cov, cluster=cluster
+        )
 
     def t_test(
         self,
@@ -75,6 +91,8 @@ class FixedEffectMethods(OfFittedModel):
         df: str = DEFAULT_DF,
         moderated: bool | xr.Dataset = False,
         prior: Any = None,
+        cov: str = MODEL,
+        cluster: Any = None,
         features: Any = None,
     ) -> TTestResults:
         """Test linear contrasts of the fixed effects, for every feature.
@@ -100,6 +118,15 @@ class FixedEffectMethods(OfFittedModel):
         prior
             With ``"integrated"``: a `RatioPrior`, or the results of another fit with the same
             random terms; by default `ratio_prior` of this fit.
+        cov
+            ``"model"``: the covariance that the fitted model implies. ``"CR0"``, ``"CR1"``,
+            ``"CR1S"``, ``"CR2"`` or ``"CR3"``: cluster-robust, right whatever the residuals'
+            variances and correlations within clusters are; the model's V is the working
+            covariance. CR2 (Bell & McCaffrey 2002, Pustejovsky & Tipton 2018) is for few
+            clusters; degrees of freedom are Satterthwaite's under V, as clubSandwich has both.
+        cluster
+            With a robust ``cov``: the groups that ``sums_by`` kept, or coarser ones, as ``by`` of
+            `influence`. No random effect may reach from one cluster to another.
         features
             Names, a mask or a slice; all by default. Adjusted p-values then count these
             features alone.
@@ -154,6 +181,8 @@ class FixedEffectMethods(OfFittedModel):
             df=df,
             moderated=moderated,
             prior=prior,
+            cov=cov,
+            cluster=cluster,
         )
 
     def f_test(
@@ -163,6 +192,8 @@ class FixedEffectMethods(OfFittedModel):
         df: str = DEFAULT_DF,
         moderated: bool | xr.Dataset = False,
         prior: Any = None,
+        cov: str = MODEL,
+        cluster: Any = None,
         features: Any = None,
     ) -> FTestResults:
         """Test several contrasts of the fixed effects jointly, for every feature.
@@ -180,6 +211,8 @@ class FixedEffectMethods(OfFittedModel):
             summarise it.
         moderated, prior
             As in `t_test`.
+        cov, cluster
+            As in `t_test`: an approximate Hotelling test (HTZ; Pustejovsky & Tipton 2018).
         features
             Names, a mask or a slice; all by default.
 
@@ -199,6 +232,8 @@ class FixedEffectMethods(OfFittedModel):
             df=df,
             moderated=moderated,
             prior=prior,
+            cov=cov,
+            cluster=cluster,
         )
 
     def wald_test(
@@ -208,6 +243,8 @@ class FixedEffectMethods(OfFittedModel):
         use_f: bool = False,
         df: str = DEFAULT_DF,
         prior: Any = None,
+        cov: str = MODEL,
+        cluster: Any = None,
         features: Any = None,
     ) -> FTestResults:
         """Wald test that several contrasts hold jointly, for every feature.
@@ -222,6 +259,8 @@ class FixedEffectMethods(OfFittedModel):
             Denominator degrees of freedom of the F test; a chi-square test has none.
         prior
             As in `t_test`.
+        cov, cluster
+            As in `f_test`, with ``use_f=True``.
         features
             Names, a mask or a slice; all by default.
 
@@ -238,6 +277,8 @@ class FixedEffectMethods(OfFittedModel):
             use_f=use_f,
             df=df,
             prior=prior,
+            cov=cov,
+            cluster=cluster,
         )
 
     def anova(
@@ -247,6 +288,8 @@ class FixedEffectMethods(OfFittedModel):
         df: str = DEFAULT_DF,
         moderated: bool | xr.Dataset = False,
         prior: Any = None,
+        cov: str = MODEL,
+        cluster: Any = None,
         features: Any = None,
     ) -> FTestResults:
         """Type III F tests of the terms of the fixed formula, for every feature.
@@ -265,6 +308,8 @@ class FixedEffectMethods(OfFittedModel):
         df
             Denominator degrees of freedom, as in `f_test`.
         moderated, prior
+            As in `t_test`.
+        cov, cluster
             As in `t_test`.
         features
             Names, a mask or a slice; all by default.
@@ -296,6 +341,8 @@ class FixedEffectMethods(OfFittedModel):
             df=df,
             moderated=moderated,
             prior=prior,
+            cov=cov,
+            cluster=cluster,
         )
 
     def top_table(self, contrast: Any, **options: Any) -> pd.DataFrame:
@@ -307,14 +354,14 @@ class FixedEffectMethods(OfFittedModel):
             As in `t_test`; one contrast.
         **options
             Those of `TTestResults.top_table` (n, sort_by, adjust, alpha) and of `t_test`
-            (alternative, df, moderated, prior, features).
+            (alternative, df, moderated, prior, cov, cluster, features).
 
         Returns
         -------
         DataFrame
             Indexed by feature: estimate, se, t, df, p, p_adjusted, status (the verdict).
         """
-        named = ("alternative", "df", "moderated", "prior", "features")
+        named = ("alternative", "df", "moderated", "prior", "cov", "cluster", "features")
         testing = {key: options.pop(key) for key in named if key in options}
         return self.t_test(contrast, **testing).top_table(**options)
 
@@ -357,7 +404,7 @@ class FixedEffectMethods(OfFittedModel):
         context
             Names that the formula uses besides columns; needed again after loading a file.
         **options
-            Those of `t_test`: alternative, df, moderated, prior, features.
+            Those of `t_test`: alternative, df, moderated, prior, cov, cluster, features.
 
         Returns
         -------
@@ -481,7 +528,13 @@ class FixedEffectMethods(OfFittedModel):
         return fixed_effects.fim(self.fitted, self.fitted.positions(features))
 
     def to_frame(
-        self, adjust: str = "bh", *, df: str = DEFAULT_DF, prior: Any = None
+        self,
+        adjust: str = "bh",
+        *,
+        df: str = DEFAULT_DF,
+        prior: Any = None,
+        cov: str = MODEL,
+        cluster: Any = None,
     ) -> pd.DataFrame:
         """One row per feature and coefficient: estimate, se, t, df, p, p_adjusted.
 
@@ -489,9 +542,8 @@ class FixedEffectMethods(OfFittedModel):
         ----------
         adjust
             How p-values are adjusted over the features, per coefficient.
-        df, prior
-            Degrees of freedom, as in `t_test`.
+        df, prior, cov, cluster
+            Degrees of freedom and covariances, as in `t_test`.
         """
-        return (
-            self.t_test(df=df, prior=prior).to_frame(adjust).rename_axis(index={"contrast": "coef"})
-        )
+        tests = self.t_test(df=df, prior=prior, cov=cov, cluster=cluster)
+        return tests.to_frame(adjust).rename_axis(index={"contrast": "coef"})
