@@ -31,10 +31,12 @@ __all__ = [
     "ClusterDesign",
     "Robust",
     "RobustKind",
+    "Scores",
     "cluster_design",
     "robust",
     "robust_f",
     "robust_t",
+    "root",
     "scores",
 ]
 
@@ -106,7 +108,15 @@ def cluster_design(
 
 @dataclass(frozen=True)
 class _Working:
-    """V_i in the basis of one cluster, for m features: Q'V_iQ = U diag(values) U'."""
+    """V_i in the basis of one cluster, for m features: Q'V_iQ = U diag(values) U'.
+
+    Parameters
+    ----------
+    values
+        Shape (m, r); NaN where V_i is not positive definite.
+    vectors
+        U, shape (m, r, r), or (1, r, r) where the features share it.
+    """
 
     values: FloatArray
     vectors: FloatArray
@@ -114,13 +124,13 @@ class _Working:
     @classmethod
     def of(cls, design: ClusterDesign, theta: FloatArray) -> _Working:
         r = design.X.shape[0]
+        if theta.shape[1] == 2:  # sigma2 I + theta G: eigenvectors that the features share
+            of_G, shared = np.linalg.eigh(design.G[0])
+            return cls(_positive(theta[:, :1] * of_G + theta[:, 1:]), shared[None])
         flat = theta[:, :-1] @ design.G.reshape(design.G.shape[0], r * r)
         V = flat.reshape(-1, r, r) + theta[:, -1, None, None] * np.eye(r)
         values, vectors = np.linalg.eigh(V)
-        largest = np.abs(values).max(axis=1, keepdims=True, initial=0.0)
-        bad = (values <= _SINGULAR * largest).any(axis=1)
-        values[bad] = np.nan
-        return cls(values, vectors)
+        return cls(_positive(values), vectors)
 
     def inverse(self, right: FloatArray) -> FloatArray:
         """V_i^-1 B for B (r, c) or (m, r, c), shape (m, r, c)."""
@@ -131,6 +141,13 @@ class _Working:
         """The symmetric root of V_i, shape (m, r, r)."""
         scaled = self.vectors * np.sqrt(self.values)[:, None, :]
         return np.asarray(np.matmul(scaled, np.swapaxes(self.vectors, 1, 2)))
+
+
+def _positive(values: FloatArray) -> FloatArray:
+    """Eigenvalues (m, r), NaN where one of them is not positive."""
+    largest = np.abs(values).max(axis=1, keepdims=True, initial=0.0)
+    bad = (values <= _SINGULAR * largest).any(axis=1)
+    return np.where(bad[:, None], np.nan, values)
 
 
 @dataclass(frozen=True)
@@ -314,13 +331,13 @@ def robust_t(found: Robust, L: FloatArray) -> RobustTests:
     """
     variance = ((L @ found.covariance) * L).sum(axis=2)
     c = np.matmul(L, found.model)  # (m, c, p), the rows C l
-    root = _root(found.model)
+    C_root = root(found.model)
     diagonal = total = 0.0
     T = np.zeros((*c.shape, c.shape[2]))
     off: FloatArray = np.zeros(variance.shape)
     for weights, spread in zip(found.weights, found.spread, strict=True):
         d = (np.matmul(c, spread) * c).sum(axis=2)
-        a = np.matmul(np.matmul(c, _transposed(weights)), root)  # (m, c, p): C^(1/2)'u_i
+        a = np.matmul(np.matmul(c, _transposed(weights)), C_root)  # (m, c, p): C^(1/2)'u_i
         own = (a * a).sum(axis=2)
         P = d - own
         diagonal = diagonal + P
@@ -333,7 +350,7 @@ def robust_t(found: Robust, L: FloatArray) -> RobustTests:
     return RobustTests(variance, df)
 
 
-def _root(matrices: FloatArray) -> FloatArray:
+def root(matrices: FloatArray) -> FloatArray:
     """R with R R' = C for positive definite C (m, p, p); NaN for others."""
     known = np.isfinite(matrices).all(axis=(1, 2))
     result = np.full_like(matrices, np.nan)
@@ -380,11 +397,11 @@ def robust_f(found: Robust, L: FloatArray, difference: FloatArray) -> RobustF:
         omega = omega + D - np.matmul(np.matmul(u, found.model), _transposed(u))
         pieces.append((u, D))
     N = _inverse_root(omega)
-    root = _root(found.model)
+    C_root = root(found.model)
     T = np.zeros((c.shape[0], s, s, c.shape[2], c.shape[2]))
     variance: FloatArray = np.zeros(c.shape[0])
     for u, D in pieces:
-        a = np.matmul(np.matmul(N, u), root)
+        a = np.matmul(np.matmul(N, u), C_root)
         own = np.matmul(a, _transposed(a))
         P = np.matmul(np.matmul(N, D), N) - own
         variance = variance + _entries(P) - _entries(own)
