@@ -92,8 +92,8 @@ def sign_flips(k: int, n: int, rng: np.random.Generator, alternative: Alternativ
     free = k - 1 if alternative == "two-sided" else k
     if free < 60 and 2**free <= n:
         codes = np.arange(2**free)
-        signs = 1.0 - 2.0 * ((codes[:, None] >> np.arange(free)) & 1).astype(np.float64)
-        return np.hstack([np.ones((codes.size, k - free)), signs])
+        every = 1.0 - 2.0 * ((codes[:, None] >> np.arange(free)) & 1).astype(np.float64)
+        return np.hstack([np.ones((codes.size, k - free)), every])
     signs: FloatArray = 1.0 - 2.0 * rng.integers(0, 2, size=(n, k)).astype(np.float64)
     signs[0] = 1.0
     return signs

@@ -119,7 +119,7 @@ def clusters_of(fitted: FittedModel, cluster: Any, what: str, option: str) -> Cl
     InputError
         If there are no sums by group, or random effects reach from one cluster to another.
     """
-    stats = grouped_by(fitted.one_design(what), cluster, what, option)
+    stats = grouped_by(fitted.of_groups(what), cluster, what, option)
     groups = known_groups(stats)
     if groups.k < 2:
         raise InputError(f"{what} needs several clusters; {groups.name!r} has one.")

@@ -61,6 +61,7 @@ def fit_on_workers(
             "`client` needs features that have the same samples, weights and covariates; fit "
             "without it, or sum with missing='drop'."
         )
+    stats = stats.ungrouped()
     rows = None
     if theta0 is not None:
         params = stats.structure.param_names
