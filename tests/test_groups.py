@@ -74,7 +74,7 @@ def test_without_a_group_is_the_data_without_it(random, weights):
 
 
 def sources():
-    data, Y = table()
+    _, Y = table()
     dask = pytest.importorskip("dask.array")
     return {
         "by samples": np.asfortranarray(Y),

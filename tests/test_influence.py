@@ -33,7 +33,9 @@ def fitted(name):
         "~" + reference["formula"].split("~")[1], data=data, Y=Y.to_numpy(), sums_by="Subject",
         feature_names=list("abc"),
     )  # fmt: skip
-    return model.fit(parameter_space="psd"), reference, data, Y
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fm.ConvergenceWarning)  # a constant feature
+        return model.fit(parameter_space="psd"), reference, data, Y
 
 
 @pytest.mark.parametrize("name", ["sleepstudy", "sleepstudy_unbalanced"])
@@ -73,7 +75,7 @@ def test_which_group_drives_which_hits(tmp_path):
     rng = np.random.default_rng(2)
     data = pd.DataFrame({"x": rng.normal(size=80), "g": np.repeat(list("abcdefgh"), 10)})
     Y = rng.normal(size=(30, 80))
-    Y[:10] += 2.0 * data["x"].to_numpy() * (data["g"] == "c").to_numpy()
+    Y[:10] += 3.0 * data["x"].to_numpy() * (data["g"] == "c").to_numpy()
     model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=Y, sums_by="g")
     result = model.fit(parameter_space="psd")
     result.save(tmp_path / "fit.nc")
@@ -141,7 +143,8 @@ def test_coarser_groups_and_crossed_factors():
 def test_single_samples_in_one_step_and_exactly():
     """Near the full fit one scoring step is most of the way."""
     data, Y = crossed()
-    model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=Y, sums_by=np.arange(len(data)))
+    data, Y = data[:32], Y[:, :32]
+    model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=Y, sums_by=np.arange(32))
     result = model.fit(parameter_space="psd")
     exact, step = result.influence(), result.influence(exact=False)
     assert (exact.ds.attrs["refits"], step.ds.attrs["refits"]) == ("exact", "one step")
