@@ -1,7 +1,7 @@
 """What sums by group give, beside lme4 and clubSandwich in the same run.
 
-``python -m tests.benchmarks groups [--size medium]``: influence of 50 groups on 1,000 features, sign
-flips and cluster-robust tests of 20,000 features; processor and wall time. Sizes other than
+``python -m tests.benchmarks groups [--size medium]``: influence of 50 groups on 1,000 features,
+sign flips and cluster-robust tests of 20,000 features; processor and wall time. Sizes other than
 ``full`` have fewer features, and targets in seconds are scaled down with them.
 """
 
