@@ -190,7 +190,9 @@ def plain(found: Any, labels: list[Any]) -> Any:
         if "feature" in found.coords:
             parts["feature"] = [place[name] for name in np.atleast_1d(found["feature"].to_numpy())]
         return parts
-    if isinstance(found, fm.TTestResults | fm.FTestResults | fm.BootstrapResults):
+    if isinstance(
+        found, fm.TTestResults | fm.FTestResults | fm.BootstrapResults | fm.FlipTestResults
+    ):
         return plain(found.ds, labels)
     if isinstance(found, fm.MultiLMMResults):
         return {"ds": plain(found.ds, labels), "stats": plain(found.stats, labels)}
@@ -397,7 +399,7 @@ STATS: dict[str, Case] = {
         [(Y, np.ones((N, 1)), np.kron(np.eye(8), np.ones((6, 1)))) for Y in turned(how)]
     ),
     "shift": lambda s, _: None if s.shift is None else s.shift.features,
-    "without": lambda _, how: grouped(how.kind).stats.without("g1").ungrouped(),
+    "without": lambda _, how: grouped(how.kind).stats.without("s").ungrouped(),
     "ungrouped": lambda _, how: grouped(how.kind).stats.take(how.asked(*SOME)).ungrouped(),
 }
 STATS_APART = {
@@ -437,7 +439,7 @@ TESTS_APART = {"columns", "contrasts", "statistic"}
 
 FLIPS = {**TESTS, **of("effect", "tvalue", "pvalue_fwer")}
 INFLUENCE: dict[str, Case] = {
-    **of("cooks_distance", "dfbetas", "ds", "summary"),
+    **of("cooks_distance", "dfbetas", "summary"),
     "t_test": lambda i, _: i.t_test("x"),
     "hits": lambda i, how: [
         how.labels.index(name) for name in i.hits("x", adjust="none")["largest_change"]

@@ -35,8 +35,8 @@ def test_sum_of_contributions_is_the_estimate_and_its_test():
     np.testing.assert_allclose(tests.effect, model.effect)
     assert (np.sign(tests.tvalue) == np.sign(model.tvalue)).all(axis=None)
     for name in ("x", "trt"):
-        order = np.corrcoef(tests.tvalue[name], model.tvalue[name])[0, 1]
-        assert order > 0.85
+        others = tests.tvalue[name].iloc[5:]
+        assert others.corr(model.tvalue[name].iloc[5:], method="spearman") > 0.9
     assert (tests.pvalue_fwer["x"].iloc[:5] <= 0.05).all()
     assert (tests.pvalue_fwer["x"].iloc[5:] > 0.05).sum() >= M - 8
     assert (tests.pvalue_fwer >= tests.pvalue).all(axis=None)

@@ -900,12 +900,13 @@ LABELLED = {
     *("contrast", "counts", "data", "feature_covariates", "feature_names", "features"),
     *("lib_size", "mask_var"),
     *("moderated", "newdata", "norm_factors", "other", "size_factors", "statistic", "stats"),
-    *("tests", "theta", "theta0", "trend", "weights"),
+    *("tests", "theta", "theta0", "trend", "weights", "sums_by", "cluster"),
 }
 # Names, options, numbers, files, random numbers; and what the package made itself.
 UNLABELLED = {
     *("adjust", "adjust_library_size", "adjust_over", "aliased", "allow_new_levels", "alpha"),
     *("alternative", "legacy", "max_seconds", "rank"),
+    *("change", "cov", "exact", "grouping", "groups", "n_flips", "threshold"),
     *("ax", "axis", "block_bytes", "by", "client", "component", "context", "contrasts", "copy"),
     *("covariate", "design", "device", "df", "direction", "ds", "engine", "epsilon", "feature"),
     *(
