@@ -1,44 +1,42 @@
 """Many linear mixed models that share one design, fitted from summary statistics."""
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from flashmm import simulate
-from flashmm.counts.voom import Voom, voom
-from flashmm.exceptions import (
-    ConvergenceWarning,
-    FlashMMError,
-    FormulaWarning,
-    InputError,
-    MissingSamplesWarning,
-    PrecisionWarning,
-    RankWarning,
-    SlowWarning,
-)
-from flashmm.formulas import build
-from flashmm.inference.contrasts import contrast_matrix
-from flashmm.inference.multiplicity import adjust_pvalues
-from flashmm.model import MultiLMM
-from flashmm.results import (
-    BootstrapResults,
-    FeatureResults,
-    FlipTestResults,
-    FTestResults,
-    Influence,
-    MultiLMMResults,
-    RatioPrior,
-    TTestResults,
-)
-from flashmm.simulate.power import power
-from flashmm.solvers.status import Status
-from flashmm.stats.own_rows import PatternedStats
-from flashmm.stats.summary_stats import SummaryStats
-from flashmm.storage import schema
+from flashmm.arrays.lazy import lazy
 
-try:
-    __version__ = version("flashmm")
-except PackageNotFoundError:  # a source tree that was not installed
-    __version__ = "0+unknown"
+if TYPE_CHECKING:
+    from flashmm import simulate
+    from flashmm.counts.voom import Voom, voom
+    from flashmm.exceptions import (
+        ConvergenceWarning,
+        FlashMMError,
+        FormulaWarning,
+        InputError,
+        MissingSamplesWarning,
+        PrecisionWarning,
+        RankWarning,
+        SlowWarning,
+    )
+    from flashmm.inference.contrasts import contrast_matrix
+    from flashmm.inference.multiplicity import adjust_pvalues
+    from flashmm.model import MultiLMM
+    from flashmm.results import (
+        BootstrapResults,
+        FeatureResults,
+        FlipTestResults,
+        FTestResults,
+        Influence,
+        MultiLMMResults,
+        RatioPrior,
+        TTestResults,
+    )
+    from flashmm.simulate.power import power
+    from flashmm.solvers.verdict_texts import Status
+    from flashmm.stats.own_rows import PatternedStats
+    from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = [
     "BootstrapResults",
@@ -69,9 +67,62 @@ __all__ = [
     "voom",
 ]
 
+# Where a public name is defined: it is imported when it is first used, and so is what it needs.
+_HOMES = {
+    **dict.fromkeys(("Voom", "voom"), "counts.voom"),
+    **dict.fromkeys(
+        (
+            *("ConvergenceWarning", "FlashMMError", "FormulaWarning", "InputError"),
+            *("MissingSamplesWarning", "PrecisionWarning", "RankWarning", "SlowWarning"),
+        ),
+        "exceptions",
+    ),
+    "contrast_matrix": "inference.contrasts",
+    "adjust_pvalues": "inference.multiplicity",
+    "MultiLMM": "model",
+    **dict.fromkeys(
+        (
+            *("BootstrapResults", "FTestResults", "FeatureResults", "FlipTestResults", "Influence"),
+            *("MultiLMMResults", "RatioPrior", "TTestResults"),
+        ),
+        "results",
+    ),
+    "power": "simulate.power",
+    "Status": "solvers.verdict_texts",
+    "PatternedStats": "stats.own_rows",
+    "SummaryStats": "stats.summary_stats",
+}
+
 # Modules that moved, and that the documentation of 0.1 named.
-sys.modules[f"{__name__}.formula"] = build
-sys.modules[f"{__name__}.schema"] = schema
+_MOVED = {
+    "formula": "formulas.build",
+    "schema": "storage.schema",
+    "solvers.status": "solvers.verdict_texts",
+}
+for _old, _new in _MOVED.items():
+    sys.modules[f"{__name__}.{_old}"] = lazy(f"{__name__}.{_new}", f"{__name__}.{_old}")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, or a room of the house, with its first use (PEP 562)."""
+    value: Any
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415  (slow)
+
+        try:
+            value = version("flashmm")
+        except PackageNotFoundError:  # a source tree that was not installed
+            value = "0+unknown"
+    elif name in _HOMES:
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    elif name in _MOVED:
+        value = sys.modules[f"{__name__}.{name}"]
+    elif not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+        value = import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

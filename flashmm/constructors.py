@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
+from flashmm.designs.design import Design
 from flashmm.designs.from_arrays import as_structure, design_and_source, weights_of
 from flashmm.exceptions import InputError, check_option, listing, nearest
+from flashmm.formulas.new_data_recipe import DesignRecipe
 from flashmm.sources import Source, Transform, make_source
 from flashmm.sources.anndata_kinds import is_anndata, open_anndata
 from flashmm.sources.beside import Beside, beside, beside_of
 from flashmm.sources.make import source_of
-from flashmm.sources.pieces import Labelled
+from flashmm.sources.readers import Labelled
 from flashmm.stats.from_formulas import RANKS, Handling, Summed, is_own, sum_formulas
 from flashmm.stats.grouping import grouping_of, refuse_own_groups
 from flashmm.stats.own_designs import OwnColumns
@@ -23,12 +26,6 @@ from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.own_rows_sums import OwnTables, sum_by_pattern, sum_own_rows
 from flashmm.stats.rank import of_full_rank
 from flashmm.stats.summary_stats import SummaryStats
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from flashmm.designs.design import Design
-    from flashmm.formulas.recipe import DesignRecipe
 
 __all__ = ["ModelData"]
 
@@ -95,7 +92,8 @@ class ModelData:
         random
             Random effects: a formula whose columns are one component with independent
             effects (``"~ 0 + sam"``), lme4 bars (``"(1 + x | g) + (1 | h)"``), a list of
-            such, or a dict ``{name: formula}``; left out when ``fixed`` holds the bars.
+            such, or a dict ``{name: formula}``; left out when ``fixed`` holds the bars. Where
+            neither has any the model is one of least squares, and theta the residual variance.
         data
             One row per sample, n rows.
         Y
@@ -315,7 +313,7 @@ p=5, q=6>
         cls,
         Y: Any,
         X: ArrayLike,
-        Z: Any,
+        Z: Any = None,
         *,
         components: Any = None,
         transform: Transform = None,
@@ -336,7 +334,8 @@ p=5, q=6>
         X
             Fixed-effects design, shape (n, p).
         Z
-            Random-effects design, shape (n, q), dense or sparse.
+            Random-effects design, shape (n, q), dense or sparse; None for a model without random
+            effects.
         components
             Number of columns of each variance component, summing to q (FLASHMM's ``d``), or a
             dict ``{name: size}``; one component by default.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from numbers import Real
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from flashmm.arrays.blas import LARGE, one_blas_thread
 from flashmm.constructors import ModelData
 from flashmm.exceptions import (
     ConvergenceWarning,
@@ -18,6 +18,7 @@ from flashmm.exceptions import (
     check_option,
     listing,
     nearest,
+    warn,
 )
 from flashmm.inference.names import coefficients_of
 from flashmm.likelihood import (
@@ -26,7 +27,7 @@ from flashmm.likelihood import (
     make_likelihood,
     project_any,
 )
-from flashmm.results import FitOptions, MultiLMMResults
+from flashmm.results import FitOptions, MultiLMMResults, at_theta
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.results.on_workers import fit_on_workers
 from flashmm.results.trust import doubt
@@ -34,9 +35,12 @@ from flashmm.solvers import EM, SOLVERS
 from flashmm.solvers.base import Solver
 from flashmm.solvers.batches import usable_cores
 from flashmm.solvers.fallback import fallback_of
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["MultiLMM"]
 
@@ -96,7 +100,7 @@ class MultiLMM(ModelData):
         Raises
         ------
         InputError
-            If a name is unknown, or no fixed or no random effect would be left.
+            If a name is unknown.
 
         Examples
         --------
@@ -135,6 +139,70 @@ class MultiLMM(ModelData):
     def projection(self) -> AnyProjection:
         """The statistics projected off X (computed once; checks that the model can be fitted)."""
         return project_any(self.stats)
+
+    def loglike(self, theta: Any, method: Literal["REML", "ML"] = "REML") -> pd.Series[Any]:
+        """Log-likelihood at given variances, the fixed effects maximised out, for every feature.
+
+        Parameters
+        ----------
+        theta
+            Variances and covariances in squared units of Y, the residual last: one vector for all
+            features; a Series labelled by parameter; an array (m, n_params) or a DataFrame,
+            features x parameters, matched by label; or the results of a fit.
+        method
+            ``"REML"``: the restricted log-likelihood; ``"ML"``: that of all data. Constants are
+            those of lme4, as in ``result.llf``.
+
+        Returns
+        -------
+        Series
+            Indexed by feature. -inf where theta is outside the likelihood's domain (V not
+            positive definite); NaN for a feature that cannot be fitted, or that ``theta`` lacks.
+
+        Raises
+        ------
+        InputError
+            If ``theta`` has another length, or labels that are no parameters.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> Z = np.kron(np.eye(8), np.ones((5, 1)))
+        >>> model = fm.MultiLMM.from_arrays(rng.normal(size=(3, 40)), np.ones((40, 1)), Z)
+        >>> result = model.fit()
+        >>> bool(np.allclose(model.loglike(result), result.llf))
+        True
+        >>> bool((model.loglike({"Z1": 1.0, "Residual": 1.0}) < result.llf).all())
+        True
+        """
+        check_option("method", method, METHODS)
+        return at_theta.loglike(self.stats, self.projection, theta, method)
+
+    def score(self, theta: Any, method: Literal["REML", "ML"] = "REML") -> pd.DataFrame:
+        """Derivatives of `loglike` by theta, for every feature.
+
+        Parameters
+        ----------
+        theta, method
+            As in `loglike`.
+
+        Returns
+        -------
+        DataFrame
+            Features x parameters, per squared unit of Y; NaN outside the likelihood's domain.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> Z = np.kron(np.eye(8), np.ones((5, 1)))
+        >>> model = fm.MultiLMM.from_arrays(rng.normal(size=(3, 40)), np.ones((40, 1)), Z)
+        >>> bool((model.score([0.0, 0.01]) > 0).all().all())
+        True
+        """
+        check_option("method", method, METHODS)
+        return at_theta.score(self.stats, self.projection, theta, method)
 
     def fit(
         self,
@@ -234,7 +302,8 @@ class MultiLMM(ModelData):
         check_option("engine", engine, ("auto", *ENGINES))
         chosen = _make_solver(solver, epsilon)
         _check_em(solver, parameter_space)
-        projection = self.projection
+        with one_blas_thread(self.stats.q):
+            projection = self.projection
         likelihood = make_likelihood(projection, method, engine)
         log.info("%s of %d features: engine %r", method, self.stats.m, likelihood.engine)
         options = FitOptions(
@@ -252,10 +321,12 @@ class MultiLMM(ModelData):
         fallback = fallback_of(solver, parameter_space, epsilon)
         plan = FitPlan(options, chosen, fallback, threads, device, isinstance(solver, str))
         if client is None:
-            ds = fit_features(self.stats, projection, likelihood, plan, theta0)
+            with one_blas_thread(self.stats.q if device is None else LARGE):
+                ds = fit_features(self.stats, projection, likelihood, plan, theta0)
         else:
             ds = fit_on_workers(client, self.stats, plan, theta0)
         results = MultiLMMResults(ds, self.stats, options, projection, self.recipe)
+        results.fitted.know(likelihood)
         _warn_about(results.ds["status"].to_numpy())
         if reason := doubt(results.fitted):
             log.info(reason)
@@ -328,9 +399,8 @@ def _warn_about(status: np.ndarray[Any, Any]) -> None:
             if Status.INDEFINITE in found
             else ""
         )
-        warnings.warn(
+        warn(
             f"{sum(found.values())} of {status.size} features ended without a regular fit: "
             f"{detail}. See results.status.{hint}",
             ConvergenceWarning,
-            stacklevel=3,
         )

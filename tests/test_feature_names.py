@@ -165,6 +165,9 @@ def words(page: Any, name: Any) -> list[str]:
     return str(page).replace(f" {name} ", " this ").split()
 
 
+TEST_RESULTS = (fm.TTestResults, fm.FTestResults, fm.FlipTestResults)
+
+
 def plain(found: Any, labels: list[Any]) -> Any:
     """What a method returned, with the names of features replaced by their positions."""
     place = {label: i for i, label in enumerate(labels)}

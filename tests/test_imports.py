@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -91,6 +93,8 @@ def imports(module: str, *, typing: bool = False) -> frozenset[str]:
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
                 found.add(name if name.removeprefix("flashmm.") in MODULES else node.module)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy":
+            found |= {x.value for x in node.args[:1] if isinstance(x, ast.Constant)}
     return frozenset(found)
 
 
@@ -107,8 +111,19 @@ def room(module: str) -> str:
 def test_the_reader_of_imports_reads():
     assert {"designs.design", "exceptions"} <= internal("formulas.build")
     assert "storage.files" in internal("stats.summary_stats")
-    assert "stats.summary_stats" in internal("results.assemble")  # for type checking only
-    assert "flashmm.stats.summary_stats" not in imports("results.assemble")
+    assert "xarray" in imports("stats.summary_stats", typing=True)  # for type checking only
+    assert "xarray" not in imports("stats.summary_stats")
+
+
+def test_modules_of_the_package_need_no_guard():
+    # Imports run one way, so what types alone need can be imported like the rest.
+    for module in set(MODULES) - {"__init__"}:
+        guarded = imports(module, typing=True) - imports(module)
+        assert not {name for name in guarded if name.startswith("flashmm.")}, module
+
+
+def test_the_reader_of_imports_reads_what_is_imported_later():
+    assert {"scipy.stats", "scipy.optimize"} <= imports("inference.moderation")
 
 
 def test_every_room_has_a_floor():
@@ -183,6 +198,76 @@ def test_modules_that_moved_are_found_where_the_docs_of_0_1_named_them():
         ("formula", "build_design"),
         ("schema", "describe"),
         ("solvers", "within"),
+        ("solvers.status", "Status"),
     ]:
         module = importlib.import_module(f"flashmm.{name}")
         assert getattr(module, member).__module__.startswith("flashmm.")
+
+
+def run_python(code: str) -> str:
+    """What a new process prints, stripped."""
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE.parent,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_what_takes_long_to_import_waits_for_its_first_use():
+    code = """if True:
+        import sys
+        import flashmm as fm
+        heavy = {"numpy", "scipy", "pandas", "xarray", "formulaic", "narwhals", "anndata", "tqdm"}
+        print(sorted(heavy & set(sys.modules)))
+        names = set(dir(fm))
+        assert {"MultiLMM", "simulate", "power", "voom", "__version__"} <= names
+        import numpy as np
+        Y = np.random.default_rng(0).normal(size=(3, 20))
+        donor = [f"d{i}" for i in range(5)] * 4
+        result = fm.MultiLMM.from_formula(
+            "~ x", "(1 | g)", data={"x": np.arange(20.0), "g": donor}, Y=Y
+        ).fit(parameter_space="psd")
+        result.t_test("x", df="satterthwaite").top_table(), result.summary()
+        slow = {"scipy.stats", "scipy.optimize", "anndata", "matplotlib", "flashmm.simulate"}
+        print(sorted(slow & set(sys.modules)))
+        assert set(dir(fm)) == names
+    """
+    assert run_python(code) == "[]\n[]"
+
+
+def test_rooms_and_moved_modules_are_attributes_without_an_import_of_their_own():
+    code = """if True:
+        import flashmm
+        assert flashmm.simulate.rnaseq and flashmm.results.summary and flashmm.exceptions
+        assert flashmm.formula.build_design.__module__ == "flashmm.formulas.build"
+        assert flashmm.schema.describe.__module__ == "flashmm.storage.schema"
+        from flashmm.formula import build_design
+        from flashmm import __version__, power
+        assert callable(power) and isinstance(__version__, str)
+        for wrong in ("lmm", "_hidden", "__wrapped__"):
+            assert not hasattr(flashmm, wrong), wrong
+            assert not hasattr(flashmm.formula, wrong), wrong
+    """
+    assert not run_python(code)
+
+
+def test_public_names_are_those_of_their_homes():
+    """What a type checker reads is what runs."""
+    tree = parsed("__init__")
+    typed = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("flashmm.")
+        for alias in node.names
+    }
+    assert {f"flashmm.{home}" for home in flashmm._HOMES.values()} == set(typed.values()) - {
+        "flashmm.arrays.lazy"
+    }
+    assert {name: f"flashmm.{home}" for name, home in flashmm._HOMES.items()} == {
+        name: home for name, home in typed.items() if name != "lazy"
+    }
+    assert set(flashmm._HOMES) | {"simulate"} == set(flashmm.__all__)

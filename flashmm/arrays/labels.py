@@ -8,17 +8,14 @@ values: `in_order` brings whatever carries labels into the order of others, or r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from flashmm.arrays.types import BoolArray, IntArray
 from flashmm.exceptions import InputError, listing, nearest
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    IntArray = NDArray[np.intp]
 
 __all__ = [
     "as_pandas",
@@ -92,6 +89,12 @@ def checked_labels(
         raise InputError(f"The {what} names must be a sequence of names, not the text {names!r}.")
     if not isinstance(names, Iterable):
         raise InputError(f"The {what} names must be a sequence of names, not {names!r}.")
+    if (
+        isinstance(names, (list, tuple))
+        and all(type(name) is str for name in names)
+        and len(names) == len(set(names)) == size  # as formulas give them
+    ):
+        return np.array(names, dtype=object)
     index = pd.Index(names)
     if index.size != size:
         raise InputError(f"There are {index.size} {what} names for {size} {what}s.")
@@ -109,7 +112,7 @@ def checked_labels(
     return np.asarray(index)
 
 
-def _missing(index: pd.Index) -> NDArray[np.bool_]:
+def _missing(index: pd.Index) -> BoolArray:
     """Which labels are None, NaN, NA or NaT, a part of a label of several levels included."""
     if isinstance(index, pd.MultiIndex):
         return np.asarray(index.to_frame().isna().any(axis=1), dtype=bool)
@@ -182,7 +185,7 @@ def _of_slice(features: slice, m: int) -> IntArray:
         ) from None
 
 
-def _as_mask(names: NDArray[Any], features: Any) -> NDArray[np.bool_] | None:
+def _as_mask(names: NDArray[Any], features: Any) -> BoolArray | None:
     """What is asked for as a mask of the features; None if it is none."""
     given = as_pandas(features)
     if isinstance(given, pd.Series) and not pd.api.types.is_bool_dtype(given.dtype):

@@ -8,14 +8,13 @@ integer arrays may not. All arrays are float64.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import array_api_compat
 import array_api_compat.numpy
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
+from scipy.linalg import lapack
 
 __all__ = [
     "Array",
@@ -43,6 +42,8 @@ Namespace: TypeAlias = Any
 
 # Triangular matrices up to this size are inverted row by row.
 _SMALL = 8
+# Stacks of so few are inverted one by one.
+_FEW = 4
 
 
 def namespace(array: Array) -> Namespace:
@@ -209,6 +210,9 @@ def inverse_of_triangular(L: Array) -> Array:
     if array_api_compat.is_torch_namespace(xp):
         eye = xp.eye(r, dtype=L.dtype, device=array_api_compat.device(L))
         return xp.linalg.solve_triangular(L, eye, upper=False)
+    if type(L) is np.ndarray and L.shape[0] <= _FEW and r > _SMALL:
+        # Compiled, but one matrix a call.
+        return np.stack([lapack.dtrtri(each, lower=1)[0] for each in L]) if len(L) else L
     result = xp.zeros_like(L)
     if r <= _SMALL:
         for i in range(r):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from flashmm.arrays.sparse import check_sparse
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = ["dimensions", "float_array", "numeric_array"]
 
@@ -56,6 +55,6 @@ def numeric_array(values: Any, name: str) -> NDArray[Any]:
     raise InputError(f"{name} must be numeric; its dtype is {array.dtype}.")
 
 
-def float_array(values: Any, name: str) -> NDArray[np.float64]:
+def float_array(values: Any, name: str) -> FloatArray:
     """`numeric_array` as float64, without a copy where it is float64 already."""
     return np.asarray(numeric_array(values, name), dtype=np.float64)

@@ -14,19 +14,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import special, stats
-from scipy.optimize import brentq
+from scipy import special
 
+from flashmm.arrays.lazy import lazy
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError
 from flashmm.inference.lowess import lowess
-from flashmm.inference.scaled_f import HIGHEST_DF, fit_scaled_f
+from flashmm.inference.variance_prior import HIGHEST_DF, fit_scaled_f
+from flashmm.likelihood.moments import ContrastMoments
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from scipy import optimize, stats
 
-    from flashmm.likelihood.moments import ContrastMoments
-
-    FloatArray = NDArray[np.float64]
+else:
+    optimize, stats = lazy("scipy.optimize"), lazy("scipy.stats")
 
 __all__ = [
     "ModeratedVariances",
@@ -250,7 +251,7 @@ def _trigamma_inverse(value: float) -> float:
         return 1.0 / value
     # trigamma lies between 1/y and 1/y + 1/y^2
     upper = (1.0 + np.sqrt(1.0 + 4.0 * value)) / (2.0 * value)
-    root = brentq(
+    root = optimize.brentq(
         lambda y: float(special.polygamma(1, y)) - value, 0.5 / value, 1.01 * upper, xtol=1e-14
     )
     return float(root)
@@ -336,7 +337,7 @@ def _robust_prior(
     start = plain.df_common / (1.0 + plain.df_common)
     d0 = plain.df_common
     if excess(start) < 0:
-        root = brentq(excess, start, 1.0, xtol=1e-14)
+        root = optimize.brentq(excess, start, 1.0, xtol=1e-14)
         d0 = root / (1.0 - root)
     s0 = np.exp(trend + mean - _cut_moments(d, d0)[0])
     return VariancePrior(s0, _df_of_outliers(x / s0, np.full(m, d), d0, d0), d0)

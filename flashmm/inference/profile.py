@@ -11,19 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.inference.constrained import Maximiser
 from flashmm.solvers.space import PSD
-from flashmm.solvers.status import Status
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+from flashmm.solvers.verdict_texts import Status
 
 __all__ = ["Estimate", "profile_limits"]
 
@@ -183,7 +177,7 @@ def _search(
 
 def _between(
     value: FloatArray, inner: FloatArray, outer: FloatArray, side: FloatArray
-) -> NDArray[np.bool_]:
+) -> BoolArray:
     """Whether values lie strictly between the bracket's ends; False for NaN."""
     with np.errstate(invalid="ignore"):
         return np.asarray((side * (value - inner) > 0) & (side * (outer - value) > 0))

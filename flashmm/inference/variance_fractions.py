@@ -14,18 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.stats.own_designs import DesignSums
-    from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
+from flashmm.arrays.types import FloatArray
+from flashmm.designs.design import CovarianceStructure
+from flashmm.stats.own_designs import DesignSums
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = [
     "FixedShares",
@@ -173,6 +168,8 @@ def column_sums(stats: SummaryStats) -> FloatArray | None:
     add up to one in every sample.
     """
     n, XX = weight_total(stats), stats.XX
+    if stats.p == 0:
+        return np.zeros(0)
     if n is None:
         return None
     names = list(stats.coef_names)

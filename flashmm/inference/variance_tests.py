@@ -9,20 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from flashmm.arrays.numeric import dimensions
+from flashmm.arrays.types import BoolArray, FloatArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, listing, nearest
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.designs.design import CovarianceStructure
-
-    FloatArray = NDArray[np.float64]
+from flashmm.inference.tails import chi2_sf, norm_isf, norm_sf
 
 __all__ = [
     "ChiBarSquare",
@@ -118,6 +113,8 @@ def zero_hypotheses(
                 else ""
             )
             raise InputError(f"No variance component {name!r}.{also} {nearest(name, known)}")
+    if not structure.parameters:
+        raise InputError("The model has no random effects: there is no variance to test.")
     if not hypotheses:
         raise InputError(f"`components` is empty; there are {listing([*variances, *terms], 10)}.")
     return hypotheses
@@ -142,7 +139,7 @@ class ChiBarSquare:
         """P(at least ``statistic``), exact far into the tail; NaN for NaN."""
         p = np.zeros(np.shape(statistic))
         for df, weight in self.weights:
-            mass = np.where(statistic <= 0.0, 1.0, 0.0) if df == 0 else stats.chi2.sf(statistic, df)
+            mass = np.where(statistic <= 0.0, 1.0, 0.0) if df == 0 else chi2_sf(statistic, df)
             p = p + weight * mass
         return np.where(np.isnan(statistic), np.nan, p)
 
@@ -205,14 +202,14 @@ def z_statistics(
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.where(se > 0, theta / se, np.nan)
     if alternative == "two-sided":
-        p = 2.0 * stats.norm.sf(np.abs(z))
+        p = 2.0 * norm_sf(np.abs(z))
     else:
-        p = stats.norm.sf(z) if alternative == "greater" else stats.norm.cdf(z)
+        p = norm_sf(z) if alternative == "greater" else norm_sf(-z)
     return z, np.asarray(p)
 
 
 def wald_limits(
-    theta: FloatArray, se: FloatArray, alpha: float, on_log_scale: NDArray[np.bool_]
+    theta: FloatArray, se: FloatArray, alpha: float, on_log_scale: BoolArray
 ) -> FloatArray:
     """Normal limits of theta (B, k), shape (B, k, 2).
 
@@ -226,7 +223,7 @@ def wald_limits(
         Parameters whose logarithm is taken as normal, with standard error se / theta, shape
         (k,); NaN where theta is not positive.
     """
-    half = stats.norm.isf(alpha / 2.0) * np.stack([-se, se], axis=-1)
+    half = norm_isf(alpha / 2.0) * np.stack([-se, se], axis=-1)
     centre = theta[:, :, None]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         logarithmic = np.where(centre > 0, centre * np.exp(half / centre), np.nan)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
 from flashmm.arrays.devices import example_on
 from flashmm.exceptions import InputError
 from flashmm.likelihood.base import Estimator, Evaluation, Likelihood, RandomEffects
 from flashmm.likelihood.bordered.bordered import BorderedLikelihood, main_component
-from flashmm.likelihood.choose import choose
+from flashmm.likelihood.choose_engine import choose
 from flashmm.likelihood.elimination.blocked import BlockedLikelihood
 from flashmm.likelihood.elimination.layout import find_partition, make_layout
 from flashmm.likelihood.general import GeneralLikelihood
@@ -22,11 +23,7 @@ from flashmm.likelihood.projection import Projection, project
 from flashmm.likelihood.spectral import SpectralLikelihood
 from flashmm.likelihood.structure import MAX_EFFECTS
 from flashmm.stats.own_rows import PatternedStats
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from flashmm.stats.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = [
     "ENGINES",
@@ -75,8 +72,8 @@ def make_likelihood(
     method
         ``"REML"`` or ``"ML"``.
     engine
-        A name in `ENGINES`, or ``"auto"``: see `flashmm.likelihood.choose`. Where samples are
-        missing it is that of the patterns which many features share.
+        A name in `ENGINES`, or ``"auto"``: see `flashmm.likelihood.choose_engine`. Where samples
+        are missing it is that of the patterns which many features share.
 
     Returns
     -------
@@ -98,6 +95,8 @@ def make_likelihood(
     host, partition = projection.in_numpy, None
     if engine == "auto":
         engine, partition = choose(host)
+    if not projection.structure.parameters and engine not in ("auto", "general"):
+        raise InputError(f"engine={engine!r} needs random effects. Use 'auto'.")
     if engine == "spectral" and len(projection.structure.parameters) > 1:
         raise InputError(
             "engine='spectral' needs a single variance component; this model has "

@@ -9,18 +9,12 @@ their mean in place of years they are not.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.designs.design import CovarianceStructure
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
 
 __all__ = ["Turn", "centring"]
 
@@ -72,7 +66,7 @@ def centring(ZZ: sp.csr_array, structure: CovarianceStructure) -> Turn | None:
         Random terms.
     """
     k = len(structure.param_names)
-    A, T, T_inverse = [], np.eye(k), np.eye(k)
+    roots, T, T_inverse = [], np.eye(k), np.eye(k)
     turned = False
     blocks = iter(structure.blocks())
     for number, term in enumerate(structure.terms):
@@ -87,20 +81,22 @@ def centring(ZZ: sp.csr_array, structure: CovarianceStructure) -> Turn | None:
                 inverse = np.asarray(np.linalg.inv(root), dtype=np.float64)
                 _fill(T, own[0], inverse)
                 _fill(T_inverse, own[0], root)
-        A.append(sp.kron(sp.eye_array(len(term.levels)), sp.csr_array(root)))
+        roots.append((len(term.levels), root))
     if not turned:
         return None
+    A = [sp.kron(sp.eye_array(levels), sp.csr_array(root)) for levels, root in roots]
     return Turn(sp.csr_array(sp.block_diag(A)), T, T_inverse)
 
 
 def _gram(ZZ: sp.csr_array, start: int, levels: int, s: int) -> FloatArray:
     """Sum over the levels of the s x s blocks of Z'Z."""
-    columns = start + np.arange(levels) * s
-    G = np.empty((s, s))
-    for a in range(s):
-        for b in range(s):
-            G[a, b] = np.asarray(ZZ[columns + a, :][:, columns + b].diagonal()).sum()
-    return G
+    first, last = ZZ.indptr[start], ZZ.indptr[start + levels * s]
+    row = np.repeat(np.arange(levels * s), np.diff(ZZ.indptr[start : start + levels * s + 1]))
+    column = ZZ.indices[first:last] - start
+    same = (column >= 0) & (column < levels * s) & (row // s == column // s)
+    place = row[same] % s * s + column[same] % s
+    sums = np.bincount(place, ZZ.data[first:last][same], s * s)
+    return np.asarray(sums, dtype=np.float64).reshape(s, s)
 
 
 def _orthogonal(G: FloatArray) -> FloatArray:

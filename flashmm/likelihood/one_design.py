@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from flashmm.arrays.namespaces import take
-from flashmm.likelihood.base import Evaluation, Forms, assembled
-
-if TYPE_CHECKING:
-    from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood.projection import Projection
+from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray, take
+from flashmm.likelihood.base import Evaluation, Forms, OfProjection, assembled
+from flashmm.likelihood.moments import ContrastMoments, contrast_moments
+from flashmm.likelihood.projection import Projection
 
 __all__ = ["OneDesign"]
 
 
 @dataclass(frozen=True)
-class OneDesign:
+class OneDesign(OfProjection):
     """A projection, the method, and what follows from them whatever the engine."""
 
     projection: Projection
     method: Literal["REML", "ML"]
-
-    @property
-    def m(self) -> int:
-        """Number of features."""
-        return self.projection.m
-
-    @property
-    def n_params(self) -> int:
-        """Number of variance parameters, the residual included."""
-        return len(self.projection.structure.parameters) + 1
 
     @property
     def perfect_fit(self) -> BoolArray:
@@ -48,6 +36,16 @@ class OneDesign:
         """Contrasts of variance sigma2 outside the span that log |V| and the traces run over."""
         p = self.projection
         return p.n - p.r_full if self.method == "ML" else p.n - p.p - p.r
+
+    def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
+        """T v with T = Z'PZ at theta for the rows of vectors (B, c, q); each engine its own."""
+        raise NotImplementedError
+
+    def contrast_moments(
+        self, theta: FloatArray, L: FloatArray, *, adjustment: bool
+    ) -> ContrastMoments:
+        """How the variances of hypotheses L (g, r, p) depend on theta (B, k)."""
+        return contrast_moments(self, theta, L, adjustment=adjustment)
 
     def on_span(
         self, quadratic: Forms, trace: Forms, sigma2: FloatArray, features: IntArray

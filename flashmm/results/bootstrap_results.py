@@ -7,10 +7,10 @@ from typing import Literal
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
 from flashmm.exceptions import check_option
 from flashmm.inference.statistics import check_alpha
+from flashmm.inference.tails import norm_isf
 
 __all__ = ["BootstrapResults"]
 
@@ -101,7 +101,7 @@ class BootstrapResults:
         check_option("method", method, METHODS)
         check_alpha(alpha)
         if method == "normal":
-            half = stats.norm.isf(alpha / 2.0) * self.se
+            half = norm_isf(alpha / 2.0) * self.se
             centre = self.estimate - self.bias
             bounds = [centre - half, centre + half]
         else:

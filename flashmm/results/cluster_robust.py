@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from flashmm.arrays.blas import one_blas_thread
 from flashmm.exceptions import InputError, check_option, listing
 from flashmm.inference.cluster_robust import (
     KINDS,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.results.fitted import FittedModel
-    from flashmm.stats.sums import GroupSums, Sums
+    from flashmm.stats.fields import GroupSums, Sums
 
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
@@ -75,7 +75,7 @@ class Clusters:
         known = np.isfinite(theta).all(axis=1) & (theta[:, -1] > 0)
         here = np.flatnonzero(known & fitted.on_request.known[positions])
         size = max(1, min(fitted.options.memory, _BATCH) // (8 * per_feature))
-        with threadpool_limits(1, user_api="blas"):
+        with one_blas_thread():
             for start in range(0, here.size, size):
                 batch = here[start : start + size]
                 scale = np.asarray(fitted.projection.scale)[positions[batch]]

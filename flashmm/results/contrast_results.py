@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
+from flashmm.arrays.blas import hold_methods
+from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.exceptions import InputError, check_option, nearest
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.statistics import check_alpha, confidence_limits
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["FTestResults", "FeatureTests", "TTestResults"]
 
@@ -45,6 +42,7 @@ _LABELS = {"pertpy": "variable", "scanpy": "names"}
 _SORT = {"p": "p", "pvalue": "p", "t": "t", "F": "F", "effect": "estimate", "estimate": "estimate"}
 
 
+@hold_methods
 class FeatureTests:
     """Tests of the same hypotheses for every feature; the foundation of what users are handed.
 
@@ -210,7 +208,7 @@ class FeatureTests:
         side = f"{self.ds.attrs['alternative']}, " if "alternative" in self.ds.attrs else ""
         return f"<{type(self).__name__}: {m} features x {c} contrasts, {side}df={self.df_method}>"
 
-    def _estimable(self) -> NDArray[np.bool_]:
+    def _estimable(self) -> BoolArray:
         if "estimable" in self.ds:
             return np.asarray(self.ds["estimable"].to_numpy(), dtype=bool)
         return np.ones(self.ds.sizes["contrast"], dtype=bool)
@@ -260,6 +258,7 @@ def _styled(table: pd.DataFrame, style: str, contrast: str) -> pd.DataFrame:
     return result.rename_axis(index=_LABELS[style]).reset_index()
 
 
+@hold_methods
 class TTestResults(FeatureTests):
     """Tests of linear contrasts of the fixed effects, for every feature.
 
@@ -333,6 +332,7 @@ class TTestResults(FeatureTests):
     summary_frame = FeatureTests.to_frame
 
 
+@hold_methods
 class FTestResults(FeatureTests):
     """Joint tests of several contrasts of the fixed effects, for every feature.
 

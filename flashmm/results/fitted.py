@@ -32,31 +32,25 @@ the summary statistics; it is not stored.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
 from flashmm.arrays.labels import feature_positions
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError
+from flashmm.formulas.new_data_recipe import DesignRecipe
 from flashmm.likelihood import AnyEstimator, AnyProjection, make_likelihood, project_any
 from flashmm.results.on_request import OnRequest
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from numpy.typing import NDArray
-
-    from flashmm.formulas.recipe import DesignRecipe
-    from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["FitOptions", "FittedModel", "OfFittedModel", "attributes"]
 
@@ -121,6 +115,10 @@ class FittedModel:
         """The statistics projected off X."""
         return project_any(self.stats) if self.projected is None else self.projected
 
+    def know(self, likelihood: AnyEstimator) -> None:
+        """Take the likelihood that was maximised, which is then not made again."""
+        self.__dict__["likelihood"] = likelihood
+
     @cached_property
     def likelihood(self) -> AnyEstimator:
         """The likelihood that was maximised."""
@@ -135,7 +133,7 @@ class FittedModel:
         return OnRequest(self.likelihood, self.projection, theta, known, self.options.memory)
 
     @property
-    def converged(self) -> NDArray[np.bool_]:
+    def converged(self) -> BoolArray:
         """Whether each feature ended at a stationary point, shape (m,)."""
         return np.asarray(self.ds["status"].to_numpy() <= Status.INDEFINITE)
 
@@ -220,7 +218,7 @@ class FittedModel:
         return FittedModel(ds, one, options, projected, self.recipe, whole=self, members=members)
 
     @property
-    def _not_estimable(self) -> NDArray[np.bool_]:
+    def _not_estimable(self) -> BoolArray:
         """Features whose samples cannot carry the model, shape (m,)."""
         return np.asarray(self.ds["status"].to_numpy() == Status.NOT_ESTIMABLE)
 

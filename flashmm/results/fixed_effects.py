@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from flashmm.arrays.types import IntArray
 from flashmm.designs.design import INTERCEPT
 from flashmm.exceptions import InputError
 from flashmm.formulas.estimable_terms import estimable_hypotheses
@@ -18,21 +19,15 @@ from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_altern
 from flashmm.results.cluster_robust import MODEL, Sandwich, sandwich_of
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.estimability import Hypothesis, estimable_contrasts, estimable_rows
+from flashmm.results.fitted import FittedModel
 from flashmm.results.integrated import integrated_f_tests, integrated_t_tests
 from flashmm.results.moderation import moderated_hypotheses
 from flashmm.results.trust import doubt
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-
     Moderated = bool | xr.Dataset
 
-__all__ = ["anova", "cov_params", "f_test", "fim", "t_test", "wald_test"]
+__all__ = ["cov_params", "f_test", "f_tests", "fim", "t_test", "type3_terms", "wald_test"]
 
 
 def t_test(
@@ -129,7 +124,7 @@ def f_test(
         contrasts = parse_contrasts(None, fitted.stats.coef_names)
     hypotheses = {label: Hypothesis(*independent_rows(contrasts), known)}
     sandwich = sandwich_of(fitted, cov, cluster, method, moderated, prior)
-    return _f_tests(fitted, positions, hypotheses, method, moderated, prior, sandwich)
+    return f_tests(fitted, positions, hypotheses, method, moderated, prior, sandwich)
 
 
 def wald_test(
@@ -162,27 +157,7 @@ def wald_test(
     return FTestResults(ds, df_method="none (chi-square)")
 
 
-def anova(
-    fitted: FittedModel,
-    positions: IntArray,
-    *,
-    type: Any = 3,
-    df: str = DEFAULT_DF,
-    moderated: Moderated = False,
-    prior: Any = None,
-    cov: str = MODEL,
-    cluster: Any = None,
-) -> FTestResults:
-    """Type III tests of the terms; see `MultiLMMResults.anova`."""
-    if type not in (3, "III", "3"):
-        raise InputError(f"Unknown type={type!r}. Only type III tests are available: type=3.")
-    hypotheses = _terms(fitted)
-    method = resolve_df(df, fitted.options.method)
-    sandwich = sandwich_of(fitted, cov, cluster, method, moderated, prior)
-    return _f_tests(fitted, positions, hypotheses, method, moderated, prior, sandwich)
-
-
-def _terms(fitted: FittedModel) -> dict[str, Hypothesis]:
+def type3_terms(fitted: FittedModel) -> dict[str, Hypothesis]:
     """Hypotheses of each term, by the formula if it is known and made these columns of X."""
     stats, recipe = fitted.stats, fitted.recipe
     if recipe is not None and recipe.fixed.names == fitted.columns:
@@ -203,7 +178,7 @@ def _terms(fitted: FittedModel) -> dict[str, Hypothesis]:
     return found
 
 
-def _f_tests(
+def f_tests(
     fitted: FittedModel,
     positions: IntArray,
     hypotheses: dict[str, Hypothesis],

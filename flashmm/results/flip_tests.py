@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from threadpoolctl import threadpool_limits
 
 from flashmm.exceptions import InputError
 from flashmm.inference.cluster_robust import scores
@@ -89,16 +88,15 @@ def flip_test(
     found = {name: np.full(estimate.shape, np.nan) for name in ("t", "p", "p_fwer")}
     wanted = np.flatnonzero(read.estimable)
     parts = _contributions(clusters, positions, L[wanted], difference[:, wanted])
-    with threadpool_limits(1, user_api="blas") if positions.size < 100 else threadpool_limits():
-        for column, part in zip(wanted, parts, strict=True):
-            try:
-                tests = flip_tests(part, signs, side, statistic)
-            except ValueError as error:
-                if statistic is None:
-                    raise
-                raise InputError(f"`statistic` failed: what it gives is {error}.") from error
-            found["t"][:, column], found["p"][:, column] = tests.statistic, tests.p
-            found["p_fwer"][:, column] = tests.adjusted
+    for column, part in zip(wanted, parts, strict=True):
+        try:
+            tests = flip_tests(part, signs, side, statistic)
+        except ValueError as error:
+            if statistic is None:
+                raise
+            raise InputError(f"`statistic` failed: what it gives is {error}.") from error
+        found["t"][:, column], found["p"][:, column] = tests.statistic, tests.p
+        found["p_fwer"][:, column] = tests.adjusted
     dims = ("feature", "contrast")
     shown = f"{signs.shape[0]} sign flips by {clusters.groups.name}"
     ds = xr.Dataset(

@@ -6,11 +6,13 @@ Works through the features in batches that fit the memory budget; labels are put
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.inference.degrees_of_freedom import (
     FStatistic,
     VarianceAndDf,
@@ -21,24 +23,16 @@ from flashmm.inference.degrees_of_freedom import (
     satterthwaite_f,
 )
 from flashmm.inference.moderation import moderate_moments
-from flashmm.inference.prediction import prediction_moments
-from flashmm.likelihood.base import rows_of
+from flashmm.inference.prediction_variance import prediction_moments
+from flashmm.inference.theta_covariance import covariance_on_face, face
+from flashmm.likelihood.base import Evaluation, rows_of
+from flashmm.likelihood.moments import ContrastMoments
+from flashmm.results.fitted import FittedModel
 from flashmm.results.on_request import OnRequest, scaled_inverse
-from flashmm.solvers.face import covariance_on_face, face
 from flashmm.solvers.space import PSD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import scipy.sparse as sp
-    from numpy.typing import NDArray
-
-    from flashmm.likelihood.base import Evaluation
-    from flashmm.likelihood.moments import ContrastMoments
-    from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["Hypotheses", "hypotheses"]
 
@@ -76,9 +70,9 @@ class Hypotheses:
         Where V is not positive definite a variance may be negative; its df are then NaN.
         """
         shape = positions.size, L.shape[0]
-        if df == "residual":
+        if df in ("residual", "normal"):
             variance = self.request.contrast_variance(positions, L)
-            return VarianceAndDf(variance, np.tile(self.df_resid[positions, None], shape[1]))
+            return VarianceAndDf(variance, np.tile(self._fixed_df(positions, df), shape[1]))
         result = VarianceAndDf(np.full(shape, np.nan), np.full(shape, np.nan))
         method = kenward_roger if df == "kenward-roger" else satterthwaite
         for here, chosen, moments, covariance in self._moments(positions, L[:, None, :], df):
@@ -123,7 +117,9 @@ class Hypotheses:
             else:
                 part = satterthwaite_f(left, moments, covariance)
             result.F[here] = part.F[:, 0]
-            result.df[here] = part.df[:, 0] if df != "residual" else self.df_resid[positions[here]]
+            result.df[here] = part.df[:, 0]
+            if df in ("residual", "normal"):
+                result.df[here] = self._fixed_df(positions[here], df)[:, 0]
         if self.dream is not None:
             ratio, gained = self.dream[positions].T
             result.F[:] /= ratio
@@ -144,15 +140,15 @@ class Hypotheses:
         independent
             Row i adds ``independent[i] @ theta``, theta in the units of Y; shape (c, k).
         df
-            ``"residual"`` or ``"satterthwaite"``.
+            ``"residual"``, ``"normal"`` or ``"satterthwaite"``.
         """
         request, c = self.request, X.shape[0]
         projection, k = request.projection, request.theta.shape[1]
         shape = positions.size, c
         result = VarianceAndDf(
-            np.full(shape, np.nan), np.tile(self.df_resid[positions, None], shape[1])
+            np.full(shape, np.nan), np.tile(self._fixed_df(positions, df), shape[1])
         )
-        size = 8 * (k + 4) * projection.structure.q
+        size = 8 * (k + 4) * max(1, projection.structure.q)
         rows = max(1, min(c, request.memory // size))
         for start in range(0, c, rows):
             part = slice(start, min(start + rows, c))
@@ -203,6 +199,11 @@ class Hypotheses:
                     )
                 yield here, chosen, moments, spread
 
+    def _fixed_df(self, positions: IntArray, df: str) -> FloatArray:
+        """Degrees of freedom that no estimate tells: n - p, or infinity; shape (B, 1)."""
+        found = self.df_resid[positions, None]
+        return np.full_like(found, np.inf) if df == "normal" else found
+
     def residual_variance(self) -> tuple[FloatArray, FloatArray]:
         """Residual variances in internal units and their degrees of freedom, both (m,).
 
@@ -210,7 +211,7 @@ class Hypotheses:
         """
         request, m = self.request, self.request.theta.shape[0]
         variance, df = np.full(m, np.nan), np.full(m, np.nan)
-        limit = max(1, request.memory // (8 * 4 * request.projection.structure.q))
+        limit = max(1, request.memory // (32 * max(1, request.projection.structure.q)))
         for here, batch in request.batches(np.arange(m), limit):
             theta = request.theta[batch]
             at = request.likelihood.evaluate(theta, batch)
@@ -227,7 +228,7 @@ class Hypotheses:
         """
         request, m = self.request, self.request.theta.shape[0]
         df = np.full(m, np.nan)
-        limit = max(1, request.memory // (8 * 4 * request.projection.structure.q))
+        limit = max(1, request.memory // (32 * max(1, request.projection.structure.q)))
         for here, batch in request.batches(np.arange(m), limit):
             theta = request.theta[batch]
             at = request.likelihood.evaluate(theta, batch)

@@ -18,7 +18,7 @@ from flashmm.inference.statistics import check_alpha
 from flashmm.results import fixed_effects
 from flashmm.results.fitted import FittedModel
 from flashmm.results.refit import refit
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.algebra import without_groups
 from flashmm.stats.groups import grouped_by, known_groups
 from flashmm.stats.summary_stats import SummaryStats

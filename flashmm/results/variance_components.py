@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import chi2
 
-from flashmm.exceptions import ConvergenceWarning, InputError, check_option, nearest
+from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.exceptions import ConvergenceWarning, InputError, check_option, nearest, warn
+from flashmm.inference.constrained import Maximiser
 from flashmm.inference.profile import Estimate, profile_limits
 from flashmm.inference.statistics import check_alpha, resolve_alternative
+from flashmm.inference.tails import norm_isf
 from flashmm.inference.variance_tests import wald_limits, z_statistics
 from flashmm.likelihood import Projection, make_likelihood
 from flashmm.progress import progress_bar
+from flashmm.results.fitted import FittedModel
+from flashmm.results.refit import Progress
 from flashmm.results.variance_tests import maximiser
 from flashmm.solvers import FisherScoring
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.inference.constrained import Maximiser
-    from flashmm.results.fitted import FittedModel
-    from flashmm.results.refit import Progress
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["conf_int_theta", "variance_components"]
 
@@ -151,7 +143,7 @@ def _profiled(
         at_held.loglik(fitted.on_request.theta[at], at),
         at,
     )
-    quantile = float(chi2.isf(alpha, 1))
+    quantile = float(norm_isf(alpha / 2.0)) ** 2
     bar = progress_bar(
         list(enumerate(params)), params.size, show=progress is True, unit="param", desc="profiles"
     )
@@ -172,10 +164,9 @@ def _profiled(
             if turn is None
             else "the effects of a level are almost collinear: centre the variable of the slope."
         )
-        warnings.warn(
+        warn(
             f"For {lost} of {known.size} features a profile limit was not found and is NaN: {why}",
             ConvergenceWarning,
-            stacklevel=4,
         )
     return limits
 

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from flashmm.arrays.blas import LARGE, one_blas_thread
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood.base import Evaluation, Likelihood
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
 from flashmm.solvers.other_maxima import Landscape, search_other_maxima
 from flashmm.solvers.restart import searched_again
-from flashmm.solvers.status import Status
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    from flashmm.solvers.space import ParameterSpace
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
+from flashmm.solvers.space import ParameterSpace
+from flashmm.solvers.verdict_texts import Status
 
 __all__ = ["SHARES", "maximise_in_batches", "over_batches", "usable_cores"]
 
@@ -52,11 +42,10 @@ def over_batches(
 ) -> None:
     """Call a function for features, batch by batch.
 
-    Several batches run in threads, each with single-threaded BLAS: numpy releases the
-    interpreter's lock in what takes time. A single batch, and features of which a share of
-    ``memory`` holds no more than one, run one after the other and leave BLAS its threads: there
-    the work is in large matrices. The batches, and BLAS's threads within one, are the same
-    whatever ``n_jobs``.
+    Batches run in threads with single-threaded BLAS: numpy releases the interpreter's lock in
+    what takes time. Features of which a share of ``memory`` holds no more than one run one after
+    the other and leave BLAS its threads: there the work is in large matrices. The batches, and
+    BLAS's threads within one, are the same whatever ``n_jobs``.
 
     Parameters
     ----------
@@ -79,13 +68,13 @@ def over_batches(
     batches = np.array_split(features, -(-features.size // size)) if features.size else []
     if n_jobs is None or alone or len(batches) <= 1:
         # Threads of BLAS cost more than they save where matrices are small.
-        small = n_jobs is not None and getattr(likelihood, "small_products", False)
-        with threadpool_limits(1, user_api="blas") if small else nullcontext():
+        small = not alone or getattr(likelihood, "small_products", False)
+        with one_blas_thread(0 if small else LARGE):
             for batch in batches:
                 function(batch)
         return
     with (
-        threadpool_limits(1, user_api="blas"),
+        one_blas_thread(),
         ThreadPoolExecutor(min(n_jobs, SHARES, len(batches)), "flashmm") as pool,
     ):
         futures = [pool.submit(function, batch) for batch in batches]
@@ -127,13 +116,15 @@ def maximise_in_batches(
         np.full(m, Status.RUNNING, dtype=np.int8),
     )
 
+    # A fine grid has what a second start would find but for negative variances.
+    seen = space.name == "psd" and landscape is not None and landscape.make_fine is not None
     stages = (solver,) if fallback is None else (solver, fallback)
 
     def fit(batch: IntArray) -> None:
         part = maximise_in_stages(
             likelihood, space, stages, theta0[batch], batch, max_iter=max_iter
         )
-        if again_from is not None:
+        if again_from is not None and not seen:
             part = searched_again(
                 likelihood, space, stages, part, batch, again_from[batch], max_iter=max_iter
             )

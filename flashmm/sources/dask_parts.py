@@ -12,23 +12,18 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from threadpoolctl import threadpool_limits
 
+from flashmm.arrays.blas import one_blas_thread
 from flashmm.arrays.sparse import UnsoundMatrixError
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.sources.dask_arrays import DaskReader, joined_chunks
 from flashmm.sources.memory import array_reader, sparse_reader
-from flashmm.sources.pieces import DenseReader
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.sources.source import Source
-
-    IntArray = NDArray[np.intp]
+from flashmm.sources.readers import DenseReader
+from flashmm.sources.source import Source
 
 __all__ = ["Part", "computed", "fold", "in_parts", "parts_of", "shared"]
 
@@ -43,8 +38,8 @@ class _Samples:
 
     n: int
     position: IntArray | None
-    size_factors: NDArray[np.float64] | None
-    offset: NDArray[np.float64] | None
+    size_factors: FloatArray | None
+    offset: FloatArray | None
     sample_names: Sequence[object] | None
     block: int
 
@@ -233,7 +228,7 @@ def computed(
         # when a worker is lost: there is nothing else to do about its size.
         warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
         stack.enter_context(dask.config.set(settings))
-        stack.enter_context(threadpool_limits(1, user_api="blas"))
+        stack.enter_context(one_blas_thread())
         if progress and sys.stderr.isatty():
             stack.enter_context(ProgressBar(out=sys.stderr))
         result: tuple[Any, ...] = dask.compute(*values)

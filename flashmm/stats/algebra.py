@@ -10,23 +10,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
+from flashmm.arrays.types import BoolArray, IntArray
 from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, listing, nearest
+from flashmm.stats.fields import AnySums, GroupSums, Sums
 from flashmm.stats.root import combine_roots, near_collinear, restrict_root, root_of_parts
 from flashmm.stats.shifts import combine_shifts
-from flashmm.stats.sums import AnySums, GroupSums, Sums
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    IntArray = NDArray[np.intp]
 
 __all__ = [
     "Features",
@@ -343,7 +340,7 @@ def _only_counted(term: RandomTerm) -> bool:
     return re.fullmatch(r"Z\d+", term.name) is not None and term.levels == counted
 
 
-def without_levels(structure: CovarianceStructure, gone: NDArray[np.bool_]) -> CovarianceStructure:
+def without_levels(structure: CovarianceStructure, gone: BoolArray) -> CovarianceStructure:
     """The structure without the levels all of whose columns are ``gone``."""
     terms = []
     for term, start in zip(structure.terms, structure.offsets, strict=False):

@@ -10,20 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.compact import CompactMatrix, Layer, LayeredMatrix, compacted, layers_of
-from flashmm.sources.source import Block, per_element
+from flashmm.sources import Block
+from flashmm.sources.source import per_element
 from flashmm.sources.transforms import with_data
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = [
     "BlockSums",

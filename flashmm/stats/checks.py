@@ -13,6 +13,9 @@ from flashmm.exceptions import InputError, listing
 
 __all__ = ["check_shapes", "sample_count", "shared_labels"]
 
+# Columns of Z up to which Z'Z is compared with its transpose as a dense matrix, which is faster.
+_DENSE = 200
+
 
 def sample_count(n: Any) -> int:
     """The number of samples as an int, if it is a whole number."""
@@ -64,7 +67,11 @@ def check_shapes(fields: dict[str, Any], p: int, q: int, m: int) -> None:
         raise InputError("ZZ holds missing or infinite values.")
     for name, gram in (("XX", fields["XX"]), ("ZZ", fields["ZZ"])):
         length = np.sqrt(np.abs(gram.diagonal()))
-        difference = sp.coo_array(gram - gram.T)
-        row, column = difference.row, difference.col
-        if (np.abs(difference.data) > 1e-8 * length[row] * length[column]).any():
+        if sp.issparse(gram) and q > _DENSE:
+            difference = sp.coo_array(gram - gram.T)
+            apart, scale = difference.data, length[difference.row] * length[difference.col]
+        else:
+            dense = gram.toarray() if sp.issparse(gram) else gram
+            apart, scale = dense - dense.T, length[:, None] * length
+        if (np.abs(apart) > 1e-8 * scale).any():
             raise InputError(f"{name} is not symmetric; it must be {name[0]}'{name[0]}.")

@@ -12,7 +12,7 @@ import pandas as pd
 from flashmm.arrays.labels import as_pandas, by_name
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.stats.algebra import column_positions, merged_groups
-from flashmm.stats.sums import AnySums, GroupSums, Sums
+from flashmm.stats.fields import AnySums, GroupSums, Sums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.design import Design
 from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
 from flashmm.sources import Block, Source
 from flashmm.sources.beside import Beside
-from flashmm.sources.pieces import BLOCK_BYTES
+from flashmm.sources.readers import BLOCK_BYTES
 from flashmm.sources.scans import missing_values
 from flashmm.stats.block_sums import BlockSums, design_columns
+from flashmm.stats.fields import Shift
+from flashmm.stats.from_source import design_products, first_sums, second_sums, statistics_of
 from flashmm.stats.grouping import Grouping, refuse_own_groups
 from flashmm.stats.own_designs import (
     DesignSums,
@@ -30,15 +33,6 @@ from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.shifts import CANCELLATION
 from flashmm.stats.streaming import passing, suitable_block_bytes
 from flashmm.stats.summary_stats import SummaryStats
-from flashmm.stats.summing import design_products, first_sums, second_sums, statistics_of
-from flashmm.stats.sums import Shift
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["OwnTables", "sum_by_pattern", "sum_own_rows"]
 
@@ -321,6 +315,7 @@ class _OwnSums:
             self._all.append(products)
         return products
 
+    @np.errstate(over="ignore", invalid="ignore")  # sums that are not finite get a verdict
     def add(self, block: Block) -> None:
         """Add a block."""
         slots = np.arange(self.source.m)[block.features]

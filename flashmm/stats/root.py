@@ -9,17 +9,11 @@ decomposition, R'R = X'X, has the condition number of X itself (Golub & Van Loan
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.stats.sums import Sums
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.stats.fields import Sums
 
 __all__ = [
     "combine_roots",

@@ -9,21 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.sources import Block
 from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums
-from flashmm.stats.sums import AnySums, Shift, Sums
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.sources import Block
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+from flashmm.stats.fields import AnySums, Shift, Sums
 
 __all__ = [
     "cancelling",
@@ -164,7 +158,7 @@ def _positions(features: slice | IntArray) -> IntArray:
     return features
 
 
-def _move(stats: Sums, features: NDArray[np.intp], a: FloatArray) -> Shift:
+def _move(stats: Sums, features: IntArray, a: FloatArray) -> Shift:
     """The sums of y - X a for some features, from whatever shift the statistics carry."""
     XY, ZY, yy, own = stats.centred()
     delta = a - own[:, features]

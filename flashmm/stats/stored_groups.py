@@ -9,7 +9,7 @@ import scipy.sparse as sp
 
 from flashmm.exceptions import InputError
 from flashmm.stats.algebra import column_positions, without_levels
-from flashmm.stats.sums import AnySums, GroupSums, Shift, Sums
+from flashmm.stats.fields import AnySums, GroupSums, Shift, Sums
 from flashmm.storage.files import text
 
 if TYPE_CHECKING:

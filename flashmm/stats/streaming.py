@@ -7,23 +7,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.designs.design import Design
 from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
-from flashmm.sources.pieces import BLOCK_BYTES
-from flashmm.sources.portions import portions
+from flashmm.sources.cache_sized import portions
+from flashmm.sources.readers import BLOCK_BYTES
 from flashmm.sources.source import RawBlock, Source
 from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.designs.design import Design
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = [
     "PassSums",
@@ -117,7 +112,7 @@ def sum_source(
     if in_place:
         workers = 1
 
-    def finish(raw: RawBlock) -> tuple[slice | NDArray[np.intp], PassSums]:
+    def finish(raw: RawBlock) -> tuple[slice | IntArray, PassSums]:
         if in_place and isinstance(raw.slots, slice):
             slots = raw.slots
             part = PassSums(total.sums.at(slots), total.totals[slots], total.detected[slots])
@@ -168,7 +163,7 @@ def passing(
     n: int,
     min_count: float | None,
     min_fraction: float | None,
-) -> NDArray[np.intp]:
+) -> IntArray:
     """Positions of the features whose sum and fraction of non-zero samples reach the limits."""
     kept = np.ones(totals.size, dtype=bool)
     if min_count is not None:

@@ -9,9 +9,9 @@ beforehand.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray, namespace, put, take
 from flashmm.likelihood.base import (
@@ -32,13 +32,8 @@ from flashmm.likelihood.bordered.border import (
     traces,
 )
 from flashmm.likelihood.general import GeneralLikelihood, root_and_diagonal, weighted_sum
-from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 from flashmm.likelihood.one_design import OneDesign
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from flashmm.likelihood.projection import Projection
+from flashmm.likelihood.projection import Projection
 
 __all__ = ["BorderedLikelihood", "main_component"]
 
@@ -265,12 +260,6 @@ class BorderedLikelihood(OneDesign):
         """M^-1 u in the rotated basis, and where it could not be had."""
         pieces, _, bad = factorised(self.border, theta)
         return solve(self.border, pieces, take(self._u, features)), bad
-
-    def contrast_moments(
-        self, theta: FloatArray, L: FloatArray, *, adjustment: bool
-    ) -> ContrastMoments:
-        """How the variances of hypotheses L (g, r, p) depend on theta (B, k)."""
-        return contrast_moments(self, theta, L, adjustment=adjustment)
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.arrays.namespaces import namespace, put, take
+from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray, namespace, put, take
 from flashmm.likelihood.base import (
     SINGULAR,
     Evaluation,
@@ -35,6 +34,7 @@ from flashmm.likelihood.elimination.indefinite import (
     eliminate_border_indefinite,
     eliminate_indefinite,
 )
+from flashmm.likelihood.elimination.layout import Layout
 from flashmm.likelihood.elimination.traces import (
     Directions,
     Solved,
@@ -46,13 +46,8 @@ from flashmm.likelihood.elimination.traces import (
     traces,
 )
 from flashmm.likelihood.general import GeneralLikelihood
-from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 from flashmm.likelihood.one_design import OneDesign
 from flashmm.likelihood.projection import DENSE_LIMIT
-
-if TYPE_CHECKING:
-    from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood.elimination.layout import Layout
 
 __all__ = ["BlockedLikelihood"]
 
@@ -281,12 +276,6 @@ class BlockedLikelihood(OneDesign):
             if errors is not None:
                 put(errors, bad, exact.se)
         return RandomEffects(blup, errors)
-
-    def contrast_moments(
-        self, theta: FloatArray, L: FloatArray, *, adjustment: bool
-    ) -> ContrastMoments:
-        """How the variances of hypotheses L (g, r, p) depend on theta (B, k)."""
-        return contrast_moments(self, theta, L, adjustment=adjustment)
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""

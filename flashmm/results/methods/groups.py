@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from flashmm.arrays.blas import hold_methods
 from flashmm.results import flip_tests, influence
 from flashmm.results.fitted import OfFittedModel
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["GroupMethods"]
 
 
+@hold_methods
 class GroupMethods(OfFittedModel):
     """What groups of samples do to a fit; part of `MultiLMMResults`."""
 

@@ -1,0 +1,464 @@
+"""The grammar of random effects: lme4 bars and FLASHMM formulas, text to terms.
+
+Nothing here looks at data. formulaic's tokenizer (not public; its minor version is pinned)
+splits the text, so backticks, quotes and function calls mean here what they mean there.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+from formulaic import Formula, SimpleFormula
+from formulaic.errors import FormulaicError
+from formulaic.parser.algos.tokenize import tokenize
+from formulaic.parser.types import Token
+
+from flashmm.exceptions import InputError
+from flashmm.formulas.calls import refuse_powers, with_powers
+
+__all__ = ["BarTerm", "PlainTerm", "parse_formula", "parse_random", "quote_name", "terms_text"]
+
+# Covariance wrappers of lme4 and glmmTMB that have no meaning here.
+_FOREIGN_WRAPPERS = frozenset({"us", "cs", "ar1", "toep", "homdiag", "hetar1", "ou", "exp", "gau"})
+_TIGHT = frozenset({":", "**", "^"})
+
+
+@dataclass(frozen=True)
+class BarTerm:
+    """One ``(effects | group)``, ``||`` and ``/`` already expanded.
+
+    Parameters
+    ----------
+    effects
+        What stands before the bar.
+    group
+        Columns of data whose observed combinations are the levels.
+    covariance
+        ``"full"`` or ``"diagonal"``.
+    source
+        The bar as the user wrote it, for messages.
+    split
+        Whether the term comes from ``||``, which wants one numeric column per term.
+    name
+        Name given by the user; empty for the default.
+    """
+
+    effects: SimpleFormula
+    group: tuple[str, ...]
+    covariance: Literal["full", "diagonal"]
+    source: str
+    split: bool = False
+    name: str = ""
+
+    @property
+    def group_text(self) -> str:
+        """The grouping factor: ``batch:cask``."""
+        return ":".join(self.group)
+
+    @property
+    def effects_text(self) -> str:
+        """The effects with the intercept spelt out: ``1 + x`` or ``0 + x``."""
+        return terms_text(self.effects)
+
+    @property
+    def text(self) -> str:
+        """Canonical form: ``(1 + x | batch:cask)``."""
+        wrapper = "diag" if self.covariance == "diagonal" else ""
+        group = ":".join(quote_name(name) for name in self.group)
+        return f"{wrapper}({self.effects_text} | {group})"
+
+
+@dataclass(frozen=True)
+class PlainTerm:
+    """One FLASHMM formula such as ``~ 0 + sam``: a component with independent columns.
+
+    Parameters
+    ----------
+    formula
+        The parsed formula.
+    source
+        Its canonical text, without the ``~``.
+    name
+        Name given by the user; empty for the default.
+    """
+
+    formula: SimpleFormula
+    source: str
+    name: str = ""
+
+    @property
+    def text(self) -> str:
+        """Canonical form: ``~ 0 + sam``."""
+        return f"~ {self.source}"
+
+
+def quote_name(name: str) -> str:
+    """Put a column name in backticks where a formula needs them."""
+    return name if re.fullmatch(r"[^\W\d][\w.]*", name) else f"`{name}`"
+
+
+def terms_text(formula: SimpleFormula) -> str:
+    """Write a parsed formula as text, the intercept always spelt out."""
+    terms = [term for term in formula if term.degree > 0]
+    start = "1" if len(terms) < len(formula) else "0"
+    return " + ".join([start, *(":".join(map(_factor_text, t.factors)) for t in terms)])
+
+
+def _factor_text(factor: Any) -> str:
+    method = factor.eval_method.value
+    if method == "lookup":
+        return quote_name(factor.expr)
+    if method == "python":
+        try:
+            named = re.sub("`[^`]*`", "_", factor.expr)
+            call = isinstance(ast.parse(named, mode="eval").body, ast.Call)
+        except SyntaxError:
+            call = True
+        return factor.expr if call else f"{{{factor.expr}}}"
+    return str(factor.expr)
+
+
+def _tokens(text: str, source: str) -> list[Token]:
+    try:
+        return list(tokenize(text))
+    except FormulaicError as error:
+        raise InputError(f"{source} cannot be read: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _is_operator(token: Token) -> bool:
+    return token.kind is Token.Kind.OPERATOR
+
+
+def _token_text(token: Token) -> str:
+    opening = token.source[token.source_start] if token.source is not None else ""
+    if token.kind is Token.Kind.NAME:
+        return quote_name(token.token)
+    if token.kind is Token.Kind.PYTHON and opening == "{":
+        return f"{{{token.token}}}"
+    if _is_operator(token) and opening == "%":
+        return f"%{token.token}%"
+    return str(token.token)
+
+
+def _render(tokens: list[Token]) -> str:
+    """Tokens as text, spaced like ``0 + log(x) + a:b``."""
+    text = ""
+    for position, token in enumerate(tokens):
+        piece = _token_text(token)
+        if _is_operator(token) and piece not in _TIGHT:
+            piece = f"{piece} " if position == 0 else f" {piece} "
+        elif token.kind is not Token.Kind.OPERATOR and text and text[-1] not in " :^*([)":
+            # Two operands side by side: keep them apart, formulaic says what is wrong.
+            piece = piece if piece in ")]" else f" {piece}"
+        text += piece
+    return re.sub(r"  +", " ", text).strip()
+
+
+def _without_tilde(tokens: list[Token], text: str, argument: str) -> list[Token]:
+    """Remove the leading ``~``; refuse a left-hand side."""
+    if tokens and _is_operator(tokens[0]) and tokens[0].token.startswith("~"):
+        tokens = _trim(tokens, 0, tokens[0].token[1:])
+    if any(_is_operator(token) and "~" in token.token for token in tokens):
+        raise InputError(
+            f"`{argument}` = {text!r} is two-sided. Formulas are one-sided because Y is given "
+            "separately: leave out what stands before `~`."
+        )
+    return tokens
+
+
+def _trim(tokens: list[Token], position: int, operator: str) -> list[Token]:
+    """Replace the operator at a position by a shorter one, or remove it."""
+    old = tokens[position]
+    start = old.source_start + len(old.token) - len(operator)
+    new = Token(
+        operator, kind="operator", source=old.source, source_start=start, source_end=old.source_end
+    )
+    return [*tokens[:position], *([new] if operator else []), *tokens[position + 1 :]]
+
+
+def parse_formula(
+    formula: str | SimpleFormula, argument: str
+) -> tuple[SimpleFormula, str, list[BarTerm]]:
+    """Split a one-sided formula into its plain part and its bars.
+
+    Parameters
+    ----------
+    formula
+        Text, with or without ``~``, or a formulaic formula.
+    argument
+        Name of the argument it came from, for messages.
+
+    Returns
+    -------
+    plain
+        The part without bars; ``1`` when there is nothing but bars.
+    text
+        The plain part as canonical text, without ``~``; empty when there is nothing but bars.
+    bars
+        The bars in order, ``||`` and ``/`` expanded.
+
+    Raises
+    ------
+    InputError
+        If the formula is two-sided or cannot be read.
+    """
+    if isinstance(formula, SimpleFormula):
+        refuse_powers(formula, f"`{argument}`")
+        return formula, terms_text(formula).removeprefix("1 + "), []
+    if isinstance(formula, Formula):
+        raise InputError(
+            f"`{argument}` is a formula with several parts. Formulas are one-sided because Y is "
+            "given separately: pass Formula('~ ...')."
+        )
+    if not isinstance(formula, str):
+        raise InputError(
+            f"`{argument}` must be a formula such as '~ x + (1 | g)', not {type(formula).__name__}."
+        )
+    source = f"`{argument}` = {formula!r}"
+    tokens = _without_tilde(_tokens(formula, source), formula, argument)
+    kept, groups = _split_bars(tokens, source)
+    bars = [bar for group, wrapped in groups for bar in _expand_bar(group, wrapped, source)]
+    return _parse_plain(_render(kept) or "1", source), _render(kept), bars
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Formula:
+    """A formula of formulaic, which nobody changes."""
+    return Formula(text)
+
+
+def _parse_plain(text: str, source: str) -> SimpleFormula:
+    text = with_powers(text, _tokens(text, source), source)
+    try:
+        parsed = _parsed(text)
+    except SyntaxError as error:
+        raise InputError(f"{source} cannot be read: {error.msg} in {error.text!r}.") from error
+    except FormulaicError as error:
+        if re.search(r"(^|[\s+(])\.($|[\s+)])", text):
+            raise InputError(f"{source}: `.` is not supported; name the columns.") from error
+        raise InputError(f"{source} cannot be read: {_first_line(error)}") from error
+    if not isinstance(parsed, SimpleFormula):
+        raise InputError(f"{source} cannot be read: it has more than one part.")
+    return parsed
+
+
+def _split_bars(
+    tokens: list[Token], source: str
+) -> tuple[list[Token], list[tuple[list[Token], bool]]]:
+    """Take the top-level bars out; each is (the tokens inside, whether diag wraps them)."""
+    kept: list[Token] = []
+    groups: list[tuple[list[Token], bool]] = []
+    position, after_bar = 0, False
+    while position < len(tokens):
+        token = tokens[position]
+        end, inside, diagonal = position + 1, None, False
+        if token.kind is Token.Kind.CONTEXT:
+            end = _closing(tokens, position, source)
+            inside = tokens[position + 1 : end - 1]
+        elif token.kind is Token.Kind.PYTHON:
+            inside, diagonal = _wrapped_bar(token, source)
+        if inside is not None and _bars_at_top(inside):
+            if kept and kept[-1].token == "diag" and end > position + 1:
+                # `diag (x | g)`: with a space the tokenizer sees no call.
+                kept, diagonal = kept[:-1], True
+            if after_bar or (kept and not (_is_operator(kept[-1]) and kept[-1].token[-1] == "+")):
+                raise InputError(f"{source}: write `+` before ({_render(inside)}).")
+            kept = _trim(kept, len(kept) - 1, kept[-1].token[:-1]) if kept else kept
+            groups.append((inside, diagonal))
+            after_bar = True
+        else:
+            _refuse_bars(tokens[position:end], source)
+            if after_bar and not (_is_operator(token) and token.token[0] in "+-"):
+                raise InputError(f"{source}: write `+` after ({_render(groups[-1][0])}).")
+            kept += tokens[position:end]
+            if after_bar and len(kept) == 1 and token.token[0] == "+":
+                kept = _trim(kept, 0, token.token[1:])
+            after_bar = False
+        position = end
+    if groups and _is_operator(tokens[-1]):
+        raise InputError(f"{source} ends with {tokens[-1].token!r}.")
+    return kept, groups
+
+
+def _closing(tokens: list[Token], start: int, source: str) -> int:
+    """Position just after the bracket that closes the one at ``start``."""
+    depth = 0
+    for position in range(start, len(tokens)):
+        if tokens[position].kind is Token.Kind.CONTEXT:
+            depth += 1 if tokens[position].token in "([" else -1
+            if depth == 0:
+                return position + 1
+    raise InputError(f"{source} cannot be read: a bracket is not closed or not opened.")
+
+
+def _wrapped_bar(token: Token, source: str) -> tuple[list[Token] | None, bool]:
+    """Read ``diag(x | g)``, which the tokenizer sees as a function call."""
+    match = re.fullmatch(r"(\w+)\s*\((.*)\)", token.token, flags=re.DOTALL)
+    if match is None or match[1] not in {"diag", *_FOREIGN_WRAPPERS} or "|" not in match[2]:
+        return None, False
+    if match[1] != "diag":
+        raise InputError(
+            f"{source}: the covariance {match[1]}(...) is not available. Use (x | g) for "
+            "correlated effects or diag(x | g) for independent ones."
+        )
+    return _tokens(match[2], source), True
+
+
+def _bars_at_top(tokens: list[Token]) -> bool:
+    depth = 0
+    for token in tokens:
+        if token.kind is Token.Kind.CONTEXT:
+            depth += 1 if token.token in "([" else -1
+        elif depth == 0 and _is_operator(token) and "|" in token.token:
+            return True
+    return False
+
+
+def _refuse_bars(tokens: list[Token], source: str) -> None:
+    if any(_is_operator(token) and "|" in token.token for token in tokens):
+        raise InputError(
+            f"{source}: a bar stands outside parentheses or too deep inside them. Write each "
+            "random term as (effects | group), joined with `+`."
+        )
+
+
+def _expand_bar(tokens: list[Token], diagonal: bool, source: str) -> list[BarTerm]:
+    bars = [i for i, token in enumerate(tokens) if _is_operator(token) and "|" in token.token]
+    written = f"({_render(tokens)})"
+    # `||-x` and the like reach us as one operator token.
+    operator = tokens[bars[0]].token
+    if len(bars) != 1 or operator not in {"|", "||"} or (diagonal and operator == "||"):
+        raise InputError(f"{source}: {written} must hold one bar: (effects | group).")
+    text = _render(tokens[: bars[0]])
+    if not text:
+        raise InputError(f"{source}: {written} has no effects. Write (1 | group).")
+    effects = _parse_plain(text, source)
+    if len(effects) == 0:
+        raise InputError(f"{source}: {written} has no effects left. Write (1 | group).")
+    groups = _parse_group(tokens[bars[0] + 1 :], written, source)
+    if operator == "|":
+        parts = [(effects, False)]
+    else:
+        parts = [(SimpleFormula([term]), term.degree > 0) for term in effects]
+    label = f"diag{written}" if diagonal else written
+    return [
+        BarTerm(part, group, "diagonal" if diagonal else "full", label, split)
+        for group in groups
+        for part, split in parts
+    ]
+
+
+def _parse_group(tokens: list[Token], written: str, source: str) -> list[tuple[str, ...]]:
+    """Read ``a:b/c`` as [(a, b), (a, b, c)]."""
+    names, operators = tokens[::2], tokens[1::2]
+    if (
+        len(tokens) % 2 == 0
+        or any(token.kind is not Token.Kind.NAME for token in names)
+        or any(token.token not in {":", "/"} or not _is_operator(token) for token in operators)
+    ):
+        raise InputError(
+            f"{source}: the group in {written} must be column names joined with `:` or `/`. "
+            "For crossed factors write (1 | a) + (1 | b); store a computed group as a column "
+            "of data first."
+        )
+    groups: list[tuple[str, ...]] = []
+    current: tuple[str, ...] = (names[0].token,)
+    for operator, name in zip(operators, names[1:], strict=True):
+        if operator.token == "/":
+            groups.append(current)
+        current = (*current, name.token)
+    for group in (*groups, current):
+        if len(set(group)) < len(group):
+            raise InputError(f"{source}: the group in {written} names a column twice.")
+    return [*groups, current]
+
+
+def parse_random(random: object) -> list[BarTerm | PlainTerm]:
+    """Read the `random` argument: a formula, a list of formulas or a dict name -> formula.
+
+    Parameters
+    ----------
+    random
+        See `flashmm.formulas.build.build_design`.
+
+    Returns
+    -------
+    terms
+        One entry per random term, in order.
+
+    Raises
+    ------
+    InputError
+        If an entry cannot be read.
+    """
+    if isinstance(random, Mapping):
+        terms: list[BarTerm | PlainTerm] = []
+        for key, value in random.items():
+            if not isinstance(key, str) or not key:
+                raise InputError(f"`random` has the key {key!r}; component names are strings.")
+            terms += _named(key, _parse_entry(value, f"random[{key!r}]"))
+        return terms
+    if isinstance(random, list | tuple):
+        return [
+            term
+            for position, value in enumerate(random)
+            for term in _parse_entry(value, f"random[{position}]")
+        ]
+    if isinstance(random, str) and random.replace(" ", "") in ("", "~", "0", "~0"):
+        return []
+    return _parse_entry(random, "random")
+
+
+def _named(name: str, terms: list[BarTerm | PlainTerm]) -> list[BarTerm | PlainTerm]:
+    """Name a component; the parts of ``(1 | a/b)`` become ``name.a`` and ``name.a:b``."""
+    if len(terms) == 1:
+        return [replace(terms[0], name=name)]
+    bars = [term for term in terms if isinstance(term, BarTerm)]
+    groups = [bar.group_text for bar in bars]
+    return [
+        replace(
+            bar,
+            name=f"{name}.{bar.group_text}"
+            if groups.count(bar.group_text) == 1 or bar.effects_text == "1"
+            else f"{name}.{bar.group_text}[{bar.effects_text.removeprefix('0 + ')}]",
+        )
+        for bar in bars
+    ]
+
+
+def _parse_entry(value: object, argument: str) -> list[BarTerm | PlainTerm]:
+    if not isinstance(value, str | Formula):
+        raise InputError(
+            f"`{argument}` must be a formula such as '(1 | g)' or '~ 0 + g', "
+            f"not {type(value).__name__}."
+        )
+    plain, text, bars = parse_formula(value, argument)
+    if bars and text:
+        raise InputError(
+            f"`{argument}` = {value!r} mixes bars with {text!r}. Fixed effects belong in `fixed`; "
+            "pass a list to combine bars with a FLASHMM formula."
+        )
+    if bars:
+        return list(bars)
+    if not text or all(t.degree == 0 for t in plain):
+        raise InputError(
+            f"`{argument}` = {str(value)!r} has no random effects. Write '(1 | group)'."
+        )
+    if any(t.degree == 0 for t in plain):
+        # With an intercept a factor would lose its first level, and the rest would differ from it.
+        shown = text.removeprefix("1 + ")
+        raise InputError(
+            f"`{argument}` = {str(value)!r} is ambiguous: it has an intercept. Write "
+            f"'(1 | {shown})' for a random intercept per level, or '~ 0 + {shown}' for one "
+            "component with independent columns."
+        )
+    return [PlainTerm(plain, text)]
