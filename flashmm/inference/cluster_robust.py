@@ -14,16 +14,12 @@ Gram matrix of [X_i, Z_i] gives, as it gives Q_i'X_i, Q_i'Z_i and Q_i'y_i.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.designs.design import CovarianceStructure
-
-    FloatArray = NDArray[np.float64]
+from flashmm.arrays.types import FloatArray
+from flashmm.designs.design import CovarianceStructure
 
 __all__ = [
     "KINDS",

@@ -11,16 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray
 from flashmm.inference.cluster_robust import Scores, root
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["Contributions", "Flipped", "contributions", "flip_tests", "sign_flips"]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from flashmm.arrays.blas import one_blas_thread
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError, check_option, listing
 from flashmm.inference.cluster_robust import (
     KINDS,
@@ -22,16 +23,9 @@ from flashmm.inference.cluster_robust import (
     robust_f,
     robust_t,
 )
+from flashmm.results.fitted import FittedModel
+from flashmm.stats.fields import GroupSums, Sums
 from flashmm.stats.groups import grouped_by, known_groups, shared_columns
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.results.fitted import FittedModel
-    from flashmm.stats.fields import GroupSums, Sums
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["MODEL", "Clusters", "Sandwich", "clusters_of", "sandwich_of"]
 

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError
 from flashmm.inference.cluster_robust import scores
 from flashmm.inference.sign_flips import Contributions, contributions, flip_tests, sign_flips
 from flashmm.inference.statistics import resolve_alternative
-from flashmm.results.cluster_robust import clusters_of
+from flashmm.results.cluster_robust import Clusters, clusters_of
 from flashmm.results.contrast_results import FeatureTests
 from flashmm.results.estimability import estimable_contrasts
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    from flashmm.results.cluster_robust import Clusters
-    from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+from flashmm.results.fitted import FittedModel
 
 __all__ = ["FlipTestResults", "flip_test"]
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import ConvergenceWarning, InputError, listing, warn
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.multiplicity import adjust_pvalues
@@ -22,12 +24,6 @@ from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.algebra import without_groups
 from flashmm.stats.groups import grouped_by, known_groups
 from flashmm.stats.summary_stats import SummaryStats
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["Influence", "influence"]
 

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from flashmm.arrays.labels import as_pandas, by_name
+from flashmm.arrays.types import IntArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.stats.algebra import column_positions, merged_groups
 from flashmm.stats.fields import AnySums, GroupSums, Sums
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.designs.design import CovarianceStructure
-
-    IntArray = NDArray[np.intp]
 
 __all__ = ["group_positions", "grouped_by", "known_groups", "shared_columns"]
 

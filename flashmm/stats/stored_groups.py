@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+import xarray as xr
+from numpy.typing import NDArray
 
 from flashmm.exceptions import InputError
 from flashmm.stats.algebra import column_positions, without_levels
 from flashmm.stats.fields import AnySums, GroupSums, Shift, Sums
 from flashmm.storage.files import text
-
-if TYPE_CHECKING:
-    import xarray as xr
-    from numpy.typing import NDArray
 
 __all__ = ["groups_from_dataset", "groups_to_variables"]
 

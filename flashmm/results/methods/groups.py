@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from flashmm.arrays.blas import hold_methods
 from flashmm.results import flip_tests, influence
 from flashmm.results.fitted import OfFittedModel
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from flashmm.results.flip_tests import FlipTestResults
-    from flashmm.results.influence import Influence
+from flashmm.results.flip_tests import FlipTestResults
+from flashmm.results.influence import Influence
 
 __all__ = ["GroupMethods"]
 
