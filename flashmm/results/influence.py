@@ -222,7 +222,7 @@ class Influence:
     >>> found
     <Influence: 3 features x 8 groups of 'g', exact refits>
     >>> found.cooks_distance.idxmax(axis=1).tolist()
-    ['d', 'c', 'b']
+    ['c', 'd', 'h']
     """
 
     def __init__(
@@ -355,8 +355,8 @@ class Influence:
         >>> model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=Y, sums_by="g")
         >>> found = model.fit(parameter_space="psd").influence()
         >>> found.hits("x")[["n", "hits", "without", "lost", "gained"]].head(2).to_dict("index")
-        {'d': {'n': 5, 'hits': 2, 'without': 2, 'lost': 1, 'gained': 1}, \
-'a': {'n': 5, 'hits': 2, 'without': 2, 'lost': 0, 'gained': 0}}
+        {'a': {'n': 5, 'hits': 3, 'without': 1, 'lost': 2, 'gained': 0}, \
+'b': {'n': 5, 'hits': 3, 'without': 1, 'lost': 2, 'gained': 0}}
         """
         check_alpha(alpha)
         tests = self.t_test(contrast, alternative=alternative, df=df)

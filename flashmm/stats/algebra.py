@@ -208,12 +208,17 @@ def _chosen(
     return tuple(groups.labels[i] for i in positions), tuple(groups.parts[i] for i in positions)
 
 
-def _columns_of(parts: Sequence[Sums], structure: CovarianceStructure) -> NDArray[np.bool_]:
-    """Which columns of Z some of the parts have, shape (q,)."""
-    present = np.zeros(structure.q, dtype=bool)
+def _columns_of(parts: Sequence[Sums], structure: CovarianceStructure) -> BoolArray:
+    """Which columns of Z are of levels that some of the parts have, shape (q,)."""
+    known: dict[str, set[str]] = {term.name: set() for term in structure.terms}
     for part in parts:
-        present[column_positions(structure, part.structure)] = True
-    return present
+        for term in part.structure.terms:
+            known[term.name].update(term.levels)
+    present = [
+        np.repeat([level in known[term.name] for level in term.levels], len(term.effects))
+        for term in structure.terms
+    ]
+    return np.concatenate(present).astype(bool)
 
 
 def _total(parts: Sequence[Sums], structure: CovarianceStructure) -> Sums:
