@@ -13,19 +13,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.inference.draws import FeatureStreams, Sampler
 from flashmm.likelihood.own_rows.elimination import covariance_of_blocks
 from flashmm.likelihood.own_rows.layout import OwnLayout, find_layout
 from flashmm.stats.fields import Shift
 from flashmm.stats.own_rows import PatternedStats
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.stats.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["OwnSampler", "sampler_of"]
 

@@ -6,11 +6,12 @@ The numbers are those of `flashmm.inference.integrated`.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError, SlowWarning, warn
 from flashmm.inference.degrees_of_freedom import INTEGRATED
 from flashmm.inference.integrated.integration import (
@@ -21,21 +22,17 @@ from flashmm.inference.integrated.integration import (
     learn,
 )
 from flashmm.inference.integrated.own_rows import OwnPart
-from flashmm.inference.statistics import check_alpha
+from flashmm.inference.statistics import Alternative, check_alpha
 from flashmm.inference.variance_fractions import component_weights
 from flashmm.likelihood import PatternedProjection, project
 from flashmm.likelihood.own_rows.own_rows import OwnRowsLikelihood
 from flashmm.likelihood.own_rows.stacked_designs import StackedProjection
 from flashmm.results.contrast_results import FTestResults, TTestResults
+from flashmm.results.estimability import EstimableContrasts, Hypothesis
+from flashmm.results.fitted import FittedModel
 from flashmm.results.moderation import feature_means, trend_values
 from flashmm.results.ratio_prior import RatioPrior, prior_of
 from flashmm.stats.own_rows import PatternedStats
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.inference.statistics import Alternative
-    from flashmm.results.estimability import EstimableContrasts, Hypothesis
-    from flashmm.results.fitted import FittedModel
 
 __all__ = [
     "default_ratio_prior",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from flashmm.arrays.types import IntArray
 from flashmm.exceptions import (
     ConvergenceWarning,
     InputError,
@@ -28,15 +29,12 @@ from flashmm.inference.variance_tests import (
     zero_hypotheses,
 )
 from flashmm.likelihood import Projection
+from flashmm.results.fitted import FittedModel
 from flashmm.results.refit import refit
 from flashmm.solvers import FisherScoring
 from flashmm.solvers.space import make_space
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import IntArray
-    from flashmm.results.fitted import FittedModel
 
 __all__ = ["exact_null", "gain", "maximiser", "variance_test"]
 

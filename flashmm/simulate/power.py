@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from flashmm.arrays.labels import by_name
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.formulas.build import build_design
 from flashmm.inference.draws import FeatureStreams, Sampler
@@ -19,9 +20,6 @@ from flashmm.results.refit import Progress, replicate_fits
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.from_source import design_products
 from flashmm.stats.summary_stats import SummaryStats
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
 
 __all__ = ["power"]
 

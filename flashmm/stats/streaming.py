@@ -7,20 +7,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.designs.design import Design
 from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
 from flashmm.sources.cache_sized import portions
 from flashmm.sources.readers import BLOCK_BYTES
 from flashmm.sources.source import RawBlock, Source
 from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.designs.design import Design
 
 __all__ = [
     "PassSums",

@@ -6,14 +6,16 @@ and the prior are those of all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from flashmm.arrays.blas import one_blas_thread
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.inference.integrated.grid import RatioGrid, covering_grid
 from flashmm.inference.integrated.mixtures import (
     JointTests,
@@ -33,15 +35,9 @@ from flashmm.inference.integrated.prior import ADDED_FEATURES, learn_weights
 from flashmm.inference.integrated.shared import UNKNOWN, SharedDesign, share_design
 from flashmm.inference.integrated.variances import VarianceSummary, share_summary, variance_summary
 from flashmm.inference.moderation import VariancePrior, variance_prior
+from flashmm.inference.statistics import Alternative
+from flashmm.likelihood.projection import Projection
 from flashmm.solvers.batches import usable_cores
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.inference.statistics import Alternative
-    from flashmm.likelihood.projection import Projection
 
 __all__ = ["Integration", "Part", "grid_of", "integrate", "learn", "within_variance"]
 

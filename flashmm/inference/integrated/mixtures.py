@@ -9,17 +9,14 @@ prior is right.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import special
 
+from flashmm.arrays.types import FloatArray
+from flashmm.inference.integrated.posterior import Posterior
 from flashmm.inference.integrated.student import f_tail, student_cdf, student_density
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
-    from flashmm.inference.integrated.posterior import Posterior
-    from flashmm.inference.statistics import Alternative
+from flashmm.inference.statistics import Alternative
 
 __all__ = ["JointTests", "MixtureTests", "joint_tests", "mixture_limits", "mixture_tests"]
 

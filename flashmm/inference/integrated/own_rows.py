@@ -10,21 +10,16 @@ blocks of one effect, all points are one product: with d_l = z_l'z_l and U_l = z
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
+from flashmm.inference.integrated.grid import RatioGrid
 from flashmm.inference.integrated.shared import UNKNOWN
 from flashmm.likelihood.elimination import small
 from flashmm.likelihood.own_rows import elimination as el
-from flashmm.likelihood.own_rows.own_rows import at_zero_ratios, within_samples
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.inference.integrated.grid import RatioGrid
-    from flashmm.likelihood.own_rows.own_rows import OwnRowsLikelihood
-
+from flashmm.likelihood.own_rows.own_rows import OwnRowsLikelihood, at_zero_ratios, within_samples
 
 __all__ = ["OwnDesigns", "OwnPart"]
 

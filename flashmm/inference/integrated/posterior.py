@@ -10,12 +10,10 @@ and given the ratios sigma2 ~ (d0 s0^2 + Q) / chi2 on n - p + d0 degrees of free
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
+from flashmm.arrays.types import FloatArray
 
 __all__ = ["Posterior", "log_evidence", "posterior", "share_of_prior"]
 

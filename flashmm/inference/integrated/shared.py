@@ -14,18 +14,14 @@ is diagonal in one basis: sums over r eigenvalues.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.linalg
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError
-from flashmm.likelihood.projection import DENSE_LIMIT
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.inference.integrated.grid import Line, RatioGrid
-    from flashmm.likelihood.projection import Projection
+from flashmm.inference.integrated.grid import Line, RatioGrid
+from flashmm.likelihood.projection import DENSE_LIMIT, Projection
 
 __all__ = ["UNKNOWN", "LinearFunctions", "SharedDesign", "Turned", "share_design"]
 

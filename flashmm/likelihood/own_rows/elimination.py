@@ -15,16 +15,13 @@ products of R, of size q w^2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood.base import Forms
 from flashmm.likelihood.elimination import small
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood.own_rows.layout import OwnLayout
+from flashmm.likelihood.own_rows.layout import OwnLayout
 
 __all__ = [
     "Border",

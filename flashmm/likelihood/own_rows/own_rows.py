@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood.base import (
     SINGULAR,
     Evaluation,
     Forms,
+    OfProjection,
     RandomEffects,
     StandardErrorKind,
     assembled,
@@ -27,9 +29,6 @@ from flashmm.likelihood.own_rows import elimination as el
 from flashmm.likelihood.own_rows.layout import OwnLayout
 from flashmm.likelihood.own_rows.stacked import StackedLikelihood
 from flashmm.likelihood.own_rows.stacked_designs import StackedProjection, told_apart
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = [
     "OwnRowsLikelihood",
@@ -48,7 +47,7 @@ _RANK_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
-class OwnRowsLikelihood:
+class OwnRowsLikelihood(OfProjection):
     """REML or ML log-likelihood of features with rows of their own; an `Estimator` by `of`."""
 
     projection: StackedProjection
@@ -56,16 +55,6 @@ class OwnRowsLikelihood:
     layout: OwnLayout
     engine: str = "own rows"
     small_products: bool = True
-
-    @property
-    def m(self) -> int:
-        """Number of features."""
-        return self.projection.m
-
-    @property
-    def n_params(self) -> int:
-        """Number of variance parameters, the residual included."""
-        return len(self.projection.structure.parameters) + 1
 
     @property
     def _width(self) -> int:

@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.base import Forms
 from flashmm.likelihood.design_checks import CONFOUNDED, pairs_of
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.likelihood.own_rows.elimination import Pieces
-    from flashmm.stats.own_designs import DesignSums
-    from flashmm.stats.own_rows import PatternedStats
+from flashmm.likelihood.own_rows.elimination import Pieces
+from flashmm.stats.own_designs import DesignSums
+from flashmm.stats.own_rows import PatternedStats
 
 __all__ = ["DesignStack", "Root", "StackedProjection", "entry_sums", "told_apart", "weight_units"]
 
