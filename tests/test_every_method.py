@@ -40,7 +40,7 @@ CALLS = {
     "variance_test": [{}],
     "t_test": [
         {}, {"df": "residual"}, {"moderated": True}, {"alternative": "greater"},
-        {"df": "integrated"},
+        {"df": "integrated"}, {"margin": 0.3, "null": "outside"},
     ],
     "f_test": [{}, {"df": "residual"}],
     "wald_test": [{}, {"use_f": True}],
@@ -50,6 +50,7 @@ CALLS = {
     "summary": [{}],
     "moderate": [{}],
     "marginal_means": [{"specs": "trt"}],
+    "marginal_slopes": [{"variable": "x", "by": "trt"}],
 }  # fmt: skip
 # Called by themselves below, or not of a fit's features.
 ELSEWHERE = {
@@ -243,6 +244,26 @@ def test_samples_files_and_refits(kind, tmp_path):
     again = type(result).load(tmp_path / "fit.nc")
     assert again.status.tolist() == result.status.tolist()
     pd.testing.assert_frame_equal(again.params, result.params, check_dtype=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contrasts_at_once(kind):
+    """Of tests of every fit: NaN where the tests are, and the same for one feature alone."""
+    result, _, Y = fitted(kind)
+    first, second = result.params.columns[1:3]
+    contrasts = [first, second, f"{first} - {second}"]
+    tests, screen = result.t_test(contrasts), result.f_test(contrasts)
+    lost = np.isnan(tests.pvalue.to_numpy())
+    for method in ("tukey", "mvt", "scheffe", "sidak"):
+        found = tests.simultaneous(method)
+        assert (np.isnan(found["p"].to_numpy()) >= lost).all()
+        if method in ("tukey", "sidak"):
+            assert (np.isnan(found["p"].to_numpy()) == lost).all()
+        for feature in Y.index[:2]:
+            alone = result.t_test(contrasts, features=[feature]).simultaneous(method)
+            same(by_feature(alone, feature), by_feature(found, feature))
+    stages = tests.two_stage(screen, alpha=0.5)
+    assert not stages["rejected"].to_numpy()[lost].any()
 
 
 @pytest.mark.parametrize(

@@ -296,6 +296,7 @@ RESULTS: dict[str, Case] = {
     "fittedvalues": for_some("fittedvalues", data()),
     "icc": for_some("icc"),
     "marginal_means": for_some("marginal_means", "trt"),
+    "marginal_slopes": for_some("marginal_slopes", "x"),
     "of_pattern": lambda r, how: [r.of_pattern(name) for name in how.asked(*SOME)],
     "posterior_variances": for_some("posterior_variances"),
     "ratio_prior": lambda r, how: [
@@ -417,6 +418,11 @@ T_TESTS = {
     **TESTS,
     **of("conf_int", "df", "effect", "sd", "tvalue", "summary_frame"),
     "top_table": lambda t, _: [t.top_table("x"), *(t.top_table("x", style=s) for s in STYLES)],
+    "simultaneous": lambda t, _: [t.simultaneous("mvt"), t.simultaneous("sidak")],
+    "two_stage": lambda t, how: [
+        t.two_stage(t.pvalue["x"].iloc[ORDER]),
+        t.two_stage(fitted(how.kind, how.missing).f_test("x", features=how.asked(*ORDER))),
+    ],
 }
 STYLES = ("scanpy", "pertpy")
 F_TESTS = {**TESTS, **of("df_denom", "df_num", "fvalue")}

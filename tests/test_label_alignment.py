@@ -692,6 +692,22 @@ case(
     FEATURES,
     FEATURES[::-1],
 )
+case(
+    "margin",
+    lambda margin: fitted().t_test(["x", "w"], margin=margin),
+    pd.Series([0.1, 0.3], index=["x", "w"]),
+    pd.Series([0.3, 0.1], index=["w", "x"]),
+    {"w": 0.3, "x": 0.1},
+    xr.DataArray([0.3, 0.1], dims="contrast", coords={"contrast": ["w", "x"]}),
+)
+case(
+    "screen",
+    lambda screen: fitted().t_test(["x", "w"]).two_stage(screen, alpha=0.9),
+    fitted().f_test(["x", "w"]).pvalue["joint"],
+    shuffled(fitted().f_test(["x", "w"]).pvalue["joint"]),
+    shuffled(fitted().f_test(["x", "w"]).pvalue),
+    fitted().f_test(["x", "w"], features=FEATURES[::-1]),
+)
 case("counts of voom", voomed, P.Y.round(), shuffled(P.Y.round(), 1))
 case(
     "factors of voom",
@@ -857,7 +873,16 @@ def test_levels_are_named_by_the_columns_of_z():
 # Parameters of public functions whose values may carry labels: each is in the cases above.
 LABELLED = {
     *("X", "Y", "Z", "adata", "at", "beta", "blocks", "coef_names", "column_means", "components"),
-    *("contrast", "counts", "data", "feature_covariates", "feature_names", "features"),
+    *(
+        "contrast",
+        "counts",
+        "data",
+        "margin",
+        "screen",
+        "feature_covariates",
+        "feature_names",
+        "features",
+    ),
     *("lib_size", "mask_var"),
     *("moderated", "newdata", "norm_factors", "other", "size_factors", "statistic", "stats"),
     *("tests", "theta", "theta0", "trend", "weights"),
@@ -883,7 +908,19 @@ UNLABELLED = {
     *("n_de_genes", "n_genes", "n_jobs", "n_samples", "n_sim", "n_treatments", "names", "null"),
     *("options", "over", "parameter_space", "params", "path", "pattern", "positions", "prior"),
     *("progress", "pvalues", "q", "random", "reference", "rng", "robust", "rows", "scale", "se"),
-    *("samples_nested", "self", "solver", "sort_by", "source", "span", "specs", "style"),
+    *(
+        "interaction",
+        "variable",
+        "within",
+        "samples_nested",
+        "self",
+        "solver",
+        "sort_by",
+        "source",
+        "span",
+        "specs",
+        "style",
+    ),
     *(
         "aliased",
         "rank",
