@@ -111,10 +111,9 @@ class Named:
             "mask": {"features": np.isin(np.arange(ROWS), KEPT)},
         }.get(kind, {})
 
-    def model(self, fixed: str = FIXED) -> Any:
-        model: Any = fm.MultiLMM.from_formula(
-            fixed, RANDOM, data(), self.Y, missing=self.missing, **self.options
-        )
+    def model(self, fixed: str = FIXED, sums_by: str | None = None) -> Any:
+        options = {**self.options, "missing": self.missing, "sums_by": sums_by}
+        model: Any = fm.MultiLMM.from_formula(fixed, RANDOM, data(), self.Y, **options)
         if self.kind == "keep":
             return model.keep(features=KEPT)
         if self.kind == "drop":
@@ -143,6 +142,12 @@ def fit(model: Any, **options: Any) -> Any:
 
 
 @cache
+def grouped(kind: str) -> Any:
+    """A fit that keeps the sums of each level of g."""
+    return fit(named(kind, "raise").model(sums_by="g"))
+
+
+@cache
 def built(kind: str, missing: str, fixed: str = FIXED) -> Any:
     return named(kind, missing).model(fixed)
 
@@ -158,6 +163,9 @@ def fitted(kind: str, missing: str, method: str = "REML", fixed: str = FIXED) ->
 def words(page: Any, name: Any) -> list[str]:
     """The words of a feature's page, without its name."""
     return str(page).replace(f" {name} ", " this ").split()
+
+
+TEST_RESULTS = (fm.TTestResults, fm.FTestResults, fm.FlipTestResults)
 
 
 def plain(found: Any, labels: list[Any]) -> Any:
@@ -185,7 +193,9 @@ def plain(found: Any, labels: list[Any]) -> Any:
         if "feature" in found.coords:
             parts["feature"] = [place[name] for name in np.atleast_1d(found["feature"].to_numpy())]
         return parts
-    if isinstance(found, fm.TTestResults | fm.FTestResults | fm.BootstrapResults):
+    if isinstance(
+        found, fm.TTestResults | fm.FTestResults | fm.BootstrapResults | fm.FlipTestResults
+    ):
         return plain(found.ds, labels)
     if isinstance(found, fm.MultiLMMResults):
         return {"ds": plain(found.ds, labels), "stats": plain(found.stats, labels)}
@@ -269,11 +279,45 @@ def written(result: Any, how: Named) -> Any:
     return {name: np.asarray(target.varm[name]) for name in sorted(target.varm)}
 
 
+def drawn(result: Any, how: Named) -> Any:
+    """Heights of the points of the first panel."""
+    pytest.importorskip("matplotlib").use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    axes = result.plot_residuals(how.names[9], how.Y, data())
+    shown = np.asarray(np.ravel(axes)[0].collections[0].get_offsets())[:, 1]
+    plt.close("all")
+    return shown
+
+
 RESULTS: dict[str, Case] = {
     **of("aic", "bic", "bse", "bse_theta", "converged", "llf", "n_iter", "params", "pvalues"),
-    **of("score", "status", "theta", "tvalues", "random_effects", "conf_int", "to_frame"),
+    **of("score", "status", "theta", "tvalues", "random_effects", "to_frame"),
+    "conf_int": lambda r, how: [
+        r.conf_int(),
+        r.conf_int(method="profile", coefs="x", features=how.asked(*SOME)),
+    ],
     **of("nobs", "df_resid", "moderate", "ds", "stats"),
-    "anova": for_some("anova"),
+    "anova": lambda r, how: [
+        r.anova(features=how.asked(*SOME)),
+        r.anova(type=2, df="normal", features=how.asked(*SOME)),
+    ],
+    "drop1": lambda r, how: [
+        r.drop1(features=how.asked(*SOME)),
+        r.drop1(test="LRT", features=how.asked(*SOME)),
+    ],
+    "ranova": for_some("ranova"),
+    "r_squared": lambda r, how: [
+        r.r_squared(features=how.asked(*SOME)),
+        r.r_squared(by="term", features=how.asked(*SOME)),
+    ],
+    "random_correlations": for_some("random_correlations"),
+    "coef": for_some("coef"),
+    "check_residuals": lambda r, how: [
+        r.check_residuals(how.Y, data(), features=how.asked(*SOME)),
+        r.check_residuals(how.Y, data(), by="trt"),
+    ],
+    "plot_residuals": drawn,
     "blup": for_some("blup", "conditional"),
     "bootstrap": for_some("bootstrap", 3, rng=5),
     "bootstrap_test": lambda r, how: [  # enough replicates to tell null fits apart
@@ -294,8 +338,11 @@ RESULTS: dict[str, Case] = {
     "f_test": for_some("f_test", ["x", "trt[T.b]"]),
     "fim": for_some("fim"),
     "fittedvalues": for_some("fittedvalues", data()),
+    "flip_test": lambda _, how: grouped(how.kind).flip_test("x", features=how.asked(*SOME)),
     "icc": for_some("icc"),
+    "influence": lambda _, how: grouped(how.kind).influence(features=how.asked(*SOME)).ds,
     "marginal_means": for_some("marginal_means", "trt"),
+    "marginal_slopes": for_some("marginal_slopes", "x"),
     "of_pattern": lambda r, how: [r.of_pattern(name) for name in how.asked(*SOME)],
     "posterior_variances": for_some("posterior_variances"),
     "ratio_prior": lambda r, how: [
@@ -309,12 +356,15 @@ RESULTS: dict[str, Case] = {
     "resid": lambda r, how: [
         r.resid(how.Y, data(), features=how.asked(*SOME)),
         r.resid(how.Y, data()),
+        r.resid(how.Y, data(), kind="standardized", features=how.asked(*SOME)),
     ],
     "sel": lambda r, how: [r.sel(name) for name in how.asked(*SOME)],
     "summary": lambda r, how: [words(r.summary(how.names[i]), how.labels[i]) for i in SOME],
     "t_test": lambda r, how: [
         r.t_test("x", features=how.asked(*SOME), moderated=True),
         r.t_test("x", features=how.asked(*SOME), df="kenward-roger"),
+        how.missing == "raise"
+        and grouped(how.kind).t_test("x", features=how.asked(*SOME), cov="CR2"),
     ],
     "to_anndata": written,
     "top_table": for_some("top_table", "x"),
@@ -325,12 +375,12 @@ RESULTS: dict[str, Case] = {
 }
 # A test of their own; no features.
 RESULTS_APART = {"load", "save", "method", "options", "recipe"}
-# These say that they need features with the same samples.
-ONE_DESIGN = {"bootstrap", "bootstrap_test", "draw"}
+# These need sums by group, which such features have not.
+OF_GROUPS = {"flip_test", "influence"}
 
 FEATURE: dict[str, Case] = {
     **of("aic", "bic", "bse", "bse_fe", "bse_re", "bse_theta", "conf_int", "converged"),
-    **of("cov_params", "cov_re", "cov_re_unscaled", "df", "df_resid", "ds", "f_test"),
+    **of("coef", "cov_params", "cov_re", "cov_re_unscaled", "df", "df_resid", "ds", "f_test"),
     **of("fe_params", "llf", "n_iter", "nobs", "normalized_cov_params", "params"),
     **of("pvalues", "random_effects", "random_effects_cov", "ranef", "scale", "status"),
     **of("t_test", "theta", "tvalues", "wald_test"),
@@ -386,10 +436,12 @@ STATS: dict[str, Case] = {
         [(Y, np.ones((N, 1)), np.kron(np.eye(8), np.ones((6, 1)))) for Y in turned(how)]
     ),
     "shift": lambda s, _: None if s.shift is None else s.shift.features,
+    "without": lambda _, how: grouped(how.kind).stats.without("s").ungrouped(),
+    "ungrouped": lambda _, how: grouped(how.kind).stats.take(how.asked(*SOME)).ungrouped(),
 }
 STATS_APART = {
     *("XX_root", "coef_names", "from_design", "load", "log_weights", "m", "p", "q", "save"),
-    *("structure", "numbered", "aliased", "noting"),
+    *("structure", "numbered", "aliased", "noting", "groups", "of_groups", "centred_at"),
 }
 
 PATTERNED: dict[str, Case] = {
@@ -417,10 +469,25 @@ T_TESTS = {
     **TESTS,
     **of("conf_int", "df", "effect", "sd", "tvalue", "summary_frame"),
     "top_table": lambda t, _: [t.top_table("x"), *(t.top_table("x", style=s) for s in STYLES)],
+    "simultaneous": lambda t, _: [t.simultaneous("mvt"), t.simultaneous("sidak")],
+    "two_stage": lambda t, how: [
+        t.two_stage(t.pvalue["x"].iloc[ORDER]),
+        t.two_stage(fitted(how.kind, how.missing).f_test("x", features=how.asked(*ORDER))),
+    ],
 }
 STYLES = ("scanpy", "pertpy")
 F_TESTS = {**TESTS, **of("df_denom", "df_num", "fvalue")}
 TESTS_APART = {"columns", "contrasts", "statistic"}
+
+FLIPS = {**TESTS, **of("effect", "tvalue", "pvalue_fwer")}
+INFLUENCE: dict[str, Case] = {
+    **of("cooks_distance", "dfbetas", "summary"),
+    "t_test": lambda i, _: i.t_test("x"),
+    "hits": lambda i, how: [
+        how.labels.index(name) for name in i.hits("x", adjust="none")["largest_change"]
+    ],
+}
+INFLUENCE_APART = {"groups", "plot"}
 
 BOOTSTRAP = of("bias", "conf_int", "estimate", "n_failed", "replicates", "se")
 
@@ -441,6 +508,11 @@ MODEL: dict[str, Case] = {
         fit(m, theta0=fitted(how.kind, how.missing).theta.iloc[ORDER], max_iter=1),
     ],
     "from_formula": lambda m, _: m,
+    "loglike": lambda m, how: [
+        m.loglike(fitted(how.kind, how.missing)),
+        m.loglike(fitted(how.kind, how.missing).theta.iloc[ORDER], method="ML"),
+    ],
+    "score": lambda m, how: m.score(2.0 * fitted(how.kind, how.missing).theta.iloc[ORDER]),
     "from_arrays": lambda _, how: fm.MultiLMM.from_arrays(
         values(how.missing),
         *(np.column_stack([np.ones(N), data()["x"]]), np.kron(np.eye(8), np.ones((6, 1)))),
@@ -460,6 +532,8 @@ EVERY = {
     fm.TTestResults: (T_TESTS, TESTS_APART),
     fm.FTestResults: (F_TESTS, TESTS_APART),
     fm.BootstrapResults: (BOOTSTRAP, set()),
+    fm.FlipTestResults: (FLIPS, TESTS_APART),
+    fm.Influence: (INFLUENCE, INFLUENCE_APART),
 }
 
 
@@ -467,6 +541,10 @@ def owners(owner: type, kind: str, missing: str) -> list[Any]:
     """The objects of a class that the methods are called on."""
     if owner is fm.MultiLMM:
         return [built(kind, missing)]
+    if owner is fm.FlipTestResults:
+        return [grouped(kind).flip_test("x")]
+    if owner is fm.Influence:
+        return [grouped(kind).influence()]
     result = fitted(kind, missing)
     if owner is fm.FeatureResults:
         return [result.sel(name) for name in named(kind, missing).asked(0, *SOME)]
@@ -497,9 +575,9 @@ CASES = [
     for missing in MISSING
     for kind in kinds(owner, method)
     if not (owner is fm.PatternedStats and missing == "raise")
+    and not (owner in (fm.FlipTestResults, fm.Influence) and missing == "feature")
     and not (owner is fm.SummaryStats and missing == "feature")
-    and not (owner is fm.BootstrapResults and missing == "feature")
-    and not (owner is fm.MultiLMMResults and missing == "feature" and method in ONE_DESIGN)
+    and not (owner is fm.MultiLMMResults and missing == "feature" and method in OF_GROUPS)
 ]
 
 
@@ -548,9 +626,9 @@ def test_the_same_numbers_from_a_file(tmp_path, kind, missing):
             np.testing.assert_allclose(some.to_numpy(), expected.to_numpy())
 
 
-@pytest.mark.parametrize("method", sorted(ONE_DESIGN))
+@pytest.mark.parametrize("method", ["bootstrap", "bootstrap_test", "draw"])
 @pytest.mark.parametrize("kind", ["permuted", "ids"])
-def test_one_pattern_does_what_needs_one_design(method, kind):
+def test_one_pattern_is_simulated_as_one_design(method, kind):
     how = named(kind, "feature")
     args = ("x",) if method == "bootstrap_test" else (2,)
     found, right = (
@@ -561,8 +639,6 @@ def test_one_pattern_does_what_needs_one_design(method, kind):
         )
     )
     assert_same(plain(found, how.labels), plain(right, TEXT))
-    with pytest.raises(InputError, match="same samples"):
-        RESULTS[method](fitted(kind, "feature"), how)
 
 
 @pytest.mark.parametrize("kind", ["text numbers", "permuted", "ids"])

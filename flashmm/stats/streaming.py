@@ -104,14 +104,24 @@ def sum_source(
     groups = 0 if columns.parts.grouped is None else columns.parts.grouped.count
 
     def zeros(m: int) -> PassSums:
-        p, q = columns.X.shape[1], columns.Z.shape[1]
-        sums = BlockSums(np.zeros((p, m)), np.zeros((q, m)), np.zeros(m))
-        return PassSums(sums, np.zeros(m), np.zeros(m))
+        return PassSums(BlockSums.zeros(columns, m), np.zeros(m), np.zeros(m))
+
+    total = zeros(source.m)
+    # The sums of many groups are large: blocks add to them where they are.
+    in_place = columns.by_group is not None
+    if in_place:
+        workers = 1
 
     def finish(raw: RawBlock) -> tuple[slice | IntArray, PassSums]:
-        part = zeros(np.arange(source.m)[raw.slots].size)
+        if in_place and isinstance(raw.slots, slice):
+            slots = raw.slots
+            part = PassSums(total.sums.at(slots), total.totals[slots], total.detected[slots])
+        else:
+            part = zeros(np.arange(source.m)[raw.slots].size)
         codes = None
-        if largest is not None:
+        if columns.by_group is not None:
+            codes = columns.by_group.codes[source.positions(raw.piece.samples)]
+        elif largest is not None:
             codes = largest.codes[source.positions(raw.piece.samples)]
         for portion in portions(raw, codes, 2 * groups * source.m):
             block = source.finish(portion)
@@ -121,7 +131,6 @@ def sum_source(
                 part.detected[:] += block.detected
         return raw.slots, part
 
-    total = zeros(source.m)
     blocks = progress_bar(
         in_order(finish, source.raw_blocks(block_bytes), workers),
         source.count_blocks(block_bytes) if progress else None,
@@ -129,11 +138,12 @@ def sum_source(
     )
     with np.errstate(over="ignore", invalid="ignore"):
         for slots, part in blocks:
-            total.sums.XY[:, slots] += part.sums.XY
-            total.sums.ZY[:, slots] += part.sums.ZY
-            total.sums.yy[slots] += part.sums.yy
+            if in_place and isinstance(slots, slice):
+                continue
+            total.sums.add(slots, part.sums)
             total.totals[slots] += part.totals
             total.detected[slots] += part.detected
+    total.sums.gather(columns)
     return total
 
 

@@ -85,6 +85,25 @@ _SHIFTS = _variables(
     **dict.fromkeys(("shift_XY",), "coef shifted"),
     **dict.fromkeys(("shift_ZY",), "level shifted"),
 )
+_GROUPS = _variables(
+    {
+        **dict.fromkeys(("sums_by", "sums_name"), "O"),
+        **dict.fromkeys(("sums_n", "sums_row", "sums_column"), "i"),
+        **dict.fromkeys(("sums_ZZ_row", "sums_ZZ_column"), "i"),
+    },
+    **dict.fromkeys(("sums_by", "sums_name", "sums_n", "sums_log_weights"), "sums_group"),
+    **{"sums_XX": "sums_group coef coef_", "sums_XX_root": "sums_group sums_root coef"},
+    **{"sums_XY": "sums_group coef feature", "sums_yy": "sums_group feature"},
+    **dict.fromkeys(("sums_row", "sums_column"), "sums_level"),
+    **{"sums_ZX": "sums_level coef", "sums_ZY": "sums_level feature"},
+    **dict.fromkeys(("sums_ZZ_row", "sums_ZZ_column", "sums_ZZ_value"), "sums_nonzero"),
+)
+_GROUP_SHIFTS = _variables(
+    dict.fromkeys(("sums_shift_row", "sums_shift_feature"), "i"),
+    **dict.fromkeys(("sums_shift_row", "sums_shift_feature", "sums_shift_yy"), "sums_shifted"),
+    **dict.fromkeys(("sums_shift_a", "sums_shift_XY"), "coef sums_shifted"),
+    **{"sums_shift_ZY": "sums_shifted_level"},
+)
 _OWN = _variables(
     dict.fromkeys(("own_row", "own_column"), "i"),
     **dict.fromkeys(("own_n", "own_log_weights"), "design"),
@@ -136,6 +155,7 @@ def check_file(ds: xr.Dataset, kind: str) -> None:
         _check_numbers(ds, {"n_features": 0.0})
         return
     _check_sizes(ds)
+    _check_squares(ds)
     # A fit leaves degrees of freedom; sums that are yet to be added need not.
     least = ds.sizes["coef"] + 1.0 if kind == "MultiLMMResults" else 0.0
     _check_numbers(ds, {"n": least, "log_weights": -np.inf})
@@ -150,7 +170,7 @@ def _required(ds: xr.Dataset, kind: str) -> dict[str, Variable]:
         optional = [_TREND, _OF_FEATURES]
     else:
         parts = [_STATISTICS]
-        optional = [_SHIFTS, _ROOT, _RECIPE, _PATTERNS]
+        optional = [_SHIFTS, _ROOT, _RECIPE, _PATTERNS, _GROUPS, _GROUP_SHIFTS]
         if kind == "PatternedStats":
             parts.append(_PATTERNS)
         if "observed" not in ds and (kind == "PatternedStats" or "pattern" in ds):
@@ -184,11 +204,25 @@ def _check_sizes(ds: xr.Dataset) -> None:
         raise InputError(f"It has a random term with the covariance {sorted(wrong)[0]!r:.80}.")
 
 
+def _check_squares(ds: xr.Dataset) -> None:
+    """Raise for sums of squares that are negative beyond the rounding of a difference."""
+    on = ds["ZZ_row"].to_numpy() == ds["ZZ_column"].to_numpy()
+    for name, squares in (
+        ("XX", np.diagonal(ds["XX"].to_numpy())),
+        ("ZZ_value", ds["ZZ_value"].to_numpy()[on]),
+    ):
+        if squares.size and squares.min() < -1e-8 * np.abs(squares).max():
+            raise InputError(f"{name!r} holds a negative sum of squares.")
+
+
 def _check_positions(ds: xr.Dataset) -> None:
     """Raise for positions outside of what they point into."""
     for name, dim in (
         *(("ZZ_row", "level"), ("ZZ_column", "level"), ("shift_feature", "feature")),
-        *(("Z_row", "sample"), ("Z_column", "level")),
+        *(("sums_row", "sums_group"), ("sums_column", "level"), ("sums_shift_row", "sums_group")),
+        *(("sums_ZZ_row", "sums_level"), ("sums_ZZ_column", "sums_level")),
+        *(("sums_shift_feature", "feature"), ("Z_row", "sample")),
+        *(("Z_column", "level"),),
         *(("own_row", "level"), ("own_column", "level")),
         *(("pattern", "design"), ("pattern", "observed_pattern")),
     ):

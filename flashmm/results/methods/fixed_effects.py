@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +9,8 @@ from numpy.typing import ArrayLike
 
 from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
-from flashmm.results import coefficient_limits, fixed_effects, marginal_means, moderation
+from flashmm.results import coefficient_limits, fixed_effects, moderation
+from flashmm.results.cluster_robust import MODEL
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.fitted import OfFittedModel
 
@@ -40,6 +40,8 @@ class FixedEffectMethods(OfFittedModel):
         *,
         df: str = DEFAULT_DF,
         prior: Any = None,
+        cov: str = MODEL,
+        cluster: Any = None,
         method: Literal["wald", "profile"] = "wald",
         coefs: Any = None,
         features: Any = None,
@@ -53,6 +55,8 @@ class FixedEffectMethods(OfFittedModel):
         df, prior
             Degrees of freedom, as in `t_test`. With ``"integrated"`` the limits are those at which
             the one-sided p-values are alpha / 2.
+        cov, cluster
+            Cluster-robust covariances, as in `t_test`.
         method
             ``"wald"``: estimate -/+ t se; ``"profile"``: where the log-likelihood of all data (ML,
             for REML fits too, as lme4), maximised over everything else, has fallen by half the
@@ -93,24 +97,32 @@ class FixedEffectMethods(OfFittedModel):
             alpha,
             df=df,
             prior=prior,
+            cov=cov,
+            cluster=cluster,
             method=method,
             coefs=coefs,
         )
 
-    def cov_params(self, features: Any = None) -> xr.DataArray:
+    def cov_params(
+        self, features: Any = None, *, cov: str = MODEL, cluster: Any = None
+    ) -> xr.DataArray:
         """Covariance matrices of the fixed effects.
 
         Parameters
         ----------
         features
             Names, a mask or a slice; all by default (m p^2 numbers).
+        cov, cluster
+            Which covariance, as in `t_test`.
 
         Returns
         -------
         DataArray
             Dims ``feature``, ``coef`` and ``coef_``.
         """
-        return fixed_effects.cov_params(self.fitted, self.fitted.positions(features))
+        return fixed_effects.cov_params(
+            self.fitted, self.fitted.positions(features), cov=cov, cluster=cluster
+        )
 
     def t_test(
         self,
@@ -120,6 +132,10 @@ class FixedEffectMethods(OfFittedModel):
         df: str = DEFAULT_DF,
         moderated: bool | xr.Dataset = False,
         prior: Any = None,
+        margin: Any = None,
+        null: Literal["inside", "outside"] | None = None,
+        cov: str = MODEL,
+        cluster: Any = None,
         features: Any = None,
     ) -> TTestResults:
         """Test linear contrasts of the fixed effects, for every feature.
@@ -146,6 +162,26 @@ class FixedEffectMethods(OfFittedModel):
         prior
             With ``"integrated"``: a `RatioPrior`, or the results of another fit with the same
             random terms; by default `ratio_prior` of this fit.
+        margin
+            Make the hypothesis an interval about its value: half its length, in the units of the
+            contrast; a number, one for each contrast, or a dict or Series by their labels.
+        null
+            Where the hypothesis lies. ``"inside"``, the default: the effect is at most the margin,
+            and rejecting it shows a minimum effect (McCarthy & Smyth 2009, limma's treat).
+            ``"outside"``: it is at least the margin, and rejecting it shows equivalence
+            (Schuirmann 1987, two one-sided tests; the limits that go with it are
+            ``conf_int(2 * alpha)``). With ``alternative="greater"`` they are superiority by a
+            margin (the effect exceeds it) and non-inferiority (it exceeds minus the margin);
+            with ``"less"`` their mirror images.
+        cov
+            ``"model"``: the covariance that the fitted model implies. ``"CR0"``, ``"CR1"``,
+            ``"CR1S"``, ``"CR2"`` or ``"CR3"``: cluster-robust, right whatever the residuals'
+            variances and correlations within clusters are; the model's V is the working
+            covariance. CR2 (Bell & McCaffrey 2002, Pustejovsky & Tipton 2018) is for few
+            clusters; degrees of freedom are Satterthwaite's under V, as clubSandwich has both.
+        cluster
+            With a robust ``cov``: the groups that ``sums_by`` kept, or coarser ones, as ``by`` of
+            `influence`. No random effect may reach from one cluster to another.
         features
             Names, a mask or a slice; all by default. Adjusted p-values then count these
             features alone.
@@ -200,6 +236,10 @@ class FixedEffectMethods(OfFittedModel):
             df=df,
             moderated=moderated,
             prior=prior,
+            margin=margin,
+            null=null,
+            cov=cov,
+            cluster=cluster,
         )
 
     def f_test(
@@ -209,6 +249,8 @@ class FixedEffectMethods(OfFittedModel):
         df: str = DEFAULT_DF,
         moderated: bool | xr.Dataset = False,
         prior: Any = None,
+        cov: str = MODEL,
+        cluster: Any = None,
         features: Any = None,
     ) -> FTestResults:
         """Test several contrasts of the fixed effects jointly, for every feature.
@@ -226,6 +268,8 @@ class FixedEffectMethods(OfFittedModel):
             as in `t_test`; F and ``df_denom`` then summarise it.
         moderated, prior
             As in `t_test`.
+        cov, cluster
+            As in `t_test`: an approximate Hotelling test (HTZ; Pustejovsky & Tipton 2018).
         features
             Names, a mask or a slice; all by default.
 
@@ -245,6 +289,8 @@ class FixedEffectMethods(OfFittedModel):
             df=df,
             moderated=moderated,
             prior=prior,
+            cov=cov,
+            cluster=cluster,
         )
 
     def wald_test(
@@ -254,6 +300,8 @@ class FixedEffectMethods(OfFittedModel):
         use_f: bool = False,
         df: str = DEFAULT_DF,
         prior: Any = None,
+        cov: str = MODEL,
+        cluster: Any = None,
         features: Any = None,
     ) -> FTestResults:
         """Wald test that several contrasts hold jointly, for every feature.
@@ -268,6 +316,8 @@ class FixedEffectMethods(OfFittedModel):
             Denominator degrees of freedom of the F test; a chi-square test has none.
         prior
             As in `t_test`.
+        cov, cluster
+            As in `f_test`, with ``use_f=True``.
         features
             Names, a mask or a slice; all by default.
 
@@ -284,6 +334,8 @@ class FixedEffectMethods(OfFittedModel):
             use_f=use_f,
             df=df,
             prior=prior,
+            cov=cov,
+            cluster=cluster,
         )
 
     def top_table(self, contrast: Any, **options: Any) -> pd.DataFrame:
@@ -295,99 +347,16 @@ class FixedEffectMethods(OfFittedModel):
             As in `t_test`; one contrast.
         **options
             Those of `TTestResults.top_table` (n, sort_by, adjust, alpha) and of `t_test`
-            (alternative, df, moderated, prior, features).
+            (alternative, df, moderated, prior, margin, null, cov, cluster, features).
 
         Returns
         -------
         DataFrame
             Indexed by feature: estimate, se, t, df, p, p_adjusted, status (the verdict).
         """
-        named = ("alternative", "df", "moderated", "prior", "features")
-        testing = {key: options.pop(key) for key in named if key in options}
+        named = ("alternative", "df", "moderated", "prior", "margin", "null", "cov", "cluster")
+        testing = {key: options.pop(key) for key in (*named, "features") if key in options}
         return self.t_test(contrast, **testing).top_table(**options)
-
-    def marginal_means(
-        self,
-        specs: str | Sequence[str],
-        *,
-        by: str | Sequence[str] | None = None,
-        at: Mapping[str, Any] | None = None,
-        contrast: Any = None,
-        reference: str | None = None,
-        weights: Literal["equal", "proportional"] = "equal",
-        context: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> TTestResults:
-        """Estimated marginal means, or their contrasts, as R's emmeans gives them.
-
-        The model is predicted over a grid of all levels of the factors in the fixed formula,
-        numbers at their mean over the samples (before any transform in the formula), and
-        averaged over the factors that are not asked for. Booleans are factors. An offset is held
-        at its mean, unless ``at`` sets one of its columns.
-
-        Parameters
-        ----------
-        specs
-            Column or columns whose levels get a mean each.
-        by
-            Columns within whose levels means are taken and contrasted.
-        at
-            Values in place of all levels or of the mean: ``{"age": [30, 60], "sex": "f"}``.
-        contrast
-            None for the means themselves; ``"pairwise"``, ``"revpairwise"``, ``"trt.vs.ctrl"``,
-            ``"consec"`` (each level minus the one before), ``"eff"`` (each level minus their
-            mean), or a dict of label to weights on the levels of ``specs``.
-        reference
-            The control of ``"trt.vs.ctrl"``; the first level by default.
-        weights
-            How to average over the other factors: ``"equal"``, or ``"proportional"`` to the
-            numbers of samples at their combinations of levels.
-        context
-            Names that the formula uses besides columns; needed again after loading a file.
-        **options
-            Those of `t_test`: alternative, df, moderated, prior, features.
-
-        Returns
-        -------
-        TTestResults
-            Labels such as ``"trt=A, cls=1"`` and ``"A - B | cls=1"``. p-values are adjusted over
-            features when asked for, not over contrasts (emmeans' ``adjust = "none"``). What
-            the samples do not determine (``rank="drop"``) is NaN; see its ``estimable``.
-
-        Raises
-        ------
-        InputError
-            If a column is not in the fixed formula, or a level or an option is unknown.
-
-        Examples
-        --------
-        >>> import numpy as np, pandas as pd, flashmm as fm
-        >>> rng = np.random.default_rng(0)
-        >>> data = pd.DataFrame({
-        ...     "trt": np.tile(list("AB"), 20), "age": rng.uniform(20, 60, 40),
-        ...     "g": np.repeat(list("abcdefgh"), 5)})
-        >>> result = fm.MultiLMM.from_formula(
-        ...     "~ trt * age + (1 | g)", data=data, Y=rng.normal(size=(3, 40))
-        ... ).fit(parameter_space="psd")
-        >>> result.marginal_means("trt").contrasts
-        ['trt=A', 'trt=B']
-        >>> result.marginal_means(
-        ...     "trt", by="age", at={"age": [30, 50]}, contrast="pairwise").contrasts
-        ['A - B | age=30', 'A - B | age=50']
-        """
-        positions = self.fitted.positions(options.pop("features", None))
-        return marginal_means.marginal_means(
-            self.fitted,
-            positions,
-            specs,
-            by=by,
-            at=at,
-            contrast=contrast,
-            reference=reference,
-            weights=weights,
-            context=context,
-            **options,
-        )
 
     def moderate(
         self,
@@ -400,8 +369,8 @@ class FixedEffectMethods(OfFittedModel):
         """Residual variances moderated by those of all features (empirical Bayes).
 
         The variances are taken as draws from one distribution, whose location and degrees of
-        freedom are estimated (Smyth 2004). A fit without random effects (variances of zero in the
-        psd space) gives what limma's eBayes does.
+        freedom are estimated (Smyth 2004). A fit without random effects gives what limma's eBayes
+        does.
 
         Parameters
         ----------
@@ -469,7 +438,13 @@ class FixedEffectMethods(OfFittedModel):
         return fixed_effects.fim(self.fitted, self.fitted.positions(features))
 
     def to_frame(
-        self, adjust: str = "bh", *, df: str = DEFAULT_DF, prior: Any = None
+        self,
+        adjust: str = "bh",
+        *,
+        df: str = DEFAULT_DF,
+        prior: Any = None,
+        cov: str = MODEL,
+        cluster: Any = None,
     ) -> pd.DataFrame:
         """One row per feature and coefficient: estimate, se, t, df, p, p_adjusted.
 
@@ -477,9 +452,8 @@ class FixedEffectMethods(OfFittedModel):
         ----------
         adjust
             How p-values are adjusted over the features, per coefficient.
-        df, prior
-            Degrees of freedom, as in `t_test`.
+        df, prior, cov, cluster
+            Degrees of freedom and covariances, as in `t_test`.
         """
-        return (
-            self.t_test(df=df, prior=prior).to_frame(adjust).rename_axis(index={"contrast": "coef"})
-        )
+        tests = self.t_test(df=df, prior=prior, cov=cov, cluster=cluster)
+        return tests.to_frame(adjust).rename_axis(index={"contrast": "coef"})
