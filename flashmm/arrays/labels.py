@@ -93,7 +93,7 @@ def checked_labels(
     if not isinstance(names, Iterable):
         raise InputError(f"The {what} names must be a sequence of names, not {names!r}.")
     plain = isinstance(names, (list, tuple)) and all(type(name) is str for name in names)
-    if plain and len(names) == len(set(names)) == size:  # as formulas give them
+    if plain and len(set(names)) == len(list(names)) == size:  # as formulas give them
         return np.array(names, dtype=object)
     index = pd.Index(names)
     if index.size != size:

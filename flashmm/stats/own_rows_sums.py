@@ -18,6 +18,7 @@ from flashmm.sources.beside import Beside
 from flashmm.sources.pieces import BLOCK_BYTES
 from flashmm.sources.scans import missing_values
 from flashmm.stats.block_sums import BlockSums, design_columns
+from flashmm.stats.design_products import design_products
 from flashmm.stats.own_designs import (
     DesignSums,
     OwnColumns,
@@ -29,7 +30,7 @@ from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.shifts import CANCELLATION
 from flashmm.stats.streaming import passing, suitable_block_bytes
 from flashmm.stats.summary_stats import SummaryStats
-from flashmm.stats.summing import design_products, first_sums, second_sums, statistics_of
+from flashmm.stats.summing import first_sums, second_sums, statistics_of
 from flashmm.stats.sums import Shift
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def sum_own_rows(
     for block in progress_bar(blocks, source.count_blocks(BLOCK_BYTES), show=progress):
         sums.add(block)
     shared = tables.weights if isinstance(tables.weights, np.ndarray) else None
-    XX, ZX, ZZ = design_products(design.X, design.Z, shared)
+    XX, ZX, ZZ = design_products(design_columns(design.X, design.Z), shared)
     total = SummaryStats(
         n=source.n,
         XX=XX,

@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from flashmm.arrays.compiled import in_place
 from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
 from flashmm.sources.pieces import BLOCK_BYTES
 from flashmm.sources.portions import portions
 from flashmm.sources.source import RawBlock, Source
-from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums
+from flashmm.stats.block_sums import (
+    BlockSums,
+    DesignColumns,
+    add_groups,
+    block_sums,
+    group_sums,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -106,7 +113,9 @@ def sum_source(
     largest = max(columns.layers, key=lambda layer: layer.count, default=None)
     if largest is not None and 8 * largest.count * source.m <= _CACHE:
         largest = None
+    # Where sums by distinct row are not added in place they must stay small beside the elements.
     groups = 0 if columns.parts.grouped is None else columns.parts.grouped.count
+    least = 0 if in_place() else 2 * groups * source.m
 
     def zeros(m: int) -> PassSums:
         p, q = columns.X.shape[1], columns.Z.shape[1]
@@ -115,15 +124,18 @@ def sum_source(
 
     def finish(raw: RawBlock) -> tuple[slice | NDArray[np.intp], PassSums]:
         part = zeros(np.arange(source.m)[raw.slots].size)
+        by_group = group_sums(columns, part.sums.yy.size)
         codes = None
         if largest is not None:
             codes = largest.codes[source.positions(raw.piece.samples)]
-        for portion in portions(raw, codes, 2 * groups * source.m):
+        for portion in portions(raw, codes, least):
             block = source.finish(portion)
-            block_sums(block, columns, weights, into=part.sums)
+            block_sums(block, columns, weights, into=part.sums, groups=by_group)
             if block.totals is not None and block.detected is not None:
                 part.totals[:] += block.totals
                 part.detected[:] += block.detected
+        with np.errstate(over="ignore", invalid="ignore"):
+            add_groups(columns, by_group, part.sums)
         return raw.slots, part
 
     total = zeros(source.m)

@@ -9,9 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.sparse as sp
 
-from flashmm.designs.compact import CompactMatrix, LayeredMatrix, steps
+from flashmm.designs.compact import CompactMatrix, steps
 from flashmm.designs.design import Design
 from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
@@ -20,6 +19,7 @@ from flashmm.sources.dask_arrays import DaskReader
 from flashmm.stats.algebra import added
 from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums, design_columns
 from flashmm.stats.dask import sum_parts, sum_parts_about
+from flashmm.stats.design_products import design_products
 from flashmm.stats.root import near_collinear, root_of_rows
 from flashmm.stats.shifts import shifted_sums, sums_about
 from flashmm.stats.streaming import (
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     FloatArray = NDArray[np.float64]
     IntArray = NDArray[np.intp]
 
-__all__ = ["design_products", "first_sums", "second_sums", "statistics_of", "sum_design"]
+__all__ = ["first_sums", "second_sums", "statistics_of", "sum_design"]
 
 log = logging.getLogger("flashmm")
 
@@ -134,7 +134,7 @@ def statistics_of(
     weights: FloatArray | None,
 ) -> AnySums:
     """Sums over Y and the cross-products of the design, labelled."""
-    XX, ZX, ZZ = design_products(columns.X, columns.Z, weights)
+    XX, ZX, ZZ = design_products(columns, weights)
     root = None
     if near_collinear(XX):
         root = root_of_rows(_weighted_rows(columns.X, weights), XX.shape[0])
@@ -153,27 +153,6 @@ def statistics_of(
         log_weights=0.0 if weights is None else float(np.log(weights).sum()),
         XX_root=root,
     )
-
-
-def design_products(
-    X: FloatArray | CompactMatrix,
-    Z: sp.csr_array | LayeredMatrix,
-    weights: FloatArray | None = None,
-) -> tuple[FloatArray, FloatArray, sp.csr_array]:
-    """X'X, Z'X and Z'Z, some samples at a time: no copy of the design is made."""
-    p, q = X.shape[1], Z.shape[1]
-    XX, ZX, ZZ = np.zeros((p, p)), np.zeros((q, p)), sp.csr_array((q, q))
-    for here in steps(X.shape[0], 2**14):
-        part_X, part_Z = X[here], Z[here]
-        weighted_X, weighted_Z = part_X, part_Z
-        if weights is not None:
-            weighted_X = part_X * weights[here, None]
-            weighted_Z = sp.csr_array(part_Z * weights[here, None])
-        transposed_Z = sp.csr_array(part_Z.T)
-        XX += part_X.T @ weighted_X
-        ZX += transposed_Z @ weighted_X
-        ZZ = ZZ + transposed_Z @ weighted_Z
-    return XX, ZX, sp.csr_array(ZZ)
 
 
 def _weighted_rows(
