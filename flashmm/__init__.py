@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         TTestResults,
     )
     from flashmm.simulate.power import power
-    from flashmm.solvers.status import Status
+    from flashmm.solvers.verdict_texts import Status
     from flashmm.stats.own_rows import PatternedStats
     from flashmm.stats.summary_stats import SummaryStats
 
@@ -84,13 +84,17 @@ _HOMES = {
         "results",
     ),
     "power": "simulate.power",
-    "Status": "solvers.status",
+    "Status": "solvers.verdict_texts",
     "PatternedStats": "stats.own_rows",
     "SummaryStats": "stats.summary_stats",
 }
 
 # Modules that moved, and that the documentation of 0.1 named.
-_MOVED = {"formula": "formulas.build", "schema": "storage.schema"}
+_MOVED = {
+    "formula": "formulas.build",
+    "schema": "storage.schema",
+    "solvers.status": "solvers.verdict_texts",
+}
 for _old, _new in _MOVED.items():
     sys.modules[f"{__name__}.{_old}"] = lazy(f"{__name__}.{_new}", f"{__name__}.{_old}")
 

@@ -15,7 +15,7 @@ from flashmm.sources import Source, Transform, make_source
 from flashmm.sources.anndata_kinds import is_anndata, open_anndata
 from flashmm.sources.beside import Beside, beside, beside_of
 from flashmm.sources.make import source_of
-from flashmm.sources.pieces import Labelled
+from flashmm.sources.readers import Labelled
 from flashmm.stats.from_formulas import RANKS, Handling, Summed, is_own, sum_formulas
 from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows import PatternedStats
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from flashmm.designs.design import Design
-    from flashmm.formulas.recipe import DesignRecipe
+    from flashmm.formulas.new_data_recipe import DesignRecipe
 
 __all__ = ["ModelData"]
 
@@ -93,7 +93,8 @@ class ModelData:
         random
             Random effects: a formula whose columns are one component with independent
             effects (``"~ 0 + sam"``), lme4 bars (``"(1 + x | g) + (1 | h)"``), a list of
-            such, or a dict ``{name: formula}``; left out when ``fixed`` holds the bars.
+            such, or a dict ``{name: formula}``; left out when ``fixed`` holds the bars. Where
+            neither has any the model is one of least squares, and theta the residual variance.
         data
             One row per sample, n rows.
         Y
@@ -304,7 +305,7 @@ p=5, q=6>
         cls,
         Y: Any,
         X: ArrayLike,
-        Z: Any,
+        Z: Any = None,
         *,
         components: Any = None,
         transform: Transform = None,
@@ -324,7 +325,8 @@ p=5, q=6>
         X
             Fixed-effects design, shape (n, p).
         Z
-            Random-effects design, shape (n, q), dense or sparse.
+            Random-effects design, shape (n, q), dense or sparse; None for a model without random
+            effects.
         components
             Number of columns of each variance component, summing to q (FLASHMM's ``d``), or a
             dict ``{name: size}``; one component by default.

@@ -35,7 +35,7 @@ from flashmm.solvers import EM, SOLVERS
 from flashmm.solvers.base import Solver
 from flashmm.solvers.batches import usable_cores
 from flashmm.solvers.fallback import fallback_of
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -97,7 +97,7 @@ class MultiLMM(ModelData):
         Raises
         ------
         InputError
-            If a name is unknown, or no fixed or no random effect would be left.
+            If a name is unknown.
 
         Examples
         --------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from flashmm.solvers.blocks import Blocks
-from flashmm.solvers.cone import interior_point
+from flashmm.solvers.interior_point import interior_point
 
 
 def test_a_singular_system_in_one_feature_leaves_the_others_alone():

@@ -265,8 +265,20 @@ def test_a_worker_lost_in_a_fit_costs_a_retry(client, tmp_path):
 def test_what_cannot_be_fitted_on_workers_is_refused(client):
     with pytest.raises(InputError, match=r"must be a distributed.Client .*not str"):
         many().fit(client="tcp://somewhere")
-    Y = counts()
-    Y[0, 4] = np.nan
-    model = fm.MultiLMM.from_formula("~ x + (1 | g)", None, data(), Y, missing="feature")
-    with pytest.raises(InputError, match="features that have the same samples"):
-        model.fit(client=client)
+
+
+@pytest.mark.parametrize("m", [130, 1])
+def test_features_with_rows_of_their_own_are_fitted_on_workers(client, m):
+    rng = np.random.default_rng(3)
+    Y = rng.normal(size=(m, N)) + np.repeat(rng.normal(size=(m, 6)), N // 6, axis=1)
+    Y[:, 4] += 1e9
+    Y[rng.random(Y.shape) < 0.1] = np.nan
+    Y[40:70] = np.where(np.isnan(Y[40]), np.nan, rng.normal(size=(30, N))) if m > 70 else Y[40:70]
+    frame = pd.DataFrame(Y, [f"gene {i}" for i in range(m)], data().index)
+    model = fm.MultiLMM.from_formula("~ x + (1 | g)", None, data(), frame, missing="feature")
+    expected = model.fit(parameter_space="psd")
+    found = model.fit(parameter_space="psd", client=client)
+    assert_same_fit(found, expected)
+    np.testing.assert_array_equal(found.nobs, expected.nobs)
+    again = model.fit(parameter_space="psd", client=client, theta0=expected.theta.iloc[::-1])
+    np.testing.assert_allclose(again.theta, expected.theta, rtol=1e-5, atol=1e-6)

@@ -12,7 +12,7 @@ from test_imports import FLOORS
 import flashmm as fm
 from flashmm.likelihood import ENGINES
 from flashmm.solvers import SOLVERS
-from flashmm.solvers.status import MEANINGS
+from flashmm.solvers.verdict_texts import MEANINGS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

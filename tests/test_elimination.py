@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 from flashmm import MultiLMM, SummaryStats
 from flashmm.formulas.build import build_design
 from flashmm.likelihood import project
-from flashmm.likelihood.choose import choose, works
+from flashmm.likelihood.choose_engine import choose, works
 from flashmm.likelihood.elimination.eliminate import eliminate
 from flashmm.likelihood.elimination.layout import find_partition
 

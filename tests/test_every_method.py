@@ -16,7 +16,7 @@ import xarray as xr
 import flashmm as fm
 from flashmm.results.feature_results import FeatureResults
 from flashmm.results.results import MultiLMMResults
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 EDGES = Path(__file__).parent / "reference" / "edges"
 

@@ -348,7 +348,7 @@ def test_booleans_beside_numbers_are_refused(values):
 def test_many_samples_make_the_same_columns_of_booleans(monkeypatch):
     data = pd.concat([samples()] * 3, ignore_index=True)
     one = build("~ cell:treated + I(z > 0) + I(k^2)", "(treated | g)", data)
-    monkeypatch.setattr("flashmm.formulas.rows.many", lambda _: True)
+    monkeypatch.setattr("flashmm.formulas.rows_in_chunks.many", lambda _: True)
     two = build("~ cell:treated + I(z > 0) + I(k^2)", "(treated | g)", data)
     assert one.coef_names == two.coef_names
     np.testing.assert_array_equal(one.X, two.X)

@@ -190,6 +190,7 @@ def test_modules_that_moved_are_found_where_the_docs_of_0_1_named_them():
         ("formula", "build_design"),
         ("schema", "describe"),
         ("solvers", "within"),
+        ("solvers.status", "Status"),
     ]:
         module = importlib.import_module(f"flashmm.{name}")
         assert getattr(module, member).__module__.startswith("flashmm.")

@@ -754,7 +754,6 @@ REFUSED = {
         if not (what == "resid" and how)
     ),
     *(f"{make} X beside arrays" for make in ("arrays", "stats", "update")),
-    "tests in another order",
     *(f"{make} X, Z unlabelled" for make in ("arrays", "stats", "update")),
     *(f"{make} Z, X unlabelled" for make in ("arrays", "stats", "update")),
 }

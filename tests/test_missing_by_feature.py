@@ -249,10 +249,7 @@ def test_one_feature_and_its_pattern(tmp_path):
     shared = result.of_pattern("protein0")
     assert shared.ds.sizes["feature"] == 11
     assert shared.draw(2, features=["protein0"], rng=0).m == 2
-    with pytest.raises(InputError, match=r"The bootstrap needs features .* results.of_pattern"):
-        result.bootstrap(3)
-    with pytest.raises(InputError, match="`draw` needs features that have the same samples"):
-        result.draw(3)
+    assert result.draw(2, features=["protein17"], rng=0).nobs.tolist() == [one.nobs, one.nobs]
     assert f"{result.nobs.min()} to 80" in str(result.summary())
     result.save(tmp_path / "result.nc")
     loaded = fm.MultiLMMResults.load(tmp_path / "result.nc")

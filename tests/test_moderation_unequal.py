@@ -15,7 +15,7 @@ import flashmm as fm
 from flashmm.exceptions import InputError
 from flashmm.inference.lowess import weighted_lowess
 from flashmm.inference.moderation import moderate, variance_prior
-from flashmm.inference.scaled_f import fit_scaled_f
+from flashmm.inference.variance_prior import fit_scaled_f
 
 LIMMA = json.loads((references.REFERENCE / "limma" / "reference.json").read_text())
 FOUND = json.loads((references.REFERENCE / "limma" / "unequal_df.json").read_text())

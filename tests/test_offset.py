@@ -138,7 +138,6 @@ def test_an_offset_that_dwarfs_what_is_left():
         ("~ offset(unknown)", "(1 | g)", "'unknown', which is not a column"),
         ("~ x", "(offset(known) | g)", "belongs in `fixed`"),
         ("~ x", "~ 0 + offset(known)", "belongs in `fixed`"),
-        ("~ 0 + offset(known)", "(1 | g)", "no fixed effects"),
         ("~ offset(log(known - 10))", "(1 | g)", "not finite in rows"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
@@ -221,6 +222,8 @@ def test_numbers_of_de_genes_by_cluster() -> None:
 
     assert by_cluster(n_de_genes_by_cluster={"T": 4, "NK": 1}) == {"T": 4, "NK": 1}
     assert by_cluster(n_de_genes_by_cluster=pd.Series({"B": 2})) == {"B": 2}
+    given = xr.DataArray([4, 1, 0], dims="cluster", coords={"cluster": ["T", "NK", "B"]})
+    assert by_cluster(n_de_genes_by_cluster=given) == {"T": 4, "NK": 1}
     # Positions follow the sorted labels: B, NK, T.
     assert by_cluster(n_de_genes_by_cluster=[3, 0, 2]) == {"B": 3, "T": 2}
     assert by_cluster(n_de_genes=5, n_de_genes_by_cluster=[3, 0, 2]) == {"B": 3, "T": 2}

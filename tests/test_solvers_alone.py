@@ -9,7 +9,7 @@ import pytest
 from flashmm.solvers import SOLVERS
 from flashmm.solvers.base import maximise
 from flashmm.solvers.space import make_space
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 EPSILON = 1e-5
 # Steps that are enough on all of the list; EM takes a step of SQUAREM for one.

@@ -100,7 +100,7 @@ SOURCES = {
     ],
 )
 def test_every_source_gives_the_same_statistics(name, options, tmp_path, monkeypatch):
-    monkeypatch.setattr("flashmm.sources.portions.ELEMENTS", 20)  # portions of several samples
+    monkeypatch.setattr("flashmm.sources.cache_sized.ELEMENTS", 20)  # portions of several samples
     rows, make = SOURCES[name]
     data = samples().assign(w=np.random.default_rng(2).gamma(2.0, size=N))
     expected = stats_of(counts().astype(float), data, **options)
@@ -139,7 +139,7 @@ def test_blocks_order_and_workers_change_nothing(
         make(Y[:, order], tmp_path_factory.mktemp("map")), transform=transform, rows=rows, n=N
     )
     design = build_design("~ x + (1 | g)", None, data.iloc[order]).design
-    with mock.patch("flashmm.sources.portions.ELEMENTS", elements):
+    with mock.patch("flashmm.sources.cache_sized.ELEMENTS", elements):
         stats = SummaryStats.from_design(source, design, block_bytes=block_bytes, workers=workers)
     assert_same_sums(stats, expected)
     assert (stats.shift is None) == (expected.shift is None)
@@ -245,7 +245,7 @@ def test_features_are_selected_in_the_same_pass(make, monkeypatch):
         passes.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr("flashmm.stats.summing.sum_source", counted)
+    monkeypatch.setattr("flashmm.stats.from_source.sum_source", counted)
     whole = stats_of(Y, transform="log2p1")
     passes.clear()
     for options, kept in (

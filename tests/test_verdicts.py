@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 import flashmm as fm
 from flashmm.solvers import FisherScoring
-from flashmm.solvers.status import MEANINGS, Status
+from flashmm.solvers.verdict_texts import MEANINGS, Status
 from flashmm.storage.schema import check_dataset
 
 N, L, BATCHES = 120, 12, 5

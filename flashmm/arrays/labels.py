@@ -18,7 +18,7 @@ from flashmm.exceptions import InputError, listing, nearest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import BoolArray, IntArray
 
 __all__ = [
     "as_pandas",
@@ -92,8 +92,11 @@ def checked_labels(
         raise InputError(f"The {what} names must be a sequence of names, not the text {names!r}.")
     if not isinstance(names, Iterable):
         raise InputError(f"The {what} names must be a sequence of names, not {names!r}.")
-    plain = isinstance(names, (list, tuple)) and all(type(name) is str for name in names)
-    if plain and len(set(names)) == len(list(names)) == size:  # as formulas give them
+    if (
+        isinstance(names, (list, tuple))
+        and all(type(name) is str for name in names)
+        and len(names) == len(set(names)) == size  # as formulas give them
+    ):
         return np.array(names, dtype=object)
     index = pd.Index(names)
     if index.size != size:
@@ -112,7 +115,7 @@ def checked_labels(
     return np.asarray(index)
 
 
-def _missing(index: pd.Index) -> NDArray[np.bool_]:
+def _missing(index: pd.Index) -> BoolArray:
     """Which labels are None, NaN, NA or NaT, a part of a label of several levels included."""
     if isinstance(index, pd.MultiIndex):
         return np.asarray(index.to_frame().isna().any(axis=1), dtype=bool)
@@ -185,7 +188,7 @@ def _of_slice(features: slice, m: int) -> IntArray:
         ) from None
 
 
-def _as_mask(names: NDArray[Any], features: Any) -> NDArray[np.bool_] | None:
+def _as_mask(names: NDArray[Any], features: Any) -> BoolArray | None:
     """What is asked for as a mask of the features; None if it is none."""
     given = as_pandas(features)
     if isinstance(given, pd.Series) and not pd.api.types.is_bool_dtype(given.dtype):

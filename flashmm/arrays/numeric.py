@@ -14,6 +14,8 @@ from flashmm.exceptions import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray
+
 __all__ = ["dimensions", "float_array", "numeric_array"]
 
 _NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty")
@@ -56,6 +58,6 @@ def numeric_array(values: Any, name: str) -> NDArray[Any]:
     raise InputError(f"{name} must be numeric; its dtype is {array.dtype}.")
 
 
-def float_array(values: Any, name: str) -> NDArray[np.float64]:
+def float_array(values: Any, name: str) -> FloatArray:
     """`numeric_array` as float64, without a copy where it is float64 already."""
     return np.asarray(numeric_array(values, name), dtype=np.float64)

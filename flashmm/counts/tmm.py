@@ -16,9 +16,8 @@ from flashmm.exceptions import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from numpy.typing import NDArray
 
-    FloatArray = NDArray[np.float64]
+    from flashmm.arrays.types import FloatArray
 
 __all__ = ["tmm_factors"]
 

@@ -15,10 +15,7 @@ import numpy as np
 from flashmm.inference.lowess import lowess
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["Trend", "log2_cpm", "mean_variance_trend", "trend_weights"]
 
@@ -46,7 +43,7 @@ class Trend:
     x: FloatArray
     y: FloatArray
     fitted: FloatArray
-    features: NDArray[np.intp]
+    features: IntArray
 
 
 def log2_cpm(counts: FloatArray, lib_size: FloatArray) -> FloatArray:

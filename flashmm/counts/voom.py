@@ -16,15 +16,15 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from numpy.typing import NDArray
 
+from flashmm.arrays.types import FloatArray
 from flashmm.constructors import ModelData
 from flashmm.counts.tmm import tmm_factors
 from flashmm.counts.trend import Trend, log2_cpm, mean_variance_trend, trend_weights
 from flashmm.designs.per_sample import per_sample
 from flashmm.exceptions import InputError
+from flashmm.formulas.bars import parse_formula
 from flashmm.formulas.build import build_design
-from flashmm.formulas.random_terms import parse_formula
 from flashmm.likelihood import make_likelihood, project_any
 from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.results.fitting import FitPlan, fit_features
@@ -33,11 +33,9 @@ from flashmm.solvers.batches import usable_cores
 from flashmm.sources import Source, make_source
 from flashmm.sources.anndata_kinds import is_anndata, open_anndata
 from flashmm.sources.make import source_of
-from flashmm.sources.pieces import Labelled
+from flashmm.sources.readers import Labelled
 
 __all__ = ["Voom", "voom"]
-
-FloatArray = NDArray[np.float64]
 
 _ONE_GROUP = "flashmm: all samples"
 

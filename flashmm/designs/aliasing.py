@@ -14,11 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["Aliasing", "dependencies"]
 

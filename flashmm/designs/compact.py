@@ -17,9 +17,8 @@ import scipy.sparse as sp
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+
     Samples: TypeAlias = slice | IntArray
 
 __all__ = [

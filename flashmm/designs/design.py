@@ -20,9 +20,8 @@ from flashmm.exceptions import InputError, listing
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray
     from flashmm.designs.compact import CompactMatrix, LayeredMatrix
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["CovarianceParameter", "CovarianceStructure", "Design", "RandomTerm"]
 
@@ -258,8 +257,8 @@ class Design:
     fixed, random
         The formulas as text, for printing; empty when built from arrays.
     recipe
-        How X and Z are made of new data, see `flashmm.formulas.recipe`; None when built from
-        arrays.
+        How X and Z are made of new data, see `flashmm.formulas.new_data_recipe`; None when built
+        from arrays.
     offset
         Known part of the mean of every feature, shape (n,), which is taken off Y before anything
         is summed; None for zero.

@@ -28,9 +28,7 @@ from flashmm.exceptions import InputError, listing
 from flashmm.sources import Source, Transform, make_source
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
+    from flashmm.arrays.types import FloatArray
 
 __all__ = [
     "as_matrix",
@@ -52,7 +50,8 @@ def design_from_arrays(
 
     The columns of a labelled Z name the levels.
     """
-    X, Z = as_matrix(X), as_matrix(Z)
+    X = as_matrix(X)
+    Z = _no_columns(X) if Z is None else as_matrix(Z)
     _check_same_rows(X, Z)
     columns = axis_labels(X, 1)
     if coef_names is None:
@@ -70,6 +69,12 @@ def design_from_arrays(
     return Design(X, Z, tuple(str(x) for x in names), as_structure(components, Z.shape[1]))
 
 
+def _no_columns(X: Any) -> Any:
+    """Z of a model without random effects: the rows of X, no column."""
+    rows = np.shape(X)[0] if np.ndim(X) else 0
+    return pd.DataFrame(index=X.index) if isinstance(X, pd.DataFrame) else np.empty((rows, 0))
+
+
 def as_structure(components: Any, q: int) -> CovarianceStructure:
     """A covariance structure over q columns from sizes, a dict of sizes or a structure."""
     if isinstance(components, CovarianceStructure):
@@ -77,7 +82,7 @@ def as_structure(components: Any, q: int) -> CovarianceStructure:
             raise InputError(f"The components own {components.q} columns, but Z has {q}.")
         return components
     if components is None:
-        components = [q]
+        components = [q] if q else []
     sizes_by_name = by_name(components)
     if sizes_by_name is not None:
         labels = checked_labels(list(sizes_by_name), len(sizes_by_name), "component")
@@ -247,7 +252,8 @@ def design_and_source(
     InputError
         If labels contradict each other, or leave open which samples belong together.
     """
-    X, Z = as_matrix(X), as_matrix(Z)
+    X = as_matrix(X)
+    Z = _no_columns(X) if Z is None else as_matrix(Z)
     design = design_from_arrays(X, Z, components=components, coef_names=coef_names)
     samples = row_labels(X, Z)
     source = make_source(Y, transform=transform, samples=samples, n=design.n)

@@ -12,9 +12,7 @@ from flashmm.arrays.numeric import float_array
 from flashmm.exceptions import InputError, nearest
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
+    from flashmm.arrays.types import FloatArray
 
 __all__ = ["per_sample", "positive"]
 

@@ -1,6 +1,6 @@
 """Fixed and random formulas -> Design.
 
-formulaic builds the columns of X and of the effects in Z; `flashmm.formulas.random_terms` reads the
+formulaic builds the columns of X and of the effects in Z; `flashmm.formulas.bars` reads the
 bars. Names are looked up in the data (and in ``context``), never in the caller's scope.
 """
 
@@ -19,9 +19,24 @@ from formulaic import Formula, SimpleFormula
 from flashmm.designs.compact import CompactMatrix, LayeredMatrix, LayerStack, compacted, many, steps
 from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design, RandomTerm
 from flashmm.exceptions import InputError, check_names, listing, nearest
+from flashmm.formulas.bars import (
+    BarTerm,
+    PlainTerm,
+    parse_formula,
+    parse_random,
+    terms_text,
+)
 from flashmm.formulas.calls import without_offsets
 from flashmm.formulas.coding import check_coding, coded_column, reduced_factors
-from flashmm.formulas.columns import (
+from flashmm.formulas.new_data_recipe import (
+    DesignRecipe,
+    FormulaRecipe,
+    TermRecipe,
+    record_column,
+    with_factors,
+)
+from flashmm.formulas.rows_in_chunks import FormulaRows, formula_rows
+from flashmm.formulas.sample_table import (
     Columns,
     Names,
     check_data,
@@ -29,27 +44,9 @@ from flashmm.formulas.columns import (
     missing_rows,
     refuse_infinite,
 )
-from flashmm.formulas.random_terms import (
-    BarTerm,
-    PlainTerm,
-    parse_formula,
-    parse_random,
-    terms_text,
-)
-from flashmm.formulas.recipe import (
-    DesignRecipe,
-    FormulaRecipe,
-    TermRecipe,
-    record_column,
-    with_factors,
-)
-from flashmm.formulas.rows import FormulaRows, formula_rows
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
+    from flashmm.arrays.types import BoolArray, FloatArray
 
 __all__ = ["DesignBuild", "build_design"]
 
@@ -133,16 +130,9 @@ def build_design(
     terms: list[BarTerm | PlainTerm] = [*bars]
     if random is not None:
         terms += parse_random(random)
-    if not terms:
-        raise InputError(
-            "There are no random effects. Add a bar to `fixed`, such as (1 | donor), or pass "
-            "`random`, such as '~ 0 + donor'."
-        )
     fixed_text = f"~ {text or '1'}"
     in_fixed = f"`fixed` = {fixed_text!r}"
     plain, offsets = without_offsets(plain, in_fixed)
-    if len(plain) == 0:
-        raise InputError(f"{in_fixed} has no fixed effects. Write '~ 1' for an intercept.")
 
     names = Names(table, check_names("context", context, "value"))
     names.add_formula(plain, in_fixed)
@@ -177,8 +167,6 @@ def build_design(
             f"{in_fixed} gives several columns the same name: {listing(repeated)}. "
             "Rename the columns of data behind them."
         )
-    if not coef_names:
-        raise InputError(f"{in_fixed} gives no columns. Write '~ 1'.")
 
     built = [
         _bar_columns(term, columns) if isinstance(term, BarTerm) else _plain_columns(term, columns)
@@ -224,6 +212,8 @@ def _random_matrix(blocks: list[Rows], n: int, q: int) -> sp.csr_array | Layered
     """Z, of many samples in compact form."""
 
     def rows(here: slice) -> sp.csr_array:
+        if not blocks:
+            return sp.csr_array((len(range(n)[here]), 0))
         Z = sp.csr_array(sp.hstack([block(here) for block in blocks], format="csr"))
         Z.eliminate_zeros()
         return Z

@@ -17,17 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flashmm.formulas.fixed_terms import _categorical, _Column, _columns, _factor, _numeric_widths
+from flashmm.formulas.fixed_terms import (
+    INTERCEPT,
+    Column,
+    columns_of,
+    factors_of,
+    in_coordinates,
+    numeric_widths,
+)
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
+    from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["estimable_hypotheses"]
 
-_INTERCEPT = "1"
 # Relative size of what is rounding; the dependences of X may be known to six digits.
 _ROUNDING = 1e-6
 
@@ -39,8 +42,8 @@ class _Term:
     name: str
     numeric: frozenset[str]
     categorical: frozenset[str]
-    coded: list[_Column]
-    levels: list[_Column]
+    coded: list[Column]
+    levels: list[Column]
 
     def contains(self, other: _Term) -> bool:
         return self.numeric == other.numeric and self.categorical > other.categorical
@@ -64,11 +67,11 @@ def estimable_hypotheses(spec: Any, null_space: FloatArray) -> dict[str, FloatAr
     """
     terms = _terms(spec)
     coded = [column for term in terms for column in term.coded]
-    if all(term.name != _INTERCEPT for term in terms):
-        one = _Term(_INTERCEPT, frozenset(), frozenset(), [], [_Column({}, frozenset())])
+    if all(term.name != INTERCEPT for term in terms):
+        one = _Term(INTERCEPT, frozenset(), frozenset(), [], [Column({}, frozenset())])
         if _weights(coded, one.levels) is not None:
             terms = [one, *terms]
-    every: list[_Column] = []
+    every: list[Column] = []
     owner: list[int] = []
     for number, term in enumerate(terms):
         # Custom contrasts may span less than the levels do; then X's own columns stand for them.
@@ -82,7 +85,7 @@ def estimable_hypotheses(spec: Any, null_space: FloatArray) -> dict[str, FloatAr
     back = np.linalg.pinv(S)
     result = {}
     for term, rows in zip(terms, parts, strict=True):
-        if term.name == _INTERCEPT or not term.coded:
+        if term.name == INTERCEPT or not term.coded:
             continue
         above = [part for other, part in zip(terms, parts, strict=True) if other.contains(term)]
         if above:
@@ -93,30 +96,23 @@ def estimable_hypotheses(spec: Any, null_space: FloatArray) -> dict[str, FloatAr
 
 
 def _terms(spec: Any) -> list[_Term]:
-    widths = _numeric_widths(spec)
+    widths = numeric_widths(spec)
     terms = []
     for term in spec.structure:
-        coded = [c for scoped in term.scoped_terms for c in _columns(spec, scoped, widths)]
-        kinds: dict[str, bool] = {}
-        for scoped in term.scoped_terms:
-            for factor in scoped.factors:
-                kinds[str(_factor(factor))] = _categorical(spec, factor)
-        for factor in term.term.factors:  # one that no column holds has gone into the others
-            kinds.setdefault(str(factor), factor in spec.factor_contrasts)
-        numeric = frozenset(name for name, is_factor in kinds.items() if not is_factor)
-        categorical = [name for name, is_factor in kinds.items() if is_factor]
+        coded = [c for scoped in term.scoped_terms for c in columns_of(spec, scoped, widths)]
+        numeric, categorical = factors_of(spec, term)
         if len(coded) != len(term.columns):  # a product of transforms of several columns
-            coded = [_Column({}, frozenset({(str(c), 0)})) for c in term.columns]
+            coded = [Column({}, frozenset({(str(c), 0)})) for c in term.columns]
             terms.append(_Term(str(term.term), numeric, frozenset(), coded, coded))
             continue
-        if str(term.term) == _INTERCEPT:
+        if str(term.term) == INTERCEPT:
             numeric = frozenset()
         sizes = {
             name: np.eye(len(spec.factor_contrasts[_named(spec, name)].levels))
             for name in categorical
         }
         levels = [
-            _Column(dict(zip(sizes, cell, strict=True)), key)
+            Column(dict(zip(sizes, cell, strict=True)), key)
             for key in dict.fromkeys(column.numeric for column in coded)
             for cell in product(*sizes.values())
         ]
@@ -128,38 +124,17 @@ def _named(spec: Any, name: str) -> Any:
     return next(factor for factor in spec.factor_contrasts if str(factor) == name)
 
 
-def _weights(coded: list[_Column], others: list[_Column]) -> FloatArray | None:
+def _weights(coded: list[Column], others: list[Column]) -> FloatArray | None:
     """Columns as combinations of those of X, shape (p, len(others)); None if they are none."""
-    places: dict[Any, int] = {}
-    entries: list[tuple[int, int, float]] = []
-    for position, column in enumerate([*coded, *others]):
-        for key, weight in _coordinates(column).items():
-            entries.append((places.setdefault(key, len(places)), position, weight))
-    matrix = np.zeros((len(places), len(coded) + len(others)))
-    for row, position, weight in entries:
-        matrix[row, position] += weight
+    _, matrix = in_coordinates([*coded, *others])
     left, right = matrix[:, : len(coded)], matrix[:, len(coded) :]
     weights = np.linalg.lstsq(left, right, rcond=None)[0]
     within = np.abs(left @ weights - right).max(initial=0.0) < _ROUNDING
     return np.where(np.abs(weights) > 1e-12, weights, 0.0) if within else None
 
 
-def _coordinates(column: _Column) -> dict[Any, float]:
-    """A function on cells in products of indicators of all levels but the first."""
-    parts: list[tuple[frozenset[tuple[str, int]], float]] = [(frozenset(), 1.0)]
-    for factor, codes in column.codes.items():
-        steps = codes - codes[0]
-        levels = [(frozenset[tuple[str, int]](), float(codes[0]))]
-        levels += [(frozenset({(factor, int(i))}), float(steps[i])) for i in np.flatnonzero(steps)]
-        parts = [(a | b, u * v) for a, u in parts for b, v in levels if u * v != 0.0]
-    found: dict[Any, float] = {}
-    for cell, weight in parts:
-        found[column.numeric, cell] = found.get((column.numeric, cell), 0.0) + weight
-    return found
-
-
 def _belonging(
-    estimable: FloatArray, terms: list[_Term], owner: NDArray[np.intp], term: _Term
+    estimable: FloatArray, terms: list[_Term], owner: IntArray, term: _Term
 ) -> FloatArray:
     """Estimable functions whose weights vanish outside a term and those that contain it."""
     others = np.array([not (other is term or other.contains(term)) for other in terms])

@@ -19,22 +19,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import combinations
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from flashmm.arrays.types import FloatArray
 
-    FloatArray = NDArray[np.float64]
+__all__ = [
+    "INTERCEPT",
+    "Column",
+    "columns_of",
+    "factors_of",
+    "in_coordinates",
+    "numeric_widths",
+    "type3_hypotheses",
+]
 
-__all__ = ["type3_hypotheses"]
-
-_INTERCEPT = "1"
+INTERCEPT = "1"
+# Numeric columns, and levels of factors: a product of them.
+_Cell: TypeAlias = "tuple[frozenset[tuple[str, int]], frozenset[tuple[str, int]]]"
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
     """One column of X: codes of its categorical factors by level, and its numeric columns."""
 
     codes: dict[str, FloatArray]
@@ -54,8 +62,8 @@ def type3_hypotheses(spec: Any) -> dict[str, FloatArray]:
     dict
         Term -> linearly independent contrasts (r, p), in the order of the formula.
     """
-    widths = _numeric_widths(spec)
-    columns: list[_Column] = []
+    widths = numeric_widths(spec)
+    columns: list[Column] = []
     subsets: dict[str, list[tuple[str, ...]]] = {}
     members: dict[str, list[int]] = {}
     owned: set[tuple[frozenset[str], tuple[str, ...]]] = {
@@ -64,11 +72,11 @@ def type3_hypotheses(spec: Any) -> dict[str, FloatArray]:
     for term in spec.structure:
         name, start = str(term.term), len(columns)
         for scoped in term.scoped_terms:
-            columns += _columns(spec, scoped, widths)
-        numeric, categorical = _factors(spec, term)
+            columns += columns_of(spec, scoped, widths)
+        numeric, categorical = factors_of(spec, term)
         if len(columns) - start != len(term.columns):  # a product of transforms of several columns
             del columns[start:]
-            columns += [_Column({}, frozenset({(str(c), 0)})) for c in term.columns]
+            columns += [Column({}, frozenset({(str(c), 0)})) for c in term.columns]
             subsets[name] = [()]
         else:
             new = [s for s in _subsets(categorical) if (numeric, s) not in owned]
@@ -78,19 +86,19 @@ def type3_hypotheses(spec: Any) -> dict[str, FloatArray]:
     reference, change = _treatment_coded(columns)
     result = {}
     for name, positions in members.items():
-        if name != _INTERCEPT and positions and subsets[name]:
+        if name != INTERCEPT and positions and subsets[name]:
             keys = dict.fromkeys(columns[i].numeric for i in positions)
             parts = [_projected(reference, key, s) for key in keys for s in subsets[name]]
             result[name] = _independent(np.concatenate(parts)) @ change
     return result
 
 
-def _factors(spec: Any, term: Any) -> tuple[frozenset[str], tuple[str, ...]]:
+def factors_of(spec: Any, term: Any) -> tuple[frozenset[str], tuple[str, ...]]:
     """The numeric and the categorical factors of a term, the latter sorted."""
     kinds: dict[str, bool] = {}
     for scoped in term.scoped_terms:
         for factor in scoped.factors:
-            kinds[str(_factor(factor))] = _categorical(spec, factor)
+            kinds[str(factor_of(factor))] = is_categorical(spec, factor)
     for factor in term.term.factors:  # one that no column holds has gone into the others' coding
         kinds.setdefault(str(factor), factor in spec.factor_contrasts)
     numeric = frozenset(name for name, is_factor in kinds.items() if not is_factor)
@@ -102,8 +110,25 @@ def _subsets(factors: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [c for size in range(len(factors) + 1) for c in combinations(factors, size)]
 
 
-def _treatment_coded(columns: list[_Column]) -> tuple[list[_Column], FloatArray]:
+def _treatment_coded(columns: list[Column]) -> tuple[list[Column], FloatArray]:
     """Columns in treatment coding with an intercept, and their coefficients by those of X.
+
+    Returns
+    -------
+    tuple
+        The columns, c of them, and a matrix (c, p) that takes the coefficients of X to theirs.
+    """
+    cells, change = in_coordinates(columns)
+    sizes = {factor: codes.size for column in columns for factor, codes in column.codes.items()}
+    reference = [
+        Column({factor: np.eye(sizes[factor])[level] for factor, level in sorted(cell)}, numeric)
+        for numeric, cell in cells
+    ]
+    return reference, change
+
+
+def in_coordinates(columns: list[Column]) -> tuple[list[_Cell], FloatArray]:
+    """Columns as functions on cells, in products of indicators of all levels but the first.
 
     Codes c of the levels of a factor are c_0 times the constant plus (c_l - c_0) times the
     indicator of each other level l.
@@ -111,67 +136,59 @@ def _treatment_coded(columns: list[_Column]) -> tuple[list[_Column], FloatArray]
     Returns
     -------
     tuple
-        The columns, c of them, and a matrix (c, p) that takes the coefficients of X to theirs.
+        The products, numeric columns and levels of factors, and their weights, a column for each.
     """
-    places: dict[tuple[Any, ...], int] = {}
-    reference: list[_Column] = []
+    places: dict[_Cell, int] = {}
     entries: list[tuple[int, int, float]] = []
     for position, column in enumerate(columns):
-        parts: list[tuple[dict[str, int], float]] = [({}, 1.0)]
+        parts: list[tuple[frozenset[tuple[str, int]], float]] = [(frozenset(), 1.0)]
         for factor, codes in column.codes.items():
             steps = codes - codes[0]
-            levels: list[tuple[dict[str, int], float]] = [({}, float(codes[0]))]
-            levels += [({factor: int(i)}, float(steps[i])) for i in np.flatnonzero(steps)]
-            parts = [({**a, **b}, u * v) for a, u in parts for b, v in levels if u * v != 0.0]
-        for chosen, weight in parts:
-            key = (column.numeric, frozenset(chosen.items()))
-            if key not in places:
-                places[key] = len(reference)
-                codes_by_factor = {
-                    factor: np.eye(column.codes[factor].size)[level]
-                    for factor, level in chosen.items()
-                }
-                reference.append(_Column(codes_by_factor, column.numeric))
-            entries.append((places[key], position, weight))
-    change = np.zeros((len(reference), len(columns)))
+            levels = [(frozenset[tuple[str, int]](), float(codes[0]))]
+            levels += [(frozenset({(factor, int(i))}), steps[i]) for i in np.flatnonzero(steps)]
+            parts = [(a | b, u * v) for a, u in parts for b, v in levels if u * v != 0.0]
+        for cell, weight in parts:
+            place = places.setdefault((column.numeric, cell), len(places))
+            entries.append((place, position, weight))
+    weights = np.zeros((len(places), len(columns)))
     for row, position, weight in entries:
-        change[row, position] += weight
-    return reference, change
+        weights[row, position] += weight
+    return list(places), weights
 
 
-def _factor(scoped_factor: Any) -> Any:
+def factor_of(scoped_factor: Any) -> Any:
     """The factor of the formula; formulaic wraps it with its kind when it has evaluated it."""
     return getattr(scoped_factor.factor, "factor", scoped_factor.factor)
 
 
-def _categorical(spec: Any, scoped_factor: Any) -> bool:
-    return _factor(scoped_factor) in spec.factor_contrasts
+def is_categorical(spec: Any, scoped_factor: Any) -> bool:
+    return factor_of(scoped_factor) in spec.factor_contrasts
 
 
-def _numeric_widths(spec: Any) -> dict[str, int]:
+def numeric_widths(spec: Any) -> dict[str, int]:
     """Columns that each numeric factor has where it stands alone; 1 where it never does."""
     return {
         str(term.term): len(term.columns) for term in spec.structure if len(term.term.factors) == 1
     }
 
 
-def _columns(spec: Any, scoped: Any, widths: dict[str, int]) -> list[_Column]:
+def columns_of(spec: Any, scoped: Any, widths: dict[str, int]) -> list[Column]:
     """Columns of one scoped term, the first factor's varying fastest as formulaic orders them."""
-    columns = [_Column({}, frozenset())]
+    columns = [Column({}, frozenset())]
     for scoped_factor in scoped.factors:
-        factor = str(_factor(scoped_factor))
-        if _categorical(spec, scoped_factor):
-            state = spec.factor_contrasts[_factor(scoped_factor)]
+        factor = str(factor_of(scoped_factor))
+        if is_categorical(spec, scoped_factor):
+            state = spec.factor_contrasts[factor_of(scoped_factor)]
             matrix = state.get_coding_matrix(reduced_rank=scoped_factor.reduced)
             codes = np.asarray(getattr(matrix, "to_numpy", lambda m=matrix: m.toarray())())
             columns = [
-                _Column({**column.codes, factor: codes[:, j]}, column.numeric)
+                Column({**column.codes, factor: codes[:, j]}, column.numeric)
                 for j in range(codes.shape[1])
                 for column in columns
             ]
         else:
             columns = [
-                _Column(column.codes, column.numeric | {(factor, j)})
+                Column(column.codes, column.numeric | {(factor, j)})
                 for j in range(widths.get(factor, 1))
                 for column in columns
             ]
@@ -179,7 +196,7 @@ def _columns(spec: Any, scoped: Any, widths: dict[str, int]) -> list[_Column]:
 
 
 def _projected(
-    columns: list[_Column], numeric: frozenset[tuple[str, int]], subset: tuple[str, ...]
+    columns: list[Column], numeric: frozenset[tuple[str, int]], subset: tuple[str, ...]
 ) -> FloatArray:
     """The function on the cells of a subset of factors: averaged over others, about its means."""
     sizes = {f: c.codes[f].size for c in columns for f in c.codes if f in subset}

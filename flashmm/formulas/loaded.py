@@ -21,11 +21,11 @@ from interface_meta import override  # what formulaic's own materializers are wr
 
 from flashmm.exceptions import InputError, listing
 from flashmm.formulas.closed_grammar import Expression, read_expression
-from flashmm.formulas.columns import evaluating, numbers
 from flashmm.formulas.materializer import Materializer, whole_as_floats
+from flashmm.formulas.sample_table import evaluating, numbers
 
 if TYPE_CHECKING:
-    from flashmm.formulas.columns import Columns
+    from flashmm.formulas.sample_table import Columns
 
 __all__ = ["LoadedFormula", "read_formula"]
 

@@ -16,7 +16,7 @@ import pandas as pd
 from flashmm.exceptions import InputError
 from flashmm.formulas.build import build_design
 from flashmm.formulas.coding import said_before
-from flashmm.formulas.columns import check_data
+from flashmm.formulas.sample_table import check_data
 
 if TYPE_CHECKING:
     from flashmm.designs.design import Design

@@ -24,7 +24,7 @@ from formulaic.utils.code import sanitize_variable_names
 from flashmm.exceptions import InputError, listing
 from flashmm.formulas.closed_grammar import check_context_name
 from flashmm.formulas.loaded import LoadedFormula, read_formula
-from flashmm.formulas.recipe import ColumnRecord, DesignRecipe, FormulaRecipe, TermRecipe
+from flashmm.formulas.new_data_recipe import ColumnRecord, DesignRecipe, FormulaRecipe, TermRecipe
 
 __all__ = ["recipe_from_text", "recipe_to_text"]
 

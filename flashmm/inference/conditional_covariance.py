@@ -9,12 +9,8 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["conditional_covariance", "covariance_of_effects"]
 

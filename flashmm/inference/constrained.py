@@ -12,18 +12,15 @@ from flashmm.solvers.base import maximise
 from flashmm.solvers.batches import over_batches, usable_cores
 from flashmm.solvers.fixed import Fixed
 from flashmm.solvers.space import PSD
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.likelihood.base import Likelihood
     from flashmm.solvers.base import Solver
     from flashmm.solvers.space import ParameterSpace
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["Maximiser", "Maximum"]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from flashmm.arrays.labels import as_pandas
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, listing
 from flashmm.inference.contrast_expressions import read_equations
 from flashmm.inference.names import Coefficients, r_name, resolve_names
@@ -23,8 +23,6 @@ __all__ = [
     "r_name",
     "resolve_names",
 ]
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +134,8 @@ def parse_contrasts(contrast: object, names: Sequence[str]) -> Contrasts:
         rows = [(name, row, 0.0) for name, row in zip(known.names, np.eye(known.p), strict=True)]
     else:
         rows = _rows(contrast, known)
+    if contrast is None and not known.p:
+        return Contrasts(np.zeros((0, 0)), np.zeros(0), ())
     if not rows:
         raise InputError("no contrast was given")
     for label, row, _ in rows:
@@ -180,6 +180,8 @@ def independent_rows(contrasts: Contrasts) -> tuple[FloatArray, FloatArray]:
         If the hypothesised values contradict each other.
     """
     matrix, values = contrasts.matrix, contrasts.values
+    if matrix.shape[0] == 0:
+        raise InputError("The model has no fixed effects: there is nothing to test.")
     length = np.sqrt((matrix * matrix).sum(axis=1))
     left, sizes, right = np.linalg.svd(matrix / length[:, None], full_matrices=False)
     rank = int((sizes > 1e-10 * sizes[0]).sum())
@@ -213,7 +215,7 @@ def _vector(value: object, known: Coefficients, label: str) -> FloatArray:
     """Read the weights of one contrast from a Series or from a sequence of numbers."""
     value = as_pandas(value)
     if isinstance(value, pd.Series) and not _is_positional(value.index):
-        row: FloatArray = _aligned(value.to_frame(), known)[0]
+        row: FloatArray = _by_coefficient(value.to_frame(), known)[0]
         return row
     return _numbers(value, 1, label)
 
@@ -237,8 +239,8 @@ def _is_positional(index: pd.Index) -> bool:
     return isinstance(index, pd.RangeIndex)
 
 
-def _aligned(table: pd.DataFrame, known: Coefficients) -> FloatArray:
-    """Align a table of coefficient names x contrasts; returns (n_contrasts, p)."""
+def _by_coefficient(table: pd.DataFrame, known: Coefficients) -> FloatArray:
+    """Weights (n_contrasts, p) of a table of names in any spelling x contrasts; zero if absent."""
     positions = [known.resolve(str(name)) for name in table.index]
     if len(set(positions)) < len(positions):
         raise InputError("the table of contrasts names a coefficient more than once")
@@ -255,7 +257,9 @@ def _table(table: pd.DataFrame, known: Coefficients) -> list[_Row]:
     elif not named[0] and all(map(_is_positional, table.axes)):
         return _matrix(table.to_numpy(), known)
     labels = [str(label) for label in table.columns]
-    return [(label, row, 0.0) for label, row in zip(labels, _aligned(table, known), strict=True)]
+    return [
+        (label, row, 0.0) for label, row in zip(labels, _by_coefficient(table, known), strict=True)
+    ]
 
 
 def _matrix(value: object, known: Coefficients) -> list[_Row]:

@@ -15,11 +15,8 @@ import numpy as np
 from flashmm.exceptions import InputError, nearest
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray
     from flashmm.likelihood.moments import ContrastMoments
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = [
     "DEFAULT_DF",

@@ -21,14 +21,13 @@ import numpy as np
 import scipy.linalg
 
 from flashmm.arrays.namespaces import cholesky
-from flashmm.stats.sums import Shift
+from flashmm.stats.fields import Shift
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["FeatureStreams", "Sampler"]
 
@@ -84,6 +83,11 @@ class Sampler:
         keep = values > _RANK_TOLERANCE * values[-1] * values.size
         return np.asarray(length[:, None] * vectors[:, keep] * np.sqrt(values[keep]))
 
+    def at(self, rows: NDArray[np.intp]) -> Sampler:
+        """The same for some of the features: one design serves all."""
+        del rows
+        return self
+
     @property
     def rank(self) -> int:
         """Rank of W."""
@@ -133,7 +137,7 @@ class Sampler:
                 chosen = [root[rows] for root in roots]
                 WU[rows], uu[rows] = method(theta[rows], chosen, normals[rows], chi[rows])
         return self._assembled(
-            WU.reshape(-1, s.p + s.q), uu.ravel(), np.repeat(beta, count, axis=0)
+            WU.reshape(features * count, s.p + s.q), uu.ravel(), np.repeat(beta, count, axis=0)
         )
 
     def _through_effects(
@@ -151,7 +155,7 @@ class Sampler:
                 for c in range(1, len(columns)):
                     total = total + root[:, a, c, None, None] * z[..., columns[c]]
                 b[..., own] = total
-        flat = b.reshape(-1, s.q)
+        flat = b.reshape(b.shape[0] * b.shape[1], s.q)
         ZZb = np.asarray((s.ZZ @ flat.T).T).reshape(b.shape)
         Xb = b @ s.ZX
         ee = theta[:, -1:] * ((g * g).sum(axis=-1) + chi)

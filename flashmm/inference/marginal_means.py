@@ -16,10 +16,7 @@ from flashmm.arrays.labels import by_name
 from flashmm.exceptions import InputError, check_option, nearest
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["CONTRASTS", "averaging_weights", "contrast_weights"]
 

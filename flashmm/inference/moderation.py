@@ -19,15 +19,13 @@ from scipy import special
 from flashmm.arrays.lazy import lazy
 from flashmm.exceptions import InputError
 from flashmm.inference.lowess import lowess
-from flashmm.inference.scaled_f import HIGHEST_DF, fit_scaled_f
+from flashmm.inference.variance_prior import HIGHEST_DF, fit_scaled_f
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from scipy import optimize, stats
 
+    from flashmm.arrays.types import FloatArray
     from flashmm.likelihood.moments import ContrastMoments
-
-    FloatArray = NDArray[np.float64]
 else:
     optimize, stats = lazy("scipy.optimize"), lazy("scipy.stats")
 

@@ -11,13 +11,10 @@ from flashmm.exceptions import InputError, listing
 from flashmm.inference.variance_tests import ChiBarSquare
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.stats.summary_stats import SummaryStats
 
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
     Key = tuple[str, ...]
 
 __all__ = ["Nesting", "check_same_data", "nesting"]
@@ -131,7 +128,7 @@ def check_same_data(large: SummaryStats, small: SummaryStats) -> None:
     _compare("Z'y of", large.ZY[there], small.ZY, size[:, None] * length, large)
 
 
-def _differ(left: FloatArray, right: FloatArray, scale: FloatArray) -> NDArray[np.bool_]:
+def _differ(left: FloatArray, right: FloatArray, scale: FloatArray) -> BoolArray:
     with np.errstate(invalid="ignore"):
         return np.asarray(np.abs(left - right) > _ROUNDING * scale)  # NaN in both is no difference
 

@@ -17,13 +17,10 @@ import numpy as np
 
 from flashmm.inference.constrained import Maximiser
 from flashmm.solvers.space import PSD
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["Estimate", "profile_limits"]
 
@@ -183,7 +180,7 @@ def _search(
 
 def _between(
     value: FloatArray, inner: FloatArray, outer: FloatArray, side: FloatArray
-) -> NDArray[np.bool_]:
+) -> BoolArray:
     """Whether values lie strictly between the bracket's ends; False for NaN."""
     with np.errstate(invalid="ignore"):
         return np.asarray((side * (value - inner) > 0) & (side * (outer - value) > 0))

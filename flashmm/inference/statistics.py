@@ -12,9 +12,7 @@ from flashmm.exceptions import InputError, nearest
 from flashmm.inference.tails import chi2_sf, f_sf, t_isf, t_sf
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
+    from flashmm.arrays.types import FloatArray
 
 __all__ = [
     "TStatistics",

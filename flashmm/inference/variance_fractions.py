@@ -19,13 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.stats.own_designs import DesignSums
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = [
     "FixedShares",
@@ -173,6 +170,8 @@ def column_sums(stats: SummaryStats) -> FloatArray | None:
     add up to one in every sample.
     """
     n, XX = weight_total(stats), stats.XX
+    if stats.p == 0:
+        return np.zeros(0)
     if n is None:
         return None
     names = list(stats.coef_names)

@@ -18,11 +18,8 @@ from flashmm.exceptions import InputError, listing, nearest
 from flashmm.inference.tails import chi2_sf, norm_isf, norm_sf
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray
     from flashmm.designs.design import CovarianceStructure
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = [
     "ChiBarSquare",
@@ -118,6 +115,8 @@ def zero_hypotheses(
                 else ""
             )
             raise InputError(f"No variance component {name!r}.{also} {nearest(name, known)}")
+    if not structure.parameters:
+        raise InputError("The model has no random effects: there is no variance to test.")
     if not hypotheses:
         raise InputError(f"`components` is empty; there are {listing([*variances, *terms], 10)}.")
     return hypotheses
@@ -212,7 +211,7 @@ def z_statistics(
 
 
 def wald_limits(
-    theta: FloatArray, se: FloatArray, alpha: float, on_log_scale: NDArray[np.bool_]
+    theta: FloatArray, se: FloatArray, alpha: float, on_log_scale: BoolArray
 ) -> FloatArray:
     """Normal limits of theta (B, k), shape (B, k, 2).
 

@@ -8,7 +8,7 @@ from flashmm.arrays.devices import example_on
 from flashmm.exceptions import InputError
 from flashmm.likelihood.base import Estimator, Evaluation, Likelihood, RandomEffects
 from flashmm.likelihood.bordered.bordered import BorderedLikelihood, main_component
-from flashmm.likelihood.choose import choose
+from flashmm.likelihood.choose_engine import choose
 from flashmm.likelihood.elimination.blocked import BlockedLikelihood
 from flashmm.likelihood.elimination.layout import find_partition, make_layout
 from flashmm.likelihood.general import GeneralLikelihood
@@ -75,8 +75,8 @@ def make_likelihood(
     method
         ``"REML"`` or ``"ML"``.
     engine
-        A name in `ENGINES`, or ``"auto"``: see `flashmm.likelihood.choose`. Where samples are
-        missing it is that of the patterns which many features share.
+        A name in `ENGINES`, or ``"auto"``: see `flashmm.likelihood.choose_engine`. Where samples
+        are missing it is that of the patterns which many features share.
 
     Returns
     -------
@@ -98,6 +98,8 @@ def make_likelihood(
     host, partition = projection.in_numpy, None
     if engine == "auto":
         engine, partition = choose(host)
+    if not projection.structure.parameters and engine not in ("auto", "general"):
+        raise InputError(f"engine={engine!r} needs random effects. Use 'auto'.")
     if engine == "spectral" and len(projection.structure.parameters) > 1:
         raise InputError(
             "engine='spectral' needs a single variance component; this model has "

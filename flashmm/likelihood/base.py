@@ -16,13 +16,8 @@ import numpy as np
 from flashmm.arrays.namespaces import Array, namespace, put, take
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.likelihood.projection import Projection
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 # A covariance matrix is singular when its smallest eigenvalue is below this share of the
 # largest: what lies beyond is rounding.

@@ -15,12 +15,8 @@ import numpy as np
 import scipy.sparse as sp
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["Turn", "centring"]
 

@@ -38,13 +38,12 @@ from flashmm.likelihood.base import (
     StandardErrorKind,
     standard_errors,
 )
-from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 from flashmm.likelihood.one_design import OneDesign
 
 if TYPE_CHECKING:
     from flashmm.designs.design import CovarianceStructure
 
-__all__ = ["GeneralLikelihood", "root_and_diagonal", "weighted_sum"]
+__all__ = ["GeneralLikelihood", "factored", "inverse_of", "root_and_diagonal", "weighted_sum"]
 
 
 @dataclass(frozen=True)
@@ -71,21 +70,21 @@ class GeneralLikelihood(OneDesign):
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and information at theta (B, k) for chosen features."""
         p, ml = self.projection, self.method == "ML"
-        inside, factor = _factor(_combine(p.A, theta))
+        inside, factor = factored(_combine(p.A, theta))
         trace_factor = factor
         if ml:
-            inside_full, trace_factor = _factor(_combine(p.A_full, theta))
+            inside_full, trace_factor = factored(_combine(p.A_full, theta))
             inside = inside & inside_full
         if self.df_trace > 0:
             inside = inside & (theta[:, -1] > 0)
         if not bool(namespace(theta).all(inside)):
             theta, features = theta[inside], features[inside]
             factor, trace_factor = factor[inside], trace_factor[inside]
-        W = _inverse(factor)
+        W = inverse_of(factor)
         sigma2 = theta[:, -1]
         quadratic = _quadratic_forms(p.A, W, take(p.u, features))
         if ml:
-            trace = _traces(p.A_full, trace_factor, _inverse(trace_factor))
+            trace = _traces(p.A_full, trace_factor, inverse_of(trace_factor))
         else:
             trace = _traces(p.A, factor, W)
         return self.on_span(quadratic, trace, sigma2, features).spread(inside)
@@ -95,15 +94,16 @@ class GeneralLikelihood(OneDesign):
         """H'G_iH, shape (k, p, p), and K'G_iH, shape (k, r, p)."""
         p = self.projection
         xp, H, K, structure = namespace(p.H), p.H, p.K, p.structure
-        HGH, KGH = [], []
+        HGH = [xp.zeros_like(p.XX)[None, :, :][:0, :, :]]
+        KGH = [xp.zeros_like(K.T @ H)[None, :, :][:0, :, :]]
         for parameter in structure.parameters:
             rows, columns = structure.slices(parameter)
             HG, KG = H[rows, :].T @ H[columns, :], K[rows, :].T @ H[columns, :]
             if not parameter.is_variance:
                 HG, KG = HG + HG.T, KG + K[columns, :].T @ H[rows, :]
-            HGH.append(HG)
-            KGH.append(KG)
-        return xp.stack(HGH), xp.stack(KGH)
+            HGH.append(HG[None, :, :])
+            KGH.append(KG[None, :, :])
+        return xp.concat(HGH), xp.concat(KGH)
 
     def _loadings(self, theta: FloatArray) -> FloatArray:
         """K'DH, shape (B, r, p)."""
@@ -157,12 +157,6 @@ class GeneralLikelihood(OneDesign):
         u = xp.matrix_transpose(xp.matmul(vectors, p.K))
         w = xp.linalg.solve(_combine(p.A, theta), u)
         return xp.matmul(xp.matrix_transpose(w), p.K.T)
-
-    def contrast_moments(
-        self, theta: FloatArray, L: FloatArray, *, adjustment: bool
-    ) -> ContrastMoments:
-        """How the variances of hypotheses L (g, r, p) depend on theta (B, k)."""
-        return contrast_moments(self, theta, L, adjustment=adjustment)
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""
@@ -221,7 +215,7 @@ def _combine(A: FloatArray, theta: FloatArray) -> FloatArray:
     return xp.reshape(M, (theta.shape[0], r, r))
 
 
-def _factor(M: FloatArray) -> tuple[BoolArray, FloatArray]:
+def factored(M: FloatArray) -> tuple[BoolArray, FloatArray]:
     """Which matrices are positive definite and not too close to singular; Cholesky factors."""
     xp = namespace(M)
     L, ok = cholesky(M)
@@ -231,7 +225,7 @@ def _factor(M: FloatArray) -> tuple[BoolArray, FloatArray]:
     return ok, L
 
 
-def _inverse(L: FloatArray) -> FloatArray:
+def inverse_of(L: FloatArray) -> FloatArray:
     """M^-1 from M's Cholesky factors."""
     xp, inverse = namespace(L), inverse_of_triangular(L)
     return xp.matmul(xp.matrix_transpose(inverse), inverse)

@@ -10,15 +10,11 @@ from flashmm.likelihood.base import Evaluation, RandomEffects
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.likelihood.base import Estimator, StandardErrorKind
     from flashmm.likelihood.projection import Projection
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["HostedLikelihood"]
 

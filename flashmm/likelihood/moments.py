@@ -33,6 +33,7 @@ __all__ = [
     "effect_variances",
     "near_zero_residual",
     "powers_of_P",
+    "times_D",
 ]
 
 # Steps of sigma2, in internal units, for derivatives by differences.
@@ -61,6 +62,14 @@ def apply_G(structure: CovarianceStructure, position: int, vectors: FloatArray) 
     if not parameter.is_variance:
         result[..., columns] = vectors[..., rows]
     return result
+
+
+def times_D(structure: CovarianceStructure, theta: FloatArray, vectors: FloatArray) -> FloatArray:
+    """D v at theta (B, k + 1) for the rows of vectors (B, c, q), same shape."""
+    total = np.zeros(vectors.shape)
+    for i in range(theta.shape[1] - 1):
+        total += theta[:, i, None, None] * apply_G(structure, i, vectors)
+    return total
 
 
 def contrast_moments(
@@ -96,9 +105,7 @@ def contrast_moments(
         product = np.matmul(left.reshape(shape), np.swapaxes(right.reshape(shape), 2, 3))
         return np.asarray(product)
 
-    D_loaded = np.zeros_like(loaded)
-    for i in range(k - 1):
-        D_loaded += theta[:, i, None, None] * apply_G(structure, i, loaded)
+    D_loaded = times_D(structure, theta, loaded)
     v = loaded - likelihood.apply_T(theta, D_loaded)
     inverse = projection.XX_inverse.reshape(-1, 1, p, p)  # one, or one for each feature
     fixed = np.matmul(np.matmul(L, inverse), np.swapaxes(L, 1, 2))
@@ -155,19 +162,13 @@ def effect_variances(
         C^-1 = X'V^-1X where beta is given, shape (B, p, p); None where it is estimated.
     """
     projection, count = likelihood.projection, theta.shape[0]
-
-    def times_D(vectors: FloatArray) -> FloatArray:
-        total = np.zeros_like(vectors)
-        for i in range(theta.shape[1] - 1):
-            total += theta[:, i, None, None] * apply_G(projection.structure, i, vectors)
-        return total
-
+    structure = projection.structure
     w = np.broadcast_to(rows, (count, *rows.shape))
-    Dw = times_D(w)
+    Dw = times_D(structure, theta, w)
     variance = (Dw * (w - likelihood.apply_T(theta, Dw))).sum(axis=2)
     if given is not None:
         H = np.broadcast_to(projection.H.T, (count, *projection.H.T.shape))
-        v = H - likelihood.apply_T(theta, times_D(H))
+        v = H - likelihood.apply_T(theta, times_D(structure, theta, H))
         loadings = np.matmul(Dw, np.swapaxes(v, 1, 2))
         variance = variance - (np.matmul(loadings, given) * loadings).sum(axis=2)
     return np.where(variance < -1e-12, np.nan, np.maximum(variance, 0.0))

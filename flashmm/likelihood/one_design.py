@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from flashmm.arrays.namespaces import take
 from flashmm.likelihood.base import Evaluation, Forms, assembled
+from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 
 if TYPE_CHECKING:
     from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray
@@ -48,6 +49,16 @@ class OneDesign:
         """Contrasts of variance sigma2 outside the span that log |V| and the traces run over."""
         p = self.projection
         return p.n - p.r_full if self.method == "ML" else p.n - p.p - p.r
+
+    def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
+        """T v with T = Z'PZ at theta for the rows of vectors (B, c, q); each engine its own."""
+        raise NotImplementedError
+
+    def contrast_moments(
+        self, theta: FloatArray, L: FloatArray, *, adjustment: bool
+    ) -> ContrastMoments:
+        """How the variances of hypotheses L (g, r, p) depend on theta (B, k)."""
+        return contrast_moments(self, theta, L, adjustment=adjustment)
 
     def on_span(
         self, quadratic: Forms, trace: Forms, sigma2: FloatArray, features: IntArray

@@ -23,16 +23,15 @@ import scipy.sparse as sp
 from flashmm.arrays.namespaces import Array, like, namespace
 from flashmm.exceptions import InputError
 from flashmm.likelihood.centring import Turn, centring
-from flashmm.likelihood.gates import check_components, check_sample_size, whiten
+from flashmm.likelihood.design_checks import check_components, check_sample_size, whiten
+from flashmm.likelihood.units import InUnits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import BoolArray, FloatArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = [
     "ROUNDING",
@@ -96,7 +95,7 @@ class Basis:
 
 
 @dataclass(frozen=True)
-class Projection:
+class Projection(InUnits):
     """Summary statistics projected off X and scaled.
 
     Parameters
@@ -262,71 +261,10 @@ class Projection:
         """Features that vary about X and whose sums are finite, shape (m,)."""
         return ~(self.zero_variance | self.non_finite)
 
-    @property
-    def unit(self) -> FloatArray:
-        """Square root of ``scale``, the unit of y, shape (m,)."""
-        unit: FloatArray = namespace(self.scale).sqrt(self.scale)
-        return unit
-
-    def natural_loglik(
-        self, loglik: FloatArray, method: str, features: NDArray[np.intp] | None = None
-    ) -> FloatArray:
-        """Log-likelihoods (B,) of y itself: the scaling undone, REML with lme4's constant.
-
-        REML loses 1/2 log|X'X|. ``features`` are the positions; all by default.
-        """
-        scale = self.scale if features is None else self.scale[features]
-        df = self.n - (self.p if method == "REML" else 0)
-        natural = loglik - 0.5 * df * np.log(scale) + 0.5 * self.log_weights
-        return natural - 0.5 * self.log_det_XX if method == "REML" else natural
-
-    def units(self, features: NDArray[np.intp] | None = None) -> FloatArray:
-        """The units of theta of some features, shape (B, k + 1)."""
-        scale = self.scale if features is None else self.scale[features]
-        return self.param_scale * scale[:, None]
-
-    def natural_score(self, score: FloatArray) -> FloatArray:
-        """Internal derivatives by theta (m, k + 1) as those by theta in the units of Y."""
-        score = score / self.units()
-        return score if self.turn is None else score @ self.turn.T
-
-    def natural_information(
-        self, information: FloatArray, features: NDArray[np.intp]
-    ) -> FloatArray:
-        """Internal information on theta (B, k + 1, k + 1) as that in the units of Y."""
-        unit = self.units(features)
-        information = information / (unit[:, :, None] * unit[:, None, :])
-        if self.turn is None:
-            return information
-        return np.asarray(self.turn.T.T @ information @ self.turn.T)
-
-    def natural_covariance(self, covariance: FloatArray, features: NDArray[np.intp]) -> FloatArray:
-        """Internal covariances of theta (B, k + 1, k + 1) as those in the units of Y."""
-        unit = self.units(features)
-        covariance = covariance * (unit[:, :, None] * unit[:, None, :])
-        if self.turn is None:
-            return covariance
-        return np.asarray(self.turn.T_inverse @ covariance @ self.turn.T_inverse.T)
-
-    def natural_theta(self, theta: FloatArray, features: NDArray[np.intp]) -> FloatArray:
-        """Internal theta (B, k + 1) of some features in the units of Y."""
-        theta = theta * self.units(features)
-        return theta if self.turn is None else theta @ self.turn.T_inverse.T
-
     def prediction_units(self, features: NDArray[np.intp]) -> tuple[FloatArray, FloatArray]:
         """What rows of Z are divided by and weights of theta multiplied, for some features."""
         del features  # they share both
         return self.column_scale, self.param_scale
-
-    def to_internal(self, theta: FloatArray) -> FloatArray:
-        """Scale theta (m, k + 1) in the units of Y to the internal units."""
-        theta = theta if self.turn is None else theta @ self.turn.T.T
-        return theta / (self.param_scale * self.scale[:, None])
-
-    def to_natural(self, theta: FloatArray) -> FloatArray:
-        """Scale internal theta (m, k + 1) back to the units of Y."""
-        theta = theta * (self.param_scale * self.scale[:, None])
-        return theta if self.turn is None else theta @ self.turn.T_inverse.T
 
 
 def project(stats: SummaryStats, column_scale: FloatArray | None = None) -> Projection:
@@ -438,6 +376,8 @@ def scale_of_columns(diagonal: FloatArray, structure: CovarianceStructure) -> Fl
 
 def _make_basis(gram: FloatArray, structure: CovarianceStructure) -> Basis:
     """Eigenbasis of a q x q matrix and the parameters' matrices in it."""
+    if gram.shape[0] == 0:
+        return Basis(gram, gram, np.empty((len(structure.parameters), 0, 0)))
     values, vectors = scipy.linalg.eigh(gram)
     keep = values > _RANK_TOLERANCE * max(float(values[-1]), 1.0)  # columns have mean square 1
     root = np.sqrt(values[keep])

@@ -19,14 +19,9 @@ import numpy as np
 if TYPE_CHECKING:
     from typing import Literal
 
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.likelihood.projection import Projection
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["RatioGrid", "ratio_grid"]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,9 +26,6 @@ from flashmm.likelihood.base import (
 )
 from flashmm.likelihood.moments import ContrastMoments
 from flashmm.likelihood.one_design import OneDesign
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["SpectralLikelihood"]
 

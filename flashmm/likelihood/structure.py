@@ -15,11 +15,8 @@ import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import IntArray
     from flashmm.designs.design import CovarianceStructure
-
-    IntArray = NDArray[np.intp]
 
 __all__ = ["MAX_EFFECTS", "Partition", "partitions"]
 

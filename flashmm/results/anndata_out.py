@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from flashmm.arrays.labels import find_labels
 from flashmm.exceptions import InputError, listing, warn
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.multiplicity import adjust_pvalues
@@ -18,10 +19,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.results.contrast_results import TTestResults
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["to_anndata"]
 
@@ -57,12 +57,12 @@ def to_anndata(
     target = adata.copy() if copy else adata
     _clear(target, key_added)
     for name, values in arrays.items():
-        target.varm[f"{key_added}_{name}"] = _aligned(values, positions, np.nan)
+        target.varm[f"{key_added}_{name}"] = _by_gene(values, positions, np.nan)
     target.var[f"{key_added}_status"] = pd.Categorical(
-        _aligned(fitted.verdicts, positions, NOT_FITTED)
+        _by_gene(fitted.verdicts, positions, NOT_FITTED)
     )
-    target.var[f"{key_added}_loglik"] = _aligned(fitted.ds["loglik"].to_numpy(), positions, np.nan)
-    target.var[f"{key_added}_n_iter"] = _aligned(fitted.ds["n_iter"].to_numpy(), positions, -1)
+    target.var[f"{key_added}_loglik"] = _by_gene(fitted.ds["loglik"].to_numpy(), positions, np.nan)
+    target.var[f"{key_added}_n_iter"] = _by_gene(fitted.ds["n_iter"].to_numpy(), positions, -1)
     target.uns[key_added] = {
         **{name: np.array([str(label) for label in labels]) for name, labels in names.items()},
         "options": _storable(asdict(fitted.options)),
@@ -72,16 +72,19 @@ def to_anndata(
 
 
 def _test_arrays(fitted: FittedModel, tests: TTestResults) -> dict[str, FloatArray]:
-    features = pd.Index(tests.ds["feature"].to_numpy())
     if tests.statistic != "t":
         raise InputError("`tests` must come from `t_test`: joint tests have no estimates.")
-    if not features.equals(pd.Index(fitted.names)):
+    features = pd.Index(tests.ds["feature"].to_numpy())
+    same = features.is_unique and features.size == fitted.names.size
+    order = find_labels(features, fitted.names) if same else np.full(1, -1)
+    if (order < 0).any():
         raise InputError(
-            "`tests` must hold the features of these results, all of them and in their order; "
-            "it comes from another fit, or from `t_test(features=...)`."
+            "`tests` must hold the features of these results, all of them; it comes from another "
+            "fit, or from `t_test(features=...)`."
         )
     arrays = {f"tests_{name}": tests.ds[name].to_numpy() for name in tests.columns}
-    return arrays | {"tests_p_adjusted": tests.adjusted().to_numpy()}
+    arrays["tests_p_adjusted"] = tests.adjusted().to_numpy()
+    return {name: values[order] for name, values in arrays.items()}
 
 
 def _check_key(key: str) -> None:
@@ -91,7 +94,7 @@ def _check_key(key: str) -> None:
         raise InputError(f"`key_added` must not contain '/', which .h5ad files refuse: {key!r}.")
 
 
-def _matched(adata: Any, features: NDArray[Any]) -> NDArray[np.intp]:
+def _matched(adata: Any, features: NDArray[Any]) -> IntArray:
     """Position of each gene of ``adata`` among the features; -1 where it is none of them."""
     if not all(hasattr(adata, name) for name in ("var_names", "var", "varm", "uns")):
         raise InputError(f"`adata` must be an AnnData object, not {type(adata).__name__}.")
@@ -102,24 +105,22 @@ def _matched(adata: Any, features: NDArray[Any]) -> NDArray[np.intp]:
             f"The names of the genes of `adata` repeat: {listing(repeated)}. Call "
             "adata.var_names_make_unique() before the fit."
         )
-    names = pd.Index([str(name) for name in features], dtype=object)
-    positions = names.get_indexer(genes)
-    absent = names[~names.isin(genes)]
-    if absent.size == names.size:
+    absent = features[find_labels(genes, features) < 0]
+    if absent.size == features.size:
         raise InputError(
-            f"None of the {names.size} features ({listing(names, 3)}) is among the genes of "
+            f"None of the {features.size} features ({listing(features, 3)}) is among the genes of "
             f"`adata` ({listing(genes, 3)}). Are its var_names those that were fitted?"
         )
     if absent.size:
         warn(
-            f"{absent.size} of {names.size} features are not among the genes of `adata` and "
+            f"{absent.size} of {features.size} features are not among the genes of `adata` and "
             f"are left out: {listing(absent, 3)}.",
             UserWarning,
         )
-    return np.asarray(positions)
+    return find_labels(features, genes)
 
 
-def _aligned(values: NDArray[Any], positions: NDArray[np.intp], missing: Any) -> NDArray[Any]:
+def _by_gene(values: NDArray[Any], positions: IntArray, missing: Any) -> NDArray[Any]:
     """Rows of features as rows of genes."""
     rows = values[np.maximum(positions, 0)]
     rows[positions < 0] = missing

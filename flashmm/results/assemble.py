@@ -15,20 +15,17 @@ from flashmm.likelihood.elimination.indefinite import covariance_is_definite
 from flashmm.results.fitted import FitOptions, attributes
 from flashmm.results.on_request import scaled_inverse
 from flashmm.solvers.batches import over_batches
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.stored import feature_coordinate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.likelihood import AnyEstimator, AnyProjection
     from flashmm.solvers.base import Solution
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["assemble_dataset", "without_maximum"]
 

@@ -13,7 +13,8 @@ import xarray as xr
 
 from flashmm.arrays.labels import as_pandas, axis_labels, label_positions
 from flashmm.exceptions import InputError
-from flashmm.inference.draws import FeatureStreams, Sampler
+from flashmm.inference.draws import FeatureStreams
+from flashmm.inference.own_draws import sampler_of
 from flashmm.inference.statistics import resolve_alternative
 from flashmm.inference.variance_tests import zero_hypotheses
 from flashmm.results.bootstrap_results import BootstrapResults, monte_carlo_p
@@ -22,17 +23,17 @@ from flashmm.results.fitted import FittedModel
 from flashmm.results.fixed_effects import t_test
 from flashmm.results.refit import Progress, refit, replicate_fits
 from flashmm.results.variance_tests import gain, maximiser
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
+from flashmm.stats.own_designs import OwnColumns
+from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.root import restrict_root
+from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
-    from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["bootstrap", "bootstrap_test", "draw", "restricted"]
 
@@ -47,7 +48,7 @@ class _Statistic:
 
 def draw(
     fitted: FittedModel, positions: IntArray, n: int = 1, *, rng: Any = None, every: bool = False
-) -> SummaryStats:
+) -> SummaryStats | PatternedStats:
     """Statistics of new data from the fitted models; see `MultiLMMResults.draw`."""
     _check_count("n", n)
     usable = _drawable(fitted, positions)
@@ -60,9 +61,10 @@ def draw(
     streams = FeatureStreams.spawn(np.random.default_rng(rng), fitted.stats.m).take(positions)
     theta = fitted.values("theta", positions)
     beta = fitted.values("beta", positions)
-    drawn = Sampler(fitted.one_design("`draw`")).draw(theta, beta, n, streams)
-    names = fitted.names[positions]
-    labels = [f"{name}#{r}" for name in names for r in range(n)]
+    drawn = sampler_of(fitted.stats.at(positions)).draw(theta, beta, n, streams)
+    labels = [f"{name}#{r}" for name in fitted.names[positions] for r in range(n)]
+    if isinstance(drawn, PatternedStats):
+        return replace(drawn, sums=replace(drawn.sums, feature_names=labels))
     return replace(drawn, feature_names=labels)
 
 
@@ -81,7 +83,7 @@ def bootstrap(
     ``results_of`` makes the results that a function as ``statistic`` takes.
     """
     _check_count("n", n)
-    chosen = _statistic(statistic, fitted.one_design("The bootstrap"), results_of)
+    chosen = _statistic(statistic, fitted.stats, results_of)
     estimate = _values(chosen.evaluate(fitted), fitted.names)[positions]
     values = np.full((positions.size, n, estimate.shape[1]), np.nan)
     theta = fitted.values("theta", positions)
@@ -148,7 +150,7 @@ def bootstrap_test(
     )
 
 
-def _drawable(fitted: FittedModel, positions: IntArray) -> NDArray[np.bool_]:
+def _drawable(fitted: FittedModel, positions: IntArray) -> BoolArray:
     """Which features have a theta that a normal distribution has."""
     status = fitted.values("status", positions)
     theta = fitted.values("theta", positions)
@@ -168,7 +170,7 @@ def _replicates(
     streams = FeatureStreams.spawn(np.random.default_rng(rng), fitted.stats.m).take(positions)
     theta = np.where(_drawable(fitted, positions)[:, None], theta, np.nan)
     fits = replicate_fits(
-        Sampler(fitted.one_design("The bootstrap")),
+        sampler_of(fitted.stats.at(positions)),
         theta,
         beta,
         n,
@@ -224,29 +226,42 @@ def restricted(
     basis = scipy.linalg.null_space(parsed.matrix)
     inverse = np.linalg.pinv(parsed.matrix)
     fixed = inverse[:, 0] * parsed.values[0]
-    stats = fitted.one_design("The bootstrap").at(positions)
+    stats = fitted.stats.at(positions)
     # y - X fixed = (y - X a) + X move + X basis rest: the last part is left to the fit.
-    XY, ZY, yy, a = stats.centred()
+    one = stats.sums if isinstance(stats, PatternedStats) else stats
+    XY, ZY, yy, a = one.centred()
     move = inverse @ (parsed.matrix @ a - parsed.values[:, None])
     rest = basis.T @ (a - fixed[:, None])
-    moved_XY = XY + stats.XX @ move
-    restricted = type(stats)(
-        n=stats.n,
-        XX=basis.T @ stats.XX @ basis,
-        XX_root=restrict_root(stats.XX_root, basis),
+    moved_XY, moved_ZY = XY + _products(stats, "XX", move), ZY + _products(stats, "ZX", move)
+    sums = SummaryStats(
+        n=one.n,
+        XX=basis.T @ one.XX @ basis,
+        XX_root=restrict_root(one.XX_root, basis),
         XY=basis.T @ moved_XY,
-        ZX=stats.ZX @ basis,
-        ZY=ZY + stats.ZX @ move,
-        ZZ=stats.ZZ,
+        ZX=one.ZX @ basis,
+        ZY=moved_ZY,
+        ZZ=one.ZZ,
         yy=yy + (move * (XY + moved_XY)).sum(axis=0),
-        structure=stats.structure,
-        log_weights=stats.log_weights,
+        structure=one.structure,
+        log_weights=one.log_weights,
     )
+    restricted: SummaryStats | PatternedStats = sums
+    if isinstance(stats, PatternedStats):
+        own = OwnColumns(stats.own.names, ((),) * basis.shape[1])
+        restricted = PatternedStats(sums, stats.designs.turned(basis), stats.pattern, own)
     ds, _ = refit(restricted, fitted.options)
     beta = fixed + (ds["beta"].to_numpy() + rest.T) @ basis.T
     converged = ds["status"].to_numpy() < Status.INDEFINITE
     theta = np.where(converged[:, None], ds["theta"].to_numpy(), np.nan)
     return theta, beta
+
+
+def _products(stats: SummaryStats | PatternedStats, name: str, a: FloatArray) -> FloatArray:
+    """X'X a or Z'X a of each feature, a (p, m)."""
+    if not isinstance(stats, PatternedStats):
+        return np.asarray(getattr(stats, name) @ a)
+    own = getattr(stats.designs, name)[stats.pattern]
+    return np.ascontiguousarray(np.matmul(own, a.T[:, :, None])[:, :, 0].T)
 
 
 def _gain_without(component: str) -> Callable[[FittedModel], FloatArray]:
@@ -271,7 +286,7 @@ def _t_of(contrast: Any, side: str) -> Callable[[FittedModel], FloatArray]:
 
 
 def _statistic(
-    spec: Any, stats: SummaryStats, results_of: Callable[[FittedModel], Any]
+    spec: Any, stats: SummaryStats | PatternedStats, results_of: Callable[[FittedModel], Any]
 ) -> _Statistic:
     """What a user asked to bootstrap."""
     coefs, structure = list(stats.coef_names), stats.structure
@@ -287,7 +302,9 @@ def _statistic(
     return _named(names, stats, structure)
 
 
-def _named(names: list[str], stats: SummaryStats, structure: CovarianceStructure) -> _Statistic:
+def _named(
+    names: list[str], stats: SummaryStats | PatternedStats, structure: CovarianceStructure
+) -> _Statistic:
     params = list(structure.param_names)
     weights = np.zeros((len(names), stats.p + len(params)))
     for row, name in zip(weights, names, strict=True):

@@ -17,9 +17,7 @@ from flashmm.stats.own_rows import PatternedStats, same_rows
 from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import IntArray
 
 __all__ = ["compare_lr_test"]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    FloatArray = NDArray[np.float64]
+    from flashmm.arrays.types import BoolArray, FloatArray
 
 __all__ = ["FTestResults", "FeatureTests", "TTestResults"]
 
@@ -212,7 +212,7 @@ class FeatureTests:
         side = f"{self.ds.attrs['alternative']}, " if "alternative" in self.ds.attrs else ""
         return f"<{type(self).__name__}: {m} features x {c} contrasts, {side}df={self.df_method}>"
 
-    def _estimable(self) -> NDArray[np.bool_]:
+    def _estimable(self) -> BoolArray:
         if "estimable" in self.ds:
             return np.asarray(self.ds["estimable"].to_numpy(), dtype=bool)
         return np.ones(self.ds.sizes["contrast"], dtype=bool)

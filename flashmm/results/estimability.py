@@ -16,13 +16,9 @@ from flashmm.exceptions import InputError, listing
 from flashmm.inference.contrasts import Contrasts, parse_contrasts
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray
     from flashmm.stats.own_rows import PatternedStats
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = [
     "NOT_ESTIMABLE",

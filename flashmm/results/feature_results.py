@@ -22,14 +22,11 @@ from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_stats
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.results.contrast_results import FTestResults, TTestResults
     from flashmm.results.fitted import FittedModel
     from flashmm.results.pages import SummaryPage
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["FeatureResults"]
 
@@ -184,7 +181,7 @@ class FeatureResults:
         return len({(term.group, term.levels) for term in terms}) == 1
 
     @cached_property
-    def _groups(self) -> list[tuple[list[str], list[str], NDArray[np.intp]]]:
+    def _groups(self) -> list[tuple[list[str], list[str], IntArray]]:
         """For each grouping factor the keys of its levels, its effects and their columns (L, s)."""
         structure = self._fitted.stats.structure
         factors: dict[tuple[str, tuple[str, ...]], list[int]] = {}
@@ -226,7 +223,8 @@ class FeatureResults:
             matrices.append(matrix)
         if self._one_group:
             labels = [effect for term in structure.terms for effect in term.effects]
-        return pd.DataFrame(block_diag(*matrices), index=labels, columns=labels)
+        values = block_diag(*matrices) if matrices else np.zeros((0, 0))
+        return pd.DataFrame(values, index=labels, columns=labels)
 
     @property
     def cov_re_unscaled(self) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from flashmm.exceptions import InputError
 from flashmm.formulas.recipe_text import recipe_from_text, recipe_to_text
 from flashmm.likelihood import ENGINES
 from flashmm.results.fitted import FitOptions, FittedModel, attributes
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import any_from_dataset
 from flashmm.storage.files import load_dataset, reading, save_dataset
 from flashmm.storage.schema import OPTIONAL, RESULTS
@@ -22,7 +22,7 @@ from flashmm.storage.schema import OPTIONAL, RESULTS
 if TYPE_CHECKING:
     from os import PathLike
 
-    from flashmm.formulas.recipe import DesignRecipe
+    from flashmm.formulas.new_data_recipe import DesignRecipe
     from flashmm.stats.own_rows import PatternedStats
     from flashmm.stats.summary_stats import SummaryStats
 

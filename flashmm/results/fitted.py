@@ -44,7 +44,7 @@ from flashmm.arrays.labels import feature_positions
 from flashmm.exceptions import InputError
 from flashmm.likelihood import AnyEstimator, AnyProjection, make_likelihood, project_any
 from flashmm.results.on_request import OnRequest
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
@@ -52,11 +52,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from flashmm.formulas.recipe import DesignRecipe
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+    from flashmm.formulas.new_data_recipe import DesignRecipe
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["FitOptions", "FittedModel", "OfFittedModel", "attributes"]
 
@@ -139,7 +137,7 @@ class FittedModel:
         return OnRequest(self.likelihood, self.projection, theta, known, self.options.memory)
 
     @property
-    def converged(self) -> NDArray[np.bool_]:
+    def converged(self) -> BoolArray:
         """Whether each feature ended at a stationary point, shape (m,)."""
         return np.asarray(self.ds["status"].to_numpy() <= Status.INDEFINITE)
 
@@ -224,7 +222,7 @@ class FittedModel:
         return FittedModel(ds, one, options, projected, self.recipe, whole=self, members=members)
 
     @property
-    def _not_estimable(self) -> NDArray[np.bool_]:
+    def _not_estimable(self) -> BoolArray:
         """Features whose samples cannot carry the model, shape (m,)."""
         return np.asarray(self.ds["status"].to_numpy() == Status.NOT_ESTIMABLE)
 

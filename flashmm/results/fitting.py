@@ -16,12 +16,12 @@ from flashmm.solvers.other_maxima import Landscape
 from flashmm.solvers.restart import second_starts
 from flashmm.solvers.space import make_space
 from flashmm.solvers.start import Starts, starting_values
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.likelihood import AnyEstimator, AnyProjection
     from flashmm.results.fitted import FitOptions
     from flashmm.solvers.base import Solution, Solver
@@ -127,12 +127,10 @@ class _Search:
     projection: AnyProjection
     plan: FitPlan
     threads: int | None
-    again_from: NDArray[np.float64] | None = None
+    again_from: FloatArray | None = None
     landscape: Landscape | None = None
 
-    def run(
-        self, space: ParameterSpace, theta: NDArray[np.float64], usable: NDArray[np.bool_]
-    ) -> Solution:
+    def run(self, space: ParameterSpace, theta: FloatArray, usable: BoolArray) -> Solution:
         """Maximise the usable features (m,) in a space, from theta (m, k)."""
         return maximise_in_batches(
             self.likelihood,
@@ -155,7 +153,7 @@ def _restart_inside(
     space: ParameterSpace,
     start: Starts,
     solution: Solution,
-    lost: NDArray[np.intp],
+    lost: IntArray,
 ) -> None:
     """Fit features that ran to the edge of the domain again, from their psd estimate; in place.
 
@@ -195,14 +193,16 @@ def _restart_inside(
 
 
 def _restart_at_summits(
-    search: _Search, psd: ParameterSpace, solution: Solution, lost: NDArray[np.intp]
+    search: _Search, psd: ParameterSpace, solution: Solution, lost: IntArray
 ) -> None:
     """Fit features that ran to the edge of the domain again, from maxima of the grid; in place.
 
     The highest of the proper maxima that are found stays.
     """
+    if lost.size == 0:
+        return
     landscape = search.landscape or _landscape(search.projection, search.plan.options, None)
-    if lost.size == 0 or landscape is None:
+    if landscape is None:
         return
     plain = replace(
         search, plan=replace(search.plan, fallback=None), again_from=None, landscape=None
@@ -234,6 +234,8 @@ def _landscape(
         return None
     host = projection.in_numpy
     grid = ratio_grid(host, options.method)
+    if grid is None:
+        return None  # before `u` and `rss`, which need the eigenbasis
     variances = np.flatnonzero(projection.structure.is_variance[:-1])
-    chosen = np.ones(host.rss.size, dtype=bool) if start is None else ~start.given
-    return None if grid is None else Landscape(grid, host.u, host.rss, chosen, variances)
+    chosen = np.ones(host.m, dtype=bool) if start is None else ~start.given
+    return Landscape(grid, host.u, host.rss, chosen, variances)

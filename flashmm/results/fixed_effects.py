@@ -22,12 +22,8 @@ from flashmm.results.moderation import moderated_hypotheses
 from flashmm.results.trust import doubt
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import IntArray
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
     Moderated = bool | xr.Dataset
 

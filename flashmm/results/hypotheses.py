@@ -21,24 +21,21 @@ from flashmm.inference.degrees_of_freedom import (
     satterthwaite_f,
 )
 from flashmm.inference.moderation import moderate_moments
-from flashmm.inference.prediction import prediction_moments
+from flashmm.inference.prediction_variance import prediction_moments
+from flashmm.inference.theta_covariance import covariance_on_face, face
 from flashmm.likelihood.base import rows_of
 from flashmm.results.on_request import OnRequest, scaled_inverse
-from flashmm.solvers.face import covariance_on_face, face
 from flashmm.solvers.space import PSD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import scipy.sparse as sp
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.likelihood.base import Evaluation
     from flashmm.likelihood.moments import ContrastMoments
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["Hypotheses", "hypotheses"]
 
@@ -152,7 +149,7 @@ class Hypotheses:
         result = VarianceAndDf(
             np.full(shape, np.nan), np.tile(self.df_resid[positions, None], shape[1])
         )
-        size = 8 * (k + 4) * projection.structure.q
+        size = 8 * (k + 4) * max(1, projection.structure.q)
         rows = max(1, min(c, request.memory // size))
         for start in range(0, c, rows):
             part = slice(start, min(start + rows, c))
@@ -210,7 +207,7 @@ class Hypotheses:
         """
         request, m = self.request, self.request.theta.shape[0]
         variance, df = np.full(m, np.nan), np.full(m, np.nan)
-        limit = max(1, request.memory // (8 * 4 * request.projection.structure.q))
+        limit = max(1, request.memory // (32 * max(1, request.projection.structure.q)))
         for here, batch in request.batches(np.arange(m), limit):
             theta = request.theta[batch]
             at = request.likelihood.evaluate(theta, batch)
@@ -227,7 +224,7 @@ class Hypotheses:
         """
         request, m = self.request, self.request.theta.shape[0]
         df = np.full(m, np.nan)
-        limit = max(1, request.memory // (8 * 4 * request.projection.structure.q))
+        limit = max(1, request.memory // (32 * max(1, request.projection.structure.q)))
         for here, batch in request.batches(np.arange(m), limit):
             theta = request.theta[batch]
             at = request.likelihood.evaluate(theta, batch)

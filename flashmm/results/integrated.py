@@ -23,14 +23,10 @@ from flashmm.results.ratio_prior import RatioPrior, prior_of
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.inference.statistics import Alternative
     from flashmm.results.estimability import EstimableContrasts, Hypothesis
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = [
     "default_ratio_prior",

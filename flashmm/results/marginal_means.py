@@ -18,13 +18,9 @@ from flashmm.results.contrast_results import TTestResults
 from flashmm.results.fixed_effects import t_test
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.formulas.recipe import DesignRecipe
+    from flashmm.arrays.types import FloatArray, IntArray
+    from flashmm.formulas.new_data_recipe import DesignRecipe
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["marginal_means"]
 

@@ -17,11 +17,10 @@ from flashmm.results.hypotheses import Hypotheses, hypotheses
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
+    from flashmm.arrays.types import BoolArray, FloatArray
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["feature_means", "moderated_hypotheses", "moderated_variances", "trend_values"]
 
@@ -65,7 +64,7 @@ def moderated_variances(
     )
 
 
-def _same_samples(fitted: FittedModel, known: NDArray[np.bool_]) -> bool:
+def _same_samples(fitted: FittedModel, known: BoolArray) -> bool:
     """Whether all features have the same number of observations."""
     stats = fitted.stats
     if not isinstance(stats, PatternedStats) or not known.any():

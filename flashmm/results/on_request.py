@@ -17,14 +17,9 @@ from flashmm.likelihood.moments import effect_variances
 from flashmm.likelihood.projection import Projection
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.likelihood import AnyEstimator, AnyProjection
     from flashmm.likelihood.base import RandomEffects, StandardErrorKind
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["Information", "OnRequest", "scaled_inverse"]
 

@@ -13,18 +13,15 @@ import xarray as xr
 
 from flashmm.arrays.blas import one_blas_thread
 from flashmm.exceptions import InputError
-from flashmm.likelihood import make_likelihood, project
+from flashmm.likelihood import make_likelihood, project_any
 from flashmm.results.fitted import attributes
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.solvers.start import starting_rows
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["fit_on_workers"]
 
@@ -56,11 +53,6 @@ def fit_on_workers(
             "`client` must be a distributed.Client (pip install 'flashmm[dask]'), not "
             f"{type(client).__name__}."
         )
-    if isinstance(stats, PatternedStats):
-        raise InputError(
-            "`client` needs features that have the same samples, weights and covariates; fit "
-            "without it, or sum with missing='drop'."
-        )
     rows = None
     if theta0 is not None:
         params = stats.structure.param_names
@@ -80,17 +72,19 @@ def fit_on_workers(
 
 
 def _fitted(
-    client: Any, stats: SummaryStats, plan: FitPlan, rows: FloatArray | None
+    client: Any, stats: SummaryStats | PatternedStats, plan: FitPlan, rows: FloatArray | None
 ) -> Iterator[xr.Dataset]:
     """The fits of the partitions, in order; a few more are under way than there are threads."""
     waiting: deque[Any] = deque()
     try:
-        design = _submitted(client, _itself, stats.at(np.arange(0)))
+        own_rows = isinstance(stats, PatternedStats)
+        design = None if own_rows else _submitted(client, _itself, stats.at(np.arange(0)))
         for features in _partitions(stats):
             if len(waiting) >= max(_PARTITIONS, 2 * sum(client.nthreads().values())):
                 yield waiting.popleft().result()
             start = None if rows is None else rows[features]
-            waiting.append(_submitted(client, _fit, design, _own(stats, features), plan, start))
+            own = _own(stats, features)
+            waiting.append(_submitted(client, _fit, design, own, plan, start))
         while waiting:
             yield waiting.popleft().result()
     finally:
@@ -104,15 +98,22 @@ def _submitted(client: Any, function: Any, *arguments: Any) -> Any:
         return client.submit(function, *arguments, pure=False)
 
 
-def _partitions(stats: SummaryStats) -> list[NDArray[np.intp]]:
-    largest = max(1, _MOST_BYTES // (8 * (stats.p + stats.q)))
+def _partitions(stats: SummaryStats | PatternedStats) -> list[IntArray]:
+    numbers = stats.p + stats.q
+    if isinstance(stats, PatternedStats):  # a feature's design goes with it
+        numbers += stats.p * numbers + stats.designs.rows.size
+    largest = max(1, _MOST_BYTES // (8 * numbers))
     count = max(-(-stats.m // largest), min(_PARTITIONS, -(-stats.m // _LEAST)), 1)
     return np.array_split(np.arange(stats.m), count)
 
 
-def _own(stats: SummaryStats, features: NDArray[np.intp]) -> dict[str, Any]:
-    """The fields of the statistics that belong to some features."""
+def _own(
+    stats: SummaryStats | PatternedStats, features: IntArray
+) -> dict[str, Any] | PatternedStats:
+    """What of the statistics belongs to some features: all where designs are their own."""
     part = stats.at(features)
+    if isinstance(part, PatternedStats):
+        return part
     return {name: getattr(part, name) for name in ("XY", "ZY", "yy", "feature_names", "shift")}
 
 
@@ -124,10 +125,17 @@ def _itself(design: SummaryStats) -> SummaryStats:
 
 
 def _fit(
-    design: SummaryStats, own: dict[str, Any], plan: FitPlan, theta0: FloatArray | None
+    design: SummaryStats | None,
+    own: dict[str, Any] | PatternedStats,
+    plan: FitPlan,
+    theta0: FloatArray | None,
 ) -> xr.Dataset:
-    stats = replace(design, **own)
+    if isinstance(own, PatternedStats):
+        stats: SummaryStats | PatternedStats = own
+    else:
+        assert design is not None
+        stats = replace(design, **own)
     with one_blas_thread():
-        projection = project(stats)
+        projection = project_any(stats)
         likelihood = make_likelihood(projection, plan.options.method, plan.options.engine)
         return fit_features(stats, projection, likelihood, plan, theta0)

@@ -20,8 +20,8 @@ from flashmm.designs.from_arrays import (
     row_labels,
 )
 from flashmm.exceptions import InputError, check_option, listing
-from flashmm.formulas.columns import check_data
-from flashmm.formulas.recipe import RandomRows
+from flashmm.formulas.new_data_recipe import RandomRows
+from flashmm.formulas.sample_table import check_data
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.statistics import confidence_limits
 from flashmm.results.estimability import estimable_rows
@@ -32,13 +32,10 @@ from flashmm.sources import Transform, make_source
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["NewRows", "fittedvalues", "new_rows", "predict", "resid"]
 
@@ -263,7 +260,7 @@ def fittedvalues(
     return values.rename("fittedvalues")
 
 
-def _complete_rows(fitted: FittedModel, data: Any, level: str) -> NDArray[np.bool_] | None:
+def _complete_rows(fitted: FittedModel, data: Any, level: str) -> BoolArray | None:
     """Samples of the data of a fit that dropped some, without those that miss a value, shape (n,).
 
     None where all are complete.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -12,12 +11,8 @@ from flashmm.exceptions import check_option
 from flashmm.stats.stored import level_coordinates
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import IntArray
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["blup", "random_effects"]
 

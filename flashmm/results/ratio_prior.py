@@ -15,16 +15,15 @@ from flashmm.exceptions import InputError, listing
 from flashmm.inference.integrated.grid import RatioGrid
 from flashmm.inference.moderation import VariancePrior
 from flashmm.storage.files import load_dataset, reading, save_dataset
-from flashmm.storage.format import FORMAT, marked
+from flashmm.storage.format_version import FORMAT, marked
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray
     from flashmm.inference.integrated.integration import Integration
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["RatioPrior", "prior_of"]
 

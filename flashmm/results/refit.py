@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flashmm.likelihood import make_likelihood, project
+from flashmm.likelihood import make_likelihood, project_any
 from flashmm.progress import progress_bar
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.solvers import SOLVERS
@@ -17,14 +17,14 @@ from flashmm.solvers.fallback import fallback_of
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.inference.draws import FeatureStreams, Sampler
-    from flashmm.likelihood import Projection
+    from flashmm.inference.own_draws import OwnSampler
+    from flashmm.likelihood import AnyProjection
     from flashmm.results.fitted import FitOptions
+    from flashmm.stats.own_rows import PatternedStats
     from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["Progress", "ReplicateFits", "refit", "replicate_fits"]
 
@@ -48,16 +48,16 @@ class ReplicateFits:
         Their fits.
     """
 
-    rows: NDArray[np.intp]
+    rows: IntArray
     columns: slice
-    stats: SummaryStats
+    stats: SummaryStats | PatternedStats
     ds: xr.Dataset
-    projection: Projection
+    projection: AnyProjection
 
 
 def refit(
-    stats: SummaryStats, options: FitOptions, theta0: Any = None
-) -> tuple[xr.Dataset, Projection]:
+    stats: SummaryStats | PatternedStats, options: FitOptions, theta0: Any = None
+) -> tuple[xr.Dataset, AnyProjection]:
     """Fit statistics the way others were fitted, without warnings.
 
     Parameters
@@ -75,7 +75,7 @@ def refit(
     tuple
         The Dataset of the results and the projected statistics.
     """
-    projection = project(stats)
+    projection = project_any(stats)
     likelihood = make_likelihood(projection, options.method, options.engine)
     name = options.solver if options.solver in SOLVERS else "fisher_scoring"
     solver = SOLVERS[name](epsilon=options.epsilon)
@@ -85,7 +85,7 @@ def refit(
 
 
 def replicate_fits(
-    sampler: Sampler,
+    sampler: Sampler | OwnSampler,
     theta: FloatArray,
     beta: FloatArray,
     n: int,
@@ -98,7 +98,7 @@ def replicate_fits(
     Parameters
     ----------
     sampler
-        Of the design.
+        Of the design, or of the F features' own.
     theta, beta
         Parameters, shapes (F, k) and (F, p); features with NaN are left out.
     n
@@ -123,7 +123,7 @@ def replicate_fits(
         batches, len(batches), show=progress is True, unit="batch", desc="replicates"
     ):
         count = columns.stop - columns.start
-        drawn = sampler.draw(theta[here], beta[here], count, streams.take(here))
+        drawn = sampler.at(here).draw(theta[here], beta[here], count, streams.take(here))
         ds, projection = refit(drawn, options, np.repeat(theta[here], count, axis=0))
         yield ReplicateFits(here, columns, drawn, ds, projection)
         done += here.size * count

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import xarray as xr
 
-    from flashmm.formulas.recipe import DesignRecipe
+    from flashmm.formulas.new_data_recipe import DesignRecipe
     from flashmm.likelihood import AnyProjection
     from flashmm.results.contrast_results import TTestResults
     from flashmm.results.pages import SummaryPage
@@ -317,7 +317,7 @@ class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods, Sh
         key_added
             Beginning of the keys. What an earlier call wrote under it is replaced.
         tests
-            Tests from `t_test`, to be written too.
+            Tests from `t_test` of all features, in any order, to be written too.
         df
             Degrees of freedom of the p-values, as in `t_test`.
         copy

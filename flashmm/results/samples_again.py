@@ -19,13 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import pandas as pd
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.results.fitted import FittedModel
     from flashmm.sources import Source
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["OwnValues", "own_values", "values_of"]
 
@@ -57,7 +54,7 @@ class OwnValues:
             total += part if factor is None else part * factor
         return total
 
-    def samples(self, there: NDArray[np.bool_]) -> OwnValues:
+    def samples(self, there: BoolArray) -> OwnValues:
         """At some of the samples."""
         return replace(self, values=tuple(value[:, there] for value in self.values))
 

@@ -14,12 +14,9 @@ import scipy.sparse as sp
 from flashmm.exceptions import InputError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["StatsmodelsCheck", "check_with_statsmodels"]
 

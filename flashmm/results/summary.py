@@ -12,16 +12,14 @@ from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.results.pages import WIDTH, SummaryPage, Table
 from flashmm.results.trust import doubt
-from flashmm.solvers.status import MEANINGS, Status
+from flashmm.solvers.verdict_texts import MEANINGS, Status
 
 if TYPE_CHECKING:
     import pandas as pd
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import BoolArray, FloatArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.results.fitted import FitOptions, FittedModel
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["feature_page", "model_page"]
 
@@ -170,7 +168,7 @@ def _quantiles(values: FloatArray, at: list[float]) -> FloatArray:
     return result
 
 
-def _component_rows(fitted: FittedModel, good: NDArray[np.bool_]) -> list[list[str]]:
+def _component_rows(fitted: FittedModel, good: BoolArray) -> list[list[str]]:
     quantiles = _quantiles(fitted.ds["theta"].to_numpy()[good], [0, 0.25, 0.5, 0.75, 1.0])
     return [
         [_label(name), *(_number(value) for value in row)]
@@ -178,9 +176,7 @@ def _component_rows(fitted: FittedModel, good: NDArray[np.bool_]) -> list[list[s
     ]
 
 
-def _coefficient_rows(
-    fitted: FittedModel, pvalues: FloatArray, good: NDArray[np.bool_]
-) -> list[list[str]]:
+def _coefficient_rows(fitted: FittedModel, pvalues: FloatArray, good: BoolArray) -> list[list[str]]:
     found = adjust_pvalues(pvalues, "bh") < 0.05  # False for NaN
     beta = fitted.ds["beta"].to_numpy()
     median = _quantiles(beta[good], [0.5])[:, 0]

@@ -8,15 +8,12 @@ import numpy as np
 
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.integrated.grid import is_covered
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["FEW_LEVELS", "doubt"]
 
@@ -37,8 +34,9 @@ def doubt(fitted: FittedModel, df: str = DEFAULT_DF, L: FloatArray | None = None
         return ""
     status = fitted.ds["status"].to_numpy()
     found = []
-    fewest = min(fitted.stats.structure.terms, key=lambda term: len(term.levels))
-    if len(fewest.levels) < FEW_LEVELS and _is_carried(fitted, L):
+    terms = fitted.stats.structure.terms
+    fewest = min(terms, key=lambda term: len(term.levels), default=None)
+    if fewest and len(fewest.levels) < FEW_LEVELS and _is_carried(fitted, L):
         boundary = int((status == Status.BOUNDARY).sum())
         amiss = "reject too little" if df == "kenward-roger" else "reject too often in the tail"
         at = f" ({boundary} of {status.size} features are at the boundary)" * (boundary > 0)

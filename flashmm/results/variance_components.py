@@ -24,14 +24,10 @@ from flashmm.results.variance_tests import maximiser
 from flashmm.solvers import FisherScoring
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.inference.constrained import Maximiser
     from flashmm.results.fitted import FittedModel
     from flashmm.results.refit import Progress
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["conf_int_theta", "variance_components"]
 

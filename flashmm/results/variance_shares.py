@@ -25,12 +25,10 @@ from flashmm.inference.variance_fractions import variance_fractions as fractions
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["icc", "variance_fractions"]
 

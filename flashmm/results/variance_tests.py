@@ -24,16 +24,12 @@ from flashmm.likelihood import Projection
 from flashmm.results.refit import refit
 from flashmm.solvers import FisherScoring
 from flashmm.solvers.space import make_space
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import IntArray
     from flashmm.results.fitted import FittedModel
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["exact_null", "gain", "maximiser", "variance_test"]
 

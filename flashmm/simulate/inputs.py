@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy import sparse
 
+from flashmm.arrays.labels import by_name
 from flashmm.arrays.sparse import check_sparse
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, listing, nearest
-
-FloatArray = npt.NDArray[np.float64]
 
 COLUMNS = ["sam", "cls", "trt"]
 
@@ -136,8 +135,8 @@ def default_cells(n_cells: int, metadata: pd.DataFrame | None) -> pd.Index:
     return pd.Index([f"Cell{i + 1}" for i in range(n_cells)])
 
 
-def in_order(values: pd.Series) -> list[Any]:
-    """Sort the distinct values: strings by code point, numbers by size, a mixture as strings."""
+def distinct_values(values: pd.Series) -> list[Any]:
+    """The distinct values, sorted: strings by code point, numbers by size, a mixture as strings."""
     distinct = list(values.unique())
     try:
         return sorted(distinct)
@@ -147,7 +146,7 @@ def in_order(values: pd.Series) -> list[Any]:
 
 def check_treatment(treatment: Any, conditions: pd.Series) -> None:
     """Check that the treated condition exists."""
-    options = in_order(conditions)
+    options = distinct_values(conditions)
     if treatment not in options:
         names = [str(option) for option in options]
         raise InputError(f"unknown treatment {treatment!r}. {nearest(str(treatment), names)}")
@@ -155,8 +154,8 @@ def check_treatment(treatment: Any, conditions: pd.Series) -> None:
 
 def by_cluster(name: str, given: Any, clusters: Sequence[Any]) -> FloatArray:
     """Align numbers given by cluster label, or in sorted order, with the clusters."""
-    if isinstance(given, Mapping | pd.Series):
-        table = dict(given.items())
+    table = by_name(given)
+    if table is not None:
         unknown = [label for label in table if label not in clusters]
         if unknown:
             options = [str(label) for label in clusters]

@@ -16,15 +16,13 @@ from flashmm.inference.draws import FeatureStreams, Sampler
 from flashmm.inference.names import resolve_names
 from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.results.refit import Progress, replicate_fits
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.block_sums import design_columns
 from flashmm.stats.design_products import design_products
 from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
+    from flashmm.arrays.types import FloatArray
 
 __all__ = ["power"]
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from numpy.typing import NDArray
 
+from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.exceptions import InputError, listing
 from flashmm.simulate.inputs import (
     by_cluster,
@@ -19,16 +20,15 @@ from flashmm.simulate.inputs import (
     checked_counts,
     checked_metadata,
     default_cells,
+    distinct_values,
     generator,
-    in_order,
     matched_metadata,
     whole_number,
 )
 
 __all__ = ["SimulatedRNASeq", "rnaseq"]
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,11 +228,11 @@ def rnaseq(
         cells, chosen = _sample(metadata.index, every_cell, n_cells, random)
         metadata = metadata.iloc[chosen].set_axis(cells)
     if treatment is None:
-        treatment = in_order(metadata["trt"])[-1]
+        treatment = distinct_values(metadata["trt"])[-1]
     treated = _treated(metadata["trt"], treatment)
 
     # The truth: which genes change where, and by how much.
-    clusters = in_order(metadata["cls"])
+    clusters = distinct_values(metadata["cls"])
     per_cluster = _de_genes_per_cluster(
         clusters, n_de_genes, n_de_genes_by_cluster, p_de_genes_by_cluster, random
     )
@@ -267,9 +267,9 @@ def _at_most(n_changed: int, n_genes: int) -> int:
     return n_changed
 
 
-def _treated(conditions: pd.Series, treatment: Any) -> npt.NDArray[np.bool_]:
+def _treated(conditions: pd.Series, treatment: Any) -> BoolArray:
     """Tell which cells are treated (n_cells,)."""
-    treated: npt.NDArray[np.bool_] = (conditions == treatment).to_numpy()
+    treated: BoolArray = (conditions == treatment).to_numpy()
     if treated.all() or not treated.any():
         some = "all" if treated.all() else "none"
         _warn(f"{some} of the cells are in condition {treatment!r}: there is nothing to compare")
@@ -299,7 +299,7 @@ class _Reference:
     """Moments (n_genes, 2), usable genes (n_genes,), cell labels and library sizes (n_cells,)."""
 
     moments: pd.DataFrame
-    usable: npt.NDArray[np.bool_]
+    usable: BoolArray
     cells: pd.Index
     libsize: FloatArray
 
@@ -342,9 +342,7 @@ def _reference(
     return _Reference(moments, np.ones(n_genes, dtype=bool), cells, libsize)
 
 
-def _moments(
-    matrix: Any, genes: pd.Index
-) -> tuple[pd.DataFrame, FloatArray, npt.NDArray[np.bool_]]:
+def _moments(matrix: Any, genes: pd.Index) -> tuple[pd.DataFrame, FloatArray, BoolArray]:
     """Estimate mean and size per gene; also library sizes, and which genes can be simulated."""
     n = matrix.shape[1]
     total = np.asarray(matrix.sum(axis=1), dtype=float)
@@ -408,13 +406,13 @@ def _drawn_metadata(
     return pd.DataFrame(columns, index=cells)
 
 
-def _as_text(numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _as_text(numbers: NDArray[Any]) -> NDArray[Any]:
     """Write numbers as an object array of strings."""
     return numbers.astype(str).astype(object)
 
 
 def _sample(
-    labels: pd.Index, usable: npt.NDArray[np.bool_], n: int, random: np.random.Generator
+    labels: pd.Index, usable: BoolArray, n: int, random: np.random.Generator
 ) -> tuple[pd.Index, IntArray]:
     """Choose n of the usable rows: their labels, made unique, and their positions.
 

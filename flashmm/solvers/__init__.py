@@ -5,9 +5,9 @@ from collections.abc import Callable
 from flashmm.solvers.base import Objective, Solution, Solver, State
 from flashmm.solvers.em import EM
 from flashmm.solvers.fisher_scoring import FisherScoring
-from flashmm.solvers.information import AverageInformation, NewtonRaphson
-from flashmm.solvers.status import Status
+from flashmm.solvers.newton_raphson import AverageInformation, NewtonRaphson
 from flashmm.solvers.stopping import standardised_score, verdicts, within
+from flashmm.solvers.verdict_texts import Status
 
 __all__ = [
     "EM",

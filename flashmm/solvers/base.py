@@ -26,8 +26,8 @@ from flashmm.arrays.namespaces import (
 from flashmm.likelihood.base import Evaluation, Likelihood
 from flashmm.solvers.blocks import symmetric_eigen
 from flashmm.solvers.damping import damped
-from flashmm.solvers.state import Objective, State
-from flashmm.solvers.status import Status
+from flashmm.solvers.running_features import Objective, State
+from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
     from flashmm.solvers.space import ParameterSpace
@@ -165,9 +165,7 @@ def newton_where(
     if rows.shape[0] == 0:
         return state, taken
     xp, at = namespace(state.theta), state.evaluation.take(rows)
-    step, ok = objective.space.newton(
-        take(state.theta, rows), at.score, at.expected, at.observed, lowest
-    )
+    step, ok = objective.space.newton(take(state.theta, rows), at, lowest)
     result = xp.asarray(state.step, copy=True)
     put(result, rows[ok], step[ok])
     put(taken, rows, ok)

@@ -14,18 +14,13 @@ from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
 from flashmm.solvers.other_maxima import Landscape, search_other_maxima
 from flashmm.solvers.restart import searched_again
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.solvers.space import ParameterSpace
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["SHARES", "maximise_in_batches", "over_batches", "usable_cores"]
 

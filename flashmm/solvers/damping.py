@@ -13,7 +13,7 @@ from flashmm.arrays.namespaces import namespace, put, take
 if TYPE_CHECKING:
     from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray
     from flashmm.likelihood.base import Evaluation
-    from flashmm.solvers.state import Objective, State
+    from flashmm.solvers.running_features import Objective, State
 
 __all__ = ["damped", "last_digit"]
 

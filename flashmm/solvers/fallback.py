@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from flashmm.arrays.namespaces import FloatArray, IntArray, flatnonzero, put, take
 from flashmm.solvers.base import Solution, Solver, maximise
 from flashmm.solvers.em import EM
-from flashmm.solvers.information import NewtonRaphson
-from flashmm.solvers.status import Status
+from flashmm.solvers.newton_raphson import NewtonRaphson
+from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
     from flashmm.likelihood.base import Likelihood

@@ -18,10 +18,8 @@ import numpy as np
 from flashmm.solvers.space import PSD, ParameterSpace
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+    from flashmm.likelihood.base import Evaluation
 
 __all__ = ["Fixed"]
 
@@ -37,11 +35,11 @@ class _Pivot:
     """
 
     v: int
-    c: NDArray[np.intp]  # (s - 1,)
-    R: NDArray[np.intp]  # (s - 1, s - 1)
+    c: IntArray  # (s - 1,)
+    R: IntArray  # (s - 1, s - 1)
 
     @classmethod
-    def of(cls, block: NDArray[np.intp], held: NDArray[np.intp]) -> _Pivot:
+    def of(cls, block: IntArray, held: IntArray) -> _Pivot:
         """The pivot is the row of the block's first held entry."""
         a = int(np.argwhere(np.isin(block, held))[0, 0])
         others = np.delete(np.arange(block.shape[0]), a)
@@ -114,8 +112,8 @@ class Fixed:
     """
 
     inner: ParameterSpace
-    carried: NDArray[np.intp]
-    held_positions: NDArray[np.intp]
+    carried: IntArray
+    held_positions: IntArray
     pivots: tuple[_Pivot, ...]
     cone: ParameterSpace
 
@@ -196,26 +194,21 @@ class Fixed:
         return step
 
     def newton(
-        self,
-        theta: FloatArray,
-        score: FloatArray,
-        expected: FloatArray,
-        observed: FloatArray,
-        lowest: float,
+        self, theta: FloatArray, at: Evaluation, lowest: float
     ) -> tuple[FloatArray, BoolArray]:
         """The best step of the model with the observed information, where that is definite.
 
         Of parameters that are fixed, or that the boundary holds, only the expected counts.
         """
-        held = self.held(theta, score)
+        held = self.held(theta, at.score)
         either = held[:, :, None] | held[:, None, :]
         diagonal = np.eye(held.shape[1], dtype=bool)
-        observed = np.where(either, np.where(diagonal, expected, 0.0), observed)
-        length = np.sqrt(np.diagonal(expected, axis1=-2, axis2=-1))
+        observed = np.where(either, np.where(diagonal, at.expected, 0.0), at.observed)
+        length = np.sqrt(np.diagonal(at.expected, axis1=-2, axis2=-1))
         values = np.linalg.eigvalsh(observed / (length[:, :, None] * length[:, None, :]))
         definite = values[:, 0] > lowest
         step = np.zeros_like(theta)
-        step[definite] = self.step(theta[definite], score[definite], observed[definite])
+        step[definite] = self.step(theta[definite], at.score[definite], observed[definite])
         return step, definite
 
     def contains(self, theta: FloatArray) -> BoolArray:

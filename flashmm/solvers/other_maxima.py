@@ -12,19 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashmm.solvers.fallback import maximise_in_stages
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.likelihood.base import Likelihood
     from flashmm.likelihood.ratios import RatioGrid
     from flashmm.solvers.base import Solution, Solver
     from flashmm.solvers.space import ParameterSpace
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["Landscape", "search_other_maxima"]
 

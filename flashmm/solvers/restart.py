@@ -14,18 +14,17 @@ import numpy as np
 
 from flashmm.arrays.namespaces import flatnonzero, namespace, put, take
 from flashmm.solvers.fallback import maximise_in_stages
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flashmm.arrays.namespaces import IntArray
+    from flashmm.arrays.types import FloatArray
     from flashmm.likelihood.base import Likelihood
     from flashmm.solvers.base import Solution, Solver
     from flashmm.solvers.space import ParameterSpace
     from flashmm.solvers.start import Starts
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["searched_again", "second_starts"]
 

@@ -15,11 +15,13 @@ import numpy as np
 
 from flashmm.arrays.namespaces import BoolArray, FloatArray, namespace
 from flashmm.solvers.blocks import Blocks
-from flashmm.solvers.complementarity import newton_on_face, quadratic_program
+from flashmm.solvers.kkt_newton import newton_step, quadratic_program
 from flashmm.solvers.linear import solve_definite, solve_symmetric, unit_diagonal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from flashmm.likelihood.base import Evaluation
 
 __all__ = ["PSD", "ParameterSpace", "Unconstrained", "make_space"]
 
@@ -43,12 +45,7 @@ class ParameterSpace(Protocol):
         ...
 
     def newton(
-        self,
-        theta: FloatArray,
-        score: FloatArray,
-        expected: FloatArray,
-        observed: FloatArray,
-        lowest: float,
+        self, theta: FloatArray, at: Evaluation, lowest: float
     ) -> tuple[FloatArray, BoolArray]:
         """Newton steps (B, k) towards the maximum near theta, and which are towards one (B,).
 
@@ -82,18 +79,13 @@ class Unconstrained:
         return solve_symmetric(information, score)
 
     def newton(
-        self,
-        theta: FloatArray,
-        score: FloatArray,
-        expected: FloatArray,
-        observed: FloatArray,
-        lowest: float,
+        self, theta: FloatArray, at: Evaluation, lowest: float
     ) -> tuple[FloatArray, BoolArray]:
         """The full step O^-1 s where O is positive definite."""
         del theta
-        unit, length = unit_diagonal(expected)
-        scaled = observed / (length[:, :, None] * length[:, None, :])
-        step, ok = solve_definite(scaled, score / length, lowest, unit)
+        unit, length = unit_diagonal(at.expected)
+        scaled = at.observed / (length[:, :, None] * length[:, None, :])
+        step, ok = solve_definite(scaled, at.score / length, lowest, unit)
         return step / length, ok
 
     def contains(self, theta: FloatArray) -> BoolArray:
@@ -153,15 +145,10 @@ class PSD:
         return step
 
     def newton(
-        self,
-        theta: FloatArray,
-        score: FloatArray,
-        expected: FloatArray,
-        observed: FloatArray,
-        lowest: float,
+        self, theta: FloatArray, at: Evaluation, lowest: float
     ) -> tuple[FloatArray, BoolArray]:
         """A step on the face of the boundary that theta lies on, or off it."""
-        return newton_on_face(self.algebra(theta), theta, score, expected, observed, lowest)
+        return newton_step(self.algebra(theta), theta, at, lowest)
 
     def contains(self, theta: FloatArray) -> BoolArray:
         """Which theta have every block positive semi-definite (to rounding)."""

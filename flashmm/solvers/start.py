@@ -14,13 +14,11 @@ from flashmm.exceptions import InputError, listing
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import BoolArray, FloatArray
     from flashmm.likelihood.base import Likelihood
     from flashmm.likelihood.own_rows.patterned import PatternedProjection
     from flashmm.likelihood.projection import Projection
     from flashmm.solvers.space import ParameterSpace
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["Starts", "starting_rows", "starting_values"]
 

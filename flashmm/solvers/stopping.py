@@ -8,8 +8,8 @@ import numpy as np
 
 from flashmm.arrays.namespaces import Array, BoolArray, FloatArray, namespace
 from flashmm.solvers.damping import last_digit
-from flashmm.solvers.state import Objective, State
-from flashmm.solvers.status import Status
+from flashmm.solvers.running_features import Objective, State
+from flashmm.solvers.verdict_texts import Status
 
 __all__ = ["scoring_step", "standardised_score", "verdicts", "within"]
 

@@ -5,7 +5,7 @@ module per kind: `memory`, `dataarrays`, `disk`, `dask_arrays`, `anndata_kinds`,
 """
 
 from flashmm.sources.make import make_source
-from flashmm.sources.pieces import BLOCK_BYTES
+from flashmm.sources.readers import BLOCK_BYTES
 from flashmm.sources.source import Block, Source
 from flashmm.sources.transforms import Transform
 

@@ -17,11 +17,11 @@ from flashmm.exceptions import InputError, listing, nearest
 from flashmm.sources.dask_arrays import dask_reader, is_dask
 from flashmm.sources.disk import disk_reader, is_on_disk
 from flashmm.sources.memory import array_reader, sparse_reader
-from flashmm.sources.pieces import Labelled, Reader
+from flashmm.sources.readers import Labelled, Reader
 from flashmm.sources.stores import open_store, without_table
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from flashmm.arrays.types import BoolArray
 
 __all__ = ["OpenedAnnData", "is_anndata", "matrix_reader", "open_anndata", "read_anndata"]
 
@@ -42,7 +42,7 @@ class OpenedAnnData:
     var: pd.DataFrame
     reader: Reader
 
-    def mask(self, mask_var: Any) -> NDArray[np.bool_] | None:
+    def mask(self, mask_var: Any) -> BoolArray | None:
         """Genes to use as a mask over ``var``, by label where it has labels; None for all."""
         if mask_var is None:
             return None

@@ -14,15 +14,12 @@ from flashmm.arrays.labels import is_default
 from flashmm.exceptions import InputError, listing
 from flashmm.sources.dask_arrays import DaskReader
 from flashmm.sources.make import labelled
-from flashmm.sources.matching import match_samples
-from flashmm.sources.pieces import CompressedReader, DenseReader, Labelled
+from flashmm.sources.match_samples import match_samples
+from flashmm.sources.readers import CompressedReader, DenseReader, Labelled
 from flashmm.sources.source import Source
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["Beside", "beside", "beside_of"]
 
@@ -64,7 +61,7 @@ class Beside:
         part = np.asarray(part, dtype=np.float64)
         return part.T if self.transposed else part
 
-    def restricted(self, keep: NDArray[np.bool_]) -> Beside:
+    def restricted(self, keep: BoolArray) -> Beside:
         """With only some of the samples of the design."""
         columns = np.arange(keep.size) if self.columns is None else self.columns
         return replace(self, columns=columns[keep])
@@ -160,10 +157,7 @@ def _by_position(m: int, name: str, source: Source) -> IntArray | None:
 
 def _sliceable(reader: Any) -> tuple[Any, bool]:
     """What a reader reads, as something that can be sliced, and whether it is samples x ..."""
-    reader = getattr(reader, "reader", reader)  # one that guards against damaged files
-    if isinstance(reader, DenseReader):
-        return reader.values, reader.transposed
-    if isinstance(reader, DaskReader):
+    if isinstance(reader, (DenseReader, DaskReader)):
         return reader.values, reader.transposed
     if isinstance(reader, CompressedReader):
         arrays = (np.asarray(reader.data[:]), np.asarray(reader.indices[:]), reader.indptr)

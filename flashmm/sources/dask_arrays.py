@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from flashmm.arrays.sparse import UnsoundMatrixError, compressed
 from flashmm.exceptions import InputError, listing
-from flashmm.sources.pieces import Piece
+from flashmm.sources.readers import Piece
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

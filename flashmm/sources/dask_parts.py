@@ -21,14 +21,11 @@ from flashmm.arrays.blas import one_blas_thread
 from flashmm.arrays.sparse import UnsoundMatrixError
 from flashmm.sources.dask_arrays import DaskReader, joined_chunks
 from flashmm.sources.memory import array_reader, sparse_reader
-from flashmm.sources.pieces import DenseReader
+from flashmm.sources.readers import DenseReader
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.sources.source import Source
-
-    IntArray = NDArray[np.intp]
 
 __all__ = ["Part", "computed", "fold", "in_parts", "parts_of", "shared"]
 
@@ -43,8 +40,8 @@ class _Samples:
 
     n: int
     position: IntArray | None
-    size_factors: NDArray[np.float64] | None
-    offset: NDArray[np.float64] | None
+    size_factors: FloatArray | None
+    offset: FloatArray | None
     sample_names: Sequence[object] | None
     block: int
 

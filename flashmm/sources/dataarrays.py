@@ -11,7 +11,7 @@ import xarray as xr
 from flashmm.exceptions import InputError
 from flashmm.sources.dask_arrays import dask_reader, is_dask
 from flashmm.sources.memory import array_reader, sparse_reader
-from flashmm.sources.pieces import Labelled, Reader
+from flashmm.sources.readers import Labelled, Reader
 
 __all__ = ["read_dataarray"]
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from flashmm.arrays.sparse import UnsoundMatrixError
 from flashmm.exceptions import InputError, listing
-from flashmm.sources.pieces import CompressedReader, DenseReader, Piece, Reader
+from flashmm.sources.readers import CompressedReader, DenseReader, Piece, Reader
 
 __all__ = ["disk_reader", "is_on_disk"]
 
@@ -26,7 +27,7 @@ def is_on_disk(values: Any) -> bool:
 def disk_reader(values: Any, *, transposed: bool) -> Reader:
     """A dataset or sparse group; ``transposed``: it is samples x features."""
     if hasattr(values, "shape"):
-        return _Guarded(_dense_reader(values, transposed))
+        return _dense_reader(values, transposed)
     encoding = str(values.attrs.get("encoding-type", ""))
     if encoding not in _ENCODINGS:
         raise InputError(
@@ -39,15 +40,13 @@ def disk_reader(values: Any, *, transposed: bool) -> Reader:
     rows, columns = _shape(values)
     _check_numeric(values["data"].dtype)
     by_rows = _ENCODINGS[encoding]
-    return _Guarded(
-        CompressedReader(
-            values["data"],
-            values["indices"],
-            np.asarray(values["indptr"][:]),
-            (columns, rows) if transposed else (rows, columns),
-            by_samples=by_rows == transposed,
-            kind=f"{encoding[:3].upper()} matrix on disk",
-        )
+    return _CompressedOnDisk(
+        values["data"],
+        values["indices"],
+        np.asarray(values["indptr"][:]),
+        (columns, rows) if transposed else (rows, columns),
+        by_samples=by_rows == transposed,
+        kind=f"{encoding[:3].upper()} matrix on disk",
     )
 
 
@@ -71,7 +70,7 @@ def _dense_reader(values: Any, transposed: bool) -> DenseReader:
     chunks = values.chunks or (1, values.shape[1])
     # A slab along an axis reads whole chunks: take the axis that chunks span least of.
     along = 0 if chunks[0] * values.shape[1] <= chunks[1] * values.shape[0] else 1
-    return DenseReader(
+    return _DenseOnDisk(
         values,
         by_samples=(along == 0) == transposed,
         transposed=transposed,
@@ -85,43 +84,29 @@ def _check_numeric(dtype: Any) -> None:
         raise InputError(f"Y must be numeric; its dtype is {dtype}.")
 
 
-@dataclass(frozen=True)
 class _Guarded:
-    """A reader whose failures say that the file is damaged."""
-
-    reader: DenseReader | CompressedReader
-
-    one_pass = False
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.reader.shape
-
-    @property
-    def sparse(self) -> bool:
-        return self.reader.sparse
-
-    @property
-    def whole_samples(self) -> bool:
-        return self.reader.whole_samples
-
-    @property
-    def kind(self) -> str:
-        return self.reader.kind
+    """Reading whose failures say that the file is damaged; before a reader, whose pieces it has."""
 
     def pieces(self, block_bytes: int, *, dense: bool) -> Iterator[Piece]:
-        for number, piece in enumerate(self.reader.pieces(block_bytes, dense=dense)):
-            yield replace(piece, read=self._guarded(number, piece.read))
+        pieces = super().pieces(block_bytes, dense=dense)  # type: ignore[misc]
+        for number, piece in enumerate(pieces):
+            yield replace(piece, read=partial(_guarded, piece.read, number))
 
-    def _guarded(self, number: int, read: Callable[[], Any]) -> Callable[[], Any]:
-        def guarded() -> Any:
-            try:
-                return read()
-            except UnsoundMatrixError:
-                raise
-            except (OSError, RuntimeError, ValueError) as error:
-                raise InputError(
-                    f"Block {number} of Y cannot be read; the file may be damaged: {error}"
-                ) from error
 
-        return guarded
+class _DenseOnDisk(_Guarded, DenseReader):
+    """A dense array on disk."""
+
+
+class _CompressedOnDisk(_Guarded, CompressedReader):
+    """A compressed sparse matrix on disk."""
+
+
+def _guarded(read: Callable[[], Any], number: int) -> Any:
+    try:
+        return read()
+    except UnsoundMatrixError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"Block {number} of Y cannot be read; the file may be damaged: {error}"
+        ) from error

@@ -17,10 +17,10 @@ from flashmm.arrays.sparse import UnsoundMatrixError
 from flashmm.exceptions import InputError, listing
 from flashmm.sources.dataarrays import read_dataarray
 from flashmm.sources.memory import read_memory
-from flashmm.sources.pieces import Labelled, Piece
+from flashmm.sources.readers import Labelled, Piece
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from flashmm.arrays.types import IntArray
 
 __all__ = ["is_blocks", "read_blocks"]
 
@@ -136,7 +136,7 @@ class BlocksReader:
                 f"The blocks of Y lack {left.size} samples of `data`: {listing(self._names(left))}."
             )
 
-    def _positions(self, labels: Any, number: int) -> NDArray[np.intp]:
+    def _positions(self, labels: Any, number: int) -> IntArray:
         if isinstance(labels, slice):
             return np.arange(self.n)[labels]
         index = pd.Index(range(self.n)) if is_default(self.samples) else self.samples
@@ -150,9 +150,7 @@ class BlocksReader:
             )
         return positions
 
-    def _in_columns(
-        self, positions: NDArray[np.intp], columns: pd.Index | None, number: int
-    ) -> NDArray[np.intp]:
+    def _in_columns(self, positions: IntArray, columns: pd.Index | None, number: int) -> IntArray:
         """The positions of a block's samples in the order of its columns, where these say it."""
         if columns is None or is_default(columns):
             return positions

@@ -14,9 +14,9 @@ from flashmm.sources.dask_arrays import is_dask
 from flashmm.sources.dataarrays import read_dataarray
 from flashmm.sources.disk import is_on_disk
 from flashmm.sources.iterables import is_blocks, read_blocks
-from flashmm.sources.matching import match_samples
+from flashmm.sources.match_samples import match_samples
 from flashmm.sources.memory import read_memory
-from flashmm.sources.pieces import Labelled
+from flashmm.sources.readers import Labelled
 from flashmm.sources.source import Source
 from flashmm.sources.transforms import Transform, check_transform
 

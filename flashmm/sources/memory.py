@@ -13,7 +13,7 @@ from flashmm.arrays.labels import is_default
 from flashmm.arrays.numeric import numeric_array
 from flashmm.arrays.sparse import compressed
 from flashmm.exceptions import InputError, listing
-from flashmm.sources.pieces import CompressedReader, DenseReader, Labelled
+from flashmm.sources.readers import CompressedReader, DenseReader, Labelled
 
 __all__ = ["array_reader", "read_memory", "sparse_reader"]
 

@@ -11,14 +11,11 @@ import scipy.sparse as sp
 from flashmm.exceptions import InputError
 from flashmm.sources.dask_arrays import DaskReader
 from flashmm.sources.dask_parts import in_parts
-from flashmm.sources.pieces import BLOCK_BYTES
+from flashmm.sources.readers import BLOCK_BYTES
 from flashmm.sources.source import Source, sample_sums, size_factors_of, without_missing
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
+    from flashmm.arrays.types import BoolArray, FloatArray
 
 __all__ = ["missing_samples", "missing_values", "normalised", "sample_totals"]
 

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from flashmm.arrays.labels import checked_labels, feature_positions, in_order
 from flashmm.arrays.sparse import UnsoundMatrixError
 from flashmm.exceptions import InputError
-from flashmm.sources.pieces import BLOCK_BYTES, Piece, Reader
+from flashmm.sources.readers import BLOCK_BYTES, Piece, Reader
 from flashmm.sources.transforms import (
     Transform,
     apply_transform,
@@ -28,9 +28,7 @@ from flashmm.sources.transforms import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    FloatArray = NDArray[np.float64]
-    BoolArray = NDArray[np.bool_]
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["Block", "RawBlock", "Source"]
 

@@ -18,14 +18,14 @@ import scipy.sparse as sp
 from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, listing, nearest
+from flashmm.stats.fields import AnySums
 from flashmm.stats.root import combine_roots, restrict_root
 from flashmm.stats.shifts import combine_shifts
-from flashmm.stats.sums import AnySums
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import BoolArray, IntArray
 
 __all__ = ["Features", "added", "refuse_others", "subtracted"]
 
@@ -221,7 +221,7 @@ def _only_counted(term: RandomTerm) -> bool:
     return re.fullmatch(r"Z\d+", term.name) is not None and term.levels == counted
 
 
-def _without(structure: CovarianceStructure, gone: NDArray[np.bool_]) -> CovarianceStructure:
+def _without(structure: CovarianceStructure, gone: BoolArray) -> CovarianceStructure:
     """The structure without the levels all of whose columns are ``gone``."""
     terms = []
     for term, start in zip(structure.terms, structure.offsets, strict=False):

@@ -20,12 +20,8 @@ from flashmm.sources.source import per_element
 from flashmm.sources.transforms import with_data
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.sources import Block
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = [
     "BlockSums",

@@ -16,12 +16,8 @@ from flashmm.stats.shifts import sums_about
 from flashmm.stats.streaming import PassSums, sum_source
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.sources import Source
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["sum_parts", "sum_parts_about"]
 

@@ -10,12 +10,10 @@ import scipy.sparse as sp
 from flashmm.designs.compact import steps
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray
     from flashmm.designs.compact import Layer
     from flashmm.stats.block_sums import DesignColumns
 
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["design_products"]
 

@@ -17,10 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["DesignSums", "OwnColumns", "RowProducts", "add_design_sums", "pairs_of_columns"]
 
@@ -160,6 +157,16 @@ class DesignSums:
             np.ascontiguousarray(self.ZZ[:, kept[order]]),
             rows[order],
             cols[order],
+        )
+
+    def turned(self, basis: FloatArray) -> DesignSums:
+        """Over the columns of X basis (p, c)."""
+        return replace(
+            self,
+            X_sums=self.X_sums @ basis,
+            WX_sums=self.WX_sums @ basis,
+            XX=np.matmul(basis.T, np.matmul(self.XX, basis)),
+            ZX=np.matmul(self.ZX, basis),
         )
 
     def placed(self, coefs: IntArray, source: IntArray) -> DesignSums:

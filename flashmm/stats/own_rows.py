@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from flashmm.arrays.labels import feature_positions
 from flashmm.exceptions import InputError, listing
 from flashmm.stats.algebra import added, column_positions, refuse_others, subtracted
+from flashmm.stats.fields import Shift
 from flashmm.stats.own_designs import (
     DesignSums,
     OwnColumns,
@@ -25,9 +26,8 @@ from flashmm.stats.own_designs import (
     pairs_of_columns,
 )
 from flashmm.stats.summary_stats import SummaryStats
-from flashmm.stats.sums import Shift
 from flashmm.storage.files import load_dataset, reading, save_dataset, text
-from flashmm.storage.format import OWN_ROWS_FORMAT, marked
+from flashmm.storage.format_version import OWN_ROWS_FORMAT, marked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -36,11 +36,9 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import IntArray
     from flashmm.designs.aliasing import Aliasing
     from flashmm.designs.design import CovarianceStructure
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["PatternedStats", "any_from_dataset", "joined_shift", "same_rows"]
 

@@ -15,10 +15,12 @@ from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
 from flashmm.sources import Block, Source
 from flashmm.sources.beside import Beside
-from flashmm.sources.pieces import BLOCK_BYTES
+from flashmm.sources.readers import BLOCK_BYTES
 from flashmm.sources.scans import missing_values
 from flashmm.stats.block_sums import BlockSums, design_columns
 from flashmm.stats.design_products import design_products
+from flashmm.stats.fields import Shift
+from flashmm.stats.from_source import first_sums, second_sums, statistics_of
 from flashmm.stats.own_designs import (
     DesignSums,
     OwnColumns,
@@ -30,15 +32,9 @@ from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.shifts import CANCELLATION
 from flashmm.stats.streaming import passing, suitable_block_bytes
 from flashmm.stats.summary_stats import SummaryStats
-from flashmm.stats.summing import first_sums, second_sums, statistics_of
-from flashmm.stats.sums import Shift
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["OwnTables", "sum_by_pattern", "sum_own_rows"]
 

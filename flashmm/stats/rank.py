@@ -15,10 +15,7 @@ from flashmm.stats.root import scaled_gram
 from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["Dependence", "dependence", "of_full_rank"]
 

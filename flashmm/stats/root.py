@@ -13,13 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.stats.sums import Sums
+from flashmm.stats.fields import Sums
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["combine_roots", "near_collinear", "restrict_root", "root_of_rows", "scaled_gram"]
 

@@ -15,14 +15,12 @@ import pandas as pd
 from flashmm.arrays.labels import feature_positions
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, listing, nearest
+from flashmm.stats.fields import AnySums, Sums
 from flashmm.stats.root import near_collinear, restrict_root
 from flashmm.stats.shifts import restrict_shift
-from flashmm.stats.sums import AnySums, Sums
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import IntArray
 
 __all__ = ["kept", "without"]
 
@@ -69,8 +67,6 @@ def _fixed_positions(stats: Sums, names: Any) -> IntArray:
 
 
 def _with_fixed(stats: AnySums, positions: IntArray) -> AnySums:
-    if positions.size == 0:
-        raise InputError("No fixed effect would be left. A model needs at least one.")
     XX = stats.XX[np.ix_(positions, positions)]
     names = tuple(stats.coef_names[i] for i in positions)
     return replace(
@@ -112,8 +108,6 @@ def _random_positions(structure: CovarianceStructure, names: Any) -> set[tuple[i
 
 
 def _with_random(stats: AnySums, wanted: set[tuple[int, int]]) -> AnySums:
-    if not wanted:
-        raise InputError("No random effect would be left. A model needs at least one.")
     structure = stats.structure
     terms, columns = [], []
     for position, term in enumerate(structure.terms):
@@ -128,7 +122,7 @@ def _with_random(stats: AnySums, wanted: set[tuple[int, int]]) -> AnySums:
             of_term = of_term[:, effects]
             terms.append(replace(term, effects=tuple(term.effects[e] for e in effects)))
         columns.append(of_term.ravel())
-    here = np.concatenate(columns)
+    here = np.concatenate([np.empty(0, dtype=np.intp), *columns])
     shift = stats.shift
     if shift is not None:
         shift = replace(shift, ZY=shift.ZY[here])

@@ -15,15 +15,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums
-from flashmm.stats.sums import Shift, Sums
+from flashmm.stats.fields import Shift, Sums
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.sources import Block
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = [
     "cancelling",
@@ -154,7 +150,7 @@ def _positions(features: slice | IntArray) -> IntArray:
     return features
 
 
-def _move(stats: Sums, features: NDArray[np.intp], a: FloatArray) -> Shift:
+def _move(stats: Sums, features: IntArray, a: FloatArray) -> Shift:
     """The sums of y - X a for some features, from whatever shift the statistics carry."""
     XY, ZY, yy, own = stats.centred()
     delta = a - own[:, features]

@@ -12,9 +12,9 @@ from flashmm.arrays.labels import counts_up
 from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError
-from flashmm.stats.sums import AnySums, Shift, Sums
+from flashmm.stats.fields import AnySums, Shift, Sums
 from flashmm.storage.files import text
-from flashmm.storage.format import FORMAT, marked
+from flashmm.storage.format_version import FORMAT, marked
 
 __all__ = ["feature_coordinate", "level_coordinates", "sums_from_dataset", "sums_to_dataset"]
 

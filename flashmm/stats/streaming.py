@@ -14,8 +14,8 @@ import numpy as np
 from flashmm.arrays.compiled import in_place
 from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
-from flashmm.sources.pieces import BLOCK_BYTES
-from flashmm.sources.portions import portions
+from flashmm.sources.cache_sized import portions
+from flashmm.sources.readers import BLOCK_BYTES
 from flashmm.sources.source import RawBlock, Source
 from flashmm.stats.block_sums import (
     BlockSums,
@@ -26,11 +26,8 @@ from flashmm.stats.block_sums import (
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.designs.design import Design
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = [
     "PassSums",
@@ -122,7 +119,7 @@ def sum_source(
         sums = BlockSums(np.zeros((p, m)), np.zeros((q, m)), np.zeros(m))
         return PassSums(sums, np.zeros(m), np.zeros(m))
 
-    def finish(raw: RawBlock) -> tuple[slice | NDArray[np.intp], PassSums]:
+    def finish(raw: RawBlock) -> tuple[slice | IntArray, PassSums]:
         part = zeros(np.arange(source.m)[raw.slots].size)
         by_group = group_sums(columns, part.sums.yy.size)
         codes = None
@@ -170,7 +167,7 @@ def passing(
     n: int,
     min_count: float | None,
     min_fraction: float | None,
-) -> NDArray[np.intp]:
+) -> IntArray:
     """Positions of the features whose sum and fraction of non-zero samples reach the limits."""
     kept = np.ones(totals.size, dtype=bool)
     if min_count is not None:

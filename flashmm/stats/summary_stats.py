@@ -10,27 +10,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from flashmm.arrays.labels import axis_labels, feature_positions
 from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design
 from flashmm.designs.from_arrays import as_matrix, design_and_source, matched_columns, weights_of
 from flashmm.exceptions import InputError
 from flashmm.sources import Source, Transform
 from flashmm.stats.algebra import added, subtracted
+from flashmm.stats.fields import Sums
+from flashmm.stats.from_source import sum_design
 from flashmm.stats.selection import kept, without
 from flashmm.stats.stored import sums_from_dataset, sums_to_dataset
-from flashmm.stats.summing import sum_design
-from flashmm.stats.sums import Sums
 from flashmm.storage.files import load_dataset, reading, save_dataset
 
 if TYPE_CHECKING:
     from os import PathLike
 
     import xarray as xr
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
-    FloatArray = NDArray[np.float64]
+    from flashmm.arrays.types import FloatArray
 
 __all__ = ["SummaryStats"]
 
@@ -368,7 +366,7 @@ class SummaryStats(Sums):
         Raises
         ------
         InputError
-            If a name is unknown, or no fixed or no random effect would be left.
+            If a name is unknown.
 
         Examples
         --------

@@ -17,7 +17,7 @@ import xarray as xr
 
 from flashmm.exceptions import InputError
 from flashmm.storage.checksum import fingerprint
-from flashmm.storage.format import check_mark
+from flashmm.storage.format_version import check_mark
 from flashmm.storage.places import resolved, working_directory
 from flashmm.storage.schema import check_file
 from flashmm.storage.sizes import check_hdf5

@@ -19,7 +19,7 @@ import numpy as np
 
 from flashmm import MultiLMM, SummaryStats
 from flashmm.exceptions import ConvergenceWarning
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 from . import designs
 from .cases import CASES, Case, Space

@@ -16,11 +16,11 @@ from flashmm.solvers.base import maximise
 from flashmm.solvers.batches import maximise_in_batches
 from flashmm.solvers.em import EM
 from flashmm.solvers.fisher_scoring import FisherScoring
-from flashmm.solvers.information import NewtonRaphson
+from flashmm.solvers.newton_raphson import NewtonRaphson
 from flashmm.solvers.restart import second_starts
 from flashmm.solvers.space import PSD, Unconstrained, make_space
 from flashmm.solvers.start import Starts
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 EPSILON = 1e-5
 # Sums of squares of n numbers tell a residual from rounding down to about this share of them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from flashmm.solvers.status import Status
+from flashmm.solvers.verdict_texts import Status
 
 from .run import Tally
 

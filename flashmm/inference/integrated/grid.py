@@ -14,12 +14,8 @@ import numpy as np
 from flashmm.exceptions import InputError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["Line", "RatioGrid", "covering_grid", "flat_in_logarithm", "grid_on_lines", "is_covered"]
 
@@ -85,7 +81,7 @@ class RatioGrid:
             columns = np.flatnonzero(self.line == number)
             points = self.ratios[columns]
             direction = points[-1] - points[0]
-            if not direction.any():
+            if not direction.any():  # one point, or no ratio at all
                 steps = np.zeros(columns.size)
             else:
                 widest = int(np.argmax(np.abs(direction)))
@@ -111,7 +107,7 @@ def flat_in_logarithm(ratio: FloatArray, unit: float) -> FloatArray:
 def is_covered(structure: CovarianceStructure) -> bool:
     """Whether a grid can cover the ratios of a model."""
     blocks = [block.shape[0] for block in structure.blocks()]
-    return blocks == [2] or (max(blocks) == 1 and len(blocks) <= max(_POINTS))
+    return blocks == [2] or (max(blocks, default=1) == 1 and len(blocks) <= max(_POINTS))
 
 
 def covering_grid(
@@ -146,6 +142,8 @@ def covering_grid(
             f"correlated slope; this model has {names}. Write slopes as uncorrelated, "
             "(x || g), drop a term, or use another `df`."
         )
+    if k == 0:  # one point: nothing is integrated over
+        return RatioGrid(np.zeros((1, 0)), np.zeros(1, dtype=np.intp), np.ones(1))
     if max(block.shape[0] for block in structure.blocks()) > 1:
         return _rays(unit, highest)
     if k == 1:

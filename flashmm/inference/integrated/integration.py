@@ -37,13 +37,9 @@ from flashmm.solvers.batches import usable_cores
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.inference.statistics import Alternative
     from flashmm.likelihood.projection import Projection
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["Integration", "Part", "grid_of", "integrate", "learn", "within_variance"]
 
@@ -66,7 +62,7 @@ class Part:
     members: IntArray
 
     @property
-    def known(self) -> NDArray[np.bool_]:
+    def known(self) -> BoolArray:
         """Features that can be tested, shape (members,)."""
         p = self.projection
         return p.varies & ~p.perfect_fit & np.isfinite(p.rss)
@@ -96,7 +92,7 @@ class Integration:
     shared: tuple[SharedDesign, ...]
     weights: FloatArray
     sigma2: VariancePrior
-    known: NDArray[np.bool_]
+    known: BoolArray
     memory: int
 
     # ---- questions ---------------------------------------------------------------------------

@@ -17,12 +17,9 @@ from scipy import special
 from flashmm.inference.integrated.student import f_tail, student_cdf, student_density
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray
     from flashmm.inference.integrated.posterior import Posterior
     from flashmm.inference.statistics import Alternative
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["JointTests", "MixtureTests", "joint_tests", "mixture_limits", "mixture_tests"]
 

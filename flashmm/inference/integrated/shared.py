@@ -23,13 +23,9 @@ from flashmm.exceptions import InputError
 from flashmm.likelihood.projection import DENSE_LIMIT
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.inference.integrated.grid import Line, RatioGrid
     from flashmm.likelihood.projection import Projection
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["LinearFunctions", "SharedDesign", "Turned", "share_design"]
 
@@ -176,18 +172,20 @@ class SharedDesign:
             wGw.append(G)
         fixed = X @ p.XX_inverse @ X.T
         c, loadings = X.shape[0], []
+        no_K, no_G = np.zeros((p.r, c)), np.zeros((c, c))  # without random effects all there is
         covariance = np.empty((c, c, self.grid.size) if joint else (c, self.grid.size))
         for factor in self.factors:
             line = factor.line
             base, direction = (g / p.param_scale[:-1] for g in (line.base, line.direction))
             start, slope = (
-                factor.turned(sum(g * K for g, K in zip(part, Kw, strict=True)).T).T
+                factor.turned(sum((g * K for g, K in zip(part, Kw, strict=True)), no_K).T).T
                 for part in (base, direction)
             )
             f = start[:, :, None] + slope[:, :, None] * line.steps  # (r, c, T)
             load = f * factor.inverse[:, None, :]
             D0, D1 = (
-                sum(g * G for g, G in zip(part, wGw, strict=True)) for part in (base, direction)
+                sum((g * G for g, G in zip(part, wGw, strict=True)), no_G)
+                for part in (base, direction)
             )
             if joint:
                 shrunk = np.matmul(f.transpose(2, 1, 0), load.transpose(2, 0, 1)).transpose(1, 2, 0)
@@ -212,8 +210,9 @@ class SharedDesign:
         B, c = features.rss.size, functions.X.shape[0]
         result = np.empty((B, c, self.grid.size))
         for factor, load, u in zip(self.factors, functions.loadings, features.u, strict=True):
-            product = u @ load.reshape(load.shape[0], -1)
-            result[:, :, factor.line.columns] = product.reshape(B, c, -1)
+            r, _, T = load.shape
+            product = u @ load.reshape(r, c * T)
+            result[:, :, factor.line.columns] = product.reshape(B, c, T)
         result *= features.unit[:, None, None]
         result += (features.beta_ols @ functions.X.T)[:, :, None]
         return result
@@ -255,6 +254,8 @@ def share_design(projection: Projection, grid: RatioGrid, memory: int) -> Shared
 def _factor(projection: Projection, line: Line) -> _Factor:
     base, direction = (g / projection.param_scale[:-1] for g in (line.base, line.direction))
     A, r = projection.A, projection.r
+    if r == 0:
+        return _Factor(line, None, np.zeros(0), np.zeros(line.steps.size))
     if A.shape[0] == 1 and not line.base.any():
         values = direction[0] * np.diagonal(A[0])
         return _Factor(line, None, values, _log_det(values, line.steps))

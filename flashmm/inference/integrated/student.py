@@ -14,9 +14,7 @@ import numpy as np
 from scipy import special
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
+    from flashmm.arrays.types import FloatArray
 
 __all__ = ["f_tail", "student_cdf", "student_density"]
 

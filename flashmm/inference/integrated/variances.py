@@ -14,11 +14,8 @@ import numpy as np
 from scipy import special
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray
     from flashmm.inference.integrated.posterior import Posterior
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["VarianceSummary", "share_summary", "variance_summary"]
 

@@ -32,7 +32,6 @@ from flashmm.likelihood.bordered.border import (
     traces,
 )
 from flashmm.likelihood.general import GeneralLikelihood, root_and_diagonal, weighted_sum
-from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 from flashmm.likelihood.one_design import OneDesign
 
 if TYPE_CHECKING:
@@ -265,12 +264,6 @@ class BorderedLikelihood(OneDesign):
         """M^-1 u in the rotated basis, and where it could not be had."""
         pieces, _, bad = factorised(self.border, theta)
         return solve(self.border, pieces, take(self._u, features)), bad
-
-    def contrast_moments(
-        self, theta: FloatArray, L: FloatArray, *, adjustment: bool
-    ) -> ContrastMoments:
-        """How the variances of hypotheses L (g, r, p) depend on theta (B, k)."""
-        return contrast_moments(self, theta, L, adjustment=adjustment)
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""

@@ -46,7 +46,6 @@ from flashmm.likelihood.elimination.traces import (
     traces,
 )
 from flashmm.likelihood.general import GeneralLikelihood
-from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 from flashmm.likelihood.one_design import OneDesign
 from flashmm.likelihood.projection import DENSE_LIMIT
 
@@ -281,12 +280,6 @@ class BlockedLikelihood(OneDesign):
             if errors is not None:
                 put(errors, bad, exact.se)
         return RandomEffects(blup, errors)
-
-    def contrast_moments(
-        self, theta: FloatArray, L: FloatArray, *, adjustment: bool
-    ) -> ContrastMoments:
-        """How the variances of hypotheses L (g, r, p) depend on theta (B, k)."""
-        return contrast_moments(self, theta, L, adjustment=adjustment)
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""

@@ -301,7 +301,7 @@ def eliminate_border(
     """
     S, q_z = blocks.S, layout.q_z
     xp = namespace(S)
-    log_det = xp.zeros_like(S[:, 0, 0])
+    log_det = xp.zeros_like(blocks.log_det)
     distance = log_det + xp.inf
     T, J = S[:, :q_z, :q_z], xp.zeros_like(S[:, q_z:, :q_z])
     C = xp.zeros_like(S[:, q_z:, q_z:])

@@ -33,9 +33,7 @@ from flashmm.likelihood.elimination.eliminate import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import IntArray
     from flashmm.likelihood.elimination.layout import Layout
     from flashmm.likelihood.elimination.small import Matrix, Symmetric
 
@@ -45,7 +43,7 @@ __all__ = ["covariance_is_definite", "eliminate_border_indefinite", "eliminate_i
 _SMALL = 1e-9
 
 
-def covariance_is_definite(blocks: list[NDArray[np.intp]], theta: Array) -> Array:
+def covariance_is_definite(blocks: list[IntArray], theta: Array) -> Array:
     """Which theta (B, k) have every covariance block of D positive semi-definite, shape (B,).
 
     ``blocks`` holds the positions in theta of each block's entries, (s, s).

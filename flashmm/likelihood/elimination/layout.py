@@ -20,15 +20,10 @@ from flashmm.likelihood.elimination.small import pairs
 from flashmm.likelihood.structure import partitions
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.likelihood.projection import Projection
     from flashmm.likelihood.structure import Partition
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = [
     "Blocks",
@@ -407,7 +402,7 @@ def _x_transform(XX: FloatArray, ZX: FloatArray) -> FloatArray:
     length = np.sqrt(np.diag(XX))
     scaled = XX / np.outer(length, length)
     values, vectors = np.linalg.eigh(scaled)
-    if values[0] > _WELL_CONDITIONED * values[-1]:
+    if values.size == 0 or values[0] > _WELL_CONDITIONED * values[-1]:
         return np.diag(1.0 / length)
     order = np.argsort((ZX != 0).sum(axis=0), kind="stable")
     try:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from flashmm.arrays.types import FloatArray
 
-    Plane: TypeAlias = NDArray[np.float64]
+    Plane: TypeAlias = FloatArray
     Symmetric: TypeAlias = list[Plane]
     Matrix: TypeAlias = list[list[Plane]]
 

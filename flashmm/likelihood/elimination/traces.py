@@ -93,11 +93,17 @@ def _transposed(matrix: Array) -> Array:
     return namespace(matrix).matrix_transpose(matrix)
 
 
+def _flat(values: Array) -> Array:
+    """The last two axes as one; either may be empty."""
+    a, b, c = values.shape
+    return namespace(values).reshape(values, (a, b * c))
+
+
 def _times_fine(layout: Layout, vector: list[Array]) -> Array:
     """C'f for f in finest directions, shape (B, q_c + w, c)."""
     xp = namespace(vector[0])
     flat = xp.concat(vector)
-    product = layout.C.transposed_times(xp.reshape(flat, (flat.shape[0], -1)))
+    product = layout.C.transposed_times(_flat(flat))
     return xp.permute_dims(xp.reshape(product, (product.shape[0], *flat.shape[1:])), (2, 0, 1))
 
 
@@ -105,7 +111,7 @@ def _times_rest(layout: Layout, vector: Array) -> list[Array]:
     """C a for a (B, q_c + w, c), s planes of shape (L, c, B)."""
     xp, L = namespace(vector), layout.fine.L
     flat = xp.permute_dims(vector, (1, 2, 0))
-    product = layout.C.times(xp.reshape(flat, (flat.shape[0], -1)))
+    product = layout.C.times(_flat(flat))
     product = xp.reshape(product, (product.shape[0], *flat.shape[1:]))
     return [product[i : i + L, :, :] for i in range(0, layout.fine.size, L)]
 
@@ -160,8 +166,9 @@ def solve(
     xp, sigma2 = namespace(y.border), blocks.theta[:, -1]
     F = _fine_inverse(blocks, layout)
     Fy = small.matvec(F, y.fine)
-    nothing = xp.zeros_like(border.N[:, layout.q_z :, :1])
-    rest = xp.concat([y.coarse, y.border, nothing], axis=1) - _times_fine(layout, y.fine)
+    taken = _times_fine(layout, y.fine)
+    nothing = xp.zeros_like(taken[:, y.coarse.shape[1] + y.border.shape[1] :, :])
+    rest = xp.concat([y.coarse, y.border, nothing], axis=1) - taken
     a = rest * layout.unspanned[:, None] / sigma2[:, None, None] + _times_fine(layout, Fy)
     mine, theirs = [u[:, 0, :] for u in y.fine], [u[:, 0, :] for u in Fy]
     value = (total - _squares(mine, mine)) / sigma2 + _squares(mine, theirs)
@@ -260,7 +267,7 @@ def _diagonal_blocks(
         KN = xp.matmul(coarse.K, border.N)
         inside = _row_products(layout.coarse, KN, coarse.K)
         parts = [G + x for G, x in zip(coarse.G, inside, strict=True)]
-        parts.append(-xp.permute_dims(xp.reshape(KN, (KN.shape[0], -1)), (1, 0)))
+        parts.append(-xp.permute_dims(_flat(KN), (1, 0)))
         EN = xp.matmul(coarse.E, border.N)
         N_coarse = _row_products(layout.coarse, EN, coarse.E)
     parts.append(xp.permute_dims(layout.triangle.pack(border.N), (1, 0)))

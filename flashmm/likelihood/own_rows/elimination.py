@@ -22,13 +22,8 @@ import numpy as np
 from flashmm.likelihood.base import Forms
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.likelihood.own_rows.layout import OwnLayout
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = [
     "Border",

@@ -12,18 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.likelihood.gates import pairs_of
+from flashmm.likelihood.design_checks import pairs_of
 from flashmm.likelihood.structure import MAX_EFFECTS, partitions
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import IntArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.stats.own_designs import DesignSums
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = ["OwnLayout", "find_layout"]
 

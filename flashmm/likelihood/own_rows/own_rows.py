@@ -28,11 +28,7 @@ from flashmm.likelihood.own_rows.stacked import StackedLikelihood
 from flashmm.likelihood.own_rows.stacked_designs import StackedProjection, told_apart
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["OwnRowsLikelihood", "OwnRowsRows", "well_posed"]
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from flashmm.exceptions import InputError
 from flashmm.likelihood.base import Evaluation, RandomEffects, StandardErrorKind, rows_of
-from flashmm.likelihood.gates import check_sample_size
+from flashmm.likelihood.design_checks import check_sample_size
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 from flashmm.likelihood.own_rows.layout import OwnLayout, find_layout
 from flashmm.likelihood.own_rows.own_rows import OwnRowsLikelihood, well_posed
@@ -35,19 +35,15 @@ from flashmm.likelihood.projection import (
     project,
     scale_of_columns,
 )
+from flashmm.likelihood.units import InUnits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.likelihood.base import Estimator
     from flashmm.stats.own_rows import PatternedStats
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["FeatureRows", "PatternedLikelihood", "PatternedProjection", "project_patterns"]
 
@@ -65,7 +61,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class PatternedProjection:
+class PatternedProjection(InUnits):
     """The projected statistics of all features; names as in `Projection`.
 
     Parameters
@@ -119,26 +115,6 @@ class PatternedProjection:
         """Features that can be fitted, shape (m,)."""
         return ~(self.zero_variance | self.non_finite | self.not_estimable)
 
-    @property
-    def unit(self) -> FloatArray:
-        """Square root of ``scale``, shape (m,)."""
-        return np.asarray(np.sqrt(self.scale))
-
-    def natural_loglik(
-        self, loglik: FloatArray, method: str, features: IntArray | None = None
-    ) -> FloatArray:
-        """Log-likelihoods of y itself, as `Projection.natural_loglik`."""
-        here: Any = slice(None) if features is None else features
-        df = self.n[here] - (self.p if method == "REML" else 0)
-        natural: FloatArray = loglik - 0.5 * df * np.log(self.scale[here])
-        natural = natural + 0.5 * self.log_weights[here]
-        return natural - 0.5 * self.log_det_XX[here] if method == "REML" else natural
-
-    def units(self, features: IntArray | None = None) -> FloatArray:
-        """The units of theta of some features, shape (B, k + 1)."""
-        here: Any = slice(None) if features is None else features
-        return np.asarray(self.param_scale[here] * self.scale[here, None])
-
     def prediction_units(self, features: IntArray) -> tuple[FloatArray, FloatArray]:
         """What rows of Z are divided by and weights of theta multiplied, for some features.
 
@@ -146,32 +122,6 @@ class PatternedProjection:
         """
         columns = self.root_weight[features, None] * self.column_scale
         return columns[:, None], self.param_scale[features][:, None]
-
-    def natural_score(self, score: FloatArray) -> FloatArray:
-        """Internal derivatives by theta (m, k + 1) as those by theta in the units of Y."""
-        return np.asarray(score / self.units())
-
-    def natural_information(self, information: FloatArray, features: IntArray) -> FloatArray:
-        """Internal information on theta (B, k + 1, k + 1) as that in the units of Y."""
-        unit = self.units(features)
-        return np.asarray(information / (unit[:, :, None] * unit[:, None, :]))
-
-    def natural_covariance(self, covariance: FloatArray, features: IntArray) -> FloatArray:
-        """Internal covariances of theta (B, k + 1, k + 1) as those in the units of Y."""
-        unit = self.units(features)
-        return np.asarray(covariance * (unit[:, :, None] * unit[:, None, :]))
-
-    def natural_theta(self, theta: FloatArray, features: IntArray) -> FloatArray:
-        """Internal theta (B, k + 1) of some features in the units of Y."""
-        return np.asarray(theta * self.units(features))
-
-    def to_internal(self, theta: FloatArray) -> FloatArray:
-        """Scale theta (m, k + 1) in the units of Y to the internal units."""
-        return np.asarray(theta / self.units())
-
-    def to_natural(self, theta: FloatArray) -> FloatArray:
-        """Scale internal theta (m, k + 1) back to the units of Y."""
-        return np.asarray(theta * self.units())
 
 
 def project_patterns(stats: PatternedStats) -> PatternedProjection:
@@ -252,9 +202,11 @@ def _stack(stats: PatternedStats, features: IntArray, total: PatternedProjection
     length = np.sqrt(np.diagonal(XX, axis1=1, axis2=2))
     unit = np.where(length > 0, length, 1.0)
     values, vectors = np.linalg.eigh(XX / (unit[:, :, None] * unit[:, None, :]))
-    good = (values[:, 0] > p * 1e-13 * values[:, -1]) & (designs.n > p)
+    lowest, highest = values.min(axis=1, initial=np.inf), values.max(axis=1, initial=0.0)
+    good = (lowest > p * 1e-13 * highest) & (designs.n > p)
     total.not_estimable[features[~good]] = True
     features, unit, values, vectors = features[good], unit[good], values[good], vectors[good]
+    lowest, highest = lowest[good], highest[good]
     designs = designs.take(np.flatnonzero(good))
 
     XY, ZY, yy, a = (part[..., features] for part in stats.sums.centred())
@@ -264,7 +216,7 @@ def _stack(stats: PatternedStats, features: IntArray, total: PatternedProjection
     W = vectors / np.sqrt(values)[:, None, :] / unit[:, :, None]
     WXY = np.matmul(XY.T[:, None, :], W)[:, 0]
     yRy = yy - (WXY**2).sum(axis=1)
-    amplification = values[:, -1] / values[:, 0]
+    amplification = highest / lowest if p else np.ones(features.size)
     floor = np.maximum(ROUNDING, _EPS * amplification) * yy
     floor += (0.1 * ROUNDING) ** 2 * np.where(finite, stats.sums.yy[features], 0.0)
     constant = finite & ((yRy <= floor) | (yRy < UNDERFLOW * designs.n))

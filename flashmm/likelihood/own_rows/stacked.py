@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from flashmm.arrays.namespaces import cholesky, inverse_of_triangular
+from flashmm.arrays.namespaces import cholesky
 from flashmm.likelihood.base import (
-    SINGULAR,
     Evaluation,
     Forms,
     RandomEffects,
@@ -23,19 +22,15 @@ from flashmm.likelihood.base import (
     assembled,
     standard_errors,
 )
-from flashmm.likelihood.gates import pairs_of
+from flashmm.likelihood.design_checks import pairs_of
+from flashmm.likelihood.general import factored, inverse_of
 from flashmm.likelihood.own_rows.stacked_designs import Root, StackedProjection, entry_sums
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["StackRows", "StackedLikelihood"]
 
@@ -113,7 +108,7 @@ class StackedLikelihood:
         """How many features fit into ``memory`` bytes."""
         q = self.projection.structure.q
         r = min(q, self.projection.most)
-        return max(1, memory // (8 * (6 * q * r + 4 * r * r + 2 * q * q)))
+        return max(1, memory // (8 * (6 * q * r + 4 * r * r + 2 * q * q + 32)))
 
     def chunks(self, features: IntArray, *, full: bool = False) -> Iterator[tuple[IntArray, _Rows]]:
         """Which of ``features``, ascending, belong together, and their designs."""
@@ -141,11 +136,11 @@ class StackedLikelihood:
         p, ml = self.projection, self.method == "ML"
         outside = rows.n - p.p - rows.root.rank
         df, df_trace = rows.n - p.p, outside
-        inside, factor = _factor(rows.M(theta))
+        inside, factor = factored(rows.M(theta))
         trace_factor = factor
         if ml:
             df, df_trace = rows.n, rows.n - whole.root.rank
-            inside_full, trace_factor = _factor(whole.M(theta))
+            inside_full, trace_factor = factored(whole.M(theta))
             inside &= inside_full
         inside &= (theta[:, -1] > 0) | ((df_trace <= 0) & (outside <= 0))
         if not inside.all():
@@ -162,9 +157,10 @@ class StackedLikelihood:
                 whole, ZXW=whole.ZXW[index], root=whole.root.take(index), n=whole.n[index]
             )
         u = p.coordinates(features, rows.ZXW, rows.root)
-        W = _inverse(factor)
+        W = inverse_of(factor)
         quadratic = _quadratic_forms(p.structure, rows.root, W, u)
-        trace = _traces(p.structure, whole.root, trace_factor, _inverse(trace_factor) if ml else W)
+        whole_W = inverse_of(trace_factor) if ml else W
+        trace = _traces(p.structure, whole.root, trace_factor, whole_W)
         sigma2 = theta[:, -1]
         rss = np.where(outside > 0, rows.n - p.p - (u * u).sum(axis=1), 0.0)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -298,19 +294,6 @@ class StackRows:
             values = np.concatenate([values, alone], axis=1)
             result[where] = values.min(axis=1) / np.abs(values).max(axis=1)
         return result
-
-
-def _factor(M: FloatArray) -> tuple[BoolArray, FloatArray]:
-    """Which matrices are positive definite and not too close to singular; Cholesky factors."""
-    L, ok = cholesky(M)
-    pivots = np.diagonal(L, axis1=1, axis2=2)
-    with np.errstate(invalid="ignore"):
-        return ok & (pivots.min(axis=1) ** 2 > SINGULAR * pivots.max(axis=1) ** 2), L
-
-
-def _inverse(L: FloatArray) -> FloatArray:
-    inverse = np.asarray(inverse_of_triangular(L))
-    return np.asarray(np.matmul(np.swapaxes(inverse, 1, 2), inverse))
 
 
 def _quadratic_forms(

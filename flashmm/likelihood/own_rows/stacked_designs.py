@@ -14,18 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashmm.likelihood.base import Forms
-from flashmm.likelihood.gates import CONFOUNDED, pairs_of
+from flashmm.likelihood.design_checks import CONFOUNDED, pairs_of
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.stats.own_designs import DesignSums
     from flashmm.stats.own_rows import PatternedStats
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
 
 __all__ = ["DesignStack", "Root", "StackedProjection", "entry_sums", "told_apart", "weight_units"]
 
@@ -218,7 +213,7 @@ class StackedProjection:
         """Features whose roots are made at once."""
         q = self.structure.q
         each = 8 * q * (4 * min(q, self.most) + self.p + 2 * q)
-        return max(1, _CHUNK_BYTES // each)
+        return max(1, _CHUNK_BYTES // max(each, 64))
 
     def chunks(self, features: IntArray) -> Iterator[tuple[slice, int, IntArray]]:
         """Where the features of each chunk are, its number, and their positions in it.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import ArrayLike
 
+    from flashmm.stats.own_rows import PatternedStats
     from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["SampleMethods"]
@@ -234,7 +235,9 @@ class SampleMethods(OfFittedModel):
             context=context,
         )
 
-    def draw(self, n: int = 1, *, rng: Any = None, features: Any = None) -> SummaryStats:
+    def draw(
+        self, n: int = 1, *, rng: Any = None, features: Any = None
+    ) -> SummaryStats | PatternedStats:
         """Draw statistics of new data from the fitted models.
 
         Parameters
@@ -248,8 +251,9 @@ class SampleMethods(OfFittedModel):
 
         Returns
         -------
-        SummaryStats
-            Its features are the replicates, named ``"feature#replicate"``.
+        SummaryStats or PatternedStats
+            Its features are the replicates, named ``"feature#replicate"``; those of a feature with
+            rows of its own have them too.
 
         Raises
         ------

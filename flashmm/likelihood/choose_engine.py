@@ -36,9 +36,10 @@ def choose(projection: Projection) -> tuple[str, Partition | None]:
     nested      nothing to speak of  the same, and the coarse blocks' products with w^2
     ==========  ===================  =====================================================
 
-    One parameter is always spectral up to q = 3,000, and where the general engine needs fewer
-    than 2e7 multiplications for all features, nothing else is looked at. The first three hold
-    q x q matrices and are beyond that considered only where nothing falls into blocks.
+    Without random effects the general engine's matrices have size 0. One parameter is always
+    spectral up to q = 3,000, and where the general engine needs fewer than 2e7 multiplications
+    for all features, nothing else is looked at. The first three hold q x q matrices and are beyond
+    that considered only where nothing falls into blocks.
     """
     found = works(projection)
     best = min(found, key=lambda engine: found[engine][0])
@@ -49,6 +50,8 @@ def works(projection: Projection) -> dict[str, tuple[float, Partition | None]]:
     """Multiplications per feature of each engine that applies; the partition of those by blocks."""
     structure, m = projection.structure, max(projection.m, 1)
     k, q = len(structure.parameters), structure.q
+    if k == 0:
+        return {"general": (0.0, None)}
     if k == 1 and q <= DENSE_LIMIT:
         return {"spectral": (10 * q**3 / m + _EVALUATIONS * 20 * q, None)}
     once = (10 + 4 * k) * q**3 / m

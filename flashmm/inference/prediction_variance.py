@@ -16,14 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.likelihood.moments import apply_G, near_zero_residual, powers_of_P
+from flashmm.likelihood.moments import apply_G, near_zero_residual, powers_of_P, times_D
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from flashmm.arrays.types import FloatArray
     from flashmm.likelihood.base import Estimator
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["PredictionMoments", "prediction_moments"]
 
@@ -68,9 +65,7 @@ def prediction_moments(
     structure = projection.structure
     W = Z - np.matmul(X, np.swapaxes(projection.H, -1, -2))
     W = np.broadcast_to(W, (theta.shape[0], *Z.shape[-2:]))
-    D_W = np.zeros(W.shape)
-    for i in range(k - 1):
-        D_W += theta[:, i, None, None] * apply_G(structure, i, W)
+    D_W = times_D(structure, theta, W)
     v = W - likelihood.apply_T(theta, D_W)
     fixed = (np.matmul(X, projection.XX_inverse) * X).sum(axis=-1)
     variance = theta[:, -1:] * fixed + (D_W * v).sum(axis=2)

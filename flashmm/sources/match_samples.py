@@ -9,15 +9,15 @@ import pandas as pd
 
 from flashmm.arrays.labels import is_default
 from flashmm.exceptions import InputError, listing
-from flashmm.sources.pieces import Labelled
+from flashmm.sources.readers import Labelled
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from flashmm.arrays.types import IntArray
 
 __all__ = ["match_samples"]
 
 
-def match_samples(read: Labelled, samples: pd.Index | None, n: int) -> NDArray[np.intp] | None:
+def match_samples(read: Labelled, samples: pd.Index | None, n: int) -> IntArray | None:
     """For each sample of Y its position in the design, None when they already agree.
 
     By label when both sides carry labels, else by position.
@@ -56,7 +56,7 @@ def _both_labelled(labels: pd.Index | None, samples: pd.Index | None) -> bool:
 
 def _match_labels(
     labels: pd.Index, samples: pd.Index, features: pd.Index | None
-) -> NDArray[np.intp] | None:
+) -> IntArray | None:
     if not samples.is_unique:
         repeated = samples[samples.duplicated()].unique()
         raise InputError(

@@ -4,7 +4,7 @@
 
 Primal-dual, with Nesterov-Todd scaling (Nesterov & Todd 1997; Toh 2008 for quadratic objectives).
 It always gets there, in some twenty iterations: for programs on which
-`flashmm.solvers.complementarity` goes astray.
+`flashmm.solvers.kkt_newton` goes astray.
 """
 
 from __future__ import annotations

@@ -21,10 +21,7 @@ from flashmm.exceptions import InputError
 from flashmm.stats.checks import check_shapes, sample_count, shared_labels
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["AnySums", "Shift", "Sums"]
 
@@ -45,13 +42,13 @@ class Shift:
         The sums for y - X a, shapes (p, f), (q, f), (f,).
     """
 
-    features: NDArray[np.intp]
+    features: IntArray
     a: FloatArray
     XY: FloatArray
     ZY: FloatArray
     yy: FloatArray
 
-    def at(self, positions: NDArray[np.intp], m: int) -> Shift | None:
+    def at(self, positions: IntArray, m: int) -> Shift | None:
         """The sums of the features at ``positions`` among m, renumbered; None if none is here."""
         slots = np.full(m, -1, dtype=np.intp)
         slots[self.features] = np.arange(self.features.size)

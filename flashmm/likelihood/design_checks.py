@@ -13,11 +13,9 @@ from flashmm.stats.root import scaled_gram
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
-    from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.designs.design import CovarianceParameter, CovarianceStructure
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["CONFOUNDED", "Whitening", "check_components", "check_sample_size", "pairs_of", "whiten"]
 
@@ -32,8 +30,6 @@ _DENSE = 200
 
 def check_sample_size(n: int, p: int) -> None:
     """Raise unless there are coefficients, and more samples than those."""
-    if p == 0:
-        raise InputError("`fixed` has no coefficients; a model needs at least one.")
     if n <= p:
         raise InputError(
             f"There are {n} samples for {p} fixed effects; a fit needs more samples than "
@@ -76,6 +72,8 @@ def whiten(XX: FloatArray, root: FloatArray | None, names: tuple[str, ...]) -> W
     found = dependence(XX, root)
     if found.kept.size < found.p:
         raise InputError(_rank_message(found, names))
+    if found.p == 0:
+        return Whitening(np.zeros((0, 0)), 0.0, 1.0)
     scaled, length = scaled_gram(XX)
     if root is not None:
         _, singular, vectors = np.linalg.svd(root / length)
@@ -195,7 +193,7 @@ def _information_at_zero(
 
 
 def _dense_information(
-    ZRZ: FloatArray, pairs: list[list[tuple[NDArray[np.intp], NDArray[np.intp]]]], df: int
+    ZRZ: FloatArray, pairs: list[list[tuple[IntArray, IntArray]]], df: int
 ) -> FloatArray:
     """The same from Z'RZ, (q, q), and the ones of each G_i."""
     k, q = len(pairs), ZRZ.shape[0]
@@ -213,7 +211,7 @@ def _dense_information(
 
 def pairs_of(
     structure: CovarianceStructure, parameter: CovarianceParameter
-) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+) -> list[tuple[IntArray, IntArray]]:
     """Rows and columns of the ones of G_i, its lower triangle as a second pair."""
     rows, columns = structure.columns(parameter)
     return [(rows, columns)] if parameter.is_variance else [(rows, columns), (columns, rows)]
@@ -223,8 +221,8 @@ def _inner(
     ZX: FloatArray,
     H: FloatArray,
     ZZ: sp.csr_array,
-    first: tuple[NDArray[np.intp], NDArray[np.intp]],
-    second: tuple[NDArray[np.intp], NDArray[np.intp]],
+    first: tuple[IntArray, IntArray],
+    second: tuple[IntArray, IntArray],
 ) -> float:
     """Elementwise inner product of two blocks of Z'RZ = Z'Z - H X'Z, without forming them."""
     a, b = ZZ[first[0], :][:, first[1]], ZZ[second[0], :][:, second[1]]

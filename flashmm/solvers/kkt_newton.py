@@ -17,12 +17,17 @@ that X lies on is negative, the bend of the face included: the second-order cond
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from flashmm.arrays.namespaces import BoolArray, FloatArray, namespace, put
 from flashmm.solvers.blocks import Blocks, Decomposition
-from flashmm.solvers.cone import interior_point
+from flashmm.solvers.interior_point import interior_point
 from flashmm.solvers.linear import solve_definite
 
-__all__ = ["newton_on_face", "quadratic_program"]
+if TYPE_CHECKING:
+    from flashmm.likelihood.base import Evaluation
+
+__all__ = ["newton_step", "quadratic_program"]
 
 _ITERATIONS = 25
 _NEWTON_ITERATIONS = 8
@@ -31,27 +36,22 @@ _RESIDUAL = 1e-13
 _ZERO = 1e-9
 
 
-def newton_on_face(
-    blocks: Blocks,
-    theta: FloatArray,
-    score: FloatArray,
-    expected: FloatArray,
-    observed: FloatArray,
-    lowest: float,
+def newton_step(
+    blocks: Blocks, theta: FloatArray, at: Evaluation, lowest: float
 ) -> tuple[FloatArray, BoolArray]:
     """A Newton step for the likelihood, from theta on whatever face of the boundary.
 
     It solves the quadratic model with the observed information, which need be definite along the
-    face alone.
+    face alone. The expected information gives the units.
 
     Parameters
     ----------
     blocks
         The blocks of theta.
-    theta, score
+    theta
         Shape (B, k).
-    expected, observed
-        Information, shape (B, k, k); the expected gives the units.
+    at
+        The likelihood there.
     lowest
         A bound on the eigenvalues of the system.
 
@@ -61,11 +61,8 @@ def newton_on_face(
         Steps (B, k), and for which features the second-order condition holds, (B,).
     """
     xp = namespace(theta)
-    unit = blocks.units(expected)
-    H = observed * unit[:, :, None] * unit[:, None, :]
-    x, gradient = theta / unit, score * unit
-    b = xp.matmul(H, x[:, :, None])[:, :, 0] + gradient
-    Y = x - blocks.multiplier(x, gradient, _ZERO)
+    unit = blocks.units(at.expected)
+    x, gradient, H, b, Y = _program(blocks, unit, theta, at.score, at.observed)
     solution, ok = _solved(blocks, H, b, Y, lowest, _NEWTON_ITERATIONS)
     step = solution - x
     uphill = xp.sum(step * gradient, axis=1) > 0
@@ -93,10 +90,7 @@ def quadratic_program(
     """
     xp = namespace(theta)
     unit = blocks.units(information)
-    H = information * unit[:, :, None] * unit[:, None, :]
-    x = theta / unit
-    b = xp.matmul(H, x[:, :, None])[:, :, 0] + score * unit
-    Y = x - blocks.multiplier(x, score * unit, _ZERO)
+    x, _, H, b, Y = _program(blocks, unit, theta, score, information)
     solution, solved = _solved(blocks, H, b, Y)
     if not bool(xp.all(solved)):
         rest = ~solved
@@ -106,6 +100,20 @@ def quadratic_program(
         near = blocks.decomposed(at - multiplier).X
         solution[rest] = xp.where(ok[:, None], exact, near)
     return (solution - x) * unit
+
+
+def _program(
+    blocks: Blocks,
+    unit: FloatArray,
+    theta: FloatArray,
+    score: FloatArray,
+    information: FloatArray,
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
+    """The quadratic model in coordinates: x, the gradient, H, b = H x + gradient, first Y."""
+    H = information * unit[:, :, None] * unit[:, None, :]
+    x, gradient = theta / unit, score * unit
+    b = namespace(x).matmul(H, x[:, :, None])[:, :, 0] + gradient
+    return x, gradient, H, b, x - blocks.multiplier(x, gradient, _ZERO)
 
 
 def _solved(

@@ -17,16 +17,14 @@ import scipy.sparse as sp
 
 from flashmm.designs.compact import steps
 from flashmm.exceptions import InputError, check_names, listing, nearest
-from flashmm.formulas.columns import Columns, check_data, clean, number_label, refuse_infinite
+from flashmm.formulas.sample_table import Columns, check_data, clean, number_label, refuse_infinite
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from flashmm.arrays.types import FloatArray, IntArray
     from flashmm.designs.design import CovarianceStructure
     from flashmm.formulas.loaded import LoadedFormula
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
 
 __all__ = [
     "ColumnRecord",
@@ -257,7 +255,8 @@ class DesignRecipe:
                 if parameter.term == position:
                     new[:, i] = np.where(codes < 0, _weight(effects, parameter), 0.0)
             blocks.append(block)
-        return RandomRows(sp.csr_array(sp.hstack(blocks, format="csr")), new, unknown)
+        Z = sp.hstack(blocks, format="csr") if blocks else sp.csr_array((c, 0))
+        return RandomRows(sp.csr_array(Z), new, unknown)
 
     def _evaluate(
         self,

@@ -17,10 +17,9 @@ from flashmm.arrays.lazy import lazy
 from flashmm.inference.lowess import weighted_lowess
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from scipy import optimize
 
-    FloatArray = NDArray[np.float64]
+    from flashmm.arrays.types import FloatArray
 else:
     optimize = lazy("scipy.optimize")
 

@@ -1,4 +1,7 @@
-"""The face of the psd cone that theta lies on, and the likelihood's curvature along it.
+"""Covariance of an estimated theta on the boundary of the psd space, for degrees of freedom.
+
+It comes from the likelihood's curvature along the face of the cone that theta itself lies on. A
+step towards a maximum needs no face: it finds the ranks by itself (`flashmm.solvers.kkt_newton`).
 
 Where a covariance block is singular, theta can only move to other matrices of the same rank.
 With D = F F', F (s, s) with a zero column per lost dimension, dD = dF F' + F dF' + dF dF', and the
@@ -18,11 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
-    BoolArray = NDArray[np.bool_]
+    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["Face", "covariance_on_face", "face"]
 

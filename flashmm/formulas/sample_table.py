@@ -29,7 +29,7 @@ from flashmm.formulas.materializer import Materializer
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    BoolArray = NDArray[np.bool_]
+    from flashmm.arrays.types import BoolArray, IntArray
 
 __all__ = [
     "Columns",
@@ -392,7 +392,7 @@ class Columns:
             Names of the columns, and where the formula stands.
         """
         worst = len(names)
-        found: list[NDArray[np.intp]] = []
+        found: list[IntArray] = []
         for start, values in parts:
             rows, columns = _non_finite(values)
             if columns.size and columns.min() < worst:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import IntArray
 
 __all__ = ["BLOCK_BYTES", "CompressedReader", "DenseReader", "Labelled", "Piece", "Reader", "spans"]
 

@@ -413,6 +413,8 @@ def parse_random(random: object) -> list[BarTerm | PlainTerm]:
             for position, value in enumerate(random)
             for term in _parse_entry(value, f"random[{position}]")
         ]
+    if isinstance(random, str) and random.replace(" ", "") in ("", "~", "0", "~0"):
+        return []
     return _parse_entry(random, "random")
 
 

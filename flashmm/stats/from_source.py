@@ -20,6 +20,7 @@ from flashmm.stats.algebra import added
 from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums, design_columns
 from flashmm.stats.dask import sum_parts, sum_parts_about
 from flashmm.stats.design_products import design_products
+from flashmm.stats.fields import AnySums
 from flashmm.stats.root import near_collinear, root_of_rows
 from flashmm.stats.shifts import shifted_sums, sums_about
 from flashmm.stats.streaming import (
@@ -29,13 +30,9 @@ from flashmm.stats.streaming import (
     sum_source,
     worker_count,
 )
-from flashmm.stats.sums import AnySums
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["first_sums", "second_sums", "statistics_of", "sum_design"]
 

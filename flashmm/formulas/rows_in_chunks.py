@@ -22,13 +22,11 @@ from formulaic.materializers.types import EvaluatedFactor, FactorValues
 from flashmm.designs.compact import many, steps
 from flashmm.exceptions import InputError
 from flashmm.formulas.column_kinds import explained, refuse_as_numbers
-from flashmm.formulas.columns import Columns, evaluating, numbers
 from flashmm.formulas.materializer import Materializer
+from flashmm.formulas.sample_table import Columns, evaluating, numbers
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    IntArray = NDArray[np.intp]
+    from flashmm.arrays.types import IntArray
 
 __all__ = ["FormulaRows", "formula_rows"]
 

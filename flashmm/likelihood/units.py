@@ -1,0 +1,96 @@
+"""Internal units and those of Y: what a projection has scaled, brought back, and the other way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flashmm.arrays.namespaces import namespace
+
+if TYPE_CHECKING:
+    from flashmm.arrays.types import FloatArray, IntArray
+    from flashmm.likelihood.centring import Turn
+
+__all__ = ["InUnits"]
+
+
+class InUnits:
+    """The units of a projection, whose fields they are.
+
+    ``n``, ``param_scale``, ``log_det_XX`` and ``log_weights`` belong to all features or, with a
+    first axis of length m, to each.
+    """
+
+    n: Any
+    p: int
+    scale: FloatArray
+    param_scale: FloatArray
+    log_det_XX: Any
+    log_weights: Any
+    turn: Turn | None = None
+
+    @property
+    def unit(self) -> FloatArray:
+        """Square root of ``scale``, the unit of y, shape (m,)."""
+        unit: FloatArray = namespace(self.scale).sqrt(self.scale)
+        return unit
+
+    def units(self, features: IntArray | None = None) -> FloatArray:
+        """The units of theta of some features, shape (B, k + 1)."""
+        here: Any = slice(None) if features is None else features
+        each = self.param_scale if self.param_scale.ndim == 1 else self.param_scale[here]
+        unit: FloatArray = each * self.scale[here][:, None]
+        return unit
+
+    def natural_loglik(
+        self, loglik: FloatArray, method: str, features: IntArray | None = None
+    ) -> FloatArray:
+        """Log-likelihoods (B,) of y itself: the scaling undone, REML with lme4's constant.
+
+        REML loses 1/2 log|X'X|. ``features`` are the positions; all by default.
+        """
+        here: Any = slice(None) if features is None else features
+        n, log_det, log_weights = (
+            value[here] if np.ndim(value) else value
+            for value in (self.n, self.log_det_XX, self.log_weights)
+        )
+        df = n - (self.p if method == "REML" else 0)
+        natural: FloatArray = loglik - 0.5 * df * np.log(self.scale[here]) + 0.5 * log_weights
+        return natural - 0.5 * log_det if method == "REML" else natural
+
+    def natural_score(self, score: FloatArray) -> FloatArray:
+        """Internal derivatives by theta (m, k + 1) as those by theta in the units of Y."""
+        score = score / self.units()
+        return score if self.turn is None else score @ self.turn.T
+
+    def natural_information(self, information: FloatArray, features: IntArray) -> FloatArray:
+        """Internal information on theta (B, k + 1, k + 1) as that in the units of Y."""
+        unit = self.units(features)
+        information = information / (unit[:, :, None] * unit[:, None, :])
+        if self.turn is None:
+            return information
+        return np.asarray(self.turn.T.T @ information @ self.turn.T)
+
+    def natural_covariance(self, covariance: FloatArray, features: IntArray) -> FloatArray:
+        """Internal covariances of theta (B, k + 1, k + 1) as those in the units of Y."""
+        unit = self.units(features)
+        covariance = covariance * (unit[:, :, None] * unit[:, None, :])
+        if self.turn is None:
+            return covariance
+        return np.asarray(self.turn.T_inverse @ covariance @ self.turn.T_inverse.T)
+
+    def natural_theta(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Internal theta (B, k + 1) of some features in the units of Y."""
+        theta = theta * self.units(features)
+        return theta if self.turn is None else theta @ self.turn.T_inverse.T
+
+    def to_internal(self, theta: FloatArray) -> FloatArray:
+        """Scale theta (m, k + 1) in the units of Y to the internal units."""
+        theta = theta if self.turn is None else theta @ self.turn.T.T
+        return theta / self.units()
+
+    def to_natural(self, theta: FloatArray) -> FloatArray:
+        """Scale internal theta (m, k + 1) back to the units of Y."""
+        theta = theta * self.units()
+        return theta if self.turn is None else theta @ self.turn.T_inverse.T
