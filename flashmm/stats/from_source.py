@@ -48,7 +48,7 @@ def sum_design(
     min_count: float | None,
     min_fraction: float | None,
     workers: int | None,
-    progress: bool,
+    progress: bool | None,
     block_bytes: int | None,
 ) -> AnySums:
     """The work of `SummaryStats.from_design`, whose class is ``cls``."""
@@ -82,7 +82,7 @@ def first_sums(
     *,
     block_bytes: int,
     workers: int | None,
-    progress: bool,
+    progress: bool | None,
 ) -> PassSums:
     """One pass over a source that can be read again, where its blocks are."""
     if isinstance(source.reader, DaskReader):
@@ -164,7 +164,7 @@ def _fold(
     source: Source,
     design: Design,
     weights: FloatArray | None,
-    progress: bool,
+    progress: bool | None,
 ) -> tuple[AnySums, FloatArray, FloatArray]:
     """Statistics of blocks of samples that can be had only once, each with its own shift."""
     total: AnySums | None = None

@@ -47,7 +47,7 @@ def sum_by_pattern(
     min_count: float | None = None,
     min_fraction: float | None = None,
     workers: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> SummaryStats | PatternedStats:
     """Statistics of features over the samples in which they are not NaN.
 
@@ -182,7 +182,7 @@ def sum_own_rows(
     missing: bool = False,
     min_count: float | None = None,
     min_fraction: float | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> SummaryStats | PatternedStats:
     """Statistics of features with weights or covariates of their own, block by block.
 
@@ -215,7 +215,7 @@ def sum_own_rows(
     source = replace(source, counting=selecting, allow_missing=True, offset=design.offset)
     sums = _OwnSums.of(source, design, tables, missing)
     blocks = source.blocks(BLOCK_BYTES, dense=True)
-    for block in progress_bar(blocks, source.count_blocks(BLOCK_BYTES), show=progress):
+    for block in progress_bar(blocks, lambda: source.count_blocks(BLOCK_BYTES), show=progress):
         sums.add(block)
     shared = tables.weights if isinstance(tables.weights, np.ndarray) else None
     XX, ZX, ZZ = design_products(design_columns(design.X, design.Z), shared)

@@ -104,7 +104,7 @@ def sum_source(
     weights: FloatArray | None = None,
     workers: int = 1,
     block_bytes: int,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> PassSums:
     """Sum all blocks of a source; the order of the additions does not depend on ``workers``."""
     largest = max(columns.layers, key=lambda layer: layer.count, default=None)
@@ -138,7 +138,7 @@ def sum_source(
     total = zeros(source.m)
     blocks = progress_bar(
         in_order(finish, source.raw_blocks(block_bytes), workers),
-        source.count_blocks(block_bytes) if progress else None,
+        lambda: source.count_blocks(block_bytes),
         show=progress,
     )
     with np.errstate(over="ignore", invalid="ignore"):
