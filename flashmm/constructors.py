@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
+from flashmm.designs.design import Design
 from flashmm.designs.from_arrays import as_structure, design_and_source, weights_of
 from flashmm.exceptions import InputError, check_option, listing, nearest
+from flashmm.formulas.new_data_recipe import DesignRecipe
 from flashmm.sources import Source, Transform, make_source
 from flashmm.sources.anndata_kinds import is_anndata, open_anndata
 from flashmm.sources.beside import Beside, beside, beside_of
@@ -22,12 +25,6 @@ from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.own_rows_sums import OwnTables, sum_by_pattern, sum_own_rows
 from flashmm.stats.rank import of_full_rank
 from flashmm.stats.summary_stats import SummaryStats
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from flashmm.designs.design import Design
-    from flashmm.formulas.new_data_recipe import DesignRecipe
 
 __all__ = ["ModelData"]
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 from numbers import Real
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from flashmm.likelihood import (
     project_any,
 )
 from flashmm.progress import Progress
-from flashmm.results import FitOptions, MultiLMMResults
+from flashmm.results import FitOptions, MultiLMMResults, at_theta
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.results.on_workers import fit_on_workers
 from flashmm.results.trust import doubt
@@ -39,6 +39,9 @@ from flashmm.solvers.fallback import fallback_of
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["MultiLMM"]
 
@@ -137,6 +140,70 @@ class MultiLMM(ModelData):
     def projection(self) -> AnyProjection:
         """The statistics projected off X (computed once; checks that the model can be fitted)."""
         return project_any(self.stats)
+
+    def loglike(self, theta: Any, method: Literal["REML", "ML"] = "REML") -> pd.Series[Any]:
+        """Log-likelihood at given variances, the fixed effects maximised out, for every feature.
+
+        Parameters
+        ----------
+        theta
+            Variances and covariances in squared units of Y, the residual last: one vector for all
+            features; a Series labelled by parameter; an array (m, n_params) or a DataFrame,
+            features x parameters, matched by label; or the results of a fit.
+        method
+            ``"REML"``: the restricted log-likelihood; ``"ML"``: that of all data. Constants are
+            those of lme4, as in ``result.llf``.
+
+        Returns
+        -------
+        Series
+            Indexed by feature. -inf where theta is outside the likelihood's domain (V not
+            positive definite); NaN for a feature that cannot be fitted, or that ``theta`` lacks.
+
+        Raises
+        ------
+        InputError
+            If ``theta`` has another length, or labels that are no parameters.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> Z = np.kron(np.eye(8), np.ones((5, 1)))
+        >>> model = fm.MultiLMM.from_arrays(rng.normal(size=(3, 40)), np.ones((40, 1)), Z)
+        >>> result = model.fit()
+        >>> bool(np.allclose(model.loglike(result), result.llf))
+        True
+        >>> bool((model.loglike({"Z1": 1.0, "Residual": 1.0}) < result.llf).all())
+        True
+        """
+        check_option("method", method, METHODS)
+        return at_theta.loglike(self.stats, self.projection, theta, method)
+
+    def score(self, theta: Any, method: Literal["REML", "ML"] = "REML") -> pd.DataFrame:
+        """Derivatives of `loglike` by theta, for every feature.
+
+        Parameters
+        ----------
+        theta, method
+            As in `loglike`.
+
+        Returns
+        -------
+        DataFrame
+            Features x parameters, per squared unit of Y; NaN outside the likelihood's domain.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> Z = np.kron(np.eye(8), np.ones((5, 1)))
+        >>> model = fm.MultiLMM.from_arrays(rng.normal(size=(3, 40)), np.ones((40, 1)), Z)
+        >>> bool((model.score([0.0, 0.01]) > 0).all().all())
+        True
+        """
+        check_option("method", method, METHODS)
+        return at_theta.score(self.stats, self.projection, theta, method)
 
     def fit(
         self,

@@ -109,9 +109,10 @@ def fitted(kind):
         space, missing = kind.split(", ")[0], "missing" in kind
         Y = features(data, missing=missing)
         random = "(1 | g)" if "slopes" not in kind else "(1 + x | g)"
-        model = fm.MultiLMM.from_formula(
-            f"~ trt + x + {random}", data=data, Y=Y, missing="feature" if missing else "raise"
-        )
+        own = {"missing": "feature"} if missing else {}
+        if "weights" in kind:
+            own["weights"] = np.random.default_rng(6).lognormal(sigma=0.5, size=Y.shape)
+        model = fm.MultiLMM.from_formula(f"~ trt + x + {random}", data=data, Y=Y, **own)
         options = {"max_iter": 1, "solver": _Slow()} if "short" in kind else {}
         return model.fit(parameter_space=space, **options), data, Y
 
@@ -121,8 +122,8 @@ class _Slow(fm.solvers.FisherScoring):
 
 
 KINDS = [
-    "unconstrained", "psd", "unconstrained, missing", "psd, missing", "unconstrained, slopes",
-    "psd, slopes", "unconstrained, short", "psd, short", "edge",
+    "unconstrained", "psd", "unconstrained, missing", "psd, missing", "psd, missing, weights",
+    "unconstrained, slopes", "psd, slopes", "unconstrained, short", "psd, short", "edge",
 ]  # fmt: skip
 
 
@@ -236,16 +237,18 @@ def test_samples_files_and_refits(kind, tmp_path):
         result.predict(new)
         result.fittedvalues(data)
         result.resid(Y, data)
-        if "missing" not in kind:
-            result.draw(2, rng=1)
-            result.bootstrap(5, rng=1)
+        result.draw(2, rng=1)
+        result.bootstrap(5, rng=1)
         result.save(tmp_path / "fit.nc")
     again = type(result).load(tmp_path / "fit.nc")
     assert again.status.tolist() == result.status.tolist()
     pd.testing.assert_frame_equal(again.params, result.params, check_dtype=False)
 
 
-@pytest.mark.parametrize("kind", ["unconstrained", "psd", "unconstrained, short", "psd, slopes"])
+@pytest.mark.parametrize(
+    "kind",
+    ["unconstrained", "psd", "unconstrained, short", "psd, slopes", "psd, missing, weights"],
+)
 def test_integrated_tests(kind):
     """Their prior is learned from all features that vary."""
     result, _, Y = fitted(kind)

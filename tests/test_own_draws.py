@@ -162,3 +162,20 @@ def test_features_without_a_distribution_have_no_replicates():
     assert result.draw(1, rng=1).m == 6
     with pytest.raises(fm.exceptions.InputError, match="'gene1' has no estimate"):
         result.draw(1, rng=1, features=["gene1"])
+
+
+def test_the_exact_null_of_each_pattern():
+    frame, Y, weights = data()
+    weights.iloc[3] = weights.iloc[4]
+    weights.iloc[1, 4:] = 0.0
+    model = fm.MultiLMM.from_formula(FIXED, RANDOM["one"], frame, Y, weights=weights)
+    with pytest.warns(fm.ConvergenceWarning):
+        result = model.fit(parameter_space="psd")
+    found = result.variance_test(null="exact", n_sim=200, rng=1)
+    assert found["feature"].to_numpy().tolist() == result.params.index.tolist()
+    assert np.isnan(found["p"][1]).all()
+    assert np.isfinite(found["p"]).all("component").to_numpy().sum() == 7
+    asymptotic = result.variance_test()
+    assert_allclose(found["statistic"], asymptotic["statistic"], atol=1e-6)
+    some = result.variance_test(null="exact", n_sim=200, rng=1, features=["gene6", "gene3"])
+    assert_allclose(some["p"], found["p"].sel(feature=["gene6", "gene3"]))

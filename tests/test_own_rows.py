@@ -693,17 +693,3 @@ def test_covariates_that_cannot_be_used():
         build("~ age", name="age")
     with pytest.raises(InputError, match="'dosage' is infinite"):
         build("~ dosage", values=np.where(dosage == dosage[1, 1], np.inf, dosage))
-
-
-def test_integrated_tests_of_many_patterns_say_that_they_take_long(monkeypatch):
-    frame, Y, weights = data()
-    model = fm.MultiLMM.from_formula("~ age", RANDOM["one"], frame, Y, weights=weights)
-    result = model.fit(parameter_space="psd")
-    expected = result.t_test("age", df="integrated").pvalue
-    monkeypatch.setattr("flashmm.results.integrated._MANY_PATTERNS", 2)
-    again = model.fit(parameter_space="psd")
-    with pytest.warns(fm.SlowWarning, match=f"takes the {model.stats.n_patterns} patterns"):
-        found = again.t_test("age", df="integrated").pvalue
-    assert_allclose(found, expected)
-    # Once.
-    again.t_test("age", df="integrated")

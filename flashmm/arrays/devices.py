@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from flashmm.arrays.namespaces import Array
 from flashmm.exceptions import InputError, listing
-
-if TYPE_CHECKING:
-    from flashmm.arrays.namespaces import Array
 
 __all__ = ["example_on"]
 

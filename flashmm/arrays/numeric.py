@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from flashmm.arrays.sparse import check_sparse
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import FloatArray
 
 __all__ = ["dimensions", "float_array", "numeric_array"]
 

@@ -6,15 +6,13 @@ matrix then reads and writes memory that belongs to others.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from flashmm.exceptions import InputError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = ["UnsoundMatrixError", "check_indices", "check_pointer", "check_sparse", "compressed"]
 

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from flashmm.arrays.types import FloatArray
 
 __all__ = ["tmm_factors"]
 

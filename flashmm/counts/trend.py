@@ -8,14 +8,11 @@ fitted log-count.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.inference.lowess import lowess
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["Trend", "log2_cpm", "mean_variance_trend", "trend_weights"]
 

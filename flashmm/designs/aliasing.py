@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["Aliasing", "dependencies"]
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-
-    Samples: TypeAlias = slice | IntArray
+Samples: TypeAlias = slice | IntArray
 
 __all__ = [
     "CompactMatrix",

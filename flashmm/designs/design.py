@@ -9,19 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from flashmm.arrays.namespaces import Array, namespace
+from flashmm.arrays.types import FloatArray
+from flashmm.designs.compact import CompactMatrix, LayeredMatrix
 from flashmm.exceptions import InputError, listing
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import FloatArray
-    from flashmm.designs.compact import CompactMatrix, LayeredMatrix
 
 __all__ = ["CovarianceParameter", "CovarianceStructure", "Design", "RandomTerm"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,13 +22,11 @@ from flashmm.arrays.labels import (
 )
 from flashmm.arrays.numeric import float_array
 from flashmm.arrays.sparse import check_sparse
+from flashmm.arrays.types import FloatArray
 from flashmm.designs.design import CovarianceStructure, Design, RandomTerm
 from flashmm.designs.per_sample import positive
 from flashmm.exceptions import InputError, listing
 from flashmm.sources import Source, Transform, make_source
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
 
 __all__ = [
     "as_matrix",

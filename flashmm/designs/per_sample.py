@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from flashmm.arrays.labels import in_order
 from flashmm.arrays.numeric import float_array
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, nearest
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
 
 __all__ = ["per_sample", "positive"]
 

@@ -13,10 +13,13 @@ __all__ = [
     "FUNCTIONS",
     "LEARNT",
     "LIMITS",
+    "METHOD_SUMMARIES",
     "NUMPY_CALLS",
     "NUMPY_NUMBERS",
+    "NUMPY_SUMMARIES",
     "ONLY_BY_NAME",
     "PARAMETERS",
+    "PYTHON_SUMMARIES",
     "TAKE_TEXT",
 ]
 
@@ -82,6 +85,17 @@ NUMPY_CALLS: dict[str, tuple[str, ...]] = {
     "round": ("x", "decimals"),
     "around": ("x", "decimals"),
 }
+# What gives one value for all samples. It stands in a file with its value and is never computed.
+NUMPY_SUMMARIES = (
+    *("amax", "amin", "average", "count_nonzero", "max", "mean", "median", "min", "nanmax"),
+    *("nanmean", "nanmedian", "nanmin", "nanpercentile", "nanquantile", "nanstd", "nansum"),
+    *("nanvar", "percentile", "prod", "ptp", "quantile", "size", "std", "sum", "var"),
+)
+METHOD_SUMMARIES = (
+    *("all", "any", "count", "kurt", "kurtosis", "max", "mean", "median", "min", "nunique"),
+    *("prod", "quantile", "sem", "skew", "std", "sum", "var"),
+)
+PYTHON_SUMMARIES = ("len", "max", "min", "sum")
 # Those that may stand beside text.
 TAKE_TEXT = ("equal", "isin", "not_equal", "where")
 NUMPY_NUMBERS = ("pi", "e", "inf", "nan", "euler_gamma")

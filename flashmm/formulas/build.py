@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from formulaic import Formula, SimpleFormula
 
+from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.designs.compact import CompactMatrix, LayeredMatrix, LayerStack, compacted, many, steps
 from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design, RandomTerm
 from flashmm.exceptions import InputError, check_names, listing, nearest
@@ -44,9 +45,6 @@ from flashmm.formulas.sample_table import (
     missing_rows,
     refuse_infinite,
 )
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray
 
 __all__ = ["DesignBuild", "build_design"]
 
@@ -240,7 +238,11 @@ def _recipe(
         used = Names(data, dict(context))
         used.add_formula(parsed, "")
         names = tuple(str(name) for name in spec.column_names)
-        return FormulaRecipe(terms_text(parsed), tuple(used.columns), names, spec, output)
+        own = Columns(data[used.columns], dict(context), data.index)
+        together = own.of_many_samples(parsed, spec)
+        return FormulaRecipe(
+            terms_text(parsed), tuple(used.columns), names, spec, output, together=together
+        )
 
     X = formula(*fixed, "numpy")
     terms = tuple(

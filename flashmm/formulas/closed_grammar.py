@@ -27,12 +27,16 @@ from flashmm.formulas.allowed import (
     FUNCTIONS,
     LEARNT,
     LIMITS,
+    METHOD_SUMMARIES,
     NUMPY_CALLS,
     NUMPY_NUMBERS,
+    NUMPY_SUMMARIES,
     ONLY_BY_NAME,
     PARAMETERS,
+    PYTHON_SUMMARIES,
     TAKE_TEXT,
 )
+from flashmm.formulas.summaries import constant, text_of
 
 __all__ = ["Expression", "check_context_name", "read_expression"]
 
@@ -128,7 +132,10 @@ def check_context_name(name: object) -> str:
 
 
 def read_expression(
-    text: str, columns: frozenset[str], context: frozenset[str] = frozenset()
+    text: str,
+    columns: frozenset[str],
+    context: frozenset[str] = frozenset(),
+    learnt: Mapping[str, Any] | None = None,
 ) -> Expression:
     """Read an expression and check all of it.
 
@@ -138,6 +145,9 @@ def read_expression(
         Python as formulaic reads it: names in backticks are columns.
     columns, context
         Names that it may look up.
+    learnt
+        Part, such as ``"x.mean()"`` -> the value it had for all samples of the fit, which stands
+        in its place.
 
     Raises
     ------
@@ -170,6 +180,7 @@ def read_expression(
     _check_size(tree)
     checker = _Checker(columns, context, aliases)
     try:
+        tree = _Learnt(checker, dict(learnt or {}), aliases).visit(tree)
         checker.check(tree)
     except RecursionError:
         raise InputError("It is nested too deep.") from None
@@ -245,6 +256,23 @@ class _Checker:
                 raise self._refused("an attribute", node)
         else:
             raise self._refused(_name_of(node), node)
+
+    def check_summary(self, node: ast.Call) -> None:
+        """Check a call that stands for a number: one that gives all samples one value."""
+        function = node.func
+        if isinstance(function, ast.Name):
+            allowed = function.id in PYTHON_SUMMARIES or function.id in self.context
+        elif isinstance(function, ast.Attribute) and _is_numpy(function):
+            allowed = function.attr in NUMPY_SUMMARIES
+        elif isinstance(function, ast.Attribute):
+            allowed = function.attr in METHOD_SUMMARIES
+            self.check(function.value)
+        else:
+            allowed = False
+        if not allowed:
+            raise InputError(f"It calls {_shown(function)!r}, which a formula of a file may not.")
+        for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
+            self._check_argument(argument)
 
     def _check_constant(self, node: ast.Constant) -> None:
         if node.value is not None and type(node.value) not in (bool, int, float, str):
@@ -347,6 +375,24 @@ class _Checker:
     @staticmethod
     def _refused(what: str, node: ast.AST) -> InputError:
         return InputError(f"It uses {what} ({_shown(node)}), which a formula of a file may not.")
+
+
+class _Learnt(ast.NodeTransformer):
+    """Puts what the fit learnt of all samples in place of what gave it, once that is checked."""
+
+    def __init__(
+        self, checker: _Checker, learnt: Mapping[str, Any], aliases: Mapping[str, str]
+    ) -> None:
+        self.checker, self.learnt, self.aliases = checker, learnt, aliases
+
+    def visit(self, node: ast.AST) -> Any:
+        """The value of a summary; another node with the summaries in it replaced."""
+        if isinstance(node, ast.Call):
+            key = text_of(node, self.aliases)
+            if key in self.learnt:
+                self.checker.check_summary(node)
+                return constant(self.learnt[key])
+        return self.generic_visit(node)
 
 
 def _is_numpy(node: ast.Attribute) -> bool:

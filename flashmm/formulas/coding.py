@@ -5,16 +5,13 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from flashmm.exceptions import FormulaWarning, InputError, listing, warn
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["OneLevelError", "check_coding", "coded_column", "reduced_factors", "said_before"]
 

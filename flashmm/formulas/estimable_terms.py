@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.formulas.fixed_terms import (
     INTERCEPT,
     Column,
@@ -25,9 +26,6 @@ from flashmm.formulas.fixed_terms import (
     in_coordinates,
     numeric_widths,
 )
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["estimable_hypotheses"]
 

@@ -10,7 +10,7 @@ import math
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 from formulaic import Formula, ModelSpec, SimpleFormula
@@ -22,10 +22,7 @@ from interface_meta import override  # what formulaic's own materializers are wr
 from flashmm.exceptions import InputError, listing
 from flashmm.formulas.closed_grammar import Expression, read_expression
 from flashmm.formulas.materializer import Materializer, whole_as_floats
-from flashmm.formulas.sample_table import evaluating, numbers
-
-if TYPE_CHECKING:
-    from flashmm.formulas.sample_table import Columns
+from flashmm.formulas.sample_table import Columns, evaluating, numbers
 
 __all__ = ["LoadedFormula", "read_formula"]
 
@@ -120,7 +117,11 @@ class _LoadedMaterializer(Materializer):
 
 
 def read_formula(
-    text: str, columns: frozenset[str], context: frozenset[str], source: str
+    text: str,
+    columns: frozenset[str],
+    context: frozenset[str],
+    source: str,
+    learnt: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> LoadedFormula:
     """Take a formula of a file apart.
 
@@ -132,12 +133,15 @@ def read_formula(
         Names that it may look up.
     source
         Where it stands, for messages.
+    learnt
+        Expression -> values that it takes from all samples of the fit, by the part that gives them.
 
     Raises
     ------
     InputError
         If it holds anything else; the message names it.
     """
+    known = learnt or {}
     if len(text) > _LENGTH:
         raise InputError(f"{source} has {len(text)} characters, more than {_LENGTH}.")
     try:
@@ -145,7 +149,7 @@ def read_formula(
         _check_tokens(tokens, source)
         for token in tokens:  # formulaic parses these again: they must be sound by then
             if token.kind is Token.Kind.PYTHON:
-                _expression(token.token, columns, context, source)
+                _expression(token.token, columns, context, source, known)
         formula = Formula(text)
     except FormulaicError as error:
         raise InputError(f"{source} cannot be read: {str(error).splitlines()[0]}") from None
@@ -161,15 +165,19 @@ def read_formula(
             if factor.expr not in columns and factor.expr not in context:
                 raise InputError(f"{source} uses {factor.expr!r}, which is no column.")
         elif factor.eval_method is Factor.EvalMethod.PYTHON:
-            expressions[factor.expr] = _expression(factor.expr, columns, context, source)
+            expressions[factor.expr] = _expression(factor.expr, columns, context, source, known)
     return LoadedFormula(formula, expressions, columns, context)
 
 
 def _expression(
-    text: str, columns: frozenset[str], context: frozenset[str], source: str
+    text: str,
+    columns: frozenset[str],
+    context: frozenset[str],
+    source: str,
+    learnt: Mapping[str, Mapping[str, Any]],
 ) -> Expression:
     try:
-        return read_expression(text, columns, context)
+        return read_expression(text, columns, context, learnt.get(text))
     except InputError as error:
         raise InputError(f"{source} is refused. {error}") from None
 

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from formulaic.materializers import PandasMaterializer
 from formulaic.utils.layered_mapping import LayeredMapping
+from formulaic.utils.variables import get_required_variables
 from interface_meta import override  # what formulaic's own materializers are written with
+
+from flashmm.formulas.summaries import MARK, only_by_rows, with_constants
 
 if TYPE_CHECKING:
     from formulaic import ModelSpec
@@ -47,7 +50,8 @@ def whole_as_floats(expression: str, data: Mapping[Any, Any]) -> dict[str, Any]:
 class Materializer(PandasMaterializer):  # type: ignore[misc]
     """Booleans are a factor with the levels False and True; whole numbers do not wrap around.
 
-    A boolean is a column, or what an expression such as ``I(x > 2)`` gives.
+    A boolean is a column, or what an expression such as ``I(x > 2)`` gives. Numbers that an
+    expression takes from all samples are learnt, see `flashmm.formulas.summaries`.
     """
 
     REGISTER_NAME = "flashmm"
@@ -73,7 +77,23 @@ class Materializer(PandasMaterializer):  # type: ignore[misc]
         if whole:
             self.layered_context = LayeredMapping(LayeredMapping(whole, name="data"), before)
         try:
-            value, variables = super()._evaluate(expr, metadata, spec)
+            return self._with_what_was_learnt(expr, metadata, spec)
         finally:
             self.layered_context = before
-        return value, variables
+
+    def _with_what_was_learnt(
+        self, expr: str, metadata: Any, spec: ModelSpec
+    ) -> tuple[Any, set[Any]]:
+        """The value of an expression; what it says of all samples is that of the first ones."""
+        context = self.layered_context
+        if only_by_rows(expr, context):
+            value, variables = super()._evaluate(expr, metadata, spec)
+            return value, variables
+        state, key = spec.transform_state, f"{MARK}{expr}"
+
+        def compute(part: str) -> Any:
+            return super(Materializer, self)._evaluate(part, None, spec)[0]
+
+        shortened, state[key] = with_constants(expr, state.get(key), context, compute)
+        value, variables = super()._evaluate(shortened, metadata, spec)
+        return value, variables | get_required_variables(expr, context)

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.compact import steps
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, check_names, listing, nearest
+from flashmm.formulas.loaded import LoadedFormula
 from flashmm.formulas.sample_table import Columns, check_data, clean, number_label, refuse_infinite
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.formulas.loaded import LoadedFormula
 
 __all__ = [
     "ColumnRecord",
@@ -81,6 +78,8 @@ class FormulaRecipe:
         ``"numpy"`` or ``"sparse"``.
     loaded
         How to make the columns of a formula that comes from a file; None for one that does not.
+    together
+        Expressions whose value in one sample depends on other samples: none for new data.
     """
 
     text: str
@@ -89,6 +88,7 @@ class FormulaRecipe:
     spec: Any
     output: Literal["numpy", "sparse"]
     loaded: LoadedFormula | None = None
+    together: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,7 @@ class DesignRecipe:
         *,
         known: bool,
         context: Mapping[str, Any] | None = None,
+        terms: frozenset[int] | None = None,
     ) -> RandomRows:
         """Rows of Z for new data.
 
@@ -216,6 +217,8 @@ class DesignRecipe:
             counts as unknown, and the grouping columns need not be there.
         context
             Further names that the formulas use.
+        terms
+            Positions of the terms that are wanted, the columns of others being zero; None for all.
 
         Returns
         -------
@@ -227,6 +230,9 @@ class DesignRecipe:
         new = np.zeros((c, len(structure.param_names)))
         blocks, unknown = [], {}
         for position, term in enumerate(structure.terms):
+            if terms is not None and position not in terms:
+                blocks.append(sp.csr_array((c, term.n_columns)))
+                continue
             recipe = recipes[term.name]
             source = f"Random term {term.name!r}"
             rows = sp.csr_array(self._evaluate(recipe.effects, table, source, context))
@@ -265,6 +271,13 @@ class DesignRecipe:
         source: str,
         context: Mapping[str, Any] | None,
     ) -> Any:
+        if formula.together:
+            raise InputError(
+                f"{source} ({formula.text!r}) cannot be computed for new data: what "
+                f"{formula.together[0]!r} gives for one sample depends on the other samples. Use "
+                "center(x), scale(x) or poly(x, 2), which keep what they learn, or store its "
+                "values as a column of data before the fit."
+            )
         labels = table.index
         kept = pd.DataFrame(
             {name: self._column(name, table, source) for name in formula.columns},

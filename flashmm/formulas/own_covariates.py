@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from flashmm.designs.design import Design
 from flashmm.exceptions import InputError
 from flashmm.formulas.build import build_design
 from flashmm.formulas.coding import said_before
 from flashmm.formulas.sample_table import check_data
-
-if TYPE_CHECKING:
-    from flashmm.designs.design import Design
 
 __all__ = ["covariates_of_columns", "refuse_in_factor", "with_ones"]
 

@@ -25,6 +25,7 @@ from flashmm.exceptions import InputError, listing
 from flashmm.formulas.closed_grammar import check_context_name
 from flashmm.formulas.loaded import LoadedFormula, read_formula
 from flashmm.formulas.new_data_recipe import ColumnRecord, DesignRecipe, FormulaRecipe, TermRecipe
+from flashmm.formulas.summaries import MARK
 
 __all__ = ["recipe_from_text", "recipe_to_text"]
 
@@ -99,6 +100,7 @@ def _formula(formula: FormulaRecipe) -> dict[str, Any]:
             [expression, kind.value, _plain({k: v for k, v in state.items() if k != "contrasts"})]
             for expression, (kind, state) in spec.encoder_state.items()
         ],
+        "together": list(formula.together),
     }
 
 
@@ -208,8 +210,8 @@ def _restored_formula(
     text, output = _text(values["text"]), values["output"]
     if output not in ("numpy", "sparse"):
         raise InputError(f"{source} has an unknown output, {output!r}.")
-    loaded = read_formula(text, frozenset(own), context, source)
     state = _restored(values["transforms"])
+    loaded = read_formula(text, frozenset(own), context, source, _learnt(state, source))
     for expression in loaded.expressions.values():
         unlearnt = expression.unlearnt(state)
         if unlearnt is not None:
@@ -229,7 +231,26 @@ def _restored_formula(
     )
     if not context:
         spec = _tried(loaded, spec, names, columns, source)
-    return FormulaRecipe(text, own, names, spec, output, loaded)
+    together = tuple(_list(values.get("together", []), str))
+    return FormulaRecipe(text, own, names, spec, output, loaded, together)
+
+
+def _learnt(state: Any, source: str) -> dict[str, Mapping[str, Any]]:
+    """What expressions have taken from all samples: expression -> part -> value."""
+    if not isinstance(state, dict):
+        raise InputError(f"{source} holds states of transforms that are none.")
+    found: dict[str, Mapping[str, Any]] = {}
+    for key, parts in state.items():
+        if isinstance(key, str) and key.startswith(MARK):
+            if not isinstance(parts, dict):
+                raise InputError(f"{source} holds numbers of {key!r} that are none.")
+            for part, value in parts.items():
+                if type(part) is not str or not (
+                    type(value) in (bool, int, str) or (type(value) is float and np.isfinite(value))
+                ):
+                    raise InputError(f"{source} holds {str(value)[:80]!r} as {str(part)[:80]!r}.")
+            found[key.removeprefix(MARK)] = parts
+    return found
 
 
 def _encoder(expression: Any, kind: Any, state: Any, source: str) -> tuple[str, Any]:
@@ -326,7 +347,7 @@ def _check_state(state: Any, source: str) -> None:
         elif value is not None and not isinstance(value, (bool, int, float, np.ndarray)):
             raise InputError(f"{source} holds {value!r} as the state of a transform.")
 
-    check(state)
+    check({key: value for key, value in state.items() if not str(key).startswith(MARK)})
 
 
 # ---- the types of JSON -------------------------------------------------------------------

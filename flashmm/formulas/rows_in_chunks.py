@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,14 +19,12 @@ import scipy.sparse as sp
 from formulaic import ModelSpec, SimpleFormula
 from formulaic.materializers.types import EvaluatedFactor, FactorValues
 
+from flashmm.arrays.types import IntArray
 from flashmm.designs.compact import many, steps
 from flashmm.exceptions import InputError
 from flashmm.formulas.column_kinds import explained, refuse_as_numbers
 from flashmm.formulas.materializer import Materializer
 from flashmm.formulas.sample_table import Columns, evaluating, numbers
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import IntArray
 
 __all__ = ["FormulaRows", "formula_rows"]
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from keyword import iskeyword
 from numbers import Number
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,16 +20,14 @@ from formulaic import ModelSpec, SimpleFormula
 from formulaic.errors import DataMismatchWarning
 from formulaic.transforms import TRANSFORMS
 from formulaic.utils.code import sanitize_variable_names
+from numpy.typing import NDArray
 
+from flashmm.arrays.types import BoolArray, IntArray
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.formulas.calls import refuse_bitwise
 from flashmm.formulas.column_kinds import usual_type
 from flashmm.formulas.materializer import Materializer
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import BoolArray, IntArray
+from flashmm.formulas.summaries import MARK, differs, only_by_rows, samples_to_try, with_constants
 
 __all__ = [
     "Columns",
@@ -378,6 +376,45 @@ class Columns:
             values = numbers(matrix, len(self.data), output)
         self.refuse_non_finite([(0, values)], matrix.model_spec.column_names, source)
         return values, matrix.model_spec
+
+    def of_many_samples(self, formula: SimpleFormula, spec: ModelSpec) -> tuple[str, ...]:
+        """Expressions of a formula whose value in one sample depends on the other samples.
+
+        They are found by computing them on some of the samples; what is plain arithmetic, or
+        keeps what it learns, is not computed again.
+        """
+        found = []
+        names = Materializer(self.data, context=self.context).layered_context
+        n = len(self.data)
+        for factor in dict.fromkeys(factor for term in formula for factor in term.factors):
+            if factor.eval_method.value != "python":
+                continue
+            learnt = spec.transform_state.get(f"{MARK}{factor.expr}", {})
+            if only_by_rows(with_constants(factor.expr, learnt, names)[0], names):
+                continue
+            whole = self._factor(factor, spec, np.arange(n, dtype=np.intp))
+            for some in samples_to_try(n):
+                values = self._factor(factor, spec, some)
+                if values is not None and differs(values, whole, some):
+                    found.append(str(factor.expr))
+                    break
+        return tuple(found)
+
+    def _factor(self, factor: Any, spec: ModelSpec, positions: NDArray[np.intp]) -> Any:
+        """What a factor gives for some samples; None where it fails."""
+        n = len(self.data)
+        context = {
+            # What the user gives by sample goes with the samples.
+            name: value[positions] if isinstance(value, np.ndarray) and len(value) == n else value
+            for name, value in self.context.items()
+        }
+        data = self.data.iloc[positions].reset_index(drop=True)
+        materializer = Materializer(data, context=context)
+        try:
+            with evaluating("It"):
+                return materializer._evaluate_factor(factor, spec, set()).values
+        except InputError:
+            return None
 
     def refuse_non_finite(
         self, parts: Iterable[tuple[int, Any]], names: Sequence[str], source: str

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
+from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
 
 __all__ = ["conditional_covariance", "covariance_of_effects"]
 

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from flashmm.solvers.base import maximise
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.likelihood.base import Likelihood
+from flashmm.solvers.base import Solver, maximise
 from flashmm.solvers.batches import over_batches, usable_cores
 from flashmm.solvers.fixed import Fixed
-from flashmm.solvers.space import PSD
+from flashmm.solvers.space import PSD, ParameterSpace
 from flashmm.solvers.verdict_texts import Status
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood.base import Likelihood
-    from flashmm.solvers.base import Solver
-    from flashmm.solvers.space import ParameterSpace
 
 __all__ = ["Maximiser", "Maximum"]
 

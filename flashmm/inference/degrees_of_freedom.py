@@ -8,15 +8,12 @@ quantities are those of `flashmm.likelihood.moments`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, nearest
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
-    from flashmm.likelihood.moments import ContrastMoments
+from flashmm.likelihood.moments import ContrastMoments
 
 __all__ = [
     "DEFAULT_DF",
@@ -37,7 +34,7 @@ __all__ = [
 
 # Not from theta, but from all features: see `flashmm.inference.integrated`.
 INTEGRATED = "integrated"
-DF_METHODS = ("residual", "satterthwaite", "kenward-roger", INTEGRATED)
+DF_METHODS = ("residual", "satterthwaite", "kenward-roger", "normal", INTEGRATED)
 DEFAULT_DF = "satterthwaite"
 # Kenward and Roger's formula is left within this distance of A2 / r = 1, where 2 df are.
 _NEAR_TWO = 0.02

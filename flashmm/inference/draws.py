@@ -15,19 +15,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.linalg
+from numpy.typing import NDArray
 
 from flashmm.arrays.namespaces import cholesky
+from flashmm.arrays.types import FloatArray
 from flashmm.stats.fields import Shift
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import FloatArray
-    from flashmm.stats.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["FeatureStreams", "Sampler"]
 

@@ -14,12 +14,10 @@ it depends on y: one simulation serves all features.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
+from flashmm.arrays.types import FloatArray
 
 __all__ = ["SimulatedNull", "simulate_exact_null"]
 

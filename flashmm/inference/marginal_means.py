@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from flashmm.arrays.labels import by_name
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError, check_option, nearest
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["CONTRASTS", "averaging_weights", "contrast_weights"]
 

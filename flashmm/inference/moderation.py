@@ -17,15 +17,15 @@ import numpy as np
 from scipy import special
 
 from flashmm.arrays.lazy import lazy
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError
 from flashmm.inference.lowess import lowess
 from flashmm.inference.variance_prior import HIGHEST_DF, fit_scaled_f
+from flashmm.likelihood.moments import ContrastMoments
 
 if TYPE_CHECKING:
     from scipy import optimize, stats
 
-    from flashmm.arrays.types import FloatArray
-    from flashmm.likelihood.moments import ContrastMoments
 else:
     optimize, stats = lazy("scipy.optimize"), lazy("scipy.stats")
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, listing
 from flashmm.inference.variance_tests import ChiBarSquare
+from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.stats.summary_stats import SummaryStats
-
     Key = tuple[str, ...]
 
 __all__ = ["Nesting", "check_same_data", "nesting"]

@@ -13,23 +13,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.inference.draws import FeatureStreams, Sampler
 from flashmm.likelihood.own_rows.elimination import covariance_of_blocks
 from flashmm.likelihood.own_rows.layout import OwnLayout, find_layout
 from flashmm.stats.fields import Shift
 from flashmm.stats.own_rows import PatternedStats
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.stats.summary_stats import SummaryStats
-
-    FloatArray = NDArray[np.float64]
-    IntArray = NDArray[np.intp]
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["OwnSampler", "sampler_of"]
 
@@ -130,7 +123,7 @@ class OwnSampler:
         yy = uu + ((2.0 * XU + Xa) * beta[:, None, :]).sum(axis=2)
 
         def by_feature(values: FloatArray) -> FloatArray:
-            return np.ascontiguousarray(values.reshape(s.m * count, -1).T)
+            return np.ascontiguousarray(values.reshape(s.m * count, values.shape[2]).T)
 
         own = by_feature(XU), by_feature(ZU), uu.ravel()
         a = np.ascontiguousarray(np.repeat(beta, count, axis=0).T)
@@ -157,7 +150,7 @@ def _block_roots(stats: PatternedStats, layout: OwnLayout) -> _Roots:
     d = np.concatenate([designs.ZZ, none], axis=1)[:, layout.blocks]
     R, left, held = _root(d)
     C = np.matmul(left, designs.ZX[:, layout.fine])
-    flat = C.reshape(designs.count, -1, stats.p)
+    flat = C.reshape(designs.count, stats.q, stats.p)
     G, _, held_X = _root(
         designs.XX - np.matmul(np.swapaxes(flat, 1, 2), flat),
         np.sqrt(np.diagonal(designs.XX, axis1=1, axis2=2)),

@@ -12,15 +12,12 @@ contrast of beta. Arrays only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray
+from flashmm.likelihood.base import Estimator
 from flashmm.likelihood.moments import apply_G, near_zero_residual, powers_of_P, times_D
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
-    from flashmm.likelihood.base import Estimator
 
 __all__ = ["PredictionMoments", "prediction_moments"]
 

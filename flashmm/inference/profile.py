@@ -11,16 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.inference.constrained import Maximiser
 from flashmm.solvers.space import PSD
 from flashmm.solvers.verdict_texts import Status
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["Estimate", "profile_limits"]
 

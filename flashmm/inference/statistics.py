@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, nearest
 from flashmm.inference.tails import chi2_sf, f_sf, t_isf, t_sf
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
 
 __all__ = [
     "TStatistics",

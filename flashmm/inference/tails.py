@@ -6,15 +6,11 @@ scipy.stats, which takes longer to import than everything else together.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
-
-    FloatArray = NDArray[np.float64]
+from flashmm.arrays.types import FloatArray
 
 __all__ = ["chi2_sf", "f_sf", "norm_isf", "norm_sf", "t_isf", "t_sf"]
 

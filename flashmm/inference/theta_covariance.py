@@ -16,12 +16,10 @@ score'd theta. Rotations F -> F Q leave D alone: the matrix is singular along th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["Face", "covariance_on_face", "face"]
 

@@ -14,15 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.stats.own_designs import DesignSums
-    from flashmm.stats.summary_stats import SummaryStats
+from flashmm.arrays.types import FloatArray
+from flashmm.designs.design import CovarianceStructure
+from flashmm.stats.own_designs import DesignSums
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = [
     "FixedShares",

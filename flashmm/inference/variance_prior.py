@@ -14,12 +14,12 @@ import numpy as np
 from scipy import special
 
 from flashmm.arrays.lazy import lazy
+from flashmm.arrays.types import FloatArray
 from flashmm.inference.lowess import weighted_lowess
 
 if TYPE_CHECKING:
     from scipy import optimize
 
-    from flashmm.arrays.types import FloatArray
 else:
     optimize = lazy("scipy.optimize")
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from flashmm.arrays.numeric import dimensions
+from flashmm.arrays.types import BoolArray, FloatArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.inference.tails import chi2_sf, norm_isf, norm_sf
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray
-    from flashmm.designs.design import CovarianceStructure
 
 __all__ = [
     "ChiBarSquare",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
 
 from flashmm.arrays.devices import example_on
 from flashmm.exceptions import InputError
@@ -22,11 +23,7 @@ from flashmm.likelihood.projection import Projection, project
 from flashmm.likelihood.spectral import SpectralLikelihood
 from flashmm.likelihood.structure import MAX_EFFECTS
 from flashmm.stats.own_rows import PatternedStats
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from flashmm.stats.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = [
     "ENGINES",

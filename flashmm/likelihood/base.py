@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import array_api_compat
 import numpy as np
 
 from flashmm.arrays.namespaces import Array, namespace, put, take
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood.projection import Projection
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.likelihood.projection import Projection
 
 # A covariance matrix is singular when its smallest eigenvalue is below this share of the
 # largest: what lies beyond is rounding.
@@ -37,6 +35,7 @@ __all__ = [
     "Evaluation",
     "Forms",
     "Likelihood",
+    "OfProjection",
     "RandomEffects",
     "StandardErrorKind",
     "assembled",
@@ -380,6 +379,22 @@ class Estimator(Likelihood, Protocol):
         under REML.
         """
         ...
+
+
+class OfProjection:
+    """How many features and parameters a likelihood has, by its projection."""
+
+    projection: Any
+
+    @property
+    def m(self) -> int:
+        """Number of features."""
+        return int(self.projection.m)
+
+    @property
+    def n_params(self) -> int:
+        """Number of variance parameters, the residual included."""
+        return len(self.projection.structure.parameters) + 1
 
 
 def rows_of(likelihood: Any, features: IntArray) -> Any:

@@ -9,14 +9,12 @@ their mean in place of years they are not.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
+from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
 
 __all__ = ["Turn", "centring"]
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from flashmm.likelihood.bordered.bordered import main_component
 from flashmm.likelihood.elimination.layout import find_partition
-from flashmm.likelihood.projection import DENSE_LIMIT
-
-if TYPE_CHECKING:
-    from flashmm.likelihood.projection import Projection
-    from flashmm.likelihood.structure import Partition
+from flashmm.likelihood.projection import DENSE_LIMIT, Projection
+from flashmm.likelihood.structure import Partition
 
 __all__ = ["choose", "works"]
 

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.designs.design import CovarianceParameter, CovarianceStructure
 from flashmm.exceptions import InputError, PrecisionWarning, listing, warn
 from flashmm.stats.rank import Dependence, dependence
 from flashmm.stats.root import scaled_gram
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
-
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.designs.design import CovarianceParameter, CovarianceStructure
 
 __all__ = ["CONFOUNDED", "Whitening", "check_components", "check_sample_size", "pairs_of", "whiten"]
 

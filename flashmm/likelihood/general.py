@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import array_api_compat
 
@@ -30,6 +29,7 @@ from flashmm.arrays.namespaces import (
     namespace,
     take,
 )
+from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.base import (
     SINGULAR,
     Evaluation,
@@ -39,9 +39,6 @@ from flashmm.likelihood.base import (
     standard_errors,
 )
 from flashmm.likelihood.one_design import OneDesign
-
-if TYPE_CHECKING:
-    from flashmm.designs.design import CovarianceStructure
 
 __all__ = ["GeneralLikelihood", "factored", "inverse_of", "root_and_diagonal", "weighted_sum"]
 

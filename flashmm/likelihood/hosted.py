@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from numpy.typing import NDArray
 
 from flashmm.arrays.namespaces import Array, like, to_numpy
-from flashmm.likelihood.base import Evaluation, RandomEffects
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.likelihood.base import Estimator, Evaluation, RandomEffects, StandardErrorKind
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood.base import Estimator, StandardErrorKind
-    from flashmm.likelihood.projection import Projection
+from flashmm.likelihood.projection import Projection
 
 __all__ = ["HostedLikelihood"]
 

@@ -16,15 +16,13 @@ R Z.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from flashmm.arrays.namespaces import BoolArray, FloatArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.base import ContrastMoments, small_residual
-
-if TYPE_CHECKING:
-    from flashmm.arrays.namespaces import BoolArray, FloatArray
-    from flashmm.designs.design import CovarianceStructure
 
 __all__ = [
     "ContrastMoments",

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from flashmm.arrays.namespaces import take
-from flashmm.likelihood.base import Evaluation, Forms, assembled
+from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray, take
+from flashmm.likelihood.base import Evaluation, Forms, OfProjection, assembled
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
-
-if TYPE_CHECKING:
-    from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood.projection import Projection
+from flashmm.likelihood.projection import Projection
 
 __all__ = ["OneDesign"]
 
 
 @dataclass(frozen=True)
-class OneDesign:
+class OneDesign(OfProjection):
     """A projection, the method, and what follows from them whatever the engine."""
 
     projection: Projection
     method: Literal["REML", "ML"]
-
-    @property
-    def m(self) -> int:
-        """Number of features."""
-        return self.projection.m
-
-    @property
-    def n_params(self) -> int:
-        """Number of variance parameters, the residual included."""
-        return len(self.projection.structure.parameters) + 1
 
     @property
     def perfect_fit(self) -> BoolArray:

@@ -14,24 +14,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from flashmm.arrays.namespaces import Array, like, namespace
+from flashmm.arrays.types import BoolArray, FloatArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError
 from flashmm.likelihood.centring import Turn, centring
 from flashmm.likelihood.design_checks import check_components, check_sample_size, whiten
 from flashmm.likelihood.units import InUnits
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import BoolArray, FloatArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.stats.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = [
     "ROUNDING",

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import IntArray
-    from flashmm.designs.design import CovarianceStructure
+from flashmm.arrays.types import IntArray
+from flashmm.designs.design import CovarianceStructure
 
 __all__ = ["MAX_EFFECTS", "Partition", "partitions"]
 

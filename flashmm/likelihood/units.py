@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from flashmm.arrays.namespaces import namespace
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.likelihood.centring import Turn
+from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.likelihood.centring import Turn
 
 __all__ = ["InUnits"]
 

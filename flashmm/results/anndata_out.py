@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from flashmm.arrays.labels import find_labels
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError, listing, warn
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.multiplicity import adjust_pvalues
+from flashmm.results.contrast_results import TTestResults
+from flashmm.results.fitted import FittedModel
 from flashmm.results.fixed_effects import t_test
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.results.contrast_results import TTestResults
-    from flashmm.results.fitted import FittedModel
 
 __all__ = ["to_anndata"]
 

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
-from flashmm.likelihood import PatternedProjection, Projection
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection, Projection
 from flashmm.likelihood.base import rows_of
 from flashmm.likelihood.elimination.indefinite import covariance_is_definite
 from flashmm.results.fitted import FitOptions, attributes
 from flashmm.results.on_request import scaled_inverse
+from flashmm.solvers.base import Solution
 from flashmm.solvers.batches import over_batches
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.stored import feature_coordinate
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood import AnyEstimator, AnyProjection
-    from flashmm.solvers.base import Solution
-    from flashmm.stats.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["assemble_dataset", "without_maximum"]
 

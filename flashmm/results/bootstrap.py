@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.linalg
 import xarray as xr
+from numpy.typing import NDArray
 
 from flashmm.arrays.labels import as_pandas, axis_labels, label_positions
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError
 from flashmm.inference.draws import FeatureStreams
 from flashmm.inference.own_draws import sampler_of
@@ -28,12 +31,6 @@ from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.root import restrict_root
 from flashmm.stats.summary_stats import SummaryStats
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
 
 __all__ = ["bootstrap", "bootstrap_test", "draw", "restricted"]
 

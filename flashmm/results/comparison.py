@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from flashmm.arrays.labels import label_positions
+from flashmm.arrays.types import IntArray
 from flashmm.exceptions import InputError
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.nesting import check_same_data, nesting
@@ -15,9 +16,6 @@ from flashmm.inference.variance_tests import likelihood_ratio
 from flashmm.results.fitted import FittedModel
 from flashmm.stats.own_rows import PatternedStats, same_rows
 from flashmm.stats.summary_stats import SummaryStats
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import IntArray
 
 __all__ = ["compare_lr_test"]
 

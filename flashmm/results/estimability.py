@@ -7,18 +7,16 @@ any column, and one outside the row space of X has no answer: it is NaN, and sai
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.exceptions import InputError, listing
 from flashmm.inference.contrasts import Contrasts, parse_contrasts
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray
-    from flashmm.stats.own_rows import PatternedStats
-    from flashmm.stats.summary_stats import SummaryStats
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = [
     "NOT_ESTIMABLE",

@@ -14,19 +14,18 @@ from scipy.linalg import block_diag
 from flashmm.arrays.blas import hold_methods
 from flashmm.arrays.labels import as_pandas
 from flashmm.arrays.numeric import dimensions
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError
 from flashmm.inference.conditional_covariance import conditional_covariance
 from flashmm.inference.statistics import confidence_limits, t_statistics
-from flashmm.results import fixed_effects, predictions, summary
+from flashmm.results import fixed_effects, predictions, random_effects, residuals, summary
+from flashmm.results.contrast_results import FTestResults, TTestResults
+from flashmm.results.fitted import FittedModel
+from flashmm.results.pages import SummaryPage
 from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.results.contrast_results import FTestResults, TTestResults
-    from flashmm.results.fitted import FittedModel
-    from flashmm.results.pages import SummaryPage
 
 __all__ = ["FeatureResults"]
 
@@ -260,6 +259,11 @@ class FeatureResults:
                 result[key] = pd.DataFrame(block, index=effects, columns=effects)
         return result
 
+    def coef(self) -> dict[str, xr.DataArray]:
+        """Fixed plus predicted random effects of each group; see `MultiLMMResults.coef`."""
+        found = random_effects.coefficients_by_group(self._fitted, self._positions)
+        return {group: table.isel(feature=0) for group, table in found.items()}
+
     def ranef(self) -> dict[str, pd.DataFrame]:
         """Predicted effects of each random term: levels x effects, as lme4's ranef."""
         values, structure = self._blup(), self._fitted.stats.structure
@@ -288,7 +292,7 @@ class FeatureResults:
 
     def resid(self, Y: Any, data: Any = None, **options: Any) -> pd.Series[Any]:
         """Residuals, Y and the samples' table given again; see `MultiLMMResults.resid`."""
-        found = predictions.resid(*self._in_whole, Y, data, **options)
+        found = residuals.resid(*self._in_whole, Y, data, **options)
         return found.isel(feature=0).to_series().rename("resid")
 
     def to_statsmodels(

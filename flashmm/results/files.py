@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from os import PathLike
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from flashmm.exceptions import InputError
+from flashmm.formulas.new_data_recipe import DesignRecipe
 from flashmm.formulas.recipe_text import recipe_from_text, recipe_to_text
 from flashmm.likelihood import ENGINES
 from flashmm.results.fitted import FitOptions, FittedModel, attributes
 from flashmm.solvers.verdict_texts import Status
-from flashmm.stats.own_rows import any_from_dataset
+from flashmm.stats.own_rows import PatternedStats, any_from_dataset
+from flashmm.stats.summary_stats import SummaryStats
 from flashmm.storage.files import load_dataset, reading, save_dataset
 from flashmm.storage.schema import OPTIONAL, RESULTS
-
-if TYPE_CHECKING:
-    from os import PathLike
-
-    from flashmm.formulas.new_data_recipe import DesignRecipe
-    from flashmm.stats.own_rows import PatternedStats
-    from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["load_results", "save_results"]
 

@@ -32,29 +32,25 @@ the summary statistics; it is not stored.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
 from flashmm.arrays.labels import feature_positions
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError
+from flashmm.formulas.new_data_recipe import DesignRecipe
 from flashmm.likelihood import AnyEstimator, AnyProjection, make_likelihood, project_any
 from flashmm.results.on_request import OnRequest
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.formulas.new_data_recipe import DesignRecipe
-    from flashmm.stats.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["FitOptions", "FittedModel", "OfFittedModel", "attributes"]
 

@@ -7,28 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError
-from flashmm.likelihood import PatternedProjection, on_device
-from flashmm.likelihood.ratios import ratio_grid
+from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection, on_device
+from flashmm.likelihood.profile_grid import fine_grid, profile_grid
 from flashmm.progress import Progress
 from flashmm.results.assemble import assemble_dataset, without_maximum
+from flashmm.results.fitted import FitOptions
+from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.batches import maximise_in_batches
 from flashmm.solvers.other_maxima import Landscape
 from flashmm.solvers.restart import second_starts
-from flashmm.solvers.space import make_space
+from flashmm.solvers.space import ParameterSpace, make_space
 from flashmm.solvers.start import Starts, starting_values
 from flashmm.solvers.verdict_texts import Status
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood import AnyEstimator, AnyProjection
-    from flashmm.results.fitted import FitOptions
-    from flashmm.solvers.base import Solution, Solver
-    from flashmm.solvers.space import ParameterSpace
-    from flashmm.stats.own_rows import PatternedStats
-    from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["FitPlan", "fit_features"]
 
@@ -245,9 +242,10 @@ def _landscape(
     if isinstance(projection, PatternedProjection) or (start and start.given.all()):
         return None
     host = projection.in_numpy
-    grid = ratio_grid(host, options.method)
+    grid = profile_grid(host, options.method)
     if grid is None:
         return None  # before `u` and `rss`, which need the eigenbasis
     variances = np.flatnonzero(projection.structure.is_variance[:-1])
     chosen = np.ones(host.m, dtype=bool) if start is None else ~start.given
-    return Landscape(grid, host.u, host.rss, chosen, variances)
+    fine = fine_grid(host, options.method)
+    return Landscape(grid, host.u, host.rss, chosen, variances, fine)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from flashmm.arrays.types import IntArray
 from flashmm.designs.design import INTERCEPT
 from flashmm.exceptions import InputError
 from flashmm.formulas.estimable_terms import estimable_hypotheses
@@ -17,17 +18,15 @@ from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve
 from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_alternative, t_statistics
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.estimability import Hypothesis, estimable_contrasts, estimable_rows
+from flashmm.results.fitted import FittedModel
 from flashmm.results.integrated import integrated_f_tests, integrated_t_tests
 from flashmm.results.moderation import moderated_hypotheses
 from flashmm.results.trust import doubt
 
 if TYPE_CHECKING:
-    from flashmm.arrays.types import IntArray
-    from flashmm.results.fitted import FittedModel
-
     Moderated = bool | xr.Dataset
 
-__all__ = ["anova", "cov_params", "f_test", "fim", "t_test", "wald_test"]
+__all__ = ["cov_params", "f_test", "f_tests", "fim", "t_test", "type3_terms", "wald_test"]
 
 
 def t_test(
@@ -109,7 +108,7 @@ def f_test(
     if contrast is None and fitted.stats.aliased is not None:
         contrasts = parse_contrasts(None, fitted.stats.coef_names)
     hypotheses = {label: Hypothesis(*independent_rows(contrasts), known)}
-    return _f_tests(fitted, positions, hypotheses, method, moderated, prior)
+    return f_tests(fitted, positions, hypotheses, method, moderated, prior)
 
 
 def wald_test(
@@ -135,24 +134,7 @@ def wald_test(
     return FTestResults(ds, df_method="none (chi-square)")
 
 
-def anova(
-    fitted: FittedModel,
-    positions: IntArray,
-    *,
-    type: Any = 3,
-    df: str = DEFAULT_DF,
-    moderated: Moderated = False,
-    prior: Any = None,
-) -> FTestResults:
-    """Type III tests of the terms; see `MultiLMMResults.anova`."""
-    if type not in (3, "III", "3"):
-        raise InputError(f"Unknown type={type!r}. Only type III tests are available: type=3.")
-    hypotheses = _terms(fitted)
-    method = resolve_df(df, fitted.options.method)
-    return _f_tests(fitted, positions, hypotheses, method, moderated, prior)
-
-
-def _terms(fitted: FittedModel) -> dict[str, Hypothesis]:
+def type3_terms(fitted: FittedModel) -> dict[str, Hypothesis]:
     """Hypotheses of each term, by the formula if it is known and made these columns of X."""
     stats, recipe = fitted.stats, fitted.recipe
     if recipe is not None and recipe.fixed.names == fitted.columns:
@@ -173,7 +155,7 @@ def _terms(fitted: FittedModel) -> dict[str, Hypothesis]:
     return found
 
 
-def _f_tests(
+def f_tests(
     fitted: FittedModel,
     positions: IntArray,
     hypotheses: dict[str, Hypothesis],

@@ -6,11 +6,13 @@ Works through the features in batches that fit the memory budget; labels are put
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.inference.degrees_of_freedom import (
     FStatistic,
     VarianceAndDf,
@@ -23,19 +25,14 @@ from flashmm.inference.degrees_of_freedom import (
 from flashmm.inference.moderation import moderate_moments
 from flashmm.inference.prediction_variance import prediction_moments
 from flashmm.inference.theta_covariance import covariance_on_face, face
-from flashmm.likelihood.base import rows_of
+from flashmm.likelihood.base import Evaluation, rows_of
+from flashmm.likelihood.moments import ContrastMoments
+from flashmm.results.fitted import FittedModel
 from flashmm.results.on_request import OnRequest, scaled_inverse
 from flashmm.solvers.space import PSD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import scipy.sparse as sp
-
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.likelihood.base import Evaluation
-    from flashmm.likelihood.moments import ContrastMoments
-    from flashmm.results.fitted import FittedModel
 
 __all__ = ["Hypotheses", "hypotheses"]
 
@@ -73,9 +70,9 @@ class Hypotheses:
         Where V is not positive definite a variance may be negative; its df are then NaN.
         """
         shape = positions.size, L.shape[0]
-        if df == "residual":
+        if df in ("residual", "normal"):
             variance = self.request.contrast_variance(positions, L)
-            return VarianceAndDf(variance, np.tile(self.df_resid[positions, None], shape[1]))
+            return VarianceAndDf(variance, np.tile(self._fixed_df(positions, df), shape[1]))
         result = VarianceAndDf(np.full(shape, np.nan), np.full(shape, np.nan))
         method = kenward_roger if df == "kenward-roger" else satterthwaite
         for here, chosen, moments, covariance in self._moments(positions, L[:, None, :], df):
@@ -120,7 +117,9 @@ class Hypotheses:
             else:
                 part = satterthwaite_f(left, moments, covariance)
             result.F[here] = part.F[:, 0]
-            result.df[here] = part.df[:, 0] if df != "residual" else self.df_resid[positions[here]]
+            result.df[here] = part.df[:, 0]
+            if df in ("residual", "normal"):
+                result.df[here] = self._fixed_df(positions[here], df)[:, 0]
         if self.dream is not None:
             ratio, gained = self.dream[positions].T
             result.F[:] /= ratio
@@ -141,13 +140,13 @@ class Hypotheses:
         independent
             Row i adds ``independent[i] @ theta``, theta in the units of Y; shape (c, k).
         df
-            ``"residual"`` or ``"satterthwaite"``.
+            ``"residual"``, ``"normal"`` or ``"satterthwaite"``.
         """
         request, c = self.request, X.shape[0]
         projection, k = request.projection, request.theta.shape[1]
         shape = positions.size, c
         result = VarianceAndDf(
-            np.full(shape, np.nan), np.tile(self.df_resid[positions, None], shape[1])
+            np.full(shape, np.nan), np.tile(self._fixed_df(positions, df), shape[1])
         )
         size = 8 * (k + 4) * max(1, projection.structure.q)
         rows = max(1, min(c, request.memory // size))
@@ -199,6 +198,11 @@ class Hypotheses:
                         moments, covariance, theta[:, -1], variance, freedom
                     )
                 yield here, chosen, moments, spread
+
+    def _fixed_df(self, positions: IntArray, df: str) -> FloatArray:
+        """Degrees of freedom that no estimate tells: n - p, or infinity; shape (B, 1)."""
+        found = self.df_resid[positions, None]
+        return np.full_like(found, np.inf) if df == "normal" else found
 
     def residual_variance(self) -> tuple[FloatArray, FloatArray]:
         """Residual variances in internal units and their degrees of freedom, both (m,).

@@ -6,27 +6,33 @@ The numbers are those of `flashmm.inference.integrated`.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError, SlowWarning, warn
 from flashmm.inference.degrees_of_freedom import INTEGRATED
-from flashmm.inference.integrated.integration import Integration, Part, integrate, learn
-from flashmm.inference.statistics import check_alpha
+from flashmm.inference.integrated.integration import (
+    AnyPart,
+    Integration,
+    Part,
+    integrate,
+    learn,
+)
+from flashmm.inference.integrated.own_rows import OwnPart
+from flashmm.inference.statistics import Alternative, check_alpha
 from flashmm.inference.variance_fractions import component_weights
-from flashmm.likelihood import project
+from flashmm.likelihood import PatternedProjection, project
+from flashmm.likelihood.own_rows.own_rows import OwnRowsLikelihood
+from flashmm.likelihood.own_rows.stacked_designs import StackedProjection
 from flashmm.results.contrast_results import FTestResults, TTestResults
+from flashmm.results.estimability import EstimableContrasts, Hypothesis
+from flashmm.results.fitted import FittedModel
 from flashmm.results.moderation import feature_means, trend_values
 from flashmm.results.ratio_prior import RatioPrior, prior_of
 from flashmm.stats.own_rows import PatternedStats
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.inference.statistics import Alternative
-    from flashmm.results.estimability import EstimableContrasts, Hypothesis
-    from flashmm.results.fitted import FittedModel
 
 __all__ = [
     "default_ratio_prior",
@@ -150,7 +156,7 @@ def integrated_predictions(
 
     Row i adds ``independent[i] @ theta`` to the variance.
     """
-    where = _integration(fitted, prior)
+    where = _integration(fitted, prior, effects=Z is not None)
     added = independent if independent.any() else None
     found = where.predictions(positions, X, Z, added)
     dims = ("feature", "sample")
@@ -201,8 +207,8 @@ def posterior_variances(
 # ---- the posterior of a fit -------------------------------------------------------------------
 
 
-def _integration(fitted: FittedModel, prior: Any) -> Integration:
-    """The posterior of a fit under its own prior or another."""
+def _integration(fitted: FittedModel, prior: Any, *, effects: bool = False) -> Integration:
+    """The posterior of a fit under its own prior or another; ``effects``: with random effects."""
     if prior is None:
         prior = default_ratio_prior(fitted)
     elif not isinstance(prior, RatioPrior):
@@ -216,7 +222,7 @@ def _integration(fitted: FittedModel, prior: Any) -> Integration:
     if prior.ds.attrs["trend"] == "mean":
         covariate = feature_means(fitted)
     return integrate(
-        _parts(fitted),
+        _parts(fitted, effects=effects),
         fitted.stats.m,
         fitted.options.memory,
         prior.grid,
@@ -235,28 +241,55 @@ def default_ratio_prior(fitted: FittedModel) -> RatioPrior:
     return known
 
 
-def _parts(fitted: FittedModel) -> tuple[Part, ...]:
-    """The designs of a fit with their features; those that cannot be fitted are left out."""
+def _parts(fitted: FittedModel, *, effects: bool = False) -> tuple[AnyPart, ...]:
+    """The designs of a fit with their features; those that cannot be fitted are left out.
+
+    ``effects``: so that predictions of random effects can be had.
+    """
     stats: Any = fitted.stats
-    if isinstance(stats, PatternedStats):
-        if "parts" not in fitted.kept:
-            fitted.kept["parts"] = _parts_of_patterns(stats)
-        parts: tuple[Part, ...] = fitted.kept["parts"]
-        return parts
-    projection: Any = fitted.projection
-    return (Part(projection, np.arange(stats.m)),)
+    if not isinstance(stats, PatternedStats):
+        projection: Any = fitted.projection
+        return (Part(projection, np.arange(stats.m)),)
+    whole: Any = fitted.projection
+    together = not effects and whole.layout is not None
+    kept = "parts" if together else "parts by pattern"
+    if kept not in fitted.kept:
+        fitted.kept[kept] = _own_parts(fitted) if together else _parts_of_patterns(stats)
+    parts: tuple[AnyPart, ...] = fitted.kept[kept]
+    return parts
 
 
-def _parts_of_patterns(stats: PatternedStats) -> tuple[Part, ...]:
+def _own_parts(fitted: FittedModel) -> tuple[AnyPart, ...]:
+    """Features with rare patterns together, others pattern by pattern."""
+    stats, projection = fitted.stats, fitted.projection
+    assert isinstance(stats, PatternedStats)
+    assert isinstance(projection, PatternedProjection)
+    parts: list[AnyPart] = []
+    for group in projection.groups:
+        here = group.features
+        if isinstance(group.projection, StackedProjection):
+            assert projection.layout is not None
+            likelihood = OwnRowsLikelihood(group.projection, "REML", projection.layout)
+            known = projection.varies[here] & ~likelihood.perfect_fit
+            parts.append(OwnPart(likelihood, here, projection.param_scale[here, :-1], known))
+        else:
+            alone = project(stats.of_pattern(int(stats.pattern[here[0]])))
+            parts.append(Part(alone, here))
+    if not parts:
+        raise InputError("No feature has samples enough for a fit.")
+    return tuple(parts)
+
+
+def _parts_of_patterns(stats: PatternedStats) -> tuple[AnyPart, ...]:
     if stats.n_patterns > _MANY_PATTERNS:
         warn(
             f"df='integrated' takes the {stats.n_patterns:,} patterns of samples, weights and "
-            "covariates that features have one after the other, some milliseconds each, which can "
-            "take minutes. df='satterthwaite' takes all at once; so does df='integrated' where "
-            "features share their rows.",
+            "covariates that features have one after the other here, some milliseconds each, which "
+            "can take minutes: it predicts random effects, or no factor of the model falls into "
+            "levels that share no samples. df='satterthwaite' takes all at once.",
             SlowWarning,
         )
-    parts = []
+    parts: list[AnyPart] = []
     for pattern in range(stats.n_patterns):
         with suppress(InputError):  # features without a fit: NaN, as in every other test
             parts.append(Part(project(stats.of_pattern(pattern)), stats.members(pattern)))

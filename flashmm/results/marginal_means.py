@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from flashmm.arrays.numeric import dimensions
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError, check_names, check_option, listing, nearest
+from flashmm.formulas.new_data_recipe import DesignRecipe
 from flashmm.inference.contrasts import Contrasts
 from flashmm.inference.marginal_means import averaging_weights, contrast_weights
 from flashmm.results.contrast_results import TTestResults
+from flashmm.results.fitted import FittedModel
 from flashmm.results.fixed_effects import t_test
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.formulas.new_data_recipe import DesignRecipe
-    from flashmm.results.fitted import FittedModel
 
 __all__ = ["marginal_means"]
 

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from flashmm.arrays.labels import in_order, label_positions
 from flashmm.arrays.numeric import float_array
+from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.exceptions import InputError, check_option
 from flashmm.inference.moderation import moderate, variance_prior
 from flashmm.inference.variance_fractions import column_sums, weight_total
+from flashmm.results.fitted import FittedModel
 from flashmm.results.hypotheses import Hypotheses, hypotheses
 from flashmm.stats.own_rows import PatternedStats
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from flashmm.arrays.types import BoolArray, FloatArray
-    from flashmm.results.fitted import FittedModel
 
 __all__ = ["feature_means", "moderated_hypotheses", "moderated_variances", "trend_values"]
 

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.likelihood.base import rows_of
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.likelihood import AnyEstimator, AnyProjection
+from flashmm.likelihood.base import RandomEffects, StandardErrorKind, rows_of
 from flashmm.likelihood.moments import effect_variances
 from flashmm.likelihood.projection import Projection
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood import AnyEstimator, AnyProjection
-    from flashmm.likelihood.base import RandomEffects, StandardErrorKind
 
 __all__ = ["Information", "OnRequest", "scaled_inverse"]
 

@@ -6,22 +6,20 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from flashmm.arrays.blas import one_blas_thread
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError
 from flashmm.likelihood import make_likelihood, project_any
 from flashmm.results.fitted import attributes
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.solvers.start import starting_rows
 from flashmm.stats.own_rows import PatternedStats
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.stats.summary_stats import SummaryStats
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["fit_on_workers"]
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from flashmm.arrays.labels import axis_labels, label_positions
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.from_arrays import (
     as_matrix,
     check_rows_are_known,
@@ -25,23 +27,19 @@ from flashmm.formulas.sample_table import check_data
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.statistics import confidence_limits
 from flashmm.results.estimability import estimable_rows
+from flashmm.results.fitted import FittedModel
 from flashmm.results.hypotheses import hypotheses
 from flashmm.results.integrated import integrated_predictions
 from flashmm.results.samples_again import OwnValues, own_values, values_of
+from flashmm.results.some_effects import Wanted, wanted_effects
 from flashmm.sources import Transform, make_source
 from flashmm.stats.own_rows import PatternedStats
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.results.fitted import FittedModel
-
-__all__ = ["NewRows", "fittedvalues", "new_rows", "predict", "resid"]
+__all__ = ["NewRows", "complete_rows", "fittedvalues", "new_rows", "predict", "resid"]
 
 LEVELS = ("population", "conditional")
 INTERVALS = ("confidence", "prediction")
-DF = ("satterthwaite", "residual", INTEGRATED)
+DF = ("satterthwaite", "residual", "normal", INTEGRATED)
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,7 @@ def predict(
     newdata: Any = None,
     *,
     level: str = "population",
+    random: Any = None,
     se: bool = False,
     interval: str | None = None,
     alpha: float = 0.05,
@@ -94,13 +93,12 @@ def predict(
     if prior is not None and df != INTEGRATED:
         raise InputError(f"`prior` belongs to df='integrated'; these limits have df={df!r}.")
     conditional = level == "conditional"
+    wanted = wanted_effects(fitted, random, level)
     wide = interval == "prediction"
     plain = not se and interval is None and df != INTEGRATED
     given = _own_values(fitted, positions, feature_covariates, newdata, X, Z, plain=plain)
     newdata, X = _with_covariates(fitted, newdata, X, given)
-    rows = new_rows(
-        fitted, newdata, X, Z, context, known=conditional, need_random=conditional or wide
-    )
+    rows = _rows_of_samples(fitted, wanted, newdata, X, Z, context, wide=wide, known=conditional)
     if conditional and rows.random is not None and not allow_new_levels:
         _refuse_new_levels(rows.random)
     aliased = fitted.stats.aliased is not None
@@ -144,13 +142,37 @@ def predict(
         usable = (found.variance > 0) & rows.estimable
         errors = np.sqrt(np.where(usable, found.variance, np.nan))
     result = xr.Dataset({"prediction": prediction, "se": (dims, errors)}, attrs={"level": level})
-    if interval is not None:
-        freedom = np.where(rows.estimable, found.df, np.nan)
-        limits = confidence_limits(estimate, errors, freedom, alpha)
-        result = result.assign(lower=(dims, limits[..., 0]), upper=(dims, limits[..., 1]))
-        result = result.assign(df=(dims, freedom))
-        result.attrs.update(interval=interval, alpha=alpha, df_method=df)
-    return result
+    if interval is None:
+        return result
+    freedom = np.where(rows.estimable, found.df, np.nan)
+    limits = confidence_limits(estimate, errors, freedom, alpha)
+    shown = {"lower": limits[..., 0], "upper": limits[..., 1], "df": freedom}
+    result = result.assign({name: (dims, values) for name, values in shown.items()})
+    return result.assign_attrs(interval=interval, alpha=alpha, df_method=df)
+
+
+def _rows_of_samples(
+    fitted: FittedModel,
+    wanted: Wanted,
+    newdata: Any,
+    X: Any,
+    Z: Any,
+    context: Mapping[str, Any] | None,
+    *,
+    wide: bool,
+    known: bool,
+) -> NewRows:
+    """Rows of X and Z of the samples, with the random effects that are wanted."""
+
+    def rows_of(known: bool, terms: frozenset[int] | None = None) -> NewRows:
+        need = known or wide
+        return new_rows(fitted, newdata, X, Z, context, known=known, need_random=need, terms=terms)
+
+    rows = rows_of(known, wanted.terms)
+    if not known or rows.random is None or wanted.terms is None:
+        return rows
+    rest = rows_of(False).random if wide else None
+    return replace(rows, random=wanted.of(rows.random, rest))
 
 
 def _means(beta: FloatArray, X: FloatArray, given: OwnValues | None) -> FloatArray:
@@ -230,13 +252,14 @@ def fittedvalues(
     data: Any = None,
     *,
     level: str = "conditional",
+    random: Any = None,
     X: ArrayLike | None = None,
     Z: Any = None,
     feature_covariates: Mapping[str, Any] | None = None,
     context: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
     """Fitted values of the samples; see `MultiLMMResults.fittedvalues`."""
-    there = _complete_rows(fitted, data, level)
+    there = complete_rows(fitted, data, level)
     some = data if there is None else pd.DataFrame(data).iloc[np.flatnonzero(there)]
     own = _own_values(fitted, positions, feature_covariates, data, X, Z)
     if own is not None and there is not None:
@@ -246,6 +269,7 @@ def fittedvalues(
         positions,
         some,
         level=level,
+        random=random,
         X=X,
         Z=Z,
         feature_covariates=own,
@@ -260,7 +284,7 @@ def fittedvalues(
     return values.rename("fittedvalues")
 
 
-def _complete_rows(fitted: FittedModel, data: Any, level: str) -> BoolArray | None:
+def complete_rows(fitted: FittedModel, data: Any, level: str) -> BoolArray | None:
     """Samples of the data of a fit that dropped some, without those that miss a value, shape (n,).
 
     None where all are complete.
@@ -317,8 +341,9 @@ def new_rows(
     *,
     known: bool,
     need_random: bool,
+    terms: frozenset[int] | None = None,
 ) -> NewRows:
-    """Rows of X, and of Z where needed, of new samples."""
+    """Rows of X, and of Z where needed, of new samples; of some random terms alone if asked."""
     if (newdata is None) == (X is None):
         raise InputError(
             "Pass the samples to predict: a table `newdata`, or matrices X and Z; one of the "
@@ -329,7 +354,7 @@ def new_rows(
     fixed, random = estimable_rows(fitted.stats, fitted.fixed_rows(newdata, context)), None
     if need_random:
         random = fitted.known_recipe().random_rows(
-            newdata, fitted.stats.structure, known=known, context=context
+            newdata, fitted.stats.structure, known=known, context=context, terms=terms
         )
     offset = fitted.offset_rows(newdata, context)
     return NewRows(fixed.rows, random, pd.DataFrame(newdata).index, fixed.estimable, offset)
@@ -357,7 +382,7 @@ def _matrix_rows(
             raise InputError(f"X lacks the columns {listing(absent)}.")
         wanted = pd.Index(names, dtype=object)
         matrix = matrix.iloc[:, label_positions(own, wanted, "X", of="columns of the model")]
-    if need_random and Z is None:
+    if need_random and Z is None and stats.q > 0:
         raise InputError(
             "Pass Z too: this prediction depends on the random effects of the samples."
         )

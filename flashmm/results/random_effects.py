@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
-from flashmm.exceptions import check_option
+from flashmm.arrays.types import IntArray
+from flashmm.designs.design import INTERCEPT
+from flashmm.exceptions import InputError, check_option
+from flashmm.results.fitted import FittedModel
 from flashmm.stats.stored import level_coordinates
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import IntArray
-    from flashmm.results.fitted import FittedModel
-
-__all__ = ["blup", "random_effects"]
+__all__ = ["blup", "coefficients_by_group", "random_effects"]
 
 
 def blup(
@@ -56,3 +56,54 @@ def random_effects(fitted: FittedModel) -> dict[str, xr.DataArray]:
             name=term.name,
         )
     return result
+
+
+def coefficients_by_group(fitted: FittedModel, positions: IntArray) -> dict[str, xr.DataArray]:
+    """Fixed plus random effects of each level; see `MultiLMMResults.coef`."""
+    structure, names = fitted.stats.structure, [str(name) for name in fitted.coefs]
+    values, _ = fitted.on_request.random_effects(positions, None)
+    beta = fitted.values("beta", positions)
+    known = [i for i in range(len(structure.terms)) if _has_effects(fitted, i)]
+    if structure.terms and not known:
+        raise InputError(
+            "The columns of Z are not known to be effects of groups: the model was built from "
+            "matrices. Add `random_effects` to `params` as the columns mean it."
+        )
+    factors: dict[str, list[int]] = {}
+    for i in known:
+        factors.setdefault(structure.terms[i].group, []).append(i)
+    result = {}
+    for group, members in factors.items():
+        levels = structure.terms[members[0]].levels
+        effects = [effect for i in members for effect in structure.terms[i].effects]
+        coefs = [*names, *(effect for effect in effects if effect not in names)]
+        table = np.zeros((positions.size, len(levels), len(coefs)))
+        table[..., : len(names)] = beta[:, None, :]
+        table[np.isnan(beta).any(axis=1)] = np.nan
+        for i in members:
+            term, start = structure.terms[i], structure.offsets[i]
+            shape = positions.size, len(term.levels), len(term.effects)
+            own = values[:, start : start + term.n_columns].reshape(shape)
+            table[..., [coefs.index(effect) for effect in term.effects]] += own
+        result[group] = xr.DataArray(
+            table,
+            dims=("feature", "group_level", "coef"),
+            coords={
+                "feature": fitted.features[positions],
+                "group_level": pd.Index(levels),
+                "coef": pd.Index(coefs),
+            },
+            name=group,
+        )
+    return result
+
+
+def _has_effects(fitted: FittedModel, position: int) -> bool:
+    """Whether a term's columns are effects of the levels of a factor."""
+    term = fitted.stats.structure.terms[position]
+    if term.covariance != "identity":
+        return True
+    recipe = fitted.recipe
+    if recipe is None or term.effects != (INTERCEPT,):
+        return False
+    return any(made.name == term.name and made.group for made in recipe.terms)

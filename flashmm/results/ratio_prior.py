@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from os import PathLike
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import NDArray
 
 from flashmm.arrays.labels import find_labels
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, listing
 from flashmm.inference.integrated.grid import RatioGrid
+from flashmm.inference.integrated.integration import Integration
 from flashmm.inference.moderation import VariancePrior
 from flashmm.storage.files import load_dataset, reading, save_dataset
 from flashmm.storage.format_version import FORMAT, marked
-
-if TYPE_CHECKING:
-    from os import PathLike
-
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import FloatArray
-    from flashmm.inference.integrated.integration import Integration
 
 __all__ = ["RatioPrior", "prior_of"]
 

@@ -8,23 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flashmm.likelihood import make_likelihood, project_any
+from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.inference.draws import FeatureStreams, Sampler
+from flashmm.inference.own_draws import OwnSampler
+from flashmm.likelihood import AnyProjection, make_likelihood, project_any
 from flashmm.progress import Progress, counted
+from flashmm.results.fitted import FitOptions
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.solvers import SOLVERS
 from flashmm.solvers.batches import usable_cores
 from flashmm.solvers.fallback import fallback_of
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.inference.draws import FeatureStreams, Sampler
-    from flashmm.inference.own_draws import OwnSampler
-    from flashmm.likelihood import AnyProjection
-    from flashmm.results.fitted import FitOptions
-    from flashmm.stats.own_rows import PatternedStats
-    from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["Progress", "ReplicateFits", "refit", "replicate_fits"]
 

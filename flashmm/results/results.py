@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
 
 from flashmm.arrays.blas import hold_methods
+from flashmm.formulas.new_data_recipe import DesignRecipe
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
+from flashmm.likelihood import AnyProjection
 from flashmm.results import anndata_out, comparison, files, summary
+from flashmm.results.contrast_results import TTestResults
 from flashmm.results.feature_results import FeatureResults
 from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.methods.fixed_effects import FixedEffectMethods
 from flashmm.results.methods.random_effects import RandomEffectMethods
+from flashmm.results.methods.residuals import ResidualMethods
 from flashmm.results.methods.samples import SampleMethods
 from flashmm.results.methods.shared_prior import SharedPriorMethods
+from flashmm.results.methods.terms import TermMethods
+from flashmm.results.pages import SummaryPage
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
-    from os import PathLike
-    from typing import Self
-
     import xarray as xr
-
-    from flashmm.formulas.new_data_recipe import DesignRecipe
-    from flashmm.likelihood import AnyProjection
-    from flashmm.results.contrast_results import TTestResults
-    from flashmm.results.pages import SummaryPage
-    from flashmm.stats.own_rows import PatternedStats
-    from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["MultiLMMResults"]
 
 
 @hold_methods
-class MultiLMMResults(FixedEffectMethods, RandomEffectMethods, SampleMethods, SharedPriorMethods):
+class MultiLMMResults(
+    FixedEffectMethods,
+    TermMethods,
+    RandomEffectMethods,
+    SampleMethods,
+    ResidualMethods,
+    SharedPriorMethods,
+):
     """Fitted models of all features.
 
     Parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,22 +10,19 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm.arrays.labels import find_labels
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError, listing
 from flashmm.formulas.own_covariates import with_ones
-from flashmm.sources import make_source
+from flashmm.results.fitted import FittedModel
+from flashmm.sources import Source, make_source
 from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows import PatternedStats
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import pandas as pd
 
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.results.fitted import FittedModel
-    from flashmm.sources import Source
 
-__all__ = ["OwnValues", "own_values", "values_of"]
+__all__ = ["OwnValues", "own_values", "rows_of_features", "values_of"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def values_of(
     source: Source, fitted: FittedModel, positions: IntArray, what: str, *, missing: bool
 ) -> FloatArray:
     """Values of the features at some positions, shape (f, n)."""
-    where = _rows_of(source, fitted, positions, what)
+    where = rows_of_features(source, fitted, positions, what)
     chosen, slot = np.unique(where, return_inverse=True)
     values = np.empty((chosen.size, source.n))
     source = replace(source, allow_missing=missing)
@@ -113,7 +111,9 @@ def values_of(
     return values[slot]
 
 
-def _rows_of(source: Source, fitted: FittedModel, positions: IntArray, what: str) -> IntArray:
+def rows_of_features(
+    source: Source, fitted: FittedModel, positions: IntArray, what: str
+) -> IntArray:
     """Rows of a table that hold the features at some positions.
 
     By name where it has names. Without, the features are the numbers of rows if that is what they

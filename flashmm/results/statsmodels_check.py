@@ -5,18 +5,16 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from flashmm.arrays.types import FloatArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.results.fitted import FittedModel
+from flashmm.results.fitted import FittedModel
 
 __all__ = ["StatsmodelsCheck", "check_with_statsmodels"]
 

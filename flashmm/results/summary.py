@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import listing
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.multiplicity import adjust_pvalues
+from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.pages import WIDTH, SummaryPage, Table
 from flashmm.results.trust import doubt
 from flashmm.solvers.verdict_texts import MEANINGS, Status
@@ -17,14 +20,11 @@ from flashmm.solvers.verdict_texts import MEANINGS, Status
 if TYPE_CHECKING:
     import pandas as pd
 
-    from flashmm.arrays.types import BoolArray, FloatArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.results.fitted import FitOptions, FittedModel
-
 __all__ = ["feature_page", "model_page"]
 
 DF_TEXT = {
     "residual": "residual (n - p)",
+    "normal": "none (normal)",
     "satterthwaite": "Satterthwaite's",
     "kenward-roger": "Kenward and Roger's",
     "integrated": "integrated",

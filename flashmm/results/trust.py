@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.integrated.grid import is_covered
+from flashmm.results.fitted import FittedModel
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.summary_stats import SummaryStats
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
-    from flashmm.results.fitted import FittedModel
 
 __all__ = ["FEW_LEVELS", "doubt"]
 

@@ -7,27 +7,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import ConvergenceWarning, InputError, check_option, nearest, warn
+from flashmm.inference.constrained import Maximiser
 from flashmm.inference.profile import Estimate, profile_limits
 from flashmm.inference.statistics import check_alpha, resolve_alternative
 from flashmm.inference.tails import norm_isf
 from flashmm.inference.variance_tests import wald_limits, z_statistics
 from flashmm.likelihood import Projection, make_likelihood
-from flashmm.progress import progress_bar, wanted
+from flashmm.progress import Progress, progress_bar, wanted
+from flashmm.results.fitted import FittedModel
 from flashmm.results.variance_tests import maximiser
 from flashmm.solvers import FisherScoring
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.inference.constrained import Maximiser
-    from flashmm.results.fitted import FittedModel
-    from flashmm.results.refit import Progress
 
 __all__ = ["conf_int_theta", "variance_components"]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from flashmm.arrays.numeric import float_array
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError, check_option
 from flashmm.inference.names import by_coefficient, term_name
 from flashmm.inference.variance_fractions import (
@@ -22,20 +23,15 @@ from flashmm.inference.variance_fractions import (
     weight_total,
 )
 from flashmm.inference.variance_fractions import variance_fractions as fractions
+from flashmm.results.fitted import FittedModel
 from flashmm.stats.own_rows import PatternedStats
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.results.fitted import FittedModel
-
-__all__ = ["icc", "variance_fractions"]
+__all__ = ["chunks", "covariances_of_columns", "icc", "variance_fractions", "weights_of_components"]
 
 
 def icc(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
     """Intra-class correlations; see `MultiLMMResults.icc`."""
-    names, weights = _component_weights(fitted, positions)
+    names, weights = weights_of_components(fitted, positions)
     transposed = np.swapaxes(weights, -1, -2)
     parts = np.matmul(fitted.values("theta", positions)[:, None, :], transposed)[:, 0]
     spread = fitted.on_request.theta_covariance(positions)
@@ -53,12 +49,12 @@ def variance_fractions(
 ) -> xr.Dataset:
     """Shares of the total variance; see `MultiLMMResults.variance_fractions`."""
     check_option("by", by, ("term", "coef"))
-    S = _covariances(fitted, positions, column_means)
+    S = covariances_of_columns(fitted, positions, column_means)
     terms: dict[str, list[int]] = {}
     for i, name in enumerate(fitted.stats.coef_names):
         if (S[..., i, i] > 0).any():
             terms.setdefault(term_name(name) if by == "term" else name, []).append(i)
-    names, weights = _component_weights(fitted, positions)
+    names, weights = weights_of_components(fitted, positions)
     transposed = np.swapaxes(weights, -1, -2)
     repeated = set(names) & set(terms)
     labels = [f"{name} (fixed)" if name in repeated else name for name in terms]
@@ -71,7 +67,7 @@ def variance_fractions(
         np.matmul(weights, fitted.on_request.theta_covariance(positions)), transposed
     )
     covariance[:, t:, t:] = random
-    for rows in _chunks(positions.size, p**2 + t * p, fitted.options.memory):
+    for rows in chunks(positions.size, p**2 + t * p, fitted.options.memory):
         g = fixed.gradient[rows]
         C = fitted.on_request.covariance(positions[rows])
         covariance[rows, :t, :t] = np.matmul(np.matmul(g, C), np.swapaxes(g, 1, 2))
@@ -79,7 +75,7 @@ def variance_fractions(
     return _shares(fitted, positions, (*labels, *names), shares.estimate, shares.se)
 
 
-def _component_weights(
+def weights_of_components(
     fitted: FittedModel, positions: IntArray
 ) -> tuple[tuple[str, ...], FloatArray]:
     """What each parameter adds to each component of variance, shape (c, k) or (B, c, k)."""
@@ -90,7 +86,7 @@ def _component_weights(
     return component_weights(stats, _total(fitted))
 
 
-def _covariances(
+def covariances_of_columns(
     fitted: FittedModel, positions: IntArray, column_means: ArrayLike | None
 ) -> FloatArray:
     """Covariances of the columns of X over the samples, shape (p, p) or (B, p, p)."""
@@ -102,7 +98,7 @@ def _covariances(
     return sample_covariance(stats.XX, _column_sums(fitted, column_means), _total(fitted))
 
 
-def _chunks(count: int, numbers: int, memory: int) -> list[slice]:
+def chunks(count: int, numbers: int, memory: int) -> list[slice]:
     """Slices of ``count`` rows of so many numbers each, to the memory budget."""
     size = int(max(1, memory // (32 * max(numbers, 1))))
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from flashmm.exceptions import ConvergenceWarning, InputError, check_option, warn
+from flashmm.arrays.types import IntArray
+from flashmm.exceptions import (
+    ConvergenceWarning,
+    InputError,
+    SlowWarning,
+    check_option,
+    warn,
+)
 from flashmm.inference.constrained import Maximiser
 from flashmm.inference.exact_lrt import SimulatedNull, simulate_exact_null
 from flashmm.inference.variance_tests import (
@@ -21,19 +29,18 @@ from flashmm.inference.variance_tests import (
     zero_hypotheses,
 )
 from flashmm.likelihood import Projection
+from flashmm.results.fitted import FittedModel
 from flashmm.results.refit import refit
 from flashmm.solvers import FisherScoring
 from flashmm.solvers.space import make_space
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import IntArray
-    from flashmm.results.fitted import FittedModel
-
 __all__ = ["exact_null", "gain", "maximiser", "variance_test"]
 
 NULLS = ("asymptotic", "exact")
+# With more patterns of rows than so many a word of warning is due.
+_MANY_PATTERNS = 500
 
 
 def variance_test(
@@ -48,6 +55,8 @@ def variance_test(
     """Tests that random effects are absent; see `MultiLMMResults.variance_test`."""
     hypotheses = zero_hypotheses(fitted.stats.structure, components)
     check_option("null", null, NULLS)
+    if null == "exact" and isinstance(fitted.stats, PatternedStats):
+        return _exact_by_pattern(fitted, positions, components, n_sim, rng)
     exact = exact_null(fitted, n_sim, rng) if null == "exact" else None
     shape = (positions.size, len(hypotheses))
     statistic, p, p_se, loglik_null = (np.full(shape, np.nan) for _ in range(4))
@@ -55,12 +64,7 @@ def variance_test(
     for j, hypothesis in enumerate(hypotheses):
         found = gain(fitted, positions, hypothesis)
         statistic[:, j], loglik_null[:, j] = found.statistic, found.loglik_null
-        if found.lost:
-            warn(
-                f"The fit without {hypothesis.label!r} did not converge for {found.lost} of "
-                f"{positions.size} features: their test is NaN.",
-                ConvergenceWarning,
-            )
+        _warn_of_lost(hypothesis.label, found.lost, positions.size)
         if exact is not None:
             negative = fitted.ds["theta"].to_numpy()[positions, 0] < 0
             statistic[negative, j] = np.minimum(statistic[negative, j], 0.0)
@@ -83,6 +87,51 @@ def variance_test(
         },
         attrs={"method": fitted.options.method, "parameter_space": fitted.options.parameter_space},
     )
+
+
+def _warn_of_lost(label: str, lost: int, count: int) -> None:
+    if lost:
+        warn(
+            f"The fit without {label!r} did not converge for {lost} of {count} features: their "
+            "test is NaN.",
+            ConvergenceWarning,
+        )
+
+
+def _exact_by_pattern(
+    fitted: FittedModel,
+    positions: IntArray,
+    components: str | Sequence[str] | None,
+    n_sim: int,
+    rng: Any,
+) -> xr.Dataset:
+    """Exact tests, each pattern of rows with draws of its own."""
+    stats = fitted.stats
+    assert isinstance(stats, PatternedStats)
+    _check_exact(fitted, n_sim)
+    patterns = np.unique(stats.pattern[positions]).size
+    if patterns > _MANY_PATTERNS:
+        warn(
+            f"null='exact' draws the null distribution of each of the {patterns:,} patterns of "
+            "samples, weights and covariates that features have, a tenth of a second each. "
+            "null='asymptotic' draws nothing.",
+            SlowWarning,
+        )
+    streams = np.random.default_rng(rng).spawn(stats.n_patterns)
+
+    def test(one: FittedModel, own: IntArray) -> xr.Dataset:
+        assert one.members is not None
+        stream = streams[stats.pattern[one.members[0]]]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return variance_test(one, own, components, null="exact", n_sim=n_sim, rng=stream)
+
+    found = fitted.by_pattern(positions, test)
+    fitted_here = fitted.on_request.known[positions] & fitted.converged[positions]
+    for component in found["component"].to_numpy():
+        null = found["loglik_null"].sel(component=component).to_numpy()
+        _warn_of_lost(component, int((fitted_here & np.isnan(null)).sum()), positions.size)
+    return found
 
 
 def maximiser(fitted: FittedModel) -> Maximiser:
@@ -134,14 +183,7 @@ def _gain_by_refit(
 
 def exact_null(fitted: FittedModel, n_sim: int, rng: Any) -> SimulatedNull:
     """Draws from the finite-sample null distribution of the only component."""
-    if len(fitted.stats.structure.parameters) != 1:
-        raise InputError(
-            "null='exact' is known for models with one variance component; this one has "
-            f"{len(fitted.stats.structure.parameters)}. Use null='asymptotic' or a parametric "
-            "bootstrap."
-        )
-    if isinstance(n_sim, bool) or not isinstance(n_sim, (int, np.integer)) or n_sim < 1:
-        raise InputError(f"`n_sim` must be a positive whole number, not {n_sim!r}.")
+    _check_exact(fitted, n_sim)
     fitted.one_design("null='exact'")
     p = fitted.projection
     assert isinstance(p, Projection)
@@ -155,3 +197,14 @@ def exact_null(fitted: FittedModel, n_sim: int, rng: Any) -> SimulatedNull:
         int(n_sim),
         np.random.default_rng(rng),
     )
+
+
+def _check_exact(fitted: FittedModel, n_sim: int) -> None:
+    if len(fitted.stats.structure.parameters) != 1:
+        raise InputError(
+            "null='exact' is known for models with one variance component; this one has "
+            f"{len(fitted.stats.structure.parameters)}. Use null='asymptotic' or a parametric "
+            "bootstrap."
+        )
+    if isinstance(n_sim, bool) or not isinstance(n_sim, (int, np.integer)) or n_sim < 1:
+        raise InputError(f"`n_sim` must be a positive whole number, not {n_sim!r}.")

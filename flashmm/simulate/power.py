@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from flashmm.arrays.labels import by_name
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.formulas.build import build_design
 from flashmm.inference.draws import FeatureStreams, Sampler
@@ -20,9 +21,6 @@ from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.block_sums import design_columns
 from flashmm.stats.design_products import design_products
 from flashmm.stats.summary_stats import SummaryStats
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
 
 __all__ = ["power"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from flashmm.arrays.types import BoolArray, FloatArray
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError, listing
 from flashmm.simulate.inputs import (
     by_cluster,
@@ -27,8 +27,6 @@ from flashmm.simulate.inputs import (
 )
 
 __all__ = ["SimulatedRNASeq", "rnaseq"]
-
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ finished features from the batch.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import array_api_compat
 import numpy as np
@@ -27,10 +27,8 @@ from flashmm.likelihood.base import Evaluation, Likelihood
 from flashmm.solvers.blocks import symmetric_eigen
 from flashmm.solvers.damping import damped
 from flashmm.solvers.running_features import Objective, State
+from flashmm.solvers.space import ParameterSpace
 from flashmm.solvers.verdict_texts import Status
-
-if TYPE_CHECKING:
-    from flashmm.solvers.space import ParameterSpace
 
 __all__ = [
     "Objective",

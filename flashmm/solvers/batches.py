@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flashmm.arrays.blas import LARGE, one_blas_thread
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood.base import Evaluation, Likelihood
 from flashmm.progress import Progress, counted
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
 from flashmm.solvers.other_maxima import Landscape, search_other_maxima
 from flashmm.solvers.restart import searched_again
+from flashmm.solvers.space import ParameterSpace
 from flashmm.solvers.verdict_texts import Status
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.solvers.space import ParameterSpace
 
 __all__ = ["SHARES", "maximise_in_batches", "over_batches", "usable_cores"]
 
@@ -129,13 +125,15 @@ def maximise_in_batches(
         np.full(m, Status.RUNNING, dtype=np.int8),
     )
 
+    # A fine grid has what a second start would find but for negative variances.
+    seen = space.name == "psd" and landscape is not None and landscape.make_fine is not None
     stages = (solver,) if fallback is None else (solver, fallback)
 
     def fit(batch: IntArray) -> None:
         part = maximise_in_stages(
             likelihood, space, stages, theta0[batch], batch, max_iter=max_iter
         )
-        if again_from is not None:
+        if again_from is not None and not seen:
             part = searched_again(
                 likelihood, space, stages, part, batch, again_from[batch], max_iter=max_iter
             )

@@ -8,17 +8,13 @@ the blocks' entries, and gradients transform as x does.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flashmm.arrays.namespaces import Array, FloatArray, like, namespace
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
 __all__ = ["Block", "Blocks", "Decomposition", "symmetric_eigen"]
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import array_api_compat
 import numpy as np
 
-from flashmm.arrays.namespaces import namespace, put, take
-
-if TYPE_CHECKING:
-    from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood.base import Evaluation
-    from flashmm.solvers.running_features import Objective, State
+from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray, namespace, put, take
+from flashmm.likelihood.base import Evaluation
+from flashmm.solvers.running_features import Objective, State
 
 __all__ = ["damped", "last_digit"]
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from flashmm.arrays.namespaces import FloatArray, namespace
+from flashmm.arrays.namespaces import Array, FloatArray, namespace
 from flashmm.exceptions import InputError
+from flashmm.likelihood.base import Evaluation
 from flashmm.solvers.base import Objective, State, newton_where
 from flashmm.solvers.space import PSD
 from flashmm.solvers.stopping import scoring_step, standardised_score, verdicts, within
-
-if TYPE_CHECKING:
-    from flashmm.arrays.namespaces import Array
-    from flashmm.likelihood.base import Evaluation
 
 __all__ = ["EM", "em_map"]
 

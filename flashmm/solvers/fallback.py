@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from flashmm.arrays.namespaces import FloatArray, IntArray, flatnonzero, put, take
+from flashmm.likelihood.base import Likelihood
 from flashmm.solvers.base import Solution, Solver, maximise
 from flashmm.solvers.em import EM
 from flashmm.solvers.newton_raphson import NewtonRaphson
+from flashmm.solvers.space import ParameterSpace
 from flashmm.solvers.verdict_texts import Status
-
-if TYPE_CHECKING:
-    from flashmm.likelihood.base import Likelihood
-    from flashmm.solvers.space import ParameterSpace
 
 __all__ = ["fallback_of", "maximise_in_stages"]
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from flashmm.arrays.namespaces import flatnonzero, namespace, put, take
+from flashmm.arrays.namespaces import (
+    Array,
+    BoolArray,
+    FloatArray,
+    flatnonzero,
+    namespace,
+    put,
+    take,
+)
 from flashmm.solvers.base import Objective, State, newton_where, positive_observed
 from flashmm.solvers.stopping import scoring_step, standardised_score, verdicts, within
-
-if TYPE_CHECKING:
-    from flashmm.arrays.namespaces import Array, BoolArray, FloatArray
 
 __all__ = ["FisherScoring"]
 

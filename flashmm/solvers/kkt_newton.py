@@ -17,15 +17,11 @@ that X lies on is negative, the bend of the face included: the second-order cond
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from flashmm.arrays.namespaces import BoolArray, FloatArray, namespace, put
+from flashmm.likelihood.base import Evaluation
 from flashmm.solvers.blocks import Blocks, Decomposition
 from flashmm.solvers.interior_point import interior_point
 from flashmm.solvers.linear import solve_definite
-
-if TYPE_CHECKING:
-    from flashmm.likelihood.base import Evaluation
 
 __all__ = ["newton_step", "quadratic_program"]
 

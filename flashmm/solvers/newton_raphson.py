@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from flashmm.arrays.namespaces import Array, FloatArray
+from flashmm.likelihood.base import Evaluation
 from flashmm.solvers.base import Objective, State, positive_observed
 from flashmm.solvers.stopping import scoring_step, verdicts, within
-
-if TYPE_CHECKING:
-    from flashmm.arrays.namespaces import Array, FloatArray
-    from flashmm.likelihood.base import Evaluation
 
 __all__ = ["AverageInformation", "NewtonRaphson"]
 

@@ -7,24 +7,29 @@ variance at zero or far above it. The search that starts from zero variances fin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.likelihood.base import Likelihood
+from flashmm.likelihood.profile_grid import ProfileGrid
+from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
+from flashmm.solvers.space import ParameterSpace
 from flashmm.solvers.verdict_texts import Status
 
 if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood.base import Likelihood
-    from flashmm.likelihood.ratios import RatioGrid
-    from flashmm.solvers.base import Solution, Solver
-    from flashmm.solvers.space import ParameterSpace
+    from collections.abc import Callable
+
 
 __all__ = ["Landscape", "search_other_maxima"]
 
 # A maximum of the grid may lie this far below the maximum of the likelihood beside it.
 _COARSENESS = 1.0
+# A point of the grid this far below the maximum that was found may belong to another one.
+_FLAT = 0.5
 # Starts that a feature may have.
 _STARTS = 2
 # Random effects and variances up to which each variance by itself makes a start.
@@ -49,13 +54,22 @@ class Landscape:
         Features whose start was not given to the fit, shape (m,).
     variances
         Positions in theta of the random effects' variances.
+    make_fine
+        Makes a finer grid for features that the grid leaves in doubt; None for large designs.
     """
 
-    grid: RatioGrid
+    grid: ProfileGrid
     u: FloatArray
     rss: FloatArray
     chosen: BoolArray
     variances: IntArray
+    make_fine: Callable[[], ProfileGrid] | None = None
+
+    @cached_property
+    def fine(self) -> ProfileGrid:
+        """The finer grid."""
+        assert self.make_fine is not None
+        return self.make_fine()
 
     def starts(
         self, theta: FloatArray, loglik: FloatArray, features: IntArray
@@ -74,24 +88,44 @@ class Landscape:
         tuple of ndarray
             Rows of ``theta`` and starts (s, k), the best of a feature first.
         """
-        grid = self.grid
-        values, sigma2 = grid.profile(self.u[features], self.rss[features])
-        # A lone maximum of the grid is the one that was found, unless it is higher.
-        suspects = np.flatnonzero(
-            ((values > loglik - _COARSENESS) & grid.summits(values)).sum(axis=0) > 1
-        )
-        suspects = np.union1d(suspects, np.flatnonzero(values.max(axis=0) > loglik + _GAIN))
-        if suspects.size == 0:
-            return suspects, np.empty((0, theta.shape[1]))
-        values, sigma2, loglik = values[:, suspects], sigma2[:, suspects], loglik[suspects]
+        values, sigma2 = self.grid.profile(self.u[features], self.rss[features])
+        doubtful = np.flatnonzero(self._in_doubt(theta, loglik, values))
+        grid, theta, loglik = self.grid, theta[doubtful], loglik[doubtful]
+        if doubtful.size == 0:
+            return doubtful, theta
+        if self.make_fine is not None:
+            grid, features = self.fine, features[doubtful]
+            values, sigma2 = grid.profile(self.u[features], self.rss[features])
+        else:
+            values, sigma2 = values[:, doubtful], sigma2[:, doubtful]
         top = (values > loglik - _COARSENESS) & grid.summits(values)
-        every = np.arange(suspects.size)
-        own = self._climbed(theta[suspects], values)
-        top[own, every] &= values[own, every] > loglik + _GAIN
+        every = np.arange(doubtful.size)
+        own = _climbed(grid, theta, values)
+        # The maximum of the grid above the one that was found is that one, unless it is higher or
+        # another variance is zero there.
+        top[own, every] &= (values[own, every] > loglik + _GAIN) | _traded(theta, grid.theta[own])
         order = np.argsort(np.where(top, -values, np.inf), axis=0)[:_STARTS]
         rank, which = np.nonzero(np.take_along_axis(top, order, axis=0))
         point = order[rank, which]
-        return suspects[which], grid.theta[point] * sigma2[point, which][:, None]
+        return doubtful[which], grid.theta[point] * sigma2[point, which][:, None]
+
+    def _in_doubt(self, theta: FloatArray, loglik: FloatArray, values: FloatArray) -> BoolArray:
+        """Whose maximum (B, k) of ``loglik`` (B,) is not all that the grid's values (g, B) show.
+
+        There is another maximum of the grid, or, where a finer grid may tell more, a high point
+        that is not next to the grid's maximum above the one that was found.
+        """
+        grid, every = self.grid, np.arange(theta.shape[0])
+        # A lone maximum of the grid is the one that was found, unless it is higher.
+        doubt: BoolArray = ((values > loglik - _COARSENESS) & grid.summits(values)).sum(axis=0) > 1
+        doubt |= values.max(axis=0) > loglik + _GAIN
+        if self.make_fine is None:
+            return doubt
+        high = values > loglik - _FLAT
+        own = _climbed(grid, theta, values)
+        near = grid.neighbours[own]
+        beside = high[own, every] + (high[near.T, every] & (own != near.T)).sum(axis=0)
+        return np.asarray(doubt | (high.sum(axis=0) > beside) | _traded(theta, grid.theta[own]))
 
     def summits(self, features: IntArray, most: int) -> FloatArray:
         """Where proper maxima may lie beside an edge at which the likelihood has no bound.
@@ -129,22 +163,29 @@ class Landscape:
         start[:, -1] = 0.5
         return np.repeat(negative, variances.size), np.tile(start, (negative.size, 1))
 
-    def _climbed(self, theta: FloatArray, values: FloatArray) -> IntArray:
-        """The maximum of the grid above each theta: upwards from the nearest point, (B,)."""
-        grid, every = self.grid, np.arange(theta.shape[0])
-        floor = grid.theta[:, :-1][grid.theta[:, :-1] > 0].min()
-        at = np.log(np.maximum(grid.theta[:, :-1], 0.0) + floor)
-        ratio = np.maximum(theta[:, :-1], 0.0) / np.maximum(theta[:, -1:], 1e-6)
-        here = np.log(np.minimum(ratio, grid.theta[:, :-1].max()) + floor)
-        distance = (at**2).sum(axis=1) - 2.0 * here @ at.T  # (B, g), but for what all have
-        place = np.argmin(distance, axis=1)
-        for _ in range(at.shape[0]):
-            around = np.column_stack([place, grid.neighbours[place]])
-            best = np.argmax(values[around, every[:, None]], axis=1)
-            if (best == 0).all():
-                break
-            place = around[every, best]
-        return np.asarray(place)
+
+def _traded(theta: FloatArray, point: FloatArray) -> BoolArray:
+    """Where theta (B, k) has a zero that a point of the grid (B, k) has not, and the reverse."""
+    none, other = theta == 0.0, point == 0.0
+    return np.asarray((none & ~other).any(axis=1) & (other & ~none).any(axis=1))
+
+
+def _climbed(grid: ProfileGrid, theta: FloatArray, values: FloatArray) -> IntArray:
+    """The maximum of the grid above each theta: upwards from the nearest point, (B,)."""
+    every = np.arange(theta.shape[0])
+    floor = grid.theta[:, :-1][grid.theta[:, :-1] > 0].min()
+    at = np.log(np.maximum(grid.theta[:, :-1], 0.0) + floor)
+    ratio = np.maximum(theta[:, :-1], 0.0) / np.maximum(theta[:, -1:], 1e-6)
+    here = np.log(np.minimum(ratio, grid.theta[:, :-1].max()) + floor)
+    distance = (at**2).sum(axis=1) - 2.0 * here @ at.T  # (B, g), but for what all have
+    place = np.argmin(distance, axis=1)
+    for _ in range(at.shape[0]):
+        around = np.column_stack([place, grid.neighbours[place]])
+        best = np.argmax(values[around, every[:, None]], axis=1)
+        if (best == 0).all():
+            break
+        place = around[every, best]
+    return np.asarray(place)
 
 
 def search_other_maxima(

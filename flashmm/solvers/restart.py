@@ -8,23 +8,17 @@ large ones with few levels. A search that comes from large variances finds it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
-from flashmm.arrays.namespaces import flatnonzero, namespace, put, take
+from flashmm.arrays.namespaces import IntArray, flatnonzero, namespace, put, take
+from flashmm.arrays.types import FloatArray
+from flashmm.likelihood.base import Likelihood
+from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
+from flashmm.solvers.space import ParameterSpace
+from flashmm.solvers.start import Starts
 from flashmm.solvers.verdict_texts import Status
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.namespaces import IntArray
-    from flashmm.arrays.types import FloatArray
-    from flashmm.likelihood.base import Likelihood
-    from flashmm.solvers.base import Solution, Solver
-    from flashmm.solvers.space import ParameterSpace
-    from flashmm.solvers.start import Starts
 
 __all__ = ["searched_again", "second_starts"]
 

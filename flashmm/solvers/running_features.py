@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from flashmm.arrays.namespaces import take
-
-if TYPE_CHECKING:
-    from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood.base import Evaluation, Likelihood
-    from flashmm.solvers.space import ParameterSpace
+from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray, take
+from flashmm.likelihood.base import Evaluation, Likelihood
+from flashmm.solvers.space import ParameterSpace
 
 __all__ = ["Objective", "State"]
 

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flashmm.arrays.namespaces import BoolArray, FloatArray, namespace
+from flashmm.likelihood.base import Evaluation
 from flashmm.solvers.blocks import Blocks
 from flashmm.solvers.kkt_newton import newton_step, quadratic_program
 from flashmm.solvers.linear import solve_definite, solve_symmetric, unit_diagonal
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.likelihood.base import Evaluation
 
 __all__ = ["PSD", "ParameterSpace", "Unconstrained", "make_space"]
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from flashmm.arrays.labels import as_pandas, find_labels, is_default
+from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.exceptions import InputError, listing
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import BoolArray, FloatArray
-    from flashmm.likelihood.base import Likelihood
-    from flashmm.likelihood.own_rows.patterned import PatternedProjection
-    from flashmm.likelihood.projection import Projection
-    from flashmm.solvers.space import ParameterSpace
+from flashmm.likelihood.base import Likelihood
+from flashmm.likelihood.own_rows.patterned import PatternedProjection
+from flashmm.likelihood.projection import Projection
+from flashmm.solvers.space import ParameterSpace
 
 __all__ = ["Starts", "starting_rows", "starting_values"]
 
@@ -71,50 +69,54 @@ def starting_values(
 
 
 def starting_rows(
-    theta0: Any, m: int, params: tuple[str, ...], feature_names: NDArray[Any]
+    theta0: Any,
+    m: int,
+    params: tuple[str, ...],
+    feature_names: NDArray[Any],
+    name: str = "theta0",
 ) -> FloatArray:
-    """Starting values in the units of Y, shape (m, k); a DataFrame is matched by label."""
+    """Values of theta in the units of Y, shape (m, k); a DataFrame is matched by label."""
     k = len(params)
     if hasattr(theta0, "theta") and isinstance(theta0.theta, pd.DataFrame | pd.Series):
         theta0 = theta0.theta
-    theta0 = as_pandas(theta0)
+    theta0 = pd.Series(theta0) if isinstance(theta0, Mapping) else as_pandas(theta0)
     if isinstance(theta0, pd.Series) and not is_default(theta0.index):
-        theta0 = _in_columns(theta0.to_frame().T, params).iloc[0].to_numpy(dtype=np.float64)
+        theta0 = _in_columns(theta0.to_frame().T, params, name).iloc[0].to_numpy(dtype=np.float64)
     if isinstance(theta0, pd.DataFrame):
-        rows = _rows_of(_in_columns(theta0, params), feature_names)
+        rows = _rows_of(_in_columns(theta0, params, name), feature_names, name)
     else:
         try:
             rows = np.asarray(theta0, dtype=np.float64)
         except (TypeError, ValueError):
             raise InputError(
-                "`theta0` must be numbers, a DataFrame or the results of a fit."
+                f"`{name}` must be numbers, a DataFrame or the results of a fit."
             ) from None
         if rows.ndim == 1 and rows.size == k:
             if not np.isfinite(rows).all():
-                raise InputError(f"`theta0` must be finite, not {rows.tolist()}.")
+                raise InputError(f"`{name}` must be finite, not {rows.tolist()}.")
             rows = np.tile(rows, (m, 1))
     if rows.shape != (m, k):
         raise InputError(
-            f"`theta0` has shape {np.shape(theta0)}; it must have {k} values (variance components, "
+            f"`{name}` has shape {np.shape(theta0)}; it must have {k} values (variance components, "
             f"the residual last), or be of shape ({m}, {k})."
         )
     return np.asarray(rows)
 
 
-def _in_columns(theta0: pd.DataFrame, params: tuple[str, ...]) -> pd.DataFrame:
+def _in_columns(theta0: pd.DataFrame, params: tuple[str, ...], what: str) -> pd.DataFrame:
     """The columns in the order of the parameters, by label where they have labels."""
     if is_default(theta0.columns):
         return theta0
     absent = [name for name in params if name not in theta0.columns]
     if absent:
         raise InputError(
-            f"The columns of `theta0`, {listing(theta0.columns)}, must be the variance "
+            f"The columns of `{what}`, {listing(theta0.columns)}, must be the variance "
             f"parameters {listing(params, 10)}; {listing(absent)} is absent."
         )
     return theta0[list(params)]
 
 
-def _rows_of(theta0: pd.DataFrame, feature_names: NDArray[Any]) -> FloatArray:
+def _rows_of(theta0: pd.DataFrame, feature_names: NDArray[Any], what: str) -> FloatArray:
     """Rows of the features by label; NaN for one that has none."""
     values: FloatArray = theta0.to_numpy(dtype=np.float64)
     if is_default(theta0.index) and feature_names.dtype.kind not in "iu":
@@ -122,14 +124,14 @@ def _rows_of(theta0: pd.DataFrame, feature_names: NDArray[Any]) -> FloatArray:
     own = pd.Index([str(name) for name in theta0.index], dtype=object)
     if not own.is_unique:
         raise InputError(
-            f"`theta0` has more than one row for the features "
+            f"`{what}` has more than one row for the features "
             f"{listing(own[own.duplicated()].unique())}."
         )
     names = [str(name) for name in feature_names]
     found = find_labels(own, names)
     if names and (found < 0).all():
         raise InputError(
-            f"`theta0` has rows for {listing(own, 3)}, and none for the features that are fitted "
+            f"`{what}` has rows for {listing(own, 3)}, and none for the features that are fitted "
             f"({listing(names, 3)}): they do not match by label."
         )
     return np.where(found[:, None] < 0, np.nan, values[np.maximum(found, 0)])

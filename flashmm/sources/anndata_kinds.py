@@ -6,22 +6,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from flashmm.arrays.labels import as_pandas, in_order
+from flashmm.arrays.types import BoolArray
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.sources.dask_arrays import dask_reader, is_dask
 from flashmm.sources.disk import disk_reader, is_on_disk
 from flashmm.sources.memory import array_reader, sparse_reader
 from flashmm.sources.readers import Labelled, Reader
 from flashmm.sources.stores import open_store, without_table
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray
 
 __all__ = ["OpenedAnnData", "is_anndata", "matrix_reader", "open_anndata", "read_anndata"]
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from flashmm.arrays.labels import is_default
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError, listing
 from flashmm.sources.dask_arrays import DaskReader
 from flashmm.sources.make import labelled
 from flashmm.sources.match_samples import match_samples
 from flashmm.sources.readers import CompressedReader, DenseReader, Labelled
 from flashmm.sources.source import Source
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["Beside", "beside", "beside_of"]
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from flashmm.arrays.compiled import assembled, taken_columns
 from flashmm.sources.source import RawBlock
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = ["portions"]
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from flashmm.arrays.sparse import UnsoundMatrixError, compressed
 from flashmm.exceptions import InputError, listing
 from flashmm.sources.readers import Piece
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = ["DaskReader", "dask_reader", "is_dask", "joined_chunks"]
 

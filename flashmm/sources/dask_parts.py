@@ -12,20 +12,18 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from flashmm.arrays.blas import one_blas_thread
 from flashmm.arrays.sparse import UnsoundMatrixError
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.sources.dask_arrays import DaskReader, joined_chunks
 from flashmm.sources.memory import array_reader, sparse_reader
 from flashmm.sources.readers import DenseReader
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.sources.source import Source
+from flashmm.sources.source import Source
 
 __all__ = ["Part", "computed", "fold", "in_parts", "parts_of", "shared"]
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,13 +14,11 @@ import scipy.sparse as sp
 
 from flashmm.arrays.labels import is_default
 from flashmm.arrays.sparse import UnsoundMatrixError
+from flashmm.arrays.types import IntArray
 from flashmm.exceptions import InputError, listing
 from flashmm.sources.dataarrays import read_dataarray
 from flashmm.sources.memory import read_memory
 from flashmm.sources.readers import Labelled, Piece
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import IntArray
 
 __all__ = ["is_blocks", "read_blocks"]
 

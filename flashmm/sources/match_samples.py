@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 
 from flashmm.arrays.labels import is_default
+from flashmm.arrays.types import IntArray
 from flashmm.exceptions import InputError, listing
 from flashmm.sources.readers import Labelled
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import IntArray
 
 __all__ = ["match_samples"]
 

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from flashmm.arrays.compiled import assembled
 from flashmm.arrays.sparse import UnsoundMatrixError, check_indices, check_pointer
+from flashmm.arrays.types import IntArray
 
 if TYPE_CHECKING:
     import pandas as pd
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import IntArray
 
 __all__ = ["BLOCK_BYTES", "CompressedReader", "DenseReader", "Labelled", "Piece", "Reader", "spans"]
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 
+from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.exceptions import InputError
 from flashmm.sources.dask_arrays import DaskReader
 from flashmm.sources.dask_parts import in_parts
 from flashmm.sources.readers import BLOCK_BYTES
 from flashmm.sources.source import Source, sample_sums, size_factors_of, without_missing
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray
 
 __all__ = ["missing_samples", "missing_values", "normalised", "sample_totals"]
 

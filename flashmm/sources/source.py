@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from flashmm.arrays.labels import checked_labels, feature_positions, in_order
 from flashmm.arrays.sparse import UnsoundMatrixError
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError
 from flashmm.sources.readers import BLOCK_BYTES, Piece, Reader
 from flashmm.sources.transforms import (
@@ -24,11 +26,6 @@ from flashmm.sources.transforms import (
     transform_name,
     with_data,
 )
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["Block", "RawBlock", "Source"]
 

@@ -9,23 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
+from flashmm.arrays.types import BoolArray, IntArray
 from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.stats.fields import AnySums
 from flashmm.stats.root import combine_roots, restrict_root
 from flashmm.stats.shifts import combine_shifts
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import BoolArray, IntArray
 
 __all__ = ["Features", "added", "refuse_others", "subtracted"]
 

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from flashmm.arrays.compiled import add_by_row, add_products, add_rows
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.compact import CompactMatrix, Layer, LayeredMatrix, compacted, layers_of
+from flashmm.sources import Block
 from flashmm.sources.source import per_element
 from flashmm.sources.transforms import with_data
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.sources import Block
 
 __all__ = [
     "BlockSums",

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.compact import CompactMatrix, Layer, LayeredMatrix
+from flashmm.sources import Source
 from flashmm.sources.dask_parts import Part, computed, fold, parts_of, shared
 from flashmm.stats.block_sums import BlockSums, DesignColumns, design_columns
 from flashmm.stats.shifts import sums_about
 from flashmm.stats.streaming import PassSums, sum_source
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.sources import Source
 
 __all__ = ["sum_parts", "sum_parts_about"]
 

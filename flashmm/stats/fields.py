@@ -7,7 +7,7 @@ class, so that `SummaryStats`, which users see, only says what can be done with 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -15,13 +15,11 @@ import scipy.sparse as sp
 from flashmm.arrays.labels import checked_labels
 from flashmm.arrays.numeric import float_array
 from flashmm.arrays.sparse import check_sparse
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.from_arrays import as_structure, named_levels
 from flashmm.exceptions import InputError
 from flashmm.stats.checks import check_shapes, sample_count, shared_labels
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["AnySums", "Shift", "Sums"]
 

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from flashmm.arrays.numeric import dimensions
+from flashmm.designs.design import Design
 from flashmm.designs.per_sample import per_sample
 from flashmm.exceptions import InputError, MissingSamplesWarning, check_names, check_option, warn
 from flashmm.formulas.build import DesignBuild, build_design
 from flashmm.formulas.coding import OneLevelError, said_before
 from flashmm.formulas.own_covariates import covariates_of_columns, refuse_in_factor, with_ones
+from flashmm.sources import Source
 from flashmm.sources.beside import Beside
 from flashmm.sources.scans import missing_samples, normalised
 from flashmm.stats.own_designs import OwnColumns
+from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.own_rows_sums import OwnTables, sum_by_pattern, sum_own_rows
 from flashmm.stats.rank import of_full_rank
 from flashmm.stats.summary_stats import SummaryStats
-
-if TYPE_CHECKING:
-    from flashmm.designs.design import Design
-    from flashmm.sources import Source
-    from flashmm.stats.own_rows import PatternedStats
 
 __all__ = ["RANKS", "Handling", "Summed", "is_own", "sum_formulas"]
 

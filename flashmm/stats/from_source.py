@@ -6,10 +6,10 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.compact import CompactMatrix, steps
 from flashmm.designs.design import Design
 from flashmm.exceptions import InputError
@@ -30,9 +30,6 @@ from flashmm.stats.streaming import (
     sum_source,
     worker_count,
 )
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["first_sums", "second_sums", "statistics_of", "sum_design"]
 

@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["DesignSums", "OwnColumns", "RowProducts", "add_design_sums", "pairs_of_columns"]
 

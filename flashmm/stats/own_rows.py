@@ -7,14 +7,20 @@ design differ by feature too; features with the same samples, weights and covari
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from flashmm.arrays.labels import feature_positions
+from flashmm.arrays.types import IntArray
+from flashmm.designs.aliasing import Aliasing
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, listing
 from flashmm.stats.algebra import added, column_positions, refuse_others, subtracted
 from flashmm.stats.fields import Shift
@@ -30,15 +36,7 @@ from flashmm.storage.files import load_dataset, reading, save_dataset, text
 from flashmm.storage.format_version import OWN_ROWS_FORMAT, marked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from os import PathLike
-
     import xarray as xr
-    from numpy.typing import NDArray
-
-    from flashmm.arrays.types import IntArray
-    from flashmm.designs.aliasing import Aliasing
-    from flashmm.designs.design import CovarianceStructure
 
 __all__ = ["PatternedStats", "any_from_dataset", "joined_shift", "same_rows"]
 

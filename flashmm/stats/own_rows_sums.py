@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.design import Design
 from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
@@ -32,9 +33,6 @@ from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.shifts import CANCELLATION
 from flashmm.stats.streaming import passing, suitable_block_bytes
 from flashmm.stats.summary_stats import SummaryStats
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["OwnTables", "sum_by_pattern", "sum_own_rows"]
 
@@ -312,6 +310,7 @@ class _OwnSums:
             self._all.append(products)
         return products
 
+    @np.errstate(over="ignore", invalid="ignore")  # sums that are not finite get a verdict
     def add(self, block: Block) -> None:
         """Add a block."""
         slots = np.arange(self.source.m)[block.features]

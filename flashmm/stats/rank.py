@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.aliasing import Aliasing, dependencies
 from flashmm.exceptions import InputError, RankWarning, listing, warn
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.root import scaled_gram
 from flashmm.stats.summary_stats import SummaryStats
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["Dependence", "dependence", "of_full_rank"]
 

@@ -9,14 +9,11 @@ decomposition, R'R = X'X, has the condition number of X itself (Golub & Van Loan
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.stats.fields import Sums
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
 
 __all__ = ["combine_roots", "near_collinear", "restrict_root", "root_of_rows", "scaled_gram"]
 

@@ -7,22 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from flashmm.arrays.labels import feature_positions
+from flashmm.arrays.types import IntArray
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.stats.fields import AnySums, Sums
 from flashmm.stats.root import near_collinear, restrict_root
 from flashmm.stats.shifts import restrict_shift
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import IntArray
-
-__all__ = ["kept", "without"]
+__all__ = ["kept", "random_positions", "without"]
 
 
 def kept(stats: AnySums, fixed: Any, random: Any, features: Any) -> AnySums:
@@ -30,7 +28,7 @@ def kept(stats: AnySums, fixed: Any, random: Any, features: Any) -> AnySums:
     if fixed is not None:
         stats = _with_fixed(stats, np.sort(_fixed_positions(stats, fixed)))
     if random is not None:
-        stats = _with_random(stats, _random_positions(stats.structure, random))
+        stats = _with_random(stats, random_positions(stats.structure, random))
     if features is not None:
         stats = stats.at(feature_positions(stats.feature_names, features))
     return stats
@@ -42,7 +40,7 @@ def without(stats: AnySums, fixed: Any, random: Any, features: Any) -> AnySums:
         gone = _fixed_positions(stats, fixed)
         stats = _with_fixed(stats, np.setdiff1d(np.arange(stats.p), gone))
     if random is not None:
-        gone_effects = _random_positions(stats.structure, random)
+        gone_effects = random_positions(stats.structure, random)
         every = {(t, e) for t, term in enumerate(stats.structure.terms) for e in _effects(term)}
         stats = _with_random(stats, every - gone_effects)
     if features is not None:
@@ -89,7 +87,7 @@ def _effects(term: RandomTerm) -> range:
     return range(1 if term.covariance == "identity" else len(term.effects))
 
 
-def _random_positions(structure: CovarianceStructure, names: Any) -> set[tuple[int, int]]:
+def random_positions(structure: CovarianceStructure, names: Any) -> set[tuple[int, int]]:
     """(term, effect) of terms and variances by name; an identity term has the one effect 0."""
     known: dict[str, set[tuple[int, int]]] = {}
     for position, term in enumerate(structure.terms):

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.sources import Block
 from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums
 from flashmm.stats.fields import Shift, Sums
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.sources import Block
 
 __all__ = [
     "cancelling",

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
+from numpy.typing import ArrayLike
+
 from flashmm.arrays.labels import axis_labels, feature_positions
+from flashmm.arrays.types import FloatArray
 from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design
 from flashmm.designs.from_arrays import as_matrix, design_and_source, matched_columns, weights_of
 from flashmm.exceptions import InputError
@@ -23,12 +27,7 @@ from flashmm.stats.stored import sums_from_dataset, sums_to_dataset
 from flashmm.storage.files import load_dataset, reading, save_dataset
 
 if TYPE_CHECKING:
-    from os import PathLike
-
     import xarray as xr
-    from numpy.typing import ArrayLike
-
-    from flashmm.arrays.types import FloatArray
 
 __all__ = ["SummaryStats"]
 

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from io import BytesIO
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -22,9 +23,6 @@ from flashmm.storage.places import resolved, working_directory
 from flashmm.storage.schema import check_file
 from flashmm.storage.sizes import check_hdf5
 from flashmm.storage.zarr import is_zarr, read_zarr, write_zarr
-
-if TYPE_CHECKING:
-    from os import PathLike
 
 __all__ = [
     "load_dataset",

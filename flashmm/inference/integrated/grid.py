@@ -7,15 +7,12 @@ matrices for every t: one eigendecomposition serves all the line's points.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
 
 __all__ = ["Line", "RatioGrid", "covering_grid", "flat_in_logarithm", "grid_on_lines", "is_covered"]
 

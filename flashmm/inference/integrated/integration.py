@@ -6,14 +6,16 @@ and the prior are those of all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from flashmm.arrays.blas import one_blas_thread
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.inference.integrated.grid import RatioGrid, covering_grid
 from flashmm.inference.integrated.mixtures import (
     JointTests,
@@ -22,6 +24,7 @@ from flashmm.inference.integrated.mixtures import (
     mixture_limits,
     mixture_tests,
 )
+from flashmm.inference.integrated.own_rows import OwnDesigns, OwnPart
 from flashmm.inference.integrated.posterior import (
     Posterior,
     log_evidence,
@@ -29,17 +32,12 @@ from flashmm.inference.integrated.posterior import (
     share_of_prior,
 )
 from flashmm.inference.integrated.prior import ADDED_FEATURES, learn_weights
-from flashmm.inference.integrated.shared import SharedDesign, Turned, share_design
+from flashmm.inference.integrated.shared import UNKNOWN, SharedDesign, share_design
 from flashmm.inference.integrated.variances import VarianceSummary, share_summary, variance_summary
 from flashmm.inference.moderation import VariancePrior, variance_prior
+from flashmm.inference.statistics import Alternative
+from flashmm.likelihood.projection import Projection
 from flashmm.solvers.batches import usable_cores
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.inference.statistics import Alternative
-    from flashmm.likelihood.projection import Projection
 
 __all__ = ["Integration", "Part", "grid_of", "integrate", "learn", "within_variance"]
 
@@ -67,6 +65,53 @@ class Part:
         p = self.projection
         return p.varies & ~p.perfect_fit & np.isfinite(p.rss)
 
+    @property
+    def structure(self) -> CovarianceStructure:
+        """Random terms."""
+        return self.projection.structure
+
+    @property
+    def scale(self) -> FloatArray:
+        """Units of the squares of each feature, shape (members,)."""
+        return self.projection.scale
+
+    def within(self) -> tuple[FloatArray, FloatArray]:
+        """Residual variances of y on [X, Z] in the units of Y and their df, shapes (members,)."""
+        p = self.projection
+        left = p.n - p.p - p.r
+        if left <= 0:
+            nothing = np.full(self.members.size, np.nan)
+            return nothing, nothing
+        with np.errstate(invalid="ignore", over="ignore"):
+            variance = p.rss * p.scale / left
+        known = self.known
+        return np.where(known, variance, np.nan), np.where(known, float(left), np.nan)
+
+    def ratios(self, pooled: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Typical ratios and the largest that the features tell; see `OwnPart.ratios`; (k,)."""
+        p = self.projection
+        trace = np.trace(p.A, axis1=1, axis2=2)
+        square = (p.A * p.A).sum(axis=(1, 2))
+        typical = np.abs(trace) / square
+        known = np.isfinite(pooled)
+        if not known.any():
+            return typical, UNKNOWN * typical, p.param_scale[:-1]
+        largest = np.zeros(typical.size)
+        u = p.u[known] / np.sqrt(pooled[known])[:, None]
+        for start in range(0, len(u), _ROWS):
+            rows = u[start : start + _ROWS]
+            forms = [((rows @ A) * rows).sum(axis=1).max() for A in p.A]
+            largest = np.maximum(largest, 2.0 * np.array(forms) / square)
+        return typical, largest, p.param_scale[:-1]
+
+    def on(self, grid: RatioGrid, memory: int) -> SharedDesign:
+        """The design with a grid of ratios."""
+        return share_design(self.projection, grid, memory)
+
+
+AnyPart: TypeAlias = Part | OwnPart
+AnyDesign: TypeAlias = SharedDesign | OwnDesigns
+
 
 @dataclass(frozen=True)
 class Integration:
@@ -88,8 +133,8 @@ class Integration:
         Bytes to work in.
     """
 
-    parts: tuple[Part, ...]
-    shared: tuple[SharedDesign, ...]
+    parts: tuple[AnyPart, ...]
+    shared: tuple[AnyDesign, ...]
     weights: FloatArray
     sigma2: VariancePrior
     known: BoolArray
@@ -103,10 +148,10 @@ class Integration:
         """Tests that L beta (c, p) equals values (c,); NaN for features without a fit."""
         found = np.full((4, positions.size, L.shape[0]), np.nan)
 
-        def test(design: SharedDesign, here: IntArray, data: Turned, post: Posterior) -> None:
+        def test(design: Any, here: IntArray, data: Any, post: Posterior) -> None:
             part = mixture_tests(
                 design.estimates(functions, data),
-                functions.covariance,
+                design.covariance(functions, data),
                 post,
                 values[columns],
                 alternative,
@@ -134,9 +179,9 @@ class Integration:
         """Limits of X beta + Z b and what ``added`` adds, shape (B, c, 2)."""
         found = np.full((positions.size, X.shape[0], 2), np.nan)
 
-        def limit(design: SharedDesign, here: IntArray, data: Turned, post: Posterior) -> None:
+        def limit(design: Any, here: IntArray, data: Any, post: Posterior) -> None:
             found[here, columns] = mixture_limits(
-                design.estimates(functions, data), functions.covariance, post, alpha
+                design.estimates(functions, data), design.covariance(functions, data), post, alpha
             )
 
         for k, design, columns in self._pieces(positions, X.shape[0]):
@@ -154,10 +199,10 @@ class Integration:
         """Predictions X beta + Z b with standard errors and df; their p-values are of zero."""
         found = np.full((4, positions.size, X.shape[0]), np.nan)
 
-        def predict(design: SharedDesign, here: IntArray, data: Turned, post: Posterior) -> None:
+        def predict(design: Any, here: IntArray, data: Any, post: Posterior) -> None:
             part = mixture_tests(
                 design.estimates(functions, data),
-                functions.covariance,
+                design.covariance(functions, data),
                 post,
                 np.zeros(functions.X.shape[0]),
             )
@@ -173,9 +218,9 @@ class Integration:
         """F tests that the rows of L (r, p), linearly independent, all equal values (r,)."""
         found = np.full((3, positions.size), np.nan)
 
-        def test(design: SharedDesign, here: IntArray, data: Turned, post: Posterior) -> None:
+        def test(design: Any, here: IntArray, data: Any, post: Posterior) -> None:
             part = joint_tests(
-                design.estimates(functions, data), functions.covariance, post, values
+                design.estimates(functions, data), design.covariance(functions, data), post, values
             )
             for k, name in enumerate(("F", "df", "p")):
                 found[k][here] = getattr(part, name)
@@ -201,7 +246,7 @@ class Integration:
         mean, limits = np.full((positions.size, c), np.nan), np.full((positions.size, c, 2), np.nan)
         summarise = share_summary if of_ratios else variance_summary
 
-        def fill(_: SharedDesign, here: IntArray, __: Turned, post: Posterior) -> None:
+        def fill(_: Any, here: IntArray, __: Any, post: Posterior) -> None:
             found = summarise(values, post, alpha)
             mean[here], limits[here] = found.mean, found.limits
 
@@ -211,7 +256,7 @@ class Integration:
 
     # ---- a chunk at a time -------------------------------------------------------------------
 
-    def _pieces(self, positions: IntArray, c: int) -> Iterator[tuple[int, SharedDesign, slice]]:
+    def _pieces(self, positions: IntArray, c: int) -> Iterator[tuple[int, Any, slice]]:
         """Designs of some features, and the functions that are worked on at once.
 
         BLAS has one thread meanwhile.
@@ -222,7 +267,7 @@ class Integration:
             for k, design in enumerate(self.shared):
                 if not wanted[self.parts[k].members].any():
                     continue
-                each = 8 * 3 * design.projection.r * design.grid.size  # of their loadings
+                each = 8 * 3 * design.rank * design.grid.size  # of their loadings
                 size = max(1, min(c, self.memory // 4 // max(each, 1)))
                 for start in range(0, c, size):
                     yield k, design, slice(start, min(start + size, c))
@@ -231,14 +276,15 @@ class Integration:
         self,
         k: int,
         positions: IntArray,
-        call: Callable[[SharedDesign, IntArray, Turned, Posterior], None],
+        call: Callable[[Any, IntArray, Any, Posterior], None],
         width: int,
     ) -> None:
         """Call with chunks of the known features of a design: where they are asked for, their data.
 
         ``width`` arrays of the size of the posterior are worked on for each feature.
         """
-        part, design = self.parts[k], self.shared[k]
+        part = self.parts[k]
+        design: Any = self.shared[k]
         place = np.full(self.known.size, -1, dtype=np.intp)
         place[part.members] = np.arange(part.members.size)
         here = np.flatnonzero(self.known[positions] & (place[positions] >= 0))
@@ -248,12 +294,12 @@ class Integration:
             chosen = here[start : start + size]
             everywhere = positions[chosen]
             local = place[everywhere]
-            data = design.features(local)
-            scale = design.projection.scale[local]
+            data: Any = design.features(local)
+            scale = part.scale[local]
             found = posterior(
                 design.quadratic_forms(data),
-                design.log_det,
-                design.df,
+                design.log_dets(data),
+                design.degrees(data),
                 self.sigma2.df[everywhere],
                 self.sigma2.variance[everywhere] / scale,
                 self.weights,
@@ -263,10 +309,9 @@ class Integration:
 
         _on_cores(work, range(0, here.size, size))
 
-    def _chunk(self, design: SharedDesign, width: int) -> int:
+    def _chunk(self, design: AnyDesign, width: int) -> int:
         budget = min(self.memory // (2 * usable_cores()), _CHUNK)
-        data = len(design.factors) * design.projection.r
-        row = 8 * (_ALIVE * design.grid.size * max(width, 1) + 2 * data)
+        row = 8 * (_ALIVE * design.grid.size * max(width, 1) + design.data_size)
         return max(1, budget // row)
 
 
@@ -288,61 +333,40 @@ def _on_cores(work: Callable[[int], None], tasks: Sequence[int]) -> None:
 # ---- learning the prior ------------------------------------------------------------------------
 
 
-def within_variance(parts: Sequence[Part], m: int) -> tuple[FloatArray, FloatArray]:
+def within_variance(parts: Sequence[AnyPart], m: int) -> tuple[FloatArray, FloatArray]:
     """Residual variances of y on [X, Z] in the units of Y and their df n - p - r, both (m,).
 
     NaN for features that cannot be tested, and where nothing is left.
     """
     variance, df = np.full(m, np.nan), np.full(m, np.nan)
     for part in parts:
-        p = part.projection
-        left = p.n - p.p - p.r
-        if left > 0:
-            known = part.known
-            variance[part.members[known]] = (p.rss * p.scale)[known] / left
-            df[part.members[known]] = left
+        variance[part.members], df[part.members] = part.within()
     return variance, df
 
 
-def grid_of(parts: Sequence[Part], sigma2: VariancePrior | None) -> RatioGrid:
+def grid_of(parts: Sequence[AnyPart], sigma2: VariancePrior | None) -> RatioGrid:
     """A grid that covers the ratios of all features.
 
     The largest is twice the largest of the features' estimates u'A_iu / (tr(A_i^2) sigma2), which
     are too large where there are several components.
     """
-    first = parts[0].projection
-    k = len(first.structure.parameters)
+    structure = parts[0].structure
+    k = len(structure.parameters)
     units, highest = np.full(k, np.inf), np.zeros(k)
     for part in parts:
-        p, known = part.projection, part.known
-        trace = np.trace(p.A, axis1=1, axis2=2)
-        square = (p.A * p.A).sum(axis=(1, 2))
-        typical = np.abs(trace) / square
-        left = p.n - p.p - p.r
-        largest = np.zeros(k)
-        if left > 0 and known.any():
-            pooled = p.rss[known] / left
-            if sigma2 is not None:
-                own = part.members[known]
-                s0 = sigma2.variance[own] / p.scale[known]
-                share = share_of_prior(sigma2.df[own], left)
-                pooled = share * s0 + (1.0 - share) * pooled
-            u = p.u[known] / np.sqrt(pooled)[:, None]
-            for start in range(0, len(u), _ROWS):
-                rows = u[start : start + _ROWS]
-                forms = [((rows @ A) * rows).sum(axis=1).max() for A in p.A]
-                largest = np.maximum(largest, 2.0 * np.array(forms) / square)
-        else:
-            largest[:] = 1e4 * typical
-        top = np.clip(largest, _LEAST_HIGHEST * typical, _MOST_HIGHEST * typical)
-        unit = p.param_scale[:-1]
-        units = np.minimum(units, typical * unit)
-        highest = np.maximum(highest, top * unit)
-    return covering_grid(first.structure, units, highest)
+        pooled, df = part.within()
+        if sigma2 is not None:
+            share = share_of_prior(sigma2.df[part.members], df)
+            pooled = share * sigma2.variance[part.members] + (1.0 - share) * pooled
+        typical, largest, unit = part.ratios(pooled / part.scale)
+        top = np.clip(largest, _LEAST_HIGHEST * typical, _MOST_HIGHEST * typical) * unit
+        units = np.minimum(units, np.atleast_2d(typical * unit).min(axis=0))
+        highest = np.maximum(highest, np.atleast_2d(top).max(axis=0))
+    return covering_grid(structure, units, highest)
 
 
 def learn(
-    parts: Sequence[Part],
+    parts: Sequence[AnyPart],
     m: int,
     memory: int,
     *,
@@ -387,7 +411,7 @@ def learn(
 
 
 def integrate(
-    parts: Sequence[Part],
+    parts: Sequence[AnyPart],
     m: int,
     memory: int,
     grid: RatioGrid,
@@ -398,7 +422,7 @@ def integrate(
     known = np.zeros(m, dtype=bool)
     for part in parts:
         known[part.members[part.known]] = True
-    shared = tuple(share_design(part.projection, grid, memory) for part in parts)
+    shared = tuple(part.on(grid, memory) for part in parts)
     return Integration(tuple(parts), shared, weights, sigma2, known, memory)
 
 
@@ -407,17 +431,19 @@ def _likelihoods(start: Integration) -> Iterator[FloatArray]:
     size = start.shared[0].grid.size
     most = max(1, start.memory // 2 // (8 * size))
     every = max(1, -(-int(start.known.sum()) // most))
-    for part, design in zip(start.parts, start.shared, strict=True):
+    designs: tuple[Any, ...] = start.shared
+    for part, design in zip(start.parts, designs, strict=True):
         local = np.flatnonzero(part.known)[::every]
-        chunk = max(1, 2**20 // (8 * size))
+        chunk = start._chunk(design, 1)
         for begin in range(0, local.size, chunk):
             here = local[begin : begin + chunk]
             everywhere = part.members[here]
+            data = design.features(here)
             log = log_evidence(
-                design.quadratic_forms(design.features(here)),
-                design.log_det,
-                design.df,
+                design.quadratic_forms(data),
+                design.log_dets(data),
+                design.degrees(data),
                 start.sigma2.df[everywhere],
-                start.sigma2.variance[everywhere] / design.projection.scale[here],
+                start.sigma2.variance[everywhere] / part.scale[here],
             )
             yield np.exp(log)

@@ -9,17 +9,14 @@ prior is right.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import special
 
+from flashmm.arrays.types import FloatArray
+from flashmm.inference.integrated.posterior import Posterior
 from flashmm.inference.integrated.student import f_tail, student_cdf, student_density
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
-    from flashmm.inference.integrated.posterior import Posterior
-    from flashmm.inference.statistics import Alternative
+from flashmm.inference.statistics import Alternative
 
 __all__ = ["JointTests", "MixtureTests", "joint_tests", "mixture_limits", "mixture_tests"]
 
@@ -72,7 +69,7 @@ def mixture_tests(
     estimates
         At the grid points, shape (B, c, G).
     unit_variance
-        Variances over sigma2, shape (c, G).
+        Variances over sigma2, shape (c, G), or (B, c, G) where designs differ.
     posterior
         Of the B features, in the units of the estimates.
     values
@@ -146,7 +143,7 @@ def joint_tests(
     estimates
         Of r linearly independent functions, shape (B, r, G).
     unit_covariance
-        Covariances over sigma2, shape (r, r, G).
+        Covariances over sigma2, shape (r, r, G), or (B, r, r, G) where designs differ.
     posterior
         Of the B features.
     values
@@ -154,27 +151,43 @@ def joint_tests(
     """
     r, G = estimates.shape[1:]
     difference = estimates - values[:, None]
-    root = np.linalg.cholesky(unit_covariance.transpose(2, 0, 1))
-    whitening = np.linalg.inv(root)  # (G, r, r)
-    F = np.empty((estimates.shape[0], G))
-    for g in range(G):
-        white = difference[:, :, g] @ whitening[g].T
-        F[:, g] = (white * white).sum(axis=1)
+    F = _squared_lengths(difference, unit_covariance)
     F /= r * posterior.variance
     p = np.minimum(posterior.mean(f_tail(F, float(r), posterior.df)), 1.0)
     weights = posterior.weights
     centre = posterior.mean(difference)
     weighted = weights * posterior.variance
-    spread = (weighted @ unit_covariance.reshape(r * r, G).T).reshape(-1, r, r)
+    flat = unit_covariance.reshape(*unit_covariance.shape[:-3], r * r, G)
+    if flat.ndim == 2:
+        spread = (weighted @ flat.T).reshape(-1, r, r)
+    else:
+        spread = np.matmul(flat, weighted[:, :, None]).reshape(-1, r, r)
     apart = difference - centre[:, :, None]
     total = spread + np.matmul(apart * weights[:, None, :], np.swapaxes(apart, 1, 2))
     good = np.isfinite(total).all(axis=(1, 2))
     safe = np.where(good[:, None, None], total, np.eye(r))
     inverse = np.linalg.inv(safe)
     statistic = np.matmul(np.matmul(centre[:, None, :], inverse), centre[:, :, None])[:, 0, 0] / r
-    size = (inverse.reshape(-1, r * r) @ unit_covariance.reshape(r * r, G)) * posterior.variance
+    inverses = inverse.reshape(-1, r * r)
+    if flat.ndim == 2:
+        size = (inverses @ flat) * posterior.variance
+    else:
+        size = np.matmul(inverses[:, None], flat)[:, 0] * posterior.variance
     df = _matched_df(size, posterior)
     return JointTests(*(np.where(good, each, np.nan) for each in (statistic, df, p)))
+
+
+def _squared_lengths(difference: FloatArray, unit_covariance: FloatArray) -> FloatArray:
+    """d'C^-1 d of differences (B, r, G), C (r, r, G) or (B, r, r, G), shape (B, G)."""
+    whitening = np.linalg.inv(np.linalg.cholesky(np.moveaxis(unit_covariance, -1, -3)))
+    if whitening.ndim == 4:
+        white = np.matmul(whitening, np.swapaxes(difference, 1, 2)[..., None])
+        return np.asarray((white * white).sum(axis=(2, 3)))
+    result = np.empty((difference.shape[0], difference.shape[2]))
+    for g, one in enumerate(whitening):
+        white = difference[:, :, g] @ one.T
+        result[:, g] = (white * white).sum(axis=1)
+    return result
 
 
 def _summary(

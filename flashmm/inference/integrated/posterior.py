@@ -10,12 +10,10 @@ and given the ratios sigma2 ~ (d0 s0^2 + Q) / chi2 on n - p + d0 degrees of free
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
+from flashmm.arrays.types import FloatArray
 
 __all__ = ["Posterior", "log_evidence", "posterior", "share_of_prior"]
 
@@ -46,7 +44,7 @@ class Posterior:
 
 
 def log_evidence(
-    Q: FloatArray, log_det: FloatArray, df: float, d0: FloatArray, s0: FloatArray
+    Q: FloatArray, log_det: FloatArray, df: FloatArray, d0: FloatArray, s0: FloatArray
 ) -> FloatArray:
     """Log restricted likelihoods at the grid points, their maximum over the grid zero.
 
@@ -55,9 +53,9 @@ def log_evidence(
     Q
         Shape (B, G).
     log_det
-        Shape (G,).
+        Shape (G,), or (B, G) where designs differ.
     df
-        n - p.
+        n - p, shape (B,).
     d0, s0
         Prior degrees of freedom and location of sigma2 in the units of Q, shape (B,). Infinite d0
         fixes sigma2; d0 of zero leaves it flat.
@@ -65,7 +63,7 @@ def log_evidence(
     known, flat = np.isinf(d0)[:, None], (d0 == 0)[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = np.where(known | flat, 1.0, d0[:, None] * s0[:, None])
-        power = 0.5 * (df + np.where(known, 0.0, d0[:, None]))
+        power = 0.5 * (df[:, None] + np.where(known, 0.0, d0[:, None]))
         form = np.where(flat, np.log(Q), np.log1p(Q / scale)) * power
         log = -0.5 * log_det - np.where(known, 0.5 * Q / s0[:, None], form)
     log -= log.max(axis=1, keepdims=True)
@@ -75,7 +73,7 @@ def log_evidence(
 def posterior(
     Q: FloatArray,
     log_det: FloatArray,
-    df: float,
+    df: FloatArray,
     d0: FloatArray,
     s0: FloatArray,
     prior: FloatArray,
@@ -87,11 +85,11 @@ def posterior(
         weights = weights / total
     share = share_of_prior(d0, df)[:, None]
     location = np.where(d0 == 0, 0.0, s0)[:, None]
-    variance = share * location + (1.0 - share) * (Q / df)
+    variance = share * location + (1.0 - share) * (Q / df[:, None])
     return Posterior(weights, variance, d0 + df)
 
 
-def share_of_prior(d0: FloatArray, df: float) -> FloatArray:
+def share_of_prior(d0: FloatArray, df: FloatArray) -> FloatArray:
     """What the prior's location weighs in a moderated variance: d0 / (d0 + df), shape (B,)."""
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(np.isinf(d0), 1.0, d0 / (d0 + df)))

@@ -8,14 +8,11 @@ logarithm of the variance of an estimated random effect, as Jeffreys' prior of a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from flashmm.arrays.types import FloatArray
+from flashmm.arrays.types import FloatArray
 
 __all__ = ["ADDED_FEATURES", "learn_weights"]
 

@@ -14,20 +14,20 @@ is diagonal in one basis: sums over r eigenvalues.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.linalg
 
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError
-from flashmm.likelihood.projection import DENSE_LIMIT
+from flashmm.inference.integrated.grid import Line, RatioGrid
+from flashmm.likelihood.projection import DENSE_LIMIT, Projection
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray, IntArray
-    from flashmm.inference.integrated.grid import Line, RatioGrid
-    from flashmm.likelihood.projection import Projection
+__all__ = ["UNKNOWN", "LinearFunctions", "SharedDesign", "Turned", "share_design"]
 
-__all__ = ["LinearFunctions", "SharedDesign", "Turned", "share_design"]
+# The largest ratio looked at where no feature tells one, in ratios that double the variance of a
+# typical random effect's estimate.
+UNKNOWN = 1e4
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,25 @@ class SharedDesign:
         """Residual degrees of freedom, n - p."""
         return self.projection.n - self.projection.p
 
+    @property
+    def rank(self) -> int:
+        """Numbers per function and point that functions keep."""
+        return self.projection.r
+
+    @property
+    def data_size(self) -> int:
+        """Numbers that the data of a feature take."""
+        return 2 * len(self.factors) * self.projection.r
+
+    def log_dets(self, features: Turned) -> FloatArray:
+        """Log |V| + log |X'V^-1 X| up to a constant, the same for all features, shape (G,)."""
+        del features
+        return self.log_det
+
+    def degrees(self, features: Turned) -> FloatArray:
+        """Residual degrees of freedom n - p of B features, shape (B,)."""
+        return np.full(features.rss.size, float(self.df))
+
     def features(self, positions: IntArray) -> Turned:
         """What the data of features (B,) are on every line."""
         p = self.projection
@@ -204,6 +223,11 @@ class SharedDesign:
             else:
                 covariance += extra
         return LinearFunctions(X, tuple(loadings), covariance)
+
+    def covariance(self, functions: LinearFunctions, features: Turned) -> FloatArray:
+        """Variances (c, G) or covariances (c, c, G) over sigma2, the same for all features."""
+        del features
+        return functions.covariance
 
     def estimates(self, functions: LinearFunctions, features: Turned) -> FloatArray:
         """Estimates of linear functions for B features, in the units of Y, shape (B, c, G)."""

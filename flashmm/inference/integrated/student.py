@@ -8,13 +8,11 @@ Hermite interpolation at steps of 0.01 leaves a relative error below 1e-10.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import special
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
+from flashmm.arrays.types import FloatArray
 
 __all__ = ["f_tail", "student_cdf", "student_density"]
 

@@ -8,14 +8,12 @@ for gamma_i = 0, an atom at zero. A covariance may be negative; its parts are th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import special
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
-    from flashmm.inference.integrated.posterior import Posterior
+from flashmm.arrays.types import FloatArray
+from flashmm.inference.integrated.posterior import Posterior
 
 __all__ = ["VarianceSummary", "share_summary", "variance_summary"]
 

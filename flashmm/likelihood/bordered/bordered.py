@@ -9,9 +9,9 @@ beforehand.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray, namespace, put, take
 from flashmm.likelihood.base import (
@@ -33,11 +33,7 @@ from flashmm.likelihood.bordered.border import (
 )
 from flashmm.likelihood.general import GeneralLikelihood, root_and_diagonal, weighted_sum
 from flashmm.likelihood.one_design import OneDesign
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from flashmm.likelihood.projection import Projection
+from flashmm.likelihood.projection import Projection
 
 __all__ = ["BorderedLikelihood", "main_component"]
 

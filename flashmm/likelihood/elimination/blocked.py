@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flashmm.arrays.namespaces import namespace, put, take
+from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray, namespace, put, take
 from flashmm.likelihood.base import (
     SINGULAR,
     Evaluation,
@@ -35,6 +34,7 @@ from flashmm.likelihood.elimination.indefinite import (
     eliminate_border_indefinite,
     eliminate_indefinite,
 )
+from flashmm.likelihood.elimination.layout import Layout
 from flashmm.likelihood.elimination.traces import (
     Directions,
     Solved,
@@ -48,10 +48,6 @@ from flashmm.likelihood.elimination.traces import (
 from flashmm.likelihood.general import GeneralLikelihood
 from flashmm.likelihood.one_design import OneDesign
 from flashmm.likelihood.projection import DENSE_LIMIT
-
-if TYPE_CHECKING:
-    from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood.elimination.layout import Layout
 
 __all__ = ["BlockedLikelihood"]
 

@@ -11,17 +11,14 @@ where K = G O_2'V_F^-1 W, and N is w x w. Nothing of size q x q is formed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import array_api_compat
 
 from flashmm.arrays.namespaces import Array, cholesky, inverse_of_triangular, namespace
 from flashmm.likelihood.base import SINGULAR
 from flashmm.likelihood.elimination import small
-
-if TYPE_CHECKING:
-    from flashmm.likelihood.elimination.layout import Blocks, Layout
-    from flashmm.likelihood.elimination.small import Matrix, Symmetric
+from flashmm.likelihood.elimination.layout import Blocks, Layout
+from flashmm.likelihood.elimination.small import Matrix, Symmetric
 
 # A variance of the border that is zero: its square root must not vanish.
 _NOTHING = 1e-60

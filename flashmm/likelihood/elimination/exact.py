@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import scipy.linalg
 
 from flashmm.arrays.namespaces import BoolArray, FloatArray, like, to_numpy
-from flashmm.likelihood.elimination.layout import independent_columns
+from flashmm.likelihood.elimination.layout import Layout, independent_columns
 from flashmm.likelihood.elimination.small import pairs
-
-if TYPE_CHECKING:
-    from flashmm.likelihood.elimination.layout import Layout
-    from flashmm.likelihood.projection import Projection
+from flashmm.likelihood.projection import Projection
 
 __all__ = ["perfect_fits"]
 

@@ -13,9 +13,8 @@ contrasts neg(Q'VQ) = neg(V) + pos(X'V^-1X) - p. Slower than
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from flashmm.arrays.namespaces import Array, namespace
+from flashmm.arrays.types import IntArray
 from flashmm.likelihood.base import SINGULAR
 from flashmm.likelihood.elimination import small
 from flashmm.likelihood.elimination.eliminate import (
@@ -31,11 +30,8 @@ from flashmm.likelihood.elimination.eliminate import (
     identity,
     pattern,
 )
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import IntArray
-    from flashmm.likelihood.elimination.layout import Layout
-    from flashmm.likelihood.elimination.small import Matrix, Symmetric
+from flashmm.likelihood.elimination.layout import Layout
+from flashmm.likelihood.elimination.small import Matrix, Symmetric
 
 __all__ = ["covariance_is_definite", "eliminate_border_indefinite", "eliminate_indefinite"]
 

@@ -8,22 +8,18 @@ what the blocks span drops out of sums exactly. See docs/engines.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 
 from flashmm.arrays.namespaces import Array, Triangle, like
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.elimination.shared import SharedMatrix
 from flashmm.likelihood.elimination.small import pairs
-from flashmm.likelihood.structure import partitions
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.likelihood.projection import Projection
-    from flashmm.likelihood.structure import Partition
+from flashmm.likelihood.projection import Projection
+from flashmm.likelihood.structure import Partition, partitions
 
 __all__ = [
     "Blocks",

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import array_api_compat
 import numpy as np
 import scipy.sparse as sp
 
-from flashmm.arrays.namespaces import like, to_numpy
-
-if TYPE_CHECKING:
-    from flashmm.arrays.namespaces import Array
+from flashmm.arrays.namespaces import Array, like, to_numpy
 
 __all__ = ["SharedMatrix"]
 

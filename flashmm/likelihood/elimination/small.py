@@ -7,16 +7,15 @@ and needs nothing of an array library but arithmetic. Planes broadcast.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
+from flashmm.arrays.types import FloatArray
 
-    Plane: TypeAlias = FloatArray
-    Symmetric: TypeAlias = list[Plane]
-    Matrix: TypeAlias = list[list[Plane]]
+Plane: TypeAlias = FloatArray
+Symmetric: TypeAlias = list[Plane]
+Matrix: TypeAlias = list[list[Plane]]
 
 __all__ = [
     "diagonal",

@@ -8,11 +8,13 @@ vectors per feature.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from flashmm.arrays.namespaces import Array, namespace
 from flashmm.likelihood.elimination import small
 from flashmm.likelihood.elimination.eliminate import (
+    Border,
+    Coarse,
+    Eliminated,
     Pattern,
     block_times,
     border_covariance,
@@ -20,11 +22,8 @@ from flashmm.likelihood.elimination.eliminate import (
     covariance_planes,
     pattern,
 )
-
-if TYPE_CHECKING:
-    from flashmm.likelihood.elimination.eliminate import Border, Coarse, Eliminated
-    from flashmm.likelihood.elimination.layout import Blocks, Layout
-    from flashmm.likelihood.elimination.small import Symmetric
+from flashmm.likelihood.elimination.layout import Blocks, Layout
+from flashmm.likelihood.elimination.small import Symmetric
 
 __all__ = [
     "Directions",

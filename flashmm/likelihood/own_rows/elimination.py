@@ -15,15 +15,13 @@ products of R, of size q w^2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood.base import Forms
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.likelihood.own_rows.layout import OwnLayout
+from flashmm.likelihood.elimination import small
+from flashmm.likelihood.own_rows.layout import OwnLayout
 
 __all__ = [
     "Border",
@@ -34,6 +32,11 @@ __all__ = [
     "solve_border",
     "traces",
 ]
+
+
+# Matrices up to this size are factorised entry by entry, where no pivot is below this share of
+# its diagonal entry.
+_FEW, _SAFE_PIVOT = 6, 1e-4
 
 
 @dataclass(frozen=True)
@@ -262,11 +265,60 @@ def _inverse(A: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
         value = A[:, :, 0]
         positive = value[:, 0] > 0
         return 1.0 / A, np.log(np.abs(value[:, 0])), positive
+    c = A.shape[1]
+    if c > _FEW:
+        return _inverse_by_lapack(A)
+    planes = [np.ascontiguousarray(A[:, a, b]) for a, b in small.pairs(c)]
+    lower, pivots = small.factorise(planes, c)
+    safe = np.ones(A.shape[0], dtype=bool)
+    for pivot, own in zip(pivots, small.diagonal(planes, c), strict=True):
+        safe &= pivot > _SAFE_PIVOT * own
+    with np.errstate(all="ignore"):
+        entries = small.full(small.inverse_of_factors(lower, pivots), c)
+        log_det = np.log(np.abs(np.prod(pivots, axis=0)))
+    inverse = np.empty_like(A)
+    for a in range(c):
+        for b in range(c):
+            inverse[:, a, b] = entries[a][b]
+    safe &= np.isfinite(log_det)
+    good = safe.copy()
+    rest = np.flatnonzero(~safe)
+    if rest.size:
+        inverse[rest], log_det[rest], good[rest] = _inverse_by_lapack(A[rest])
+    return inverse, log_det, good
+
+
+def _inverse_by_lapack(A: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
     sign, log_det = np.linalg.slogdet(A)
     good = (sign > 0) & np.isfinite(log_det)
     if not good.all():
         A = np.where(good[:, None, None], A, np.eye(A.shape[1]))
     return np.asarray(np.linalg.inv(A)), log_det, np.asarray(good)
+
+
+def left_by_border(A: FloatArray, tolerance: float) -> tuple[FloatArray, FloatArray]:
+    """What of y the border leaves, and its rank, from cross-products of [F, y], (B, w + 1, w + 1).
+
+    A direction counts whose eigenvalue exceeds ``tolerance``. Both have shape (B,).
+    """
+    B, w = A.shape[0], A.shape[1] - 1
+    rss, rank, rest = np.empty(B), np.full(B, float(w)), np.arange(B)
+    if w <= _FEW:
+        planes = [np.ascontiguousarray(A[:, a, b]) for a, b in small.pairs(w + 1)]
+        _, pivots = small.factorise(planes, w + 1)
+        clear = np.ones(B, dtype=bool)
+        for pivot in pivots[:w]:
+            clear &= pivot > _SAFE_PIVOT
+        rss[:], rest = pivots[w], np.flatnonzero(~clear)
+    if rest.size:
+        part = A[rest]
+        left, basis = np.linalg.eigh(part[:, :w, :w])
+        real = left > tolerance * np.maximum(left[:, -1:], 1.0)
+        c = np.matmul(np.swapaxes(basis, 1, 2), part[:, :w, w:])[:, :, 0]
+        c = np.where(real, c, 0.0)
+        rss[rest] = part[:, w, w] - (c**2 / np.where(real, left, 1.0)).sum(axis=1)
+        rank[rest] = real.sum(axis=1)
+    return rss, rank
 
 
 def positive_border(blocks: Eliminated) -> tuple[BoolArray, IntArray]:

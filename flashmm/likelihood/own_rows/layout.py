@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import IntArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.design_checks import pairs_of
 from flashmm.likelihood.structure import MAX_EFFECTS, partitions
+from flashmm.stats.own_designs import DesignSums
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
-
-    from flashmm.arrays.types import IntArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.stats.own_designs import DesignSums
 
 __all__ = ["OwnLayout", "find_layout"]
 

@@ -7,15 +7,18 @@ stack takes over, feature by feature.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood.base import (
     SINGULAR,
     Evaluation,
+    Forms,
+    OfProjection,
     RandomEffects,
     StandardErrorKind,
     assembled,
@@ -27,10 +30,13 @@ from flashmm.likelihood.own_rows.layout import OwnLayout
 from flashmm.likelihood.own_rows.stacked import StackedLikelihood
 from flashmm.likelihood.own_rows.stacked_designs import StackedProjection, told_apart
 
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-
-__all__ = ["OwnRowsLikelihood", "OwnRowsRows", "well_posed"]
+__all__ = [
+    "OwnRowsLikelihood",
+    "OwnRowsRows",
+    "at_zero_ratios",
+    "well_posed",
+    "within_samples",
+]
 
 # Arrays of a pass over features: small enough that few features wait in memory, large enough that
 # the calls cost little beside the work.
@@ -41,7 +47,7 @@ _RANK_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
-class OwnRowsLikelihood:
+class OwnRowsLikelihood(OfProjection):
     """REML or ML log-likelihood of features with rows of their own; an `Estimator` by `of`."""
 
     projection: StackedProjection
@@ -49,17 +55,6 @@ class OwnRowsLikelihood:
     layout: OwnLayout
     engine: str = "own rows"
     small_products: bool = True
-    _kept: list[el.Pieces] = field(default_factory=list)
-
-    @property
-    def m(self) -> int:
-        """Number of features."""
-        return self.projection.m
-
-    @property
-    def n_params(self) -> int:
-        """Number of variance parameters, the residual included."""
-        return len(self.projection.structure.parameters) + 1
 
     @property
     def _width(self) -> int:
@@ -87,9 +82,13 @@ class OwnRowsLikelihood:
         """Designs and data of some features."""
         if self._bytes * self.m > _KEPT_BYTES:
             return self._gathered(features)
-        if not self._kept:
-            self._kept.append(self._gathered(np.arange(self.m)))
-        return self._kept[0].take(features)
+        kept = self.projection.kept_pieces
+        if not kept:
+            kept.append(self._gathered(np.arange(self.m)))
+        first, count = int(features[0]) if features.size else 0, features.size
+        if count and features[-1] - first == count - 1 and (np.diff(features) == 1).all():
+            return kept[0].take(slice(first, first + count))  # nothing is copied
+        return kept[0].take(features)
 
     def _gathered(self, features: IntArray) -> el.Pieces:
         p, layout = self.projection, self.layout
@@ -335,43 +334,89 @@ class OwnRowsLikelihood:
     def perfect_fit(self) -> BoolArray:
         """Features that X and Z together explain exactly, shape (m,)."""
         p = self.projection
-        result = np.zeros(self.m, dtype=bool)
-        for here in self._passes(self.m):
-            pieces = self.pieces(np.arange(here.start, here.stop))
-            if self.layout.s == 1:
-                values, vectors = pieces.d[..., 0], np.ones((1, 1, 1, 1))
-            else:
-                values, vectors = np.linalg.eigh(pieces.d)
-            held = values > _RANK_TOLERANCE * np.maximum(
-                values.max(axis=(1, 2), keepdims=True), 1.0
-            )
-            inverse = np.divide(1.0, values, out=np.zeros_like(values), where=held)
-            along = np.matmul(np.swapaxes(vectors, 2, 3), pieces.U)
-            A = pieces.FF - el.inner(along, along * inverse[..., None])
-            w = A.shape[1] - 1
-            left, basis = np.linalg.eigh(A[:, :w, :w])
-            real = left > _RANK_TOLERANCE * np.maximum(left[:, -1:], 1.0)
-            c = np.matmul(np.swapaxes(basis, 1, 2), A[:, :w, w:])[:, :, 0]
-            c = np.where(real, c, 0.0)
-            rss = A[:, w, w] - (c**2 / np.where(real, left, 1.0)).sum(axis=1)
-            rank = held.sum(axis=(1, 2)) + real.sum(axis=1)
-            result[here] = (rss <= p.rounding[here]) & (pieces.n > rank)
-        return result
+        rss, rank = within_samples(self)
+        return np.asarray((rss <= p.rounding) & (p.designs.n > rank))
+
+
+def within_samples(likelihood: OwnRowsLikelihood) -> tuple[FloatArray, FloatArray]:
+    """Residual sums of squares of y on [X, Z], in units of ``scale``, and ranks of [X, Z], (m,)."""
+    rss, rank = np.empty(likelihood.m), np.empty(likelihood.m)
+    for here in likelihood._passes(likelihood.m):
+        pieces = likelihood.pieces(np.arange(here.start, here.stop))
+        if likelihood.layout.s == 1:
+            values, vectors = pieces.d[..., 0], np.ones((1, 1, 1, 1))
+        else:
+            values, vectors = np.linalg.eigh(pieces.d)
+        held = values > _RANK_TOLERANCE * np.maximum(values.max(axis=(1, 2), keepdims=True), 1.0)
+        inverse = np.divide(1.0, values, out=np.zeros_like(values), where=held)
+        along = np.matmul(np.swapaxes(vectors, 2, 3), pieces.U)
+        A = pieces.FF - el.inner(along, along * inverse[..., None])
+        rss[here], rank[here] = el.left_by_border(A, _RANK_TOLERANCE)
+        rank[here] += held.sum(axis=(1, 2))
+    return rss, rank
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Some features where V is the identity, and P is off X alone."""
+
+    pieces: el.Pieces
+    blocks: el.Eliminated
+    border: el.Border
+    found: el.Products
+    traces: Forms
+
+    @classmethod
+    def of(cls, likelihood: OwnRowsLikelihood, features: IntArray) -> _Origin:
+        pieces = likelihood.pieces(features)
+        theta = np.tile(likelihood._origin(), (features.size, 1))
+        blocks = el.eliminate(likelihood.layout, pieces, theta)
+        border = el.solve_border(blocks, likelihood.projection.p)
+        found = el.products(blocks)
+        df = pieces.n - likelihood.projection.p
+        traces = el.traces(blocks, border.Q, found, np.zeros(features.size), df)
+        return cls(pieces, blocks, border, found, traces)
+
+
+def at_zero_ratios(likelihood: OwnRowsLikelihood) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """tr(R V_i), tr(R V_i R V_i) and y'R V_i R y of the parameters of D; R is off X.
+
+    Each has shape (m, k).
+    """
+    k = likelihood.n_params - 1
+    first, second, forms = (np.empty((likelihood.m, k)) for _ in range(3))
+    for here in likelihood._passes(likelihood.m):
+        at = _Origin.of(likelihood, np.arange(here.start, here.stop))
+        first[here] = at.traces.first[:, :k]
+        second[here] = np.einsum("bii->bi", at.traces.second)[:, :k]
+        forms[here] = el.quadratic_forms(at.blocks, at.border, at.found).first[:, :k]
+    return first, second, forms
+
+
+def _one_variance_posed(likelihood: OwnRowsLikelihood, features: IntArray) -> BoolArray:
+    """`well_posed` of a single variance of blocks of one effect: Z'RZ is diag(d) - U U'."""
+    p, pieces = likelihood.projection, likelihood.pieces(features)
+    d, U = pieces.d[:, :, 0, 0], pieces.U[:, :, 0, : likelihood.projection.p]
+    lost, inside = (U * U).sum(axis=2), np.matmul(np.swapaxes(U, 1, 2), U)
+    first, second = np.zeros((features.size, 2)), np.zeros((features.size, 2, 2))
+    first[:, 0] = (d - lost).sum(axis=1)
+    second[:, 0, 0] = (d * (d - 2.0 * lost)).sum(axis=1) + (inside * inside).sum(axis=(1, 2))
+    totals = d.sum(axis=1)[:, None]
+    return told_apart(p.structure, first, second, totals, pieces.n - p.p)
 
 
 def well_posed(likelihood: OwnRowsLikelihood) -> BoolArray:
     """Features whose components have something left beside X and can be told apart, (m,)."""
     p, layout = likelihood.projection, likelihood.layout
     structure, result = p.structure, np.ones(likelihood.m, dtype=bool)
+    alone = len(structure.parameters) == 1 and layout.s == 1 and layout.q2 == 0
     for here in likelihood._passes(likelihood.m):
         features = np.arange(here.start, here.stop)
-        pieces = likelihood.pieces(features)
-        theta = np.tile(likelihood._origin(), (features.size, 1))
-        blocks = el.eliminate(layout, pieces, theta)
-        border = el.solve_border(blocks, p.p)
-        found = el.products(blocks)
-        df = pieces.n - p.p
-        forms = el.traces(blocks, border.Q, found, np.zeros(features.size), df)
+        if alone:
+            result[here] = _one_variance_posed(likelihood, features)
+            continue
+        at = _Origin.of(likelihood, features)
+        pieces, forms = at.pieces, at.traces
         totals = np.zeros((features.size, len(structure.parameters)))
         corner = np.einsum("bss->bs", pieces.FF)[:, : layout.q2]
         for i, pairs in layout.fine_params:
@@ -380,6 +425,7 @@ def well_posed(likelihood: OwnRowsLikelihood) -> BoolArray:
         for i, ones in layout.border_params:
             if structure.parameters[i].is_variance:
                 totals[:, i] = corner[:, ones[0][0]].sum(axis=1)
+        df = pieces.n - p.p
         result[here] = told_apart(structure, forms.first, forms.second, totals, df)
     return result
 

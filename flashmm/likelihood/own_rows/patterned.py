@@ -7,15 +7,24 @@ of dense matrices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError
-from flashmm.likelihood.base import Evaluation, RandomEffects, StandardErrorKind, rows_of
+from flashmm.likelihood.base import (
+    Estimator,
+    Evaluation,
+    OfProjection,
+    RandomEffects,
+    StandardErrorKind,
+    rows_of,
+)
 from flashmm.likelihood.design_checks import check_sample_size
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 from flashmm.likelihood.own_rows.layout import OwnLayout, find_layout
@@ -36,14 +45,7 @@ from flashmm.likelihood.projection import (
     scale_of_columns,
 )
 from flashmm.likelihood.units import InUnits
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.likelihood.base import Estimator
-    from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.own_rows import PatternedStats
 
 __all__ = ["FeatureRows", "PatternedLikelihood", "PatternedProjection", "project_patterns"]
 
@@ -259,7 +261,7 @@ def _well_posed(stacked: StackedProjection, layout: OwnLayout | None) -> BoolArr
 
 
 @dataclass(frozen=True)
-class PatternedLikelihood:
+class PatternedLikelihood(OfProjection):
     """The likelihoods of all features, each by the group it is in; an `Estimator` by `of`.
 
     Parameters
@@ -301,16 +303,6 @@ class PatternedLikelihood:
             else:
                 parts.append(OwnRowsLikelihood(group.projection, method, layout))
         return cls(projection, method, tuple(parts))
-
-    @property
-    def m(self) -> int:
-        """Number of features."""
-        return self.projection.m
-
-    @property
-    def n_params(self) -> int:
-        """Number of variance parameters, the residual included."""
-        return len(self.projection.structure.parameters) + 1
 
     @cached_property
     def _places(self) -> tuple[IntArray, IntArray]:

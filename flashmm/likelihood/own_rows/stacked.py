@@ -7,16 +7,20 @@ sum over entries of T and r: no product of matrices for each.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from flashmm.arrays.namespaces import cholesky
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.base import (
     Evaluation,
     Forms,
+    OfProjection,
     RandomEffects,
     StandardErrorKind,
     assembled,
@@ -25,12 +29,6 @@ from flashmm.likelihood.base import (
 from flashmm.likelihood.design_checks import pairs_of
 from flashmm.likelihood.general import factored, inverse_of
 from flashmm.likelihood.own_rows.stacked_designs import Root, StackedProjection, entry_sums
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
 
 __all__ = ["StackRows", "StackedLikelihood"]
 
@@ -76,22 +74,12 @@ def times_D(structure: CovarianceStructure, theta: FloatArray, V: FloatArray) ->
 
 
 @dataclass(frozen=True)
-class StackedLikelihood:
+class StackedLikelihood(OfProjection):
     """REML or ML log-likelihood of features with designs of their own; an `Estimator` by `of`."""
 
     projection: StackedProjection
     method: Literal["REML", "ML"]
     engine: str = "stacked"
-
-    @property
-    def m(self) -> int:
-        """Number of features."""
-        return self.projection.m
-
-    @property
-    def n_params(self) -> int:
-        """Number of variance parameters, the residual included."""
-        return len(self.projection.structure.parameters) + 1
 
     @cached_property
     def perfect_fit(self) -> BoolArray:

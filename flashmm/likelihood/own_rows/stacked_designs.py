@@ -9,24 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.base import Forms
 from flashmm.likelihood.design_checks import CONFOUNDED, pairs_of
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-    from flashmm.designs.design import CovarianceStructure
-    from flashmm.stats.own_designs import DesignSums
-    from flashmm.stats.own_rows import PatternedStats
+from flashmm.likelihood.own_rows.elimination import Pieces
+from flashmm.stats.own_designs import DesignSums
+from flashmm.stats.own_rows import PatternedStats
 
 __all__ = ["DesignStack", "Root", "StackedProjection", "entry_sums", "told_apart", "weight_units"]
 
 _RANK_TOLERANCE = 1e-10
 _CHUNK_BYTES = 2**25
 _KEPT_BYTES = 2**29
+_NOT_BY_FEATURE = ("designs", "_kept", "kept_pieces")
 
 
 @dataclass(frozen=True)
@@ -180,6 +179,8 @@ class StackedProjection:
     ZY: FloatArray
     beta_ols: FloatArray
     _kept: dict[tuple[str, int], tuple[FloatArray, Root]] = field(default_factory=dict)
+    # Pieces of all features in a layout, for every likelihood of these statistics.
+    kept_pieces: list[Pieces] = field(default_factory=list)
 
     @property
     def m(self) -> int:
@@ -198,7 +199,7 @@ class StackedProjection:
 
     def take(self, features: IntArray) -> StackedProjection:
         """The same for some of the features."""
-        own = (part.name for part in fields(self) if part.name not in ("designs", "_kept"))
+        own = (part.name for part in fields(self) if part.name not in _NOT_BY_FEATURE)
         return StackedProjection(
             self.designs.take(features), *(getattr(self, name)[features] for name in own)
         )

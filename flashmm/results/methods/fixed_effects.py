@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from numpy.typing import ArrayLike
+
 from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
-from flashmm.results import fixed_effects, marginal_means, moderation
+from flashmm.results import coefficient_limits, fixed_effects, marginal_means, moderation
+from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.fitted import OfFittedModel
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
-    from numpy.typing import ArrayLike
-
-    from flashmm.results.contrast_results import FTestResults, TTestResults
 
 __all__ = ["FixedEffectMethods"]
 
@@ -35,9 +35,16 @@ class FixedEffectMethods(OfFittedModel):
         return self._default_tests.pvalue.rename_axis(columns="coef")
 
     def conf_int(
-        self, alpha: float = 0.05, *, df: str = DEFAULT_DF, prior: Any = None
+        self,
+        alpha: float = 0.05,
+        *,
+        df: str = DEFAULT_DF,
+        prior: Any = None,
+        method: Literal["wald", "profile"] = "wald",
+        coefs: Any = None,
+        features: Any = None,
     ) -> xr.DataArray:
-        """Wald confidence limits of the fixed effects.
+        """Confidence limits of the fixed effects.
 
         Parameters
         ----------
@@ -46,13 +53,49 @@ class FixedEffectMethods(OfFittedModel):
         df, prior
             Degrees of freedom, as in `t_test`. With ``"integrated"`` the limits are those at which
             the one-sided p-values are alpha / 2.
+        method
+            ``"wald"``: estimate -/+ t se; ``"profile"``: where the log-likelihood of all data (ML,
+            for REML fits too, as lme4), maximised over everything else, has fallen by half the
+            chi-square quantile. Each limit costs a few fits.
+        coefs
+            Names of coefficients, or terms; all by default.
+        features
+            Names, a mask or a slice; all by default.
 
         Returns
         -------
         DataArray
-            Dims feature, coef, bound (lower, upper), in the units of params.
+            Dims feature, coef, bound (lower, upper), in the units of params. NaN where a limit was
+            not found.
+
+        Raises
+        ------
+        InputError
+            If an option or a name is unknown, or ``df`` is given for a profile.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Once, with the number of features that lack a profile limit.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> Z = np.kron(np.eye(8), np.ones((5, 1)))
+        >>> result = fm.MultiLMM.from_arrays(rng.normal(size=(3, 40)), np.ones((40, 1)), Z).fit()
+        >>> result.conf_int(method="profile").dims
+        ('feature', 'coef', 'bound')
         """
-        return self.t_test(df=df, prior=prior).conf_int(alpha).rename({"contrast": "coef"})
+        return coefficient_limits.conf_int(
+            self.fitted,
+            self.fitted.positions(features),
+            alpha,
+            df=df,
+            prior=prior,
+            method=method,
+            coefs=coefs,
+        )
 
     def cov_params(self, features: Any = None) -> xr.DataArray:
         """Covariance matrices of the fixed effects.
@@ -93,9 +136,10 @@ class FixedEffectMethods(OfFittedModel):
         df
             Degrees of freedom: ``"satterthwaite"`` (Satterthwaite 1946, as lmerTest),
             ``"kenward-roger"`` (Kenward & Roger 1997, which also widens the standard errors, as
-            pbkrtest; REML fits only), ``"residual"``, n - p, as FLASHMM, or ``"integrated"``:
-            p-values averaged over what all features together say of the variance ratios, for
-            few subjects and many features (see Notes).
+            pbkrtest; REML fits only), ``"residual"``, n - p, as FLASHMM, ``"normal"``, infinitely
+            many, as glmmTMB and statsmodels' MixedLM, or ``"integrated"``: p-values
+            averaged over what all features together say of the variance ratios, for few subjects
+            and many features (see Notes).
         moderated
             True for residual variances moderated by those of all features, or what `moderate`
             returns; with Satterthwaite's degrees of freedom only.
@@ -177,9 +221,9 @@ class FixedEffectMethods(OfFittedModel):
         df
             Denominator degrees of freedom: ``"satterthwaite"`` (Fai & Cornelius 1996, as
             lmerTest), ``"kenward-roger"`` (Kenward & Roger 1997: their scaled F, as pbkrtest; REML
-            fits only), ``"residual"``, n - p, or ``"integrated"``: the mean of exact F tests over
-            the posterior of the variance ratios, as in `t_test`; F and ``df_denom`` then
-            summarise it.
+            fits only), ``"residual"``, n - p, ``"normal"``, infinitely many (chi-square), or
+            ``"integrated"``: the mean of exact F tests over the posterior of the variance ratios,
+            as in `t_test`; F and ``df_denom`` then summarise it.
         moderated, prior
             As in `t_test`.
         features
@@ -239,64 +283,6 @@ class FixedEffectMethods(OfFittedModel):
             contrast,
             use_f=use_f,
             df=df,
-            prior=prior,
-        )
-
-    def anova(
-        self,
-        *,
-        type: Literal[3] = 3,
-        df: str = DEFAULT_DF,
-        moderated: bool | xr.Dataset = False,
-        prior: Any = None,
-        features: Any = None,
-    ) -> FTestResults:
-        """Type III F tests of the terms of the fixed formula, for every feature.
-
-        The hypotheses do not depend on how factors are coded: a term is tested with the linear
-        predictor averaged, with equal weights, over the levels of the factors outside the term,
-        as in SAS and lmerTest. The intercept is not tested; where there is nothing else the table
-        is empty. In a model built from matrices each coefficient is a term of its own. Where
-        columns of X were left out (``rank="drop"``) the hypotheses are SAS's type III estimable
-        functions; a term without any has no numerator degrees of freedom and NaN.
-
-        Parameters
-        ----------
-        type
-            3, the only one.
-        df
-            Denominator degrees of freedom, as in `f_test`.
-        moderated, prior
-            As in `t_test`.
-        features
-            Names, a mask or a slice; all by default.
-
-        Returns
-        -------
-        FTestResults
-            One hypothesis per term.
-
-        Raises
-        ------
-        InputError
-            If an option is unknown.
-
-        Examples
-        --------
-        >>> import flashmm as fm
-        >>> sim = fm.simulate.rnaseq(n_genes=5, n_cells=300, n_samples=6, n_clusters=2, rng=1)
-        >>> result = fm.MultiLMM.from_formula(
-        ...     "~ log(libsize) + cls * trt", "~ 0 + sam", sim.metadata, sim.counts,
-        ...     transform="log2p1").fit(parameter_space="psd")
-        >>> result.anova().df_num.iloc[0].to_dict()
-        {'log(libsize)': 1.0, 'cls': 1.0, 'trt': 1.0, 'cls:trt': 1.0}
-        """
-        return fixed_effects.anova(
-            self.fitted,
-            self.fitted.positions(features),
-            type=type,
-            df=df,
-            moderated=moderated,
             prior=prior,
         )
 

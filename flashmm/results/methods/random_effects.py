@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from numpy.typing import ArrayLike
+
 from flashmm.arrays.blas import hold_methods
-from flashmm.results import random_effects, variance_components, variance_shares, variance_tests
+from flashmm.results import (
+    correlations,
+    random_effects,
+    variance_components,
+    variance_shares,
+    variance_tests,
+)
 from flashmm.results.fitted import OfFittedModel
+from flashmm.results.refit import Progress
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import ArrayLike
-
-    from flashmm.results.refit import Progress
 
 __all__ = ["RandomEffectMethods"]
 
@@ -292,6 +298,83 @@ class RandomEffectMethods(OfFittedModel):
             levels apart. With ``se`` a Dataset with the variables blup and se.
         """
         return random_effects.blup(self.fitted, self.fitted.positions(features), se)
+
+    def coef(self, *, features: Any = None) -> dict[str, xr.DataArray]:
+        """Coefficients of each group: fixed plus predicted random effects, as lme4's coef.
+
+        Parameters
+        ----------
+        features
+            Names, a mask or a slice; all by default.
+
+        Returns
+        -------
+        dict
+            By grouping factor: dims feature, group_level, coef, in the units of params. The
+            random terms of one factor are added together; coefficients without a random effect
+            are the same in all levels, and a random effect without a fixed one stands alone.
+
+        Raises
+        ------
+        InputError
+            If the columns of Z are not known to be effects of groups, as in models from matrices.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> data = pd.DataFrame({"x": rng.normal(size=40), "g": np.repeat(list("abcdefgh"), 5)})
+        >>> model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=rng.normal(size=(3, 40)))
+        >>> model.fit(parameter_space="psd").coef()["g"].shape
+        (3, 8, 2)
+        """
+        return random_effects.coefficients_by_group(self.fitted, self.fitted.positions(features))
+
+    def random_correlations(
+        self,
+        alpha: float = 0.05,
+        *,
+        method: Literal["delta", "profile"] = "delta",
+        features: Any = None,
+    ) -> xr.Dataset:
+        """Correlations of the random effects of a level, with confidence limits.
+
+        Parameters
+        ----------
+        alpha
+            One minus the coverage.
+        method
+            ``"delta"``: the delta method, symmetric in Fisher's z = artanh(rho); NaN limits for a
+            correlation of one. ``"profile"``: where the log-likelihood that was fitted
+            (restricted for REML), maximised over everything else, has fallen by half the
+            chi-square quantile; for terms with two effects.
+        features
+            Names, a mask or a slice; all by default.
+
+        Returns
+        -------
+        Dataset
+            Dims feature, param (the covariances): ``estimate``, ``se`` (delta method),
+            ``lower``, ``upper``. NaN where a variance is not positive.
+
+        Raises
+        ------
+        InputError
+            If an option is unknown, or a profile is asked for of a term with more effects.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> data = pd.DataFrame({"x": rng.normal(size=80), "g": np.repeat(list("abcdefgh"), 10)})
+        >>> Y = rng.normal(size=(3, 80)) + rng.normal(size=(3, 8))[:, np.repeat(range(8), 10)]
+        >>> model = fm.MultiLMM.from_formula("~ x + (1 + x | g)", data=data, Y=Y)
+        >>> model.fit(parameter_space="psd").random_correlations()["param"].values.tolist()
+        ['g[Intercept,x]']
+        """
+        return correlations.random_correlations(
+            self.fitted, self.fitted.positions(features), alpha, method=method
+        )
 
     @property
     def random_effects(self) -> dict[str, xr.DataArray]:

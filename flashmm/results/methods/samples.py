@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from numpy.typing import ArrayLike
+
 from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.results import bootstrap, predictions
 from flashmm.results.bootstrap_results import BootstrapResults
 from flashmm.results.fitted import OfFittedModel
 from flashmm.results.refit import Progress
-from flashmm.sources import Transform
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import ArrayLike
-
-    from flashmm.stats.own_rows import PatternedStats
-    from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["SampleMethods"]
 
@@ -32,6 +31,7 @@ class SampleMethods(OfFittedModel):
         newdata: Any = None,
         *,
         level: Literal["population", "conditional"] = "population",
+        random: str | Sequence[str] | None = None,
         se: bool = False,
         interval: Literal["confidence", "prediction"] | None = None,
         alpha: float = 0.05,
@@ -55,6 +55,11 @@ class SampleMethods(OfFittedModel):
         level
             ``"population"``: x'beta, whatever the groups; ``"conditional"``: x'beta + z'b, with
             the predicted random effects of the samples' groups.
+        random
+            At the conditional level, the random effects to predict with, others being zero
+            (lme4's ``re.form``): names of terms, ``"Subject"``, or of variances,
+            ``"Subject[Days]"``. All by default. A prediction interval counts the others as those
+            of new levels.
         se
             Add standard errors.
         interval
@@ -65,8 +70,9 @@ class SampleMethods(OfFittedModel):
             One minus the coverage.
         df
             Degrees of freedom of the limits: ``"satterthwaite"``, for the whole variance of the
-            prediction; ``"residual"``, n - p; or ``"integrated"``: predictions, errors and
-            limits averaged over what all features say of the variance ratios, as in `t_test`.
+            prediction; ``"residual"``, n - p; ``"normal"``; or ``"integrated"``: predictions,
+            errors and limits averaged over what all features say of the variance ratios, as in
+            `t_test`.
         prior
             As in `t_test`, with ``"integrated"``.
         allow_new_levels
@@ -127,6 +133,7 @@ class SampleMethods(OfFittedModel):
             self.fitted.positions(features),
             newdata,
             level=level,
+            random=random,
             se=se,
             interval=interval,
             alpha=alpha,
@@ -144,6 +151,7 @@ class SampleMethods(OfFittedModel):
         data: Any = None,
         *,
         level: Literal["population", "conditional"] = "conditional",
+        random: str | Sequence[str] | None = None,
         features: Any = None,
         X: ArrayLike | None = None,
         Z: Any = None,
@@ -159,6 +167,8 @@ class SampleMethods(OfFittedModel):
             Samples that the fit dropped may be in it: theirs are NaN.
         level
             ``"conditional"``: X beta + Z b, statsmodels' fittedvalues; ``"population"``: X beta.
+        random
+            As in `predict`.
         features, X, Z, feature_covariates, context
             As in `predict`.
 
@@ -177,58 +187,7 @@ class SampleMethods(OfFittedModel):
             self.fitted.positions(features),
             data,
             level=level,
-            X=X,
-            Z=Z,
-            feature_covariates=feature_covariates,
-            context=context,
-        )
-
-    def resid(
-        self,
-        Y: Any,
-        data: Any = None,
-        *,
-        transform: Transform = None,
-        level: Literal["population", "conditional"] = "conditional",
-        features: Any = None,
-        X: ArrayLike | None = None,
-        Z: Any = None,
-        feature_covariates: Mapping[str, Any] | None = None,
-        context: Mapping[str, Any] | None = None,
-    ) -> xr.DataArray:
-        """Residuals: Y minus `fittedvalues`, both Y and the samples' table given again.
-
-        Where the fit left out missing values, they may be there again: their residuals are NaN.
-
-        Parameters
-        ----------
-        Y
-            Features x samples, of every kind that `MultiLMM.from_formula` takes; features are
-            matched by name when Y has names.
-        data
-            The samples' table.
-        transform
-            The one that the model was built with.
-        level, features, X, Z, feature_covariates, context
-            As in `fittedvalues`.
-
-        Returns
-        -------
-        DataArray
-            Dims feature, sample.
-
-        Raises
-        ------
-        InputError
-            If Y lacks a feature or does not match the samples.
-        """
-        return predictions.resid(
-            self.fitted,
-            self.fitted.positions(features),
-            Y,
-            data,
-            transform=transform,
-            level=level,
+            random=random,
             X=X,
             Z=Z,
             feature_covariates=feature_covariates,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import ArrayLike
+
 from flashmm.arrays.blas import hold_methods
 from flashmm.results import integrated
 from flashmm.results.fitted import OfFittedModel
+from flashmm.results.ratio_prior import RatioPrior
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import ArrayLike
-
-    from flashmm.results.ratio_prior import RatioPrior
 
 __all__ = ["SharedPriorMethods"]
 

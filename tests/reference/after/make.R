@@ -56,7 +56,20 @@ r2 <- function(f) {
 limits <- function(f) { p <- suppressWarnings(profile(f, signames = FALSE)); frame(confint(p)) }
 ranova_of <- function(f) frame(ranova(f))
 std <- function(f) as.vector(residuals(f, type = "pearson") / (sigma(f) * sqrt(1 - hatvalues(f))))
+# Limits of a correlation by the profile of lme4's own criterion, the other parameters by optim.
+cor_limits <- function(REML) {
+  devfun <- lmer(y ~ x + (1 + x | g), d, REML = REML, devFunOnly = TRUE)
+  at <- function(r, start) optim(start, function(s) {
+    s <- exp(s); devfun(c(s[1], r * s[2], sqrt(1 - r^2) * s[2]))
+  }, method = "Nelder-Mead", control = list(reltol = 1e-14, maxit = 5000))
+  best <- optimize(function(r) at(r, c(-0.5, -0.5))$value, c(-0.99, 0.99), tol = 1e-9)
+  fall <- function(r) at(r, c(-0.5, -0.5))$value - best$objective - qchisq(0.95, 1)
+  list(estimate = best$minimum,
+       limits = c(uniroot(fall, c(-0.999, best$minimum), tol = 1e-10)$root,
+                  uniroot(fall, c(best$minimum, 0.9999), tol = 1e-10)$root))
+}
 out(list(
+  cor_ml = cor_limits(FALSE), cor_reml = cor_limits(TRUE),
   anova = anova_of(f), anova_ml = anova_of(ml), anova_slopes = anova_of(slopes),
   anova_weighted = anova_of(weighted),
   drop1_F = frame(drop1(f)), drop1_F_additive = frame(drop1(additive)),

@@ -1,0 +1,297 @@
+"""The profile likelihood on a coarse grid of variance ratios that all features share.
+
+Along a ray, theta = sigma2 (rho d, 1), the covariance of the error contrasts is
+sigma2 (I + rho sum_i d_i K'G_iK): one eigendecomposition a ray, and a feature's likelihood at
+all its points, sigma2 maximised out, follows from one rotation and a few sums of squares. Coarse
+as it is, it shows where a feature's likelihood has other maxima than the one that was found.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import combinations, product
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.linalg
+
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
+from flashmm.likelihood.projection import Projection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Literal
+
+
+__all__ = ["ProfileGrid", "fine_grid", "profile_grid"]
+
+# Random effects up to which the grid has all its rays, and up to which it has some: each costs an
+# eigendecomposition for all features and a rotation for each.
+_ALL_RAYS = 150
+_SOME_RAYS = 300
+# Rank of Z'RZ up to which there is a finer grid.
+_FINE = 60
+_RADII = 20
+# Shares of the largest variance that the others have on the rays, by the number of variances.
+_SHARES = {1: (1.0,), 2: (1.0, 1 / 8, 1 / 64, 0.0), 3: (1.0, 1 / 16, 0.0), 4: (1.0, 0.0)}
+_FINE_SHARES = {
+    2: (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256, 0.0),
+    3: (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256, 0.0),
+    4: (1.0, 1 / 16, 0.0),
+}
+# Rays of a fine grid that covariances may add to.
+_MOST_RAYS = 100
+_CORRELATION = 0.9
+
+
+@dataclass(frozen=True)
+class ProfileGrid:
+    """Points of the grid and what the likelihood needs to know of its rays.
+
+    Parameters
+    ----------
+    theta
+        The points with sigma2 = 1, shape (g, k); no random effects last.
+    beside
+        Pairs of neighbouring rays, shape (pairs, 2).
+    rotation
+        Eigenvectors of each ray, shape (rays, r, r).
+    weight
+        1 / (1 + rho lambda) of each ray's points, shape (rays, r, radii).
+    log_det
+        log |V| / sigma2 or that of the error contrasts at each point, shape (g,).
+    df
+        n - p under REML, n under ML.
+    """
+
+    theta: FloatArray
+    beside: IntArray
+    rotation: FloatArray
+    weight: FloatArray
+    log_det: FloatArray
+    df: int
+
+    def profile(self, u: FloatArray, rss: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Log-likelihoods (g, B) and the sigma2 (g, B) that maximise them.
+
+        Parameters
+        ----------
+        u, rss
+            Of the features, as in `Projection`, shapes (B, r) and (B,).
+        """
+        count, (rays, _, radii) = u.shape[0], self.weight.shape
+        sigma2 = np.empty((rays * radii + 1, count))
+        for i in range(rays):
+            turned = self.rotation[i].T @ u.T
+            np.matmul(self.weight[i].T, turned * turned, out=sigma2[i * radii : (i + 1) * radii])
+        sigma2[-1] = (u * u).sum(axis=1)
+        sigma2 += rss
+        sigma2 /= self.df
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = np.log(sigma2)
+        values += math.log(2.0 * math.pi) + 1.0 + (self.log_det / self.df)[:, None]
+        values *= -0.5 * self.df
+        values[~(sigma2 > 0)] = -np.inf
+        return values, sigma2
+
+    def summits(self, values: FloatArray) -> BoolArray:
+        """Points that no neighbour is above, shape (g, B), of log-likelihoods (g, B)."""
+        rays, _, radii = self.weight.shape
+        by_ray = values[:-1].reshape(rays, radii, -1)
+        top = np.isfinite(values)
+        on_rays = top[:-1].reshape(by_ray.shape)  # a view
+        on_rays[:, 1:] &= by_ray[:, 1:] >= by_ray[:, :-1]
+        on_rays[:, :-1] &= by_ray[:, :-1] >= by_ray[:, 1:]
+        on_rays[:, 0] &= by_ray[:, 0] >= values[-1]
+        top[-1] &= values[-1] >= by_ray[:, 0].max(axis=0)
+        for i, j in self.beside:
+            for one, other in ((i, j), (j, i)):
+                on_rays[one] &= by_ray[one] >= by_ray[other]
+                on_rays[one, 1:] &= by_ray[one, 1:] >= by_ray[other, :-1]
+                on_rays[one, :-1] &= by_ray[one, :-1] >= by_ray[other, 1:]
+        return top
+
+    @cached_property
+    def neighbours(self) -> IntArray:
+        """Positions of the points next to each, each once, itself besides, shape (g, c)."""
+        rays, _, radii = self.weight.shape
+        here = np.arange(rays * radii)
+        ray, radius = np.divmod(here, radii)
+        near = np.column_stack([ray, _by_ray(self.beside, rays)[ray]]) * radii
+        found = [
+            np.where(
+                ((radius + step >= 0) & (radius + step < radii))[:, None], near + at, here[:, None]
+            )
+            for step in (-1, 0, 1)
+            for at in [(radius + step)[:, None]]
+        ]
+        centre = np.where(radius == 0, here.size, here)
+        table = np.hstack([*found, centre[:, None]])
+        last = np.full((1, max(table.shape[1], rays)), here.size)
+        last[0, :rays] = np.arange(rays) * radii
+        table = np.hstack([table, np.tile(here[:, None], last.shape[1] - table.shape[1])])
+        table = np.sort(np.vstack([table, last]), axis=1)
+        again = np.zeros(table.shape, dtype=bool)
+        again[:, 1:] = table[:, 1:] == table[:, :-1]
+        return np.where(again, np.arange(here.size + 1)[:, None], table)
+
+
+def _by_ray(beside: IntArray, rays: int) -> IntArray:
+    """Rays beside each ray, itself in the place of those that lack, shape (rays, c)."""
+    near = [
+        np.concatenate([beside[beside[:, 0] == i, 1], beside[beside[:, 1] == i, 0]])
+        for i in range(rays)
+    ]
+    widest = max(map(len, near))
+    return np.array(
+        [[*each, *[i] * (widest - len(each))] for i, each in enumerate(near)], dtype=np.intp
+    )
+
+
+def fine_grid(
+    projection: Projection, method: Literal["REML", "ML"]
+) -> Callable[[], ProfileGrid] | None:
+    """What makes a grid of more rays, for features that the first leaves in doubt.
+
+    None for designs of one variance, which the first grid has, and for large ones.
+    """
+    structure = projection.structure
+    count = sum(p.is_variance for p in structure.parameters)
+    if structure.q > _ALL_RAYS or count not in _FINE_SHARES or not 0 < projection.r <= _FINE:
+        return None
+    return partial(
+        _grid, projection, method, *_directions(structure, _FINE_SHARES[count], fine=True)
+    )
+
+
+def profile_grid(projection: Projection, method: Literal["REML", "ML"]) -> ProfileGrid | None:
+    """The grid of a design; None where it would cost more than it is worth.
+
+    Parameters
+    ----------
+    projection
+        Projected statistics, in numpy arrays.
+    method
+        ``"REML"`` or ``"ML"``.
+
+    Notes
+    -----
+    Whether there is a grid depends on the design alone, so that a feature's answer does not
+    depend on the features beside it.
+    """
+    structure, q = projection.structure, projection.structure.q
+    if len(structure.parameters) > 1 and q > _SOME_RAYS:
+        return None
+    if projection.ZZ.shape[0] > 3000 or projection.r == 0:
+        return None
+    count = sum(p.is_variance for p in structure.parameters)
+    shares = _SHARES.get(count) if q <= _ALL_RAYS else None
+    found = _few_directions(structure, pairs=q <= _ALL_RAYS)
+    if shares is not None:
+        found = _directions(structure, shares, fine=False)
+    return _grid(projection, method, *found)
+
+
+def _grid(
+    projection: Projection, method: Literal["REML", "ML"], directions: FloatArray, steps: IntArray
+) -> ProfileGrid:
+    """The grid on some rays."""
+    A = np.tensordot(directions, projection.A, axes=1)
+    spectra, rotation = _eigen(A)
+    df = projection.n - projection.p
+    of_trace = spectra
+    if method == "ML":
+        df = projection.n
+        of_trace = _eigen(np.tensordot(directions, projection.A_full, axes=1))[0]
+    largest = spectra.max()
+    typical = np.median(spectra[0][spectra[0] > 1e-3 * spectra[0].max()])
+    radii = np.geomspace(0.1 / largest, 1e4 / max(typical, 1.0), _RADII)
+    scaled = spectra[:, :, None] * radii
+    theta = np.ones((len(directions) * _RADII + 1, directions.shape[1] + 1))
+    theta[:-1, :-1] = (directions[:, None, :] * radii[:, None]).reshape(-1, directions.shape[1])
+    theta[-1, :-1] = 0.0
+    log_det = np.log1p(of_trace[:, :, None] * radii).sum(axis=1).reshape(-1)
+    return ProfileGrid(
+        theta,
+        _beside(steps),
+        rotation,
+        1.0 / (1.0 + scaled),
+        np.append(log_det, 0.0),
+        df,
+    )
+
+
+def _eigen(A: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Eigenvalues (d, r), none negative, and eigenvectors of matrices (d, r, r)."""
+    diagonal = np.diagonal(A, axis1=1, axis2=2).copy()
+    values, vectors = diagonal, np.broadcast_to(np.eye(A.shape[1]), A.shape).copy()
+    # In the basis of Z'RZ all variances alike make a diagonal matrix.
+    off = np.abs(A).sum(axis=(1, 2)) - np.abs(diagonal).sum(axis=1)
+    for i in np.flatnonzero(off > 1e-9 * np.abs(diagonal).sum(axis=1)):
+        values[i], vectors[i] = scipy.linalg.eigh(A[i], driver="evd")
+    return np.maximum(values, 0.0), vectors
+
+
+def _few_directions(structure: CovarianceStructure, *, pairs: bool) -> tuple[FloatArray, IntArray]:
+    """Rays of each variance by itself, of all, and perhaps of two, as `_directions`."""
+    variances = [i for i, p in enumerate(structure.parameters) if p.is_variance]
+    count = len(variances)
+    sets = [{i} for i in range(count)] + [set(range(count))] * (count > 1)
+    if pairs:
+        sets += [set(pair) for pair in combinations(range(count), 2)] * (count > 2)
+    steps = np.array([[0 if i in s else 1 for i in range(count)] for s in sets], dtype=np.intp)
+    rays = np.zeros((len(sets), len(structure.parameters)))
+    rays[:, variances] = 1.0 - steps
+    return rays, steps
+
+
+def _directions(
+    structure: CovarianceStructure, shares: tuple[float, ...], *, fine: bool
+) -> tuple[FloatArray, IntArray]:
+    """Rays (d, k) and their places on a lattice (d, c): those a step apart are neighbours.
+
+    One variance is the largest, the others have all shares of it; one pair of effects at a time
+    may be correlated: where both are as large as any, alone, or on a fine grid all that there are.
+    """
+    parameters = structure.parameters
+    variances = [i for i, p in enumerate(parameters) if p.is_variance]
+    covariances = [i for i, p in enumerate(parameters) if not p.is_variance]
+    lattice = np.array(
+        [c for c in product(range(len(shares)), repeat=len(variances)) if 0 in c], dtype=np.intp
+    )
+    plain = np.zeros((len(lattice), len(parameters)))
+    plain[:, variances] = np.array(shares)[lattice]
+    unsigned = np.zeros((len(lattice), len(covariances)), dtype=np.intp)
+    pairs = [_pair(structure, i) for i in covariances]
+    alone = (plain > 0).sum(axis=1) == 2
+    turned = [np.flatnonzero((plain[:, pair] > 0).all(axis=1)) for pair in pairs]
+    if not fine or len(lattice) + 2 * sum(map(len, turned)) > _MOST_RAYS:
+        turned = [np.flatnonzero(alone & (plain[:, pair] == 1.0).all(axis=1)) for pair in pairs]
+    rays, steps = [plain], [np.hstack([lattice, unsigned])]
+    for number, (i, pair, these) in enumerate(zip(covariances, pairs, turned, strict=True)):
+        for sign in (-1, 1):
+            rays.append(plain[these])
+            rays[-1][:, i] = sign * _CORRELATION * np.sqrt(plain[these][:, pair].prod(axis=1))
+            steps.append(steps[0][these])
+            steps[-1][:, len(variances) + number] = sign
+    return np.concatenate(rays), np.concatenate(steps)
+
+
+def _pair(structure: CovarianceStructure, covariance: int) -> list[int]:
+    """Positions of the two variances that a covariance belongs to."""
+    parameters, p = structure.parameters, structure.parameters[covariance]
+    return [
+        j
+        for j, other in enumerate(parameters)
+        if other.is_variance and other.term == p.term and other.row in (p.row, p.column)
+    ]
+
+
+def _beside(steps: IntArray) -> IntArray:
+    """Pairs of rays that are a step apart, shape (pairs, 2)."""
+    distance = np.abs(steps[:, None, :] - steps[None, :, :])
+    close = (distance.max(axis=2) <= 1) & (distance.sum(axis=2) <= 2)
+    return np.argwhere(np.triu(close, 1))
