@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.inference.roots import profile_roots
+from flashmm.inference.tails import norm_isf
 
 __all__ = ["Correlated", "Correlation", "correlation", "delta_limits", "profile_limits"]
 
@@ -71,7 +71,7 @@ def delta_limits(found: Correlation, alpha: float) -> FloatArray:
     with np.errstate(invalid="ignore", divide="ignore"):
         inside = 1.0 - found.estimate**2
         z = np.arctanh(np.where(inside > 1e-12, found.estimate, np.nan))
-        half = norm.isf(alpha / 2.0) * found.se / inside
+        half = norm_isf(alpha / 2.0) * found.se / inside
     return np.stack([np.tanh(z - half), np.tanh(z + half)], axis=1)
 
 

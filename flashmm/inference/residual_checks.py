@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.inference.tails import chi2_sf, f_sf, t_sf
 
 __all__ = ["OUTLYING", "ResidualSums", "Shape", "shape_of", "shape_of_moments"]
 
@@ -41,7 +41,7 @@ def shape_of_moments(n: FloatArray, sums: FloatArray) -> Shape:
         skewness = np.where(some, m3 / m2**1.5, np.nan)
         kurtosis = np.where(some, m4 / m2**2 - 3.0, np.nan)
         statistic = n / 6.0 * (skewness**2 + kurtosis**2 / 4.0)
-    return Shape(skewness, kurtosis, np.asarray(stats.chi2.sf(statistic, 2)))
+    return Shape(skewness, kurtosis, chi2_sf(statistic, 2))
 
 
 def shape_of(values: FloatArray) -> Shape:
@@ -154,7 +154,7 @@ class ResidualSums:
             left, right = aa - a * a / n, square - size**2 / n
             r = np.where(left > 1e-12 * aa, cross / np.sqrt(left * right), np.nan)
             t = r * np.sqrt((n - 2.0) / np.maximum(1.0 - r * r, 1e-300))
-            p = 2.0 * stats.t.sf(np.abs(t), np.where(n > 2, n - 2.0, np.nan))
+            p = 2.0 * t_sf(np.abs(t), np.where(n > 2, n - 2.0, np.nan))
         return r, np.asarray(p)
 
     def levene(self) -> tuple[FloatArray, FloatArray]:
@@ -169,4 +169,4 @@ class ResidualSums:
             F = between / (groups - 1.0) / (within / (n - groups))
             good = (groups > 1) & (n > groups) & (n == self.count)
             F = np.where(good, F, np.nan)
-        return F, np.asarray(stats.f.sf(F, groups - 1.0, n - groups))
+        return F, f_sf(F, groups - 1.0, n - groups)

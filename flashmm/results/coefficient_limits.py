@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import chi2
 
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import ConvergenceWarning, InputError, check_option
@@ -23,6 +22,7 @@ from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.names import coefficients_of
 from flashmm.inference.roots import profile_roots
 from flashmm.inference.statistics import check_alpha
+from flashmm.inference.tails import norm_isf
 from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.fixed_effects import t_test
 from flashmm.results.refit import refit
@@ -59,7 +59,7 @@ def conf_int(
     check_alpha(alpha)
     if df != DEFAULT_DF or prior is not None:
         raise InputError('`df` and `prior` belong to method="wald": a profile has none.')
-    quantile = float(chi2.isf(alpha, 1))
+    quantile = float(norm_isf(alpha / 2.0)) ** 2
 
     def of_design(one: FittedModel, here: IntArray) -> xr.Dataset:
         limits = _profile_limits(one, here, chosen, quantile)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import chi2
 
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, check_option
 from flashmm.inference.correlations import Correlated, correlation, delta_limits, profile_limits
 from flashmm.inference.statistics import check_alpha
+from flashmm.inference.tails import norm_isf
 from flashmm.results.fitted import FittedModel
 
 __all__ = ["random_correlations"]
@@ -93,7 +93,7 @@ def _profiled(
 
     structure = fitted.stats.structure
     kept = structure.is_variance & (fitted.options.parameter_space == "psd")
-    goal = float(np.sqrt(chi2.isf(alpha, 1)))
+    goal = float(norm_isf(alpha / 2.0))
     size = max(1, min(known.size, likelihood.batch_size(fitted.options.memory) // 2))
     theta = fitted.values("theta", positions)
     for first in range(0, known.size, size):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from flashmm.arrays.types import FloatArray
+from flashmm.inference.tails import norm_isf
 
 __all__ = ["draw_panels"]
 
@@ -55,10 +55,10 @@ def draw_panels(
 
 def _quantiles(panel: Any, values: FloatArray, label: str) -> None:
     """Sorted values by normal quantiles, with the line through their quartiles."""
-    normal = stats.norm.ppf((np.arange(values.size) + 0.5) / max(values.size, 1))
+    normal = -norm_isf((np.arange(values.size) + 0.5) / max(values.size, 1))
     panel.scatter(normal, np.sort(values), s=8)
     if values.size > 1:
         low, high = np.quantile(values, [0.25, 0.75])
-        slope = (high - low) / (2.0 * stats.norm.ppf(0.75))
+        slope = (high - low) / (2.0 * norm_isf(0.25))
         panel.axline((0.0, 0.5 * (low + high)), slope=slope, color="grey", linewidth=0.8)
     panel.set(xlabel="normal quantile", ylabel=label)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import chi2
 
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import ConvergenceWarning, InputError, check_option, warn
 from flashmm.formulas.sequential_terms import FixedTerm, fixed_terms, sequential_contrasts
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve_df
+from flashmm.inference.tails import chi2_sf
 from flashmm.inference.variance_tests import ZeroHypothesis, asymptotic_null, zero_hypotheses
 from flashmm.results.contrast_results import FTestResults
 from flashmm.results.estimability import Hypothesis
@@ -142,7 +142,7 @@ def _likelihood_ratios(
         {
             "statistic": (dims, statistic),
             "df": (("term",), count),
-            "p": (dims, chi2.sf(statistic, count)),
+            "p": (dims, chi2_sf(statistic, count)),
             "loglik": (dims, loglik),
             "aic": (dims, -2.0 * loglik + 2.0 * parameters),
             "aic_full": (("feature",), -2.0 * full + 2.0 * fitted.n_estimated),
@@ -178,7 +178,7 @@ def ranova(fitted: FittedModel, positions: IntArray, *, reduce_terms: bool = Tru
         df = len(hypothesis.zeros)
         null = asymptotic_null(hypothesis, fitted.options.parameter_space)
         with np.errstate(invalid="ignore"):
-            p[:, column] = chi2.sf(np.maximum(found.statistic, 0.0), df)
+            p[:, column] = chi2_sf(np.maximum(found.statistic, 0.0), df)
             mixed[:, column] = null.sf(found.statistic)
         labels.append(str(null))
         removed.append(df)

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import scipy.sparse as sp
 
-from flashmm.designs.compact import steps
-
-if TYPE_CHECKING:
-    from flashmm.arrays.types import FloatArray
-    from flashmm.designs.compact import Layer
-    from flashmm.stats.block_sums import DesignColumns
-
+from flashmm.arrays.types import FloatArray
+from flashmm.designs.compact import Layer, steps
+from flashmm.stats.block_sums import DesignColumns
 
 __all__ = ["design_products"]
 
