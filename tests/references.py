@@ -142,7 +142,7 @@ def _flashmm(path: Path) -> FlashmmFit:
     table = _read(path, 0)
     parts = ("coef", "se", "t", "p", "theta", "setheta", "dlogL")
     frames = {part: _columns(table, f"{part}_") for part in parts}
-    return cast(FlashmmFit, {**frames, "logLik": table["logLik"], "niter": table["niter"]})
+    return cast("FlashmmFit", {**frames, "logLik": table["logLik"], "niter": table["niter"]})
 
 
 def _lme4_json() -> dict[str, Any]:
@@ -168,7 +168,7 @@ def lme4_case(name: str) -> Lme4Case:
     coef = pd.DataFrame(raw["coef"]).drop(columns="_row").set_index("term").rename_axis(index=None)
     return {
         "name": name,
-        "dataset": cast(Lme4Data, name.split("_", maxsplit=1)[0]),
+        "dataset": cast("Lme4Data", name.split("_", maxsplit=1)[0]),
         "formula": raw["formula"],
         "response": response,
         "right_side": f"~ {right_side}",
@@ -271,7 +271,9 @@ def kang_fit() -> FlashmmFit:
 
 def formulas() -> dict[str, Any]:
     """Fits of lme4 by case: names, beta, se, llf, variances, anova, and marginal means."""
-    return cast(dict[str, Any], json.loads((REFERENCE / "formulas" / "formulas.json").read_text()))
+    return cast(
+        "dict[str, Any]", json.loads((REFERENCE / "formulas" / "formulas.json").read_text())
+    )
 
 
 def orthodont() -> pd.DataFrame:

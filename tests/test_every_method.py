@@ -30,7 +30,7 @@ CALLS = {
     "learn_ratio_prior": [{}],
     "posterior_variances": [{}],
     "blup": [{}, {"se": "conditional"}, {"se": "prediction"}],
-    "conf_int": [{}, {"df": "residual"}],
+    "conf_int": [{}, {"df": "residual"}, {"df": "normal", "coefs": "x"}],
     "conf_int_theta": [{}, {"method": "profile", "params": "Residual"}],
     "cov_params": [{}],
     "fim": [{}],
@@ -40,21 +40,28 @@ CALLS = {
     "variance_test": [{}],
     "t_test": [
         {}, {"df": "residual"}, {"moderated": True}, {"alternative": "greater"},
-        {"df": "integrated"},
+        {"df": "integrated"}, {"margin": 0.3, "null": "outside"},
     ],
     "f_test": [{}, {"df": "residual"}],
     "wald_test": [{}, {"use_f": True}],
-    "anova": [{}],
+    "anova": [{}, {"df": "normal"}],
+    "drop1": [{}],
+    "ranova": [{}],
+    "r_squared": [{}, {"by": "term"}],
+    "coef": [{}],
+    "random_correlations": [{}],
     "top_table": [{"contrast": "x", "n": None}],
     "to_frame": [{}],
     "summary": [{}],
     "moderate": [{}],
     "marginal_means": [{"specs": "trt"}],
+    "marginal_slopes": [{"variable": "x", "by": "trt"}],
 }  # fmt: skip
 # Called by themselves below, or not of a fit's features.
 ELSEWHERE = {
-    "bootstrap", "bootstrap_test", "compare_lr_test", "draw", "fittedvalues", "load", "of_pattern",
-    "predict", "resid", "save", "sel", "to_anndata",
+    "bootstrap", "bootstrap_test", "check_residuals", "compare_lr_test", "draw", "fittedvalues",
+    "load", "of_pattern",
+    "plot_residuals", "predict", "resid", "save", "sel", "to_anndata",
 }  # fmt: skip
 
 
@@ -237,12 +244,39 @@ def test_samples_files_and_refits(kind, tmp_path):
         result.predict(new)
         result.fittedvalues(data)
         result.resid(Y, data)
+        assert result.resid(Y, data, kind="marginal").sizes["feature"] == len(Y)
+        if "weights" not in kind:  # they say that they need them again
+            assert result.resid(Y, data, kind="standardized").sizes["feature"] == len(Y)
+            assert result.check_residuals(Y, data).sizes["feature"] == len(Y)
+        if kind != "edge":
+            assert result.conf_int(method="profile", coefs="x").sizes["feature"] == len(Y)
+            assert result.drop1(test="LRT").sizes["feature"] == len(Y)
         result.draw(2, rng=1)
         result.bootstrap(5, rng=1)
         result.save(tmp_path / "fit.nc")
     again = type(result).load(tmp_path / "fit.nc")
     assert again.status.tolist() == result.status.tolist()
     pd.testing.assert_frame_equal(again.params, result.params, check_dtype=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contrasts_at_once(kind):
+    """Of tests of every fit: NaN where the tests are, and the same for one feature alone."""
+    result, _, Y = fitted(kind)
+    first, second = result.params.columns[1:3]
+    contrasts = [first, second, f"{first} - {second}"]
+    tests, screen = result.t_test(contrasts), result.f_test(contrasts)
+    lost = np.isnan(tests.pvalue.to_numpy())
+    for method in ("tukey", "mvt", "scheffe", "sidak"):
+        found = tests.simultaneous(method)
+        assert (np.isnan(found["p"].to_numpy()) >= lost).all()
+        if method in ("tukey", "sidak"):
+            assert (np.isnan(found["p"].to_numpy()) == lost).all()
+        for feature in Y.index[:2]:
+            alone = result.t_test(contrasts, features=[feature]).simultaneous(method)
+            same(by_feature(alone, feature), by_feature(found, feature))
+    stages = tests.two_stage(screen, alpha=0.5)
+    assert not stages["rejected"].to_numpy()[lost].any()
 
 
 @pytest.mark.parametrize(

@@ -269,11 +269,45 @@ def written(result: Any, how: Named) -> Any:
     return {name: np.asarray(target.varm[name]) for name in sorted(target.varm)}
 
 
+def drawn(result: Any, how: Named) -> Any:
+    """Heights of the points of the first panel."""
+    pytest.importorskip("matplotlib").use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    axes = result.plot_residuals(how.names[9], how.Y, data())
+    shown = np.asarray(np.ravel(axes)[0].collections[0].get_offsets())[:, 1]
+    plt.close("all")
+    return shown
+
+
 RESULTS: dict[str, Case] = {
     **of("aic", "bic", "bse", "bse_theta", "converged", "llf", "n_iter", "params", "pvalues"),
-    **of("score", "status", "theta", "tvalues", "random_effects", "conf_int", "to_frame"),
+    **of("score", "status", "theta", "tvalues", "random_effects", "to_frame"),
+    "conf_int": lambda r, how: [
+        r.conf_int(),
+        r.conf_int(method="profile", coefs="x", features=how.asked(*SOME)),
+    ],
     **of("nobs", "df_resid", "moderate", "ds", "stats"),
-    "anova": for_some("anova"),
+    "anova": lambda r, how: [
+        r.anova(features=how.asked(*SOME)),
+        r.anova(type=2, df="normal", features=how.asked(*SOME)),
+    ],
+    "drop1": lambda r, how: [
+        r.drop1(features=how.asked(*SOME)),
+        r.drop1(test="LRT", features=how.asked(*SOME)),
+    ],
+    "ranova": for_some("ranova"),
+    "r_squared": lambda r, how: [
+        r.r_squared(features=how.asked(*SOME)),
+        r.r_squared(by="term", features=how.asked(*SOME)),
+    ],
+    "random_correlations": for_some("random_correlations"),
+    "coef": for_some("coef"),
+    "check_residuals": lambda r, how: [
+        r.check_residuals(how.Y, data(), features=how.asked(*SOME)),
+        r.check_residuals(how.Y, data(), by="trt"),
+    ],
+    "plot_residuals": drawn,
     "blup": for_some("blup", "conditional"),
     "bootstrap": for_some("bootstrap", 3, rng=5),
     "bootstrap_test": lambda r, how: [  # enough replicates to tell null fits apart
@@ -296,6 +330,7 @@ RESULTS: dict[str, Case] = {
     "fittedvalues": for_some("fittedvalues", data()),
     "icc": for_some("icc"),
     "marginal_means": for_some("marginal_means", "trt"),
+    "marginal_slopes": for_some("marginal_slopes", "x"),
     "of_pattern": lambda r, how: [r.of_pattern(name) for name in how.asked(*SOME)],
     "posterior_variances": for_some("posterior_variances"),
     "ratio_prior": lambda r, how: [
@@ -309,6 +344,7 @@ RESULTS: dict[str, Case] = {
     "resid": lambda r, how: [
         r.resid(how.Y, data(), features=how.asked(*SOME)),
         r.resid(how.Y, data()),
+        r.resid(how.Y, data(), kind="standardized", features=how.asked(*SOME)),
     ],
     "sel": lambda r, how: [r.sel(name) for name in how.asked(*SOME)],
     "summary": lambda r, how: [words(r.summary(how.names[i]), how.labels[i]) for i in SOME],
@@ -330,7 +366,7 @@ ONE_DESIGN = {"bootstrap", "bootstrap_test", "draw"}
 
 FEATURE: dict[str, Case] = {
     **of("aic", "bic", "bse", "bse_fe", "bse_re", "bse_theta", "conf_int", "converged"),
-    **of("cov_params", "cov_re", "cov_re_unscaled", "df", "df_resid", "ds", "f_test"),
+    **of("coef", "cov_params", "cov_re", "cov_re_unscaled", "df", "df_resid", "ds", "f_test"),
     **of("fe_params", "llf", "n_iter", "nobs", "normalized_cov_params", "params"),
     **of("pvalues", "random_effects", "random_effects_cov", "ranef", "scale", "status"),
     **of("t_test", "theta", "tvalues", "wald_test"),
@@ -417,6 +453,11 @@ T_TESTS = {
     **TESTS,
     **of("conf_int", "df", "effect", "sd", "tvalue", "summary_frame"),
     "top_table": lambda t, _: [t.top_table("x"), *(t.top_table("x", style=s) for s in STYLES)],
+    "simultaneous": lambda t, _: [t.simultaneous("mvt"), t.simultaneous("sidak")],
+    "two_stage": lambda t, how: [
+        t.two_stage(t.pvalue["x"].iloc[ORDER]),
+        t.two_stage(fitted(how.kind, how.missing).f_test("x", features=how.asked(*ORDER))),
+    ],
 }
 STYLES = ("scanpy", "pertpy")
 F_TESTS = {**TESTS, **of("df_denom", "df_num", "fvalue")}
@@ -441,6 +482,11 @@ MODEL: dict[str, Case] = {
         fit(m, theta0=fitted(how.kind, how.missing).theta.iloc[ORDER], max_iter=1),
     ],
     "from_formula": lambda m, _: m,
+    "loglike": lambda m, how: [
+        m.loglike(fitted(how.kind, how.missing)),
+        m.loglike(fitted(how.kind, how.missing).theta.iloc[ORDER], method="ML"),
+    ],
+    "score": lambda m, how: m.score(2.0 * fitted(how.kind, how.missing).theta.iloc[ORDER]),
     "from_arrays": lambda _, how: fm.MultiLMM.from_arrays(
         values(how.missing),
         *(np.column_stack([np.ones(N), data()["x"]]), np.kron(np.eye(8), np.ones((6, 1)))),

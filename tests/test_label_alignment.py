@@ -654,6 +654,30 @@ case(
     shuffled(P.Y),
     shuffled(P.Y, 1),
 )
+case("checks data", lambda data: fitted().check_residuals(P.Y, data), P.data, shuffled(P.data))
+case(
+    "checks Y", lambda Y: fitted().check_residuals(Y, P.data), P.Y, shuffled(P.Y), shuffled(P.Y, 1)
+)
+case(
+    "checks by",
+    lambda by: fitted().check_residuals(P.Y, P.data, by=by)["levene"],
+    P.data["g"],
+    shuffled(P.data["g"]),
+)
+case(
+    "weights of residuals",
+    lambda w: fitted().resid(P.Y, P.data, kind="pearson", weights=w),
+    P.weights,
+    shuffled(P.weights),
+    shuffled(array(P.weights, "sample")),
+)
+case(
+    "theta of a likelihood",
+    lambda theta: from_formula().loglike(theta),
+    starts(),
+    shuffled(starts()),
+    shuffled(starts(), 1),
+)
 case("resid data", lambda data: fitted().resid(P.Y, data), P.data, shuffled(P.data))
 case(
     "statsmodels",
@@ -691,6 +715,22 @@ case(
     lambda names: written(fitted().t_test("x"), names),
     FEATURES,
     FEATURES[::-1],
+)
+case(
+    "margin",
+    lambda margin: fitted().t_test(["x", "w"], margin=margin),
+    pd.Series([0.1, 0.3], index=["x", "w"]),
+    pd.Series([0.3, 0.1], index=["w", "x"]),
+    {"w": 0.3, "x": 0.1},
+    xr.DataArray([0.3, 0.1], dims="contrast", coords={"contrast": ["w", "x"]}),
+)
+case(
+    "screen",
+    lambda screen: fitted().t_test(["x", "w"]).two_stage(screen, alpha=0.9),
+    fitted().f_test(["x", "w"]).pvalue["joint"],
+    shuffled(fitted().f_test(["x", "w"]).pvalue["joint"]),
+    shuffled(fitted().f_test(["x", "w"]).pvalue),
+    fitted().f_test(["x", "w"], features=FEATURES[::-1]),
 )
 case("counts of voom", voomed, P.Y.round(), shuffled(P.Y.round(), 1))
 case(
@@ -856,8 +896,9 @@ def test_levels_are_named_by_the_columns_of_z():
 
 # Parameters of public functions whose values may carry labels: each is in the cases above.
 LABELLED = {
-    *("X", "Y", "Z", "adata", "at", "beta", "blocks", "coef_names", "column_means", "components"),
-    *("contrast", "counts", "data", "feature_covariates", "feature_names", "features"),
+    *("X", "Y", "Z", "adata", "at", "beta", "blocks", "by", "coef_names", "column_means"),
+    *("components", "contrast", "counts", "data", "feature_covariates", "feature_names"),
+    *("features", "margin", "screen"),
     *("lib_size", "mask_var"),
     *("moderated", "newdata", "norm_factors", "other", "size_factors", "statistic", "stats"),
     *("tests", "theta", "theta0", "trend", "weights"),
@@ -866,7 +907,8 @@ LABELLED = {
 UNLABELLED = {
     *("adjust", "adjust_library_size", "adjust_over", "aliased", "allow_new_levels", "alpha"),
     *("alternative", "legacy", "max_seconds", "rank"),
-    *("ax", "axis", "block_bytes", "by", "client", "component", "context", "contrasts", "copy"),
+    *("ax", "axes", "axis", "block_bytes", "client", "coefs", "divisor", "kind", "reduce_terms"),
+    *("test", "component", "context", "contrasts", "copy"),
     *("covariate", "design", "device", "df", "direction", "ds", "engine", "epsilon", "feature"),
     *(
         "fixed",
@@ -883,7 +925,19 @@ UNLABELLED = {
     *("n_de_genes", "n_genes", "n_jobs", "n_samples", "n_sim", "n_treatments", "names", "null"),
     *("options", "over", "parameter_space", "params", "path", "pattern", "positions", "prior"),
     *("progress", "pvalues", "q", "random", "reference", "rng", "robust", "rows", "scale", "se"),
-    *("samples_nested", "self", "solver", "sort_by", "source", "span", "specs", "style"),
+    *(
+        "interaction",
+        "variable",
+        "within",
+        "samples_nested",
+        "self",
+        "solver",
+        "sort_by",
+        "source",
+        "span",
+        "specs",
+        "style",
+    ),
     *(
         "aliased",
         "rank",

@@ -6,12 +6,15 @@ problem the largest difference from the n x n formulas was 2e-13.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import problems as pb
 import pytest
 from numpy.testing import assert_allclose
+
+import flashmm as fm
 
 WHERE = ("inside", "singular", "negative")
 ENGINE_OF_KIND = [(kind, name) for kind in pb.KINDS for name in pb.engines(pb.PROBLEMS[kind])]
@@ -281,3 +284,14 @@ def test_features_at_one_point_share_what_does_not_depend_on_y(kind, method):
             for name in ("loglik", "score", "expected", "average"):
                 one, all_ = getattr(alone, name)[0], getattr(together, name)[j]
                 np.testing.assert_allclose(all_, one, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["crossed", "three_crossed", "child_first"])
+def test_statistics_stay_as_they_are(kind):
+    # A likelihood sorts the indices of its sparse matrices, which must not be the statistics'.
+    problem = pb.PROBLEMS[kind]
+    stats = replace(problem.stats(np.random.default_rng(3).normal(size=(2, problem.n))))
+    before = stats.ZZ.toarray()
+    for engine in pb.engines(problem):
+        fm.MultiLMM(stats).fit(parameter_space="psd", engine=engine)
+        np.testing.assert_array_equal(stats.ZZ.toarray(), before)

@@ -182,6 +182,8 @@ def test_methods_of_random_effects_are_empty_or_refuse():
     assert one.ranef() == {}
     assert one.cov_re.shape == (0, 0)
     assert "f3" in str(one.summary())
+    assert "none" in str(result.summary()).splitlines()[3]
+    assert "median ratio none" in repr(result.ratio_prior)
     shares = result.variance_fractions()
     np.testing.assert_allclose(shares["estimate"].sum("component"), 1.0)
     limits = result.conf_int_theta(method="profile")
@@ -357,3 +359,21 @@ def test_an_offset_and_nothing_else():
 def test_nothing_at_all():
     result = fm.MultiLMM.from_formula("~ 0", None, GROUPS, CENTRED).fit()
     np.testing.assert_allclose(result.theta["Residual"], (CENTRED**2).mean(axis=1))
+
+
+def test_a_projection_leaves_the_statistics_alone():
+    """Indices of Z'Z that both share and one sorts would put the entries of the other elsewhere."""
+    made = fm.MultiLMM.from_formula("~ x", "(1 | g) + (1 | h)", GROUPS, CENTRED)
+    ZZ = made.stats.ZZ
+    turned = ZZ.indices.copy()
+    for start, stop in zip(ZZ.indptr[:-1], ZZ.indptr[1:], strict=True):
+        order = slice(start, stop)
+        ZZ.data[order], turned[order] = ZZ.data[order][::-1], ZZ.indices[order][::-1]
+    ZZ.indices[:] = turned
+    ZZ.has_sorted_indices = False
+    before = ZZ.toarray()
+    first = made.fit(engine="general").llf
+    made.projection.ZZ.sort_indices()
+    np.testing.assert_array_equal(made.stats.ZZ.toarray(), before)
+    again = fm.MultiLMM.from_summary_stats(made.stats).fit(engine="blocked").llf
+    np.testing.assert_allclose(again, first, rtol=1e-8)

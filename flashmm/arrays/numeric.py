@@ -13,7 +13,7 @@ from flashmm.arrays.sparse import check_sparse
 from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError
 
-__all__ = ["dimensions", "float_array", "numeric_array"]
+__all__ = ["dimensions", "float_array", "numeric_array", "unmasked"]
 
 _NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal", "boolean", "empty")
 
@@ -27,12 +27,21 @@ def dimensions(values: Any) -> int | None:
         return None
 
 
+def unmasked(values: Any) -> NDArray[Any]:
+    """Dense values as an array; masked ones are NaN, where np.asarray would forget the mask."""
+    if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
+        return np.where(np.ma.getmaskarray(values), np.nan, values.data)
+    return np.asarray(values)
+
+
 def numeric_array(values: Any, name: str) -> NDArray[Any]:
     """Values as an array of real numbers, in their own dtype where numpy has it.
 
     Objects that are numbers become float64; None, pd.NA and masked values become NaN. Text is
     refused even where it spells a number.
     """
+    if isinstance(values, (list, tuple)) and any(isinstance(v, np.ma.MaskedArray) for v in values):
+        values = [unmasked(row) for row in values]
     if isinstance(values, np.ma.MaskedArray):
         mask, values = np.ma.getmaskarray(values), numeric_array(values.data, name)
         return np.where(mask, np.nan, values) if mask.any() else values

@@ -177,6 +177,11 @@ def refuse_bitwise(tree: ast.AST, is_condition: Callable[[ast.AST], bool], sourc
         return isinstance(node, ast.Compare) or is_condition(node)
 
     for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("__"):
+            raise InputError(
+                f"{source}: {node.attr} in {ast.unparse(tree)!r} is no method for columns; write "
+                "the operator."
+            )
         counting = _counting(node)
         if counting is not None and all(map(condition, counting[1])):
             raise InputError(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from formulaic import SimpleFormula
 
+from flashmm.arrays.types import BoolArray
 from flashmm.exceptions import InputError
 
-if TYPE_CHECKING:
-    from formulaic import SimpleFormula
-
-__all__ = ["explained", "refuse_as_numbers", "usual_type"]
+__all__ = ["absent_values", "explained", "refuse_as_numbers", "usual_type"]
 
 # What a column that is no number can become, by kind.
 _ADVICE = {
@@ -31,6 +31,18 @@ _OBJECTS = {
     "period": "periods",
     "interval": "intervals",
 }
+
+
+def absent_values(values: pd.Series[Any], column: str) -> BoolArray:
+    """Where a column is missing, shape (n,); records, of which nobody can tell, are refused."""
+    if isinstance(values.dtype, np.dtype) and values.dtype.kind == "V":
+        raise InputError(
+            f"Column {column!r} of `data` holds records ({values.dtype}); a column must hold one "
+            "number or one level for each sample."
+        )
+    # np.asarray(series) would make the index of data build a hash table of its labels.
+    absent: BoolArray = values.isna().to_numpy(dtype=bool)
+    return absent
 
 
 def usual_type(values: pd.Series[Any], column: str) -> pd.Series[Any]:

@@ -20,6 +20,7 @@ from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.compact import steps
 from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, check_names, listing, nearest
+from flashmm.formulas.column_kinds import absent_values
 from flashmm.formulas.loaded import LoadedFormula
 from flashmm.formulas.sample_table import Columns, check_data, clean, number_label, refuse_infinite
 
@@ -307,7 +308,7 @@ class DesignRecipe:
                 f"{nearest(name, available)}"
             )
         values = table[name]
-        absent = np.asarray(values.isna(), dtype=bool)
+        absent = absent_values(values, name)
         if absent.any():
             raise InputError(
                 f"Column {name!r} of the new data is missing in rows "

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from flashmm.arrays.types import BoolArray, IntArray
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.formulas.calls import refuse_bitwise
-from flashmm.formulas.column_kinds import usual_type
+from flashmm.formulas.column_kinds import absent_values, usual_type
 from flashmm.formulas.materializer import Materializer
 from flashmm.formulas.summaries import MARK, differs, only_by_rows, samples_to_try, with_constants
 
@@ -213,8 +213,7 @@ def missing_rows(data: pd.DataFrame, columns: list[str], missing: str) -> BoolAr
     dropped = np.zeros(len(data), dtype=bool)
     reports = []
     for column in columns:
-        # np.asarray(series) would make the index of data build a hash table of its labels.
-        absent = data[column].isna().to_numpy(dtype=bool)
+        absent = absent_values(data[column], column)
         if absent.any():
             dropped |= absent
             rows = listing(data.index[absent][:3])

@@ -13,7 +13,7 @@ import builtins
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,10 +22,6 @@ from formulaic.transforms import TRANSFORMS
 from formulaic.utils.code import format_expr, sanitize_variable_names
 
 from flashmm.arrays.types import IntArray
-
-if TYPE_CHECKING:
-    pass
-
 
 __all__ = [
     "MARK",

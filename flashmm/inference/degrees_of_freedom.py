@@ -22,6 +22,7 @@ __all__ = [
     "FStatistic",
     "ScaleAndDf",
     "VarianceAndDf",
+    "adjusted_variance",
     "fai_cornelius_df",
     "kenward_roger",
     "kenward_roger_f",
@@ -108,7 +109,7 @@ def kenward_roger(moments: ContrastMoments, covariance: FloatArray) -> VarianceA
     """
     f, g = moments.variance[..., 0, 0], moments.gradient[..., 0, 0]
     return VarianceAndDf(
-        _adjusted(moments, covariance)[..., 0, 0], satterthwaite_df(f, g, covariance)
+        adjusted_variance(moments, covariance)[..., 0, 0], satterthwaite_df(f, g, covariance)
     )
 
 
@@ -208,7 +209,7 @@ def kenward_roger_f(
     flat = traceless.reshape(*unit.shape[:3], r * r)
     spread = r * (np.matmul(W, flat) * flat).sum(axis=(-2, -1))
     found = scale_and_df(A1, np.maximum(spread, 0.0), r)
-    adjusted = _adjusted(moments, covariance)
+    adjusted = adjusted_variance(moments, covariance)
     values, vectors = _eigh(adjusted)
     turned = np.matmul(np.swapaxes(vectors, -1, -2), difference[..., None])[..., 0]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -291,8 +292,8 @@ def scale_and_df(A1: FloatArray, spread: FloatArray, r: int) -> ScaleAndDf:
         return ScaleAndDf(u * (2.0 * D + V1 * N) / N, 2.0 + V1 * N / D)
 
 
-def _adjusted(moments: ContrastMoments, covariance: FloatArray) -> FloatArray:
-    """L C_A L', shape (B, g, r, r)."""
+def adjusted_variance(moments: ContrastMoments, covariance: FloatArray) -> FloatArray:
+    """Kenward and Roger's L C_A L', shape (B, g, r, r)."""
     assert moments.adjustment is not None
     weight = covariance[:, None, :, :, None, None]
     added = 2.0 * (weight * moments.adjustment).sum(axis=(2, 3))

@@ -19,7 +19,9 @@ __all__ = [
     "confidence_limits",
     "f_pvalues",
     "resolve_alternative",
+    "t_of_pvalues",
     "t_statistics",
+    "two_sided_level",
 ]
 
 Alternative = Literal["two-sided", "greater", "less"]
@@ -103,6 +105,17 @@ def confidence_limits(
     check_alpha(alpha)
     half = t_isf(alpha / 2.0, df) * se
     return np.stack([estimate - half, estimate + half], axis=-1)
+
+
+def t_of_pvalues(p: FloatArray, df: FloatArray, *, two_sided: bool) -> FloatArray:
+    """The t statistics, positive where two-sided, that have given p-values."""
+    t = t_isf(p / 2.0 if two_sided else p, df)
+    return np.where(np.isinf(t), np.inf, t)  # where the tail underflows
+
+
+def two_sided_level(t: FloatArray, df: FloatArray) -> FloatArray:
+    """Probability that Student's t exceeds ``t`` on either side."""
+    return np.asarray(2.0 * t_sf(t, df))
 
 
 def f_pvalues(F: FloatArray, df_num: FloatArray, df_denom: FloatArray) -> FloatArray:

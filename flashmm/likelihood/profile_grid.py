@@ -9,10 +9,11 @@ as it is, it shows where a feature's likelihood has other maxima than the one th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import combinations, product
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 import scipy.linalg
@@ -20,11 +21,6 @@ import scipy.linalg
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.projection import Projection
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Literal
-
 
 __all__ = ["ProfileGrid", "fine_grid", "profile_grid"]
 

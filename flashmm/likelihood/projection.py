@@ -298,7 +298,8 @@ def project(stats: SummaryStats, column_scale: FloatArray | None = None) -> Proj
     ZX = ZX / column_scale[:, None]
     shrink = 1.0 / column_scale
     each = np.repeat(shrink, np.diff(ZZ.indptr)) * ZZ.data * shrink[ZZ.indices]
-    ZZ = sp.csr_array((each, ZZ.indices, ZZ.indptr), shape=ZZ.shape)
+    # Copies: whoever sorts the indices of this matrix must not disorder the statistics' own.
+    ZZ = sp.csr_array((each, ZZ.indices.copy(), ZZ.indptr.copy()), shape=ZZ.shape)
     ZXW = ZX @ white.W
     check_components(ZXW, ZXW, ZZ, n - p, structure)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,6 @@ from flashmm.likelihood.base import evaluate_in_parts
 from flashmm.solvers.start import starting_rows
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
-
-if TYPE_CHECKING:
-    from typing import Literal
-
 
 __all__ = ["loglike", "score"]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from flashmm.arrays.types import IntArray
 from flashmm.exceptions import check_option
@@ -15,10 +16,6 @@ from flashmm.inference.variance_fractions import variance_fractions as fractions
 from flashmm.results.fitted import FittedModel
 from flashmm.results.term_tests import anova
 from flashmm.results.variance_shares import chunks, covariances_of_columns, weights_of_components
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
 
 __all__ = ["r_squared"]
 

@@ -15,12 +15,16 @@ from flashmm.formulas.estimable_terms import estimable_hypotheses
 from flashmm.formulas.fixed_terms import type3_hypotheses
 from flashmm.inference.contrasts import independent_rows, parse_contrasts
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve_df
+from flashmm.inference.margins import interval_tests, one_sided_of
 from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_alternative, t_statistics
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.estimability import Hypothesis, estimable_contrasts, estimable_rows
 from flashmm.results.fitted import FittedModel
+from flashmm.results.hypotheses import CovarianceOf
 from flashmm.results.integrated import integrated_f_tests, integrated_t_tests
+from flashmm.results.interval_nulls import interval_null, with_interval
 from flashmm.results.moderation import moderated_hypotheses
+from flashmm.results.simultaneous import Family, JointContrasts
 from flashmm.results.trust import doubt
 
 if TYPE_CHECKING:
@@ -38,21 +42,30 @@ def t_test(
     df: str = DEFAULT_DF,
     moderated: Moderated = False,
     prior: Any = None,
+    margin: Any = None,
+    null: str | None = None,
 ) -> TTestResults:
     """Tests of linear contrasts; see `MultiLMMResults.t_test`."""
     side = resolve_alternative(alternative)
     method = resolve_df(df, fitted.options.method)
     read = estimable_contrasts(fitted.stats, contrast)
     contrasts, L = read.contrasts, read.contrasts.matrix
+    interval = interval_null(margin, null, contrasts.labels)
     if _is_integrated(method, moderated, prior):
-        return integrated_t_tests(fitted, positions, read, side, prior)
+        return integrated_t_tests(fitted, positions, read, side, prior, interval)
     estimate = fitted.values("beta", positions) @ L.T
-    found = moderated_hypotheses(fitted, moderated, method).contrasts(positions, L, method)
+    tests = moderated_hypotheses(fitted, moderated, method)
+    found = tests.contrasts(positions, L, method)
     with np.errstate(invalid="ignore"):
         se = np.sqrt(np.where(found.variance > 0, found.variance, np.nan))
     freedom = np.where(read.estimable, found.df, np.nan)
     estimate, se = (np.where(read.estimable, values, np.nan) for values in (estimate, se))
-    table = t_statistics(estimate - contrasts.values, se, freedom, side)
+    difference = estimate - contrasts.values
+    if interval is None:
+        table = t_statistics(difference, se, freedom, side)
+    else:
+        ends = one_sided_of(difference, se, freedom, interval.margin)
+        table = interval_tests(ends, interval.null, side)
     shown = method if moderated is False else f"{method}, moderated"
     dims = ("feature", "contrast")
     ds = xr.Dataset(
@@ -72,7 +85,13 @@ def t_test(
         },
         attrs={"alternative": side, "df": shown, "note": doubt(fitted, method, L)},
     )
-    return TTestResults(ds, alternative=side, df_method=shown)
+    joint = JointContrasts(
+        L,
+        CovarianceOf(tests, positions, method),
+        (Family(np.arange(len(L))),),
+    )
+    ds = with_interval(ds, interval)
+    return TTestResults(ds, alternative=side, df_method=shown, joint=joint)
 
 
 def _is_integrated(method: str, moderated: Moderated, prior: Any) -> bool:

@@ -16,6 +16,7 @@ from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.inference.degrees_of_freedom import (
     FStatistic,
     VarianceAndDf,
+    adjusted_variance,
     kenward_roger,
     kenward_roger_f,
     satterthwaite,
@@ -34,7 +35,7 @@ from flashmm.solvers.space import PSD
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
-__all__ = ["Hypotheses", "hypotheses"]
+__all__ = ["CovarianceOf", "Hypotheses", "hypotheses"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,25 @@ class Hypotheses:
             ratio, gained = self.dream[positions].T
             result.variance[:] *= ratio[:, None]
             result.df[:] += gained[:, None]
+        return result
+
+    def covariance(self, positions: IntArray, L: FloatArray, df: str) -> FloatArray:
+        """Covariances of the contrasts in the rows of L (r, p), shape (B, r, r).
+
+        Of the same standard errors as `contrasts` gives, up to dream's common factor.
+        """
+        request, r = self.request, L.shape[0]
+        result = np.full((positions.size, r, r), np.nan)
+        if df != "kenward-roger" and self.residual is None:
+            for here, batch in request.batches(positions):
+                C = request.likelihood.covariance(request.theta[batch], batch)
+                result[here] = np.matmul(np.matmul(L, C), L.T)
+            return result
+        for here, _, moments, covariance in self._moments(positions, L[None], df):
+            found = moments.variance
+            if df == "kenward-roger":
+                found = adjusted_variance(moments, covariance)
+            result[here] = found[:, 0] * request.projection.scale[positions[here], None, None]
         return result
 
     def joint(
@@ -268,6 +288,29 @@ class Hypotheses:
                 face(theta[indefinite], 0.0 * again.score, again.expected, blocks), again.expected
             )
         return covariance
+
+
+@dataclass(frozen=True)
+class CovarianceOf:
+    """Covariances of contrasts for some of the tested features, to be asked for later.
+
+    Parameters
+    ----------
+    tests
+        The hypotheses of the fit.
+    positions
+        Positions of the tested features, shape (m,).
+    df
+        How their degrees of freedom were found.
+    """
+
+    tests: Hypotheses
+    positions: IntArray
+    df: str
+
+    def __call__(self, here: IntArray, rows: FloatArray) -> FloatArray:
+        """Covariances of the contrasts ``rows`` (r, p), shape (B, r, r); ``here`` (B,)."""
+        return self.tests.covariance(self.positions[here], rows, self.df)
 
 
 def hypotheses(fitted: FittedModel) -> Hypotheses:

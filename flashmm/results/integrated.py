@@ -22,7 +22,8 @@ from flashmm.inference.integrated.integration import (
     learn,
 )
 from flashmm.inference.integrated.own_rows import OwnPart
-from flashmm.inference.statistics import Alternative, check_alpha
+from flashmm.inference.margins import interval_tests
+from flashmm.inference.statistics import Alternative, TStatistics, check_alpha
 from flashmm.inference.variance_fractions import component_weights
 from flashmm.likelihood import PatternedProjection, project
 from flashmm.likelihood.own_rows.own_rows import OwnRowsLikelihood
@@ -30,8 +31,10 @@ from flashmm.likelihood.own_rows.stacked_designs import StackedProjection
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.estimability import EstimableContrasts, Hypothesis
 from flashmm.results.fitted import FittedModel
+from flashmm.results.interval_nulls import IntervalNull, with_interval
 from flashmm.results.moderation import feature_means, trend_values
 from flashmm.results.ratio_prior import RatioPrior, prior_of
+from flashmm.results.simultaneous import Family, JointContrasts
 from flashmm.stats.own_rows import PatternedStats
 
 __all__ = [
@@ -68,25 +71,37 @@ def integrated_t_tests(
     read: EstimableContrasts,
     side: Alternative,
     prior: Any = None,
+    interval: IntervalNull | None = None,
 ) -> TTestResults:
     """T tests of contrasts; see `MultiLMMResults.t_test`."""
     where, contrasts = _integration(fitted, prior), read.contrasts
-    found = where.contrasts(positions, contrasts.matrix, contrasts.values, side)
+    L, values = contrasts.matrix, contrasts.values
+    found = where.contrasts(positions, L, values, side)
 
     def known(values: FloatArray) -> FloatArray:
         return np.where(read.estimable, values, np.nan)
 
     with np.errstate(invalid="ignore", divide="ignore"):
-        t = (found.estimate - contrasts.values) / found.se
+        t = (found.estimate - values) / found.se
+    table = TStatistics(t, found.p)
+    if interval is not None:
+        margin = interval.margin
+
+        def end_of_interval(end: float, toward: Alternative) -> TStatistics:
+            one = where.contrasts(positions, L, values + end * margin, toward)
+            return TStatistics((one.estimate - values - end * margin) / one.se, one.p)
+
+        with np.errstate(invalid="ignore", divide="ignore"):
+            table = interval_tests(end_of_interval, interval.null, side)
     dims = ("feature", "contrast")
     ds = xr.Dataset(
         {
             "estimate": (dims, known(found.estimate)),
             "se": (dims, known(found.se)),
-            "t": (dims, known(t)),
+            "t": (dims, known(table.t)),
             "df": (dims, known(found.df)),
-            "p": (dims, known(found.p)),
-            "value": (("contrast",), contrasts.values),
+            "p": (dims, known(table.p)),
+            "value": (("contrast",), values),
             "estimable": (("contrast",), read.estimable),
             "status": (("feature",), fitted.verdicts[positions]),
         },
@@ -97,11 +112,16 @@ def integrated_t_tests(
         attrs={"alternative": side, "df": INTEGRATED},
     )
     return TTestResults(
-        ds,
+        with_interval(ds, interval),
         alternative=side,
         df_method=INTEGRATED,
         limits=lambda alpha: np.where(
-            read.estimable[:, None], where.limits(positions, contrasts.matrix, alpha), np.nan
+            read.estimable[:, None], where.limits(positions, L, alpha), np.nan
+        ),
+        joint=JointContrasts(
+            L,
+            lambda here, rows: where.covariance(positions[here], rows),
+            (Family(np.arange(len(L))),),
         ),
     )
 

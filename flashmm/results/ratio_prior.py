@@ -109,7 +109,7 @@ class RatioPrior:
 
     def __repr__(self) -> str:
         median = self.quantile(0.5).iloc[:, 0]
-        shown = ", ".join(f"{name} {value:.3g}" for name, value in median.items())
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in median.items()) or "none"
         return (
             f"<RatioPrior: {self.n_features} features, {self.weights.size} points; median ratio "
             f"{shown}; residual variance {self.variance:.3g}, df {self.df:.3g}>"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from flashmm.arrays.numeric import dimensions
 from flashmm.arrays.types import FloatArray, IntArray
@@ -25,10 +26,6 @@ from flashmm.results.residual_plot import draw_panels
 from flashmm.results.samples_again import rows_of_features, values_of
 from flashmm.sources import Source, Transform, make_source
 from flashmm.stats.own_rows import PatternedStats
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
 
 __all__ = ["KINDS", "check_residuals", "resid", "residual_panels"]
 

@@ -17,6 +17,7 @@ from flashmm.results.contrast_results import TTestResults
 from flashmm.results.feature_results import FeatureResults
 from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.methods.fixed_effects import FixedEffectMethods
+from flashmm.results.methods.marginal import MarginalMethods
 from flashmm.results.methods.random_effects import RandomEffectMethods
 from flashmm.results.methods.residuals import ResidualMethods
 from flashmm.results.methods.samples import SampleMethods
@@ -35,6 +36,7 @@ __all__ = ["MultiLMMResults"]
 @hold_methods
 class MultiLMMResults(
     FixedEffectMethods,
+    MarginalMethods,
     TermMethods,
     RandomEffectMethods,
     SampleMethods,

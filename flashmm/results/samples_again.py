@@ -21,7 +21,6 @@ from flashmm.stats.own_rows import PatternedStats
 if TYPE_CHECKING:
     import pandas as pd
 
-
 __all__ = ["OwnValues", "own_values", "rows_of_features", "values_of"]
 
 

@@ -84,7 +84,7 @@ def _head(items: list[tuple[str, Any]], formulas: list[tuple[str, str]]) -> list
 
 
 def _formulas(options: FitOptions) -> list[tuple[str, str]]:
-    return [("Fixed", options.fixed), ("Random", options.random)] if options.fixed else []
+    return [("Fixed", options.fixed), ("Random", options.random or "none")] if options.fixed else []
 
 
 def _truncated(rows: list[list[str]], what: str, where: str) -> tuple[list[list[str]], list[str]]:

@@ -6,9 +6,9 @@ variance at zero or far above it. The search that starts from zero variances fin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,10 +19,6 @@ from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
 from flashmm.solvers.space import ParameterSpace
 from flashmm.solvers.verdict_texts import Status
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 __all__ = ["Landscape", "search_other_maxima"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -152,17 +152,42 @@ def _open_group(group: Any, layer: str | None, name: str) -> OpenedAnnData:
         ) from None
     if hasattr(group, "shape"):
         raise InputError(f"{name!r} is an array, not an AnnData table.")
-    if not ("obs" in group and "var" in group):
-        raise without_table(group, name)
-    if layer is not None:
-        values = _layer(group.get("layers", {}), layer)
-    elif "X" in group:
-        values = group["X"]
-    else:
-        layers = listing(group.get("layers", {}))
-        raise InputError(f"{name!r} has no X. Name one of its layers: {layers}.")
     try:
-        obs, var = read_elem(group["obs"]), read_elem(group["var"])
+        if not ("obs" in group and "var" in group):
+            raise without_table(group, name)
+        if layer is not None:
+            values = _layer(group.get("layers", {}), layer)
+        elif "X" in group:
+            values = group["X"]
+        else:
+            layers = listing(group.get("layers", {}))
+            raise InputError(f"{name!r} has no X. Name one of its layers: {layers}.")
+        obs, var = (_frame(group[axis], axis, read_elem) for axis in ("obs", "var"))
+        reader = disk_reader(values, transposed=True)
+    except InputError as error:
+        message = str(error)
+        raise InputError(message if name in message else f"{name!r}: {message}") from error
     except Exception as error:  # whatever the reader meets in a damaged file
         raise InputError(f"{name!r} cannot be read; it may be damaged: {error}") from error
-    return OpenedAnnData(obs, var, disk_reader(values, transposed=True))
+    if reader.shape != (len(var), len(obs)):
+        raise InputError(
+            f"{name!r} does not fit together: {layer or 'X'} has {reader.shape[1]} rows and "
+            f"{reader.shape[0]} columns, obs {len(obs)} and var {len(var)} rows."
+        )
+    return OpenedAnnData(obs, var, reader)
+
+
+def _frame(group: Any, axis: str, read_elem: Callable[[Any], Any]) -> pd.DataFrame:
+    """The table ``obs`` or ``var``, every column of its length."""
+    frame = read_elem(group)
+    if not isinstance(frame, pd.DataFrame):
+        raise InputError(f"{axis} is no table.")
+    if hasattr(group, "shape"):  # one array of records, in old files
+        return frame
+    for name in frame.columns:
+        shape = getattr(group[name], "shape", None) if name in group else None
+        if shape is not None and shape != (len(frame),):
+            raise InputError(
+                f"Column {name!r} of {axis} has the shape {shape}; {axis} has {len(frame)} rows."
+            )
+    return frame

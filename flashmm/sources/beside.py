@@ -11,6 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from flashmm.arrays.labels import is_default
+from flashmm.arrays.numeric import unmasked
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError, listing
 from flashmm.sources.dask_arrays import DaskReader
@@ -56,7 +57,7 @@ class Beside:
             part = part.toarray()
         elif hasattr(part, "todense"):
             part = part.todense()
-        part = np.asarray(part, dtype=np.float64)
+        part = unmasked(part).astype(np.float64, copy=False)
         return part.T if self.transposed else part
 
     def restricted(self, keep: BoolArray) -> Beside:

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from flashmm.arrays.numeric import unmasked
 from flashmm.arrays.sparse import UnsoundMatrixError, compressed
 from flashmm.exceptions import InputError, listing
 from flashmm.sources.readers import Piece
@@ -181,7 +182,7 @@ def _plain(values: Any) -> Any:
             values = values.to_scipy_sparse()
         except ValueError as error:
             raise UnsoundMatrixError(str(error)) from error
-    return compressed(values, "Y") if sp.issparse(values) else np.asarray(values)
+    return compressed(values, "Y") if sp.issparse(values) else unmasked(values)
 
 
 def _joined(edges: Any, width: int) -> Any:

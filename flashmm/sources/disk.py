@@ -25,7 +25,23 @@ def is_on_disk(values: Any) -> bool:
 
 
 def disk_reader(values: Any, *, transposed: bool) -> Reader:
-    """A dataset or sparse group; ``transposed``: it is samples x features."""
+    """A dataset or sparse group; ``transposed``: it is samples x features.
+
+    Raises
+    ------
+    InputError
+        If it is neither, holds no numbers, or cannot be read.
+    """
+    try:
+        return _reader(values, transposed)
+    except InputError:
+        raise
+    except Exception as error:  # whatever h5py and zarr meet in a damaged file
+        reason = str(error) or type(error).__name__
+        raise InputError(f"Y cannot be read; the file may be damaged: {reason}") from error
+
+
+def _reader(values: Any, transposed: bool) -> Reader:
     if hasattr(values, "shape"):
         return _dense_reader(values, transposed)
     encoding = str(values.attrs.get("encoding-type", ""))
@@ -37,6 +53,11 @@ def disk_reader(values: Any, *, transposed: bool) -> Reader:
     absent = [name for name in ("data", "indices", "indptr") if name not in values]
     if absent:
         raise InputError(f"Y, the group {values.name!r}, lacks {listing(absent)}.")
+    for name in ("data", "indices", "indptr"):
+        if len(getattr(values[name], "shape", ())) != 1:
+            raise InputError(f"Y, the group {values.name!r}: {name!r} is no row of numbers.")
+        if name != "data" and values[name].dtype.kind not in "iu":
+            raise InputError(f"Y, the group {values.name!r}: {name!r} holds no whole numbers.")
     rows, columns = _shape(values)
     _check_numeric(values["data"].dtype)
     by_rows = _ENCODINGS[encoding]
@@ -104,9 +125,9 @@ class _CompressedOnDisk(_Guarded, CompressedReader):
 def _guarded(read: Callable[[], Any], number: int) -> Any:
     try:
         return read()
-    except UnsoundMatrixError:
+    except (InputError, MemoryError, UnsoundMatrixError):
         raise
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # codecs have errors of their own, such as zlib.error
         raise InputError(
             f"Block {number} of Y cannot be read; the file may be damaged: {error}"
         ) from error

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from flashmm.arrays.compiled import assembled
+from flashmm.arrays.numeric import unmasked
 from flashmm.arrays.sparse import UnsoundMatrixError, check_indices, check_pointer
 from flashmm.arrays.types import IntArray
 
@@ -137,8 +138,8 @@ class DenseReader:
     def _reading(self, features: slice, samples: slice) -> Callable[[], Any]:
         def read() -> Any:
             if self.transposed:
-                return np.asarray(self.values[samples, features]).T
-            return np.asarray(self.values[features, samples])
+                return unmasked(self.values[samples, features]).T
+            return unmasked(self.values[features, samples])
 
         return read
 

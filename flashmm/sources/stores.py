@@ -34,7 +34,15 @@ def open_store(path: Path) -> Any:
     root = _open_hdf5(store) if store.suffix in _HDF5 else _open_zarr(store)
     if store == path:
         return root
-    place = path.relative_to(store).as_posix()
+    try:
+        return _inside(root, path.relative_to(store).as_posix(), store)
+    except InputError:
+        raise
+    except Exception as error:  # whatever h5py and zarr meet in a damaged file
+        raise InputError(f"{str(store)!r} cannot be read; it may be damaged: {error}") from error
+
+
+def _inside(root: Any, place: str, store: Path) -> Any:
     found: Any = root
     steps: list[str] = []
     for step in place.split("/"):

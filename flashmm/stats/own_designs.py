@@ -219,7 +219,7 @@ class DesignSums:
 
 def pairs_of_columns(Z: sp.csr_array) -> tuple[IntArray, IntArray]:
     """Pairs of columns that some sample has both of, upper triangle, row by row."""
-    pattern = sp.csr_array((np.ones(Z.nnz), Z.indices, Z.indptr), shape=Z.shape)
+    pattern = sp.csr_array((np.ones(Z.nnz), Z.indices.copy(), Z.indptr.copy()), shape=Z.shape)
     both = sp.coo_array(sp.triu(pattern.T @ pattern))
     order = np.lexsort((both.col, both.row))
     return both.row[order].astype(np.intp), both.col[order].astype(np.intp)

@@ -24,7 +24,7 @@ _NEAR = 1e-7
 
 def scaled_gram(XX: FloatArray) -> tuple[FloatArray, FloatArray]:
     """X'X for columns of unit length, and their lengths; zero columns keep theirs."""
-    length = np.sqrt(np.diag(XX))
+    length = np.sqrt(np.maximum(np.diag(XX), 0.0))  # rounding of differences may go below
     unit = np.where(length == 0, 1.0, length)
     return XX / np.outer(unit, unit), length
 

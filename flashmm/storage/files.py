@@ -19,7 +19,7 @@ import xarray as xr
 from flashmm.exceptions import InputError
 from flashmm.storage.checksum import fingerprint
 from flashmm.storage.format_version import check_mark
-from flashmm.storage.places import resolved, working_directory
+from flashmm.storage.places import as_path, resolved, working_directory
 from flashmm.storage.schema import check_file
 from flashmm.storage.sizes import check_hdf5
 from flashmm.storage.zarr import is_zarr, read_zarr, write_zarr
@@ -60,7 +60,7 @@ def save_dataset(ds: xr.Dataset, path: str | PathLike[str]) -> None:
     OSError
         If the file cannot be written: the disk is full, say. What was there before stays.
     """
-    path = Path(path)
+    path = as_path(path)
     target = resolved(path)
     if not target.parent.is_dir():
         raise InputError(
@@ -184,7 +184,7 @@ def load_dataset(path: str | PathLike[str], *, kind: str) -> xr.Dataset:
         If there is no such file, it is damaged or altered, holds another kind of thing, or is not
         made as files of its kind are; see `flashmm.storage.schema`.
     """
-    path = Path(path)
+    path = as_path(path)
     ds = _read(path)
     check_mark(path, ds, kind)
     with reading(path):
@@ -220,6 +220,8 @@ def reading(path: str | PathLike[str]) -> Iterator[None]:
 
 def _read(path: Path) -> xr.Dataset:
     """Everything in a file, whatever its format."""
+    if path.is_dir() and path.suffix != ".zarr":
+        raise InputError(f"{str(path)!r} is a directory. Give the name of a file.")
     if not (path.is_dir() if path.suffix == ".zarr" else path.is_file()):
         raise InputError(f"There is no file {str(path)!r}.")
     engine: Any = None

@@ -22,13 +22,29 @@ try:
 except ImportError:  # Windows: age has to do
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["resolved", "working_directory"]
+__all__ = ["as_path", "resolved", "working_directory"]
 
 _SUFFIX = ".flashmm"
 _LOCK = "lock"
 # Without a lock to ask, so old a directory is left over (seconds).
 _OLD = 24 * 3600.0
 _JUST_MADE = 3600.0
+
+
+def as_path(path: object) -> Path:
+    """What a user passes as the name of a file, as a path.
+
+    Raises
+    ------
+    InputError
+        If it is no name of a file.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"`path` must be the name of a file, not {type(path).__name__}.")
+    name = os.fspath(path)
+    if not isinstance(name, str) or "\0" in name:
+        raise InputError(f"`path` must be the name of a file, not {name!r}.")
+    return Path(name)
 
 
 def resolved(path: Path) -> Path:

@@ -136,6 +136,7 @@ def check_file(ds: xr.Dataset, kind: str) -> None:
         _check_numbers(ds, {"n_features": 0.0})
         return
     _check_sizes(ds)
+    _check_squares(ds)
     # A fit leaves degrees of freedom; sums that are yet to be added need not.
     least = ds.sizes["coef"] + 1.0 if kind == "MultiLMMResults" else 0.0
     _check_numbers(ds, {"n": least, "log_weights": -np.inf})
@@ -182,6 +183,17 @@ def _check_sizes(ds: xr.Dataset) -> None:
     wrong = set(ds["term_covariance"].to_numpy().tolist()) - {"full", "diagonal", "identity"}
     if wrong:
         raise InputError(f"It has a random term with the covariance {sorted(wrong)[0]!r:.80}.")
+
+
+def _check_squares(ds: xr.Dataset) -> None:
+    """Raise for sums of squares that are negative beyond the rounding of a difference."""
+    on = ds["ZZ_row"].to_numpy() == ds["ZZ_column"].to_numpy()
+    for name, squares in (
+        ("XX", np.diagonal(ds["XX"].to_numpy())),
+        ("ZZ_value", ds["ZZ_value"].to_numpy()[on]),
+    ):
+        if squares.size and squares.min() < -1e-8 * np.abs(squares).max():
+            raise InputError(f"{name!r} holds a negative sum of squares.")
 
 
 def _check_positions(ds: xr.Dataset) -> None:

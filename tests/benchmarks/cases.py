@@ -83,6 +83,8 @@ class Case:
         Degrees of freedom: then a t-test of all features is timed, the fit being there.
     contrasts
         ``contrasts(p)`` gives the contrasts that are tested, shape (c, p).
+    simultaneous
+        How the contrasts are tested at once, which is then timed too; empty if they are not.
     from_samples
         Whether the statistics are timed too, and the peer's whole call counts, not a refit.
     """
@@ -96,6 +98,7 @@ class Case:
     from_samples: bool = False
     df: str = ""
     contrasts: Callable[[int], NDArray[np.float64]] = np.eye
+    simultaneous: str = ""
 
 
 def _cells(size: Size, rng: np.random.Generator) -> Design:
@@ -128,6 +131,13 @@ def _treatment_effects(p: int) -> NDArray[np.float64]:
     """Each cell type's treatment effect, their mean, and a difference: 31 contrasts."""
     each = np.eye(p)[-29:]
     return np.vstack([each, each.mean(axis=0), each[0] - each[1]])
+
+
+def _five_means(p: int) -> NDArray[np.float64]:
+    """All ten differences of five means: four coefficients and the reference at zero."""
+    means = np.vstack([np.zeros(p), np.eye(p)[:4]])
+    first, second = np.triu_indices(5, 1)
+    return means[second] - means[first]
 
 
 _TESTED = {
@@ -311,6 +321,21 @@ _ALL = (
         (Target("ratio", 50, "lme-python, Satterthwaite"),),
         space="psd",
         df="satterthwaite",
+    ),
+    Case(
+        "simultaneous",
+        "ten contrasts at once (single-step) after the fit, their t-tests included, q = 25, p = 4",
+        _groups,
+        {
+            "quick": Size(200, 10_000, {"emmeans": 1}, (25,)),
+            "medium": Size(10_000, 10_000, {"emmeans": 3}, (25,)),
+            "full": Size(10_000, 10_000, {"emmeans": 10}, (25,)),
+        },
+        (Target("seconds", 20),),
+        space="psd",
+        df="satterthwaite",
+        contrasts=_five_means,
+        simultaneous="mvt",
     ),
     Case(
         "kenward_roger_small",

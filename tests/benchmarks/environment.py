@@ -28,7 +28,7 @@ PACKAGES = (
     "statsmodels",
     "lme-python",
 )
-R_PACKAGES = ("lme4", "Matrix", "lmerTest", "pbkrtest", "FLASHMM")
+R_PACKAGES = ("lme4", "Matrix", "lmerTest", "pbkrtest", "emmeans", "FLASHMM")
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_CORETYPE")
 
 

@@ -123,6 +123,7 @@ PEERS: dict[str, Peer] = {
         Peer("lme-python", "prepare_lmer once, then fit(y=...)", "psd", module="lme_python"),
         Peer("statsmodels", "MixedLM(...).fit(reml=True)", "psd", module="statsmodels"),
         Peer("lmerTest", "as_lmerModLmerTest and contest1D", "psd", script="lmertest.R"),
+        Peer("emmeans", 'summary(adjust = "mvt") of an emmobj', "psd", script="emmeans.R"),
         Peer("pbkrtest", "vcovAdj and Lb_ddf", "psd", script="pbkrtest.R"),
         Peer(
             "lme-python, Satterthwaite",

@@ -72,6 +72,8 @@ def fit(case: Case, level: str, folder: Path, spaces: tuple[Space, ...]) -> None
             start, busy = time.perf_counter(), time.process_time()
             if case.df:
                 test = result.t_test(contrasts, df=case.df)
+                if case.simultaneous:
+                    test.simultaneous(case.simultaneous)
             else:
                 result = fitted(stats, space)
             seconds.append(time.perf_counter() - start)

@@ -21,6 +21,7 @@ from flashmm.inference.integrated.mixtures import (
     JointTests,
     MixtureTests,
     joint_tests,
+    mixture_covariance,
     mixture_limits,
     mixture_tests,
 )
@@ -164,8 +165,23 @@ class Integration:
             self._visit(k, positions, test, functions.X.shape[0])
         return MixtureTests(*found)
 
-    def limits(self, positions: IntArray, L: FloatArray, alpha: float) -> FloatArray:
-        """Confidence limits of L beta, shape (B, c, 2)."""
+    def covariance(self, positions: IntArray, L: FloatArray) -> FloatArray:
+        """Covariances of L beta (r, p) under the posterior, shape (B, r, r)."""
+        r = L.shape[0]
+        found = np.full((positions.size, r, r), np.nan)
+
+        def fill(design: Any, here: IntArray, data: Any, post: Posterior) -> None:
+            found[here] = mixture_covariance(
+                design.estimates(functions, data), design.covariance(functions, data), post
+            )
+
+        for k, design, _ in self._pieces(positions, 1):
+            functions = design.functions(L, joint=True)
+            self._visit(k, positions, fill, r)
+        return found
+
+    def limits(self, positions: IntArray, L: FloatArray, alpha: float | FloatArray) -> FloatArray:
+        """Confidence limits of L beta, shape (B, c, 2); alpha a number or (B, c)."""
         return self.prediction_limits(positions, L, None, None, alpha)
 
     def prediction_limits(
@@ -174,14 +190,15 @@ class Integration:
         X: FloatArray,
         Z: FloatArray | None,
         added: FloatArray | None,
-        alpha: float,
+        alpha: float | FloatArray,
     ) -> FloatArray:
         """Limits of X beta + Z b and what ``added`` adds, shape (B, c, 2)."""
         found = np.full((positions.size, X.shape[0], 2), np.nan)
 
         def limit(design: Any, here: IntArray, data: Any, post: Posterior) -> None:
+            level = alpha[here, columns] if isinstance(alpha, np.ndarray) else alpha
             found[here, columns] = mixture_limits(
-                design.estimates(functions, data), design.covariance(functions, data), post, alpha
+                design.estimates(functions, data), design.covariance(functions, data), post, level
             )
 
         for k, design, columns in self._pieces(positions, X.shape[0]):

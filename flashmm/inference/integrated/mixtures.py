@@ -18,7 +18,14 @@ from flashmm.inference.integrated.posterior import Posterior
 from flashmm.inference.integrated.student import f_tail, student_cdf, student_density
 from flashmm.inference.statistics import Alternative
 
-__all__ = ["JointTests", "MixtureTests", "joint_tests", "mixture_limits", "mixture_tests"]
+__all__ = [
+    "JointTests",
+    "MixtureTests",
+    "joint_tests",
+    "mixture_covariance",
+    "mixture_limits",
+    "mixture_tests",
+]
 
 _MAX_STEPS = 60
 
@@ -92,9 +99,14 @@ def mixture_tests(
 
 
 def mixture_limits(
-    estimates: FloatArray, unit_variance: FloatArray, posterior: Posterior, alpha: float
+    estimates: FloatArray,
+    unit_variance: FloatArray,
+    posterior: Posterior,
+    alpha: float | FloatArray,
 ) -> FloatArray:
     """Limits at which the one-sided integrated p-values are alpha / 2, shape (B, c, 2).
+
+    ``alpha`` is one number or one of each limit, (B, c).
 
     By safeguarded Newton steps from limits of Student's t; the answer is exact to 1e-10 of the
     standard error.
@@ -104,7 +116,8 @@ def mixture_limits(
     freedom = posterior.df[:, None, None]
     first = special.stdtrit(np.minimum(df, 1e10), alpha / 2.0) * se
     # A quantile of a mixture lies among the quantiles of what is mixed.
-    part = special.stdtrit(np.minimum(freedom, 1e10), alpha / 2.0) * scale
+    each = np.asarray(alpha)[..., None] / 2.0
+    part = special.stdtrit(np.minimum(freedom, 1e10), each) * scale
     used = (posterior.weights > 0)[:, None, :]
     limits = []
     for sign in (1.0, -1.0):
@@ -130,6 +143,33 @@ def mixture_limits(
     return np.stack(limits, axis=-1)
 
 
+def mixture_covariance(
+    estimates: FloatArray, unit_covariance: FloatArray, posterior: Posterior
+) -> FloatArray:
+    """Posterior mean of the covariances plus that of the estimates over it, shape (B, r, r).
+
+    Parameters
+    ----------
+    estimates
+        Of r functions at the grid points, shape (B, r, G).
+    unit_covariance
+        Covariances over sigma2, shape (r, r, G); (B, r, r, G) where features have their own.
+    posterior
+        Of the B features.
+    """
+    r, G = estimates.shape[1:]
+    weights = posterior.weights
+    weighted = weights * posterior.variance
+    flat = unit_covariance.reshape(*unit_covariance.shape[:-3], r * r, G)
+    if flat.ndim == 2:
+        spread = (weighted @ flat.T).reshape(-1, r, r)
+    else:
+        spread = np.matmul(flat, weighted[:, :, None]).reshape(-1, r, r)
+    apart = estimates - posterior.mean(estimates)[:, :, None]
+    between = np.matmul(apart * weights[:, None, :], np.swapaxes(apart, 1, 2))
+    return np.asarray(spread + between)
+
+
 def joint_tests(
     estimates: FloatArray, unit_covariance: FloatArray, posterior: Posterior, values: FloatArray
 ) -> JointTests:
@@ -150,21 +190,14 @@ def joint_tests(
         Hypothesised values, shape (r,).
     """
     r, G = estimates.shape[1:]
+    flat = unit_covariance.reshape(*unit_covariance.shape[:-3], r * r, G)
     difference = estimates - values[:, None]
     F = _squared_lengths(difference, unit_covariance)
     F /= r * posterior.variance
     p = np.minimum(posterior.mean(f_tail(F, float(r), posterior.df)), 1.0)
-    weights = posterior.weights
     centre = posterior.mean(difference)
-    weighted = weights * posterior.variance
-    flat = unit_covariance.reshape(*unit_covariance.shape[:-3], r * r, G)
-    if flat.ndim == 2:
-        spread = (weighted @ flat.T).reshape(-1, r, r)
-    else:
-        spread = np.matmul(flat, weighted[:, :, None]).reshape(-1, r, r)
-    apart = difference - centre[:, :, None]
-    total = spread + np.matmul(apart * weights[:, None, :], np.swapaxes(apart, 1, 2))
-    good = np.isfinite(total).all(axis=(1, 2))
+    total = mixture_covariance(estimates, unit_covariance, posterior)
+    good = np.asarray(np.isfinite(total).all(axis=(1, 2)))
     safe = np.where(good[:, None, None], total, np.eye(r))
     inverse = np.linalg.inv(safe)
     statistic = np.matmul(np.matmul(centre[:, None, :], inverse), centre[:, :, None])[:, 0, 0] / r

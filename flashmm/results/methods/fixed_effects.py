@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
-from flashmm.results import coefficient_limits, fixed_effects, marginal_means, moderation
+from flashmm.results import coefficient_limits, fixed_effects, moderation
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.fitted import OfFittedModel
 
@@ -120,6 +119,8 @@ class FixedEffectMethods(OfFittedModel):
         df: str = DEFAULT_DF,
         moderated: bool | xr.Dataset = False,
         prior: Any = None,
+        margin: Any = None,
+        null: Literal["inside", "outside"] | None = None,
         features: Any = None,
     ) -> TTestResults:
         """Test linear contrasts of the fixed effects, for every feature.
@@ -146,6 +147,17 @@ class FixedEffectMethods(OfFittedModel):
         prior
             With ``"integrated"``: a `RatioPrior`, or the results of another fit with the same
             random terms; by default `ratio_prior` of this fit.
+        margin
+            Make the hypothesis an interval about its value: half its length, in the units of the
+            contrast; a number, one for each contrast, or a dict or Series by their labels.
+        null
+            Where the hypothesis lies. ``"inside"``, the default: the effect is at most the margin,
+            and rejecting it shows a minimum effect (McCarthy & Smyth 2009, limma's treat).
+            ``"outside"``: it is at least the margin, and rejecting it shows equivalence
+            (Schuirmann 1987, two one-sided tests; the limits that go with it are
+            ``conf_int(2 * alpha)``). With ``alternative="greater"`` they are superiority by a
+            margin (the effect exceeds it) and non-inferiority (it exceeds minus the margin);
+            with ``"less"`` their mirror images.
         features
             Names, a mask or a slice; all by default. Adjusted p-values then count these
             features alone.
@@ -200,6 +212,8 @@ class FixedEffectMethods(OfFittedModel):
             df=df,
             moderated=moderated,
             prior=prior,
+            margin=margin,
+            null=null,
         )
 
     def f_test(
@@ -295,99 +309,16 @@ class FixedEffectMethods(OfFittedModel):
             As in `t_test`; one contrast.
         **options
             Those of `TTestResults.top_table` (n, sort_by, adjust, alpha) and of `t_test`
-            (alternative, df, moderated, prior, features).
+            (alternative, df, moderated, prior, margin, null, features).
 
         Returns
         -------
         DataFrame
             Indexed by feature: estimate, se, t, df, p, p_adjusted, status (the verdict).
         """
-        named = ("alternative", "df", "moderated", "prior", "features")
+        named = ("alternative", "df", "moderated", "prior", "margin", "null", "features")
         testing = {key: options.pop(key) for key in named if key in options}
         return self.t_test(contrast, **testing).top_table(**options)
-
-    def marginal_means(
-        self,
-        specs: str | Sequence[str],
-        *,
-        by: str | Sequence[str] | None = None,
-        at: Mapping[str, Any] | None = None,
-        contrast: Any = None,
-        reference: str | None = None,
-        weights: Literal["equal", "proportional"] = "equal",
-        context: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> TTestResults:
-        """Estimated marginal means, or their contrasts, as R's emmeans gives them.
-
-        The model is predicted over a grid of all levels of the factors in the fixed formula,
-        numbers at their mean over the samples (before any transform in the formula), and
-        averaged over the factors that are not asked for. Booleans are factors. An offset is held
-        at its mean, unless ``at`` sets one of its columns.
-
-        Parameters
-        ----------
-        specs
-            Column or columns whose levels get a mean each.
-        by
-            Columns within whose levels means are taken and contrasted.
-        at
-            Values in place of all levels or of the mean: ``{"age": [30, 60], "sex": "f"}``.
-        contrast
-            None for the means themselves; ``"pairwise"``, ``"revpairwise"``, ``"trt.vs.ctrl"``,
-            ``"consec"`` (each level minus the one before), ``"eff"`` (each level minus their
-            mean), or a dict of label to weights on the levels of ``specs``.
-        reference
-            The control of ``"trt.vs.ctrl"``; the first level by default.
-        weights
-            How to average over the other factors: ``"equal"``, or ``"proportional"`` to the
-            numbers of samples at their combinations of levels.
-        context
-            Names that the formula uses besides columns; needed again after loading a file.
-        **options
-            Those of `t_test`: alternative, df, moderated, prior, features.
-
-        Returns
-        -------
-        TTestResults
-            Labels such as ``"trt=A, cls=1"`` and ``"A - B | cls=1"``. p-values are adjusted over
-            features when asked for, not over contrasts (emmeans' ``adjust = "none"``). What
-            the samples do not determine (``rank="drop"``) is NaN; see its ``estimable``.
-
-        Raises
-        ------
-        InputError
-            If a column is not in the fixed formula, or a level or an option is unknown.
-
-        Examples
-        --------
-        >>> import numpy as np, pandas as pd, flashmm as fm
-        >>> rng = np.random.default_rng(0)
-        >>> data = pd.DataFrame({
-        ...     "trt": np.tile(list("AB"), 20), "age": rng.uniform(20, 60, 40),
-        ...     "g": np.repeat(list("abcdefgh"), 5)})
-        >>> result = fm.MultiLMM.from_formula(
-        ...     "~ trt * age + (1 | g)", data=data, Y=rng.normal(size=(3, 40))
-        ... ).fit(parameter_space="psd")
-        >>> result.marginal_means("trt").contrasts
-        ['trt=A', 'trt=B']
-        >>> result.marginal_means(
-        ...     "trt", by="age", at={"age": [30, 50]}, contrast="pairwise").contrasts
-        ['A - B | age=30', 'A - B | age=50']
-        """
-        positions = self.fitted.positions(options.pop("features", None))
-        return marginal_means.marginal_means(
-            self.fitted,
-            positions,
-            specs,
-            by=by,
-            at=at,
-            contrast=contrast,
-            reference=reference,
-            weights=weights,
-            context=context,
-            **options,
-        )
 
     def moderate(
         self,
@@ -400,8 +331,8 @@ class FixedEffectMethods(OfFittedModel):
         """Residual variances moderated by those of all features (empirical Bayes).
 
         The variances are taken as draws from one distribution, whose location and degrees of
-        freedom are estimated (Smyth 2004). A fit without random effects (variances of zero in the
-        psd space) gives what limma's eBayes does.
+        freedom are estimated (Smyth 2004). A fit without random effects gives what limma's eBayes
+        does.
 
         Parameters
         ----------

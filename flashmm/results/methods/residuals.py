@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from numpy.typing import ArrayLike
+
 from flashmm.arrays.blas import hold_methods
 from flashmm.results import residuals
 from flashmm.results.fitted import OfFittedModel
@@ -12,7 +14,6 @@ from flashmm.sources import Transform
 
 if TYPE_CHECKING:
     import xarray as xr
-    from numpy.typing import ArrayLike
 
 __all__ = ["ResidualMethods"]
 
