@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from flashmm.results import (
         BootstrapResults,
         FeatureResults,
+        FlipTestResults,
         FTestResults,
+        Influence,
         MultiLMMResults,
         RatioPrior,
         TTestResults,
@@ -42,7 +44,9 @@ __all__ = [
     "FTestResults",
     "FeatureResults",
     "FlashMMError",
+    "FlipTestResults",
     "FormulaWarning",
+    "Influence",
     "InputError",
     "MissingSamplesWarning",
     "MultiLMM",
@@ -78,7 +82,7 @@ _HOMES = {
     "MultiLMM": "model",
     **dict.fromkeys(
         (
-            *("BootstrapResults", "FTestResults", "FeatureResults"),
+            *("BootstrapResults", "FTestResults", "FeatureResults", "FlipTestResults", "Influence"),
             *("MultiLMMResults", "RatioPrior", "TTestResults"),
         ),
         "results",

@@ -20,6 +20,7 @@ from flashmm.sources.beside import Beside, beside, beside_of
 from flashmm.sources.make import source_of
 from flashmm.sources.readers import Labelled
 from flashmm.stats.from_formulas import RANKS, Handling, Summed, is_own, sum_formulas
+from flashmm.stats.grouping import grouping_of, refuse_own_groups
 from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.own_rows_sums import OwnTables, sum_by_pattern, sum_own_rows
@@ -76,6 +77,7 @@ class ModelData:
         target_sum: float | None = None,
         weights: Any = None,
         feature_covariates: Mapping[str, Any] | None = None,
+        sums_by: Any = None,
         n_jobs: int | None = None,
         progress: bool | None = None,
     ) -> Self:
@@ -143,6 +145,12 @@ class ModelData:
             Covariates of each feature's own, ``{name: values}``, values of shape (m, n), of the
             kinds that Y may be of and matched likewise. ``fixed`` may use their names, alone and
             in interactions. Where one is NaN, ``missing="feature"`` leaves the observation out.
+        sums_by
+            Groups of samples whose sums are kept beside the total, for `influence`, cluster-robust
+            tests, `flip_test` and ``stats.without``: a column of ``data`` or a label of each
+            sample, shape (n,). k groups take 8 k (p^2 + p m + m) bytes, and as much as Z'X and
+            Z'Y again, which is logged and bounded. Features must have the same samples and
+            weights.
         n_jobs
             Threads that sum blocks of sparse Y, or a dask array; None for one per processor. A
             dask array is summed by the workers of a cluster if a ``distributed.Client`` is active.
@@ -183,6 +191,7 @@ class ModelData:
             progress=progress,
             context=context,
             rank=rank,
+            sums_by=sums_by,
         )
 
         def table(values: Any, name: str, source: Source, samples: pd.Index | None) -> Beside:
@@ -213,6 +222,7 @@ class ModelData:
         target_sum: float | None = None,
         weights: Any = None,
         feature_covariates: Mapping[str, Any] | None = None,
+        sums_by: Any = None,
         n_jobs: int | None = None,
         progress: bool | None = None,
     ) -> Self:
@@ -234,7 +244,7 @@ class ModelData:
             See `from_formula`; columns of ``data`` are those of ``obs``.
         weights
             See `from_formula`; or the name of a layer, unless ``obs`` has such a column.
-        feature_covariates, n_jobs, progress
+        feature_covariates, sums_by, n_jobs, progress
             See `from_formula`; covariates may be named layers.
 
         Returns
@@ -270,6 +280,7 @@ p=5, q=6>
             progress=progress,
             context=context,
             rank=rank,
+            sums_by=sums_by,
         )
         read = Labelled(opened.reader, opened.var.index)  # cells go by position
         if isinstance(weights, str) and weights not in opened.obs.columns:
@@ -313,6 +324,7 @@ p=5, q=6>
         feature_covariates: Mapping[str, Any] | None = None,
         missing: Literal["raise", "feature"] = "raise",
         rank: Literal["raise", "drop"] = "raise",
+        sums_by: Any = None,
     ) -> Self:
         """Build a model from matrices, as FLASHMM's lmmfit(Y, X, Z, d).
 
@@ -342,6 +354,9 @@ p=5, q=6>
             ``"feature"`` fits each feature over the samples in which it is not NaN.
         rank
             As in `from_formula`.
+        sums_by
+            As in `from_formula`: a label of each sample, shape (n,), matched by label where it
+            has labels.
 
         Returns
         -------
@@ -370,6 +385,11 @@ p=5, q=6>
             Y, X, Z, components, coef_names, transform, feature_names
         )
         own = is_own(weights, source)
+        grouping = None
+        if sums_by is not None:
+            grouping = grouping_of(sums_by, None, np.ones(design.n, dtype=bool), samples)
+        if own or feature_covariates:
+            refuse_own_groups(grouping)
         precision = None if own else weights_of(weights, design, samples)
         if own or feature_covariates:
             if own:
@@ -386,7 +406,8 @@ p=5, q=6>
             own_sums = sum_own_rows(source, design, tables, missing=missing == "feature")
             return cls(_ranked(own_sums, rank))
         sum_up: Any = sum_by_pattern if missing == "feature" else SummaryStats.from_design
-        return cls(_ranked(sum_up(source, design, weights=precision), rank))
+        stats = sum_up(source, design, weights=precision, grouping=grouping)
+        return cls(_ranked(stats, rank))
 
     @classmethod
     def from_summary_stats(
@@ -446,13 +467,18 @@ p=5, q=6>
         structure = stats.structure if components is None else as_structure(components, stats.q)
         if coef_names is not None and stats.aliased is not None:
             stats = stats.noting(stats.aliased.renamed(coef_names))
-        named = replace(
-            stats,
-            feature_names=stats.feature_names if feature_names is None else feature_names,
-            coef_names=stats.coef_names if coef_names is None else coef_names,
-            structure=structure,
-            numbered=stats.numbered and feature_names is None,
-        )
+        if components is not None and stats.groups is not None:
+            raise InputError(
+                "`components` cannot change where sums are kept by group: build the statistics "
+                "with them, or pass stats.ungrouped()."
+            )
+        labels: dict[str, Any] = {
+            "feature_names": stats.feature_names if feature_names is None else feature_names,
+            "coef_names": stats.coef_names if coef_names is None else coef_names,
+            "numbered": stats.numbered and feature_names is None,
+        }
+        groups = stats.of_groups(lambda part: replace(part, **labels))
+        named = replace(stats, structure=structure, groups=groups, **labels)
         return cls(_ranked(named, rank))
 
 

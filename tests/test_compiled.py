@@ -44,6 +44,11 @@ def test_sums_are_added_to_what_is_there(index):
     into = start[:, :3].copy()
     compiled.add_products(values, columns[:, ::-1], into)
     np.testing.assert_allclose(into, start[:, :3] + dense @ columns[:, ::-1])
+    wide = np.zeros((9, 20))  # a view of some columns is added to as well
+    compiled.add_rows(values.indptr, values.indices, values.data, wide[:, 4:11])
+    compiled.add_by_row(rows, values.indices, values.data, wide[:, 4:11])
+    np.testing.assert_allclose(wide[:, 4:11], 2.0 * dense.T)
+    assert not wide[:, :4].any()
     chosen = np.array([8, 0, 0, 3])
     np.testing.assert_array_equal(
         compiled.taken_columns(values, chosen).toarray(), dense[:, chosen]

@@ -61,7 +61,7 @@ CALLS = {
 ELSEWHERE = {
     "bootstrap", "bootstrap_test", "check_residuals", "compare_lr_test", "draw", "fittedvalues",
     "load", "of_pattern",
-    "plot_residuals", "predict", "resid", "save", "sel", "to_anndata",
+    "plot_residuals", "predict", "resid", "save", "sel", "to_anndata", "flip_test", "influence",
 }  # fmt: skip
 
 
@@ -293,3 +293,45 @@ def test_integrated_tests(kind):
     assert np.isfinite(by_feature(result.posterior_variances(), "good")[0]).all()
     for kwargs in ({"df": "kenward-roger"}, {"df": "integrated"}):
         assert result.f_test(**kwargs).ds.sizes["feature"] == len(Y)
+
+
+@pytest.mark.parametrize("kind", ["psd", "unconstrained, slopes", "edge", "psd, missing"])
+def test_what_needs_sums_by_group(kind):
+    """Features of every verdict beside each other, alone, and from a file."""
+    result, data, Y = fitted(kind)
+    by = "f1" if kind == "edge" else "g"
+    calls = {
+        "influence": lambda r, **o: r.influence(**o),
+        "flips": lambda r, **o: r.flip_test("x", n_flips=64, rng=1, **o),
+        "t": lambda r, **o: r.t_test(cov="CR2", **o),
+        "f": lambda r, **o: r.f_test(cov="CR2", cluster=by, **o),
+        "anova": lambda r, **o: r.anova(cov="CR3", **o),
+        "cov": lambda r, **o: r.cov_params(cov="CR1", **o),
+    }
+    for call in calls.values():
+        with pytest.raises(fm.InputError, match="sums"):
+            call(result)
+    if "missing" in kind:
+        with pytest.raises(fm.InputError, match="same samples"):
+            fm.MultiLMM.from_formula(
+                "~ trt + x + (1 | g)", data=data, Y=Y, missing="feature", sums_by="g"
+            )
+        return
+    formula = {"edge": "~ x + trt + (1 + x:x2 | f1)", "psd": "~ trt + x + (1 | g)"}
+    model = fm.MultiLMM.from_formula(
+        formula.get(kind, "~ trt + x + (1 + x | g)"), data=data, Y=Y, sums_by=by
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fm.ConvergenceWarning)
+        result = model.fit(result.method, parameter_space=result.options.parameter_space)
+        for name, call in calls.items():
+            table = call(result)
+            for feature in Y.index:
+                by_feature(table, feature)
+            good = next(iter(result.status.index[result.status == "converged"]), None)
+            if good is not None and name != "flips":
+                same(by_feature(call(result, features=[good]), good), by_feature(table, good))
+                if name == "t":
+                    assert np.isfinite(by_feature(table, good)[3]).all()
+                    alone = result.sel(good).t_test(cov="CR2")
+                    same(by_feature(alone, good), by_feature(table, good))

@@ -111,10 +111,9 @@ class Named:
             "mask": {"features": np.isin(np.arange(ROWS), KEPT)},
         }.get(kind, {})
 
-    def model(self, fixed: str = FIXED) -> Any:
-        model: Any = fm.MultiLMM.from_formula(
-            fixed, RANDOM, data(), self.Y, missing=self.missing, **self.options
-        )
+    def model(self, fixed: str = FIXED, sums_by: str | None = None) -> Any:
+        options = {**self.options, "missing": self.missing, "sums_by": sums_by}
+        model: Any = fm.MultiLMM.from_formula(fixed, RANDOM, data(), self.Y, **options)
         if self.kind == "keep":
             return model.keep(features=KEPT)
         if self.kind == "drop":
@@ -143,6 +142,12 @@ def fit(model: Any, **options: Any) -> Any:
 
 
 @cache
+def grouped(kind: str) -> Any:
+    """A fit that keeps the sums of each level of g."""
+    return fit(named(kind, "raise").model(sums_by="g"))
+
+
+@cache
 def built(kind: str, missing: str, fixed: str = FIXED) -> Any:
     return named(kind, missing).model(fixed)
 
@@ -158,6 +163,9 @@ def fitted(kind: str, missing: str, method: str = "REML", fixed: str = FIXED) ->
 def words(page: Any, name: Any) -> list[str]:
     """The words of a feature's page, without its name."""
     return str(page).replace(f" {name} ", " this ").split()
+
+
+TEST_RESULTS = (fm.TTestResults, fm.FTestResults, fm.FlipTestResults)
 
 
 def plain(found: Any, labels: list[Any]) -> Any:
@@ -185,7 +193,9 @@ def plain(found: Any, labels: list[Any]) -> Any:
         if "feature" in found.coords:
             parts["feature"] = [place[name] for name in np.atleast_1d(found["feature"].to_numpy())]
         return parts
-    if isinstance(found, fm.TTestResults | fm.FTestResults | fm.BootstrapResults):
+    if isinstance(
+        found, fm.TTestResults | fm.FTestResults | fm.BootstrapResults | fm.FlipTestResults
+    ):
         return plain(found.ds, labels)
     if isinstance(found, fm.MultiLMMResults):
         return {"ds": plain(found.ds, labels), "stats": plain(found.stats, labels)}
@@ -328,7 +338,9 @@ RESULTS: dict[str, Case] = {
     "f_test": for_some("f_test", ["x", "trt[T.b]"]),
     "fim": for_some("fim"),
     "fittedvalues": for_some("fittedvalues", data()),
+    "flip_test": lambda _, how: grouped(how.kind).flip_test("x", features=how.asked(*SOME)),
     "icc": for_some("icc"),
+    "influence": lambda _, how: grouped(how.kind).influence(features=how.asked(*SOME)).ds,
     "marginal_means": for_some("marginal_means", "trt"),
     "marginal_slopes": for_some("marginal_slopes", "x"),
     "of_pattern": lambda r, how: [r.of_pattern(name) for name in how.asked(*SOME)],
@@ -351,6 +363,8 @@ RESULTS: dict[str, Case] = {
     "t_test": lambda r, how: [
         r.t_test("x", features=how.asked(*SOME), moderated=True),
         r.t_test("x", features=how.asked(*SOME), df="kenward-roger"),
+        how.missing == "raise"
+        and grouped(how.kind).t_test("x", features=how.asked(*SOME), cov="CR2"),
     ],
     "to_anndata": written,
     "top_table": for_some("top_table", "x"),
@@ -363,6 +377,8 @@ RESULTS: dict[str, Case] = {
 RESULTS_APART = {"load", "save", "method", "options", "recipe"}
 # These say that they need features with the same samples.
 ONE_DESIGN = {"bootstrap", "bootstrap_test", "draw"}
+# These need sums by group, which such features have not.
+OF_GROUPS = {"flip_test", "influence"}
 
 FEATURE: dict[str, Case] = {
     **of("aic", "bic", "bse", "bse_fe", "bse_re", "bse_theta", "conf_int", "converged"),
@@ -422,10 +438,12 @@ STATS: dict[str, Case] = {
         [(Y, np.ones((N, 1)), np.kron(np.eye(8), np.ones((6, 1)))) for Y in turned(how)]
     ),
     "shift": lambda s, _: None if s.shift is None else s.shift.features,
+    "without": lambda _, how: grouped(how.kind).stats.without("s").ungrouped(),
+    "ungrouped": lambda _, how: grouped(how.kind).stats.take(how.asked(*SOME)).ungrouped(),
 }
 STATS_APART = {
     *("XX_root", "coef_names", "from_design", "load", "log_weights", "m", "p", "q", "save"),
-    *("structure", "numbered", "aliased", "noting"),
+    *("structure", "numbered", "aliased", "noting", "groups", "of_groups", "centred_at"),
 }
 
 PATTERNED: dict[str, Case] = {
@@ -462,6 +480,16 @@ T_TESTS = {
 STYLES = ("scanpy", "pertpy")
 F_TESTS = {**TESTS, **of("df_denom", "df_num", "fvalue")}
 TESTS_APART = {"columns", "contrasts", "statistic"}
+
+FLIPS = {**TESTS, **of("effect", "tvalue", "pvalue_fwer")}
+INFLUENCE: dict[str, Case] = {
+    **of("cooks_distance", "dfbetas", "summary"),
+    "t_test": lambda i, _: i.t_test("x"),
+    "hits": lambda i, how: [
+        how.labels.index(name) for name in i.hits("x", adjust="none")["largest_change"]
+    ],
+}
+INFLUENCE_APART = {"groups", "plot"}
 
 BOOTSTRAP = of("bias", "conf_int", "estimate", "n_failed", "replicates", "se")
 
@@ -506,6 +534,8 @@ EVERY = {
     fm.TTestResults: (T_TESTS, TESTS_APART),
     fm.FTestResults: (F_TESTS, TESTS_APART),
     fm.BootstrapResults: (BOOTSTRAP, set()),
+    fm.FlipTestResults: (FLIPS, TESTS_APART),
+    fm.Influence: (INFLUENCE, INFLUENCE_APART),
 }
 
 
@@ -513,6 +543,10 @@ def owners(owner: type, kind: str, missing: str) -> list[Any]:
     """The objects of a class that the methods are called on."""
     if owner is fm.MultiLMM:
         return [built(kind, missing)]
+    if owner is fm.FlipTestResults:
+        return [grouped(kind).flip_test("x")]
+    if owner is fm.Influence:
+        return [grouped(kind).influence()]
     result = fitted(kind, missing)
     if owner is fm.FeatureResults:
         return [result.sel(name) for name in named(kind, missing).asked(0, *SOME)]
@@ -543,9 +577,12 @@ CASES = [
     for missing in MISSING
     for kind in kinds(owner, method)
     if not (owner is fm.PatternedStats and missing == "raise")
+    and not (owner in (fm.FlipTestResults, fm.Influence) and missing == "feature")
     and not (owner is fm.SummaryStats and missing == "feature")
     and not (owner is fm.BootstrapResults and missing == "feature")
-    and not (owner is fm.MultiLMMResults and missing == "feature" and method in ONE_DESIGN)
+    and not (
+        owner is fm.MultiLMMResults and missing == "feature" and method in {*ONE_DESIGN, *OF_GROUPS}
+    )
 ]
 
 

@@ -314,6 +314,45 @@ def case(name: str, call: Callable[[Any], Any], value: Any, *others: Any) -> Non
         CASES[f"{name} {i}" if i else name] = (call, value, other)
 
 
+def by_groups(make: Callable[..., Any], sums_by: Any) -> Any:
+    """The statistics without some samples that only labels tell."""
+    made = make(sums_by=sums_by)
+    stats = getattr(made, "stats", made)
+    return stats.without(["s", "t"]).ungrouped()
+
+
+G = P.data["g"]
+for maker_name, maker in (
+    ("formula", from_formula),
+    ("arrays", from_arrays),
+    ("stats", stats_from_arrays),
+    ("anndata", from_anndata),
+):
+    case(
+        f"{maker_name} sums_by",
+        lambda by, make=maker: by_groups(make, by),
+        G,
+        shuffled(G),
+        shuffled(G).to_frame(),
+        shuffled(pd.concat([G, pd.Series("z", index=["another"])])),
+    )
+
+
+@cache
+def grouped() -> Any:
+    return from_formula(sums_by="g").fit("ML", parameter_space="psd", n_jobs=1)
+
+
+CENTRES = pd.Series(list("aabbccdd"), index=LEVELS)
+case(
+    "influence by",
+    lambda by: grouped().influence(by).ds,
+    CENTRES,
+    shuffled(CENTRES),
+    shuffled(CENTRES).to_dict(),
+)
+case("cluster", lambda by: grouped().t_test(cov="CR2", cluster=by).ds, CENTRES, shuffled(CENTRES))
+
 MAKERS = {"formula": from_formula, "arrays": from_arrays, "stats": stats_from_arrays}
 for maker_name, maker in {**MAKERS, "anndata": from_anndata, "update": updated}.items():
     case(
@@ -901,7 +940,7 @@ LABELLED = {
     *("features", "margin", "screen"),
     *("lib_size", "mask_var"),
     *("moderated", "newdata", "norm_factors", "other", "size_factors", "statistic", "stats"),
-    *("tests", "theta", "theta0", "trend", "weights"),
+    *("tests", "theta", "theta0", "trend", "weights", "sums_by", "cluster"),
 }
 # Names, options, numbers, files, random numbers; and what the package made itself.
 UNLABELLED = {
@@ -909,6 +948,7 @@ UNLABELLED = {
     *("alternative", "legacy", "max_seconds", "rank"),
     *("ax", "axes", "axis", "block_bytes", "client", "coefs", "divisor", "kind", "reduce_terms"),
     *("test", "component", "context", "contrasts", "copy"),
+    *("change", "cov", "exact", "grouping", "groups", "n_flips", "threshold"),
     *("covariate", "design", "device", "df", "direction", "ds", "engine", "epsilon", "feature"),
     *(
         "fixed",

@@ -179,3 +179,17 @@ def test_the_exact_null_of_each_pattern():
     assert_allclose(found["statistic"], asymptotic["statistic"], atol=1e-6)
     some = result.variance_test(null="exact", n_sim=200, rng=1, features=["gene6", "gene3"])
     assert_allclose(some["p"], found["p"].sel(feature=["gene6", "gene3"]))
+
+
+@pytest.mark.parametrize(("fixed", "random"), [(FIXED, None), ("~ 0", RANDOM["one"])])
+def test_without_random_or_without_fixed_effects(fixed, random):
+    frame, Y, weights = data()
+    Y.iloc[5] -= 1e7
+    result = fm.MultiLMM.from_formula(fixed, random, frame, Y, weights=weights).fit(
+        parameter_space="psd"
+    )
+    boot = result.bootstrap(20, rng=1, features=["gene0", "gene1"])
+    residual = boot.replicates.sel(statistic="Residual").mean("replicate")
+    assert_allclose(residual / result.theta.loc[["gene0", "gene1"], "Residual"], 1.0, atol=0.2)
+    if random is not None:
+        assert np.isfinite(result.posterior_variances()["mean"]).all()

@@ -35,20 +35,20 @@ def in_place() -> bool:
 
 
 def add_rows(indptr: IntArray, indices: IntArray, data: FloatArray, into: FloatArray) -> None:
-    """Add a CSR matrix to a dense one, ``into`` (r, c), contiguous by rows.
+    """Add a CSR matrix to a dense one, ``into`` (r, c), best contiguous by rows.
 
     Places that occur more than once are summed, so that a "row" may be that of many samples.
     """
     r, c = into.shape
-    if not in_place():
+    if not (in_place() and into.flags.c_contiguous):
         into += sp.csr_array((data, indices, indptr), shape=into.shape).toarray()
         return
     _loops.csr_todense(r, c, indptr.astype(indices.dtype), indices, data, into.reshape(-1))
 
 
 def add_by_row(rows: IntArray, indices: IntArray, data: FloatArray, into: FloatArray) -> None:
-    """Add elements at (rows, indices), each (nnz,), to ``into`` (r, c), contiguous by rows."""
-    if not in_place():
+    """Add elements at (rows, indices), each (nnz,), to ``into`` (r, c), best contiguous by rows."""
+    if not (in_place() and into.flags.c_contiguous):
         into += sp.coo_array((data, (rows, indices)), shape=into.shape).toarray()
         return
     rows = rows.astype(indices.dtype, copy=False)
@@ -57,7 +57,7 @@ def add_by_row(rows: IntArray, indices: IntArray, data: FloatArray, into: FloatA
 
 def add_products(values: Any, columns: FloatArray, into: FloatArray) -> None:
     """Add the product of a csc_array (m, n) and columns (n, k) to ``into`` (m, k)."""
-    if not in_place():
+    if not (in_place() and into.flags.c_contiguous):
         into += values @ columns
         return
     vectors = np.ascontiguousarray(columns).reshape(-1)

@@ -190,6 +190,7 @@ class Sampler:
             yy=uu + (a * (2.0 * XU + Xa)).sum(axis=0),
             feature_names=np.arange(uu.size),
             shift=Shift(np.arange(uu.size), a, XU, ZU, uu),
+            groups=None,
         )
 
 

@@ -233,11 +233,11 @@ def _through_basis(
     (L, s), p = columns.shape, stats.p
     index, F, count = stats.pattern, *normals.shape[:2]
     held = roots.held[index]
-    values, vectors = covariance[..., 0], None
+    values, vectors = np.diagonal(covariance, axis1=2, axis2=3), None
     if s > 1:
         values, vectors = np.linalg.eigh(covariance)
     values = values + sigma2[:, None, None]
-    improper = values < -1e-12 * np.abs(values).max(axis=2, keepdims=True)
+    improper = values < -1e-12 * np.abs(values).max(axis=2, keepdims=True, initial=0.0)
     deviation = np.sqrt(np.where(improper, np.nan, np.maximum(values, 0.0)))
     t = normals[..., : L * s].reshape(F, count, L, s) * deviation[:, None]
     if vectors is not None:

@@ -11,6 +11,8 @@ from flashmm.results.bootstrap_results import BootstrapResults
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.feature_results import FeatureResults
 from flashmm.results.fitted import FitOptions
+from flashmm.results.flip_tests import FlipTestResults
+from flashmm.results.influence import Influence
 from flashmm.results.ratio_prior import RatioPrior
 from flashmm.results.results import MultiLMMResults
 
@@ -19,6 +21,8 @@ __all__ = [
     "FTestResults",
     "FeatureResults",
     "FitOptions",
+    "FlipTestResults",
+    "Influence",
     "MultiLMMResults",
     "RatioPrior",
     "TTestResults",

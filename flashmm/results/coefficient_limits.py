@@ -23,6 +23,7 @@ from flashmm.inference.names import coefficients_of
 from flashmm.inference.roots import profile_roots
 from flashmm.inference.statistics import check_alpha
 from flashmm.inference.tails import norm_isf
+from flashmm.results.cluster_robust import MODEL
 from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.fixed_effects import t_test
 from flashmm.results.refit import refit
@@ -42,6 +43,8 @@ def conf_int(
     *,
     df: str = DEFAULT_DF,
     prior: Any = None,
+    cov: str = MODEL,
+    cluster: Any = None,
     method: str = "wald",
     coefs: Any = None,
 ) -> xr.DataArray:
@@ -53,12 +56,14 @@ def conf_int(
         asked = coefficients_of(coefs, fitted.stats.coef_names)
         chosen = np.array([names.index(str(name)) for name in asked], dtype=np.intp)
     if method == "wald":
-        tests = t_test(fitted, positions, None, df=df, prior=prior)
+        tests = t_test(fitted, positions, None, df=df, prior=prior, cov=cov, cluster=cluster)
         found = tests.conf_int(alpha).rename({"contrast": "coef"}).isel(coef=chosen)
         return found.assign_attrs(method=method)
     check_alpha(alpha)
-    if df != DEFAULT_DF or prior is not None:
-        raise InputError('`df` and `prior` belong to method="wald": a profile has none.')
+    if df != DEFAULT_DF or prior is not None or cov != MODEL or cluster is not None:
+        raise InputError(
+            '`df`, `prior`, `cov` and `cluster` belong to method="wald": a profile has none.'
+        )
     quantile = float(norm_isf(alpha / 2.0)) ** 2
 
     def of_design(one: FittedModel, here: IntArray) -> xr.Dataset:

@@ -273,6 +273,16 @@ class FittedModel:
             )
         return self.stats
 
+    def of_groups(self, what: str) -> SummaryStats:
+        """The statistics, which may have sums by group, that ``what`` needs."""
+        if isinstance(self.stats, PatternedStats) or self.whole is not None:
+            raise InputError(
+                f"{what} needs sums by group, which features with samples, weights or covariates "
+                "of their own (missing='feature', or weights or covariates of each) do not have. "
+                "Build the model with missing='drop', or with filled in values, and sums_by."
+            )
+        return self.stats
+
     # ---- new data ----------------------------------------------------------------------------
 
     def known_recipe(self) -> DesignRecipe:

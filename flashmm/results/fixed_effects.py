@@ -17,6 +17,7 @@ from flashmm.inference.contrasts import independent_rows, parse_contrasts
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve_df
 from flashmm.inference.margins import interval_tests, one_sided_of
 from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_alternative, t_statistics
+from flashmm.results.cluster_robust import MODEL, RobustCovarianceOf, Sandwich, sandwich_of
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.estimability import Hypothesis, estimable_contrasts, estimable_rows
 from flashmm.results.fitted import FittedModel
@@ -44,6 +45,8 @@ def t_test(
     prior: Any = None,
     margin: Any = None,
     null: str | None = None,
+    cov: str = MODEL,
+    cluster: Any = None,
 ) -> TTestResults:
     """Tests of linear contrasts; see `MultiLMMResults.t_test`."""
     side = resolve_alternative(alternative)
@@ -51,11 +54,19 @@ def t_test(
     read = estimable_contrasts(fitted.stats, contrast)
     contrasts, L = read.contrasts, read.contrasts.matrix
     interval = interval_null(margin, null, contrasts.labels)
+    sandwich = sandwich_of(fitted, cov, cluster, method, moderated, prior)
     if _is_integrated(method, moderated, prior):
         return integrated_t_tests(fitted, positions, read, side, prior, interval)
     estimate = fitted.values("beta", positions) @ L.T
-    tests = moderated_hypotheses(fitted, moderated, method)
-    found = tests.contrasts(positions, L, method)
+    found: Any
+    covariance: CovarianceOf | RobustCovarianceOf
+    if sandwich is None:
+        tests = moderated_hypotheses(fitted, moderated, method)
+        found = tests.contrasts(positions, L, method)
+        covariance = CovarianceOf(tests, positions, method)
+    else:
+        found = sandwich.contrasts(positions, L)
+        covariance = RobustCovarianceOf(sandwich, positions)
     with np.errstate(invalid="ignore"):
         se = np.sqrt(np.where(found.variance > 0, found.variance, np.nan))
     freedom = np.where(read.estimable, found.df, np.nan)
@@ -67,6 +78,7 @@ def t_test(
         ends = one_sided_of(difference, se, freedom, interval.margin)
         table = interval_tests(ends, interval.null, side)
     shown = method if moderated is False else f"{method}, moderated"
+    shown = shown if sandwich is None else sandwich.name
     dims = ("feature", "contrast")
     ds = xr.Dataset(
         {
@@ -83,13 +95,13 @@ def t_test(
             "feature": fitted.features[positions],
             "contrast": pd.Index(contrasts.labels),
         },
-        attrs={"alternative": side, "df": shown, "note": doubt(fitted, method, L)},
+        attrs={
+            "alternative": side,
+            "df": shown,
+            "note": "" if sandwich is not None else doubt(fitted, method, L),
+        },
     )
-    joint = JointContrasts(
-        L,
-        CovarianceOf(tests, positions, method),
-        (Family(np.arange(len(L))),),
-    )
+    joint = JointContrasts(L, covariance, (Family(np.arange(len(L))),))
     ds = with_interval(ds, interval)
     return TTestResults(ds, alternative=side, df_method=shown, joint=joint)
 
@@ -116,6 +128,8 @@ def f_test(
     df: str = DEFAULT_DF,
     moderated: Moderated = False,
     prior: Any = None,
+    cov: str = MODEL,
+    cluster: Any = None,
 ) -> FTestResults:
     """One joint test of contrasts; see `MultiLMMResults.f_test`."""
     method = resolve_df(df, fitted.options.method)
@@ -127,7 +141,8 @@ def f_test(
     if contrast is None and fitted.stats.aliased is not None:
         contrasts = parse_contrasts(None, fitted.stats.coef_names)
     hypotheses = {label: Hypothesis(*independent_rows(contrasts), known)}
-    return f_tests(fitted, positions, hypotheses, method, moderated, prior)
+    sandwich = sandwich_of(fitted, cov, cluster, method, moderated, prior)
+    return f_tests(fitted, positions, hypotheses, method, moderated, prior, sandwich)
 
 
 def wald_test(
@@ -138,10 +153,17 @@ def wald_test(
     use_f: bool = False,
     df: str = DEFAULT_DF,
     prior: Any = None,
+    cov: str = MODEL,
+    cluster: Any = None,
 ) -> FTestResults:
     """Wald test that contrasts hold jointly; see `MultiLMMResults.wald_test`."""
     if use_f:
-        return f_test(fitted, positions, contrast, df=df, prior=prior)
+        return f_test(fitted, positions, contrast, df=df, prior=prior, cov=cov, cluster=cluster)
+    if cov != MODEL or cluster is not None:
+        raise InputError(
+            "A chi-square test takes the covariance as known, which a cluster-robust one is not: "
+            "pass use_f=True."
+        )
     result = f_test(fitted, positions, contrast, df="residual")
     ds = result.ds
     ds["df_denom"] = ds["df_denom"] * np.inf
@@ -181,6 +203,7 @@ def f_tests(
     method: str,
     moderated: Moderated,
     prior: Any,
+    sandwich: Sandwich | None = None,
 ) -> FTestResults:
     """F tests of labelled hypotheses; NaN where the samples do not determine what they say."""
     if _is_integrated(method, moderated, prior):
@@ -188,7 +211,9 @@ def f_tests(
     beta = fitted.values("beta", positions)
     shape = positions.size, len(hypotheses)
     F, df = np.full(shape, np.nan), np.full(shape, np.nan)
-    tests = moderated_hypotheses(fitted, moderated, method)
+    tests: Any = sandwich
+    if sandwich is None:
+        tests = moderated_hypotheses(fitted, moderated, method)
     rows = np.concatenate([np.zeros((0, fitted.stats.p)), *(h.L for h in hypotheses.values())])
     for column, hypothesis in enumerate(hypotheses.values()):
         if hypothesis.estimable:
@@ -197,6 +222,7 @@ def f_tests(
             F[:, column], df[:, column] = found.F, found.df
     df_num = np.array([float(hypothesis.L.shape[0]) for hypothesis in hypotheses.values()])
     shown = method if moderated is False else f"{method}, moderated"
+    shown = shown if sandwich is None else sandwich.name
     dims = ("feature", "contrast")
     estimable = np.array([hypothesis.estimable for hypothesis in hypotheses.values()], dtype=bool)
     ds = xr.Dataset(
@@ -212,16 +238,23 @@ def f_tests(
             "feature": fitted.features[positions],
             "contrast": pd.Index(list(hypotheses)),
         },
-        attrs={"df": shown, "note": doubt(fitted, method, rows)},
+        attrs={
+            "df": shown,
+            "note": "" if sandwich is not None else doubt(fitted, method, rows),
+        },
     )
     return FTestResults(ds, df_method=shown)
 
 
-def cov_params(fitted: FittedModel, positions: IntArray) -> xr.DataArray:
+def cov_params(
+    fitted: FittedModel, positions: IntArray, *, cov: str = MODEL, cluster: Any = None
+) -> xr.DataArray:
     """Covariance matrices of the fixed effects; see `MultiLMMResults.cov_params`."""
     names = pd.Index(fitted.coefs)
+    sandwich = sandwich_of(fitted, cov, cluster, DEFAULT_DF, moderated=False, prior=None)
+    chosen = fitted.on_request if sandwich is None else sandwich
     return xr.DataArray(
-        fitted.on_request.covariance(positions),
+        chosen.covariance(positions),
         dims=("feature", "coef", "coef_"),
         coords={"feature": fitted.features[positions], "coef": names, "coef_": names},
         name="cov_params",

@@ -51,6 +51,8 @@ def fit_on_workers(
             "`client` must be a distributed.Client (pip install 'flashmm[dask]'), not "
             f"{type(client).__name__}."
         )
+    if isinstance(stats, SummaryStats):
+        stats = stats.ungrouped()
     rows = None
     if theta0 is not None:
         params = stats.structure.param_names

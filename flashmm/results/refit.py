@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +51,11 @@ class ReplicateFits:
 
 
 def refit(
-    stats: SummaryStats | PatternedStats, options: FitOptions, theta0: Any = None
+    stats: SummaryStats | PatternedStats,
+    options: FitOptions,
+    theta0: Any = None,
+    *,
+    one_step: bool = False,
 ) -> tuple[xr.Dataset, AnyProjection]:
     """Fit statistics the way others were fitted, without warnings.
 
@@ -64,6 +68,8 @@ def refit(
         scoring: its settings are not kept.
     theta0
         Starting values, as in `MultiLMM.fit`.
+    one_step
+        Whether to take a single step from there, to a maximum or not.
 
     Returns
     -------
@@ -76,6 +82,9 @@ def refit(
     solver = SOLVERS[name](epsilon=options.epsilon)
     fallback = fallback_of(name, options.parameter_space, options.epsilon)
     plan = FitPlan(options, solver, fallback, threads=usable_cores())
+    if one_step:
+        once = replace(options, max_iter=1)
+        plan = replace(plan, options=once, fallback=None, second_search=False)
     return fit_features(stats, projection, likelihood, plan, theta0), projection
 
 

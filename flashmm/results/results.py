@@ -17,6 +17,7 @@ from flashmm.results.contrast_results import TTestResults
 from flashmm.results.feature_results import FeatureResults
 from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.methods.fixed_effects import FixedEffectMethods
+from flashmm.results.methods.groups import GroupMethods
 from flashmm.results.methods.marginal import MarginalMethods
 from flashmm.results.methods.random_effects import RandomEffectMethods
 from flashmm.results.methods.residuals import ResidualMethods
@@ -42,6 +43,7 @@ class MultiLMMResults(
     SampleMethods,
     ResidualMethods,
     SharedPriorMethods,
+    GroupMethods,
 ):
     """Fitted models of all features.
 

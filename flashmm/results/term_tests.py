@@ -15,6 +15,7 @@ from flashmm.formulas.sequential_terms import FixedTerm, fixed_terms, sequential
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve_df
 from flashmm.inference.tails import chi2_sf
 from flashmm.inference.variance_tests import ZeroHypothesis, asymptotic_null, zero_hypotheses
+from flashmm.results.cluster_robust import MODEL, sandwich_of
 from flashmm.results.contrast_results import FTestResults
 from flashmm.results.estimability import Hypothesis
 from flashmm.results.fitted import FittedModel
@@ -36,15 +37,20 @@ def anova(
     df: str = DEFAULT_DF,
     moderated: bool | xr.Dataset = False,
     prior: Any = None,
+    cov: str = MODEL,
+    cluster: Any = None,
 ) -> FTestResults:
     """F tests of the terms; see `MultiLMMResults.anova`."""
     if isinstance(type, bool) or not isinstance(type, (int, str)) or type not in _TYPES:
         raise InputError(f"Unknown type={type!r}. Types of tests are 1, 2 and 3.")
     kind = _TYPES[type]
     method = resolve_df(df, fitted.options.method)
-    tests = f_tests(fitted, positions, _hypotheses(fitted, kind), method, moderated, prior)
+    sandwich = sandwich_of(fitted, cov, cluster, method, moderated, prior)
+    hypotheses = _hypotheses(fitted, kind)
+    tests = f_tests(fitted, positions, hypotheses, method, moderated, prior, sandwich)
     tests.ds.attrs["type"] = kind
-    return _with_sums(tests, fitted, positions, plain=moderated is False and method != INTEGRATED)
+    plain = moderated is False and method != INTEGRATED and sandwich is None
+    return _with_sums(tests, fitted, positions, plain=plain)
 
 
 def _with_sums(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from functools import reduce
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -20,11 +21,20 @@ from flashmm.arrays.types import BoolArray, IntArray
 from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, listing, nearest
-from flashmm.stats.fields import AnySums
-from flashmm.stats.root import combine_roots, restrict_root
+from flashmm.stats.fields import AnySums, GroupSums, Sums
+from flashmm.stats.root import combine_roots, near_collinear, restrict_root, root_of_parts
 from flashmm.stats.shifts import combine_shifts
 
-__all__ = ["Features", "added", "refuse_others", "subtracted"]
+__all__ = [
+    "Features",
+    "added",
+    "column_positions",
+    "merged_groups",
+    "refuse_others",
+    "subtracted",
+    "without_groups",
+    "without_levels",
+]
 
 Features = Literal["equal", "intersect"]
 
@@ -36,11 +46,13 @@ _ROUNDING = 1e-12
 def added(left: AnySums, right: AnySums, features: Features = "equal") -> AnySums:
     """Statistics of the union of two disjoint sets of samples, labelled as ``left`` is."""
     refuse_others(left, right)
+    _refuse_other_groups(left, right)
     left, right = _with_same_features(left, right, features)
     right = _with_coefficients_of(right, left)
     _refuse_other_aliasing(left.aliased, right.aliased)
     structure = _united(left.structure, right.structure)
-    return _combined(_with_levels(left, structure), _with_levels(right, structure), 1.0)
+    total = _combined(_with_levels(left, structure), _with_levels(right, structure), 1.0)
+    return replace(total, groups=_united_groups(left.groups, right.groups, structure))
 
 
 def refuse_others(one: object, other: object) -> None:
@@ -58,6 +70,7 @@ def subtracted(whole: AnySums, part: AnySums) -> AnySums:
     Levels that have no samples left are gone.
     """
     refuse_others(whole, part)
+    _refuse_other_groups(whole, part)
     if part.n >= whole.n:
         raise InputError(
             f"Cannot take {part.n} samples out of {whole.n}: nothing would be left of them."
@@ -74,7 +87,9 @@ def subtracted(whole: AnySums, part: AnySums) -> AnySums:
         raise InputError(f"The statistics to take out have other levels: {listing(extra)}.")
     left = _combined(whole, _with_levels(part, whole.structure), -1.0)
     rounding = left.ZZ.diagonal() <= _ROUNDING * whole.ZZ.diagonal()
-    return _with_levels(left, _without(left.structure, rounding & (whole.ZZ.diagonal() > 0)))
+    left = _with_levels(left, without_levels(left.structure, rounding & (whole.ZZ.diagonal() > 0)))
+    groups = _remaining_groups(whole.groups, part.groups, whole.structure)
+    return replace(left, groups=groups)
 
 
 def _combined(left: AnySums, right: AnySums, sign: float) -> AnySums:
@@ -92,6 +107,7 @@ def _combined(left: AnySums, right: AnySums, sign: float) -> AnySums:
         yy=np.maximum(left.yy + sign * right.yy, 0.0) if sign < 0 else left.yy + right.yy,
         log_weights=left.log_weights + sign * right.log_weights,
         shift=None,
+        groups=None,
     )
     return replace(total, shift=combine_shifts(left, right, total, sign))
 
@@ -105,6 +121,116 @@ def _refuse_other_aliasing(left: Aliasing | None, right: Aliasing | None) -> Non
             f"{listing(dropped[0])} and {listing(dropped[1])}. Join the statistics of the whole X "
             'first, and give the sum to MultiLMM.from_summary_stats(..., rank="drop").'
         )
+
+
+# ---- groups ------------------------------------------------------------------------------
+
+
+def _refuse_other_groups(left: Sums, right: Sums) -> None:
+    names = [None if part.groups is None else part.groups.name for part in (left, right)]
+    if names[0] != names[1]:
+        shown = ["no groups" if name is None else f"the groups of {name!r}" for name in names]
+        raise InputError(
+            f"One of the two SummaryStats keeps the sums of {shown[0]}, the other of {shown[1]}. "
+            "Build both with the same `sums_by`, or let go of them: stats.ungrouped()."
+        )
+
+
+def _united_groups(
+    left: GroupSums | None, right: GroupSums | None, structure: CovarianceStructure
+) -> GroupSums | None:
+    """The groups of both; those of equal name are one."""
+    if left is None or right is None:
+        return None
+    found: dict[str, Sums] = dict(zip(left.labels, left.parts, strict=True))
+    for label, part in zip(right.labels, right.parts, strict=True):
+        found[label] = _total([found[label], part], structure) if label in found else part
+    return GroupSums(left.name, tuple(found), tuple(found.values()))
+
+
+def _remaining_groups(
+    whole: GroupSums | None, gone: GroupSums | None, structure: CovarianceStructure
+) -> GroupSums | None:
+    """The groups once others, perhaps parts of them, have been taken out."""
+    if whole is None or gone is None:
+        return None
+    found: dict[str, Sums] = dict(zip(whole.labels, whole.parts, strict=True))
+    for label, part in zip(gone.labels, gone.parts, strict=True):
+        if label not in found or part.n > found[label].n:
+            raise InputError(f"The statistics to take out have more of the group {label!r}.")
+        if part.n == found[label].n:
+            del found[label]
+            continue
+        own = found[label]
+        left = _combined(_with_levels(own, structure), _with_levels(part, structure), -1.0)
+        before = _with_levels(own, structure).ZZ.diagonal()
+        none = left.ZZ.diagonal() <= _ROUNDING * before
+        found[label] = _with_levels(left, without_levels(structure, none))
+    return GroupSums(whole.name, tuple(found), tuple(found.values()))
+
+
+def without_groups(stats: AnySums, gone: IntArray) -> AnySums:
+    """The statistics of all samples but those of the groups at some positions.
+
+    They are those that the other samples alone would give: levels of random effects that only
+    these groups have are gone, and roots of X'X are made of the roots of the other groups.
+    """
+    groups = stats.groups
+    assert groups is not None
+    left = [i for i in range(groups.k) if i not in set(gone.tolist())]
+    if not left:
+        raise InputError(f"Without {listing([groups.labels[i] for i in gone])} nothing is left.")
+    whole = replace(stats, groups=None)
+    rest = [groups.parts[i] for i in left]
+    structure = whole.structure
+    taken = _total([groups.parts[i] for i in gone], structure)
+    lost = _columns_of([taken], structure) & ~_columns_of(rest, structure)
+    result = _combined(whole, cast("AnySums", _with_levels(taken, structure)), -1.0)
+    ZZ, before = result.ZZ.tocoo(), np.sqrt(whole.ZZ.diagonal())
+    kept = np.abs(ZZ.data) > _ROUNDING * before[ZZ.row] * before[ZZ.col]
+    exact = sp.csr_array((ZZ.data[kept], (ZZ.row[kept], ZZ.col[kept])), shape=ZZ.shape)
+    result = replace(result, ZZ=exact, XX_root=_root_without(result.XX, rest))
+    result = _with_levels(result, without_levels(structure, lost))
+    return replace(result, groups=GroupSums(groups.name, *_chosen(groups, left)))
+
+
+def merged_groups(stats: Sums, codes: IntArray, name: str, labels: Sequence[str]) -> GroupSums:
+    """Coarser groups: ``codes`` (k,) says which of the new ones each group belongs to."""
+    assert stats.groups is not None
+    of = [np.flatnonzero(codes == code) for code in range(len(labels))]
+    parts = (_total([stats.groups.parts[i] for i in here], stats.structure) for here in of)
+    return GroupSums(name, tuple(labels), tuple(parts))
+
+
+def _chosen(
+    groups: GroupSums, positions: Sequence[int]
+) -> tuple[tuple[str, ...], tuple[Sums, ...]]:
+    return tuple(groups.labels[i] for i in positions), tuple(groups.parts[i] for i in positions)
+
+
+def _columns_of(parts: Sequence[Sums], structure: CovarianceStructure) -> BoolArray:
+    """Which columns of Z are of levels that some of the parts have, shape (q,)."""
+    known: dict[str, set[str]] = {term.name: set() for term in structure.terms}
+    for part in parts:
+        for term in part.structure.terms:
+            known[term.name].update(term.levels)
+    present = [
+        np.repeat([level in known[term.name] for level in term.levels], len(term.effects))
+        for term in structure.terms
+    ]
+    return np.concatenate(present).astype(bool)
+
+
+def _total(parts: Sequence[Sums], structure: CovarianceStructure) -> Sums:
+    """The sums of some groups of the same statistics together, over the levels that they have."""
+    own = without_levels(structure, ~_columns_of(parts, structure))
+    aligned = [_with_levels(part, own) for part in parts]
+    return reduce(lambda left, right: _combined(left, right, 1.0), aligned)
+
+
+def _root_without(XX: Any, rest: Sequence[Sums]) -> Any:
+    """The root of X'X from those of the groups that are left, where X'X needs one."""
+    return root_of_parts(rest) if near_collinear(XX) else None
 
 
 # ---- features and coefficients -----------------------------------------------------------
@@ -166,6 +292,7 @@ def _with_coefficients_of(stats: AnySums, other: AnySums) -> AnySums:
         coef_names=theirs,
         shift=shift,
         aliased=None if stats.aliased is None else stats.aliased.ordered(theirs),
+        groups=stats.of_groups(lambda part: _with_coefficients_of(part, other)),
     )
 
 
@@ -218,7 +345,7 @@ def _only_counted(term: RandomTerm) -> bool:
     return re.fullmatch(r"Z\d+", term.name) is not None and term.levels == counted
 
 
-def _without(structure: CovarianceStructure, gone: BoolArray) -> CovarianceStructure:
+def without_levels(structure: CovarianceStructure, gone: BoolArray) -> CovarianceStructure:
     """The structure without the levels all of whose columns are ``gone``."""
     terms = []
     for term, start in zip(structure.terms, structure.offsets, strict=False):

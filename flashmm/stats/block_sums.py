@@ -7,8 +7,9 @@ sums are multiplied. Continuous columns are multiplied directly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,12 @@ from flashmm.sources.transforms import with_data
 __all__ = [
     "BlockSums",
     "DesignColumns",
+    "GroupColumns",
     "add_groups",
     "block_sums",
     "design_columns",
     "group_sums",
+    "grouped_columns",
 ]
 
 
@@ -43,12 +46,15 @@ class DesignColumns:
         X by kinds of columns.
     layers
         Z as a sum of layers.
+    by_group
+        The rows of each group of samples, where sums are kept by group; None where they are not.
     """
 
     X: FloatArray | CompactMatrix
     Z: sp.csr_array | LayeredMatrix
     parts: CompactMatrix
     layers: tuple[Layer, ...]
+    by_group: GroupColumns | None = None
 
     @cached_property
     def transposed_Z(self) -> sp.csr_array:
@@ -63,6 +69,31 @@ class DesignColumns:
 
 
 @dataclass(frozen=True)
+class GroupColumns:
+    """X and Z by group of samples.
+
+    Parameters
+    ----------
+    codes
+        Group of each sample, shape (n,).
+    place
+        Position of each sample among those of its group, shape (n,).
+    rows
+        Samples of each group.
+    columns
+        Positions of the columns of Z that each group has.
+    parts
+        Rows of X, and of these columns of Z, of the samples of each group.
+    """
+
+    codes: IntArray
+    place: IntArray
+    rows: tuple[IntArray, ...]
+    columns: tuple[IntArray, ...]
+    parts: tuple[DesignColumns, ...]
+
+
+@dataclass(frozen=True)
 class BlockSums:
     """Sums of one block.
 
@@ -70,17 +101,112 @@ class BlockSums:
     ----------
     XY, ZY, yy
         X'Y', Z'Y' and the sums of squares, shapes (p, f), (q, f), (f,).
+    parts
+        The same of each group of samples, Z'Y' over its own columns; empty where sums are not
+        kept by group.
     """
 
     XY: FloatArray
     ZY: FloatArray
     yy: FloatArray
+    parts: tuple[BlockSums, ...] = ()
+
+    @classmethod
+    def zeros(cls, design: DesignColumns, f: int) -> BlockSums:
+        """Sums of f features over no sample yet."""
+        groups = () if design.by_group is None else design.by_group.parts
+        p, q = design.X.shape[1], design.Z.shape[1]
+        parts = tuple(cls.zeros(group, f) for group in groups)
+        return cls(np.zeros((p, f)), np.zeros((q, f)), np.zeros(f), parts)
+
+    def at(self, slots: slice | IntArray) -> BlockSums:
+        """The sums of some features: views of them where ``slots`` is a slice."""
+        parts = tuple(part.at(slots) for part in self.parts)
+        return BlockSums(self.XY[:, slots], self.ZY[:, slots], self.yy[slots], parts)
+
+    def add(self, slots: slice | IntArray, sums: BlockSums) -> None:
+        """Add the sums of some features to theirs."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.XY[:, slots] += sums.XY
+            self.ZY[:, slots] += sums.ZY
+            self.yy[slots] += sums.yy
+        for mine, theirs in zip(self.parts, sums.parts, strict=True):
+            mine.add(slots, theirs)
+
+    def gather(self, design: DesignColumns) -> None:
+        """Add the sums of the groups to those of all samples, which are zero."""
+        if design.by_group is None:
+            return
+        with np.errstate(over="ignore", invalid="ignore"):
+            for columns, part in zip(design.by_group.columns, self.parts, strict=True):
+                self.XY[:] += part.XY
+                self.ZY[columns] += part.ZY
+                self.yy[:] += part.yy
 
 
 def design_columns(X: FloatArray | CompactMatrix, Z: sp.csr_array | LayeredMatrix) -> DesignColumns:
     """Split X into its kinds of columns and Z into layers, where they are not."""
     parts = X if isinstance(X, CompactMatrix) else compacted(X.__getitem__, X.shape[0], X)
     return DesignColumns(X, Z, parts, Z.layers if isinstance(Z, LayeredMatrix) else layers_of(Z))
+
+
+def grouped_columns(
+    design: DesignColumns, codes: IntArray, k: int, columns: tuple[IntArray, ...] | None = None
+) -> DesignColumns:
+    """The design with its rows by group of samples too.
+
+    Parameters
+    ----------
+    design
+        X and Z of all samples.
+    codes
+        Group of each sample, shape (n,).
+    k
+        Number of groups.
+    columns
+        Columns of Z that each group has, if its samples here are not all that it has.
+    """
+    order = np.argsort(codes, kind="stable")
+    edges = np.searchsorted(codes[order], np.arange(k + 1))
+    rows = tuple(order[edges[i] : edges[i + 1]] for i in range(k))
+    place = np.empty(codes.size, dtype=np.intp)
+    place[order] = np.arange(codes.size) - edges[codes[order]]
+    parts, own = [], []
+    for i, here in enumerate(rows):
+        part = sp.csr_array(design.Z[here])
+        part.eliminate_zeros()
+        mine = np.unique(part.indices).astype(np.intp) if columns is None else columns[i]
+        part = sp.csr_array(part[:, mine])
+        X = _rows_of(design.parts, here)
+        dense = X if isinstance(design.X, CompactMatrix) else design.X[here]
+        parts.append(DesignColumns(dense, part, X, layers_of(part)))
+        own.append(mine)
+    by_group = GroupColumns(codes, place, rows, tuple(own), tuple(parts))
+    return replace(design, by_group=by_group)
+
+
+def _rows_of(X: CompactMatrix, rows: IntArray) -> CompactMatrix:
+    """Some rows of X by kinds of columns, with the distinct rows that they have."""
+    grouped, table = X.grouped, X.table
+    if grouped is not None:
+        present, codes = np.unique(grouped.codes[rows], return_inverse=True)
+        grouped, table = Layer(codes, present.size), table[present]
+    layers = tuple(
+        Layer(
+            layer.codes[rows],
+            layer.count,
+            None if layer.weights is None else layer.weights[rows],
+        )
+        for layer in X.layered.layers
+    )
+    return replace(
+        X,
+        shape=(rows.size, X.shape[1]),
+        grouped=grouped,
+        table=table,
+        layered=LayeredMatrix(layers, (rows.size, X.layered.shape[1])),
+        dense=X.dense[rows],
+    )
 
 
 def block_sums(
@@ -103,16 +229,22 @@ def block_sums(
     weights
         Precision of each sample of the design, shape (n,): all products are weighted by it.
     into
-        Sums of the same features to add to; None to start from zero.
+        Sums of the same features to add to; None to start from zero. Of a design by group only
+        those of the groups are added to: `BlockSums.gather` adds these up.
     groups
         Sums of sparse blocks by distinct row of X to add to instead, see `group_sums`: the caller
         adds them to the others in the end. None to do so here.
     """
     values: Any = block.values
     if into is None:
-        f, p, q = values.shape[0], design.X.shape[1], design.Z.shape[1]
-        into = BlockSums(np.zeros((p, f)), np.zeros((q, f)), np.zeros(f))
+        into = BlockSums.zeros(design, values.shape[0])
+        block_sums(block, design, weights, into)
+        into.gather(design)
+        return into
     samples = block.samples
+    if design.by_group is not None:
+        _add_by_group(values, samples, design.by_group, weights, into)
+        return into
     here = None if weights is None else weights[samples]
     with np.errstate(over="ignore", invalid="ignore"):
         if sp.issparse(values):
@@ -126,6 +258,38 @@ def block_sums(
             into.ZY[:] += np.asarray(design.transposed_Z_of(samples) @ weighted.T)
             into.yy[:] += (weighted * values).sum(axis=1)
     return into
+
+
+def _add_by_group(
+    values: Any,
+    samples: slice | IntArray,
+    groups: GroupColumns,
+    weights: FloatArray | None,
+    into: BlockSums,
+) -> None:
+    """Add the sums of each group's samples to its own."""
+    codes, place = groups.codes[samples], groups.place[samples]
+    if sp.issparse(values):
+        values = sp.csc_array(values)
+    if (codes[1:] < codes[:-1]).any():
+        order = np.argsort(codes, kind="stable")
+        values, codes, place = values[:, order], codes[order], place[order]
+    edges = np.append(np.flatnonzero(np.diff(codes, prepend=-1)), codes.size)
+    for start, stop in pairwise(edges.tolist()):
+        group = int(codes[start])
+        part = _columns_between(values, start, stop)
+        precision = None if weights is None else weights[groups.rows[group]]
+        here = Block(slice(None), place[start:stop], part)
+        block_sums(here, groups.parts[group], precision, into.parts[group])
+
+
+def _columns_between(values: Any, start: int, stop: int) -> Any:
+    """Successive samples of a block, dense or csc, without a copy."""
+    if not sp.issparse(values):
+        return values[:, start:stop]
+    low, high = int(values.indptr[start]), int(values.indptr[stop])
+    parts = values.data[low:high], values.indices[low:high], values.indptr[start : stop + 1] - low
+    return sp.csc_array(parts, shape=(values.shape[0], stop - start))
 
 
 def _add_sparse(

@@ -13,7 +13,12 @@ from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.compact import CompactMatrix, Layer, LayeredMatrix
 from flashmm.sources import Source
 from flashmm.sources.dask_parts import Part, computed, fold, parts_of, shared
-from flashmm.stats.block_sums import BlockSums, DesignColumns, design_columns
+from flashmm.stats.block_sums import (
+    BlockSums,
+    DesignColumns,
+    design_columns,
+    grouped_columns,
+)
 from flashmm.stats.shifts import sums_about
 from flashmm.stats.streaming import PassSums, sum_source
 
@@ -30,11 +35,16 @@ class _Rows:
         As in `DesignColumns`, X without the table of its distinct rows, which all parts share.
     weights
         Precision of each sample, shape (n_b,); None for ones.
+    codes, columns
+        Group of each sample, shape (n_b,), and the columns of Z that each group has; None where
+        sums are not kept by group.
     """
 
     X: CompactMatrix
     Z: LayeredMatrix
     weights: FloatArray | None
+    codes: IntArray | None = None
+    columns: tuple[IntArray, ...] = ()
 
     @classmethod
     def of(cls, design: DesignColumns, rows: IntArray, weights: FloatArray | None) -> _Rows:
@@ -48,11 +58,17 @@ class _Rows:
             dense=parts.dense[rows],
         )
         Z = _rows_of(design.layers, design.Z.shape[1], rows)
-        return cls(X, Z, None if weights is None else weights[rows])
+        precision = None if weights is None else weights[rows]
+        if design.by_group is None:
+            return cls(X, Z, precision)
+        return cls(X, Z, precision, design.by_group.codes[rows], design.by_group.columns)
 
     def design(self, table: FloatArray) -> DesignColumns:
         """X and Z of these samples alone."""
-        return design_columns(replace(self.X, table=table), self.Z)
+        design = design_columns(replace(self.X, table=table), self.Z)
+        if self.codes is None:
+            return design
+        return grouped_columns(design, self.codes, len(self.columns), self.columns)
 
 
 def _rows_of(layers: tuple[Layer, ...], columns: int, rows: IntArray) -> LayeredMatrix:
@@ -97,8 +113,10 @@ def sum_parts(
         return part.apply(partial(_sums_of_part, rows, block_bytes), table)
 
     sums = _folded(source, block_bytes, task, threads, progress)
-    XY, ZY, yy, totals, detected = sums or _zeros(design, source.m, 2)
-    return PassSums(BlockSums(XY, ZY, yy), totals, detected)
+    if sums is None:
+        zeros = np.zeros(source.m)
+        return PassSums(BlockSums.zeros(design, source.m), zeros, zeros.copy())
+    return PassSums(_unflattened(sums[2:], design), sums[0], sums[1])
 
 
 def sum_parts_about(
@@ -125,12 +143,33 @@ def sum_parts_about(
         return part.apply(partial(_sums_of_part_about, rows, block_bytes), table, shares[start])
 
     sums = _folded(source.taking(chosen), block_bytes, task, threads)
-    return BlockSums(*(sums or _zeros(design, features.size)))
+    if sums is None:
+        return BlockSums.zeros(design, features.size)
+    return _unflattened(sums, design)
 
 
-def _zeros(design: DesignColumns, m: int, counts: int = 0) -> tuple[FloatArray, ...]:
-    p, q = design.X.shape[1], design.Z.shape[1]
-    return np.zeros((p, m)), np.zeros((q, m)), *(np.zeros(m) for _ in range(1 + counts))
+def _flattened(sums: BlockSums) -> tuple[FloatArray, ...]:
+    """The sums as arrays with the features along their last axis; groups stacked."""
+    own = (sums.XY, sums.ZY, sums.yy)
+    if not sums.parts:
+        return own
+    stacked = (
+        np.concatenate([part.XY for part in sums.parts]),
+        np.concatenate([part.ZY for part in sums.parts]),
+        np.stack([part.yy for part in sums.parts]),
+    )
+    return (*own, *stacked)
+
+
+def _unflattened(arrays: tuple[FloatArray, ...], design: DesignColumns) -> BlockSums:
+    own_XY, own_ZY, own_yy, *stacked = arrays
+    if design.by_group is None:
+        return BlockSums(own_XY, own_ZY, own_yy)
+    XY, ZY, yy = stacked
+    ends = np.cumsum([columns.size for columns in design.by_group.columns])[:-1]
+    k = len(design.by_group.columns)
+    pieces = zip(np.split(XY, k), np.split(ZY, ends), yy, strict=True)
+    return BlockSums(own_XY, own_ZY, own_yy, tuple(BlockSums(*piece) for piece in pieces))
 
 
 def _folded(
@@ -156,7 +195,7 @@ def _sums_of_part(
     rows: _Rows, block_bytes: int, source: Source, table: FloatArray
 ) -> tuple[FloatArray, ...]:
     found = sum_source(source, rows.design(table), weights=rows.weights, block_bytes=block_bytes)
-    return found.sums.XY, found.sums.ZY, found.sums.yy, found.totals, found.detected
+    return found.totals, found.detected, *_flattened(found.sums)
 
 
 def _sums_of_part_about(
@@ -164,7 +203,7 @@ def _sums_of_part_about(
 ) -> tuple[FloatArray, ...]:
     blocks = source.blocks(block_bytes, dense=True)
     found = sums_about(a, np.arange(source.m), blocks, rows.design(table), rows.weights)
-    return found.XY, found.ZY, found.yy
+    return _flattened(found)
 
 
 def _added(parts: list[tuple[FloatArray, ...]]) -> tuple[FloatArray, ...]:

@@ -6,6 +6,7 @@ class, so that `SummaryStats`, which users see, only says what can be done with 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
@@ -21,7 +22,7 @@ from flashmm.designs.from_arrays import as_structure, named_levels
 from flashmm.exceptions import InputError
 from flashmm.stats.checks import check_shapes, sample_count, shared_labels
 
-__all__ = ["AnySums", "Shift", "Sums"]
+__all__ = ["AnySums", "CentredSums", "GroupSums", "Shift", "Sums"]
 
 AnySums = TypeVar("AnySums", bound="Sums")
 
@@ -63,6 +64,52 @@ class Shift:
         )
 
 
+@dataclass(frozen=True)
+class CentredSums:
+    """Sums of y - X a for f features, with a zero for those that need no shift.
+
+    Parameters
+    ----------
+    XY, ZY
+        Shapes (p, f) and (q, f).
+    a
+        Shape (p, f).
+    """
+
+    XY: FloatArray
+    ZY: FloatArray
+    a: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class GroupSums:
+    """The sums of each group of samples beside those of all.
+
+    Parameters
+    ----------
+    name
+        What the groups are called, e.g. ``"Subject"``.
+    labels
+        Names of the k groups.
+    parts
+        The sums of each, over the levels of random effects that it has; all of the same
+        coefficients and features as the total.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    parts: tuple[Sums, ...]
+
+    @property
+    def k(self) -> int:
+        """Number of groups."""
+        return len(self.parts)
+
+    def each(self, change: Callable[[Any], Any]) -> GroupSums:
+        """The same groups with something done to the sums of each."""
+        return replace(self, parts=tuple(change(part) for part in self.parts))
+
+
 @dataclass(frozen=True, eq=False)
 class Sums:
     """Cross-products of X, Z and Y over n samples, checked and labelled.
@@ -85,6 +132,7 @@ class Sums:
     XX_root: FloatArray | None = None
     aliased: Aliasing | None = None
     numbered: bool | None = None
+    groups: GroupSums | None = None
 
     def __post_init__(self) -> None:
         fields: dict[str, Any] = {"n": sample_count(self.n)}
@@ -157,7 +205,21 @@ class Sums:
             yy=self.yy[positions],
             feature_names=self.feature_names[positions],
             shift=None if self.shift is None else self.shift.at(positions, self.m),
+            groups=self.of_groups(lambda part: part.at(positions)),
         )
+
+    def of_groups(self, change: Callable[[Any], Any]) -> GroupSums | None:
+        """The sums by group with something done to each; None where there are none."""
+        return None if self.groups is None else self.groups.each(change)
+
+    def centred_at(self, positions: IntArray) -> CentredSums:
+        """X'(y - X a), Z'(y - X a) and a of some features alone."""
+        XY, ZY, a = self.XY[:, positions], self.ZY[:, positions], np.zeros((self.p, positions.size))
+        shift = None if self.shift is None else self.shift.at(positions, self.m)
+        if shift is not None:
+            here = shift.features
+            XY[:, here], ZY[:, here], a[:, here] = shift.XY, shift.ZY, shift.a
+        return CentredSums(XY, ZY, a)
 
     def centred(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
         """X'y, Z'y and y'y after subtracting X a, and a, shapes (p, m), (q, m), (m,), (p, m).

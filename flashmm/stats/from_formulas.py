@@ -18,6 +18,7 @@ from flashmm.formulas.own_covariates import covariates_of_columns, refuse_in_fac
 from flashmm.sources import Source
 from flashmm.sources.beside import Beside
 from flashmm.sources.scans import missing_samples, normalised
+from flashmm.stats.grouping import groups_in_use, refuse_own_groups
 from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.own_rows_sums import OwnTables, sum_by_pattern, sum_own_rows
@@ -46,6 +47,7 @@ class Handling:
     progress: bool | None = None
     context: Mapping[str, Any] | None = field(default=None, repr=False)
     rank: Any = "raise"
+    sums_by: Any = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def sum_formulas(
         raise InputError(
             f"All {dropped.size} samples have a missing value: nothing is left to fit."
         )
+    grouping = groups_in_use(handling.sums_by, data, ~dropped)
     if dropped.any():
         source, beside = source.restricted(~dropped), beside.restricted(~dropped)
         data = pd.DataFrame(data).loc[~dropped]
@@ -142,6 +145,7 @@ def sum_formulas(
         "progress": handling.progress,
     }
     if names or isinstance(beside.weights, Beside):
+        refuse_own_groups(grouping)
         own = OwnColumns.none(len(design.coef_names))
         if names:
             of = covariates_of_columns(fixed, random, data, design, names, context)
@@ -150,7 +154,8 @@ def sum_formulas(
         stats: Any = sum_own_rows(source, design, tables, missing=missing == "feature", **options)
     else:
         sum_up: Any = sum_by_pattern if missing == "feature" else SummaryStats.from_design
-        stats = sum_up(source, design, weights=beside.weights, workers=handling.n_jobs, **options)
+        options |= {"workers": handling.n_jobs, "grouping": grouping, "weights": beside.weights}
+        stats = sum_up(source, design, **options)
     if handling.rank == "drop":
         stats = of_full_rank(stats)
     return Summed(stats, design, int(dropped.sum()))

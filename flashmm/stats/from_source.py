@@ -11,16 +11,24 @@ import numpy as np
 
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.compact import CompactMatrix, steps
-from flashmm.designs.design import Design
+from flashmm.designs.design import CovarianceStructure, Design
 from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
 from flashmm.sources import Block, Source
 from flashmm.sources.dask_arrays import DaskReader
-from flashmm.stats.algebra import added
-from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums, design_columns
+from flashmm.stats import grouping as groups
+from flashmm.stats.algebra import added, without_levels
+from flashmm.stats.block_sums import (
+    BlockSums,
+    DesignColumns,
+    block_sums,
+    design_columns,
+    grouped_columns,
+)
 from flashmm.stats.dask import sum_parts, sum_parts_about
 from flashmm.stats.design_products import design_products
-from flashmm.stats.fields import AnySums
+from flashmm.stats.fields import AnySums, GroupSums
+from flashmm.stats.grouping import Grouping, check_room
 from flashmm.stats.root import near_collinear, root_of_rows
 from flashmm.stats.shifts import shifted_sums, sums_about
 from flashmm.stats.streaming import (
@@ -47,6 +55,7 @@ def sum_design(
     workers: int | None,
     progress: bool | None,
     block_bytes: int | None,
+    grouping: Grouping | None = None,
 ) -> AnySums:
     """The work of `SummaryStats.from_design`, whose class is ``cls``."""
     selecting = min_count is not None or min_fraction is not None
@@ -57,19 +66,30 @@ def sum_design(
         *(source.reader.kind, source.m, source.n, block_bytes / 2**20, _threads(source, workers)),
     )
     if source.reader.one_pass:
-        stats, totals, detected = _fold(cls, source, design, weights, progress)
+        stats, totals, detected = _fold(cls, source, design, weights, progress, grouping)
         return stats.at(passing(totals, detected, stats.n, min_count, min_fraction))
-    columns = design_columns(design.X, design.Z)
+    columns = _columns_of(design_columns(design.X, design.Z), grouping, source.m)
     total = first_sums(
         source, columns, weights, block_bytes=block_bytes, workers=workers, progress=progress
     )
     kept = passing(total.totals, total.detected, source.n, min_count, min_fraction)
-    stats = statistics_of(cls, total.sums, columns, design, source, weights)
+    stats = statistics_of(cls, total.sums, columns, design, source, weights, grouping)
     if selecting:
         stats, source = stats.at(kept), source.at(kept)
     again = partial(second_sums, source, columns, weights, block_bytes, workers)
-    shift = shifted_sums(stats, again)
-    return stats if shift is None else replace(stats, shift=shift)
+    return shifted_sums(stats, again)
+
+
+def _columns_of(columns: DesignColumns, grouping: Grouping | None, m: int) -> DesignColumns:
+    """The design, by group too where sums are kept by group."""
+    if grouping is None:
+        return columns
+    columns = grouped_columns(columns, grouping.codes, grouping.k)
+    assert columns.by_group is not None
+    entries = sum(own.size for own in columns.by_group.columns)
+    size = check_room(grouping, entries, columns.X.shape[1], m, groups.GROUP_BYTES)
+    log.info("sums of %d groups of %r: %.0f MiB", grouping.k, grouping.name, size / 2**20)
+    return columns
 
 
 def first_sums(
@@ -126,9 +146,26 @@ def statistics_of(
     design: Design,
     source: Source,
     weights: FloatArray | None,
+    grouping: Grouping | None = None,
 ) -> AnySums:
     """Sums over Y and the cross-products of the design, labelled."""
     XX, ZX, ZZ = design_products(columns, weights)
+    by_group = None
+    if grouping is not None and columns.by_group is not None:
+        rows = zip(columns.by_group.columns, columns.by_group.rows, strict=True)
+        parts = zip(sums.parts, columns.by_group.parts, rows, strict=True)
+        own = (
+            statistics_of(
+                cls,
+                part,
+                of_group,
+                replace(design, structure=_levels_among(design.structure, mine)),
+                source,
+                None if weights is None else weights[here],
+            )
+            for part, of_group, (mine, here) in parts
+        )
+        by_group = GroupSums(grouping.name, grouping.labels, tuple(own))
     root = None
     if near_collinear(XX):
         root = root_of_rows(_weighted_rows(columns.X, weights), XX.shape[0])
@@ -146,7 +183,15 @@ def statistics_of(
         structure=design.structure,
         log_weights=0.0 if weights is None else float(np.log(weights).sum()),
         XX_root=root,
+        groups=by_group,
     )
+
+
+def _levels_among(structure: CovarianceStructure, columns: IntArray) -> CovarianceStructure:
+    """The structure with the levels that some columns of Z are of."""
+    gone = np.ones(structure.q, dtype=bool)
+    gone[columns] = False
+    return without_levels(structure, gone)
 
 
 def _weighted_rows(
@@ -162,18 +207,21 @@ def _fold(
     design: Design,
     weights: FloatArray | None,
     progress: bool | None,
+    grouping: Grouping | None,
 ) -> tuple[AnySums, FloatArray, FloatArray]:
     """Statistics of blocks of samples that can be had only once, each with its own shift."""
     total: AnySums | None = None
     totals, detected = np.zeros(source.m), np.zeros(source.m)
     for block in progress_bar(source.blocks(), None, show=progress):
         columns = design_columns(design.X[block.samples], design.Z[block.samples])
+        here_by = None if grouping is None else grouping.of(block.samples)
+        columns = _columns_of(columns, here_by, source.m)
         here = replace(block, samples=slice(0, columns.X.shape[0]))
         part_weights = None if weights is None else weights[block.samples]
         sums = block_sums(here, columns, part_weights)
-        part = statistics_of(cls, sums, columns, design, source, part_weights)
+        part = statistics_of(cls, sums, columns, design, source, part_weights, here_by)
         again = partial(_sums_of_block_about, here, columns, part_weights)
-        part = replace(part, shift=shifted_sums(part, again))
+        part = shifted_sums(part, again)
         total = part if total is None else added(total, part)
         if block.totals is not None and block.detected is not None:
             totals += block.totals

@@ -22,6 +22,7 @@ from flashmm.stats.block_sums import BlockSums, design_columns
 from flashmm.stats.design_products import design_products
 from flashmm.stats.fields import Shift
 from flashmm.stats.from_source import first_sums, second_sums, statistics_of
+from flashmm.stats.grouping import Grouping, refuse_own_groups
 from flashmm.stats.own_designs import (
     DesignSums,
     OwnColumns,
@@ -46,12 +47,13 @@ def sum_by_pattern(
     min_fraction: float | None = None,
     workers: int | None = None,
     progress: bool | None = None,
+    grouping: Grouping | None = None,
 ) -> SummaryStats | PatternedStats:
     """Statistics of features over the samples in which they are not NaN.
 
     Parameters
     ----------
-    source, design, weights, min_count, min_fraction, workers, progress
+    source, design, weights, min_count, min_fraction, workers, progress, grouping
         As in `SummaryStats.from_design`.
 
     Returns
@@ -83,8 +85,12 @@ def sum_by_pattern(
     observed = ~missing_values(source, block_bytes)
     if observed.all():
         return SummaryStats.from_design(
-            replace(source, allow_missing=False, counting=False), design, weights=weights
+            replace(source, allow_missing=False, counting=False),
+            design,
+            weights=weights,
+            grouping=grouping,
         )
+    refuse_own_groups(grouping)
     packed, pattern = np.unique(np.packbits(observed, axis=1), axis=0, return_inverse=True)
     n = source.n
     X, Z = np.asarray(design.X[:n]), sp.csr_array(design.Z[:n])

@@ -15,7 +15,14 @@ import numpy as np
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.stats.fields import Sums
 
-__all__ = ["combine_roots", "near_collinear", "restrict_root", "root_of_rows", "scaled_gram"]
+__all__ = [
+    "combine_roots",
+    "near_collinear",
+    "restrict_root",
+    "root_of_parts",
+    "root_of_rows",
+    "scaled_gram",
+]
 
 # A smallest eigenvalue of the scaled X'X below this share of the largest is known to fewer than
 # nine digits.
@@ -74,7 +81,12 @@ def combine_roots(left: Sums, right: Sums, XX: FloatArray, sign: float) -> Float
     """
     if sign < 0 or not near_collinear(XX):
         return None
-    roots = [_root_of(part) for part in (left, right)]
+    return root_of_parts((left, right))
+
+
+def root_of_parts(parts: Iterable[Sums]) -> FloatArray | None:
+    """The root for the samples of several statistics together; None if one has lost its own."""
+    roots = [_root_of(part) for part in parts]
     known = [root for root in roots if root is not None]
     return _triangle(np.vstack(known)) if len(known) == len(roots) else None
 

@@ -75,6 +75,7 @@ def _with_fixed(stats: AnySums, positions: IntArray) -> AnySums:
         ZX=stats.ZX[:, positions],
         coef_names=names,
         shift=restrict_shift(stats, positions),
+        groups=stats.of_groups(lambda part: _with_fixed(part, positions)),
         aliased=None if stats.aliased is None else stats.aliased.keeping(names),
     )
 
@@ -131,6 +132,7 @@ def _with_random(stats: AnySums, wanted: set[tuple[int, int]]) -> AnySums:
         ZZ=stats.ZZ[here][:, here],
         structure=CovarianceStructure(tuple(terms)),
         shift=shift,
+        groups=stats.of_groups(lambda part: _with_random(part, wanted)),
     )
 
 

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.sources import Block
 from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums
-from flashmm.stats.fields import Shift, Sums
+from flashmm.stats.fields import AnySums, Shift, Sums
 
 __all__ = [
     "cancelling",
@@ -68,7 +68,7 @@ class _Gram:
         return (self.vectors @ (inverse[:, None] * coordinates)) / self.length[:, None]
 
 
-def shifted_sums(stats: Sums, again: Callable[[FloatArray, IntArray], BlockSums]) -> Shift | None:
+def shifted_sums(stats: AnySums, again: Callable[[FloatArray, IntArray], BlockSums]) -> AnySums:
     """Sum again, after subtracting X a, the features whose raw sums cancel.
 
     a is the least-squares fit, found in two rounds: the first is only as exact as the raw
@@ -81,12 +81,26 @@ def shifted_sums(stats: Sums, again: Callable[[FloatArray, IntArray], BlockSums]
     again
         Gives the sums of y - X a over all samples, from a (p, f) and the positions of its
         features (f,), ascending: `sums_about` with one more look at the data.
+
+    Returns
+    -------
+    Sums
+        The statistics with their shift, and that of each group.
     """
     features, a = cancelling(stats.XX, stats.XY, stats.yy)
     if features.size == 0:
-        return None
+        return stats
     a = a + least_squares(stats.XX, again(a, features).XY)
     sums = again(a, features)
+    groups = stats.groups
+    if groups is not None:
+        pairs = zip(groups.parts, sums.parts, strict=True)
+        parts = (replace(part, shift=_shift(features, a, own)) for part, own in pairs)
+        groups = replace(groups, parts=tuple(parts))
+    return replace(stats, shift=_shift(features, a, sums), groups=groups)
+
+
+def _shift(features: IntArray, a: FloatArray, sums: BlockSums) -> Shift:
     return Shift(features, a, sums.XY, sums.ZY, sums.yy)
 
 
@@ -126,8 +140,7 @@ def sums_about(
     weights
         Precision of each sample, shape (n,); None for ones.
     """
-    p, q = columns.X.shape[1], columns.Z.shape[1]
-    XY, ZY, yy = np.zeros((p, features.size)), np.zeros((q, features.size)), np.zeros(features.size)
+    total = BlockSums.zeros(columns, features.size)
     for block in blocks:
         slots = np.searchsorted(features, _positions(block.features))
         values: Any = block.values
@@ -135,11 +148,8 @@ def sums_about(
         left = dense - (columns.X[block.samples] @ a[:, slots]).T
         if block.missing is not None:
             left[block.missing] = 0.0
-        sums = block_sums(replace(block, values=left), columns, weights)
-        XY[:, slots] += sums.XY
-        ZY[:, slots] += sums.ZY
-        yy[slots] += sums.yy
-    return BlockSums(XY, ZY, yy)
+        total.add(slots, block_sums(replace(block, values=left), columns, weights))
+    return total
 
 
 def _positions(features: slice | IntArray) -> IntArray:

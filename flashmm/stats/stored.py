@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError
 from flashmm.stats.fields import AnySums, Shift, Sums
+from flashmm.stats.stored_groups import groups_from_dataset, groups_to_variables
 from flashmm.storage.files import text
 from flashmm.storage.format_version import FORMAT, marked
 
@@ -62,6 +64,7 @@ def sums_to_dataset(stats: Sums) -> xr.Dataset:
             "column_dropped": (("aliased",), aliased.dropped.astype(np.int32)),
             "column_weights": (("coef", "aliased"), aliased.weights),
         }
+    data |= groups_to_variables(stats)
     names = list(stats.coef_names)
     coords: dict[str, Any] = {
         "feature": feature_coordinate(stats.feature_names),
@@ -99,7 +102,7 @@ def sums_from_dataset(cls: type[AnySums], ds: xr.Dataset) -> AnySums:
             *(ds[f"shift_{name}"].to_numpy() for name in ("a", "XY", "ZY", "yy")),
         )
     entries = (ds["ZZ_row"].to_numpy(), ds["ZZ_column"].to_numpy())
-    return cls(
+    stats = cls(
         n=int(ds.attrs["n"]),
         XX=ds["XX"].to_numpy(),
         XY=ds["XY"].to_numpy(),
@@ -116,6 +119,8 @@ def sums_from_dataset(cls: type[AnySums], ds: xr.Dataset) -> AnySums:
         aliased=_aliasing(ds) if "column_name" in ds else None,
         numbered=_was_numbered(ds),
     )
+    groups = groups_from_dataset(stats, ds)
+    return stats if groups is None else replace(stats, groups=groups)
 
 
 def _was_numbered(ds: xr.Dataset) -> bool:

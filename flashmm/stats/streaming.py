@@ -113,27 +113,36 @@ def sum_source(
     least = 0 if in_place() else 2 * groups * source.m
 
     def zeros(m: int) -> PassSums:
-        p, q = columns.X.shape[1], columns.Z.shape[1]
-        sums = BlockSums(np.zeros((p, m)), np.zeros((q, m)), np.zeros(m))
-        return PassSums(sums, np.zeros(m), np.zeros(m))
+        return PassSums(BlockSums.zeros(columns, m), np.zeros(m), np.zeros(m))
+
+    total = zeros(source.m)
+    # The sums of many groups are large: blocks add to them where they are.
+    at_once = columns.by_group is not None
+    if at_once:
+        workers = 1
 
     def finish(raw: RawBlock) -> tuple[slice | IntArray, PassSums]:
-        part = zeros(np.arange(source.m)[raw.slots].size)
-        by_group = group_sums(columns, part.sums.yy.size)
+        if at_once and isinstance(raw.slots, slice):
+            slots = raw.slots
+            part = PassSums(total.sums.at(slots), total.totals[slots], total.detected[slots])
+        else:
+            part = zeros(np.arange(source.m)[raw.slots].size)
+        by_row = None if at_once else group_sums(columns, part.sums.yy.size)
         codes = None
-        if largest is not None:
+        if columns.by_group is not None:
+            codes = columns.by_group.codes[source.positions(raw.piece.samples)]
+        elif largest is not None:
             codes = largest.codes[source.positions(raw.piece.samples)]
         for portion in portions(raw, codes, least):
             block = source.finish(portion)
-            block_sums(block, columns, weights, into=part.sums, groups=by_group)
+            block_sums(block, columns, weights, into=part.sums, groups=by_row)
             if block.totals is not None and block.detected is not None:
                 part.totals[:] += block.totals
                 part.detected[:] += block.detected
         with np.errstate(over="ignore", invalid="ignore"):
-            add_groups(columns, by_group, part.sums)
+            add_groups(columns, by_row, part.sums)
         return raw.slots, part
 
-    total = zeros(source.m)
     blocks = progress_bar(
         in_order(finish, source.raw_blocks(block_bytes), workers),
         lambda: source.count_blocks(block_bytes),
@@ -141,11 +150,12 @@ def sum_source(
     )
     with np.errstate(over="ignore", invalid="ignore"):
         for slots, part in blocks:
-            total.sums.XY[:, slots] += part.sums.XY
-            total.sums.ZY[:, slots] += part.sums.ZY
-            total.sums.yy[slots] += part.sums.yy
+            if at_once and isinstance(slots, slice):
+                continue
+            total.sums.add(slots, part.sums)
             total.totals[slots] += part.totals
             total.detected[slots] += part.detected
+    total.sums.gather(columns)
     return total
 
 

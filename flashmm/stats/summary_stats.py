@@ -11,6 +11,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from flashmm.arrays.labels import axis_labels, feature_positions
@@ -19,9 +20,11 @@ from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design
 from flashmm.designs.from_arrays import as_matrix, design_and_source, matched_columns, weights_of
 from flashmm.exceptions import InputError
 from flashmm.sources import Source, Transform
-from flashmm.stats.algebra import added, subtracted
+from flashmm.stats.algebra import added, subtracted, without_groups
 from flashmm.stats.fields import Sums
 from flashmm.stats.from_source import sum_design
+from flashmm.stats.grouping import Grouping, grouping_of
+from flashmm.stats.groups import group_positions
 from flashmm.stats.selection import kept, without
 from flashmm.stats.stored import sums_from_dataset, sums_to_dataset
 from flashmm.storage.files import load_dataset, reading, save_dataset
@@ -75,6 +78,9 @@ class SummaryStats(Sums):
     numbered
         Whether the features are called by the numbers of their rows in a Y without names; None
         for those without ``feature_names``.
+    groups
+        The sums of each group of samples (``sums_by`` of the constructors); None where they were
+        not kept.
 
     Raises
     ------
@@ -94,9 +100,10 @@ class SummaryStats(Sums):
     """
 
     def __repr__(self) -> str:
+        by = "" if self.groups is None else f", {self.groups.k} groups of {self.groups.name!r}"
         return (
             f"<SummaryStats: n={self.n} samples, m={self.m} features, p={self.p} fixed effects, "
-            f"q={self.q} random effects>"
+            f"q={self.q} random effects{by}>"
         )
 
     @classmethod
@@ -111,6 +118,7 @@ class SummaryStats(Sums):
         feature_names: Sequence[object] | None = None,
         coef_names: Sequence[str] | None = None,
         weights: ArrayLike | None = None,
+        sums_by: Any = None,
     ) -> SummaryStats:
         """Sum Y, X and Z over the samples.
 
@@ -121,6 +129,9 @@ class SummaryStats(Sums):
         weights
             Precision of each sample, shape (n,), matched by label where it has labels; None
             for ones.
+        sums_by
+            Group of each sample, shape (n,), matched likewise: the sums of each group are kept
+            beside the total, for `without`.
 
         Returns
         -------
@@ -134,12 +145,16 @@ class SummaryStats(Sums):
         design, source, samples = design_and_source(
             Y, X, Z, components, coef_names, transform, feature_names
         )
-        return cls.from_design(source, design, weights=weights_of(weights, design, samples))
+        precision = weights_of(weights, design, samples)
+        grouping = None
+        if sums_by is not None:
+            grouping = grouping_of(sums_by, None, np.ones(design.n, dtype=bool), samples)
+        return cls.from_design(source, design, weights=precision, grouping=grouping)
 
     @classmethod
     def from_blocks(
         cls,
-        blocks: Iterable[tuple[Any, Any, Any]],
+        blocks: Iterable[tuple[Any, ...]],
         *,
         components: Any = None,
         transform: Transform = None,
@@ -152,7 +167,7 @@ class SummaryStats(Sums):
         ----------
         blocks
             Iterable of ``(Y, X, Z)`` for successive sets of samples, shapes (m, n_b),
-            (n_b, p), (n_b, q).
+            (n_b, p), (n_b, q); or ``(Y, X, Z, sums_by)``, shape (n_b,), for sums by group too.
         components, transform, feature_names, coef_names
             As in `from_arrays`.
 
@@ -175,7 +190,7 @@ class SummaryStats(Sums):
         array([ 55., 451.])
         """
         total: SummaryStats | None = None
-        for Y, X, Z in blocks:
+        for Y, X, Z, *by in blocks:
             part = cls.from_arrays(
                 Y,
                 X,
@@ -184,6 +199,7 @@ class SummaryStats(Sums):
                 transform=transform,
                 feature_names=feature_names,
                 coef_names=coef_names,
+                sums_by=by[0] if by else None,
             )
             total = part if total is None else total + part
         if total is None:
@@ -202,6 +218,7 @@ class SummaryStats(Sums):
         workers: int | None = None,
         progress: bool | None = None,
         block_bytes: int | None = None,
+        grouping: Grouping | None = None,
     ) -> SummaryStats:
         """Sum a source over the samples of a design, block by block.
 
@@ -223,6 +240,8 @@ class SummaryStats(Sums):
             A bar on a terminal: True, False, or None for one that appears after a few seconds.
         block_bytes
             Size of the blocks; it does not change the sums.
+        grouping
+            Groups of samples whose sums are kept beside the total; None for none.
 
         Returns
         -------
@@ -238,6 +257,7 @@ class SummaryStats(Sums):
             workers=workers,
             progress=progress,
             block_bytes=block_bytes,
+            grouping=grouping,
         )
 
     def __add__(self, other: object) -> SummaryStats:
@@ -291,7 +311,14 @@ class SummaryStats(Sums):
         return added(self, other, features)
 
     def update(
-        self, Y: Any, X: ArrayLike, Z: Any, *, transform: Transform = None, weights: Any = None
+        self,
+        Y: Any,
+        X: ArrayLike,
+        Z: Any,
+        *,
+        transform: Transform = None,
+        weights: Any = None,
+        sums_by: Any = None,
     ) -> SummaryStats:
         """Add a block of samples.
 
@@ -300,8 +327,8 @@ class SummaryStats(Sums):
         Y, X, Z
             The block, shapes (m, n_b), (n_b, p), (n_b, q). X and Z without labels have the
             columns of these statistics, Y without labels their features.
-        transform, weights
-            As in `from_arrays`.
+        transform, weights, sums_by
+            As in `from_arrays`. Statistics with sums by group need the groups of the block.
 
         Returns
         -------
@@ -315,12 +342,54 @@ class SummaryStats(Sums):
         if source.numbered and source.m == self.m:
             source = source.renamed(self.feature_names)
         precision = weights_of(weights, design, samples)
-        block = SummaryStats.from_design(source, design, weights=precision)
+        grouping = None
+        if sums_by is not None:
+            name = None if self.groups is None else self.groups.name
+            grouping = grouping_of(sums_by, name, np.ones(design.n, dtype=bool), samples)
+        block = SummaryStats.from_design(source, design, weights=precision, grouping=grouping)
         return self + block
 
     def __radd__(self, other: object) -> SummaryStats:
         """Let ``sum(parts)`` work: it starts from 0."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def without(self, groups: Any) -> SummaryStats:
+        """The statistics of all samples but those of some groups (``sums_by``).
+
+        A statistic is a sum, so that of the others is a difference: nothing is read again.
+
+        Parameters
+        ----------
+        groups
+            Name of a group, or a list of such.
+
+        Returns
+        -------
+        SummaryStats
+            What the other samples alone give, to rounding. Levels of random effects that only
+            these groups have are gone.
+
+        Raises
+        ------
+        InputError
+            If no sums were kept by group, a group is unknown, or none would be left.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from flashmm import SummaryStats
+        >>> Y, X, by = np.arange(12.0).reshape(2, 6), np.ones((6, 1)), np.repeat(["A", "B", "C"], 2)
+        >>> Z = np.kron(np.eye(3), np.ones((2, 1)))
+        >>> stats = SummaryStats.from_arrays(Y, X, Z, sums_by=by)
+        >>> stats.without("A")
+        <SummaryStats: n=4 samples, m=2 features, p=1 fixed effects, q=2 random effects, \
+2 groups of 'group'>
+        """
+        return without_groups(self, group_positions(self, groups))
+
+    def ungrouped(self) -> SummaryStats:
+        """The same without the sums by group."""
+        return replace(self, groups=None)
 
     def take(self, features: Any) -> SummaryStats:
         """Keep some features.

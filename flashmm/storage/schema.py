@@ -85,6 +85,25 @@ _SHIFTS = _variables(
     **dict.fromkeys(("shift_XY",), "coef shifted"),
     **dict.fromkeys(("shift_ZY",), "level shifted"),
 )
+_GROUPS = _variables(
+    {
+        **dict.fromkeys(("sums_by", "sums_name"), "O"),
+        **dict.fromkeys(("sums_n", "sums_row", "sums_column"), "i"),
+        **dict.fromkeys(("sums_ZZ_row", "sums_ZZ_column"), "i"),
+    },
+    **dict.fromkeys(("sums_by", "sums_name", "sums_n", "sums_log_weights"), "sums_group"),
+    **{"sums_XX": "sums_group coef coef_", "sums_XX_root": "sums_group sums_root coef"},
+    **{"sums_XY": "sums_group coef feature", "sums_yy": "sums_group feature"},
+    **dict.fromkeys(("sums_row", "sums_column"), "sums_level"),
+    **{"sums_ZX": "sums_level coef", "sums_ZY": "sums_level feature"},
+    **dict.fromkeys(("sums_ZZ_row", "sums_ZZ_column", "sums_ZZ_value"), "sums_nonzero"),
+)
+_GROUP_SHIFTS = _variables(
+    dict.fromkeys(("sums_shift_row", "sums_shift_feature"), "i"),
+    **dict.fromkeys(("sums_shift_row", "sums_shift_feature", "sums_shift_yy"), "sums_shifted"),
+    **dict.fromkeys(("sums_shift_a", "sums_shift_XY"), "coef sums_shifted"),
+    **{"sums_shift_ZY": "sums_shifted_level"},
+)
 _OWN = _variables(
     dict.fromkeys(("own_row", "own_column"), "i"),
     **dict.fromkeys(("own_n", "own_log_weights"), "design"),
@@ -151,7 +170,7 @@ def _required(ds: xr.Dataset, kind: str) -> dict[str, Variable]:
         optional = [_TREND, _OF_FEATURES]
     else:
         parts = [_STATISTICS]
-        optional = [_SHIFTS, _ROOT, _RECIPE, _PATTERNS]
+        optional = [_SHIFTS, _ROOT, _RECIPE, _PATTERNS, _GROUPS, _GROUP_SHIFTS]
         if kind == "PatternedStats":
             parts.append(_PATTERNS)
         if "observed" not in ds and (kind == "PatternedStats" or "pattern" in ds):
@@ -200,7 +219,10 @@ def _check_positions(ds: xr.Dataset) -> None:
     """Raise for positions outside of what they point into."""
     for name, dim in (
         *(("ZZ_row", "level"), ("ZZ_column", "level"), ("shift_feature", "feature")),
-        *(("Z_row", "sample"), ("Z_column", "level")),
+        *(("sums_row", "sums_group"), ("sums_column", "level"), ("sums_shift_row", "sums_group")),
+        *(("sums_ZZ_row", "sums_level"), ("sums_ZZ_column", "sums_level")),
+        *(("sums_shift_feature", "feature"), ("Z_row", "sample")),
+        *(("Z_column", "level"),),
         *(("own_row", "level"), ("own_column", "level")),
         *(("pattern", "design"), ("pattern", "observed_pattern")),
     ):

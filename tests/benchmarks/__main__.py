@@ -1,7 +1,8 @@
 """``python -m tests.benchmarks``: measure, print a table, write JSON.
 
 ``python -m tests.benchmarks growth`` measures how time and memory grow instead, ``own-rows``
-features with missing values, weights and covariates of their own.
+features with missing values, weights and covariates of their own, ``groups`` what sums by group
+give.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from .cases import CASES, LEVELS
 from .environment import environment
+from .groups import groups_table, measure_groups
 from .growth import measure_growth
 from .own_rows import measure_own_rows, own_rows_table
 from .peers import PEERS
@@ -42,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("cases", "growth", "own-rows"),
+        choices=("cases", "growth", "own-rows", "groups"),
         default="cases",
         help="cases by default",
     )
@@ -92,6 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measured["own_rows"] = measure_own_rows(options.size)
         _write(measured, options.out)
         print(own_rows_table(measured), environment_table(measured), sep="\n\n")
+        return 0
+    if options.what == "groups":
+        measured["groups"] = measure_groups(options.size)
+        _write(measured, options.out)
+        print(groups_table(measured), environment_table(measured), sep="\n\n")
         return 0
     measured |= {"rounds": rounds, "cases": []}
     if options.flashmm_r is not None and measured["environment"]["r"] is not None:

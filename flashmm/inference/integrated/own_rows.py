@@ -277,6 +277,9 @@ def _solved(S: FloatArray, p: int, log_det: FloatArray) -> _Found:
         move = np.matmul(N, right)[..., 0]
         Q = whole[..., p, p] - (right[..., 0] * move).sum(axis=-1)
         return Q, log_det + np.linalg.slogdet(A)[1], move, N
+    if p == 0:
+        nothing = np.empty((*S.shape[1:], 0))
+        return S[0], log_det, nothing, np.empty((*S.shape[1:], 0, 0))
     lower, pivots = small.factorise(list(S), p + 1)
     inverse = small.full(small.inverse_of_factors(lower[:p], pivots[:p]), p)
     c = [S[small.position(p + 1, a, p)] for a in range(p)]

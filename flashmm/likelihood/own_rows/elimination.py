@@ -266,7 +266,7 @@ def _inverse(A: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
         positive = value[:, 0] > 0
         return 1.0 / A, np.log(np.abs(value[:, 0])), positive
     c = A.shape[1]
-    if c > _FEW:
+    if c == 0 or c > _FEW:
         return _inverse_by_lapack(A)
     planes = [np.ascontiguousarray(A[:, a, b]) for a, b in small.pairs(c)]
     lower, pivots = small.factorise(planes, c)

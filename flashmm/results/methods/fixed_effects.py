@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.results import coefficient_limits, fixed_effects, moderation
+from flashmm.results.cluster_robust import MODEL
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.fitted import OfFittedModel
 
@@ -39,6 +40,8 @@ class FixedEffectMethods(OfFittedModel):
         *,
         df: str = DEFAULT_DF,
         prior: Any = None,
+        cov: str = MODEL,
+        cluster: Any = None,
         method: Literal["wald", "profile"] = "wald",
         coefs: Any = None,
         features: Any = None,
@@ -52,6 +55,8 @@ class FixedEffectMethods(OfFittedModel):
         df, prior
             Degrees of freedom, as in `t_test`. With ``"integrated"`` the limits are those at which
             the one-sided p-values are alpha / 2.
+        cov, cluster
+            Cluster-robust covariances, as in `t_test`.
         method
             ``"wald"``: estimate -/+ t se; ``"profile"``: where the log-likelihood of all data (ML,
             for REML fits too, as lme4), maximised over everything else, has fallen by half the
@@ -92,24 +97,32 @@ class FixedEffectMethods(OfFittedModel):
             alpha,
             df=df,
             prior=prior,
+            cov=cov,
+            cluster=cluster,
             method=method,
             coefs=coefs,
         )
 
-    def cov_params(self, features: Any = None) -> xr.DataArray:
+    def cov_params(
+        self, features: Any = None, *, cov: str = MODEL, cluster: Any = None
+    ) -> xr.DataArray:
         """Covariance matrices of the fixed effects.
 
         Parameters
         ----------
         features
             Names, a mask or a slice; all by default (m p^2 numbers).
+        cov, cluster
+            Which covariance, as in `t_test`.
 
         Returns
         -------
         DataArray
             Dims ``feature``, ``coef`` and ``coef_``.
         """
-        return fixed_effects.cov_params(self.fitted, self.fitted.positions(features))
+        return fixed_effects.cov_params(
+            self.fitted, self.fitted.positions(features), cov=cov, cluster=cluster
+        )
 
     def t_test(
         self,
@@ -121,6 +134,8 @@ class FixedEffectMethods(OfFittedModel):
         prior: Any = None,
         margin: Any = None,
         null: Literal["inside", "outside"] | None = None,
+        cov: str = MODEL,
+        cluster: Any = None,
         features: Any = None,
     ) -> TTestResults:
         """Test linear contrasts of the fixed effects, for every feature.
@@ -158,6 +173,15 @@ class FixedEffectMethods(OfFittedModel):
             ``conf_int(2 * alpha)``). With ``alternative="greater"`` they are superiority by a
             margin (the effect exceeds it) and non-inferiority (it exceeds minus the margin);
             with ``"less"`` their mirror images.
+        cov
+            ``"model"``: the covariance that the fitted model implies. ``"CR0"``, ``"CR1"``,
+            ``"CR1S"``, ``"CR2"`` or ``"CR3"``: cluster-robust, right whatever the residuals'
+            variances and correlations within clusters are; the model's V is the working
+            covariance. CR2 (Bell & McCaffrey 2002, Pustejovsky & Tipton 2018) is for few
+            clusters; degrees of freedom are Satterthwaite's under V, as clubSandwich has both.
+        cluster
+            With a robust ``cov``: the groups that ``sums_by`` kept, or coarser ones, as ``by`` of
+            `influence`. No random effect may reach from one cluster to another.
         features
             Names, a mask or a slice; all by default. Adjusted p-values then count these
             features alone.
@@ -214,6 +238,8 @@ class FixedEffectMethods(OfFittedModel):
             prior=prior,
             margin=margin,
             null=null,
+            cov=cov,
+            cluster=cluster,
         )
 
     def f_test(
@@ -223,6 +249,8 @@ class FixedEffectMethods(OfFittedModel):
         df: str = DEFAULT_DF,
         moderated: bool | xr.Dataset = False,
         prior: Any = None,
+        cov: str = MODEL,
+        cluster: Any = None,
         features: Any = None,
     ) -> FTestResults:
         """Test several contrasts of the fixed effects jointly, for every feature.
@@ -240,6 +268,8 @@ class FixedEffectMethods(OfFittedModel):
             as in `t_test`; F and ``df_denom`` then summarise it.
         moderated, prior
             As in `t_test`.
+        cov, cluster
+            As in `t_test`: an approximate Hotelling test (HTZ; Pustejovsky & Tipton 2018).
         features
             Names, a mask or a slice; all by default.
 
@@ -259,6 +289,8 @@ class FixedEffectMethods(OfFittedModel):
             df=df,
             moderated=moderated,
             prior=prior,
+            cov=cov,
+            cluster=cluster,
         )
 
     def wald_test(
@@ -268,6 +300,8 @@ class FixedEffectMethods(OfFittedModel):
         use_f: bool = False,
         df: str = DEFAULT_DF,
         prior: Any = None,
+        cov: str = MODEL,
+        cluster: Any = None,
         features: Any = None,
     ) -> FTestResults:
         """Wald test that several contrasts hold jointly, for every feature.
@@ -282,6 +316,8 @@ class FixedEffectMethods(OfFittedModel):
             Denominator degrees of freedom of the F test; a chi-square test has none.
         prior
             As in `t_test`.
+        cov, cluster
+            As in `f_test`, with ``use_f=True``.
         features
             Names, a mask or a slice; all by default.
 
@@ -298,6 +334,8 @@ class FixedEffectMethods(OfFittedModel):
             use_f=use_f,
             df=df,
             prior=prior,
+            cov=cov,
+            cluster=cluster,
         )
 
     def top_table(self, contrast: Any, **options: Any) -> pd.DataFrame:
@@ -309,15 +347,15 @@ class FixedEffectMethods(OfFittedModel):
             As in `t_test`; one contrast.
         **options
             Those of `TTestResults.top_table` (n, sort_by, adjust, alpha) and of `t_test`
-            (alternative, df, moderated, prior, margin, null, features).
+            (alternative, df, moderated, prior, margin, null, cov, cluster, features).
 
         Returns
         -------
         DataFrame
             Indexed by feature: estimate, se, t, df, p, p_adjusted, status (the verdict).
         """
-        named = ("alternative", "df", "moderated", "prior", "margin", "null", "features")
-        testing = {key: options.pop(key) for key in named if key in options}
+        named = ("alternative", "df", "moderated", "prior", "margin", "null", "cov", "cluster")
+        testing = {key: options.pop(key) for key in (*named, "features") if key in options}
         return self.t_test(contrast, **testing).top_table(**options)
 
     def moderate(
@@ -400,7 +438,13 @@ class FixedEffectMethods(OfFittedModel):
         return fixed_effects.fim(self.fitted, self.fitted.positions(features))
 
     def to_frame(
-        self, adjust: str = "bh", *, df: str = DEFAULT_DF, prior: Any = None
+        self,
+        adjust: str = "bh",
+        *,
+        df: str = DEFAULT_DF,
+        prior: Any = None,
+        cov: str = MODEL,
+        cluster: Any = None,
     ) -> pd.DataFrame:
         """One row per feature and coefficient: estimate, se, t, df, p, p_adjusted.
 
@@ -408,9 +452,8 @@ class FixedEffectMethods(OfFittedModel):
         ----------
         adjust
             How p-values are adjusted over the features, per coefficient.
-        df, prior
-            Degrees of freedom, as in `t_test`.
+        df, prior, cov, cluster
+            Degrees of freedom and covariances, as in `t_test`.
         """
-        return (
-            self.t_test(df=df, prior=prior).to_frame(adjust).rename_axis(index={"contrast": "coef"})
-        )
+        tests = self.t_test(df=df, prior=prior, cov=cov, cluster=cluster)
+        return tests.to_frame(adjust).rename_axis(index={"contrast": "coef"})

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.results import explained, term_tests
+from flashmm.results.cluster_robust import MODEL
 from flashmm.results.contrast_results import FTestResults
 from flashmm.results.fitted import OfFittedModel
 
@@ -29,6 +30,8 @@ class TermMethods(OfFittedModel):
         df: str = DEFAULT_DF,
         moderated: bool | xr.Dataset = False,
         prior: Any = None,
+        cov: str = MODEL,
+        cluster: Any = None,
         features: Any = None,
     ) -> FTestResults:
         """F tests of the terms of the fixed formula, for every feature.
@@ -47,8 +50,8 @@ class TermMethods(OfFittedModel):
             3, 2 or 1.
         df
             Denominator degrees of freedom, as in `f_test`.
-        moderated, prior
-            As in `t_test`.
+        moderated, prior, cov, cluster
+            As in `t_test` and `f_test`.
         features
             Names, a mask or a slice; all by default.
 
@@ -57,8 +60,8 @@ class TermMethods(OfFittedModel):
         FTestResults
             One hypothesis per term. Its ``ds`` has sums of squares too, ``sum_sq`` and
             ``mean_sq``, as lmerTest defines them: F times the residual variance of the fit,
-            and that times the numerator's degrees of freedom. Moderated and integrated tests have
-            none.
+            and that times the numerator's degrees of freedom. Moderated, integrated and
+            cluster-robust tests have none.
 
         Raises
         ------
@@ -90,6 +93,8 @@ class TermMethods(OfFittedModel):
             df=df,
             moderated=moderated,
             prior=prior,
+            cov=cov,
+            cluster=cluster,
         )
 
     def drop1(

@@ -1,0 +1,114 @@
+"""Groups of kept sums, by name: which of them a user means, and coarser ones of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from flashmm.arrays.labels import as_pandas, by_name
+from flashmm.arrays.types import IntArray
+from flashmm.designs.design import CovarianceStructure
+from flashmm.exceptions import InputError, listing, nearest
+from flashmm.stats.algebra import column_positions, merged_groups
+from flashmm.stats.fields import AnySums, GroupSums, Sums
+
+__all__ = ["group_positions", "grouped_by", "known_groups", "shared_columns"]
+
+
+def known_groups(stats: Sums, what: str = "This") -> GroupSums:
+    """The sums by group; an error where there are none."""
+    if stats.groups is None:
+        raise InputError(
+            f"{what} needs sums by group, which these statistics do not have. Build the model "
+            'with sums_by="Subject", a column of `data` or the group of each sample.'
+        )
+    return stats.groups
+
+
+def group_positions(stats: Sums, names: Any) -> IntArray:
+    """Positions of groups by name."""
+    groups = known_groups(stats, "`without`")
+    listed = not isinstance(names, str) and isinstance(names, Iterable)
+    asked = [str(name) for name in (names if listed else [names])]
+    unknown = [name for name in asked if name not in groups.labels]
+    if unknown or not asked:
+        near = nearest(unknown[0], list(groups.labels)) if unknown else ""
+        raise InputError(f"Unknown group of {groups.name!r}: {listing(unknown)}. {near}")
+    return np.array(sorted({groups.labels.index(name) for name in asked}), dtype=np.intp)
+
+
+def grouped_by(stats: AnySums, by: Any, what: str, option: str) -> AnySums:
+    """The statistics with the sums by the groups that a user asks for.
+
+    Parameters
+    ----------
+    stats
+        Statistics with sums by group.
+    by
+        None or the name of these groups; a grouping factor of the random effects, or a mapping
+        or Series from their names to those of coarser ones, that each of them lies within.
+    what, option
+        What needs the groups, and the option that names them, for messages.
+    """
+    groups = known_groups(stats, what)
+    if by is None or (isinstance(by, str) and by == groups.name):
+        return stats
+    if isinstance(by, str):
+        codes, labels = _of_factor(stats, groups, by, option)
+        name = by
+    else:
+        codes, labels, name = _of_mapping(groups, by, option)
+    return replace(stats, groups=merged_groups(stats, codes, name, labels))
+
+
+def _of_factor(stats: Sums, groups: GroupSums, by: str, option: str) -> tuple[IntArray, list[str]]:
+    """Coarser groups by the levels of a grouping factor, one in each group."""
+    terms = [t for t, term in enumerate(stats.structure.terms) if by in (term.group, term.name)]
+    advice = (
+        f"Sums are kept by {groups.name!r}: {option} may be that, a factor that it lies within, or "
+        "a mapping from its groups to coarser ones. For others build the model with sums_by="
+        f"{by!r}."
+    )
+    if not terms:
+        raise InputError(f"{option}={by!r} is not what the sums are kept by. {advice}")
+    of = [part.structure.terms[terms[0]].levels for part in groups.parts]
+    if any(len(levels) != 1 for levels in of):
+        raise InputError(
+            f"Some groups of {groups.name!r} have several levels of {by!r}, or none. {advice}"
+        )
+    labels = [level for level in stats.structure.terms[terms[0]].levels if (level,) in of]
+    return np.array([labels.index(levels[0]) for levels in of], dtype=np.intp), labels
+
+
+def _of_mapping(groups: GroupSums, by: Any, option: str) -> tuple[IntArray, list[str], str]:
+    by = as_pandas(by)
+    mapping = by_name(by)
+    if mapping is None:
+        raise InputError(
+            f"`{option}` must be the name of a factor, or a dict or Series from the groups of "
+            f"{groups.name!r} to coarser ones, not {type(by).__name__}."
+        )
+    known = {str(key): value for key, value in mapping.items()}
+    absent = [label for label in groups.labels if label not in known or pd.isna(known[label])]
+    if absent:
+        raise InputError(f"`{option}` says nothing of the groups {listing(absent)}.")
+    found = [str(known[label]) for label in groups.labels]
+    labels = list(dict.fromkeys(found))
+    name = getattr(by, "name", None)
+    codes = np.array([labels.index(label) for label in found], dtype=np.intp)
+    return codes, labels, name if isinstance(name, str) else "group"
+
+
+def shared_columns(stats: Sums) -> tuple[str, ...]:
+    """Names of the levels of random effects that several groups have samples of."""
+    groups = known_groups(stats)
+    structure: CovarianceStructure = stats.structure
+    count = np.zeros(structure.q, dtype=np.intp)
+    for part in groups.parts:
+        count[column_positions(structure, part.structure)] += 1
+    names = structure.column_names
+    return tuple(names[i] for i in np.flatnonzero(count > 1))
