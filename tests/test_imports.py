@@ -50,6 +50,7 @@ EDGE = {
         *("results", "storage", "simulate.power"),
         *("sources.dataarrays", "sources.make"),
         "stats.stored",
+        "stats.stored_groups",
     },
 }
 
