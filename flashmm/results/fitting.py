@@ -11,6 +11,7 @@ from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError
 from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection, on_device
 from flashmm.likelihood.profile_grid import fine_grid, profile_grid
+from flashmm.progress import Progress
 from flashmm.results.assemble import assemble_dataset, without_maximum
 from flashmm.results.fitted import FitOptions
 from flashmm.solvers.base import Solution, Solver
@@ -54,6 +55,8 @@ class FitPlan:
     second_search
         Whether features that come from the default start to variances of zero or below are
         searched again.
+    progress
+        Told of every batch of features.
     """
 
     options: FitOptions
@@ -62,6 +65,7 @@ class FitPlan:
     threads: int = 1
     device: Any = None
     second_search: bool = True
+    progress: Progress = False
 
 
 def fit_features(
@@ -105,7 +109,8 @@ def fit_features(
             again_from=second_starts(start, structure.is_variance),
             landscape=_landscape(projection, options, start),
         )
-    solution = search.run(space, start.theta, projection.varies & ~likelihood.perfect_fit)
+    usable = projection.varies & ~likelihood.perfect_fit
+    solution = search.run(space, start.theta, usable, plan.progress)
     if plan.second_search:
         lost = without_maximum(likelihood, solution)
         if space.name == "psd":
@@ -127,7 +132,13 @@ class _Search:
     again_from: FloatArray | None = None
     landscape: Landscape | None = None
 
-    def run(self, space: ParameterSpace, theta: FloatArray, usable: BoolArray) -> Solution:
+    def run(
+        self,
+        space: ParameterSpace,
+        theta: FloatArray,
+        usable: BoolArray,
+        progress: Progress = False,
+    ) -> Solution:
         """Maximise the usable features (m,) in a space, from theta (m, k)."""
         return maximise_in_batches(
             self.likelihood,
@@ -141,6 +152,7 @@ class _Search:
             fallback=self.plan.fallback,
             again_from=self.again_from,
             landscape=self.landscape,
+            progress=progress,
         )
 
 
