@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from flashmm.arrays.types import FloatArray
+
 try:
     from scipy.sparse import _sparsetools as _loops
 except ImportError:  # another scipy
@@ -21,7 +23,6 @@ except ImportError:  # another scipy
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    FloatArray = NDArray[np.float64]
     IntArray = NDArray[Any]
 
 __all__ = ["add_by_row", "add_products", "add_rows", "assembled", "in_place", "taken_columns"]
