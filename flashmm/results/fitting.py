@@ -17,6 +17,7 @@ from flashmm.likelihood import (
     on_device,
 )
 from flashmm.likelihood.profile_grid import fine_grid, profile_grid
+from flashmm.progress import Progress
 from flashmm.results.assemble import assemble_dataset, without_maximum
 from flashmm.results.fitted import FitOptions
 from flashmm.solvers.base import Solution, Solver, maximise
@@ -63,6 +64,8 @@ class FitPlan:
     second_search
         Whether features that come from the default start to variances of zero or below are
         searched again.
+    progress
+        Told of every batch of features.
     """
 
     options: FitOptions
@@ -71,6 +74,7 @@ class FitPlan:
     threads: int = 1
     device: Any = None
     second_search: bool = True
+    progress: Progress = False
 
 
 def fit_features(
@@ -114,7 +118,8 @@ def fit_features(
             again_from=second_starts(start, structure.is_variance),
             landscape=_landscape(projection, options, start),
         )
-    solution = search.run(space, start.theta, projection.varies & ~likelihood.perfect_fit)
+    usable = projection.varies & ~likelihood.perfect_fit
+    solution = search.run(space, start.theta, usable, plan.progress)
     if plan.second_search:
         lost = without_maximum(likelihood, solution)
         if space.name == "psd":
@@ -136,7 +141,13 @@ class _Search:
     again_from: FloatArray | None = None
     landscape: Landscape | None = None
 
-    def run(self, space: ParameterSpace, theta: FloatArray, usable: BoolArray) -> Solution:
+    def run(
+        self,
+        space: ParameterSpace,
+        theta: FloatArray,
+        usable: BoolArray,
+        progress: Progress = False,
+    ) -> Solution:
         """Maximise the usable features (m,) in a space, from theta (m, k)."""
         return maximise_in_batches(
             self.likelihood,
@@ -150,6 +161,7 @@ class _Search:
             fallback=self.plan.fallback,
             again_from=self.again_from,
             landscape=self.landscape,
+            progress=progress,
         )
 
     def ends(self, space: ParameterSpace, starts: FloatArray, features: IntArray) -> list[Solution]:

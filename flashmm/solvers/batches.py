@@ -11,6 +11,7 @@ import numpy as np
 from flashmm.arrays.blas import LARGE, one_blas_thread
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood.base import Likelihood
+from flashmm.progress import Progress, counted
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
 from flashmm.solvers.other_maxima import Landscape, search_other_maxima
@@ -38,6 +39,7 @@ def over_batches(
     *,
     memory: int,
     n_jobs: int | None,
+    done: Callable[[int], None] | None = None,
 ) -> None:
     """Call a function for features, batch by batch.
 
@@ -59,6 +61,8 @@ def over_batches(
     n_jobs
         Threads, at most; at least 1. None: the likelihood sees to that itself, and batches take
         the whole memory, one after the other.
+    done
+        Told, in the caller's thread, how many features more are done.
     """
     size = likelihood.batch_size(memory // SHARES)
     alone = n_jobs is None or size == 1
@@ -71,6 +75,8 @@ def over_batches(
         with one_blas_thread(0 if small else LARGE):
             for batch in batches:
                 function(batch)
+                if done is not None:
+                    done(batch.size)
         return
     with (
         one_blas_thread(),
@@ -78,8 +84,10 @@ def over_batches(
     ):
         futures = [pool.submit(function, batch) for batch in batches]
         try:
-            for future in futures:
+            for batch, future in zip(batches, futures, strict=True):
                 future.result()
+                if done is not None:
+                    done(batch.size)
         except BaseException:  # an interrupt too: what has not begun is not begun
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -98,6 +106,7 @@ def maximise_in_batches(
     fallback: Solver | None = None,
     again_from: FloatArray | None = None,
     landscape: Landscape | None = None,
+    progress: Progress = False,
 ) -> Solution:
     """Maximise every usable feature, as many at once as ``memory`` bytes allow.
 
@@ -105,7 +114,7 @@ def maximise_in_batches(
     `maximise_in_stages`). Features that are not usable keep NaN and `Status.RUNNING`; their
     verdict is the caller's. Those that end with variances of zero or below are searched again from
     ``again_from`` (m, k), where it is given and not NaN, and the better end counts; those that the
-    ``landscape`` shows other maxima of are searched from there.
+    ``landscape`` shows other maxima of are searched from there. ``progress`` is told of batches.
     """
     m, k = theta0.shape
     total = Solution.empty(m, k)
@@ -131,5 +140,6 @@ def maximise_in_batches(
     features = np.flatnonzero(usable)
     if features.size:  # makes what features share, before threads need it
         likelihood.evaluate(theta0[features[:1]], features[:1])
-    over_batches(fit, likelihood, features, memory=memory, n_jobs=n_jobs)
+    with counted(progress, features.size, unit="feature", desc="fit") as done:
+        over_batches(fit, likelihood, features, memory=memory, n_jobs=n_jobs, done=done)
     return total
