@@ -123,6 +123,8 @@ def hits_without_groups(
     ax.set_yticks(at, labels=plain_all(groups))
     ax.set_ylim(len(groups) - 0.4, -0.6)
     ax.set(xlabel=f"features, of {hits} hits", ylabel=plain(ylabel))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     legend(ax)
     return ax
 

@@ -21,6 +21,8 @@ from flashmm.plots.style import (
     nothing_to_draw,
     plain,
     plain_all,
+    slanted,
+    titled,
 )
 
 __all__ = ["caterpillar", "dots", "forest"]
@@ -88,7 +90,8 @@ def forest(
     if series is not None and len(series) != s:
         raise InputError(f"`series` has {len(series)} names of {s} series.")
     ax = new_axes(ax, height=float(np.clip(0.9 + 0.16 * count * max(1.0, 0.7 * s), 1.8, 12.0)))
-    ax.set(xlabel=plain(xlabel), title=plain(title))
+    ax.set(xlabel=plain(xlabel))
+    titled(ax, title)
     if not np.isfinite(values).any():
         return nothing_to_draw(ax, "nothing has an estimate")
     if null is not None:
@@ -166,7 +169,8 @@ def caterpillar(
     values, low, high = (_table(v, len(names))[:, 0] for v in (estimate, lower, upper))
     height = float(np.clip(0.8 + 0.15 * len(names), 1.8, 6.5))
     ax = new_axes(ax, height=height)
-    ax.set(xlabel=plain(xlabel), title=plain(title))
+    ax.set(xlabel=plain(xlabel))
+    titled(ax, title)
     here = np.flatnonzero(np.isfinite(values))
     if here.size == 0:
         return nothing_to_draw(ax, "no level has a prediction")
@@ -240,7 +244,7 @@ def dots(
         width = float(np.clip(1.9 + 0.07 * longest + 0.42 * c, 3.2, 12.0))
         ax = new_axes(None, width=width, height=float(np.clip(1.5 + 0.19 * f, 2.6, 14.0)))
     ax = check_axes(ax)
-    ax.set_title(plain(title))
+    titled(ax, title)
     here = np.isfinite(values) & np.isfinite(chance)
     if not here.any():
         return nothing_to_draw(ax, "no feature has a test")
@@ -264,7 +268,7 @@ def dots(
         ax.scatter(lost[1], lost[0], s=10, marker="x", color=GREY, linewidth=0.8)
     ax.set_xlim(-0.6, c - 0.4)
     _rows(ax, features)
-    ax.set_xticks(np.arange(c), labels=plain_all(contrasts), rotation=45, ha="right")
+    slanted(ax, np.arange(c), contrasts)
     bar = ax.figure.colorbar(marks, ax=ax, shrink=0.6, aspect=15)
     bar.set_label("estimate", fontsize=8)
     bar.ax.tick_params(labelsize=7)

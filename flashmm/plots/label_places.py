@@ -42,13 +42,21 @@ def label_points(
     Of places around the point, near ones first, the one is taken that covers fewest points and
     overlaps no label.
     """
-    figure = ax.get_figure(root=True) if _has_root(ax) else ax.figure
+    figure = ax.figure
+    while hasattr(figure, "figure") and figure.figure is not figure:  # of a SubFigure the whole
+        figure = figure.figure
     figure.draw_without_rendering()  # the layout, and so the size of the Axes, is then final
     renderer = figure.canvas.get_renderer() if hasattr(figure.canvas, "get_renderer") else None
     scale = figure.dpi / 72.0
     frame = ax.get_window_extent(renderer)
     pixels = ax.transData.transform(np.column_stack([x, y]))
     taken: list[tuple[float, float, float, float]] = []
+    legend = ax.get_legend()
+    if legend is not None:
+        box = legend.get_window_extent(renderer)
+        taken.append((box.x0, box.y0, box.x1, box.y1))
+        # It has found its place; labels that come must not move it.
+        legend.set_loc(tuple(ax.transAxes.inverted().transform((box.x0, box.y0))))
     written = []
     for i in chosen:
         text = ax.annotate(
@@ -75,14 +83,6 @@ def label_points(
         taken.append((*(center - half), *(center + half)))
         written.append(text)
     return written
-
-
-def _has_root(ax: Any) -> bool:
-    return "root" in getattr(ax.get_figure, "__code__", _NONE).co_varnames
-
-
-class _NONE:
-    co_varnames = ()
 
 
 def _best(

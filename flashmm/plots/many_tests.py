@@ -23,6 +23,7 @@ from flashmm.plots.style import (
     new_axes,
     nothing_to_draw,
     plain,
+    titled,
 )
 
 __all__ = ["mean_difference", "pvalue_histogram", "qq", "volcano"]
@@ -89,7 +90,8 @@ def volcano(
     adjusted = _adjusted(p, p_adjusted)
     ax = new_axes(ax)
     shown = np.isfinite(estimate) & np.isfinite(p)
-    ax.set(xlabel=plain(xlabel), ylabel="$-\\log_{10}$ p", title=plain(title))
+    ax.set(xlabel=plain(xlabel), ylabel="$-\\log_{10}$ p")
+    titled(ax, title)
     if not shown.any():
         return nothing_to_draw(ax, _NO_TESTS)
     y, top = _heights(p, shown)
@@ -153,7 +155,8 @@ def mean_difference(
     adjusted = _adjusted(p, p_adjusted)
     ax = new_axes(ax)
     shown = np.isfinite(estimate) & np.isfinite(p) & np.isfinite(mean)
-    ax.set(xlabel="mean of the feature", ylabel=plain(ylabel), title=plain(title))
+    ax.set(xlabel="mean of the feature", ylabel=plain(ylabel))
+    titled(ax, title)
     if not shown.any():
         return nothing_to_draw(ax, _NO_TESTS)
     none = np.zeros(p.size, dtype=bool)
@@ -216,7 +219,8 @@ def pvalue_histogram(
         raise InputError(f"`bins` must be a whole number of bars, not {bins!r}.")
     ax = new_axes(ax)
     shown = np.isfinite(p)
-    ax.set(xlabel="p-value", ylabel="features", title=plain(title), xlim=(0, 1))
+    ax.set(xlabel="p-value", ylabel="features", xlim=(0, 1))
+    titled(ax, title)
     if not shown.any():
         return nothing_to_draw(ax, _NO_TESTS)
     edges = np.linspace(0.0, 1.0, int(bins) + 1)
@@ -238,6 +242,7 @@ def pvalue_histogram(
         )
         below += count
     ax.axhline(shown.sum() / bins, color=BLACK, linewidth=0.8, linestyle="--")
+    ax.set_ylim(0.0, 1.2 * below.max())
     legend(ax)
     return ax
 
@@ -282,9 +287,8 @@ def qq(
     p, text = _of_pvalues(p, status)
     ax = new_axes(ax, width=3.8)
     shown = np.isfinite(p)
-    ax.set(
-        xlabel="$-\\log_{10}$ p, expected", ylabel="$-\\log_{10}$ p, observed", title=plain(title)
-    )
+    ax.set(xlabel="$-\\log_{10}$ p, expected", ylabel="$-\\log_{10}$ p, observed")
+    titled(ax, title)
     if not shown.any():
         return nothing_to_draw(ax, _NO_TESTS)
     y, _ = _heights(p, shown)
@@ -296,6 +300,7 @@ def qq(
     ax.fill_between(expected, low, high, color=GREY, alpha=0.3, linewidth=0, zorder=0)
     end = -np.log10(0.5 / largest)
     ax.plot([0, end], [0, end], color=BLACK, linewidth=0.8)
+    told = False
     for name, here, marker, colour in groups:
         observed = np.sort(y[here])[::-1]
         count = observed.size
@@ -304,7 +309,9 @@ def qq(
         for some, shape in ((~zero, marker), (zero, "^")):
             if some.any():
                 label = f"{name} ({count})" if name and shape == marker else None
-                label = "p = 0, too small for a number" if shape == "^" else label
+                if shape == "^":
+                    label = None if told else "p = 0, too small for a number"
+                    told = True
                 ax.scatter(at[some], observed[some], s=9, marker=shape, color=colour, label=label)
     legend(ax)
     return ax

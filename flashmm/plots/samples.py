@@ -22,6 +22,7 @@ from flashmm.plots.style import (
     nothing_to_draw,
     plain,
     plain_all,
+    titled,
 )
 
 __all__ = ["predictions", "residuals"]
@@ -72,7 +73,7 @@ def residuals(
     axes = many(axes, 4)
     panels = np.ravel(axes)
     there = np.isfinite(scaled)
-    panels[0].set_title(plain(title))
+    titled(panels[0], title)
     if not there.any():
         for panel in panels:
             nothing_to_draw(panel, "no residuals")
@@ -172,7 +173,8 @@ def predictions(
         )
     count = middle.shape[0]
     ax = new_axes(ax)
-    ax.set(xlabel=plain(xlabel), ylabel=plain(ylabel), title=plain(title))
+    ax.set(xlabel=plain(xlabel), ylabel=plain(ylabel))
+    titled(ax, title)
     shift = (
         np.zeros(count) if levels is None else (np.arange(count) - (count - 1) / 2) * 0.6 / count
     )

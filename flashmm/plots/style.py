@@ -28,6 +28,8 @@ __all__ = [
     "plain",
     "plain_all",
     "pyplot",
+    "slanted",
+    "titled",
 ]
 
 # The colours of Okabe & Ito (2008), told apart under every common colour blindness.
@@ -100,8 +102,14 @@ def many(axes: Any, count: int, *, columns: int = 2, size: float = 2.7) -> Any:
 def _dress(ax: Any) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=_SMALL)
-    for text in (ax.xaxis.label, ax.yaxis.label, ax.title):
+    for text in (ax.xaxis.label, ax.yaxis.label):
         text.set_size(_TEXT)
+
+
+def titled(ax: Any, title: str) -> None:
+    """A title of the size of the other texts, if there is one."""
+    if title:
+        ax.set_title(plain(title), fontsize=_TEXT)
 
 
 def plain(name: object) -> str:
@@ -118,6 +126,11 @@ def in_legend(name: object) -> str:
 def plain_all(names: Iterable[object]) -> list[str]:
     """Names as text; see `plain`."""
     return [plain(name) for name in names]
+
+
+def slanted(ax: Any, at: Any, names: Iterable[object], angle: float = 45.0) -> None:
+    """Names along the horizontal axis that end below their place."""
+    ax.set_xticks(at, labels=plain_all(names), rotation=angle, ha="right", rotation_mode="anchor")
 
 
 def legend(

@@ -22,6 +22,8 @@ from flashmm.plots.style import (
     nothing_to_draw,
     plain,
     plain_all,
+    slanted,
+    titled,
 )
 
 __all__ = ["fractions", "profile", "ratio_prior", "theta", "variance_trend", "voom_trend"]
@@ -80,7 +82,8 @@ def fractions(
     if kind == "bars":
         return _bars(values, components, features, title, ax)
     ax = new_axes(ax, width=float(np.clip(1.2 + 0.6 * c, 3.5, 9.0)))
-    ax.set(ylabel="share of the variance", title=plain(title))
+    ax.set(ylabel="share of the variance")
+    titled(ax, title)
     known = np.isfinite(values).all(axis=1)
     if not known.any():
         return nothing_to_draw(ax, "no feature has shares")
@@ -95,7 +98,7 @@ def fractions(
         ax.set_ylim(0.0, 1.0)
     else:
         ax.axhline(0.0, color=GREY, linewidth=0.8, zorder=0)
-    ax.set_xticks(at, labels=plain_all(components), rotation=30, ha="right")
+    slanted(ax, at, components, 30.0)
     return ax
 
 
@@ -106,7 +109,8 @@ def _bars(
         raise InputError('kind="bars" needs `features`, a name for each row of `shares`.')
     count = len(features)
     ax = new_axes(ax, height=float(np.clip(1.1 + 0.2 * count, 2.0, 12.0)))
-    ax.set(xlabel="share of the variance", title=plain(title))
+    ax.set(xlabel="share of the variance")
+    titled(ax, title)
     known = np.isfinite(values).all(axis=1)
     # Negative shares stack to the left of zero, positive ones to the right.
     right, left = np.zeros(count), np.zeros(count)
@@ -186,7 +190,8 @@ def theta(
     if text is not None and text.shape != a.shape:
         raise InputError(f"`status` has the shape {text.shape}, but there are {a.size} features.")
     ax = new_axes(ax)
-    ax.set(xlabel=plain(xlabel), ylabel=plain(ylabel), title=plain(title))
+    ax.set(xlabel=plain(xlabel), ylabel=plain(ylabel))
+    titled(ax, title)
     shown = np.isfinite(a) & np.isfinite(b)
     if not shown.any():
         return nothing_to_draw(ax, "no feature has estimates")
@@ -208,9 +213,13 @@ def theta(
     ax.margins(0.07)
     for values, scale in ((a, ax.set_xscale), (b, ax.set_yscale)):
         size = np.abs(values[shown])
-        if log and (size > 0).any():
-            scale("symlog", linthresh=float(np.quantile(size[size > 0], 0.05)))
+        near = float(np.quantile(size[size > 0], 0.05)) if (size > 0).any() else 0.0
+        if log and size.max() > 10.0 * near > 0:
+            scale("symlog", linthresh=near)
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    # The boundary is shown even where no estimate comes near it.
+    left = min(left, -0.05 * right) if bounded[0] and not log else left
+    bottom = min(bottom, -0.05 * top) if bounded[1] and not log else bottom
     edge = {"color": BLACK, "linewidth": 0.8, "linestyle": "--", "zorder": 0}
     beyond = {"color": GREY, "alpha": 0.2, "linewidth": 0, "zorder": 0}
     if bounded[0] and left <= 0:
@@ -271,7 +280,8 @@ def profile(
     if at.shape != height.shape or at.ndim != 1:
         raise InputError(f"`value` and `fall` have the shapes {at.shape} and {height.shape}.")
     ax = new_axes(ax)
-    ax.set(xlabel=plain(xlabel), ylabel="twice the fall of the log-likelihood", title=plain(title))
+    ax.set(xlabel=plain(xlabel), ylabel="twice the fall of the log-likelihood")
+    titled(ax, title)
     known = np.isfinite(at) & np.isfinite(height)
     if not known.any():
         return nothing_to_draw(ax, "no profile was found")
@@ -283,7 +293,8 @@ def profile(
     for limit in () if limits is None else limits:
         if np.isfinite(limit):
             ax.axvline(limit, color=RED, linewidth=0.8, linestyle=":")
-    ax.set_ylim(bottom=0.0)
+    top = 2.2 * quantile if quantile is not None else float(height[known].max()) or 1.0
+    ax.set_ylim(0.0, top)
     return ax
 
 
@@ -331,7 +342,8 @@ def variance_trend(
         raise InputError(f"`mean` and `sd` have the shapes {x.shape} and {y.shape}.")
     text = None if status is None else np.asarray(status, dtype=str)
     ax = new_axes(ax)
-    ax.set(xlabel="mean of the feature", ylabel="residual standard deviation", title=plain(title))
+    ax.set(xlabel="mean of the feature", ylabel="residual standard deviation")
+    titled(ax, title)
     shown = np.isfinite(x) & np.isfinite(y) & (y > 0)
     if not shown.any():
         return nothing_to_draw(ax, "no feature has a residual variance")
@@ -354,7 +366,8 @@ def variance_trend(
         known = np.flatnonzero(shown & np.isfinite(expected) & (expected > 0))
         order = known[np.argsort(x[known], kind="stable")]
         ax.plot(x[order], expected[order], color=RED, linewidth=1.6, label="prior")
-    ax.set_yscale("log")
+    if y[shown].max() > 20.0 * y[shown].min():
+        ax.set_yscale("log")
     legend(ax)
     return ax
 

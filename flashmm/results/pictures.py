@@ -112,7 +112,7 @@ def theta(
         xlabel=_variance_label(names[i], bool(is_variance[i])),
         ylabel=_variance_label(names[j], bool(is_variance[j])),
         status=fitted.verdicts[positions],
-        bounded=(bool(is_variance[i]), bool(is_variance[j])),
+        bounded=(_may_be_zero(fitted, i), _may_be_zero(fitted, j)),
         log=log,
         ax=ax,
     )
@@ -300,6 +300,12 @@ def _one_of(what: str, asked: str | None, names: list[str]) -> str:
 
 def _name(fitted: FittedModel, position: IntArray) -> str:
     return str(fitted.names[position[0]])
+
+
+def _may_be_zero(fitted: FittedModel, param: int) -> bool:
+    """Whether zero is the boundary of a parameter: of variances but the residual."""
+    last = fitted.params.size - 1
+    return bool(fitted.stats.structure.is_variance[param]) and param != last
 
 
 def _variance_label(name: str, is_variance: bool) -> str:
