@@ -64,7 +64,7 @@ def label_points(
             (x[i], y[i]),
             (0, 0),
             textcoords="offset points",
-            fontsize=7,
+            fontsize=7.5,
             color=BLACK,
             ha="center",
             va="center",

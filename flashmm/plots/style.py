@@ -41,8 +41,8 @@ PALETTE = (BLUE, RED, GREEN, ORANGE, PINK, SKY, BLACK)
 _MARKS = {"converged": ("o", BLUE), "boundary": ("s", ORANGE), "indefinite": ("D", PINK)}
 _FAILED = ("X", BLACK)
 
-# Inches: a column of a journal is 3.5 wide, so that text of 9 points is printed at 7.
-WIDTH, HEIGHT = 4.5, 3.4
+# Inches: a column of a journal is 3.5 wide, so that text of 9 points is printed at 8.
+WIDTH, HEIGHT = 4.0, 3.1
 _TEXT, _SMALL = 9, 8
 
 
