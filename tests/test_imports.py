@@ -28,6 +28,7 @@ FLOORS = [
     ("likelihood",),
     ("solvers",),
     ("inference",),
+    ("plots",),
     ("results",),
     ("simulate", "constructors"),
     ("counts",),

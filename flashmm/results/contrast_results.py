@@ -16,6 +16,7 @@ from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.exceptions import InputError, check_option, nearest
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.statistics import check_alpha, confidence_limits
+from flashmm.results.plots_of_tests import TestPlots
 from flashmm.results.simultaneous import (
     JointContrasts,
     simultaneous_tests,
@@ -200,6 +201,11 @@ class FeatureTests:
         if "status" in self.ds:
             table["status"] = self._status().ravel()
         return table
+
+    @property
+    def plot(self) -> TestPlots:
+        """Pictures: ``tests.plot.volcano()``, ``qq``, ``pvalues``, ``ma``, ``forest``, ``dots``."""
+        return TestPlots(self)
 
     def _tell(self) -> None:
         """Log, once, why these tests cannot be trusted, if so; also in ``ds.attrs["note"]``."""

@@ -22,6 +22,7 @@ from flashmm.results import fixed_effects, predictions, random_effects, residual
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.fitted import FittedModel
 from flashmm.results.pages import SummaryPage
+from flashmm.results.plots_of_fits import FeaturePlots
 from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
 
 if TYPE_CHECKING:
@@ -415,6 +416,11 @@ class FeatureResults:
         columns = (self.df, self.tvalues, self.pvalues, limits[0], limits[1])
         fixed = [self.fe_params, self.bse_fe, *(column.iloc[:p] for column in columns)]
         return summary.feature_page(self._fitted, self._position, pd.concat(fixed, axis=1))
+
+    @property
+    def plot(self) -> FeaturePlots:
+        """Pictures: ``forest``, ``caterpillar``, ``residuals``, ``predictions``, ``profile``."""
+        return FeaturePlots(*self._in_whole)
 
     @property
     def ds(self) -> xr.Dataset:
