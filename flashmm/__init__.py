@@ -10,8 +10,10 @@ from flashmm.arrays.lazy import lazy
 if TYPE_CHECKING:
     from flashmm import simulate
     from flashmm.counts.voom import Voom, voom
+    from flashmm.designs.covariances import Covariance
     from flashmm.exceptions import (
         ConvergenceWarning,
+        CovarianceWarning,
         FlashMMError,
         FormulaWarning,
         InputError,
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BootstrapResults",
     "ConvergenceWarning",
+    "Covariance",
+    "CovarianceWarning",
     "FTestResults",
     "FeatureResults",
     "FlashMMError",
@@ -72,11 +76,13 @@ _HOMES = {
     **dict.fromkeys(("Voom", "voom"), "counts.voom"),
     **dict.fromkeys(
         (
-            *("ConvergenceWarning", "FlashMMError", "FormulaWarning", "InputError"),
+            *("ConvergenceWarning", "CovarianceWarning", "FlashMMError"),
+            *("FormulaWarning", "InputError"),
             *("MissingSamplesWarning", "PrecisionWarning", "RankWarning", "SlowWarning"),
         ),
         "exceptions",
     ),
+    "Covariance": "designs.covariances",
     "contrast_matrix": "inference.contrasts",
     "adjust_pvalues": "inference.multiplicity",
     "MultiLMM": "model",

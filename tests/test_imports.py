@@ -41,6 +41,7 @@ EDGE = {
     "pandas": {
         *("formulas", "sources", "results", "constructors", "simulate", "counts"),
         *("arrays.numeric", "arrays.labels", "designs.from_arrays", "designs.per_sample"),
+        *("designs.covariances", "designs.pedigrees", "designs.relationship_files"),
         *("stats.algebra", "stats.checks", "stats.selection", "stats.from_formulas"),
         *("stats.grouping", "stats.groups"),
         *("solvers.start", "inference.contrasts"),
@@ -49,7 +50,7 @@ EDGE = {
     "xarray": {
         *("results", "storage", "simulate.power"),
         *("sources.dataarrays", "sources.make"),
-        "stats.stored",
+        *("stats.stored", "stats.stored_roots"),
     },
 }
 

@@ -200,7 +200,8 @@ def posterior_variances(
     check_alpha(alpha)
     where = _integration(fitted, prior)
     theta = where.variances(positions, alpha)
-    stats = fitted.stats.sums if isinstance(fitted.stats, PatternedStats) else fitted.stats
+    stats = fitted.independent
+    stats = stats.sums if isinstance(stats, PatternedStats) else stats
     components, weights = component_weights(stats)
     ratios = where.shared[0].grid.ratios
     parts = np.hstack([ratios, np.ones((len(ratios), 1))]) @ weights.T
@@ -274,14 +275,16 @@ def _parts(fitted: FittedModel, *, effects: bool = False) -> tuple[AnyPart, ...]
     together = not effects and whole.layout is not None
     kept = "parts" if together else "parts by pattern"
     if kept not in fitted.kept:
-        fitted.kept[kept] = _own_parts(fitted) if together else _parts_of_patterns(stats)
+        fitted.kept[kept] = (
+            _own_parts(fitted) if together else _parts_of_patterns(fitted.independent)
+        )
     parts: tuple[AnyPart, ...] = fitted.kept[kept]
     return parts
 
 
 def _own_parts(fitted: FittedModel) -> tuple[AnyPart, ...]:
     """Features with rare patterns together, others pattern by pattern."""
-    stats, projection = fitted.stats, fitted.projection
+    stats, projection = fitted.independent, fitted.projection
     assert isinstance(stats, PatternedStats)
     assert isinstance(projection, PatternedProjection)
     parts: list[AnyPart] = []
