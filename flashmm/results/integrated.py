@@ -267,7 +267,7 @@ def _parts(fitted: FittedModel, *, effects: bool = False) -> tuple[AnyPart, ...]
 
     ``effects``: so that predictions of random effects can be had.
     """
-    stats: Any = fitted.stats
+    stats = fitted.independent
     if not isinstance(stats, PatternedStats):
         projection: Any = fitted.projection
         return (Part(projection, np.arange(stats.m)),)
@@ -275,9 +275,7 @@ def _parts(fitted: FittedModel, *, effects: bool = False) -> tuple[AnyPart, ...]
     together = not effects and whole.layout is not None
     kept = "parts" if together else "parts by pattern"
     if kept not in fitted.kept:
-        fitted.kept[kept] = (
-            _own_parts(fitted) if together else _parts_of_patterns(fitted.independent)
-        )
+        fitted.kept[kept] = _own_parts(fitted) if together else _parts_of_patterns(stats)
     parts: tuple[AnyPart, ...] = fitted.kept[kept]
     return parts
 

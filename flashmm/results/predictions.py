@@ -108,8 +108,9 @@ def predict(
         independent[:] = rows.random.new
         independent[:, -1] = float(wide)
     if df == INTEGRATED:
-        effects = rows.random if conditional else None
-        Z_rows, independent = _independent_rows(fitted, effects, independent)
+        Z_rows, independent = _independent_rows(
+            fitted, rows.random if conditional else None, independent
+        )
         ds = integrated_predictions(
             fitted,
             positions,

@@ -141,7 +141,7 @@ def sum_formulas(
             )
         source = normalised(source, handling.target_sum)
     design = build.design
-    structure = known_structure(design.structure, handling.covariances)
+    wanted = known_structure(design.structure, handling.covariances)
     options: dict[str, Any] = {
         "min_count": handling.min_count,
         "min_fraction": handling.min_fraction,
@@ -159,9 +159,11 @@ def sum_formulas(
         sum_up: Any = sum_by_pattern if missing == "feature" else SummaryStats.from_design
         options |= {"workers": handling.n_jobs, "grouping": grouping, "weights": beside.weights}
         stats = sum_up(source, design, **options)
-    stats = over_structure(stats, structure)
-    stats = of_full_rank(stats) if handling.rank == "drop" else stats
-    return Summed(stats, design, int(dropped.sum()))
+    return Summed(_ranked(over_structure(stats, wanted), handling), design, int(dropped.sum()))
+
+
+def _ranked(stats: Any, handling: Handling) -> Any:
+    return of_full_rank(stats) if handling.rank == "drop" else stats
 
 
 def _built(fixed: Any, random: Any, data: Any, handling: Handling) -> DesignBuild:

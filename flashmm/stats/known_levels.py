@@ -254,7 +254,7 @@ class RootMap:
             for b in range(columns.shape[1]):
                 own = np.asarray(D[columns[:, a], columns[:, b]]).ravel()
                 blocks[:, a, b] += own * share[:, a] * share[:, b]
-        return blocks
+        return np.asarray(blocks)
 
     def transposed(self, M: FloatArray) -> FloatArray:
         """A'M for a matrix M (q, f), shape (c, f)."""
