@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from flashmm import simulate
     from flashmm.counts.voom import Voom, voom
     from flashmm.designs.covariances import Covariance
+    from flashmm.designs.pedigrees import pedigree_covariance, relationship_matrix
+    from flashmm.designs.relationship_files import read_covariance, read_grm
     from flashmm.exceptions import (
         ConvergenceWarning,
         CovarianceWarning,
@@ -66,7 +68,11 @@ __all__ = [
     "Voom",
     "adjust_pvalues",
     "contrast_matrix",
+    "pedigree_covariance",
     "power",
+    "read_covariance",
+    "read_grm",
+    "relationship_matrix",
     "simulate",
     "voom",
 ]
@@ -83,6 +89,8 @@ _HOMES = {
         "exceptions",
     ),
     "Covariance": "designs.covariances",
+    **dict.fromkeys(("pedigree_covariance", "relationship_matrix"), "designs.pedigrees"),
+    **dict.fromkeys(("read_covariance", "read_grm"), "designs.relationship_files"),
     "contrast_matrix": "inference.contrasts",
     "adjust_pvalues": "inference.multiplicity",
     "MultiLMM": "model",

@@ -50,7 +50,7 @@ EDGE = {
     "xarray": {
         *("results", "storage", "simulate.power"),
         *("sources.dataarrays", "sources.make"),
-        *("stats.stored", "stats.stored_roots"),
+        "stats.stored",
     },
 }
 

@@ -382,13 +382,17 @@ def _make_basis(gram: FloatArray, structure: CovarianceStructure) -> Basis:
     """Eigenbasis of a q x q matrix and the parameters' matrices in it."""
     if gram.shape[0] == 0:
         return Basis(gram, gram, np.empty((len(structure.parameters), 0, 0)))
-    values, vectors = scipy.linalg.eigh(gram)
+    # Divide and conquer: a third faster than scipy's default, for twice the workspace.
+    values, vectors = scipy.linalg.eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
     keep = values > _RANK_TOLERANCE * max(float(values[-1]), 1.0)  # columns have mean square 1
     root = np.sqrt(values[keep])
     K = vectors[:, keep] * root
     products = np.empty((len(structure.parameters), K.shape[1], K.shape[1]))
     for i, parameter in enumerate(structure.parameters):
         rows, columns = structure.columns(parameter)
+        if parameter.is_variance and rows.size == K.shape[0]:
+            products[i] = np.diag(values[keep])  # the only component: K'K
+            continue
         product = K[rows].T @ K[columns]
         products[i] = product if parameter.is_variance else product + product.T
     return Basis(K, vectors[:, keep] / root, products)

@@ -71,7 +71,8 @@ class SpectralLikelihood(OneDesign):
     def batch_size(self, memory: int) -> int:
         """How many features fit into ``memory`` bytes: a few vectors of length r each."""
         p = self.projection
-        return max(1, memory // (8 * (8 * max(p.r, p.r_full, 1) + 4 * p.p + 32)))
+        rank = max(p.r, p.r_full if self.method == "ML" else 0, 1)  # what is not used is not made
+        return max(1, memory // (8 * (8 * rank + 4 * p.p + 32)))
 
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and information at theta (B, 2) for chosen features."""
