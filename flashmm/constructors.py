@@ -81,7 +81,7 @@ class ModelData:
         sums_by: Any = None,
         covariances: Mapping[str, Any] | None = None,
         n_jobs: int | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> Self:
         """Build a model from formulas.
 
@@ -163,7 +163,8 @@ class ModelData:
             Threads that sum blocks of sparse Y, or a dask array; None for one per processor. A
             dask array is summed by the workers of a cluster if a ``distributed.Client`` is active.
         progress
-            Show a progress bar over the blocks on a terminal (needs tqdm; dask has its own).
+            None (default) for a bar over the blocks on a terminal once they have taken a few
+            seconds (needs tqdm), True for one at once (dask has its own), False for none.
 
         Returns
         -------
@@ -233,7 +234,7 @@ class ModelData:
         sums_by: Any = None,
         covariances: Mapping[str, Any] | None = None,
         n_jobs: int | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> Self:
         """Build a model from AnnData, cells x genes, whose ``obs`` is the data.
 

@@ -27,6 +27,7 @@ from flashmm.likelihood import (
     make_likelihood,
     project_any,
 )
+from flashmm.progress import Progress
 from flashmm.results import FitOptions, MultiLMMResults, at_theta
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.results.on_workers import fit_on_workers
@@ -218,6 +219,7 @@ class MultiLMM(ModelData):
         device: Any = None,
         engine: str = "auto",
         client: Any = None,
+        progress: Progress = None,
     ) -> MultiLMMResults:
         """Fit all features.
 
@@ -271,6 +273,10 @@ class MultiLMM(ModelData):
             the statistics alone, each in one thread unless ``n_jobs`` says otherwise. The answer
             is the same to the last bit on any number of workers, and that of a fit here to
             rounding; a lost worker costs a retry. Worth it where a fit here takes minutes.
+        progress
+            Of a fit here: None (default) for a bar on a terminal once it has taken a few seconds
+            (needs tqdm), True for one at once, False for none, or a function of the numbers of
+            features done and in all.
 
         Returns
         -------
@@ -319,7 +325,8 @@ class MultiLMM(ModelData):
             n_dropped=self.n_dropped,
         )
         fallback = fallback_of(solver, parameter_space, epsilon)
-        plan = FitPlan(options, chosen, fallback, threads, device, isinstance(solver, str))
+        known, told = isinstance(solver, str), progress if client is None else False
+        plan = FitPlan(options, chosen, fallback, threads, device, known, told)
         if client is None:
             with one_blas_thread(self.stats.q if device is None else LARGE):
                 ds = fit_features(self.stats, projection, likelihood, plan, theta0)

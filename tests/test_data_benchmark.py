@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from benchmarks import data as benchmark
+from benchmarks import waiting
 from benchmarks.exchange import read_matrix, write_counts
 from benchmarks.report import data_tables
+
+from flashmm import ConvergenceWarning
 
 pytest.importorskip("anndata")
 
@@ -82,3 +86,27 @@ def test_a_ratio_is_shown_only_where_the_answers_agree(agrees):
 def benchmark_file():
     numbers = dict.fromkeys(("seconds", "seconds_statistics", "seconds_fit", "seconds_test"), 1.0)
     return numbers | {"cells": 1, "genes": 1, "gigabytes": 1.0, "flashmm_r": {"missing": "no"}}
+
+
+def test_what_a_user_waits_for_is_measured(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("h5py")
+
+    def staged(name, given, tree, **_):
+        assert tree.joinpath("flashmm").is_dir()
+        return waiting.STAGES[name]([str(x) for x in given])
+
+    monkeypatch.setattr(waiting, "staged", staged)
+    monkeypatch.setattr(waiting, "while_busy", lambda function: function())
+    monkeypatch.setattr(waiting, "lmer", lambda _: {"(1 | Subject)": 20.0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        options = ["--rounds", "1", "--before", str(waiting.ROOT)]
+        assert waiting.main([*options, "--out", str(tmp_path / "out.json")]) == 0
+    measured = json.loads((tmp_path / "out.json").read_text())
+    assert measured["now"].keys() == measured["before"].keys() == waiting.STAGES.keys()
+    assert measured["now"]["single"]["(1 | Subject)"] > 0
+    assert measured["now"]["stream"]["statistics"] > 0
+    assert measured["now"]["threads"].keys() == {"t_test", "table", "own rows"}
+    lines = capsys.readouterr().out
+    assert "| stream: statistics over reading |" in lines
+    assert "| lmer alone: (1 \\| Subject) | 20 |" in lines

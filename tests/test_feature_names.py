@@ -375,8 +375,6 @@ RESULTS: dict[str, Case] = {
 }
 # A test of their own; no features.
 RESULTS_APART = {"load", "save", "method", "options", "recipe"}
-# These say that they need features with the same samples.
-ONE_DESIGN = {"bootstrap", "bootstrap_test", "draw"}
 # These need sums by group, which such features have not.
 OF_GROUPS = {"flip_test", "influence"}
 
@@ -579,10 +577,7 @@ CASES = [
     if not (owner is fm.PatternedStats and missing == "raise")
     and not (owner in (fm.FlipTestResults, fm.Influence) and missing == "feature")
     and not (owner is fm.SummaryStats and missing == "feature")
-    and not (owner is fm.BootstrapResults and missing == "feature")
-    and not (
-        owner is fm.MultiLMMResults and missing == "feature" and method in {*ONE_DESIGN, *OF_GROUPS}
-    )
+    and not (owner is fm.MultiLMMResults and missing == "feature" and method in OF_GROUPS)
 ]
 
 
@@ -631,9 +626,9 @@ def test_the_same_numbers_from_a_file(tmp_path, kind, missing):
             np.testing.assert_allclose(some.to_numpy(), expected.to_numpy())
 
 
-@pytest.mark.parametrize("method", sorted(ONE_DESIGN))
+@pytest.mark.parametrize("method", ["bootstrap", "bootstrap_test", "draw"])
 @pytest.mark.parametrize("kind", ["permuted", "ids"])
-def test_one_pattern_does_what_needs_one_design(method, kind):
+def test_one_pattern_is_simulated_as_one_design(method, kind):
     how = named(kind, "feature")
     args = ("x",) if method == "bootstrap_test" else (2,)
     found, right = (
@@ -644,8 +639,6 @@ def test_one_pattern_does_what_needs_one_design(method, kind):
         )
     )
     assert_same(plain(found, how.labels), plain(right, TEXT))
-    with pytest.raises(InputError, match="same samples"):
-        RESULTS[method](fitted(kind, "feature"), how)
 
 
 @pytest.mark.parametrize("kind", ["text numbers", "permuted", "ids"])

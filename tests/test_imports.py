@@ -51,6 +51,7 @@ EDGE = {
         *("results", "storage", "simulate.power"),
         *("sources.dataarrays", "sources.make"),
         "stats.stored",
+        "stats.stored_groups",
     },
 }
 
@@ -272,3 +273,21 @@ def test_public_names_are_those_of_their_homes():
         name: home for name, home in typed.items() if name != "lazy"
     }
     assert set(flashmm._HOMES) | {"simulate"} == set(flashmm.__all__)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_slow_packages_wait_in_every_module(module):
+    """``from flashmm.inference import tails`` has the tails; `flashmm.arrays.lazy` the rest."""
+    slow = {"scipy.stats", "scipy.optimize", "scipy.interpolate", "anndata", "matplotlib", "dask"}
+    at_the_top = {
+        name
+        for node in parsed(module).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+        for name in (
+            getattr(node, "module", None) or alias.name,
+            f"{getattr(node, 'module', '')}.{alias.name}",
+        )
+    }
+    found = {name for name in at_the_top for each in slow if f"{name}.".startswith(f"{each}.")}
+    assert not found, f"{module} imports {found}"

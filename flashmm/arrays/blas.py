@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
-from threading import Lock
+from threading import Lock, local
 from typing import Any, ParamSpec, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -30,13 +30,14 @@ LARGE = 500
 class _Threads:
     """BLAS's number of threads, held at one while anybody asks for it.
 
-    The number is the process's own, not a thread's: whoever comes first notes it, whoever leaves
-    last restores it.
+    With some libraries the number is the process's, with others each thread's. Whoever comes first
+    notes it; everybody restores it in a thread of their own, so that nobody is left with one.
     """
 
     lock: Lock = field(default_factory=Lock)
     holders: int = 0
     before: list[int] = field(default_factory=list)
+    here: local = field(default_factory=local)
 
     @cached_property
     def libraries(self) -> list[Any]:
@@ -44,17 +45,23 @@ class _Threads:
         return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
     def enter(self) -> None:
+        depth = getattr(self.here, "depth", 0)
+        self.here.depth = depth + 1
+        if depth:
+            return
         with self.lock:
             if self.holders == 0:
                 self.before = [library.get_num_threads() for library in self.libraries]
-                self._set([1] * len(self.before))
+            self._set([1] * len(self.before))
             self.holders += 1
 
     def leave(self) -> None:
+        self.here.depth -= 1
+        if self.here.depth:
+            return
         with self.lock:
             self.holders -= 1
-            if self.holders == 0:
-                self._set(self.before)
+            self._set(self.before)
 
     def _set(self, numbers: list[int]) -> None:
         for library, number, before in zip(self.libraries, numbers, self.before, strict=True):

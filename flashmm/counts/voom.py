@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from flashmm.arrays.blas import one_blas_thread
 from flashmm.arrays.types import FloatArray
 from flashmm.constructors import ModelData
 from flashmm.counts.tmm import tmm_factors
@@ -26,6 +27,7 @@ from flashmm.exceptions import InputError
 from flashmm.formulas.bars import parse_formula
 from flashmm.formulas.build import build_design
 from flashmm.likelihood import make_likelihood, project_any
+from flashmm.progress import Progress
 from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.solvers import EM, FisherScoring
@@ -111,6 +113,7 @@ def voom(
     rows: Literal["features", "samples"] = "features",
     layer: str | None = None,
     context: Mapping[str, Any] | None = None,
+    progress: Progress = None,
 ) -> Voom:
     """Log2 counts per million with a weight for each observation.
 
@@ -142,6 +145,8 @@ def voom(
         Layer of an AnnData that holds the counts; None for X.
     context
         Names that the formulas may use besides the columns of ``data``.
+    progress
+        As in `MultiLMM.fit`, of the fit that dream's weights need.
 
     Returns
     -------
@@ -189,7 +194,7 @@ def voom(
         sigma, fitted = _least_squares(y, fixed, table, context)
     else:
         sigma, fitted = _mixed_model(
-            pd.DataFrame(y, names, table.index), fixed, random, table, context
+            pd.DataFrame(y, names, table.index), fixed, random, table, context, progress
         )
     usable = (values.sum(axis=1) > 0) & np.isfinite(sigma)
     if not usable.any():
@@ -270,7 +275,7 @@ def _least_squares(
 
 
 def _mixed_model(
-    y: pd.DataFrame, fixed: str, random: Any, data: pd.DataFrame, context: Any
+    y: pd.DataFrame, fixed: str, random: Any, data: pd.DataFrame, context: Any, progress: Progress
 ) -> tuple[FloatArray, FloatArray]:
     """The same by maximum likelihood, random effects among the fitted values."""
     model = ModelData.from_formula(fixed, random, data, y, context=context)
@@ -288,8 +293,9 @@ def _mixed_model(
         random=model.random,
         n_dropped=0,
     )
-    plan = FitPlan(options, FisherScoring(), EM(), usable_cores())
-    ds = fit_features(model.stats, projection, likelihood, plan)
+    plan = FitPlan(options, FisherScoring(), EM(), usable_cores(), progress=progress)
+    with one_blas_thread(model.stats.q):
+        ds = fit_features(model.stats, projection, likelihood, plan)
     # Features without a regular fit have NaN here: they are not in the trend.
     sigma2 = ds["theta"].to_numpy()[:, -1]
     sigma = np.sqrt(np.where(sigma2 > 0, sigma2, np.nan))

@@ -71,7 +71,7 @@ class SpectralLikelihood(OneDesign):
     def batch_size(self, memory: int) -> int:
         """How many features fit into ``memory`` bytes: a few vectors of length r each."""
         p = self.projection
-        rank = max(p.r, p.r_full if self.method == "ML" else 0, 1)  # what is not used is not made
+        rank = max(p.r, p.r_full if self.method == "ML" else 0, 1)
         return max(1, memory // (8 * (8 * rank + 4 * p.p + 32)))
 
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.inference.draws import FeatureStreams, Sampler
 from flashmm.inference.own_draws import OwnSampler
 from flashmm.likelihood import AnyProjection, make_likelihood, project_any
-from flashmm.progress import progress_bar
+from flashmm.progress import Progress, counted
 from flashmm.results.fitted import FitOptions
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.solvers import SOLVERS
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["Progress", "ReplicateFits", "refit", "replicate_fits"]
-
-# True for a bar, or a function of the numbers of replicates done and in all.
-Progress = bool | Callable[[int, int], object] | None
 
 
 @dataclass(frozen=True)
@@ -125,14 +122,10 @@ def replicate_fits(
         for start in range(0, rows.size, at_once)
         for first in range(0, n, stride)
     ]
-    done, total = 0, rows.size * n
-    for here, columns in progress_bar(
-        batches, len(batches), show=progress is True, unit="batch", desc="replicates"
-    ):
-        count = columns.stop - columns.start
-        drawn = sampler.at(here).draw(theta[here], beta[here], count, streams.take(here))
-        ds, projection = refit(drawn, options, np.repeat(theta[here], count, axis=0))
-        yield ReplicateFits(here, columns, drawn, ds, projection)
-        done += here.size * count
-        if callable(progress):
-            progress(done, total)
+    with counted(progress, rows.size * n, unit="fit", desc="replicates") as done:
+        for here, columns in batches:
+            count = columns.stop - columns.start
+            drawn = sampler.at(here).draw(theta[here], beta[here], count, streams.take(here))
+            ds, projection = refit(drawn, options, np.repeat(theta[here], count, axis=0))
+            yield ReplicateFits(here, columns, drawn, ds, projection)
+            done(here.size * count)

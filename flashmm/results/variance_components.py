@@ -20,9 +20,8 @@ from flashmm.inference.statistics import check_alpha, resolve_alternative
 from flashmm.inference.tails import norm_isf
 from flashmm.inference.variance_tests import wald_limits, z_statistics
 from flashmm.likelihood import Projection, make_likelihood
-from flashmm.progress import progress_bar
+from flashmm.progress import Progress, progress_bar, wanted
 from flashmm.results.fitted import FittedModel
-from flashmm.results.refit import Progress
 from flashmm.results.variance_tests import maximiser
 from flashmm.solvers import FisherScoring
 
@@ -145,7 +144,7 @@ def _profiled(
     )
     quantile = float(norm_isf(alpha / 2.0)) ** 2
     bar = progress_bar(
-        list(enumerate(params)), params.size, show=progress is True, unit="param", desc="profiles"
+        list(enumerate(params)), params.size, show=wanted(progress), unit="param", desc="profiles"
     )
     turn = getattr(fitted.projection, "turn", None)
     for j, i in bar:

@@ -18,7 +18,8 @@ from flashmm.inference.names import resolve_names
 from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.results.refit import Progress, replicate_fits
 from flashmm.solvers.verdict_texts import Status
-from flashmm.stats.from_source import design_products
+from flashmm.stats.block_sums import design_columns
+from flashmm.stats.design_products import design_products
 from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["power"]
@@ -166,7 +167,7 @@ def _design_statistics(design: Any, fixed: str | None, random: Any, data: Any) -
             )
         return stats
     built = build_design(str(fixed), random, data, context=None, missing="raise").design
-    XX, ZX, ZZ = design_products(built.X, built.Z)
+    XX, ZX, ZZ = design_products(design_columns(built.X, built.Z))
     return SummaryStats(
         n=built.n,
         XX=XX,

@@ -10,13 +10,13 @@ import numpy as np
 
 from flashmm.arrays.blas import LARGE, one_blas_thread
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-from flashmm.likelihood.base import Evaluation, Likelihood
+from flashmm.likelihood.base import Likelihood
+from flashmm.progress import Progress, counted
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
 from flashmm.solvers.other_maxima import Landscape, search_other_maxima
 from flashmm.solvers.restart import searched_again
 from flashmm.solvers.space import ParameterSpace
-from flashmm.solvers.verdict_texts import Status
 
 __all__ = ["SHARES", "maximise_in_batches", "over_batches", "usable_cores"]
 
@@ -39,6 +39,7 @@ def over_batches(
     *,
     memory: int,
     n_jobs: int | None,
+    done: Callable[[int], None] | None = None,
 ) -> None:
     """Call a function for features, batch by batch.
 
@@ -60,6 +61,8 @@ def over_batches(
     n_jobs
         Threads, at most; at least 1. None: the likelihood sees to that itself, and batches take
         the whole memory, one after the other.
+    done
+        Told, in the caller's thread, how many features more are done.
     """
     size = likelihood.batch_size(memory // SHARES)
     alone = n_jobs is None or size == 1
@@ -72,6 +75,8 @@ def over_batches(
         with one_blas_thread(0 if small else LARGE):
             for batch in batches:
                 function(batch)
+                if done is not None:
+                    done(batch.size)
         return
     with (
         one_blas_thread(),
@@ -79,8 +84,10 @@ def over_batches(
     ):
         futures = [pool.submit(function, batch) for batch in batches]
         try:
-            for future in futures:
+            for batch, future in zip(batches, futures, strict=True):
                 future.result()
+                if done is not None:
+                    done(batch.size)
         except BaseException:  # an interrupt too: what has not begun is not begun
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -99,6 +106,7 @@ def maximise_in_batches(
     fallback: Solver | None = None,
     again_from: FloatArray | None = None,
     landscape: Landscape | None = None,
+    progress: Progress = False,
 ) -> Solution:
     """Maximise every usable feature, as many at once as ``memory`` bytes allow.
 
@@ -106,18 +114,13 @@ def maximise_in_batches(
     `maximise_in_stages`). Features that are not usable keep NaN and `Status.RUNNING`; their
     verdict is the caller's. Those that end with variances of zero or below are searched again from
     ``again_from`` (m, k), where it is given and not NaN, and the better end counts; those that the
-    ``landscape`` shows other maxima of are searched from there.
+    ``landscape`` shows other maxima of are searched from there. ``progress`` is told of batches.
     """
     m, k = theta0.shape
-    total = Solution(
-        np.full((m, k), np.nan),
-        Evaluation.empty(m, k),
-        np.zeros(m, dtype=np.int64),
-        np.full(m, Status.RUNNING, dtype=np.int8),
-    )
+    total = Solution.empty(m, k)
 
-    # A fine grid has what a second start would find but for negative variances.
-    seen = space.name == "psd" and landscape is not None and landscape.make_fine is not None
+    # A fine grid has what a second start would find but for negative variances and covariances.
+    seen = space.name == "psd" and landscape is not None and landscape.replaces_second_start
     stages = (solver,) if fallback is None else (solver, fallback)
 
     def fit(batch: IntArray) -> None:
@@ -132,12 +135,11 @@ def maximise_in_batches(
             part = search_other_maxima(
                 likelihood, space, stages, part, batch, landscape, max_iter=max_iter
             )
-        total.theta[batch], total.n_iter[batch] = part.theta, part.n_iter
-        total.status[batch] = part.status
-        total.evaluation.put(batch, part.evaluation)
+        total.put(batch, part)
 
     features = np.flatnonzero(usable)
     if features.size:  # makes what features share, before threads need it
         likelihood.evaluate(theta0[features[:1]], features[:1])
-    over_batches(fit, likelihood, features, memory=memory, n_jobs=n_jobs)
+    with counted(progress, features.size, unit="feature", desc="fit") as done:
+        over_batches(fit, likelihood, features, memory=memory, n_jobs=n_jobs, done=done)
     return total

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from flashmm.arrays.compiled import assembled, taken_columns
 from flashmm.sources.source import RawBlock
 
 __all__ = ["portions"]
@@ -41,22 +42,24 @@ def portions(
     samples = raw.piece.samples
     if isinstance(samples, slice):
         samples = np.arange(samples.start, samples.stop)
+    order = None
     if codes is not None and (codes[1:] < codes[:-1]).any():
         order = np.argsort(codes, kind="stable")
-        canonical = values.has_canonical_format
-        values, samples = values[:, order], samples[order]
-        values.has_canonical_format = canonical
-    edges = np.searchsorted(values.indptr, np.arange(0, values.nnz, elements))
-    edges = np.unique(np.append(edges, samples.size))
+    canonical = values.has_canonical_format
+    sizes = np.diff(values.indptr)
+    ends = np.cumsum(sizes if order is None else sizes[order])
+    edges = np.searchsorted(ends, np.arange(elements, values.nnz, elements), side="right")
+    edges = np.unique(np.concatenate([[0], edges, [samples.size]]))
     for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        low, high = int(values.indptr[start]), int(values.indptr[stop])
-        part = sp.csc_array(
-            (
-                values.data[low:high],
-                values.indices[low:high],
-                values.indptr[start : stop + 1] - low,
-            ),
-            shape=(values.shape[0], stop - start),
-        )
-        piece = replace(raw.piece, samples=samples[start:stop])
-        yield replace(raw, piece=piece, values=part)
+        here: Any = slice(start, stop)
+        if order is None:
+            low, high = int(values.indptr[start]), int(values.indptr[stop])
+            indptr = values.indptr[start : stop + 1] - values.indptr[start]
+            parts = values.data[low:high], values.indices[low:high], indptr
+            part = assembled(sp.csc_array, *parts, (values.shape[0], stop - start))
+        else:
+            here = order[here]
+            part = taken_columns(values, here)
+        if canonical:
+            part.has_canonical_format = True
+        yield replace(raw, piece=replace(raw.piece, samples=samples[here]), values=part)

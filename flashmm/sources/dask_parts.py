@@ -205,7 +205,7 @@ def fold(add: Callable[[list[Any]], Any], values: list[Any]) -> Any:
 
 
 def computed(
-    values: Sequence[Any], *, threads: int | None = None, progress: bool = False
+    values: Sequence[Any], *, threads: int | None = None, progress: bool | None = None
 ) -> tuple[Any, ...]:
     """Dask objects, computed by the active scheduler.
 

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from flashmm.arrays.compiled import assembled
 from flashmm.arrays.numeric import unmasked
 from flashmm.arrays.sparse import UnsoundMatrixError, check_indices, check_pointer
 from flashmm.arrays.types import IntArray
@@ -211,10 +212,15 @@ class CompressedReader:
             indptr = self.indptr[start : stop + 1] - low
             check_pointer(indptr, stop - start, data.size, indices.size)
             check_indices(indices, across)
-            if self.by_samples:
-                values = sp.csc_array((data, indices, indptr), shape=(across, stop - start))
+            if max(across, indices.size) <= np.iinfo(np.int32).max:
+                # One kind of index, and the small one: scipy would bring all to the larger.
+                indices, indptr = (x.astype(np.int32, copy=False) for x in (indices, indptr))
             else:
-                values = sp.csr_array((data, indices, indptr), shape=(stop - start, across))
+                indices, indptr = (x.astype(np.int64, copy=False) for x in (indices, indptr))
+            kind, shape = sp.csr_array, (stop - start, across)
+            if self.by_samples:
+                kind, shape = sp.csc_array, shape[::-1]
+            values = assembled(kind, data, indices, indptr, shape)
             if self.canonical:
                 values.has_canonical_format = True
             return values

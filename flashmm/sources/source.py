@@ -268,7 +268,9 @@ class Source:
         if missing is not None and missing.any():
             values = _zero_where(values, missing)
         stored = values.data if sp.issparse(values) else values
-        if not np.isfinite(stored).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            sound = bool(np.isfinite(stored.sum()))  # in one go, where that does not overflow
+        if not sound and not np.isfinite(stored).all():
             self._raise_non_finite(raw, samples, before, values)
         if self.offset is not None:
             values = _without_offset(values, self.offset[samples], missing)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from flashmm.arrays.compiled import assembled
 from flashmm.exceptions import InputError, nearest
 
 __all__ = ["Transform", "apply_transform", "check_transform", "keeps_zero", "transform_name"]
@@ -56,7 +57,9 @@ def apply_transform(values: Any, transform: Transform) -> Any:
 
 def with_data(values: Any, data: Any) -> Any:
     """A compressed matrix with the pattern of ``values`` and other stored elements."""
-    return type(values)((data, values.indices, values.indptr), shape=values.shape)
+    made = assembled(type(values), data, values.indices, values.indptr, values.shape)
+    made.has_canonical_format = values.has_canonical_format
+    return made
 
 
 def _elementwise(given: Any, transform: Transform) -> Any:

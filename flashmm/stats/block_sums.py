@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 
+from flashmm.arrays.compiled import add_by_row, add_products, add_rows
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.compact import CompactMatrix, Layer, LayeredMatrix, compacted, layers_of
 from flashmm.sources import Block
@@ -26,8 +26,10 @@ __all__ = [
     "BlockSums",
     "DesignColumns",
     "GroupColumns",
+    "add_groups",
     "block_sums",
     "design_columns",
+    "group_sums",
     "grouped_columns",
 ]
 
@@ -212,6 +214,7 @@ def block_sums(
     design: DesignColumns,
     weights: FloatArray | None = None,
     into: BlockSums | None = None,
+    groups: FloatArray | None = None,
 ) -> BlockSums:
     """Sums of one block over its samples.
 
@@ -228,6 +231,9 @@ def block_sums(
     into
         Sums of the same features to add to; None to start from zero. Of a design by group only
         those of the groups are added to: `BlockSums.gather` adds these up.
+    groups
+        Sums of sparse blocks by distinct row of X to add to instead, see `group_sums`: the caller
+        adds them to the others in the end. None to do so here.
     """
     values: Any = block.values
     if into is None:
@@ -242,7 +248,7 @@ def block_sums(
     here = None if weights is None else weights[samples]
     with np.errstate(over="ignore", invalid="ignore"):
         if sp.issparse(values):
-            _add_sparse(values, samples, design, here, into)
+            _add_sparse(values, samples, design, here, into, groups)
         else:
             weighted = values if here is None else values * here
             if isinstance(design.X, CompactMatrix):
@@ -292,66 +298,70 @@ def _add_sparse(
     design: DesignColumns,
     weights: FloatArray | None,
     into: BlockSums,
+    groups: FloatArray | None,
 ) -> None:
     squares = with_data(values, values.data * values.data)
     if weights is not None:
         each = per_element(values, weights)
         squares.data *= each
         values = with_data(values, values.data * each)
-    into.yy[:] += squares @ np.ones(values.shape[1])
+    if values.format == "csc":
+        ends = np.array([0, values.indices.size])
+        add_rows(ends, values.indices, squares.data, into.yy[None, :])
+    else:
+        into.yy[:] += squares @ np.ones(values.shape[1])
     parts = design.parts
-    if parts.grouped is not None:
-        present, sums = _sums_by_code(values, parts.grouped, samples)
-        into.XY[parts.in_table] += sp.csr_array(parts.table[present].T) @ sums
-    for layer in parts.layered.layers:
-        _add_layer(values, layer, samples, into.XY, parts.in_layers)
-    if parts.in_dense.size == into.XY.shape[0]:
-        into.XY[:] += (values @ parts.dense[samples]).T
-    else:
-        for position, column in enumerate(parts.in_dense):
-            into.XY[column] += values @ parts.dense[samples, position]
+    sums = group_sums(design, values.shape[0]) if groups is None else groups
+    if parts.grouped is not None and sums is not None:
+        _add_layer(values, parts.grouped, samples, sums)
+        if groups is None:
+            add_groups(design, sums, into)
+    if parts.in_layers.size:
+        rows = np.zeros((parts.in_layers.size, values.shape[0]))
+        for layer in parts.layered.layers:
+            _add_layer(values, layer, samples, rows)
+        into.XY[parts.in_layers] += rows
+    if parts.in_dense.size:
+        products = np.zeros((values.shape[0], parts.in_dense.size))
+        if values.format == "csc":
+            add_products(values, parts.dense[samples], products)
+        else:
+            products += values @ parts.dense[samples]
+        into.XY[parts.in_dense] += products.T
     for layer in design.layers:
-        _add_layer(values, layer, samples, into.ZY, None)
+        _add_layer(values, layer, samples, into.ZY)
 
 
-def _add_layer(
-    values: Any,
-    layer: Layer,
-    samples: slice | IntArray,
-    into: FloatArray,
-    positions: IntArray | None,
-) -> None:
-    """Add the sums of a layer to the rows at the positions of its columns; None for all."""
-    present, sums = _sums_by_code(values, layer, samples)
-    if not isinstance(present, slice):
-        rows = present if positions is None else positions[present]
-        for code, row in zip(rows.tolist(), sums, strict=True):
-            into[code] += row
-    elif positions is None:
-        into += sums
-    else:
-        into[positions] += sums
+def group_sums(design: DesignColumns, features: int) -> FloatArray | None:
+    """Where sums by the distinct rows of the grouped columns of X begin; None without such."""
+    grouped = design.parts.grouped
+    return None if grouped is None else np.zeros((grouped.count, features))
 
 
-def _sums_by_code(
-    values: Any, layer: Layer, samples: slice | IntArray
-) -> tuple[slice | NDArray[Any], FloatArray]:
-    """Weighted sums of the samples that share a code: codes, perhaps repeated, and (codes, f)."""
+def add_groups(design: DesignColumns, groups: FloatArray | None, into: BlockSums) -> None:
+    """Add what sums by distinct row (count, f) say of X'Y'."""
+    if groups is not None:
+        parts = design.parts
+        into.XY[parts.in_table] += sp.csr_array(parts.table.T) @ groups
+
+
+def _add_layer(values: Any, layer: Layer, samples: slice | IntArray, into: FloatArray) -> None:
+    """Add the weighted sums of the samples that share a code to ``into``, (codes, f)."""
     data = values.data
     if layer.weights is not None:
         data = data * per_element(values, layer.weights[samples])
     codes = layer.codes[samples]
     if values.format == "csr":
         # Samples become their codes; elements that now share a place are summed.
-        by_code = sp.csr_array(
-            (data, codes[values.indices], values.indptr), shape=(values.shape[0], layer.count)
-        )
-        return slice(None), by_code.toarray().T
-    starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    if starts.size <= layer.count:  # samples with the same code follow each other: one row a run
-        indptr = np.append(values.indptr[starts], values.indptr[-1])
-        by_run = sp.csr_array((data, values.indices, indptr), shape=(starts.size, values.shape[0]))
-        return codes[starts], by_run.toarray()
-    rows = np.repeat(codes, np.diff(values.indptr))
-    by_code = sp.coo_array((data, (rows, values.indices)), shape=(layer.count, values.shape[0]))
-    return slice(None), by_code.toarray()
+        by_code = np.zeros((values.shape[0], layer.count))
+        columns = codes.astype(values.indices.dtype, copy=False)[values.indices]
+        add_rows(values.indptr, columns, data, by_code)
+        into += by_code.T
+    elif codes.size and (codes[1:] >= codes[:-1]).all():
+        # Samples with the same code follow each other: as if they were one.
+        first, last = int(codes[0]), int(codes[-1])
+        starts = np.searchsorted(codes, np.arange(first, last + 2))
+        add_rows(values.indptr[starts], values.indices, data, into[first : last + 1])
+    else:
+        rows = np.repeat(codes, np.diff(values.indptr))
+        add_by_row(rows, values.indices, data, into)

@@ -87,7 +87,7 @@ def sum_parts(
     *,
     block_bytes: int,
     threads: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> PassSums:
     """Sum all parts of a dask array; as `flashmm.stats.streaming.sum_source` otherwise.
 
@@ -177,7 +177,7 @@ def _folded(
     block_bytes: int,
     task: Callable[[Part], Any],
     threads: int | None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> tuple[FloatArray, ...] | None:
     """The sums of all parts, features along the last axis; None when there is no part."""
     groups: dict[int, list[Any]] = {}

@@ -45,7 +45,7 @@ class Handling:
     weights: Any = None
     covariates: Mapping[str, Any] | None = None
     n_jobs: int | None = None
-    progress: bool = False
+    progress: bool | None = None
     context: Mapping[str, Any] | None = field(default=None, repr=False)
     rank: Any = "raise"
     sums_by: Any = None

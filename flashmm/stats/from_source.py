@@ -8,10 +8,9 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import scipy.sparse as sp
 
 from flashmm.arrays.types import FloatArray, IntArray
-from flashmm.designs.compact import CompactMatrix, LayeredMatrix, steps
+from flashmm.designs.compact import CompactMatrix, steps
 from flashmm.designs.design import CovarianceStructure, Design
 from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
@@ -27,6 +26,7 @@ from flashmm.stats.block_sums import (
     grouped_columns,
 )
 from flashmm.stats.dask import sum_parts, sum_parts_about
+from flashmm.stats.design_products import design_products
 from flashmm.stats.fields import AnySums, GroupSums
 from flashmm.stats.grouping import Grouping, check_room
 from flashmm.stats.root import near_collinear, root_of_rows
@@ -39,7 +39,7 @@ from flashmm.stats.streaming import (
     worker_count,
 )
 
-__all__ = ["design_products", "first_sums", "second_sums", "statistics_of", "sum_design"]
+__all__ = ["first_sums", "second_sums", "statistics_of", "sum_design"]
 
 log = logging.getLogger("flashmm")
 
@@ -53,7 +53,7 @@ def sum_design(
     min_count: float | None,
     min_fraction: float | None,
     workers: int | None,
-    progress: bool,
+    progress: bool | None,
     block_bytes: int | None,
     grouping: Grouping | None = None,
 ) -> AnySums:
@@ -99,7 +99,7 @@ def first_sums(
     *,
     block_bytes: int,
     workers: int | None,
-    progress: bool,
+    progress: bool | None,
 ) -> PassSums:
     """One pass over a source that can be read again, where its blocks are."""
     if isinstance(source.reader, DaskReader):
@@ -149,7 +149,7 @@ def statistics_of(
     grouping: Grouping | None = None,
 ) -> AnySums:
     """Sums over Y and the cross-products of the design, labelled."""
-    XX, ZX, ZZ = design_products(columns.X, columns.Z, weights)
+    XX, ZX, ZZ = design_products(columns, weights)
     by_group = None
     if grouping is not None and columns.by_group is not None:
         rows = zip(columns.by_group.columns, columns.by_group.rows, strict=True)
@@ -194,27 +194,6 @@ def _levels_among(structure: CovarianceStructure, columns: IntArray) -> Covarian
     return without_levels(structure, gone)
 
 
-def design_products(
-    X: FloatArray | CompactMatrix,
-    Z: sp.csr_array | LayeredMatrix,
-    weights: FloatArray | None = None,
-) -> tuple[FloatArray, FloatArray, sp.csr_array]:
-    """X'X, Z'X and Z'Z, some samples at a time: no copy of the design is made."""
-    p, q = X.shape[1], Z.shape[1]
-    XX, ZX, ZZ = np.zeros((p, p)), np.zeros((q, p)), sp.csr_array((q, q))
-    for here in steps(X.shape[0], 2**14):
-        part_X, part_Z = X[here], Z[here]
-        weighted_X, weighted_Z = part_X, part_Z
-        if weights is not None:
-            weighted_X = part_X * weights[here, None]
-            weighted_Z = sp.csr_array(part_Z * weights[here, None])
-        transposed_Z = sp.csr_array(part_Z.T)
-        XX += part_X.T @ weighted_X
-        ZX += transposed_Z @ weighted_X
-        ZZ = ZZ + transposed_Z @ weighted_Z
-    return XX, ZX, sp.csr_array(ZZ)
-
-
 def _weighted_rows(
     X: FloatArray | CompactMatrix, weights: FloatArray | None
 ) -> Iterator[FloatArray]:
@@ -227,7 +206,7 @@ def _fold(
     source: Source,
     design: Design,
     weights: FloatArray | None,
-    progress: bool,
+    progress: bool | None,
     grouping: Grouping | None,
 ) -> tuple[AnySums, FloatArray, FloatArray]:
     """Statistics of blocks of samples that can be had only once, each with its own shift."""

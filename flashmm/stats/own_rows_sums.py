@@ -19,8 +19,9 @@ from flashmm.sources.beside import Beside
 from flashmm.sources.readers import BLOCK_BYTES
 from flashmm.sources.scans import missing_values
 from flashmm.stats.block_sums import BlockSums, design_columns
+from flashmm.stats.design_products import design_products
 from flashmm.stats.fields import Shift
-from flashmm.stats.from_source import design_products, first_sums, second_sums, statistics_of
+from flashmm.stats.from_source import first_sums, second_sums, statistics_of
 from flashmm.stats.grouping import Grouping, refuse_own_groups
 from flashmm.stats.own_designs import (
     DesignSums,
@@ -45,7 +46,7 @@ def sum_by_pattern(
     min_count: float | None = None,
     min_fraction: float | None = None,
     workers: int | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     grouping: Grouping | None = None,
 ) -> SummaryStats | PatternedStats:
     """Statistics of features over the samples in which they are not NaN.
@@ -185,7 +186,7 @@ def sum_own_rows(
     missing: bool = False,
     min_count: float | None = None,
     min_fraction: float | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> SummaryStats | PatternedStats:
     """Statistics of features with weights or covariates of their own, block by block.
 
@@ -218,10 +219,10 @@ def sum_own_rows(
     source = replace(source, counting=selecting, allow_missing=True, offset=design.offset)
     sums = _OwnSums.of(source, design, tables, missing)
     blocks = source.blocks(BLOCK_BYTES, dense=True)
-    for block in progress_bar(blocks, source.count_blocks(BLOCK_BYTES), show=progress):
+    for block in progress_bar(blocks, lambda: source.count_blocks(BLOCK_BYTES), show=progress):
         sums.add(block)
     shared = tables.weights if isinstance(tables.weights, np.ndarray) else None
-    XX, ZX, ZZ = design_products(design.X, design.Z, shared)
+    XX, ZX, ZZ = design_products(design_columns(design.X, design.Z), shared)
     total = SummaryStats(
         n=source.n,
         XX=XX,

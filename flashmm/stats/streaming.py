@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from flashmm.arrays.compiled import in_place
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.design import Design
 from flashmm.exceptions import InputError
@@ -18,7 +19,13 @@ from flashmm.progress import progress_bar
 from flashmm.sources.cache_sized import portions
 from flashmm.sources.readers import BLOCK_BYTES
 from flashmm.sources.source import RawBlock, Source
-from flashmm.stats.block_sums import BlockSums, DesignColumns, block_sums
+from flashmm.stats.block_sums import (
+    BlockSums,
+    DesignColumns,
+    add_groups,
+    block_sums,
+    group_sums,
+)
 
 __all__ = [
     "PassSums",
@@ -95,50 +102,55 @@ def sum_source(
     weights: FloatArray | None = None,
     workers: int = 1,
     block_bytes: int,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> PassSums:
     """Sum all blocks of a source; the order of the additions does not depend on ``workers``."""
     largest = max(columns.layers, key=lambda layer: layer.count, default=None)
     if largest is not None and 8 * largest.count * source.m <= _CACHE:
         largest = None
+    # Where sums by distinct row are not added in place they must stay small beside the elements.
     groups = 0 if columns.parts.grouped is None else columns.parts.grouped.count
+    least = 0 if in_place() else 2 * groups * source.m
 
     def zeros(m: int) -> PassSums:
         return PassSums(BlockSums.zeros(columns, m), np.zeros(m), np.zeros(m))
 
     total = zeros(source.m)
     # The sums of many groups are large: blocks add to them where they are.
-    in_place = columns.by_group is not None
-    if in_place:
+    at_once = columns.by_group is not None
+    if at_once:
         workers = 1
 
     def finish(raw: RawBlock) -> tuple[slice | IntArray, PassSums]:
-        if in_place and isinstance(raw.slots, slice):
+        if at_once and isinstance(raw.slots, slice):
             slots = raw.slots
             part = PassSums(total.sums.at(slots), total.totals[slots], total.detected[slots])
         else:
             part = zeros(np.arange(source.m)[raw.slots].size)
+        by_row = None if at_once else group_sums(columns, part.sums.yy.size)
         codes = None
         if columns.by_group is not None:
             codes = columns.by_group.codes[source.positions(raw.piece.samples)]
         elif largest is not None:
             codes = largest.codes[source.positions(raw.piece.samples)]
-        for portion in portions(raw, codes, 2 * groups * source.m):
+        for portion in portions(raw, codes, least):
             block = source.finish(portion)
-            block_sums(block, columns, weights, into=part.sums)
+            block_sums(block, columns, weights, into=part.sums, groups=by_row)
             if block.totals is not None and block.detected is not None:
                 part.totals[:] += block.totals
                 part.detected[:] += block.detected
+        with np.errstate(over="ignore", invalid="ignore"):
+            add_groups(columns, by_row, part.sums)
         return raw.slots, part
 
     blocks = progress_bar(
         in_order(finish, source.raw_blocks(block_bytes), workers),
-        source.count_blocks(block_bytes) if progress else None,
+        lambda: source.count_blocks(block_bytes),
         show=progress,
     )
     with np.errstate(over="ignore", invalid="ignore"):
         for slots, part in blocks:
-            if in_place and isinstance(slots, slice):
+            if at_once and isinstance(slots, slice):
                 continue
             total.sums.add(slots, part.sums)
             total.totals[slots] += part.totals

@@ -216,7 +216,7 @@ class SummaryStats(Sums):
         min_count: float | None = None,
         min_fraction: float | None = None,
         workers: int | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
         block_bytes: int | None = None,
         grouping: Grouping | None = None,
     ) -> SummaryStats:
@@ -237,7 +237,7 @@ class SummaryStats(Sums):
             Threads that sum blocks of sparse Y or a dask array; None for as many as there are
             processors.
         progress
-            Show a progress bar on a terminal.
+            A bar on a terminal: True, False, or None for one that appears after a few seconds.
         block_bytes
             Size of the blocks; it does not change the sums.
         grouping

@@ -221,7 +221,7 @@ def reading(path: str | PathLike[str]) -> Iterator[None]:
 def _read(path: Path) -> xr.Dataset:
     """Everything in a file, whatever its format."""
     if path.is_dir() and path.suffix != ".zarr":
-        raise InputError(f"{str(path)!r} is a directory. Give the name of a file.")
+        raise InputError(f"There is no file {str(path)!r}: that is a directory.")
     if not (path.is_dir() if path.suffix == ".zarr" else path.is_file()):
         raise InputError(f"There is no file {str(path)!r}.")
     engine: Any = None

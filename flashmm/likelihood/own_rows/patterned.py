@@ -25,6 +25,7 @@ from flashmm.likelihood.base import (
     StandardErrorKind,
     rows_of,
 )
+from flashmm.likelihood.centring import advice
 from flashmm.likelihood.design_checks import check_sample_size
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 from flashmm.likelihood.own_rows.layout import OwnLayout, find_layout
@@ -182,6 +183,12 @@ def project_patterns(stats: PatternedStats) -> PatternedProjection:
             groups.append(group)
     for group in groups:
         _fill(total, group)
+    near = advice(stats.sums.ZZ, structure) if total.not_estimable.all() and m else ""
+    if near:
+        raise InputError(
+            f"No feature can be estimated. {near} Where features lack samples or have weights or "
+            "covariates of their own, models are not fitted in a centred basis."
+        )
     if total.not_estimable.all() and m and not stats.own.names:
         project(stats.sums)  # says what is wrong where nothing can be estimated at all
     return replace(total, groups=tuple(groups))

@@ -233,8 +233,9 @@ class RandomEffectMethods(OfFittedModel):
         features
             Names, a mask or a slice; all by default.
         progress
-            Of profiles: True for a bar that counts parameters (on a terminal), or a function of
-            the numbers of parameters done and in all.
+            Of profiles: None (default) for a bar on a terminal once they have taken a few
+            seconds, True for one at once, False for none (needs tqdm), or a function of the
+            numbers of parameters done and in all.
         max_seconds
             Of profiles: limits that are not found after so many seconds are NaN, and counted in
             the warning. No limit by default; correlated blocks of four effects take seconds a

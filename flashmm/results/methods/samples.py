@@ -261,8 +261,9 @@ class SampleMethods(OfFittedModel):
         features
             Names, a mask or a slice; all by default.
         progress
-            True for a bar on a terminal (needs tqdm), or a function of the numbers of replicates
-            done and in all.
+            None (default) for a bar on a terminal once it has taken a few seconds (needs tqdm),
+            True for one at once, False for none, or a function of the numbers of replicates done
+            and in all.
 
         Returns
         -------
