@@ -500,3 +500,121 @@ def test_bad_covariances_are_refused():
         bad(K)
     with pytest.raises(InputError, match="levels"):
         fm.Covariance(K, levels=[f"e{i}" for i in range(10)])
+
+
+# ---- pedigrees and files ---------------------------------------------------------------------
+
+# Mrode, Linear Models for the Prediction of Animal Breeding Values (3rd edition): the pedigree of
+# table 2.1 with its relationships, and example 3.1, pre-weaning gain of calves, h2 = 1/3.
+MRODE_2_1 = pd.DataFrame({"id": [3, 4, 5, 6], "sire": [1, 1, 4, 5], "dam": [2, np.nan, 3, 2]})
+MRODE_3_1 = pd.DataFrame(
+    {"id": range(1, 9), "sire": [0, 0, 0, 1, 3, 1, 4, 3], "dam": [0, 0, 0, 0, 2, 2, 5, 6]}
+)
+
+
+def test_relationships_of_a_pedigree_are_the_published_ones():
+    A = fm.relationship_matrix(MRODE_2_1)
+    published = [
+        [1.0, 0.0, 0.5, 0.5, 0.5, 0.25],
+        [0.0, 1.0, 0.5, 0.0, 0.25, 0.625],
+        [0.5, 0.5, 1.0, 0.25, 0.625, 0.5625],
+        [0.5, 0.0, 0.25, 1.0, 0.625, 0.3125],
+        [0.5, 0.25, 0.625, 0.625, 1.125, 0.6875],
+        [0.25, 0.625, 0.5625, 0.3125, 0.6875, 1.125],
+    ]
+    names = [str(i) for i in range(1, 7)]
+    assert_allclose(A.loc[names, names], published)
+    found = fm.pedigree_covariance(MRODE_2_1.sample(frac=1.0, random_state=1))
+    inverse = found.matrix.toarray()
+    order = pd.Index(found.levels).get_indexer(A.index)
+    assert_allclose(inverse[np.ix_(order, order)], np.linalg.inv(A), atol=1e-12)
+
+
+def test_breeding_values_of_a_published_example():
+    # Variances 20 and 40 are given there; predictions depend on their ratio alone.
+    gain = np.array([4.5, 2.9, 3.9, 3.5, 5.0])
+    calves = pd.DataFrame({"animal": [4, 5, 6, 7, 8], "sex": ["m", "f", "f", "m", "m"]})
+    results = [
+        fm.MultiLMM.from_formula(
+            "~ 0 + sex", "(1 | animal)", calves, gain, covariances={"animal": known}
+        ).fit(theta0=[20.0, 40.0], max_iter=1)
+        for known in (fm.relationship_matrix(MRODE_3_1), fm.pedigree_covariance(MRODE_3_1))
+    ]
+    published = [0.098, -0.019, -0.041, -0.009, -0.186, 0.177, -0.249, 0.183]
+    A = fm.relationship_matrix(MRODE_3_1)
+    for result in results:
+        # The same equations at the published variances, through the statistics' own likelihood.
+        request = result.fitted.on_request
+        theta = result.fitted.projection.to_internal(np.array([[20.0, 40.0]]))
+        effects = request.likelihood.random_effects(theta, np.array([0]), None).blup
+        animals = result.stats.structure.terms[0].levels
+        values = pd.Series(result.fitted.projection.roots.to_levels(effects)[0], animals)
+        assert_allclose(values[[str(i) for i in range(1, 9)]], published, atol=6e-4)
+        beta = request.likelihood.beta(theta, np.array([0]))[0]
+        assert_allclose(beta, [3.404, 4.358], atol=6e-4)
+    assert set(A.index) == set(results[0].stats.structure.terms[0].levels)
+
+
+def test_pedigrees_that_cannot_be():
+    for table, words in [
+        (pd.DataFrame({"id": ["a", "b"], "sire": ["b", "a"], "dam": ["", ""]}), "circle"),
+        (pd.DataFrame({"id": ["a", "a"], "sire": ["", ""], "dam": ["", ""]}), "several rows"),
+        (pd.DataFrame({"animal": ["a"], "sire": [""], "dam": [""]}), "no column 'id'"),
+        (pd.DataFrame({"id": ["a", None], "sire": ["", ""], "dam": ["", ""]}), "no name"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            fm.relationship_matrix(table)
+
+
+def write_grm(folder, K, text=False):
+    lines = "".join(f"f{i // 2}\tone{i % 2}\n" for i in range(len(K)))
+    (folder / "made.grm.id").write_text(lines, encoding="utf-8")
+    rows, columns = np.tril_indices(len(K))
+    if text:
+        table = pd.DataFrame({"i": rows + 1, "j": columns + 1, "n": 1000, "v": K[rows, columns]})
+        table.to_csv(folder / "made.grm.gz", sep="\t", header=False, index=False)
+    else:
+        K[rows, columns].astype("<f4").tofile(folder / "made.grm.bin")
+    return folder / "made"
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_matrices_of_gcta_are_read(tmp_path, text):
+    K = case().K.to_numpy()[:6, :6]
+    prefix = write_grm(tmp_path, K, text)
+    with pytest.raises(InputError, match="family:individual"):
+        fm.read_grm(prefix)
+    found = fm.read_grm(f"{prefix}.grm.id", labels="family:individual")
+    assert list(found.index) == ["f0:one0", "f0:one1", "f1:one0", "f1:one1", "f2:one0", "f2:one1"]
+    assert_allclose(found, K, atol=1e-7)
+    data = pd.DataFrame({"f": np.repeat(["f0", "f1", "f2"], 8), "i": ["one0", "one1"] * 12})
+    model = fm.MultiLMM.from_formula(
+        "~ 1 + (1 | f:i)",
+        data=data,
+        Y=np.random.default_rng(0).normal(size=(2, 24)),
+        covariances={"f:i": found},
+    )
+    assert model.fit().status.size == 2
+
+
+def test_broken_files_of_relationships_are_refused(tmp_path):
+    prefix = write_grm(tmp_path, case().K.to_numpy()[:4, :4])
+    with (tmp_path / "made.grm.bin").open("ab") as file:
+        file.write(b"0000")
+    with pytest.raises(InputError, match=r"44 bytes.*40"):
+        fm.read_grm(prefix, labels="family:individual")
+    (tmp_path / "made.grm.bin").unlink()
+    with pytest.raises(InputError, match="neither"):
+        fm.read_grm(prefix, labels="family:individual")
+    with pytest.raises(InputError, match="no file"):
+        fm.read_grm(tmp_path / "other")
+    (tmp_path / "bad.csv").write_text("x,a,b\na,1,0\nc,0,1\n", encoding="utf-8")
+    with pytest.raises(InputError, match="'b', 'c'"):
+        fm.read_covariance(tmp_path / "bad.csv")
+
+
+def test_tables_of_kinship_are_read(tmp_path):
+    K = case().K
+    for name, sep in (("a.csv", ","), ("a.tsv", "\t"), ("a.txt", " "), ("a.csv.gz", ",")):
+        K.to_csv(tmp_path / name, sep=sep, index_label="donor")
+        pd.testing.assert_frame_equal(fm.read_covariance(tmp_path / name), K)
