@@ -42,6 +42,7 @@ EDGE = {
     "pandas": {
         *("formulas", "sources", "results", "constructors", "simulate", "counts"),
         *("arrays.numeric", "arrays.labels", "designs.from_arrays", "designs.per_sample"),
+        *("designs.covariances", "designs.pedigrees", "designs.relationship_files"),
         *("stats.algebra", "stats.checks", "stats.selection", "stats.from_formulas"),
         *("stats.grouping", "stats.groups"),
         *("solvers.start", "inference.contrasts"),

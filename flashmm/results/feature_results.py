@@ -16,7 +16,7 @@ from flashmm.arrays.labels import as_pandas
 from flashmm.arrays.numeric import dimensions
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError
-from flashmm.inference.conditional_covariance import conditional_covariance
+from flashmm.inference.conditional_covariance import conditional_covariance, covariance_of_effects
 from flashmm.inference.statistics import confidence_limits, t_statistics
 from flashmm.results import fixed_effects, predictions, random_effects, residuals, summary
 from flashmm.results.contrast_results import FTestResults, TTestResults
@@ -255,10 +255,20 @@ class FeatureResults:
         for keys, effects, columns in self._groups:
             blocks = np.full((*columns.shape, columns.shape[1]), np.nan)
             if proper:
-                blocks = conditional_covariance(stats.ZZ, stats.structure, theta, columns)
+                blocks = self._conditional_blocks(stats, theta, columns)
             for key, block in zip(keys, blocks, strict=True):
                 result[key] = pd.DataFrame(block, index=effects, columns=effects)
         return result
+
+    def _conditional_blocks(self, stats: Any, theta: FloatArray, columns: IntArray) -> FloatArray:
+        roots = self._fitted.projection.roots
+        if roots is None:
+            return conditional_covariance(stats.ZZ, stats.structure, theta, columns)
+        inner: Any = self._fitted.independent
+        every = np.arange(roots.inner.q)[None]
+        whole = conditional_covariance(inner.ZZ, roots.inner, theta, every)[0]
+        D = covariance_of_effects(stats.structure, theta)
+        return roots.blocks(whole, D, columns)
 
     def coef(self) -> dict[str, xr.DataArray]:
         """Fixed plus predicted random effects of each group; see `MultiLMMResults.coef`."""
