@@ -348,6 +348,7 @@ class FeatureResults:
                 f"Y has {there.size} values of {self.name!r} on samples with data, but the model "
                 f"was fitted on {self.nobs}."
             )
+        data, X, Z = (as_pandas(part) for part in (data, X, Z))
         if there.size < y.size:
             data, X, Z = (_some_rows(part, there) for part in (data, X, Z))
         design = predictions.new_rows(

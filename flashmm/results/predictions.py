@@ -202,7 +202,7 @@ def _own_values(
     if not isinstance(given, Mapping):
         raise InputError("`feature_covariates` must be a dict of names and tables.")
     if data is not None:
-        labels = pd.DataFrame(data).index
+        labels = check_data(data).index
         return own_values(fitted, positions, given, labels, len(labels))
     if X is None:
         return None  # new_rows says what is absent
@@ -216,7 +216,7 @@ def _with_covariates(
     stats = fitted.stats
     if given is None:
         if newdata is not None and isinstance(stats, PatternedStats):
-            absent = [name for name in stats.own.names if name not in pd.DataFrame(newdata)]
+            absent = [name for name in stats.own.names if name not in check_data(newdata)]
             if absent:
                 raise InputError(
                     f"The table lacks {listing(absent)}, which each feature has its own of. Pass "
@@ -260,7 +260,7 @@ def fittedvalues(
 ) -> xr.DataArray:
     """Fitted values of the samples; see `MultiLMMResults.fittedvalues`."""
     there = complete_rows(fitted, data, level)
-    some = data if there is None else pd.DataFrame(data).iloc[np.flatnonzero(there)]
+    some = data if there is None else check_data(data).iloc[np.flatnonzero(there)]
     own = _own_values(fitted, positions, feature_covariates, data, X, Z)
     if own is not None and there is not None:
         own = own.samples(there)
@@ -279,7 +279,7 @@ def fittedvalues(
     if there is not None:
         everywhere = np.full((values.sizes["feature"], there.size), np.nan)
         everywhere[:, there] = values.to_numpy()
-        coords = {"feature": values["feature"], "sample": pd.DataFrame(data).index}
+        coords = {"feature": values["feature"], "sample": check_data(data).index}
         values = xr.DataArray(everywhere, dims=values.dims, coords=coords)
     return values.rename("fittedvalues")
 
@@ -357,7 +357,7 @@ def new_rows(
             newdata, fitted.stats.structure, known=known, context=context, terms=terms
         )
     offset = fitted.offset_rows(newdata, context)
-    return NewRows(fixed.rows, random, pd.DataFrame(newdata).index, fixed.estimable, offset)
+    return NewRows(fixed.rows, random, check_data(newdata).index, fixed.estimable, offset)
 
 
 def _matrix_rows(

@@ -211,7 +211,9 @@ class MultiLMMResults(
         -------
         FeatureResults
         """
-        position = int(self.fitted.positions([feature])[0])
+        return self._one(int(self.fitted.positions([feature])[0]))
+
+    def _one(self, position: int) -> FeatureResults:
         return FeatureResults(*self.fitted.around(position), whole=(self.fitted, position))
 
     def of_pattern(self, feature: Any) -> Self:
@@ -236,15 +238,16 @@ class MultiLMMResults(
         Parameters
         ----------
         feature
-            Name of a feature; None for the whole fit.
+            Name of a feature; None for the whole fit, or for its feature where it has but one.
 
         Returns
         -------
         SummaryPage
             Prints as text, shows as HTML in a notebook.
         """
-        if feature is not None:
-            return self.sel(feature).summary()
+        if feature is not None or self.stats.m == 1:
+            feature = slice(None) if feature is None else [feature]
+            return self._one(int(self.fitted.positions(feature)[0])).summary()
         return summary.model_page(self.fitted, self.pvalues.to_numpy())
 
     def compare_lr_test(
