@@ -16,6 +16,8 @@ from flashmm.exceptions import InputError, check_option, listing, nearest
 from flashmm.formulas.left_side import read_responses, responses_of
 from flashmm.formulas.new_data_recipe import DesignRecipe
 from flashmm.formulas.sides_swapped import samples_table, swapped
+from flashmm.results.pages import SummaryPage
+from flashmm.results.summary import design_page
 from flashmm.sources import Source, Transform, make_source
 from flashmm.sources.anndata_kinds import is_anndata, open_anndata
 from flashmm.sources.beside import Beside, beside, beside_of
@@ -57,6 +59,20 @@ class ModelData:
         formulas = f"fixed={self.fixed!r}, random={self.random!r}, " if self.fixed else ""
         s = self.stats
         return f"<MultiLMM: {formulas}n={s.n}, m={s.m}, p={s.p}, q={s.q}>"
+
+    def __str__(self) -> str:
+        return str(self._page())
+
+    def _repr_html_(self) -> str:
+        return self._page()._repr_html_()
+
+    def _page(self) -> SummaryPage:
+        return design_page(self.stats, self.fixed, self.random, self.n_dropped)
+
+    @property
+    def feature_names(self) -> pd.Index:
+        """Names of the features, in order."""
+        return pd.Index(self.stats.feature_names, name="feature")
 
     @classmethod
     def from_formula(

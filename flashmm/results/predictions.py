@@ -22,6 +22,7 @@ from flashmm.designs.from_arrays import (
     row_labels,
 )
 from flashmm.exceptions import InputError, check_option, listing
+from flashmm.formulas.left_side import Responses, responses_of
 from flashmm.formulas.new_data_recipe import RandomRows
 from flashmm.formulas.sample_table import check_data
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
@@ -298,6 +299,25 @@ def complete_rows(fitted: FittedModel, data: Any, level: str) -> BoolArray | Non
     return ~absent if absent.any() else None
 
 
+def responses_again(fitted: FittedModel, positions: IntArray, Y: Any, data: Any) -> Any:
+    """Y, or where it is None the columns of the samples' table that are called as the features."""
+    if Y is not None:
+        return Y
+    if data is None:
+        raise InputError(
+            "Pass `Y`, features x samples, or `data` with a column for each feature: the results "
+            "hold no samples."
+        )
+    table, names = check_data(data), [str(name) for name in fitted.names[positions]]
+    columns = {str(column) for column in table.columns}
+    asked = [f"`{name}`" if name in columns else name for name in names]
+    try:
+        values, _, _ = responses_of(table, Responses(asked))
+    except InputError as error:
+        raise InputError(f"Pass `Y`, features x samples. Of `data`: {error}") from error
+    return pd.DataFrame(values, index=pd.Index(names, dtype=object), columns=table.index)
+
+
 def resid(
     fitted: FittedModel,
     positions: IntArray,
@@ -312,6 +332,7 @@ def resid(
     context: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
     """Y minus the fitted values; see `MultiLMMResults.resid`."""
+    Y = responses_again(fitted, positions, Y, data)
     predicted = fittedvalues(
         fitted,
         positions,
