@@ -37,8 +37,10 @@ if TYPE_CHECKING:
         RatioPrior,
         TTestResults,
     )
+    from flashmm.results.loading import load
     from flashmm.simulate.power import power
     from flashmm.solvers.verdict_texts import Status
+    from flashmm.sources.long_tables import from_long
     from flashmm.stats.own_rows import PatternedStats
     from flashmm.stats.summary_stats import SummaryStats
 
@@ -68,6 +70,8 @@ __all__ = [
     "Voom",
     "adjust_pvalues",
     "contrast_matrix",
+    "from_long",
+    "load",
     "pedigree_covariance",
     "power",
     "read_covariance",
@@ -101,8 +105,10 @@ _HOMES = {
         ),
         "results",
     ),
+    "load": "results.loading",
     "power": "simulate.power",
     "Status": "solvers.verdict_texts",
+    "from_long": "sources.long_tables",
     "PatternedStats": "stats.own_rows",
     "SummaryStats": "stats.summary_stats",
 }

@@ -13,7 +13,11 @@ from numpy.typing import ArrayLike
 from flashmm.designs.design import Design
 from flashmm.designs.from_arrays import as_structure, design_and_source, weights_of
 from flashmm.exceptions import InputError, check_option, listing, nearest
+from flashmm.formulas.left_side import read_responses, responses_of
 from flashmm.formulas.new_data_recipe import DesignRecipe
+from flashmm.formulas.sides_swapped import samples_table, swapped
+from flashmm.results.pages import SummaryPage
+from flashmm.results.summary import design_page
 from flashmm.sources import Source, Transform, make_source
 from flashmm.sources.anndata_kinds import is_anndata, open_anndata
 from flashmm.sources.beside import Beside, beside, beside_of
@@ -57,6 +61,20 @@ class ModelData:
         s = self.stats
         return f"<MultiLMM: {formulas}n={s.n}, m={s.m}, p={s.p}, q={s.q}>"
 
+    def __str__(self) -> str:
+        return str(self._page())
+
+    def _repr_html_(self) -> str:
+        return self._page()._repr_html_()
+
+    def _page(self) -> SummaryPage:
+        return design_page(self.stats, self.fixed, self.random, self.n_dropped)
+
+    @property
+    def feature_names(self) -> pd.Index:
+        """Names of the features, in order."""
+        return pd.Index(self.stats.feature_names, name="feature")
+
     @classmethod
     def from_formula(
         cls,
@@ -72,6 +90,7 @@ class ModelData:
         rank: Literal["raise", "drop"] = "raise",
         rows: Literal["features", "samples"] = "features",
         features: Any = None,
+        feature_columns: Any = None,
         min_count: float | None = None,
         min_fraction: float | None = None,
         size_factors: Any = None,
@@ -88,23 +107,27 @@ class ModelData:
         Parameters
         ----------
         fixed
-            One-sided formula of the fixed effects, ``"~ age + group"``; it may hold the
-            random effects too, ``"~ age + (1 | donor)"``, and offsets, ``offset(log(depth))``,
-            terms whose coefficient is one.
+            Formula of the fixed effects, ``"~ age + group"``; it may hold the random effects
+            too, ``"~ age + (1 | donor)"``, and offsets, ``offset(log(depth))``, terms whose
+            coefficient is one. Before ``~`` may stand columns of ``data`` that are the
+            features, ``"y ~ age"``, ``"a + b ~ age"``, ``"log(y) ~ age"``; Y is then left out.
         random
             Random effects: a formula whose columns are one component with independent
             effects (``"~ 0 + sam"``), lme4 bars (``"(1 + x | g) + (1 | h)"``), a list of
             such, or a dict ``{name: formula}``; left out when ``fixed`` holds the bars. Where
             neither has any the model is one of least squares, and theta the residual variance.
         data
-            One row per sample, n rows.
+            One row per sample, n rows: a DataFrame of pandas, polars, modin or what else narwhals
+            reads, a pyarrow Table, or a dict of columns.
         Y
-            Features x samples, shape (m, n), matched to ``data.index`` by label when both sides
-            carry labels: ndarray (1-D is one feature), memory map, Series, DataFrame,
-            scipy.sparse, xarray.DataArray (dims told apart by name), dask array, h5py dataset,
-            zarr array, or an iterable of ``(samples, block)`` with the labels or positions in
-            ``data`` of the samples of each block. AnnData or the path of an .h5ad or .zarr has
-            samples as rows, as always. Nothing on disk is ever in memory as a whole.
+            Names of columns of ``data``; or features x samples, shape (m, n), matched to
+            ``data.index`` by label when both sides carry labels: ndarray (1-D is one feature),
+            memory map, Series, DataFrame of any library (of one without an index, a column of
+            text names the rows), scipy.sparse, xarray.DataArray (dims told apart by name), dask
+            array, h5py dataset, zarr array, or an iterable of ``(samples, block)`` with the
+            labels or positions in ``data`` of the samples of each block. AnnData or the path of
+            an .h5ad or .zarr has samples as rows, as always. Nothing on disk is ever in memory
+            as a whole.
         transform
             Applied to Y block by block: ``"log2p1"`` (log2(1 + y), FLASHMM's is.counts),
             ``"log1p"``, or a callable that acts on each element alone.
@@ -128,6 +151,9 @@ class ModelData:
         features
             Features to use: names, a boolean mask (by label where it has labels) or a slice of
             positions; None for all.
+        feature_columns
+            In place of Y: the columns of ``data`` that are the features, by name or as a
+            boolean mask of the columns.
         min_count
             Leave out features whose values, before anything is done to them, sum to less.
         min_fraction
@@ -183,9 +209,21 @@ class ModelData:
         >>> model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=rng.normal(size=(3, 40)))
         >>> model.stats.coef_names
         ('Intercept', 'x')
+        >>> data["y"] = rng.normal(size=40)
+        >>> fm.MultiLMM.from_formula("y ~ x + (1 | g)", data=data)
+        <MultiLMM: fixed='~ x', random='(1 | g)', n=40, m=1, p=2, q=8>
         """
-        if data is None or Y is None:
-            raise InputError("from_formula needs `data` (one row per sample) and `Y`.")
+        table, named = samples_table(data, Y), feature_names
+        fixed, responses = read_responses(fixed, Y, table, feature_columns)
+        given = Y
+        if responses:
+            Y, own, _ = responses_of(table, responses)
+            named, rows = own if feature_names is None else feature_names, "features"
+        if Y is None:
+            raise InputError(
+                "from_formula needs `Y`, features x samples; or name columns of `data` before `~`, "
+                "as in 'y ~ x + (1 | g)'."
+            )
         handling = Handling(
             missing=missing,
             features=features,
@@ -203,14 +241,17 @@ class ModelData:
             covariances=covariances,
         )
 
-        def table(values: Any, name: str, source: Source, samples: pd.Index | None) -> Beside:
+        def tables(values: Any, name: str, source: Source, samples: pd.Index | None) -> Beside:
             return beside(values, name, source, samples, rows)
 
         def source(samples: pd.Index | None, n: int) -> Source:
             made = make_source(Y, transform=transform, samples=samples, n=n, rows=rows)
-            return made if feature_names is None else made.renamed(feature_names)
+            return made if named is None else made.renamed(named)
 
-        return cls._of(sum_formulas(fixed, random, data, source, table, handling))
+        try:
+            return cls._of(sum_formulas(fixed, random, table, source, tables, handling))
+        except InputError as error:
+            raise swapped(error, fixed, random, table, given) from error
 
     @classmethod
     def from_anndata(
