@@ -338,6 +338,28 @@ for maker_name, maker in (
     )
 
 
+KINSHIP = pd.DataFrame(np.eye(len(LEVELS)) + 0.02 * np.arange(len(LEVELS)), LEVELS, LEVELS)
+KINSHIP = 0.5 * (KINSHIP + KINSHIP.T)
+for maker_name, key in (("formula", "g"), ("arrays", "Z1"), ("anndata", "g")):
+    maker = {"formula": from_formula, "arrays": from_arrays, "anndata": from_anndata}[maker_name]
+    case(
+        f"{maker_name} covariances",
+        lambda K, make=maker, key=key: make(covariances={key: K}).fit("ML", n_jobs=1).blup(),
+        KINSHIP,
+        shuffled(KINSHIP),
+        shuffled(shuffled(KINSHIP), 1),
+        shuffled(array(KINSHIP, "a", "b")),
+    )
+case(
+    "summary statistics covariances",
+    lambda K: (
+        fm.MultiLMM.from_summary_stats(stats_from_arrays(), covariances={"Z1": K}).fit("ML").blup()
+    ),
+    KINSHIP,
+    shuffled(KINSHIP),
+)
+
+
 @cache
 def grouped() -> Any:
     return from_formula(sums_by="g").fit("ML", parameter_space="psd", n_jobs=1)
@@ -940,7 +962,7 @@ LABELLED = {
     *("features", "margin", "screen"),
     *("lib_size", "mask_var"),
     *("moderated", "newdata", "norm_factors", "other", "size_factors", "statistic", "stats"),
-    *("tests", "theta", "theta0", "trend", "weights", "sums_by", "cluster"),
+    *("tests", "theta", "theta0", "trend", "weights", "sums_by", "cluster", "covariances"),
 }
 # Names, options, numbers, files, random numbers; and what the package made itself.
 UNLABELLED = {
