@@ -31,6 +31,7 @@ from flashmm.likelihood import make_likelihood, project_any
 from flashmm.progress import Progress
 from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.results.fitting import FitPlan, fit_features
+from flashmm.slips.answers import answered
 from flashmm.solvers import EM, FisherScoring
 from flashmm.solvers.batches import usable_cores
 from flashmm.sources import Source, make_source
@@ -102,6 +103,7 @@ class Voom:
         return ax
 
 
+@answered
 def voom(
     counts: Any,
     fixed: str,
