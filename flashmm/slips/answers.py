@@ -110,6 +110,9 @@ def answer_calls(cls: type[Class]) -> type[Class]:
             setattr(cls, name, type(value)(answered(value.__func__)))
         elif inspect.isfunction(value):
             setattr(cls, name, answered(value))
+    start: Any = cls.__init__
+    if "__init__" not in vars(cls) and start is not object.__init__:
+        setattr(cls, "__init__", answered(start))  # noqa: B010  (a method, to mypy)
     return cls
 
 
