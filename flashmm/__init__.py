@@ -10,8 +10,12 @@ from flashmm.arrays.lazy import lazy
 if TYPE_CHECKING:
     from flashmm import simulate
     from flashmm.counts.voom import Voom, voom
+    from flashmm.designs.covariances import Covariance
+    from flashmm.designs.pedigrees import pedigree_covariance, relationship_matrix
+    from flashmm.designs.relationship_files import read_covariance, read_grm
     from flashmm.exceptions import (
         ConvergenceWarning,
+        CovarianceWarning,
         FlashMMError,
         FormulaWarning,
         InputError,
@@ -43,6 +47,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BootstrapResults",
     "ConvergenceWarning",
+    "Covariance",
+    "CovarianceWarning",
     "FTestResults",
     "FeatureResults",
     "FlashMMError",
@@ -66,7 +72,11 @@ __all__ = [
     "contrast_matrix",
     "from_long",
     "load",
+    "pedigree_covariance",
     "power",
+    "read_covariance",
+    "read_grm",
+    "relationship_matrix",
     "simulate",
     "voom",
 ]
@@ -76,11 +86,15 @@ _HOMES = {
     **dict.fromkeys(("Voom", "voom"), "counts.voom"),
     **dict.fromkeys(
         (
-            *("ConvergenceWarning", "FlashMMError", "FormulaWarning", "InputError"),
+            *("ConvergenceWarning", "CovarianceWarning", "FlashMMError"),
+            *("FormulaWarning", "InputError"),
             *("MissingSamplesWarning", "PrecisionWarning", "RankWarning", "SlowWarning"),
         ),
         "exceptions",
     ),
+    "Covariance": "designs.covariances",
+    **dict.fromkeys(("pedigree_covariance", "relationship_matrix"), "designs.pedigrees"),
+    **dict.fromkeys(("read_covariance", "read_grm"), "designs.relationship_files"),
     "contrast_matrix": "inference.contrasts",
     "adjust_pvalues": "inference.multiplicity",
     "MultiLMM": "model",

@@ -28,6 +28,7 @@ from flashmm.sources.make import source_of
 from flashmm.sources.readers import Labelled
 from flashmm.stats.from_formulas import RANKS, Handling, Summed, is_own, sum_formulas
 from flashmm.stats.grouping import grouping_of, refuse_own_groups
+from flashmm.stats.known_levels import known_structure, over_structure
 from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.own_rows_sums import OwnTables, sum_by_pattern, sum_own_rows
@@ -103,6 +104,7 @@ class ModelData:
         weights: Any = None,
         feature_covariates: Mapping[str, Any] | None = None,
         sums_by: Any = None,
+        covariances: Mapping[str, Any] | None = None,
         n_jobs: int | None = None,
         progress: bool | None = None,
     ) -> Self:
@@ -183,6 +185,12 @@ class ModelData:
             sample, shape (n,). k groups take 8 k (p^2 + p m + m) bytes, and as much as Z'X and
             Z'Y again, which is logged and bounded. Features must have the same samples and
             weights.
+        covariances
+            Known covariances between the levels of random terms, ``{"donor": K}`` by grouping
+            factor or name of the term: D is then theta K in the place of theta I, Kronecker's
+            product of D and K for slopes. K is a labelled DataFrame or DataArray, or a
+            `Covariance`: a matrix with names for its levels, sparse, a root, or the inverse. It is
+            matched by label; levels that the data lack are predicted.
         n_jobs
             Threads that sum blocks of sparse Y, or a dask array; None for one per processor. A
             dask array is summed by the workers of a cluster if a ``distributed.Client`` is active.
@@ -236,6 +244,7 @@ class ModelData:
             context=context,
             rank=rank,
             sums_by=sums_by,
+            covariances=covariances,
         )
 
         def tables(values: Any, name: str, source: Source, samples: pd.Index | None) -> Beside:
@@ -272,6 +281,7 @@ class ModelData:
         weights: Any = None,
         feature_covariates: Mapping[str, Any] | None = None,
         sums_by: Any = None,
+        covariances: Mapping[str, Any] | None = None,
         n_jobs: int | None = None,
         progress: bool | None = None,
     ) -> Self:
@@ -300,7 +310,7 @@ class ModelData:
             See `from_formula`; columns of ``data`` are those of ``obs``.
         weights
             See `from_formula`; or the name of a layer, unless ``obs`` has such a column.
-        feature_covariates, sums_by, n_jobs, progress
+        feature_covariates, sums_by, covariances, n_jobs, progress
             See `from_formula`; covariates may be named layers.
 
         Returns
@@ -338,6 +348,7 @@ p=5, q=6>
             context=context,
             rank=rank,
             sums_by=sums_by,
+            covariances=covariances,
         )
         read = Labelled(opened.reader, opened.var.index)  # cells go by position
         if isinstance(weights, str) and weights not in opened.obs.columns:
@@ -390,6 +401,7 @@ p=5, q=6>
         missing: Literal["raise", "feature"] = "raise",
         rank: Literal["raise", "drop"] = "raise",
         sums_by: Any = None,
+        covariances: Mapping[str, Any] | None = None,
     ) -> Self:
         """Build a model from matrices, as FLASHMM's lmmfit(Y, X, Z, d).
 
@@ -422,6 +434,9 @@ p=5, q=6>
         sums_by
             As in `from_formula`: a label of each sample, shape (n,), matched by label where it
             has labels.
+        covariances
+            As in `from_formula`, by component (``"Z1"`` for the first without a name). Levels are
+            the labels of the columns of Z; without labels a matrix without names has their order.
 
         Returns
         -------
@@ -450,6 +465,7 @@ p=5, q=6>
             Y, X, Z, components, coef_names, transform, feature_names
         )
         own = is_own(weights, source)
+        structure = known_structure(design.structure, covariances)
         grouping = None
         if sums_by is not None:
             grouping = grouping_of(sums_by, None, np.ones(design.n, dtype=bool), samples)
@@ -469,10 +485,10 @@ p=5, q=6>
             )
             design, tables = _with_own_columns(design, tables, tuple(feature_covariates or {}))
             own_sums = sum_own_rows(source, design, tables, missing=missing == "feature")
-            return cls(_ranked(own_sums, rank))
+            return cls(_ranked(over_structure(own_sums, structure), rank))
         sum_up: Any = sum_by_pattern if missing == "feature" else SummaryStats.from_design
         stats = sum_up(source, design, weights=precision, grouping=grouping)
-        return cls(_ranked(stats, rank))
+        return cls(_ranked(over_structure(stats, structure), rank))
 
     @classmethod
     def from_summary_stats(
@@ -483,6 +499,7 @@ p=5, q=6>
         feature_names: Sequence[object] | None = None,
         coef_names: Sequence[str] | None = None,
         rank: Literal["raise", "drop"] = "raise",
+        covariances: Mapping[str, Any] | None = None,
     ) -> Self:
         """Build a model from summary statistics, as FLASHMM's lmm(XX, XY, ZX, ZY, ZZ, ...).
 
@@ -497,6 +514,8 @@ p=5, q=6>
             Labels that override those of ``stats``.
         rank
             As in `from_formula`.
+        covariances
+            As in `from_arrays`, for terms of the statistics.
 
         Returns
         -------
@@ -521,7 +540,8 @@ p=5, q=6>
         """
         check_option("rank", rank, RANKS)
         if isinstance(stats, PatternedStats) and components is feature_names is coef_names is None:
-            return cls(_ranked(stats, rank))
+            known = known_structure(stats.structure, covariances)
+            return cls(_ranked(over_structure(stats, known), rank))
         if isinstance(stats, Mapping):
             stats = _stats_from_mapping(stats)
         if not isinstance(stats, SummaryStats):
@@ -544,7 +564,8 @@ p=5, q=6>
         }
         groups = stats.of_groups(lambda part: replace(part, **labels))
         named = replace(stats, structure=structure, groups=groups, **labels)
-        return cls(_ranked(named, rank))
+        known = known_structure(named.structure, covariances)
+        return cls(_ranked(over_structure(named, known), rank))
 
 
 def _ranked(stats: SummaryStats | PatternedStats, rank: str) -> SummaryStats | PatternedStats:

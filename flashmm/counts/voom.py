@@ -28,6 +28,7 @@ from flashmm.formulas.bars import parse_formula
 from flashmm.formulas.build import build_design
 from flashmm.formulas.sample_table import check_data
 from flashmm.likelihood import make_likelihood, project_any
+from flashmm.plots.variances import voom_trend
 from flashmm.progress import Progress
 from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.results.fitting import FitPlan, fit_features
@@ -90,17 +91,8 @@ class Voom:
         InputError
             If matplotlib is not installed.
         """
-        if ax is None:
-            try:
-                import matplotlib.pyplot as plt  # noqa: PLC0415  (an extra)
-            except ImportError:
-                raise InputError("`plot` needs matplotlib: pip install 'flashmm[plot]'.") from None
-            _, ax = plt.subplots()
-        ax.plot(self.trend["x"], self.trend["y"], ".", markersize=3)
-        ax.plot(self.trend["x"], self.trend["fitted"])
-        ax.set_xlabel("log2(count + 0.5), mean")
-        ax.set_ylabel("square root of the residual standard deviation")
-        return ax
+        trend = self.trend
+        return voom_trend(trend["x"], trend["y"], trend["fitted"], ax=ax)
 
 
 @answered

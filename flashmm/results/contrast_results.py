@@ -18,6 +18,7 @@ from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.exceptions import InputError, check_option, nearest
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.statistics import check_alpha, confidence_limits
+from flashmm.results.plots_of_tests import TestPlots
 from flashmm.results.simultaneous import (
     JointContrasts,
     simultaneous_tests,
@@ -250,6 +251,11 @@ class FeatureTests:
     def __len__(self) -> int:
         return int(self.ds.sizes["feature"])
 
+    @property
+    def plot(self) -> TestPlots:
+        """Pictures: ``tests.plot.volcano()``, ``qq``, ``pvalues``, ``ma``, ``forest``, ``dots``."""
+        return TestPlots(self)
+
     def _tell(self) -> None:
         """Log, once, why these tests cannot be trusted, if so; also in ``ds.attrs["note"]``."""
         note = self.ds.attrs.get("note", "")
@@ -445,7 +451,7 @@ class TTestResults(FeatureTests):
         -------
         Dataset
             Dims feature, contrast: ``p``, adjusted; ``lower``, ``upper``, simultaneous limits
-            (of a one-sided test the other is infinite); ``critical``, what |t| is compared with;
+            (of a one-sided test the other is infinite); ``critical``, to which ``|t|`` is compared;
             estimate, se, t, df; ``family`` (contrast). NaN for features that failed and
             contrasts that are not estimable.
 

@@ -16,13 +16,14 @@ from flashmm.arrays.labels import as_pandas
 from flashmm.arrays.numeric import dimensions
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError
-from flashmm.inference.conditional_covariance import conditional_covariance
+from flashmm.inference.conditional_covariance import conditional_covariance, covariance_of_effects
 from flashmm.inference.statistics import confidence_limits, t_statistics
 from flashmm.results import fixed_effects, predictions, random_effects, residuals, summary
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.fitted import FittedModel
 from flashmm.results.methods.one_feature import OneFeatureTables
 from flashmm.results.pages import SummaryPage
+from flashmm.results.plots_of_fits import FeaturePlots
 from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
 from flashmm.slips.answers import answer_calls, no_such_attribute
 
@@ -257,10 +258,20 @@ class FeatureResults(OneFeatureTables):
         for keys, effects, columns in self._groups:
             blocks = np.full((*columns.shape, columns.shape[1]), np.nan)
             if proper:
-                blocks = conditional_covariance(stats.ZZ, stats.structure, theta, columns)
+                blocks = self._conditional_blocks(stats, theta, columns)
             for key, block in zip(keys, blocks, strict=True):
                 result[key] = pd.DataFrame(block, index=effects, columns=effects)
         return result
+
+    def _conditional_blocks(self, stats: Any, theta: FloatArray, columns: IntArray) -> FloatArray:
+        roots = self._fitted.projection.roots
+        if roots is None:
+            return conditional_covariance(stats.ZZ, stats.structure, theta, columns)
+        inner: Any = self._fitted.independent
+        every = np.arange(roots.inner.q)[None]
+        whole = conditional_covariance(inner.ZZ, roots.inner, theta, every)[0]
+        D = covariance_of_effects(stats.structure, theta)
+        return roots.blocks(whole, D, columns)
 
     def coef(self) -> dict[str, xr.DataArray]:
         """Fixed plus predicted random effects of each group; see `MultiLMMResults.coef`."""
@@ -419,6 +430,11 @@ class FeatureResults(OneFeatureTables):
         columns = (self.df, self.tvalues, self.pvalues, limits[0], limits[1])
         fixed = [self.fe_params, self.bse_fe, *(column.iloc[:p] for column in columns)]
         return summary.feature_page(self._fitted, self._position, pd.concat(fixed, axis=1))
+
+    @property
+    def plot(self) -> FeaturePlots:
+        """Pictures: ``forest``, ``caterpillar``, ``residuals``, ``predictions``, ``profile``."""
+        return FeaturePlots(*self._in_whole)
 
     @property
     def ds(self) -> xr.Dataset:

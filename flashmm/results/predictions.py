@@ -111,7 +111,9 @@ def predict(
         independent[:] = rows.random.new
         independent[:, -1] = float(wide)
     if df == INTEGRATED:
-        Z_rows = rows.random.Z.toarray() if conditional and rows.random is not None else None
+        Z_rows, independent = _independent_rows(
+            fitted, rows.random if conditional else None, independent
+        )
         ds = integrated_predictions(
             fitted,
             positions,
@@ -152,6 +154,18 @@ def predict(
     shown = {"lower": limits[..., 0], "upper": limits[..., 1], "df": freedom}
     result = result.assign({name: (dims, values) for name, values in shown.items()})
     return result.assign_attrs(interval=interval, alpha=alpha, df_method=df)
+
+
+def _independent_rows(
+    fitted: FittedModel, random: RandomRows | None, independent: FloatArray
+) -> tuple[FloatArray | None, FloatArray]:
+    """Rows of Z over independent effects, and what levels without data add to their variance."""
+    if random is None:
+        return None, independent
+    rows, roots = random.Z.toarray(), fitted.projection.roots
+    if roots is None:
+        return rows, independent
+    return np.asarray(roots.rows(rows)), independent + roots.unseen(rows)
 
 
 def _rows_of_samples(
@@ -421,7 +435,9 @@ def _matrix_rows(
     if rows_X.shape[1] != stats.p:
         raise InputError(f"X has {rows_X.shape[1]} columns, but the model has p = {stats.p}.")
     weights = np.zeros((len(labels), len(structure.param_names)))
-    if not known:
+    if not known and fitted.projection.roots is not None:
+        weights = fitted.projection.roots.prior(rows_Z)
+    elif not known:
         for i, parameter in enumerate(structure.parameters):
             rows, columns = structure.columns(parameter)
             product = rows_Z[:, rows].multiply(rows_Z[:, columns]).sum(axis=1)

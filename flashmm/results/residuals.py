@@ -19,11 +19,11 @@ from flashmm.designs.per_sample import per_sample, positive
 from flashmm.exceptions import InputError, check_option, nearest
 from flashmm.formulas.sample_table import check_data
 from flashmm.inference.residual_checks import ResidualSums, shape_of, shape_of_moments
+from flashmm.plots import samples as pictures
 from flashmm.results.fitted import FittedModel
 from flashmm.results.hypotheses import hypotheses
 from flashmm.results.predictions import NewRows, complete_rows, new_rows
 from flashmm.results.predictions import resid as raw_residuals
-from flashmm.results.residual_plot import draw_panels
 from flashmm.results.samples_again import rows_of_features, values_of
 from flashmm.slips.answers import answered
 from flashmm.sources import Source, Transform, make_source
@@ -381,6 +381,5 @@ def residual_panels(
     used = np.arange(values.size) if there is None else np.flatnonzero(there)
     means = made.means(fitted, position, blup)
     mean[used] = means.at(np.arange(1), np.arange(used.size))[0]
-    return draw_panels(
-        axes, mean, values, standard.to_numpy()[0], blup[0], str(fitted.names[position[0]])
-    )
+    name = str(fitted.names[position[0]])
+    return pictures.residuals(mean, values, standard.to_numpy()[0], blup[0], title=name, axes=axes)

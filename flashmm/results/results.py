@@ -27,6 +27,7 @@ from flashmm.results.methods.shared_prior import SharedPriorMethods
 from flashmm.results.methods.tables import TableMethods
 from flashmm.results.methods.terms import TermMethods
 from flashmm.results.pages import SummaryPage
+from flashmm.results.plots_of_fits import ResultPlots
 from flashmm.slips.answers import answer_calls, no_such_attribute
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
@@ -327,6 +328,14 @@ class MultiLMMResults(
         return comparison.compare_lr_test(
             self.fitted, self.fitted.positions(features), theirs, adjust=adjust
         )
+
+    @property
+    def plot(self) -> ResultPlots:
+        """Pictures: ``result.plot.volcano("trt")``, ``qq``, ``forest``, ``fractions``, ``theta``.
+
+        They need matplotlib: ``pip install 'flashmm[plot]'``.
+        """
+        return ResultPlots(self.fitted)
 
     # ---- keeping it ------------------------------------------------------------------------
 

@@ -138,7 +138,7 @@ def model_page(fitted: FittedModel, pvalues: FloatArray) -> SummaryPage:
         "signs of the coefficients that pass a false discovery rate of 5%, controlled over "
         "features (Benjamini-Hochberg) for each coefficient."
     )
-    notes += _left_out(fitted)
+    notes += _known_covariances(fitted) + _left_out(fitted)
     if reason := doubt(fitted):
         notes.append(reason)
     return SummaryPage(
@@ -256,7 +256,7 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
     )
     if verdict != Status.CONVERGED:
         notes.append(f"{verdict.label}: {MEANINGS[verdict]}.")
-    notes += _left_out(fitted)
+    notes += _known_covariances(fitted) + _left_out(fitted)
     return SummaryPage(
         "Mixed Linear Model Regression Results",
         [
@@ -270,6 +270,16 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
         ],
         notes,
     )
+
+
+def _known_covariances(fitted: FittedModel) -> list[str]:
+    """A note on random terms with a known covariance between their levels."""
+    shown = [
+        f"{term.name} ({len(term.levels)} levels, mean diagonal {term.root.mean_diagonal:.4g})"
+        for term in fitted.stats.structure.terms
+        if term.root is not None
+    ]
+    return [f"Known covariance between the levels of {', '.join(shown)}."] if shown else []
 
 
 def _left_out(fitted: FittedModel) -> list[str]:
