@@ -32,6 +32,8 @@ from flashmm.results import FitOptions, MultiLMMResults, at_theta
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.results.on_workers import fit_on_workers
 from flashmm.results.trust import doubt
+from flashmm.slips.answers import answer_calls, no_such_attribute
+from flashmm.slips.cures import ATTRIBUTES, UNFITTED, known
 from flashmm.solvers import EM, SOLVERS
 from flashmm.solvers.base import Solver
 from flashmm.solvers.batches import usable_cores
@@ -51,6 +53,7 @@ METHODS = ("REML", "ML")
 SPACES = ("unconstrained", "psd")
 
 
+@answer_calls
 class MultiLMM(ModelData):
     """Linear mixed models of many features that share one design.
 
@@ -80,6 +83,13 @@ class MultiLMM(ModelData):
     >>> result.params.shape
     (20, 5)
     """
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            of_results = hasattr(MultiLMMResults, name) or known(ATTRIBUTES, name)
+            cure = UNFITTED if of_results and not hasattr(type(self), name) else ""
+            return no_such_attribute(self, name, "Models", cure)
 
     def drop(self, *, fixed: Any = None, random: Any = None, features: Any = None) -> MultiLMM:
         """A smaller model of the same data, which are not needed again.

@@ -19,7 +19,7 @@ PACKAGE = Path(flashmm.__file__).parent
 # not know of each other. formula -> design -> statistics -> likelihood -> solver -> results.
 FLOORS = [
     ("exceptions",),
-    ("progress",),
+    ("progress", "slips"),
     ("arrays", "storage"),
     ("sources",),
     ("designs",),

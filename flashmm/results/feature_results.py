@@ -25,6 +25,7 @@ from flashmm.results.methods.one_feature import OneFeatureTables
 from flashmm.results.pages import SummaryPage
 from flashmm.results.plots_of_fits import FeaturePlots
 from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
+from flashmm.slips.answers import answer_calls, no_such_attribute
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["FeatureResults"]
 
 
+@answer_calls
 @hold_methods
 class FeatureResults(OneFeatureTables):
     """One feature of a fit.
@@ -486,6 +488,11 @@ class FeatureResults(OneFeatureTables):
 
     def __repr__(self) -> str:
         return f"<FeatureResults: {self.name!r}, {self.status}>"
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "Results of one feature")
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()

@@ -33,6 +33,7 @@ from flashmm.results.hypotheses import hypotheses
 from flashmm.results.integrated import integrated_predictions
 from flashmm.results.samples_again import OwnValues, own_values, values_of
 from flashmm.results.some_effects import Wanted, wanted_effects
+from flashmm.slips.answers import answered
 from flashmm.sources import Transform, make_source
 from flashmm.stats.own_rows import PatternedStats
 
@@ -68,6 +69,7 @@ class NewRows:
     offset: FloatArray
 
 
+@answered
 def predict(
     fitted: FittedModel,
     positions: IntArray,
@@ -261,6 +263,7 @@ def _with_ones(fitted: FittedModel, X: Any, given: OwnValues) -> Any:
     )
 
 
+@answered
 def fittedvalues(
     fitted: FittedModel,
     positions: IntArray,

@@ -22,6 +22,7 @@ from flashmm.arrays.types import IntArray
 from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, listing
+from flashmm.slips.answers import answer_calls
 from flashmm.stats.algebra import added, column_positions, refuse_others, subtracted
 from flashmm.stats.fields import Shift
 from flashmm.stats.own_designs import (
@@ -53,6 +54,7 @@ _DESIGN_FIELDS = {
 }
 
 
+@answer_calls
 @dataclass(frozen=True)
 class PatternedStats:
     """Summary statistics of features with samples, weights or covariates of their own.
