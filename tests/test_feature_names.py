@@ -299,7 +299,7 @@ def pictured(result: Any, how: Named) -> Any:
     forest = result.plot.forest("x", features=asked)
     named = [place[label.get_text()] for label in forest.get_yticklabels()]
     texts = result.plot.volcano("x", label=asked, df="residual").texts
-    where = sorted((place[text.get_text()], *text.xy) for text in texts)
+    where = np.array(sorted((place[text.get_text()], *text.xy) for text in texts))
     marks = np.asarray(forest.collections[-1].get_offsets())
     plt.close("all")
     return [named, where, marks]
