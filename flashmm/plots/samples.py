@@ -202,7 +202,7 @@ def predictions(
     if levels is not None:
         ax.set_xticks(np.arange(len(levels)), labels=plain_all(levels))
     if lines is not None and count > 1:
-        legend(ax, outside=True)
+        legend(ax, place="beside")
     return ax
 
 

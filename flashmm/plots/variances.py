@@ -134,7 +134,7 @@ def _bars(
     ax.set_ylim(count - 0.4, -0.6)
     if left.min(initial=0.0) < 0:
         ax.axvline(0.0, color=BLACK, linewidth=0.8)
-    legend(ax, outside=True)
+    legend(ax, place="beside")
     return ax
 
 
