@@ -26,6 +26,7 @@ from flashmm.designs.per_sample import per_sample
 from flashmm.exceptions import InputError
 from flashmm.formulas.bars import parse_formula
 from flashmm.formulas.build import build_design
+from flashmm.formulas.sample_table import check_data
 from flashmm.likelihood import make_likelihood, project_any
 from flashmm.plots.variances import voom_trend
 from flashmm.progress import Progress
@@ -214,14 +215,14 @@ def _counted(counts: Any, data: Any, rows: str, layer: str | None) -> tuple[pd.D
     if is_anndata(counts) or is_path:
         opened = open_anndata(counts, layer)
         data = opened.obs if data is None else data
-        table = pd.DataFrame(data)
+        table = check_data(data)
         read = Labelled(opened.reader, opened.var.index, opened.obs.index)
         return table, source_of(read, None, table.index, len(table))
     if layer is not None:
         raise InputError("`layer` names a layer of an AnnData; `counts` is none.")
     if data is None:
         raise InputError("voom needs `data`, one row per sample.")
-    table = pd.DataFrame(data)
+    table = check_data(data)
     return table, make_source(counts, samples=table.index, n=len(table), rows=rows)
 
 
