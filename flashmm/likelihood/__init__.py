@@ -120,9 +120,17 @@ def make_likelihood(
     return _WITHOUT_BLOCKS[engine](projection, method)
 
 
-def project_any(stats: SummaryStats | PatternedStats) -> AnyProjection:
-    """Project statistics off X, of features that have all samples or of such that do not."""
-    return project_patterns(stats) if isinstance(stats, PatternedStats) else project(stats)
+def project_any(
+    stats: SummaryStats | PatternedStats, *, known_residual: bool = False
+) -> AnyProjection:
+    """Project statistics off X, of features that have all samples or of such that do not.
+
+    ``known_residual``: the residual variance is known, so that a component may have a level per
+    sample.
+    """
+    if isinstance(stats, PatternedStats):
+        return project_patterns(stats, known_residual=known_residual)
+    return project(stats, known_residual=known_residual)
 
 
 def on_device(

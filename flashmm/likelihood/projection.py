@@ -263,7 +263,9 @@ class Projection(InUnits):
         return self.column_scale, self.param_scale
 
 
-def project(stats: SummaryStats, column_scale: FloatArray | None = None) -> Projection:
+def project(
+    stats: SummaryStats, column_scale: FloatArray | None = None, *, known_residual: bool = False
+) -> Projection:
     """Project summary statistics off X and check that the model can be fitted.
 
     Parameters
@@ -272,6 +274,8 @@ def project(stats: SummaryStats, column_scale: FloatArray | None = None) -> Proj
         The statistics.
     column_scale
         Units of the effects, shape (q,); those of the design by default.
+    known_residual
+        Whether the residual variance is known: a component may then have a level per sample.
 
     Raises
     ------
@@ -301,7 +305,7 @@ def project(stats: SummaryStats, column_scale: FloatArray | None = None) -> Proj
     # Copies: whoever sorts the indices of this matrix must not disorder the statistics' own.
     ZZ = sp.csr_array((each, ZZ.indices.copy(), ZZ.indptr.copy()), shape=ZZ.shape)
     ZXW = ZX @ white.W
-    check_components(ZXW, ZXW, ZZ, n - p, structure)
+    check_components(ZXW, ZXW, ZZ, n - p, structure, known_residual=known_residual)
 
     WXY = white.W.T @ XY
     yRy = yy - (WXY**2).sum(axis=0)

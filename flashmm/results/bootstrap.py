@@ -246,7 +246,8 @@ def restricted(
     if isinstance(stats, PatternedStats):
         own = OwnColumns(stats.own.names, ((),) * basis.shape[1])
         restricted = PatternedStats(sums, stats.designs.turned(basis), stats.pattern, own)
-    ds, _ = refit(restricted, fitted.options)
+    residual = fitted.values("theta", positions)[:, -1]
+    ds, _ = refit(restricted, fitted.options, residual=residual)
     beta = fixed + (ds["beta"].to_numpy() + rest.T) @ basis.T
     converged = ds["status"].to_numpy() < Status.INDEFINITE
     theta = np.where(converged[:, None], ds["theta"].to_numpy(), np.nan)

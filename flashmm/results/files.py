@@ -79,11 +79,14 @@ def _options(attrs: dict[Any, Any]) -> FitOptions:
     known: dict[str, Any] = {
         "method": ("REML", "ML"),
         "parameter_space": ("psd", "unconstrained"),
+        "residual_variance": ("estimated", "known"),
         "engine": ("auto", "patterned", *ENGINES),
     }
     values: dict[str, Any] = {}
     for field in fields(FitOptions):
         name, value = field.name, attrs.get(field.name)
+        if name == "residual_variance" and value is None:  # of before it could be known
+            value = "estimated"
         if name in known and value not in known[name]:
             raise InputError(f"{name!r} is {str(value)[:80]!r}, not one of {list(known[name])}.")
         if name in ("max_iter", "memory", "n_dropped"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError
 from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection, on_device
+from flashmm.likelihood.known_residual import hold_residual, known_residual_of
 from flashmm.likelihood.profile_grid import fine_grid, profile_grid
 from flashmm.progress import Progress
 from flashmm.results.assemble import assemble_dataset, without_maximum
@@ -74,6 +75,7 @@ def fit_features(
     likelihood: AnyEstimator,
     plan: FitPlan,
     theta0: Any = None,
+    residual: FloatArray | None = None,
 ) -> xr.Dataset:
     """Fit all features of some statistics, without warnings.
 
@@ -85,6 +87,8 @@ def fit_features(
         How to fit.
     theta0
         Starting values, as in `MultiLMM.fit`.
+    residual
+        Known residual variances in the units of Y, shape (m,); None to estimate them.
     """
     options, structure = plan.options, stats.structure
     space = make_space(
@@ -101,15 +105,19 @@ def fit_features(
             )
         likelihood = on_device(projection, options.method, options.engine, plan.device)
         threads = None  # PyTorch has its own, and large batches suit it
+    usable = projection.varies
+    if residual is not None:
+        likelihood = cast("AnyEstimator", hold_residual(likelihood, projection, residual))
+        usable = usable | (projection.zero_variance & ~projection.non_finite)
     start = starting_values(likelihood, projection, space, theta0, stats.feature_names)
+    _hold(start.theta, likelihood)
     search = _Search(likelihood, projection, plan, threads)
     if plan.second_search:
-        search = replace(
-            search,
-            again_from=second_starts(start, structure.is_variance),
-            landscape=_landscape(projection, options, start),
-        )
-    usable = projection.varies & ~likelihood.perfect_fit
+        again_from = second_starts(start, structure.is_variance)
+        _hold(again_from, likelihood)
+        landscape = None if residual is not None else _landscape(projection, options, start)
+        search = replace(search, again_from=again_from, landscape=landscape)
+    usable = usable & ~likelihood.perfect_fit
     solution = search.run(space, start.theta, usable, plan.progress)
     if plan.second_search:
         lost = without_maximum(likelihood, solution)
@@ -176,6 +184,7 @@ def _restart_inside(
     usable[lost] = True
     zero = np.zeros_like(start.theta)
     zero[:, -1] = 1.0
+    _hold(zero, search.likelihood)
     landscape = search.landscape
     if landscape is not None:
         landscape = replace(landscape, chosen=np.ones_like(usable))
@@ -208,8 +217,8 @@ def _restart_at_summits(
 
     The highest of the proper maxima that are found stays.
     """
-    if lost.size == 0:
-        return
+    if lost.size == 0 or known_residual_of(search.likelihood) is not None:
+        return  # the grid is one of ratios, for any residual variance
     landscape = search.landscape or _landscape(search.projection, search.plan.options, None)
     if landscape is None:
         return
@@ -233,6 +242,13 @@ def _restart_at_summits(
         best[found] = height[found]
         solution.theta[found], solution.status[found] = again.theta[found], again.status[found]
         solution.evaluation.put(found, again.evaluation.take(found))
+
+
+def _hold(theta: FloatArray, likelihood: AnyEstimator) -> None:
+    """Put known residual variances into theta (m, k), in place; NaN stays."""
+    residual = known_residual_of(likelihood)
+    if residual is not None:
+        theta[:, -1] = np.where(np.isnan(theta[:, -1]), np.nan, residual)
 
 
 def _landscape(

@@ -24,7 +24,7 @@ from flashmm.designs.from_arrays import (
 from flashmm.exceptions import InputError, check_option, listing
 from flashmm.formulas.new_data_recipe import RandomRows
 from flashmm.formulas.sample_table import check_data
-from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
+from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, KNAPP_HARTUNG
 from flashmm.inference.statistics import confidence_limits
 from flashmm.results.estimability import estimable_rows
 from flashmm.results.fitted import FittedModel
@@ -39,7 +39,7 @@ __all__ = ["NewRows", "complete_rows", "fittedvalues", "new_rows", "predict", "r
 
 LEVELS = ("population", "conditional")
 INTERVALS = ("confidence", "prediction")
-DF = ("satterthwaite", "residual", "normal", INTEGRATED)
+DF = ("satterthwaite", "residual", "normal", KNAPP_HARTUNG, INTEGRATED)
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,10 @@ def predict(
     if prior is not None and df != INTEGRATED:
         raise InputError(f"`prior` belongs to df='integrated'; these limits have df={df!r}.")
     conditional = level == "conditional"
+    if df == KNAPP_HARTUNG and conditional:
+        raise InputError(
+            "df='knapp-hartung' is of means: use level='population', or df='satterthwaite'."
+        )
     wanted = wanted_effects(fitted, random, level)
     wide = interval == "prediction"
     plain = not se and interval is None and df != INTEGRATED
@@ -106,7 +110,8 @@ def predict(
     independent = np.zeros((len(rows.labels), fitted.ds.sizes["param"]))
     if rows.random is not None and (conditional or wide):
         independent[:] = rows.random.new
-        independent[:, -1] = float(wide)
+        # Where it is known the residual variance is that of an estimate, not of what it is of.
+        independent[:, -1] = float(wide and not fitted.options.known_residual)
     if df == INTEGRATED:
         Z_rows = rows.random.Z.toarray() if conditional and rows.random is not None else None
         ds = integrated_predictions(

@@ -148,6 +148,8 @@ def _profiled(
     )
     turn = getattr(fitted.projection, "turn", None)
     for j, i in bar:
+        if fitted.options.known_residual and i == len(fitted.params) - 1:
+            continue
         if turn is not None and not turn.keeps(np.array([i])):
             continue  # no coordinate of the basis that the likelihood is maximised in
         found = profile_limits(at_held, estimate, int(i), quantile, clock.over)
@@ -183,5 +185,5 @@ def _profile_maximiser(fitted: FittedModel, count: int) -> Maximiser:
     host = fitted.projection
     if isinstance(host, Projection) and host.structure.q <= _LIGHT and count <= _FEW:
         general = make_likelihood(host, fitted.options.method, "general")
-        held = replace(held, likelihood=general)
+        held = replace(held, likelihood=fitted.held(general))
     return held
