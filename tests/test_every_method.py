@@ -61,6 +61,7 @@ CALLS = {
 ELSEWHERE = {
     "bootstrap", "bootstrap_test", "check_residuals", "compare_lr_test", "draw", "fittedvalues",
     "load", "of_pattern",
+    "heterogeneity",
     "plot_residuals", "predict", "resid", "save", "sel", "to_anndata", "flip_test", "influence",
 }  # fmt: skip
 

@@ -2,10 +2,10 @@
 
 With weights 1 / s^2 and a residual variance of one this is the model of random-effects
 meta-analysis (Hardy & Thompson 1996; Viechtbauer 2005): y_i ~ N(x_i'beta + z_i'b, s_i^2).
-The likelihood of an engine is that of all parameters, with nothing profiled out, so holding its last
-one is all: no derivative by it is used, and what is left are the score and the information in the
-entries of D. The identities that give the residual's row for free (they sum over all parameters)
-are of that full likelihood.
+The likelihood of an engine is that of all parameters, with nothing profiled out, so holding its
+last one is all: no derivative by it is used, and what is left are the score and the information in
+the entries of D. The identities that give the residual's row for free (they sum over all
+parameters) are of that full likelihood.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class KnownResidual:
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Evaluate ``theta`` (B, k) for the features at the positions ``features`` (B,)."""
         held = self.at(theta, features)
-        found = self.inner.evaluate(held, features)
+        found: Evaluation = self.inner.evaluate(held, features)
         # What X explains to the last digit has no sum of squares, and the scale of one instead.
         constant = self.projection.zero_variance[features]
         if constant.any():

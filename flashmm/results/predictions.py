@@ -90,13 +90,8 @@ def predict(
     if interval is not None:
         check_option("interval", interval, INTERVALS)
     check_option("df", df, DF)
-    if prior is not None and df != INTEGRATED:
-        raise InputError(f"`prior` belongs to df='integrated'; these limits have df={df!r}.")
+    _check_df(df, level, prior)
     conditional = level == "conditional"
-    if df == KNAPP_HARTUNG and conditional:
-        raise InputError(
-            "df='knapp-hartung' is of means: use level='population', or df='satterthwaite'."
-        )
     wanted = wanted_effects(fitted, random, level)
     wide = interval == "prediction"
     plain = not se and interval is None and df != INTEGRATED
@@ -154,6 +149,15 @@ def predict(
     shown = {"lower": limits[..., 0], "upper": limits[..., 1], "df": freedom}
     result = result.assign({name: (dims, values) for name, values in shown.items()})
     return result.assign_attrs(interval=interval, alpha=alpha, df_method=df)
+
+
+def _check_df(df: str, level: str, prior: Any) -> None:
+    if prior is not None and df != INTEGRATED:
+        raise InputError(f"`prior` belongs to df='integrated'; these limits have df={df!r}.")
+    if df == KNAPP_HARTUNG and level == "conditional":
+        raise InputError(
+            "df='knapp-hartung' is of means: use level='population', or df='satterthwaite'."
+        )
 
 
 def _rows_of_samples(

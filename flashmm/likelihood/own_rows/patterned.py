@@ -179,9 +179,8 @@ def project_patterns(stats: PatternedStats, *, known_residual: bool = False) -> 
     for group in groups:
         _fill(total, group)
     if total.not_estimable.all() and m and not stats.own.names:
-        project(
-            stats.sums, known_residual=known_residual
-        )  # says what is wrong where nothing can be estimated at all
+        # Says what is wrong where nothing can be estimated at all.
+        project(stats.sums, known_residual=known_residual)
     return replace(total, groups=tuple(groups))
 
 
