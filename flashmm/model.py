@@ -40,6 +40,7 @@ from flashmm.solvers.base import Solver
 from flashmm.solvers.batches import usable_cores
 from flashmm.solvers.fallback import fallback_of
 from flashmm.solvers.verdict_texts import Status
+from flashmm.stats.groups import with_residual_groups
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -144,6 +145,24 @@ class MultiLMM(ModelData):
         """The statistics projected off X (computed once; checks that the model can be fitted)."""
         return project_any(self.stats)
 
+    def _by_residual(
+        self, by: Any, residual: FloatArray | None, device: Any, client: Any
+    ) -> tuple[SummaryStats, str]:
+        """The statistics with residual variances by group, and what the groups are called."""
+        if residual is not None:
+            raise InputError("Pass `residual_variance` or `residual_by`, one of the two.")
+        if device is not None or client is not None:
+            raise InputError("`residual_by` is fitted here: leave out `device` and `client`.")
+        if isinstance(self.stats, PatternedStats):
+            raise InputError(
+                "`residual_by` needs features that have the same samples, weights and covariates; "
+                "here features have their own (missing='feature', or weights or covariates of "
+                "each)."
+            )
+        stats = with_residual_groups(self.stats, by)
+        assert stats.groups is not None
+        return stats, stats.groups.name
+
     @cached_property
     def _with_known_residual(self) -> AnyProjection:
         """The same where no component can be mistaken for the residual, whose variance is known."""
@@ -228,6 +247,7 @@ class MultiLMM(ModelData):
         engine: str = "auto",
         client: Any = None,
         residual_variance: Any = None,
+        residual_by: Any = None,
         progress: Progress = None,
     ) -> MultiLMMResults:
         """Fit all features.
@@ -294,6 +314,12 @@ class MultiLMM(ModelData):
             a level per sample. ``1.0`` with weights 1 / s^2 is random-effects meta-analysis of all
             features, see `MultiLMMResults.heterogeneity`. Default: estimated.
 
+        residual_by
+            Groups of samples with residual variances of their own: the name that the statistics
+            have sums by (``sums_by="Sex"``, or ``"Sex:Age"``), a factor or a mapping that makes
+            coarser groups of them. The parameters are then ``"Residual[Male]"`` and so on, and
+            `compare_lr_test` with a fit without it tests that they are equal. Default: one.
+
         Returns
         -------
         MultiLMMResults
@@ -325,8 +351,13 @@ class MultiLMM(ModelData):
         chosen = _make_solver(solver, epsilon)
         _check_em(solver, parameter_space)
         residual = known_residual_variance(residual_variance, self.stats.feature_names)
+        stats, by = self.stats, ""
+        if residual_by is not None:
+            stats, by = self._by_residual(residual_by, residual, device, client)
         with one_blas_thread(self.stats.q):
             projection = self.projection if residual is None else self._with_known_residual
+            if by:
+                projection = project_any(stats)
         likelihood = make_likelihood(projection, method, engine)
         log.info("%s of %d features: engine %r", method, self.stats.m, likelihood.engine)
         options = FitOptions(
@@ -341,16 +372,17 @@ class MultiLMM(ModelData):
             random=self.random,
             n_dropped=self.n_dropped,
             residual_variance="estimated" if residual is None else "known",
+            residual_by=by,
         )
         fallback = fallback_of(solver, parameter_space, epsilon)
         known, told = isinstance(solver, str), progress if client is None else False
         plan = FitPlan(options, chosen, fallback, threads, device, known, told)
         if client is None:
             with one_blas_thread(self.stats.q if device is None else LARGE):
-                ds = fit_features(self.stats, projection, likelihood, plan, theta0, residual)
+                ds = fit_features(stats, projection, likelihood, plan, theta0, residual)
         else:
             ds = fit_on_workers(client, self.stats, plan, theta0, residual)
-        results = MultiLMMResults(ds, self.stats, options, projection, self.recipe)
+        results = MultiLMMResults(ds, stats, options, projection, self.recipe)
         results.fitted.know(likelihood)
         _warn_about(results.ds["status"].to_numpy())
         if reason := doubt(results.fitted):

@@ -27,6 +27,7 @@ from flashmm.exceptions import InputError
 from flashmm.likelihood.centring import Turn, centring
 from flashmm.likelihood.design_checks import check_components, check_sample_size, whiten
 from flashmm.likelihood.units import InUnits
+from flashmm.stats.fields import GroupSums
 from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = [
@@ -261,6 +262,30 @@ class Projection(InUnits):
         """What rows of Z are divided by and weights of theta multiplied, for some features."""
         del features  # they share both
         return self.column_scale, self.param_scale
+
+
+@dataclass(frozen=True)
+class GroupedProjection(Projection):
+    """A projection of samples whose groups have residual variances of their own.
+
+    Parameters
+    ----------
+    groups
+        The sums of each group.
+    """
+
+    groups: GroupSums | None = None
+
+
+def project_groups(stats: SummaryStats) -> GroupedProjection:
+    """Project statistics whose structure has a residual variance for each of their groups."""
+    structure = stats.structure
+    # Given units: the effects stay as they are, and so do those of the groups.
+    scale = scale_of_columns(stats.ZZ.diagonal(), structure)
+    whole = project(stats, scale)
+    units = np.concatenate([whole.param_scale, np.ones(len(structure.residuals) - 1)])
+    fields = {name: getattr(whole, name) for name in whole.__match_args__}
+    return GroupedProjection(**(fields | {"param_scale": units}), groups=stats.groups)
 
 
 def project(

@@ -181,7 +181,8 @@ def without_maximum(likelihood: AnyEstimator, solution: Solution) -> IntArray:
         return unfinished[near]
     features, distance = unfinished[near], distance[near]
     inside, known = np.zeros((near.size, theta.shape[1])), known_residual_of(likelihood)
-    inside[:, -1] = 1.0 if known is None else known[features]
+    several = len(likelihood.projection.structure.residuals)
+    inside[:, -several:] = 1.0 if known is None else known[features, None]
     way = inside - theta[near]
     length = np.maximum(distance, _RESOLVED)
     values = [solution.evaluation.loglik[features]]

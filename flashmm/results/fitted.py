@@ -72,6 +72,8 @@ class FitOptions:
     n_dropped: int = 0
     # "estimated", or "known": theta of the results holds the values.
     residual_variance: str = "estimated"
+    # What groups have residual variances of their own; empty for one variance.
+    residual_by: str = ""
 
     @property
     def known_residual(self) -> bool:
@@ -297,6 +299,14 @@ class FittedModel:
             raise InputError(
                 f"{what} needs residual variances that were estimated; in this fit they are known "
                 f"(residual_variance=). {instead}".rstrip()
+            )
+
+    def one_residual(self, what: str, instead: str = "") -> None:
+        """Raise where groups of samples have residual variances of their own."""
+        if self.options.residual_by:
+            raise InputError(
+                f"{what} takes one residual variance; this fit has one for each group of "
+                f"{self.options.residual_by!r}. {instead}".rstrip()
             )
 
     def of_groups(self, what: str) -> SummaryStats:

@@ -95,7 +95,7 @@ def fit_features(
         options.parameter_space,
         structure.blocks(),
         len(structure.param_names),
-        (*structure.block_levels(), stats.n),
+        (*structure.block_levels(), (structure.residual_sizes or (stats.n,))[-1]),
     )
     threads: int | None = plan.threads
     if plan.device is not None:
@@ -110,12 +110,15 @@ def fit_features(
         likelihood = cast("AnyEstimator", hold_residual(likelihood, projection, residual))
         usable = usable | (projection.zero_variance & ~projection.non_finite)
     start = starting_values(likelihood, projection, space, theta0, stats.feature_names)
+    several = len(structure.residuals)
+    start.theta[:, -several:] = start.theta[:, -several:] if theta0 is not None else 1.0
     _hold(start.theta, likelihood)
     search = _Search(likelihood, projection, plan, threads)
     if plan.second_search:
         again_from = second_starts(start, structure.is_variance)
+        again_from[:, -several:] = again_from[:, -1:]
         _hold(again_from, likelihood)
-        landscape = None if residual is not None else _landscape(projection, options, start)
+        landscape = None if residual is not None or several > 1 else _landscape(projection, options, start)
         search = replace(search, again_from=again_from, landscape=landscape)
     usable = usable & ~likelihood.perfect_fit
     solution = search.run(space, start.theta, usable, plan.progress)
@@ -183,7 +186,7 @@ def _restart_inside(
     usable = np.zeros(solution.status.size, dtype=bool)
     usable[lost] = True
     zero = np.zeros_like(start.theta)
-    zero[:, -1] = 1.0
+    zero[:, -len(search.projection.structure.residuals) :] = 1.0
     _hold(zero, search.likelihood)
     landscape = search.landscape
     if landscape is not None:
@@ -217,7 +220,8 @@ def _restart_at_summits(
 
     The highest of the proper maxima that are found stays.
     """
-    if lost.size == 0 or known_residual_of(search.likelihood) is not None:
+    several = len(search.projection.structure.residuals) > 1
+    if lost.size == 0 or several or known_residual_of(search.likelihood) is not None:
         return  # the grid is one of ratios, for any residual variance
     landscape = search.landscape or _landscape(search.projection, search.plan.options, None)
     if landscape is None:
