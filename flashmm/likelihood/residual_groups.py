@@ -1,7 +1,7 @@
 """A residual variance for each group of samples: sums by group, weighted by their precisions.
 
-V = Z D Z' + sum_h sigma2_h I_h, with I_h the samples of group h. With A = [Z, X] and S_h = A'I_h A the
-sums of a group, A'R^-1A is C = sum_h S_h / sigma2_h, and
+V = Z D Z' + sum_h sigma2_h I_h, with I_h the samples of group h. With A = [Z, X] and
+S_h = A'I_h A the sums of a group, A'R^-1A is C = sum_h S_h / sigma2_h, and
 
     V^-1 = R^-1 - R^-1 Z F Z'R^-1,          F = D (I + C_zz D)^-1
     P    = R^-1 - R^-1 A N A'R^-1,          N = F + g K^-1 g',  g = [-F C_zx; I],  K = X'V^-1X
@@ -9,11 +9,14 @@ sums of a group, A'R^-1A is C = sum_h S_h / sigma2_h, and
 so that with M = I - C N, e = y - A b, b = N A'R^-1 y and t_h = A'I_h e every trace and every form
 follows from matrices of size q + p (F alone stands for N under ML's traces):
 
-    A'P A = M C,    A'P I_h P A = M S_h M' / sigma2_h^2,    tr(P I_h) = n_h / sigma2_h - tr(N S_h) / sigma2_h^2
-    tr(P I_h P I_g) = tr(N S_h N S_g) / (sigma2_h sigma2_g)^2   (+ n_h / s^2 - 2 tr(N S_h) / s^3 for h = g)
+    A'P A           = M C,       A'P I_h P A = M S_h M' / sigma2_h^2
+    tr(P I_h)       = n_h / sigma2_h - tr(N S_h) / sigma2_h^2
+    tr(P I_h P I_g) = tr(N S_h N S_g) / (sigma2_h sigma2_g)^2
+                      + [h = g] (n_h / sigma2_h^2 - 2 tr(N S_h) / sigma2_h^3)
 
-(Pinheiro & Bates 2000, section 5.2, for the model.) The parameters are those of D and then the
-sigma2_h, in which V is linear, so that Satterthwaite's and Kenward and Roger's formulas hold as they are.
+The model is that of Pinheiro & Bates (2000, section 5.2). The parameters are those of D and then
+the sigma2_h, in which V is linear, so that Satterthwaite's and Kenward and Roger's formulas hold as
+they are.
 """
 
 from __future__ import annotations
@@ -36,17 +39,21 @@ from flashmm.likelihood.base import (
 )
 from flashmm.likelihood.moments import apply_G
 from flashmm.likelihood.projection import Projection
+from flashmm.likelihood.residual_groups_diagonal import DiagonalAt, DiagonalSums
 from flashmm.stats.fields import GroupSums
 
 __all__ = ["ResidualGroups"]
+
+# Bytes of the arrays of features that are evaluated at once.
+_CACHE = 2**19
 
 
 @dataclass(frozen=True)
 class _At:
     """All matrices at theta; ``N`` is of P, ``N_trace`` of what the traces are of.
 
-    Shapes: c, (B, H); C, N, N_trace, (B, a, a) with a = q + p; D, F, (B, q, q); g, (B, a, p);
-    K, K_inverse, (B, p, p); b, (B, a); t, (B, H, a); ee, (B, H); log_det, lowest, (B,).
+    Shapes: c, (B, H); C, N, N_trace, (B, a, a) with a = q + p; D, (B, q, q); g, (B, a, p);
+    K, K_inverse, (B, p, p); log_det and lowest, the least eigenvalue of V in its units, (B,).
     """
 
     c: FloatArray
@@ -120,12 +127,12 @@ class ResidualGroups:
     @property
     def m(self) -> int:
         """Number of features."""
-        return self.projection.m
+        return int(self.projection.m)
 
     @property
     def H(self) -> int:
         """Number of residual variances."""
-        return self.n.size
+        return int(self.n.size)
 
     @property
     def n_params(self) -> int:
@@ -148,8 +155,22 @@ class ResidualGroups:
 
     def batch_size(self, memory: int) -> int:
         """How many features may be evaluated at once within ``memory`` bytes."""
-        a = self.S.shape[1]
+        a = int(self.S.shape[1])
+        if self.diagonal is not None:
+            return max(1, memory // (8 * a * (self.H + 4) * (self.projection.p + 4)))
         return max(1, min(memory, 2**28) // (8 * a * a * (3 * self.n_params + 12)))
+
+    @cached_property
+    def diagonal(self) -> DiagonalSums | None:
+        """The sums where a single variance's Z'Z is diagonal in every group; else None."""
+        q = self.projection.structure.q
+        ZZ = self.S[:, :q, :q]
+        d = np.diagonal(ZZ, axis1=1, axis2=2)
+        alone = len(self.projection.structure.parameters) == 1
+        if not alone or np.count_nonzero(ZZ) != np.count_nonzero(d):
+            return None
+        copies = (np.ascontiguousarray(part) for part in (d, self.S[:, :q, q:], self.S[:, q:, q:]))
+        return DiagonalSums(*copies, self.n)
 
     def _at(self, theta: FloatArray, *, trace: str | None = None) -> _At:
         """The matrices at theta (B, k + H)."""
@@ -165,7 +186,8 @@ class ResidualGroups:
         root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
         inner = np.eye(q) + np.swapaxes(root, 1, 2) @ D @ root
         eigen = np.linalg.eigvalsh(inner) if q else np.ones((B, 1))
-        lowest = np.minimum(eigen.min(axis=1), (sigma2 / np.abs(sigma2).max(axis=1)[:, None]).min(axis=1))
+        share = sigma2.min(axis=1) / np.abs(sigma2).max(axis=1)
+        lowest = np.minimum(eigen.min(axis=1), share)
         F = D - D @ root @ np.linalg.solve(inner, np.swapaxes(root, 1, 2) @ D)
         g = np.concatenate(
             [-F @ C[:, :q, q:], np.broadcast_to(np.eye(a - q), (B, a - q, a - q))], axis=1
@@ -189,14 +211,27 @@ class ResidualGroups:
         result = Evaluation.empty(features.size, self.n_params)
         inside = np.isfinite(theta).all(axis=1) & (theta[:, k:] > 0).all(axis=1)
         rows = np.flatnonzero(inside)
-        if rows.size == 0:
-            return result
-        with np.errstate(all="ignore"):
-            at = self._at(theta[rows])
-            found = self._evaluated(theta[rows], features[rows], at)
-        good = (at.lowest > SINGULAR) & np.isfinite(found.loglik)
-        result.put(rows[good], found.take(np.flatnonzero(good)))
+        # A few at a time: their arrays are gone through often, and fit a core's cache.
+        size = max(1, _CACHE // (8 * self.S.shape[1] * self.H * (self.projection.p + 1)))
+        size = rows.size if self.diagonal is None else size
+        for start in range(0, rows.size, max(size, 1)):
+            here = rows[start : start + size]
+            with np.errstate(all="ignore"):
+                found, good = self._inside(theta[here], features[here])
+            result.put(here[good], found.take(np.flatnonzero(good)))
         return result
+
+    def _inside(self, theta: FloatArray, features: IntArray) -> tuple[Evaluation, BoolArray]:
+        """The same of features with positive residual variances, and where V is definite, (B,)."""
+        at: _At | DiagonalAt
+        if self.diagonal is None:
+            at = self._at(theta)
+            found = self._evaluated(theta, features, at)
+        else:
+            at = DiagonalAt.of(self.diagonal, theta)
+            reml = self.method == "REML"
+            found = at.evaluate(theta, self.s[features], self.yy[features], reml=reml)
+        return found, np.asarray((at.lowest > SINGULAR) & np.isfinite(found.loglik))
 
     def _evaluated(self, theta: FloatArray, features: IntArray, at: _At) -> Evaluation:
         structure, q = self.projection.structure, self.projection.structure.q
@@ -209,8 +244,8 @@ class ResidualGroups:
         ee = yy - 2.0 * np.matmul(s, b[:, :, None])[:, :, 0] + np.matmul(Sb, b[:, :, None])[:, :, 0]
         r = (c[:, :, None] * t).sum(axis=1)[:, :q]
         yPy = (c * (yy - np.matmul(s, b[:, :, None])[:, :, 0])).sum(axis=1)
-        I = np.eye(S.shape[1])
-        M, M_trace = I - at.C @ at.N, I - at.C @ at.N_trace
+        one = np.eye(S.shape[1])
+        M, M_trace = one - at.C @ at.N, one - at.C @ at.N_trace
         T = (M @ at.C)[:, :q, :q]
         T_trace = (M_trace @ at.C)[:, :q, :q]
         score = np.empty((B, k + H))
@@ -227,7 +262,9 @@ class ResidualGroups:
             score[:, i] = (r * Gr[i]).sum(axis=1) - np.trace(turned[i], axis1=1, axis2=2)
             TGr = np.matmul(T, Gr[i][:, :, None])[:, :, 0]
             for j in range(i + 1):
-                E[:, i, j] = E[:, j, i] = (turned[i] * np.swapaxes(turned[j], 1, 2)).sum(axis=(1, 2))
+                E[:, i, j] = E[:, j, i] = (turned[i] * np.swapaxes(turned[j], 1, 2)).sum(
+                    axis=(1, 2)
+                )
                 A[:, i, j] = A[:, j, i] = (TGr * Gr[j]).sum(axis=1)
             traces = np.trace(apply_G(structure, i, Q), axis1=2, axis2=3) * c**2
             E[:, i, k:] = E[:, k:, i] = traces
@@ -252,15 +289,21 @@ class ResidualGroups:
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Generalised least squares at theta, shape (B, p)."""
         p, q = self.projection, self.projection.structure.q
-        at = self._at(theta)
-        total = (at.c[:, :, None] * self.s[features]).sum(axis=1)
-        b = np.matmul(at.N, total[:, :, None])[:, q:, 0]
-        return np.asarray(p.beta_ols.T[features] + np.sqrt(p.scale[features])[:, None] * (b @ p.whitening.T))
+        if self.diagonal is not None:
+            b = DiagonalAt.of(self.diagonal, theta).solution(self.s[features])[1]
+        else:
+            at = self._at(theta)
+            total = (at.c[:, :, None] * self.s[features]).sum(axis=1)
+            b = np.matmul(at.N, total[:, :, None])[:, q:, 0]
+        return np.asarray(
+            p.beta_ols.T[features] + np.sqrt(p.scale[features])[:, None] * (b @ p.whitening.T)
+        )
 
     def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Covariance matrices of the fixed effects, shape (B, p, p)."""
         p = self.projection
-        C = p.whitening @ self._at(theta).K_inverse @ p.whitening.T
+        at = self._at(theta) if self.diagonal is None else DiagonalAt.of(self.diagonal, theta)
+        C = p.whitening @ at.K_inverse @ p.whitening.T
         return np.asarray(0.5 * (C + np.swapaxes(C, 1, 2)) * p.scale[features, None, None])
 
     def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
@@ -345,5 +388,8 @@ class ResidualGroups:
         rows = np.flatnonzero(np.isfinite(theta).all(axis=1) & (theta[:, k:] > 0).all(axis=1))
         if rows.size:
             with np.errstate(all="ignore"):
-                result[rows] = self._at(theta[rows]).lowest
+                if self.diagonal is None:
+                    result[rows] = self._at(theta[rows]).lowest
+                else:
+                    result[rows] = DiagonalAt.of(self.diagonal, theta[rows]).lowest
         return result

@@ -118,7 +118,9 @@ def fit_features(
         again_from = second_starts(start, structure.is_variance)
         again_from[:, -several:] = again_from[:, -1:]
         _hold(again_from, likelihood)
-        landscape = None if residual is not None or several > 1 else _landscape(projection, options, start)
+        landscape = (
+            None if residual is not None or several > 1 else _landscape(projection, options, start)
+        )
         search = replace(search, again_from=again_from, landscape=landscape)
     usable = usable & ~likelihood.perfect_fit
     solution = search.run(space, start.theta, usable, plan.progress)

@@ -178,6 +178,8 @@ class Hypotheses:
         result = VarianceAndDf(
             np.full(shape, np.nan), np.tile(self._fixed_df(positions, df), shape[1])
         )
+        if len(projection.structure.residuals) > 1:
+            return self._group_predictions(positions, X, independent, df)
         size = 8 * (k + 4) * max(1, projection.structure.q)
         rows = max(1, min(c, request.memory // size))
         for start in range(0, c, rows):
@@ -205,6 +207,24 @@ class Hypotheses:
                     at = request.likelihood.evaluate(theta, batch)
                     spread = without_known(self._covariance(theta, at, df), request.likelihood)
                     result.df[here, part] = satterthwaite_df(found.variance, found.gradient, spread)
+        return result
+
+    def _group_predictions(
+        self, positions: IntArray, X: FloatArray, independent: FloatArray, df: str
+    ) -> VarianceAndDf:
+        """The same of means, where groups of samples have residual variances of their own."""
+        request, shape = self.request, (positions.size, X.shape[0])
+        result = VarianceAndDf(
+            np.full(shape, np.nan), np.tile(self._fixed_df(positions, df), shape[1])
+        )
+        for here, chosen, moments, spread in self._moments(positions, X[:, None], df):
+            batch = positions[here]
+            own = independent[chosen] * request.projection.param_scale
+            variance = moments.variance[..., 0, 0] + request.theta[batch] @ own.T
+            result.variance[here, chosen] = variance * request.projection.scale[batch, None]
+            if df == "satterthwaite":
+                gradient = moments.gradient[..., 0, 0] + own
+                result.df[here, chosen] = satterthwaite_df(variance, gradient, spread)
         return result
 
     def _moments(

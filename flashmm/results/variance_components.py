@@ -183,7 +183,8 @@ def _profile_maximiser(fitted: FittedModel, count: int) -> Maximiser:
     solver = FisherScoring(epsilon=max(fitted.options.epsilon, 3e-4), newton_within=10.0)
     held = replace(held, solver=solver)
     host = fitted.projection
-    if isinstance(host, Projection) and host.structure.q <= _LIGHT and count <= _FEW:
+    one = not fitted.options.residual_by
+    if one and isinstance(host, Projection) and host.structure.q <= _LIGHT and count <= _FEW:
         general = make_likelihood(host, fitted.options.method, "general")
         held = replace(held, likelihood=fitted.held(general))
     return held

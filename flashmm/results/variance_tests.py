@@ -201,6 +201,7 @@ def exact_null(fitted: FittedModel, n_sim: int, rng: Any) -> SimulatedNull:
 
 
 def _check_exact(fitted: FittedModel, n_sim: int) -> None:
+    fitted.one_residual("null='exact'", "Use null='asymptotic'.")
     fitted.estimated_residual("null='exact'", "Use null='asymptotic' or a parametric bootstrap.")
     if len(fitted.stats.structure.parameters) != 1:
         raise InputError(

@@ -16,7 +16,13 @@ from flashmm.exceptions import InputError, listing, nearest
 from flashmm.stats.algebra import column_positions, merged_groups
 from flashmm.stats.fields import AnySums, GroupSums, Sums
 
-__all__ = ["group_positions", "grouped_by", "known_groups", "shared_columns", "with_residual_groups"]
+__all__ = [
+    "group_positions",
+    "grouped_by",
+    "known_groups",
+    "shared_columns",
+    "with_residual_groups",
+]
 
 
 def known_groups(stats: Sums, what: str = "This") -> GroupSums:
