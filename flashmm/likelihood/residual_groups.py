@@ -169,8 +169,8 @@ class ResidualGroups:
         alone = len(self.projection.structure.parameters) == 1
         if not alone or np.count_nonzero(ZZ) != np.count_nonzero(d):
             return None
-        copies = (np.ascontiguousarray(part) for part in (d, self.S[:, :q, q:], self.S[:, q:, q:]))
-        return DiagonalSums(*copies, self.n)
+        d, U, X = (np.array(part) for part in (d, self.S[:, :q, q:], self.S[:, q:, q:]))
+        return DiagonalSums(d, U, X, self.n)
 
     def _at(self, theta: FloatArray, *, trace: str | None = None) -> _At:
         """The matrices at theta (B, k + H)."""

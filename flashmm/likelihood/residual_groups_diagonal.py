@@ -30,6 +30,17 @@ class DiagonalSums:
 
 
 @dataclass(frozen=True)
+class _Traces:
+    """tr T and tr TT, (B,); tr N S_h, tr Z'P I_h P Z, (B, H); tr N S_h N S_g, (B, H, H)."""
+
+    first: FloatArray
+    second: FloatArray
+    NS: FloatArray
+    mixed: FloatArray
+    both: FloatArray
+
+
+@dataclass(frozen=True)
 class DiagonalAt:
     """What theta makes of them.
 
@@ -43,8 +54,10 @@ class DiagonalAt:
         Shape (B, q).
     U
         Shape (B, q, p).
-    K, K_inverse
-        X'V^-1X and its inverse, shape (B, p, p).
+    R, K_inverse
+        R with R R' = K^-1 for K = X'V^-1X, and that inverse, shape (B, p, p).
+    log_det
+        log |K|, shape (B,).
     lowest
         The least of 1 + theta d, and of the residual variances over their largest, shape (B,).
     """
@@ -55,8 +68,9 @@ class DiagonalAt:
     v: FloatArray
     d: FloatArray
     U: FloatArray
-    K: FloatArray
+    R: FloatArray
     K_inverse: FloatArray
+    log_det: FloatArray
     lowest: FloatArray
 
     @classmethod
@@ -74,8 +88,13 @@ class DiagonalAt:
         K = K - np.matmul(np.swapaxes(U * f[:, :, None], 1, 2), U)
         share = sigma2.min(axis=1) / sigma2.max(axis=1)
         lowest = np.minimum(inner.min(axis=1), share)
-        inverse = np.linalg.inv(K) if p else K
-        return cls(sums, c, f, v, d, U, K, inverse, lowest)
+        finite = np.isfinite(K).all(axis=(1, 2))
+        values, vectors = np.linalg.eigh(np.where(finite[:, None, None], K, np.eye(p)))
+        lowest = np.where(finite, lowest, -1.0)
+        log_det = np.log(values).sum(axis=1)  # NaN where K is not positive definite
+        R = vectors / np.sqrt(values)[:, None, :]
+        inverse = np.matmul(R, np.swapaxes(R, 1, 2))
+        return cls(sums, c, f, v, d, U, R, inverse, log_det, lowest)
 
     def solution(self, s: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Coefficients b of Z, (B, q), and of X, (B, p), for A'I_h y (B, H, q + p)."""
@@ -85,6 +104,42 @@ class DiagonalAt:
         x = x - np.matmul((self.f * z)[:, None], self.U)[:, 0]
         b_x = np.matmul(self.K_inverse, x[:, :, None])[:, :, 0]
         return self.f * (z - np.matmul(self.U, b_x[:, :, None])[:, :, 0]), b_x
+
+    def _traces(self, w: FloatArray, *, reml: bool) -> _Traces:
+        """Traces with P, or with V^-1 where not ``reml``; w (B, q, p)."""
+        sums, f, v, U = self.sums, self.f, self.v, self.U
+        (H, q, p), B, tau = sums.U.shape, f.shape[0], self.d * v
+        first = tau.sum(axis=1)
+        second = (tau**2).sum(axis=1)
+        mixed = (v * v) @ sums.d.T
+        NS = f @ sums.d.T
+        pairs = (sums.d[:, None] * sums.d[None]).reshape(H * H, q)
+        both = (f * f @ pairs.T).reshape(B, H, H)
+        if reml and p:
+            R = self.R
+            wR, UR = np.matmul(w, R), np.matmul(U, R)
+            ww = np.matmul(np.swapaxes(wR, 1, 2), wR)
+            first = first - np.trace(ww, axis1=1, axis2=2)
+            wtw = (tau[:, :, None] * wR**2).sum(axis=(1, 2))
+            second += -2.0 * wtw + (ww**2).sum(axis=(1, 2))
+            UhR = np.matmul(sums.U.reshape(H * q, p), R).reshape(B, H, q, p)
+            Y = UhR - (f[:, None] * sums.d)[..., None] * UR[:, None]
+            fUR = np.swapaxes(f[:, :, None] * UR, 1, 2)
+            J = np.matmul(np.swapaxes(R, 1, 2)[:, None], np.matmul(sums.X, R[:, None]))
+            J -= np.matmul(fUR[:, None], Y)
+            J -= np.swapaxes(np.matmul(fUR[:, None], UhR), 2, 3)
+            trace = np.trace(J, axis1=2, axis2=3)
+            NS = NS + trace
+            vwR = v[:, :, None] * wR
+            mixed = (
+                mixed - 2.0 * np.matmul(Y.reshape(B, H, q * p), vwR.reshape(B, q * p, 1))[..., 0]
+            )
+            mixed += (J * ww[:, None]).sum(axis=(2, 3))
+            fY = (f[:, None, :, None] * Y).reshape(B, H, q * p)
+            flat = J.reshape(B, H, p * p)
+            both = both + 2.0 * np.matmul(fY, np.swapaxes(Y.reshape(B, H, q * p), 1, 2))
+            both += np.matmul(flat, np.swapaxes(flat, 1, 2))
+        return _Traces(first, second, NS, mixed, both)
 
     def evaluate(
         self, theta: FloatArray, s: FloatArray, yy: FloatArray, *, reml: bool
@@ -116,48 +171,20 @@ class DiagonalAt:
         c2 = c[:, :, None] ** 2 * c[:, None, :] ** 2
         inner = np.matmul(t_z * f[:, None], np.swapaxes(t_z, 1, 2))
         A[:, 1:, 1:] = -c2 * (inner + np.matmul(jK, np.swapaxes(j, 1, 2)))
-        first = tau.sum(axis=1)
-        E[:, 0, 0] = (tau**2).sum(axis=1)
-        mixed = (v * v) @ sums.d.T
-        NS = f @ sums.d.T
-        pairs = (sums.d[:, None] * sums.d[None]).reshape(H * H, q)
-        both = (f * f @ pairs.T).reshape(B, H, H)
-        if reml and p:
-            R = np.linalg.cholesky(self.K_inverse)
-            wR, UR = np.matmul(w, R), np.matmul(U, R)
-            ww = np.matmul(np.swapaxes(wR, 1, 2), wR)
-            first = first - np.trace(ww, axis1=1, axis2=2)
-            wtw = (tau[:, :, None] * wR**2).sum(axis=(1, 2))
-            E[:, 0, 0] += -2.0 * wtw + (ww**2).sum(axis=(1, 2))
-            UhR = np.matmul(sums.U.reshape(H * q, p), R).reshape(B, H, q, p)
-            Y = UhR - (f[:, None] * sums.d)[..., None] * UR[:, None]
-            fUR = np.swapaxes(f[:, :, None] * UR, 1, 2)
-            J = np.matmul(np.swapaxes(R, 1, 2)[:, None], np.matmul(sums.X, R[:, None]))
-            J -= np.matmul(fUR[:, None], Y)
-            J -= np.swapaxes(np.matmul(fUR[:, None], UhR), 2, 3)
-            trace = np.trace(J, axis1=2, axis2=3)
-            NS = NS + trace
-            vwR = v[:, :, None] * wR
-            mixed = (
-                mixed - 2.0 * np.matmul(Y.reshape(B, H, q * p), vwR.reshape(B, q * p, 1))[..., 0]
-            )
-            mixed += (J * ww[:, None]).sum(axis=(2, 3))
-            fY = (f[:, None, :, None] * Y).reshape(B, H, q * p)
-            flat = J.reshape(B, H, p * p)
-            both = both + 2.0 * np.matmul(fY, np.swapaxes(Y.reshape(B, H, q * p), 1, 2))
-            both += np.matmul(flat, np.swapaxes(flat, 1, 2))
-        score[:, 0] = (r**2).sum(axis=1) - first
-        score[:, 1:] = c**2 * (ee + NS) - c * n
-        E[:, 0, 1:] = E[:, 1:, 0] = c**2 * mixed
-        E[:, 1:, 1:] = c2 * both
+        found = self._traces(w, reml=reml)
+        score[:, 0] = (r**2).sum(axis=1) - found.first
+        score[:, 1:] = c**2 * (ee + found.NS) - c * n
+        E[:, 0, 0] = found.second
+        E[:, 0, 1:] = E[:, 1:, 0] = c**2 * found.mixed
+        E[:, 1:, 1:] = c2 * found.both
         each = np.arange(1, 1 + H)
-        E[:, each, each] += c**2 * n - 2.0 * c**3 * NS
+        E[:, each, each] += c**2 * n - 2.0 * c**3 * found.NS
         A[:, each, each] += c**3 * ee
         log_det = -(n * np.log(c)).sum(axis=1) - log_of_product(v)
         df = n.sum()
         if reml:
             df = df - p
-            log_det = log_det + (np.linalg.slogdet(self.K)[1] if p else 0.0)
+            log_det = log_det + self.log_det
         yPy = (c * (yy - sb)).sum(axis=1)
         loglik = -0.5 * (df * math.log(2.0 * math.pi) + log_det + yPy)
         rounding = rounding_errors(int(n.sum()), theta[:, 1:].min(axis=1))

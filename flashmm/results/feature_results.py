@@ -137,7 +137,10 @@ class FeatureResults:
     @property
     def df(self) -> pd.Series[Any]:
         """Degrees of freedom of `tvalues`: Satterthwaite's, n - p for the ratios."""
-        fixed, ratios = self._tests.df.to_numpy()[0], np.full(self.k_re2, float(self.df_resid))
+        fixed, ratios = (
+            self._tests.df.to_numpy()[0],
+            np.full(self.theta.size - 1, float(self.df_resid)),
+        )
         return pd.Series(np.concatenate([fixed, ratios]), index=self.params.index, name="df")
 
     @property
