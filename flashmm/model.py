@@ -35,6 +35,8 @@ from flashmm.results import FitOptions, MultiLMMResults, at_theta
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.results.on_workers import fit_on_workers
 from flashmm.results.trust import doubt
+from flashmm.slips.answers import answer_calls, no_such_attribute
+from flashmm.slips.cures import ATTRIBUTES, UNFITTED, known
 from flashmm.solvers import EM, SOLVERS
 from flashmm.solvers.base import Solver
 from flashmm.solvers.batches import usable_cores
@@ -55,6 +57,7 @@ METHODS = ("REML", "ML")
 SPACES = ("unconstrained", "psd")
 
 
+@answer_calls
 class MultiLMM(ModelData):
     """Linear mixed models of many features that share one design.
 
@@ -84,6 +87,13 @@ class MultiLMM(ModelData):
     >>> result.params.shape
     (20, 5)
     """
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            of_results = hasattr(MultiLMMResults, name) or known(ATTRIBUTES, name)
+            cure = UNFITTED if of_results and not hasattr(type(self), name) else ""
+            return no_such_attribute(self, name, "Models", cure)
 
     def drop(self, *, fixed: Any = None, random: Any = None, features: Any = None) -> MultiLMM:
         """A smaller model of the same data, which are not needed again.
@@ -159,6 +169,8 @@ class MultiLMM(ModelData):
                 "here features have their own (missing='feature', or weights or covariates of "
                 "each)."
             )
+        if self.stats.structure.has_roots:
+            raise InputError("`residual_by` and `covariances` do not go together yet.")
         stats = with_residual_groups(self.stats, by)
         assert stats.groups is not None
         return stats, stats.groups.name

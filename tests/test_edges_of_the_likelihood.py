@@ -14,6 +14,7 @@ from stress.responses import responses
 
 import flashmm as fm
 from flashmm.likelihood.moments import contrast_moments
+from flashmm.likelihood.profile_grid import fine_grid, profile_grid
 
 EDGES = Path(__file__).parent / "reference" / "edges"
 GOOD = ["converged", "boundary", "indefinite"]
@@ -67,6 +68,46 @@ def test_no_start_finds_a_higher_maximum(seed, index):
         other = fitted.fit(method, parameter_space="psd", theta0=start)
         both = (other.converged & found.converged).to_numpy()
         assert (other.llf - found.llf)[both].max() < 1e-4
+
+
+@pytest.mark.parametrize(("case", "llf"), [(0, -27.711377), (1, -86.728323)])
+def test_maxima_between_the_rays_of_the_coarse_grid(case, llf):
+    """Lower by 0.658 and 0.380 where the coarse grid alone was looked at."""
+    case = json.loads((EDGES / "lower_maxima.json").read_text())[case]
+    data, Y = pd.DataFrame(case["data"]), np.array([case["y"]])
+    small = fm.MultiLMM.from_formula(case["fixed"], case["random"], data, Y)
+    psd = small.fit(case["method"], parameter_space="psd")
+    assert psd.converged.all()
+    assert psd.llf.item() == pytest.approx(llf, abs=1e-5)
+    assert small.fit(case["method"]).llf.item() > llf - 1e-6
+
+
+def test_a_grid_knows_which_points_are_next_to_each_other():
+    data = pd.read_csv(EDGES / "d114.csv")
+    crossed = model("~ 1 + (1 | f1) + (x1 | f2)", data, np.cos(np.arange(len(data)))[None])
+    for grid in (profile_grid(crossed.projection, "REML"), fine_grid(crossed.projection, "ML")()):
+        rays, _, radii = grid.weight.shape
+        theta, each = grid.theta, np.arange(len(grid.theta))[:, None]
+        assert len(theta) == rays * radii + 1
+        near = [set(row) - {i} for i, row in enumerate(grid.neighbours)]
+        assert all(i in near[j] for i, row in enumerate(near) for j in row)
+        assert near[-1] == set(range(0, rays * radii, radii))
+        unique = np.where(grid.neighbours == each, -1, grid.neighbours)
+        assert [len(row) for row in near] == (unique >= 0).sum(axis=1).tolist()
+        values = np.random.default_rng(1).normal(size=(len(theta), 2))
+        top = (values[:, None] >= values[grid.neighbours]).all(axis=1)
+        np.testing.assert_array_equal(grid.summits(values), top)
+        # Every point is in the psd space.
+        for block in crossed.projection.structure.blocks():
+            assert np.linalg.eigvalsh(theta[:, block]).min() > -1e-9 * theta.max()
+
+
+def test_no_eigenbasis_is_made_for_a_grid_that_a_design_does_not_have():
+    rng = np.random.default_rng(1)
+    data = pd.DataFrame({"g": np.arange(900) % 151, "x": rng.normal(size=900)})
+    slopes = model("~ x + (x | g)", data, rng.normal(size=(2, 900)) + data.x.to_numpy())
+    slopes.fit(parameter_space="psd", engine="blocked")
+    assert "basis" not in vars(slopes.projection)
 
 
 # ---- no maximum ------------------------------------------------------------------------------
@@ -301,6 +342,22 @@ def test_a_constant_slope_is_still_refused():
     data["yr"] = 2004.0
     with pytest.raises(fm.InputError, match="cannot be told apart"):
         model("~ 1 + (yr | p)", data, data[["y"]].T).fit()
+
+
+def test_what_no_centred_basis_can_help_names_the_variable_to_centre():
+    data = calendar_years()
+    Y = np.vstack([data["y"], np.cos(np.arange(len(data)))])
+    with pytest.raises(fm.InputError, match=r"yr of p.*centre it"):
+        model("~ yr + (yr + I(yr**2) | p)", data, Y).fit()
+    Y[0, 3] = np.nan
+    with pytest.raises(fm.InputError, match=r"yr of p.*centre it.*lack samples"):
+        fm.MultiLMM.from_formula("~ yr", "(yr | p)", data, Y, missing="feature").fit()
+    data["c"], data["z"] = data["yr"] - data["yr"].mean(), np.sin(np.arange(len(data)))
+    Y = np.vstack([data["y"], np.cos(np.arange(len(data)))])
+    years, centred = (
+        model(f"~ {v} + ({v} * z | p)", data, Y).fit(parameter_space="psd") for v in ("yr", "c")
+    )
+    np.testing.assert_allclose(years.llf, centred.llf, rtol=1e-8)
 
 
 def small_residuals(m: int = 16):

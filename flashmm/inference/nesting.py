@@ -163,8 +163,9 @@ def _parameters(structure: CovarianceStructure) -> dict[Key, str]:
             pair: tuple[str, ...] = ("", "")
         else:
             pair = tuple(sorted((term.effects[parameter.row], term.effects[parameter.column])))
-        name = term.name if parameter.row < 0 else ""
-        keys[(name, term.group, *term.levels, *pair)] = parameter.name
+        name = term.name if parameter.row < 0 or term.root is not None else ""
+        known = () if term.root is None else (f"known, {term.root.mean_diagonal:.9g}",)
+        keys[(name, term.group, *term.levels, *known, *pair)] = parameter.name
     return keys
 
 
@@ -172,7 +173,7 @@ def _columns(structure: CovarianceStructure) -> list[Key]:
     """Columns of Z by group, level and effect."""
     keys: list[Key] = []
     for term in structure.terms:
-        name = term.name if term.covariance == "identity" else ""
+        name = term.name if term.covariance == "identity" or term.root is not None else ""
         keys += [
             (name, term.group, level, effect) for level in term.levels for effect in term.effects
         ]

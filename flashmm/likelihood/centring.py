@@ -15,14 +15,17 @@ import scipy.sparse as sp
 
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.design import CovarianceStructure
+from flashmm.exceptions import listing
 
-__all__ = ["Turn", "centring"]
+__all__ = ["Turn", "advice", "centring"]
 
 # Effects whose smallest eigenvalue of the correlation matrix is below this are turned: a variable
 # whose mean is more than about 30 times its spread.
 _COLLINEAR = 1e-3
 # What is left of an effect beside those before it may not be rounding.
 _ROUNDING = 1e-11
+# An effect of which less than this is left is one of those before it: a constant slope.
+_CONSTANT = 1e-14
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,37 @@ def centring(ZZ: sp.csr_array, structure: CovarianceStructure) -> Turn | None:
         return None
     A = [sp.kron(sp.eye_array(levels), sp.csr_array(root)) for levels, root in roots]
     return Turn(sp.csr_array(sp.block_diag(A)), T, T_inverse)
+
+
+def advice(ZZ: sp.csr_array, structure: CovarianceStructure) -> str:
+    """Which effects are almost combinations of those before them, and to centre; "" for none.
+
+    Parameters
+    ----------
+    ZZ
+        Z'Z, sparse, shape (q, q), in any units of the effects.
+    structure
+        Random terms.
+    """
+    found = []
+    for number, term in enumerate(structure.terms):
+        s = len(term.effects)
+        if term.covariance != "full" or s == 1:
+            continue
+        left = _gram(ZZ, structure.offsets[number], len(term.levels), s)
+        whole = np.diagonal(left).copy()
+        for j in range(s):
+            if _CONSTANT * whole[j] < left[j, j] < _COLLINEAR * whole[j]:
+                found.append(f"{term.effects[j]} of {term.group}")
+            if left[j, j] > _CONSTANT * whole[j]:
+                left = left - np.outer(left[:, j], left[j]) / left[j, j]
+    if not found:
+        return ""
+    return (
+        f"Almost a combination of the effects before: {listing(found)}. A variable far from zero "
+        "beside its spread, such as a calendar year, makes intercept, slope and powers so: centre "
+        "it (subtract its mean) before it goes into the formulas."
+    )
 
 
 def _gram(ZZ: sp.csr_array, start: int, levels: int, s: int) -> FloatArray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flashmm.likelihood.bordered.bordered import main_component
 from flashmm.likelihood.elimination.layout import find_partition
 from flashmm.likelihood.projection import DENSE_LIMIT, Projection
-from flashmm.likelihood.structure import Partition
+from flashmm.likelihood.structure import MAX_EFFECTS, Partition
 
 __all__ = ["choose", "works"]
 
@@ -51,10 +51,13 @@ def works(projection: Projection) -> dict[str, tuple[float, Partition | None]]:
         return {"spectral": (10 * q**3 / m + _EVALUATIONS * 20 * q, None)}
     once = (10 + 4 * k) * q**3 / m
     general = once + _EVALUATIONS * (3 + 2 * k) * q**3
-    if k > 1 and general * m <= _SMALL:
+    # In turned coordinates blocks keep more digits: the general engine's eigenbasis mixes effects.
+    if k > 1 and general * m <= _SMALL and projection.turn is None:
         return {"general": (general, None)}
     found: dict[str, tuple[float, Partition | None]] = {}
-    for engine in ("blocked", "nested"):
+    # The blocks of a single term hold all that its columns meet, so that few products are not zero.
+    crowded = len(structure.terms) == 1 and projection.ZZ.nnz > MAX_EFFECTS * q
+    for engine in () if crowded else ("blocked", "nested"):
         partition = find_partition(projection, nested=engine == "nested")
         if partition is not None:
             found[engine] = (_EVALUATIONS * partition[0], partition[1])

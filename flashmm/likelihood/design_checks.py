@@ -10,6 +10,7 @@ import numpy as np
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.design import CovarianceParameter, CovarianceStructure
 from flashmm.exceptions import InputError, PrecisionWarning, listing, warn
+from flashmm.likelihood.centring import advice
 from flashmm.stats.rank import Dependence, dependence
 from flashmm.stats.root import scaled_gram
 
@@ -171,6 +172,12 @@ def check_components(
     if values.size and values[0] < CONFOUNDED:
         names = np.array(structure.param_names)[: values.size]
         involved = names[np.abs(vectors[:, 0]) > 1e-3]
+        near = advice(ZZ, structure)
+        if near:
+            raise InputError(
+                f"The variance components {listing(involved)} cannot be told apart in the digits "
+                f"that sums of squares have. {near}"
+            )
         raise InputError(
             f"The variance components {listing(involved)} cannot be told apart in this design. "
             "This is so where a grouping factor has as many levels as samples, where two terms "

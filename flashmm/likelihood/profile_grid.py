@@ -38,9 +38,12 @@ _FINE_SHARES = {
     3: (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256, 0.0),
     4: (1.0, 1 / 16, 0.0),
 }
+_FINE_SHARES_CORRELATED = {**_FINE_SHARES, 3: (1.0, 1 / 8, 1 / 64, 0.0)}
 # Rays of a fine grid that covariances may add to.
-_MOST_RAYS = 100
-_CORRELATION = 0.9
+_MOST_RAYS = 140
+# Of pairs of effects; on a fine grid so many, either way.
+_CORRELATIONS = (0.9,)
+_FINE_CORRELATIONS = (0.8, 0.995)
 
 
 @dataclass(frozen=True)
@@ -158,9 +161,9 @@ def fine_grid(
     count = sum(p.is_variance for p in structure.parameters)
     if structure.q > _ALL_RAYS or count not in _FINE_SHARES or not 0 < projection.r <= _FINE:
         return None
-    return partial(
-        _grid, projection, method, *_directions(structure, _FINE_SHARES[count], fine=True)
-    )
+    every = len(structure.parameters) == count
+    shares = (_FINE_SHARES if every else _FINE_SHARES_CORRELATED)[count]
+    return partial(_grid, projection, method, *_directions(structure, shares, fine=True))
 
 
 def profile_grid(projection: Projection, method: Literal["REML", "ML"]) -> ProfileGrid | None:
@@ -226,7 +229,7 @@ def _eigen(A: FloatArray) -> tuple[FloatArray, FloatArray]:
     values, vectors = diagonal, np.broadcast_to(np.eye(A.shape[1]), A.shape).copy()
     # In the basis of Z'RZ all variances alike make a diagonal matrix.
     off = np.abs(A).sum(axis=(1, 2)) - np.abs(diagonal).sum(axis=1)
-    for i in np.flatnonzero(off > 1e-9 * np.abs(diagonal).sum(axis=1)):
+    for i in np.flatnonzero(off > 1e-7 * np.abs(diagonal).sum(axis=1)):
         values[i], vectors[i] = scipy.linalg.eigh(A[i], driver="evd")
     return np.maximum(values, 0.0), vectors
 
@@ -264,15 +267,20 @@ def _directions(
     pairs = [_pair(structure, i) for i in covariances]
     alone = (plain > 0).sum(axis=1) == 2
     turned = [np.flatnonzero((plain[:, pair] > 0).all(axis=1)) for pair in pairs]
-    if not fine or len(lattice) + 2 * sum(map(len, turned)) > _MOST_RAYS:
+    signed = [
+        (sign, math.copysign(value, sign))
+        for each, value in enumerate(_FINE_CORRELATIONS if fine else _CORRELATIONS, 1)
+        for sign in (-each, each)
+    ]
+    if not fine or len(lattice) + len(signed) * sum(map(len, turned)) > _MOST_RAYS:
         turned = [np.flatnonzero(alone & (plain[:, pair] == 1.0).all(axis=1)) for pair in pairs]
     rays, steps = [plain], [np.hstack([lattice, unsigned])]
     for number, (i, pair, these) in enumerate(zip(covariances, pairs, turned, strict=True)):
-        for sign in (-1, 1):
+        for step, correlation in signed:
             rays.append(plain[these])
-            rays[-1][:, i] = sign * _CORRELATION * np.sqrt(plain[these][:, pair].prod(axis=1))
+            rays[-1][:, i] = correlation * np.sqrt(plain[these][:, pair].prod(axis=1))
             steps.append(steps[0][these])
-            steps[-1][:, len(variances) + number] = sign
+            steps[-1][:, len(variances) + number] = step
     return np.concatenate(rays), np.concatenate(steps)
 
 

@@ -28,6 +28,7 @@ from flashmm.likelihood.centring import Turn, centring
 from flashmm.likelihood.design_checks import check_components, check_sample_size, whiten
 from flashmm.likelihood.units import InUnits
 from flashmm.stats.fields import GroupSums
+from flashmm.stats.known_levels import RootMap, in_roots
 from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = [
@@ -133,6 +134,9 @@ class Projection(InUnits):
     turn
         The coordinates of the random effects that Z and theta are in here, where they are not those
         of the design; to scale back means to turn back.
+    roots
+        How effects of the levels follow from those of ``structure`` where terms have known
+        covariances between their levels; None where none has.
     origin
         The projection in numpy arrays that this one is a copy of; None for that one itself.
     """
@@ -156,6 +160,7 @@ class Projection(InUnits):
     zero_variance: BoolArray
     non_finite: BoolArray
     turn: Turn | None = None
+    roots: RootMap | None = None
     origin: Projection | None = None
 
     @property
@@ -308,6 +313,7 @@ def project(
         If X has not full column rank, n <= p, a component lies in the span of X, or the
         variance components cannot be told apart.
     """
+    stats, roots = in_roots(stats)
     n, p, structure = stats.n, stats.p, stats.structure
     check_sample_size(n, p)
     white = whiten(stats.XX, stats.XX_root, stats.coef_names)
@@ -363,6 +369,7 @@ def project(
         zero_variance=zero_variance,
         non_finite=non_finite,
         turn=turn,
+        roots=roots,
     )
 
 
@@ -404,13 +411,17 @@ def _make_basis(gram: FloatArray, structure: CovarianceStructure) -> Basis:
     """Eigenbasis of a q x q matrix and the parameters' matrices in it."""
     if gram.shape[0] == 0:
         return Basis(gram, gram, np.empty((len(structure.parameters), 0, 0)))
-    values, vectors = scipy.linalg.eigh(gram)
+    # Divide and conquer: a third faster than scipy's default, for twice the workspace.
+    values, vectors = scipy.linalg.eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
     keep = values > _RANK_TOLERANCE * max(float(values[-1]), 1.0)  # columns have mean square 1
     root = np.sqrt(values[keep])
     K = vectors[:, keep] * root
     products = np.empty((len(structure.parameters), K.shape[1], K.shape[1]))
     for i, parameter in enumerate(structure.parameters):
         rows, columns = structure.columns(parameter)
+        if parameter.is_variance and rows.size == K.shape[0]:
+            products[i] = np.diag(values[keep])  # the only component: K'K
+            continue
         product = K[rows].T @ K[columns]
         products[i] = product if parameter.is_variance else product + product.T
     return Basis(K, vectors[:, keep] / root, products)

@@ -50,6 +50,7 @@ from flashmm.likelihood import AnyEstimator, AnyProjection, make_likelihood, pro
 from flashmm.likelihood.known_residual import hold_residual
 from flashmm.results.on_request import OnRequest
 from flashmm.solvers.verdict_texts import Status
+from flashmm.stats.known_levels import in_roots
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -126,6 +127,12 @@ class FittedModel:
         if self.projected is not None:
             return self.projected
         return project_any(self.stats, known_residual=self.options.known_residual)
+
+    @cached_property
+    def independent(self) -> SummaryStats | PatternedStats:
+        """The statistics with Z L in the place of Z where levels have known covariances."""
+        turned: SummaryStats | PatternedStats = in_roots(self.stats)[0]
+        return turned
 
     def know(self, likelihood: AnyEstimator) -> None:
         """Take the likelihood that was maximised, which is then not made again."""

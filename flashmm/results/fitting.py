@@ -9,14 +9,20 @@ import numpy as np
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError
-from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection, on_device
-from flashmm.likelihood.known_residual import hold_residual, known_residual_of
+from flashmm.likelihood import (
+    AnyEstimator,
+    AnyProjection,
+    PatternedProjection,
+    make_likelihood,
+    on_device,
+)
+from flashmm.likelihood.known_residual import KnownResidual, hold_residual, known_residual_of
 from flashmm.likelihood.profile_grid import fine_grid, profile_grid
 from flashmm.progress import Progress
 from flashmm.results.assemble import assemble_dataset, without_maximum
 from flashmm.results.fitted import FitOptions
-from flashmm.solvers.base import Solution, Solver
-from flashmm.solvers.batches import maximise_in_batches
+from flashmm.solvers.base import Solution, Solver, maximise
+from flashmm.solvers.batches import maximise_in_batches, over_batches
 from flashmm.solvers.other_maxima import Landscape
 from flashmm.solvers.restart import second_starts
 from flashmm.solvers.space import ParameterSpace, make_space
@@ -35,6 +41,9 @@ __all__ = ["FitPlan", "fit_features"]
 _LIFTS = (0.0, 0.1, 0.5, 2.0)
 # Maxima of the grid that are tried where a search runs to the edge.
 _SUMMITS = 3
+# Up to so many features and random effects the general engine is the fastest.
+_FEW = 50
+_SMALL = 60
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,6 @@ def fit_features(
         usable = usable | (projection.zero_variance & ~projection.non_finite)
     start = starting_values(likelihood, projection, space, theta0, stats.feature_names)
     several = len(structure.residuals)
-    start.theta[:, -several:] = start.theta[:, -several:] if theta0 is not None else 1.0
     _hold(start.theta, likelihood)
     search = _Search(likelihood, projection, plan, threads)
     if plan.second_search:
@@ -168,6 +176,33 @@ class _Search:
             progress=progress,
         )
 
+    def ends(self, space: ParameterSpace, starts: FloatArray, features: IntArray) -> list[Solution]:
+        """Where the solver alone ends from each of some starts (s, B, k), all at once.
+
+        Starts that are not finite end as they are, `Status.RUNNING`.
+        """
+        rows = starts.reshape(-1, starts.shape[2])
+        total = Solution.empty(*rows.shape)
+        options = self.plan.options
+
+        def fit(batch: IntArray) -> None:
+            total.put(
+                batch,
+                maximise(
+                    self.likelihood,
+                    space,
+                    self.plan.solver,
+                    rows[batch],
+                    features[batch % features.size],
+                    max_iter=options.max_iter,
+                ),
+            )
+
+        finite = np.flatnonzero(np.isfinite(rows).all(axis=1))
+        over_batches(fit, self.likelihood, finite, memory=options.memory, n_jobs=self.threads)
+        each = np.arange(rows.shape[0]).reshape(starts.shape[:2])
+        return [total.take(these) for these in each]
+
 
 def _restart_inside(
     search: _Search,
@@ -185,6 +220,7 @@ def _restart_inside(
     """
     if lost.size == 0:
         return
+    search = _of_few(search, lost.size)
     usable = np.zeros(solution.status.size, dtype=bool)
     usable[lost] = True
     zero = np.zeros_like(start.theta)
@@ -201,18 +237,20 @@ def _restart_inside(
     solution.n_iter[lost] += inner.n_iter[lost]
     stepwise = replace(stepwise, again_from=None, landscape=None)
     variances = search.projection.structure.is_variance
-    for lift in _LIFTS:
+    for lifts in (_LIFTS[:1], _LIFTS[1:]):
         usable &= np.isfinite(inner.theta).all(axis=1)
-        theta = inner.theta + lift * inner.theta[:, -1:] * variances
-        theta[:, -1] = inner.theta[:, -1]
-        again = stepwise.run(space, theta, usable)
-        solution.n_iter[usable] += again.n_iter[usable]
-        found = np.flatnonzero(usable & (again.status <= Status.INDEFINITE))
-        solution.theta[found], solution.status[found] = again.theta[found], again.status[found]
-        solution.evaluation.put(found, again.evaluation.take(found))
-        usable[found] = False
-        if not usable.any():
+        features = np.flatnonzero(usable)
+        if features.size == 0:
             break
+        lifted = np.array(lifts)[:, None, None] * inner.theta[features, -1:] * variances
+        starts = inner.theta[features] + lifted
+        several = len(search.projection.structure.residuals)
+        starts[:, :, -several:] = inner.theta[features, -several:]
+        for again in reversed(stepwise.ends(space, starts, features)):  # the first counts
+            solution.n_iter[features] += again.n_iter
+            good = np.flatnonzero(again.status <= Status.INDEFINITE)
+            _put(solution, features[good], again, good)
+            usable[features[good]] = False
 
 
 def _restart_at_summits(
@@ -231,23 +269,33 @@ def _restart_at_summits(
     plain = replace(
         search, plan=replace(search.plan, fallback=None), again_from=None, landscape=None
     )
-    starts = landscape.summits(lost, _SUMMITS)
-    best = np.full(solution.status.size, -np.inf)
-    for start in starts:
-        usable = np.zeros(solution.status.size, dtype=bool)
-        usable[lost] = np.isfinite(start).all(axis=1)
-        if not usable.any():
-            continue
-        theta = np.zeros((usable.size, start.shape[1]))
-        theta[:, -1] = 1.0
-        theta[lost] = np.where(usable[lost, None], start, theta[lost])
-        again = plain.run(psd, theta, usable)
-        solution.n_iter[usable] += again.n_iter[usable]
+    best = np.full(lost.size, -np.inf)
+    for again in plain.ends(psd, landscape.summits(lost, _SUMMITS), lost):
+        solution.n_iter[lost] += again.n_iter
         height = again.evaluation.loglik
-        found = np.flatnonzero(usable & (again.status <= Status.BOUNDARY) & (height > best))
+        found = np.flatnonzero((again.status <= Status.BOUNDARY) & (height > best))
         best[found] = height[found]
-        solution.theta[found], solution.status[found] = again.theta[found], again.status[found]
-        solution.evaluation.put(found, again.evaluation.take(found))
+        _put(solution, lost[found], again, found)
+
+
+def _of_few(search: _Search, count: int) -> _Search:
+    """The search with the engine that makes the fewest calls, where these are most of the work."""
+    projection, plan = search.projection, search.plan
+    few = count <= _FEW and projection.structure.q <= _SMALL and plan.device is None
+    several = len(projection.structure.residuals) > 1
+    if not few or several or isinstance(projection, PatternedProjection):
+        return search
+    likelihood: Any = make_likelihood(projection, plan.options.method, "general")
+    residual = known_residual_of(search.likelihood)
+    if residual is not None:
+        likelihood = KnownResidual(likelihood, residual)
+    return replace(search, likelihood=likelihood)
+
+
+def _put(solution: Solution, features: IntArray, other: Solution, rows: IntArray) -> None:
+    """Put rows of another solution in the place of features; steps stay."""
+    solution.theta[features], solution.status[features] = other.theta[rows], other.status[rows]
+    solution.evaluation.put(features, other.evaluation.take(rows))
 
 
 def _hold(theta: FloatArray, likelihood: AnyEstimator) -> None:

@@ -78,6 +78,28 @@ class Solution:
     n_iter: Array
     status: Array
 
+    @classmethod
+    def empty(cls, m: int, k: int) -> Solution:
+        """Of features that were not searched, in numpy arrays."""
+        return cls(
+            np.full((m, k), np.nan),
+            Evaluation.empty(m, k),
+            np.zeros(m, dtype=np.int64),
+            np.full(m, Status.RUNNING, dtype=np.int8),
+        )
+
+    def take(self, index: IntArray) -> Solution:
+        """The same for some of the features."""
+        return Solution(
+            self.theta[index], self.evaluation.take(index), self.n_iter[index], self.status[index]
+        )
+
+    def put(self, index: IntArray, other: Solution) -> None:
+        """Overwrite the features at ``index``."""
+        self.theta[index], self.n_iter[index] = other.theta, other.n_iter
+        self.status[index] = other.status
+        self.evaluation.put(index, other.evaluation)
+
 
 def maximise(
     likelihood: Likelihood,

@@ -10,14 +10,13 @@ import numpy as np
 
 from flashmm.arrays.blas import LARGE, one_blas_thread
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-from flashmm.likelihood.base import Evaluation, Likelihood
+from flashmm.likelihood.base import Likelihood
 from flashmm.progress import Progress, counted
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
 from flashmm.solvers.other_maxima import Landscape, search_other_maxima
 from flashmm.solvers.restart import searched_again
 from flashmm.solvers.space import ParameterSpace
-from flashmm.solvers.verdict_texts import Status
 
 __all__ = ["SHARES", "maximise_in_batches", "over_batches", "usable_cores"]
 
@@ -118,15 +117,10 @@ def maximise_in_batches(
     ``landscape`` shows other maxima of are searched from there. ``progress`` is told of batches.
     """
     m, k = theta0.shape
-    total = Solution(
-        np.full((m, k), np.nan),
-        Evaluation.empty(m, k),
-        np.zeros(m, dtype=np.int64),
-        np.full(m, Status.RUNNING, dtype=np.int8),
-    )
+    total = Solution.empty(m, k)
 
-    # A fine grid has what a second start would find but for negative variances.
-    seen = space.name == "psd" and landscape is not None and landscape.make_fine is not None
+    # A fine grid has what a second start would find but for negative variances and covariances.
+    seen = space.name == "psd" and landscape is not None and landscape.replaces_second_start
     stages = (solver,) if fallback is None else (solver, fallback)
 
     def fit(batch: IntArray) -> None:
@@ -141,9 +135,7 @@ def maximise_in_batches(
             part = search_other_maxima(
                 likelihood, space, stages, part, batch, landscape, max_iter=max_iter
             )
-        total.theta[batch], total.n_iter[batch] = part.theta, part.n_iter
-        total.status[batch] = part.status
-        total.evaluation.put(batch, part.evaluation)
+        total.put(batch, part)
 
     features = np.flatnonzero(usable)
     if features.size:  # makes what features share, before threads need it

@@ -28,6 +28,8 @@ _COARSENESS = 1.0
 _FLAT = 0.5
 # Starts that a feature may have.
 _STARTS = 2
+# With so few error contrasts maxima are many and close to each other: every start is worth it.
+_FEW_SAMPLES = 50
 # Random effects and variances up to which each variance by itself makes a start.
 _SMALL = 60
 _MOST_AT_A_TIME = 4
@@ -60,6 +62,12 @@ class Landscape:
     chosen: BoolArray
     variances: IntArray
     make_fine: Callable[[], ProfileGrid] | None = None
+
+    @property
+    def replaces_second_start(self) -> bool:
+        """Whether what starts from large variances find is seen on the grid."""
+        plain = self.variances.size == self.grid.theta.shape[1] - 1
+        return self.make_fine is not None and plain and self.grid.df > _FEW_SAMPLES
 
     @cached_property
     def fine(self) -> ProfileGrid:
@@ -116,7 +124,7 @@ class Landscape:
         doubt: BoolArray = ((values > loglik - _COARSENESS) & grid.summits(values)).sum(axis=0) > 1
         doubt |= values.max(axis=0) > loglik + _GAIN
         if self.make_fine is None:
-            return doubt
+            return np.asarray(doubt)
         high = values > loglik - _FLAT
         own = _climbed(grid, theta, values)
         near = grid.neighbours[own]

@@ -25,6 +25,7 @@ from flashmm.likelihood.base import (
     StandardErrorKind,
     rows_of,
 )
+from flashmm.likelihood.centring import advice
 from flashmm.likelihood.design_checks import check_sample_size
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 from flashmm.likelihood.own_rows.layout import OwnLayout, find_layout
@@ -45,6 +46,7 @@ from flashmm.likelihood.projection import (
     scale_of_columns,
 )
 from flashmm.likelihood.units import InUnits
+from flashmm.stats.known_levels import RootMap, in_roots
 from flashmm.stats.own_rows import PatternedStats
 
 __all__ = ["FeatureRows", "PatternedLikelihood", "PatternedProjection", "project_patterns"]
@@ -88,6 +90,8 @@ class PatternedProjection(InUnits):
         Shape (p, m).
     zero_variance, non_finite, not_estimable
         Shape (m,).
+    roots
+        As in `Projection`.
     """
 
     p: int
@@ -106,6 +110,7 @@ class PatternedProjection(InUnits):
     zero_variance: BoolArray
     non_finite: BoolArray
     not_estimable: BoolArray
+    roots: RootMap | None = None
 
     @property
     def m(self) -> int:
@@ -135,6 +140,7 @@ def project_patterns(stats: PatternedStats, *, known_residual: bool = False) -> 
         If not even all samples together could carry the model.
     """
     check_sample_size(stats.n, stats.p)
+    stats, roots = in_roots(stats)
     structure, m, p = stats.structure, stats.m, stats.p
     column_scale = scale_of_columns(stats.sums.ZZ.diagonal(), structure)
     root_weight = np.sqrt(weight_units(stats))
@@ -157,6 +163,7 @@ def project_patterns(stats: PatternedStats, *, known_residual: bool = False) -> 
         np.zeros(m, dtype=bool),
         np.zeros(m, dtype=bool),
         np.zeros(m, dtype=bool),
+        roots,
     )
     counts = np.bincount(stats.pattern, minlength=stats.n_patterns)
     groups = []
@@ -178,6 +185,12 @@ def project_patterns(stats: PatternedStats, *, known_residual: bool = False) -> 
             groups.append(group)
     for group in groups:
         _fill(total, group)
+    near = advice(stats.sums.ZZ, structure) if total.not_estimable.all() and m else ""
+    if near:
+        raise InputError(
+            f"No feature can be estimated. {near} Where features lack samples or have weights or "
+            "covariates of their own, models are not fitted in a centred basis."
+        )
     if total.not_estimable.all() and m and not stats.own.names:
         # Says what is wrong where nothing can be estimated at all.
         project(stats.sums, known_residual=known_residual)

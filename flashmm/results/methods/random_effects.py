@@ -18,6 +18,7 @@ from flashmm.results import (
 )
 from flashmm.results.fitted import OfFittedModel
 from flashmm.results.refit import Progress
+from flashmm.slips.answers import answer_calls
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["RandomEffectMethods"]
 
 
+@answer_calls
 @hold_methods
 class RandomEffectMethods(OfFittedModel):
     """Variance components and random effects; part of `MultiLMMResults`."""
