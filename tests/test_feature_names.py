@@ -290,6 +290,21 @@ def drawn(result: Any, how: Named) -> Any:
     return shown
 
 
+def pictured(result: Any, how: Named) -> Any:
+    """Where the marks of some features lie, and the names beside them."""
+    pytest.importorskip("matplotlib").use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    asked, place = how.asked(*SOME), {str(name): i for i, name in enumerate(how.labels)}
+    forest = result.plot.forest("x", features=asked)
+    named = [place[label.get_text()] for label in forest.get_yticklabels()]
+    texts = result.plot.volcano("x", label=asked, df="residual").texts
+    where = np.array(sorted((place[text.get_text()], *text.xy) for text in texts))
+    marks = np.asarray(forest.collections[-1].get_offsets())
+    plt.close("all")
+    return [named, where, marks]
+
+
 RESULTS: dict[str, Case] = {
     **of("aic", "bic", "bse", "bse_theta", "converged", "llf", "n_iter", "params", "pvalues"),
     **of("score", "status", "theta", "tvalues", "random_effects", "to_frame"),
@@ -318,6 +333,7 @@ RESULTS: dict[str, Case] = {
         r.check_residuals(how.Y, data(), by="trt"),
     ],
     "plot_residuals": drawn,
+    "plot": pictured,
     "blup": for_some("blup", "conditional"),
     "bootstrap": for_some("bootstrap", 3, rng=5),
     "bootstrap_test": lambda r, how: [  # enough replicates to tell null fits apart
@@ -395,6 +411,7 @@ FEATURE: dict[str, Case] = {
     "to_statsmodels": lambda one, how: refitted(one, how),  # noqa: PLW0108  (defined below)
 }
 FEATURE_APART = {
+    "plot",
     *("df_modelwc", "k_fe", "k_re", "k_re2", "k_vc", "method", "reml", "use_t", "vcomp"),
 }
 
@@ -480,7 +497,7 @@ T_TESTS = {
 }
 STYLES = ("scanpy", "pertpy")
 F_TESTS = {**TESTS, **of("df_denom", "df_num", "fvalue")}
-TESTS_APART = {"columns", "contrasts", "statistic"}
+TESTS_APART = {"columns", "contrasts", "plot", "statistic"}
 
 FLIPS = {**TESTS, **of("effect", "tvalue", "pvalue_fwer")}
 INFLUENCE: dict[str, Case] = {

@@ -155,6 +155,18 @@ def predict(
     return result.assign_attrs(interval=interval, alpha=alpha, df_method=df)
 
 
+def _independent_rows(
+    fitted: FittedModel, random: RandomRows | None, independent: FloatArray
+) -> tuple[FloatArray | None, FloatArray]:
+    """Rows of Z over independent effects, and what levels without data add to their variance."""
+    if random is None:
+        return None, independent
+    rows, roots = random.Z.toarray(), fitted.projection.roots
+    if roots is None:
+        return rows, independent
+    return np.asarray(roots.rows(rows)), independent + roots.unseen(rows)
+
+
 def residual_groups_of(fitted: FittedModel, newdata: Any) -> FloatArray:
     """Which residual variance new samples have, ones in (c, H)."""
     by, structure = fitted.options.residual_by, fitted.stats.structure
@@ -202,18 +214,6 @@ def _check_df(df: str, level: str, prior: Any) -> None:
         raise InputError(
             "df='knapp-hartung' is of means: use level='population', or df='satterthwaite'."
         )
-
-
-def _independent_rows(
-    fitted: FittedModel, random: RandomRows | None, independent: FloatArray
-) -> tuple[FloatArray | None, FloatArray]:
-    """Rows of Z over independent effects, and what levels without data add to their variance."""
-    if random is None:
-        return None, independent
-    rows, roots = random.Z.toarray(), fitted.projection.roots
-    if roots is None:
-        return rows, independent
-    return np.asarray(roots.rows(rows)), independent + roots.unseen(rows)
 
 
 def _rows_of_samples(
