@@ -294,6 +294,21 @@ def drawn(result: Any, how: Named) -> Any:
     return shown
 
 
+def pictured(result: Any, how: Named) -> Any:
+    """Where the marks of some features lie, and the names beside them."""
+    pytest.importorskip("matplotlib").use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    asked, place = how.asked(*SOME), {str(name): i for i, name in enumerate(how.labels)}
+    forest = result.plot.forest("x", features=asked)
+    named = [place[label.get_text()] for label in forest.get_yticklabels()]
+    texts = result.plot.volcano("x", label=asked, df="residual").texts
+    where = np.array(sorted((place[text.get_text()], *text.xy) for text in texts))
+    marks = np.asarray(forest.collections[-1].get_offsets())
+    plt.close("all")
+    return [named, where, marks]
+
+
 RESULTS: dict[str, Case] = {
     **of("aic", "bic", "bse", "bse_theta", "converged", "llf", "n_iter", "params", "pvalues"),
     **of("score", "status", "theta", "tvalues", "random_effects", "to_frame"),
@@ -322,6 +337,7 @@ RESULTS: dict[str, Case] = {
         r.check_residuals(how.Y, data(), by="trt"),
     ],
     "plot_residuals": drawn,
+    "plot": pictured,
     "blup": for_some("blup", "conditional"),
     "bootstrap": for_some("bootstrap", 3, rng=5),
     "bootstrap_test": lambda r, how: [  # enough replicates to tell null fits apart
@@ -396,7 +412,7 @@ RESULTS: dict[str, Case] = {
     ],
 }
 # A test of their own; no features.
-RESULTS_APART = {"load", "save", "method", "options", "recipe", "to_excel", "plot"}
+RESULTS_APART = {"load", "save", "method", "options", "recipe", "to_excel"}
 # These need sums by group, which such features have not.
 OF_GROUPS = {"flip_test", "influence"}
 
