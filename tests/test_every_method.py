@@ -62,7 +62,7 @@ CALLS = {
 }  # fmt: skip
 # Called by themselves below, or not of a fit's features.
 ELSEWHERE = {
-    "augment", "to_excel",
+    "augment", "plot", "to_excel",
     "bootstrap", "bootstrap_test", "check_residuals", "compare_lr_test", "draw", "fittedvalues",
     "load", "of_pattern", "plot_residuals", "predict", "resid", "save", "sel", "to_anndata",
     "flip_test", "influence",
