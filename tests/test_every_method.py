@@ -62,10 +62,10 @@ CALLS = {
 }  # fmt: skip
 # Called by themselves below, or not of a fit's features.
 ELSEWHERE = {
-    "augment", "plot", "to_excel",
+    "augment", "to_excel",
     "bootstrap", "bootstrap_test", "check_residuals", "compare_lr_test", "draw", "fittedvalues",
-    "load", "of_pattern", "plot_residuals", "predict", "resid", "save", "sel", "to_anndata",
-    "flip_test", "influence",
+    "load", "of_pattern", "plot", "heterogeneity",
+    "plot_residuals", "predict", "resid", "save", "sel", "to_anndata", "flip_test", "influence",
 }  # fmt: skip
 
 

@@ -359,6 +359,9 @@ RESULTS: dict[str, Case] = {
     "fim": for_some("fim"),
     "fittedvalues": for_some("fittedvalues", data()),
     "flip_test": lambda _, how: grouped(how.kind).flip_test("x", features=how.asked(*SOME)),
+    "heterogeneity": lambda _, how: fit(
+        built(how.kind, how.missing), residual_variance=1.0
+    ).heterogeneity(features=how.asked(*SOME)),
     "icc": for_some("icc"),
     "influence": lambda _, how: grouped(how.kind).influence(features=how.asked(*SOME)).ds,
     "marginal_means": for_some("marginal_means", "trt"),

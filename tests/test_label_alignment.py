@@ -602,6 +602,12 @@ case(
     None,
     np.concatenate([np.random.default_rng(1).permutation(15), 15 + np.arange(25)[::-1]]),
 )
+case(
+    "residual variance",
+    lambda v: from_formula().fit(residual_variance=v, n_jobs=1).llf,
+    pd.Series(np.linspace(1.0, 3.0, M), index=FEATURES),
+    shuffled(pd.Series(np.linspace(1.0, 3.0, M), index=FEATURES)),
+)
 case("trend", lambda t: many().moderate(trend=t), covariate(), shuffled(covariate()))
 case(
     "trend array",
@@ -978,6 +984,7 @@ LABELLED = {
     *("lib_size", "mask_var"),
     *("moderated", "newdata", "norm_factors", "other", "size_factors", "statistic", "stats"),
     *("tests", "theta", "theta0", "trend", "weights", "sums_by", "cluster", "covariances"),
+    "residual_variance",
 }
 # Names, options, numbers, files, random numbers; and what the package made itself.
 UNLABELLED = {

@@ -98,12 +98,18 @@ class FeatureResults(OneFeatureTables):
     @property
     def scale(self) -> float:
         """Residual variance."""
+        self._fitted.one_residual("`scale`", "See `theta`.")
+        return self._unit
+
+    @property
+    def _unit(self) -> float:
+        """The last of the residual variances, that ratios are of."""
         return float(self._one["theta"].to_numpy()[-1])
 
     @property
     def params(self) -> pd.Series[Any]:
         """Fixed effects, then variance parameters divided by `scale`."""
-        return pd.concat([self.fe_params, self.theta.iloc[:-1] / self.scale]).rename("params")
+        return pd.concat([self.fe_params, self.theta.iloc[:-1] / self._unit]).rename("params")
 
     @cached_property
     def _cov_ratios(self) -> FloatArray:
@@ -113,7 +119,7 @@ class FeatureResults(OneFeatureTables):
         covariance = self._fitted.on_request.theta_covariance(self._positions)[0]
         if not np.isfinite(covariance).all():
             return np.full((k, k), np.nan)
-        gradient = np.hstack([np.eye(k), -theta[:k, None] / self.scale]) / self.scale
+        gradient = np.hstack([np.eye(k), -theta[:k, None] / self._unit]) / self._unit
         return np.asarray(gradient @ covariance @ gradient.T)
 
     @property
@@ -135,7 +141,10 @@ class FeatureResults(OneFeatureTables):
     @property
     def df(self) -> pd.Series[Any]:
         """Degrees of freedom of `tvalues`: Satterthwaite's, n - p for the ratios."""
-        fixed, ratios = self._tests.df.to_numpy()[0], np.full(self.k_re2, float(self.df_resid))
+        fixed, ratios = (
+            self._tests.df.to_numpy()[0],
+            np.full(self.theta.size - 1, float(self.df_resid)),
+        )
         return pd.Series(np.concatenate([fixed, ratios]), index=self.params.index, name="df")
 
     @property

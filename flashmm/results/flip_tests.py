@@ -66,6 +66,7 @@ def flip_test(
     statistic: Callable[[FloatArray], FloatArray] | None,
 ) -> FlipTestResults:
     """Tests by sign flips; see `MultiLMMResults.flip_test`."""
+    fitted.one_residual("flip_test")
     side = resolve_alternative(alternative)
     if isinstance(n_flips, bool) or not isinstance(n_flips, (int, np.integer)) or n_flips < 2:
         raise InputError(f"`n_flips` must be a whole number of at least 2, not {n_flips!r}.")

@@ -63,6 +63,7 @@ def influence(
     fitted: FittedModel, positions: IntArray, by: Any, exact: bool | None = None
 ) -> Influence:
     """Refits without each group; see `MultiLMMResults.influence`."""
+    fitted.one_residual("influence")
     whole = fitted.of_groups("influence")
     stats = grouped_by(whole, by, "influence", "by").at(positions)
     groups = known_groups(stats)

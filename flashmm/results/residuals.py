@@ -212,6 +212,7 @@ def check_residuals(
     context: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
     """Checks of the residuals of every feature; see `MultiLMMResults.check_residuals`."""
+    fitted.one_residual("check_residuals")
     if isinstance(fitted.stats, PatternedStats) and fitted.stats.own.names:
         fitted.one_design("check_residuals")
     labels = row_labels(X, Z) if data is None else check_data(data).index
