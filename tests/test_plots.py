@@ -327,7 +327,7 @@ def test_pairs_of_variances_and_their_boundary(result, slopes):
         result.plot.theta("h")
 
 
-@pytest.mark.parametrize("param", ["g[Intercept]", "g[Intercept,trt[T.B]]", "Residual"])
+@pytest.mark.parametrize("param", ["g[Intercept]", "g[Intercept,trt[T.B]]"])
 def test_the_profile_reaches_the_quantile_at_the_limits(slopes, Y, param):
     ax = slopes.sel(Y.index[1]).plot.profile(param, alpha=0.1)
     value, fall = ax.lines[0].get_data()
