@@ -79,7 +79,7 @@ def _is_group(Y: Any) -> bool:
         return False
     if type(Y).__module__.startswith("h5py.") and not Y:
         raise InputError(
-            "Y belongs to an HDF5 file that is closed. Keep the file open, or open it."
+            "Y belongs to an HDF5 file that is closed. Open it, and keep it open."
         )
     if hasattr(Y, "shape"):
         return False
