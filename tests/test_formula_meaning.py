@@ -579,7 +579,7 @@ def test_a_column_called_as_a_word_of_python_is_not_that_word(name):
 
 @pytest.mark.parametrize(
     "call",
-    ["I(k.__xor__(2))", "k.__pow__(2)", "{k.__add__(1)}", "np.add(k, k.__xor__(1))", "k.__class__"],
+    ["I(k.__xor__(2))", "k.__pow__(2)", "{k.__add__(1)}", "np.add(k, k.__xor__(1))"],
 )
 def test_special_methods_of_python_are_refused(call):
     """`k.__xor__(2)` is what `k^2` may not mean."""
