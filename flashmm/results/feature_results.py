@@ -207,19 +207,12 @@ class FeatureResults:
         theta, structure = self._one["theta"].to_numpy(), self._fitted.stats.structure
         matrices, labels = [], []
         for position, term in enumerate(structure.terms):
-            s = len(term.effects)
-            matrix = np.zeros((s, s))
-            for i, parameter in enumerate(structure.parameters):
-                if parameter.term != position:
-                    continue
-                if parameter.row < 0:
-                    matrix += theta[i] * np.eye(s)
-                else:
-                    matrix[parameter.row, parameter.column] = theta[i]
-                    matrix[parameter.column, parameter.row] = theta[i]
-                if parameter.is_variance:
-                    labels.append(parameter.name)
-            matrices.append(matrix)
+            owned = [p for p in structure.parameters if p.term == position and p.is_variance]
+            names = [parameter.name for parameter in owned]
+            if len(names) < len(term.effects) or term.covariance == "cs":
+                names = [f"{term.name}[{effect}]" for effect in term.effects]
+            matrices.append(structure.effect_covariance(theta, position))
+            labels += names if len(term.effects) > 1 else [owned[0].name]
         if self._one_group:
             labels = [effect for term in structure.terms for effect in term.effects]
         values = block_diag(*matrices) if matrices else np.zeros((0, 0))
