@@ -259,7 +259,7 @@ class CovarianceStructure:
         return result
 
     def effect_covariance(self, theta: FloatArray, position: int) -> FloatArray:
-        """Covariance matrices of the effects of a level of one term, theta (..., k): (..., s, s)."""
+        """Covariance matrices (..., s, s) of the effects of a level of a term, theta (..., k)."""
         term = self.terms[position]
         s = len(term.effects)
         result = np.zeros((*theta.shape[:-1], s, s))

@@ -410,9 +410,7 @@ def _expand_bar(tokens: list[Token], wrapper: str, source: str) -> list[BarTerm]
         parts = [(SimpleFormula([term]), term.degree > 0) for term in effects]
     label = f"{wrapper}{written[:-1]}{_OPTIONS.get(structure, '')})"
     return [
-        BarTerm(part, group, structure, label, split)
-        for group in groups
-        for part, split in parts
+        BarTerm(part, group, structure, label, split) for group in groups for part, split in parts
     ]
 
 

@@ -248,9 +248,19 @@ class FeatureResults:
             blocks = np.full((*columns.shape, columns.shape[1]), np.nan)
             if proper:
                 blocks = conditional_covariance(stats.ZZ, stats.structure, theta, columns)
+                turn = self._turn_of(effects, columns)
+                blocks = turn @ blocks @ turn
             for key, block in zip(keys, blocks, strict=True):
                 result[key] = pd.DataFrame(block, index=effects, columns=effects)
         return result
+
+    def _turn_of(self, effects: list[str], columns: IntArray) -> FloatArray:
+        """The directions that the columns of a level are, (s, s); the identity but for cs terms."""
+        structure = self._fitted.stats.structure
+        if not structure.turned or columns.size == 0:
+            return np.eye(len(effects))
+        first = columns[0]
+        return np.asarray(structure.turn()[first][:, first].toarray())
 
     def coef(self) -> dict[str, xr.DataArray]:
         """Fixed plus predicted random effects of each group; see `MultiLMMResults.coef`."""
@@ -270,7 +280,7 @@ class FeatureResults:
         }
 
     def _blup(self) -> FloatArray:
-        values, _ = self._fitted.on_request.random_effects(self._positions, None)
+        values, _ = self._fitted.on_request.level_effects(self._positions, None)
         return np.asarray(values[0])
 
     def predict(self, newdata: Any = None, **options: Any) -> xr.DataArray | xr.Dataset:

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.exceptions import InputError
 from flashmm.likelihood import AnyEstimator, AnyProjection
 from flashmm.likelihood.base import RandomEffects, StandardErrorKind, rows_of
 from flashmm.likelihood.moments import effect_variances
@@ -114,14 +116,31 @@ class OnRequest:
                 errors = self._turned_errors(positions, kind, errors)
         return blup, errors
 
+    def level_effects(
+        self, positions: IntArray, kind: StandardErrorKind | None
+    ) -> tuple[FloatArray, FloatArray]:
+        """The same of the effects themselves, where columns of Z are directions of several."""
+        blup, errors = self.random_effects(positions, kind)
+        structure = self.projection.structure
+        if not structure.turned:
+            return blup, errors
+        if kind is not None:
+            if not isinstance(self.projection, Projection):
+                raise InputError(
+                    "Standard errors of the effects of cs(...) are not available for features that "
+                    "have rows or weights of their own: ask for predictions without `se`."
+                )
+            errors = self._turned_errors(positions, kind, errors)
+        return np.asarray(blup @ structure.turn()), errors
+
     def _turned_errors(
         self, positions: IntArray, kind: StandardErrorKind, errors: FloatArray
     ) -> FloatArray:
-        """Standard errors (B, q) of A c for effects c; ``errors`` are those of c."""
+        """Standard errors (B, q) of the effects where others are fitted, whose are ``errors``."""
         p, result = self.projection, np.full_like(errors, np.nan)
         assert isinstance(p, Projection)
-        assert p.turn is not None
-        rows = p.turn.A.toarray() / p.column_scale
+        A = p.structure.turn() if p.structure.turned else sp.eye_array(p.structure.q)
+        rows = (A if p.turn is None else A @ p.turn.A).toarray() / p.column_scale
         size = max(1, self.memory // (8 * 6 * p.structure.q**2))
         for here, batch in self.batches(positions, size):
             theta, likelihood = self.theta[batch], rows_of(self.likelihood, batch)

@@ -65,7 +65,12 @@ def check_with_statsmodels(
     if stats.log_weights != 0.0:
         raise InputError("The samples are weighted, which statsmodels' MixedLM cannot do.")
     structure = stats.structure
-    if len({(term.group, term.levels) for term in structure.terms}) == 1:
+    # MixedLM ties no variances of the effects of a group: then each becomes a component of its own.
+    tied = any(
+        term.covariance == "cs" or (term.covariance == "identity" and len(term.effects) > 1)
+        for term in structure.terms
+    )
+    if len({(term.group, term.levels) for term in structure.terms}) == 1 and not tied:
         model, free, read = _one_group(mixed, y, X, Z, structure)
     else:
         model, free, read = _components(mixed, y, X, Z, structure)

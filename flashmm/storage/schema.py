@@ -202,6 +202,8 @@ def _check_sizes(ds: xr.Dataset) -> None:
     wrong = set(ds["term_covariance"].to_numpy().tolist()) - {"full", "diagonal", "identity", "cs"}
     if wrong:
         raise InputError(f"It has a random term with the covariance {sorted(wrong)[0]!r:.80}.")
+    if ((ds["term_covariance"].to_numpy() == "cs") & (effects < 2)).any():
+        raise InputError("It has a compound symmetric random term with a single effect.")
 
 
 def _check_squares(ds: xr.Dataset) -> None:
