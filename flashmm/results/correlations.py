@@ -80,7 +80,8 @@ def profiled(
 ) -> FloatArray:
     """Profile limits (B, 2) of a function of theta; NaN without a regular fit.
 
-    They are of the likelihood that was fitted; ``se`` (B,) is the standard error of the function's z.
+    They are of the likelihood that was fitted; ``se`` (B,) is the standard error of the function's
+    z.
     """
     limits = np.full((positions.size, 2), np.nan)
     known = np.flatnonzero(fitted.on_request.known[positions] & fitted.converged[positions])

@@ -101,7 +101,7 @@ def coefficients_by_group(fitted: FittedModel, positions: IntArray) -> dict[str,
 def _has_effects(fitted: FittedModel, position: int) -> bool:
     """Whether a term's columns are effects of the levels of a factor."""
     term = fitted.stats.structure.terms[position]
-    if term.covariance != "identity":
+    if term.covariance != "identity" or len(term.effects) > 1:
         return True
     recipe = fitted.recipe
     if recipe is None or term.effects != (INTERCEPT,):

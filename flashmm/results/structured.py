@@ -64,7 +64,7 @@ def common_parameters(structure: CovarianceStructure) -> list[CommonParameters]:
 def shown_parameters(
     structure: CovarianceStructure, theta: FloatArray
 ) -> tuple[list[str], FloatArray]:
-    """Names and values (B, k) of theta (B, k) as pages show them: cs by variance and correlation."""
+    """Names and values (B, k) of theta (B, k) as pages show it: cs by variance and correlation."""
     names, values = list(structure.param_names), theta.copy()
     for common in common_parameters(structure):
         names[common.mean], names[common.deviation] = common.name, f"{common.name}[rho]"

@@ -120,6 +120,21 @@ def _one_factor_in_X(rng: Rng) -> Draw:
     return Draw("~ own", "(1 | g)", data)
 
 
+def _structured(rng: Rng) -> Draw:
+    """Compound symmetry, or one variance, of the effects of a level."""
+    n = int(rng.integers(40, 80))
+    data = _table(rng, n, g=_labels(rng, n, 8, 3.0), h=_labels(rng, n, 4, 3.0))
+    data["k"] = _labels(rng, n, 3, 3.0)
+    choices = [
+        "cs(0 + k | g)",
+        "cs(1 + x | g) + (1 | h)",
+        "cs(0 + k | g) + cs(1 + w | h)",
+        "diag(1 + x + w | g, hom=TRUE)",
+        "diag(1 + x | g, hom=TRUE) + us(1 + w | h)",
+    ]
+    return Draw("~ x", str(rng.choice(choices)), data)
+
+
 DRAWS: dict[str, Callable[[Rng], Draw]] = {
     "unbalanced": _unbalanced,
     "levels seen once": _once,
@@ -132,6 +147,7 @@ DRAWS: dict[str, Callable[[Rng], Draw]] = {
     "correlated slopes": _correlated,
     "groups in treatments": _within_treatment,
     "level with its own coefficient": _one_factor_in_X,
+    "structured effects": _structured,
 }
 KINDS = (*DRAWS, "any Z")
 
@@ -153,5 +169,5 @@ def draw(seed: int, index: int) -> pb.Problem:
     else:
         model = DRAWS[kind](rng)
         design = build_design(model.fixed, model.random, model.data).design
-        X, Z, structure = design.X, design.Z.toarray(), design.structure
+        return pb.of_design(kind, design, index)
     return pb.Problem(kind, X, Z, structure, index)
