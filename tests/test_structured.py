@@ -164,7 +164,7 @@ def test_compound_symmetry_of_residuals_is_a_random_intercept():
 
 def test_a_negative_correlation_ends_at_the_bound_of_the_psd_space(data):
     """At rho = -1/2 the sum of the three effects of a level has no variance."""
-    Y = draws(data, -0.5, seed=3)
+    Y = draws(data, -0.5, seed=3, m=2)
     found = fm.MultiLMM.from_formula("~ x + cs(0 + f | g)", data=data, Y=Y).fit(
         parameter_space="psd"
     )
@@ -173,13 +173,14 @@ def test_a_negative_correlation_ends_at_the_bound_of_the_psd_space(data):
     for j in range(len(Y)):
         theta = found.ds["theta"].to_numpy()[j]
         v, c, sigma2 = natural(theta)
-        value = loglik(Y.to_numpy()[j], X, Z, v, c, sigma2)
+        y = Y.to_numpy()[j]
+        value = loglik(y, X, Z, v, c, sigma2)
         assert found.llf.to_numpy()[j] == pytest.approx(value, abs=1e-9)
         bound += theta[0] == 0.0
         if theta[0] == 0.0:
             assert found.random_parameters()["estimate"][j, 1] == pytest.approx(-0.5)
 
-        def worse(z, y=Y.to_numpy()[j]):
+        def worse(z, y=y):
             mean, deviation, residual = np.exp(z)
             return -loglik(y, X, Z, *natural([mean, deviation, residual]))
 
@@ -270,7 +271,7 @@ def test_effects_are_those_of_the_levels(data, Y, result):
     assert_allclose(prediction["blup"][0], D @ Z.T @ P @ y, atol=1e-9)
     assert_allclose(prediction["se"][0], np.sqrt(np.diag(D - D @ Z.T @ P @ Z @ D)), rtol=1e-8)
     assert_allclose(result.blup(se=True)["se"][1], np.sqrt(np.diag(conditional)), rtol=1e-8)
-    assert prediction["level"].values[1] == f"{'g'}[{order and 'g' + str(order[0])}]:f[b]"
+    assert prediction["level"].values[1] == f"g[g{order[0]}]:f[b]"
     first = next(iter(one.random_effects_cov.values()))
     assert_allclose(first, conditional[:3, :3], atol=1e-9)
     assert_allclose(one.cov_re, D[:3, :3], atol=1e-12)
@@ -278,17 +279,28 @@ def test_effects_are_those_of_the_levels(data, Y, result):
     assert_allclose(np.ravel(result.random_effects["g"][1]), prediction["blup"][0], atol=1e-12)
     beta = one.fe_params.to_numpy()
     fitted = X @ beta + Z @ prediction["blup"].to_numpy()[0]
-    assert_allclose(result.predict(data, features=["y1"])[0], fitted, atol=1e-9)
+    assert_allclose(
+        result.predict(data, features=["y1"], level="conditional")[0], fitted, atol=1e-9
+    )
     # By matrices: Z has the columns of the effects, in the order of the structure or by label.
-    by_matrix = result.predict(X=X, Z=Z, features=["y1"])[0]
+    by_matrix = result.predict(X=X, Z=Z, features=["y1"], level="conditional")[0]
     assert_allclose(by_matrix, fitted, atol=1e-9)
     names = list(result.blup()["level"].values)
     labelled = pd.DataFrame(Z, columns=names)[names[::-1]]
-    assert_allclose(result.predict(X=X, Z=labelled, features=["y1"])[0], fitted, atol=1e-9)
+    again = result.predict(X=X, Z=labelled, features=["y1"], level="conditional")[0]
+    assert_allclose(again, fitted, atol=1e-9)
+    # Of an unknown level the variance is v, whatever f is.
     new = data.iloc[:3].assign(g="new")
-    wide = result.predict(new, features=["y1"], allow_new_levels=True, interval="prediction")
-    known = result.predict(data.iloc[:3], level="population", features=["y1"])
-    assert_allclose(np.asarray(wide["prediction"])[0], known[0], atol=1e-9)
+    wide = result.predict(
+        new, features=["y1"], level="conditional", allow_new_levels=True, interval="prediction"
+    )
+    x = X[:3]
+    half = (wide["upper"] - wide["lower"])[0] / 2
+    variance = np.einsum("ij,jk,ik->i", x, C, x) + v + sigma2
+    ratio = np.asarray(half) / np.sqrt(variance)
+    assert_allclose(wide["prediction"][0], x @ beta, atol=1e-9)
+    assert_allclose(ratio, ratio[0], rtol=5e-2)  # quantiles of t with df of their own
+    assert (ratio > 1.95).all()
 
 
 def test_parameters_and_their_limits(data, Y, result):
