@@ -109,7 +109,7 @@ def test_profiles_pattern_by_pattern_and_where_they_do_not_apply():
     assert np.isfinite(limits[2]).all()
     with pytest.raises(InputError, match="Unknown method"):
         whole.conf_int(method="bootstrap")
-    with pytest.raises(InputError, match="`df` and `prior` belong"):
+    with pytest.raises(InputError, match="belong to method"):
         whole.conf_int(method="profile", df="residual")
     with pytest.raises(InputError):
         whole.conf_int(coefs="z")

@@ -367,7 +367,7 @@ class TTestResults(FeatureTests):
         -------
         Dataset
             Dims feature, contrast: ``p``, adjusted; ``lower``, ``upper``, simultaneous limits
-            (of a one-sided test the other is infinite); ``critical``, what |t| is compared with;
+            (of a one-sided test the other is infinite); ``critical``, to which ``|t|`` is compared;
             estimate, se, t, df; ``family`` (contrast). NaN for features that failed and
             contrasts that are not estimable.
 

@@ -326,12 +326,14 @@ class Influence:
 
         Parameters
         ----------
-        contrast, alternative, df
-            As in `MultiLMMResults.t_test`; one contrast.
+        contrast
+            One contrast, as in `MultiLMMResults.t_test`.
         alpha
             A hit is a feature whose adjusted p-value is at most alpha.
         adjust
             How p-values are adjusted over the features, as in `top_table`.
+        alternative, df
+            As in `MultiLMMResults.t_test`.
 
         Returns
         -------
@@ -444,10 +446,12 @@ class Influence:
         contrast
             One contrast: the hits that each group adds and takes are drawn. None for the
             distribution of Cook's distance over the features.
-        alpha, **options
+        alpha
             As in `hits`.
         ax
             Axes of matplotlib; new ones by default.
+        **options
+            As in `hits`.
 
         Returns
         -------

@@ -28,6 +28,8 @@ _COARSENESS = 1.0
 _FLAT = 0.5
 # Starts that a feature may have.
 _STARTS = 2
+# With so few error contrasts maxima are many and close to each other: every start is worth it.
+_FEW_SAMPLES = 50
 # Random effects and variances up to which each variance by itself makes a start.
 _SMALL = 60
 _MOST_AT_A_TIME = 4
@@ -64,7 +66,8 @@ class Landscape:
     @property
     def replaces_second_start(self) -> bool:
         """Whether what starts from large variances find is seen on the grid."""
-        return self.make_fine is not None and self.variances.size == self.grid.theta.shape[1] - 1
+        plain = self.variances.size == self.grid.theta.shape[1] - 1
+        return self.make_fine is not None and plain and self.grid.df > _FEW_SAMPLES
 
     @cached_property
     def fine(self) -> ProfileGrid:
