@@ -10,6 +10,7 @@ from typing import Any
 
 __all__ = [
     "ConvergenceWarning",
+    "CovarianceWarning",
     "FlashMMError",
     "FormulaWarning",
     "InputError",
@@ -29,6 +30,10 @@ class InputError(FlashMMError, ValueError):
 
 class ConvergenceWarning(UserWarning):
     """Some features ended without a regular fit; see ``results.status``."""
+
+
+class CovarianceWarning(UserWarning):
+    """A known covariance is not on the scale of a relationship; its variance is per unit of it."""
 
 
 class MissingSamplesWarning(UserWarning):

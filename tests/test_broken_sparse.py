@@ -204,7 +204,7 @@ def test_groups_that_lack_something(root):
     for name in ("indices", "indptr"):
         matrix = sp.csr_array(counts().astype(float))
         setattr(matrix, name, getattr(matrix, name).astype(float))
-        with pytest.raises(InputError, match="sparse matrix|whole numbers"):
+        with pytest.raises(InputError, match=r"sparse matrix|whole numbers"):
             stats_of(stored(root(), matrix, (4, 8)))
 
 

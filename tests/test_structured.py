@@ -249,6 +249,12 @@ def test_what_cannot_be_used_is_refused(data, text, match):
             build_design(f"~ x + {text}", None, data)
 
 
+def test_a_known_covariance_of_the_levels_does_not_go_with_it(data, Y):
+    K = pd.DataFrame(np.eye(14), *[sorted(set(data["g"]))] * 2)
+    with pytest.raises(InputError, match="'g' is compound symmetric"):
+        fm.MultiLMM.from_formula("~ x + cs(0 + f | g)", data=data, Y=Y, covariances={"g": K})
+
+
 # ---- after the fit -------------------------------------------------------------------------------
 
 
@@ -403,10 +409,10 @@ def test_rows_of_ones_own(data, Y, random):
             rtol=1e-3,
             atol=1e-5,
         )
-    if "cs" in random:
-        with pytest.raises(InputError, match="effects of cs"):
-            own.blup(se=True)
-    assert own.blup().notnull().all()
+        for se in ("conditional", "prediction"):
+            found = own.blup(se=se, features=[name])["se"]
+            there = np.isin(found["level"], alone.blup()["level"])
+            assert_allclose(found[:, there], alone.blup(se=se)["se"], rtol=1e-3, atol=1e-6)
 
 
 def test_parts_of_the_samples_add_up(data, Y, result):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from flashmm.arrays.namespaces import Array, namespace
 from flashmm.arrays.types import FloatArray
 from flashmm.designs.compact import CompactMatrix, LayeredMatrix
+from flashmm.designs.known_root import KnownRoot
 from flashmm.exceptions import InputError, listing
 
 __all__ = ["CovarianceParameter", "CovarianceStructure", "Design", "RandomTerm"]
@@ -46,6 +47,8 @@ class RandomTerm:
         ``"identity"``: one variance for all columns of the term;
         ``"cs"``: one variance and one covariance for all pairs of effects (compound symmetry). The
         columns of Z are those of the effects times `turn`, in which the covariance is diagonal.
+    root
+        Root of the known covariance between the levels; None where they are independent.
     """
 
     name: str
@@ -53,6 +56,7 @@ class RandomTerm:
     levels: tuple[str, ...]
     effects: tuple[str, ...] = (INTERCEPT,)
     covariance: Literal["full", "diagonal", "identity", "cs"] = "full"
+    root: KnownRoot | None = None
 
     @property
     def turn(self) -> FloatArray | None:
@@ -77,8 +81,12 @@ class RandomTerm:
     @property
     def column_names(self) -> tuple[str, ...]:
         """Labels of the columns: ``Subject[308]``, or ``Subject[308]:Days`` for a slope."""
+        return self.columns_of(self.group)
+
+    def columns_of(self, prefix: str) -> tuple[str, ...]:
+        """Labels of the columns that start with something else than the group."""
         return tuple(
-            f"{self.group}[{level}]" + ("" if effect == INTERCEPT else f":{effect}")
+            f"{prefix}[{level}]" + ("" if effect == INTERCEPT else f":{effect}")
             for level in self.levels
             for effect in self.effects
         )
@@ -191,8 +199,22 @@ class CovarianceStructure:
 
     @property
     def column_names(self) -> tuple[str, ...]:
-        """Labels of the columns of Z."""
-        return tuple(name for term in self.terms for name in term.column_names)
+        """Labels of the columns of Z.
+
+        They start with the group, or with the term where terms share a group and an effect.
+        """
+        owned = Counter((term.group, effect) for term in self.terms for effect in term.effects)
+        twice = {group for (group, _), count in owned.items() if count > 1}
+        return tuple(
+            name
+            for term in self.terms
+            for name in term.columns_of(term.name if term.group in twice else term.group)
+        )
+
+    @property
+    def has_roots(self) -> bool:
+        """Whether a term has a known covariance between its levels."""
+        return any(term.root is not None for term in self.terms)
 
     @property
     def is_variance(self) -> NDArray[np.bool_]:

@@ -22,6 +22,8 @@ from formulaic.transforms import TRANSFORMS
 from formulaic.utils.code import sanitize_variable_names
 from numpy.typing import NDArray
 
+from flashmm.arrays.foreign_frames import is_foreign
+from flashmm.arrays.labels import as_pandas
 from flashmm.arrays.types import BoolArray, IntArray
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.formulas.calls import refuse_bitwise
@@ -47,6 +49,8 @@ _VALUE_BUILTINS = frozenset({"float", "int", "bool", "str"})
 
 def check_data(data: object) -> pd.DataFrame:
     """Return the table of samples, a dict of columns converted; refuse what is not one."""
+    if is_foreign(data):
+        data = as_pandas(data)
     if isinstance(data, Mapping):
         try:
             data = pd.DataFrame(dict(data))
@@ -54,7 +58,8 @@ def check_data(data: object) -> pd.DataFrame:
             raise InputError(f"`data` does not form a table: {error}.") from error
     if not isinstance(data, pd.DataFrame):
         raise InputError(
-            f"`data` must be a pandas DataFrame with one row per sample, not {_kind(data)}."
+            "`data` must be a table with one row per sample (a DataFrame of pandas or polars, a "
+            f"pyarrow Table, a dict of columns), not {_kind(data)}."
         )
     if len(data) == 0:
         raise InputError("`data` has no rows.")

@@ -153,9 +153,11 @@ def _parameters(structure: CovarianceStructure) -> dict[Key, str]:
             pair: tuple[str, ...] = ("", "")
         else:
             pair = tuple(sorted((term.effects[parameter.row], term.effects[parameter.column])))
-        name = _kind(term) if parameter.row < 0 or term.covariance == "cs" else ""
-        name += "[mean]" if term.covariance == "cs" and parameter.row == 0 else ""
-        keys[(name, term.group, *term.levels, *pair)] = parameter.name
+        cs = term.covariance == "cs"
+        name = _kind(term) if parameter.row < 0 or cs or term.root is not None else ""
+        name += "[mean]" if cs and parameter.row == 0 else ""
+        known = () if term.root is None else (f"known, {term.root.mean_diagonal:.9g}",)
+        keys[(name, term.group, *term.levels, *known, *pair)] = parameter.name
     return keys
 
 
@@ -168,7 +170,8 @@ def _columns(structure: CovarianceStructure) -> list[Key]:
     """Columns of Z by group, level and effect."""
     keys: list[Key] = []
     for term in structure.terms:
-        name = _kind(term) if term.covariance in ("identity", "cs") else ""
+        own = term.covariance in ("identity", "cs") or term.root is not None
+        name = _kind(term) if own else ""
         keys += [
             (name, term.group, level, effect) for level in term.levels for effect in term.effects
         ]

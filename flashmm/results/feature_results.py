@@ -16,12 +16,14 @@ from flashmm.arrays.labels import as_pandas
 from flashmm.arrays.numeric import dimensions
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError
-from flashmm.inference.conditional_covariance import conditional_covariance
+from flashmm.inference.conditional_covariance import conditional_covariance, covariance_of_effects
 from flashmm.inference.statistics import confidence_limits, t_statistics
 from flashmm.results import fixed_effects, predictions, random_effects, residuals, summary
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.fitted import FittedModel
+from flashmm.results.methods.one_feature import OneFeatureTables
 from flashmm.results.pages import SummaryPage
+from flashmm.results.plots_of_fits import FeaturePlots
 from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ __all__ = ["FeatureResults"]
 
 
 @hold_methods
-class FeatureResults:
+class FeatureResults(OneFeatureTables):
     """One feature of a fit.
 
     Parameters
@@ -247,7 +249,7 @@ class FeatureResults:
         for keys, effects, columns in self._groups:
             blocks = np.full((*columns.shape, columns.shape[1]), np.nan)
             if proper:
-                blocks = conditional_covariance(stats.ZZ, stats.structure, theta, columns)
+                blocks = self._conditional_blocks(stats, theta, columns)
                 turn = self._turn_of(effects, columns)
                 blocks = turn @ blocks @ turn
             for key, block in zip(keys, blocks, strict=True):
@@ -261,6 +263,16 @@ class FeatureResults:
             return np.eye(len(effects))
         first = columns[0]
         return np.asarray(structure.turn()[first][:, first].toarray())
+
+    def _conditional_blocks(self, stats: Any, theta: FloatArray, columns: IntArray) -> FloatArray:
+        roots = self._fitted.projection.roots
+        if roots is None:
+            return conditional_covariance(stats.ZZ, stats.structure, theta, columns)
+        inner: Any = self._fitted.independent
+        every = np.arange(roots.inner.q)[None]
+        whole = conditional_covariance(inner.ZZ, roots.inner, theta, every)[0]
+        D = covariance_of_effects(stats.structure, theta)
+        return roots.blocks(whole, D, columns)
 
     def coef(self) -> dict[str, xr.DataArray]:
         """Fixed plus predicted random effects of each group; see `MultiLMMResults.coef`."""
@@ -293,7 +305,7 @@ class FeatureResults:
         found = predictions.fittedvalues(*self._in_whole, data, **options)
         return found.isel(feature=0).to_series().rename("fittedvalues")
 
-    def resid(self, Y: Any, data: Any = None, **options: Any) -> pd.Series[Any]:
+    def resid(self, Y: Any = None, data: Any = None, **options: Any) -> pd.Series[Any]:
         """Residuals, Y and the samples' table given again; see `MultiLMMResults.resid`."""
         found = residuals.resid(*self._in_whole, Y, data, **options)
         return found.isel(feature=0).to_series().rename("resid")
@@ -351,6 +363,7 @@ class FeatureResults:
                 f"Y has {there.size} values of {self.name!r} on samples with data, but the model "
                 f"was fitted on {self.nobs}."
             )
+        data, X, Z = (as_pandas(part) for part in (data, X, Z))
         if there.size < y.size:
             data, X, Z = (_some_rows(part, there) for part in (data, X, Z))
         design = predictions.new_rows(
@@ -418,6 +431,11 @@ class FeatureResults:
         columns = (self.df, self.tvalues, self.pvalues, limits[0], limits[1])
         fixed = [self.fe_params, self.bse_fe, *(column.iloc[:p] for column in columns)]
         return summary.feature_page(self._fitted, self._position, pd.concat(fixed, axis=1))
+
+    @property
+    def plot(self) -> FeaturePlots:
+        """Pictures: ``forest``, ``caterpillar``, ``residuals``, ``predictions``, ``profile``."""
+        return FeaturePlots(*self._in_whole)
 
     @property
     def ds(self) -> xr.Dataset:

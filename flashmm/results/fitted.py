@@ -49,6 +49,7 @@ from flashmm.formulas.new_data_recipe import DesignRecipe
 from flashmm.likelihood import AnyEstimator, AnyProjection, make_likelihood, project_any
 from flashmm.results.on_request import OnRequest
 from flashmm.solvers.verdict_texts import Status
+from flashmm.stats.known_levels import in_roots
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -114,6 +115,12 @@ class FittedModel:
     def projection(self) -> AnyProjection:
         """The statistics projected off X."""
         return project_any(self.stats) if self.projected is None else self.projected
+
+    @cached_property
+    def independent(self) -> SummaryStats | PatternedStats:
+        """The statistics with Z L in the place of Z where levels have known covariances."""
+        turned: SummaryStats | PatternedStats = in_roots(self.stats)[0]
+        return turned
 
     def know(self, likelihood: AnyEstimator) -> None:
         """Take the likelihood that was maximised, which is then not made again."""

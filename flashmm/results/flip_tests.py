@@ -35,6 +35,7 @@ class FlipTestResults(FeatureTests):
 
     columns = ("estimate", "t", "p", "p_fwer")
     statistic = "t"
+    noun = "sign-flip tests"
 
     @property
     def effect(self) -> pd.DataFrame:

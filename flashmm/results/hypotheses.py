@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.inference.degrees_of_freedom import (
@@ -31,9 +32,6 @@ from flashmm.likelihood.moments import ContrastMoments
 from flashmm.results.fitted import FittedModel
 from flashmm.results.on_request import OnRequest, scaled_inverse
 from flashmm.solvers.space import PSD
-
-if TYPE_CHECKING:
-    import scipy.sparse as sp
 
 __all__ = ["CovarianceOf", "Hypotheses", "hypotheses"]
 
@@ -172,8 +170,10 @@ class Hypotheses:
         rows = max(1, min(c, request.memory // size))
         for start in range(0, c, rows):
             part = slice(start, min(start + rows, c))
+            roots, turn = projection.roots, projection.turn
             dense, own = Z[part].toarray(), independent[part]
-            turn = getattr(projection, "turn", None)
+            if roots is not None:
+                dense, own = _dense(roots.rows(Z[part])), own + roots.unseen(Z[part])
             if turn is not None:
                 dense, own = dense @ turn.A, own @ turn.T_inverse
             for here, batch in request.batches(positions, max(1, request.memory // (size * rows))):
@@ -311,6 +311,10 @@ class CovarianceOf:
     def __call__(self, here: IntArray, rows: FloatArray) -> FloatArray:
         """Covariances of the contrasts ``rows`` (r, p), shape (B, r, r); ``here`` (B,)."""
         return self.tests.covariance(self.positions[here], rows, self.df)
+
+
+def _dense(rows: Any) -> FloatArray:
+    return np.asarray(rows.toarray() if sp.issparse(rows) else rows)
 
 
 def hypotheses(fitted: FittedModel) -> Hypotheses:

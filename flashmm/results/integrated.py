@@ -200,7 +200,8 @@ def posterior_variances(
     check_alpha(alpha)
     where = _integration(fitted, prior)
     theta = where.variances(positions, alpha)
-    stats = fitted.stats.sums if isinstance(fitted.stats, PatternedStats) else fitted.stats
+    stats = fitted.independent
+    stats = stats.sums if isinstance(stats, PatternedStats) else stats
     components, weights = component_weights(stats)
     ratios = where.shared[0].grid.ratios
     parts = np.hstack([ratios, np.ones((len(ratios), 1))]) @ weights.T
@@ -266,7 +267,7 @@ def _parts(fitted: FittedModel, *, effects: bool = False) -> tuple[AnyPart, ...]
 
     ``effects``: so that predictions of random effects can be had.
     """
-    stats: Any = fitted.stats
+    stats = fitted.independent
     if not isinstance(stats, PatternedStats):
         projection: Any = fitted.projection
         return (Part(projection, np.arange(stats.m)),)
@@ -281,7 +282,7 @@ def _parts(fitted: FittedModel, *, effects: bool = False) -> tuple[AnyPart, ...]
 
 def _own_parts(fitted: FittedModel) -> tuple[AnyPart, ...]:
     """Features with rare patterns together, others pattern by pattern."""
-    stats, projection = fitted.stats, fitted.projection
+    stats, projection = fitted.independent, fitted.projection
     assert isinstance(stats, PatternedStats)
     assert isinstance(projection, PatternedProjection)
     parts: list[AnyPart] = []

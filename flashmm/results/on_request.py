@@ -13,11 +13,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-from flashmm.exceptions import InputError
 from flashmm.likelihood import AnyEstimator, AnyProjection
 from flashmm.likelihood.base import RandomEffects, StandardErrorKind, rows_of
 from flashmm.likelihood.moments import effect_variances
-from flashmm.likelihood.projection import Projection
 
 __all__ = ["Information", "OnRequest", "scaled_inverse"]
 
@@ -109,11 +107,13 @@ class OnRequest:
                 errors[here] = effects.se
             if kind == "conditional":  # a distribution given y and beta needs a proper V
                 errors[here[~rows_of(self.likelihood, batch).is_definite(theta)]] = np.nan
-        turn = getattr(self.projection, "turn", None)
+        turn, roots = self.projection.turn, self.projection.roots
         if turn is not None:  # the likelihood's effects are others
             blup = np.asarray(blup @ turn.A.T)
-            if kind is not None:
-                errors = self._turned_errors(positions, kind, errors)
+        if roots is not None:
+            blup = roots.to_levels(blup)
+        if kind is not None and not (turn is None and roots is None):
+            errors = self._turned_errors(positions, kind, errors)
         return blup, errors
 
     def level_effects(
@@ -125,11 +125,6 @@ class OnRequest:
         if not structure.turned:
             return blup, errors
         if kind is not None:
-            if not isinstance(self.projection, Projection):
-                raise InputError(
-                    "Standard errors of the effects of cs(...) are not available for features that "
-                    "have rows or weights of their own: ask for predictions without `se`."
-                )
             errors = self._turned_errors(positions, kind, errors)
         return np.asarray(blup @ structure.turn()), errors
 
@@ -137,17 +132,29 @@ class OnRequest:
         self, positions: IntArray, kind: StandardErrorKind, errors: FloatArray
     ) -> FloatArray:
         """Standard errors (B, q) of the effects where others are fitted, whose are ``errors``."""
-        p, result = self.projection, np.full_like(errors, np.nan)
-        assert isinstance(p, Projection)
-        A = p.structure.turn() if p.structure.turned else sp.eye_array(p.structure.q)
-        rows = (A if p.turn is None else A @ p.turn.A).toarray() / p.column_scale
-        size = max(1, self.memory // (8 * 6 * p.structure.q**2))
+        p = self.projection
+        turn, roots = p.turn, p.roots
+        rows = np.eye(p.structure.q) if roots is None else roots.A
+        if p.structure.turned:  # never beside roots
+            rows = p.structure.turn().toarray()
+        if turn is not None:
+            rows = rows @ turn.A
+        result = np.full((positions.size, rows.shape[0]), np.nan)
+        unseen = np.zeros((rows.shape[0], self.theta.shape[1]))
+        if roots is not None:
+            unseen = roots.unseen(sp.eye_array(rows.shape[0], format="csr"))
+        size = max(1, self.memory // (8 * 6 * rows.shape[0] * rows.shape[1]))
         for here, batch in self.batches(positions, size):
             theta, likelihood = self.theta[batch], rows_of(self.likelihood, batch)
             C = self.likelihood.covariance(theta, batch) / p.scale[batch, None, None]
             given = _inverse(C) if kind == "conditional" else None
-            variance = effect_variances(likelihood, theta, rows, given)
-            result[here] = np.sqrt(variance * p.scale[batch, None])
+            columns, _ = p.prediction_units(batch)
+            variance = effect_variances(likelihood, theta, rows / columns, given)
+            variance = variance * p.scale[batch, None]
+            if unseen.any():
+                variance = variance + p.natural_theta(theta, batch) @ unseen.T
+            with np.errstate(invalid="ignore"):
+                result[here] = np.sqrt(variance)
         result[np.isnan(errors).any(axis=1)] = np.nan
         return result
 

@@ -22,6 +22,7 @@ from flashmm.designs.from_arrays import (
     row_labels,
 )
 from flashmm.exceptions import InputError, check_option, listing
+from flashmm.formulas.left_side import Responses, responses_of
 from flashmm.formulas.new_data_recipe import RandomRows
 from flashmm.formulas.sample_table import check_data
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
@@ -108,7 +109,9 @@ def predict(
         independent[:] = rows.random.new
         independent[:, -1] = float(wide)
     if df == INTEGRATED:
-        Z_rows = rows.random.Z.toarray() if conditional and rows.random is not None else None
+        Z_rows, independent = _independent_rows(
+            fitted, rows.random if conditional else None, independent
+        )
         ds = integrated_predictions(
             fitted,
             positions,
@@ -149,6 +152,18 @@ def predict(
     shown = {"lower": limits[..., 0], "upper": limits[..., 1], "df": freedom}
     result = result.assign({name: (dims, values) for name, values in shown.items()})
     return result.assign_attrs(interval=interval, alpha=alpha, df_method=df)
+
+
+def _independent_rows(
+    fitted: FittedModel, random: RandomRows | None, independent: FloatArray
+) -> tuple[FloatArray | None, FloatArray]:
+    """Rows of Z over independent effects, and what levels without data add to their variance."""
+    if random is None:
+        return None, independent
+    rows, roots = random.Z.toarray(), fitted.projection.roots
+    if roots is None:
+        return rows, independent
+    return np.asarray(roots.rows(rows)), independent + roots.unseen(rows)
 
 
 def _rows_of_samples(
@@ -202,7 +217,7 @@ def _own_values(
     if not isinstance(given, Mapping):
         raise InputError("`feature_covariates` must be a dict of names and tables.")
     if data is not None:
-        labels = pd.DataFrame(data).index
+        labels = check_data(data).index
         return own_values(fitted, positions, given, labels, len(labels))
     if X is None:
         return None  # new_rows says what is absent
@@ -216,7 +231,7 @@ def _with_covariates(
     stats = fitted.stats
     if given is None:
         if newdata is not None and isinstance(stats, PatternedStats):
-            absent = [name for name in stats.own.names if name not in pd.DataFrame(newdata)]
+            absent = [name for name in stats.own.names if name not in check_data(newdata)]
             if absent:
                 raise InputError(
                     f"The table lacks {listing(absent)}, which each feature has its own of. Pass "
@@ -260,7 +275,7 @@ def fittedvalues(
 ) -> xr.DataArray:
     """Fitted values of the samples; see `MultiLMMResults.fittedvalues`."""
     there = complete_rows(fitted, data, level)
-    some = data if there is None else pd.DataFrame(data).iloc[np.flatnonzero(there)]
+    some = data if there is None else check_data(data).iloc[np.flatnonzero(there)]
     own = _own_values(fitted, positions, feature_covariates, data, X, Z)
     if own is not None and there is not None:
         own = own.samples(there)
@@ -279,7 +294,7 @@ def fittedvalues(
     if there is not None:
         everywhere = np.full((values.sizes["feature"], there.size), np.nan)
         everywhere[:, there] = values.to_numpy()
-        coords = {"feature": values["feature"], "sample": pd.DataFrame(data).index}
+        coords = {"feature": values["feature"], "sample": check_data(data).index}
         values = xr.DataArray(everywhere, dims=values.dims, coords=coords)
     return values.rename("fittedvalues")
 
@@ -298,6 +313,25 @@ def complete_rows(fitted: FittedModel, data: Any, level: str) -> BoolArray | Non
     return ~absent if absent.any() else None
 
 
+def responses_again(fitted: FittedModel, positions: IntArray, Y: Any, data: Any) -> Any:
+    """Y, or where it is None the columns of the samples' table that are called as the features."""
+    if Y is not None:
+        return Y
+    if data is None:
+        raise InputError(
+            "Pass `Y`, features x samples, or `data` with a column for each feature: the results "
+            "hold no samples."
+        )
+    table, names = check_data(data), [str(name) for name in fitted.names[positions]]
+    columns = {str(column) for column in table.columns}
+    asked = [f"`{name}`" if name in columns else name for name in names]
+    try:
+        values, _, _ = responses_of(table, Responses(asked))
+    except InputError as error:
+        raise InputError(f"Pass `Y`, features x samples. Of `data`: {error}") from error
+    return pd.DataFrame(values, index=pd.Index(names, dtype=object), columns=table.index)
+
+
 def resid(
     fitted: FittedModel,
     positions: IntArray,
@@ -312,6 +346,7 @@ def resid(
     context: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
     """Y minus the fitted values; see `MultiLMMResults.resid`."""
+    Y = responses_again(fitted, positions, Y, data)
     predicted = fittedvalues(
         fitted,
         positions,
@@ -357,7 +392,7 @@ def new_rows(
             newdata, fitted.stats.structure, known=known, context=context, terms=terms
         )
     offset = fitted.offset_rows(newdata, context)
-    return NewRows(fixed.rows, random, pd.DataFrame(newdata).index, fixed.estimable, offset)
+    return NewRows(fixed.rows, random, check_data(newdata).index, fixed.estimable, offset)
 
 
 def _matrix_rows(
@@ -397,7 +432,9 @@ def _matrix_rows(
     if rows_X.shape[1] != stats.p:
         raise InputError(f"X has {rows_X.shape[1]} columns, but the model has p = {stats.p}.")
     weights = np.zeros((len(labels), len(structure.param_names)))
-    if not known:
+    if not known and fitted.projection.roots is not None:
+        weights = fitted.projection.roots.prior(rows_Z)
+    elif not known:
         for i, parameter in enumerate(structure.parameters):
             rows, columns = structure.columns(parameter)
             product = rows_Z[:, rows].multiply(rows_Z[:, columns]).sum(axis=1)

@@ -65,6 +65,11 @@ def check_with_statsmodels(
     if stats.log_weights != 0.0:
         raise InputError("The samples are weighted, which statsmodels' MixedLM cannot do.")
     structure = stats.structure
+    if structure.has_roots:
+        raise InputError(
+            "A random term has a known covariance between its levels, which statsmodels' MixedLM "
+            "does not have."
+        )
     # MixedLM ties no variances of the effects of a group: then each becomes a component of its own.
     tied = any(
         term.covariance == "cs" or (term.covariance == "identity" and len(term.effects) > 1)

@@ -25,7 +25,7 @@ from flashmm.results.fitted import FittedModel
 from flashmm.results.variance_tests import maximiser
 from flashmm.solvers import FisherScoring
 
-__all__ = ["conf_int_theta", "variance_components"]
+__all__ = ["conf_int_theta", "profile_maximiser", "variance_components"]
 
 # Random effects and features up to which the general likelihood evaluates profiles.
 _LIGHT = 128
@@ -135,7 +135,7 @@ def _profiled(
     known = np.flatnonzero(fitted.on_request.known[positions] & fitted.converged[positions])
     at = positions[known]
     unit = fitted.projection.units(at)
-    at_held = _profile_maximiser(fitted, at.size)
+    at_held = profile_maximiser(fitted, at.size)
     estimate = Estimate(
         fitted.on_request.theta[at],
         fitted.ds["se_theta"].to_numpy()[at] / unit,  # of turned effects a first guess
@@ -170,7 +170,7 @@ def _profiled(
     return limits
 
 
-def _profile_maximiser(fitted: FittedModel, count: int) -> Maximiser:
+def profile_maximiser(fitted: FittedModel, count: int) -> Maximiser:
     """What maximises with a parameter held: as exactly as limits need, by a light engine.
 
     A log-likelihood is off by half the square of the distance from its maximum in standard errors.

@@ -79,7 +79,7 @@ def weights_of_components(
     fitted: FittedModel, positions: IntArray
 ) -> tuple[tuple[str, ...], FloatArray]:
     """What each parameter adds to each component of variance, shape (c, k) or (B, c, k)."""
-    stats = fitted.stats
+    stats = fitted.independent
     if isinstance(stats, PatternedStats):
         designs = stats.designs.at(stats.pattern[positions])
         return own_component_weights(stats.structure, designs)

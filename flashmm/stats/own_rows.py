@@ -33,7 +33,7 @@ from flashmm.stats.own_designs import (
 )
 from flashmm.stats.summary_stats import SummaryStats
 from flashmm.storage.files import load_dataset, reading, save_dataset, text
-from flashmm.storage.format_version import OWN_ROWS_FORMAT, marked
+from flashmm.storage.format_version import KNOWN_FORMAT, OWN_ROWS_FORMAT, marked
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -163,7 +163,8 @@ class PatternedStats:
                 own_of=(("coef", "covariate"), table),
             )
         # Readers that do not know of patterns would take the sums for those of all samples.
-        return marked(ds, "PatternedStats", OWN_ROWS_FORMAT)
+        version = KNOWN_FORMAT if self.structure.has_roots else OWN_ROWS_FORMAT
+        return marked(ds, "PatternedStats", version)
 
     @classmethod
     def from_dataset(cls, ds: xr.Dataset) -> PatternedStats:
@@ -281,6 +282,11 @@ class PatternedStats:
         source = column_positions(one.structure, sums.structure)
         own = OwnColumns(one.own.names, tuple(one.own.of[i] for i in coefs))
         return one.designs.placed(coefs, source), one.pattern, own
+
+    def over(self, sums: SummaryStats) -> PatternedStats:
+        """The same over the columns of Z that ``sums``, these sums, have now."""
+        designs, _, _ = self._over(sums)
+        return replace(self, sums=sums, designs=designs)
 
     # ---- patterns ---------------------------------------------------------------------------
 

@@ -46,6 +46,7 @@ from flashmm.likelihood.projection import (
     scale_of_columns,
 )
 from flashmm.likelihood.units import InUnits
+from flashmm.stats.known_levels import RootMap, in_roots
 from flashmm.stats.own_rows import PatternedStats
 
 __all__ = ["FeatureRows", "PatternedLikelihood", "PatternedProjection", "project_patterns"]
@@ -89,6 +90,8 @@ class PatternedProjection(InUnits):
         Shape (p, m).
     zero_variance, non_finite, not_estimable
         Shape (m,).
+    roots
+        As in `Projection`.
     """
 
     p: int
@@ -107,6 +110,7 @@ class PatternedProjection(InUnits):
     zero_variance: BoolArray
     non_finite: BoolArray
     not_estimable: BoolArray
+    roots: RootMap | None = None
 
     @property
     def m(self) -> int:
@@ -136,6 +140,7 @@ def project_patterns(stats: PatternedStats) -> PatternedProjection:
         If not even all samples together could carry the model.
     """
     check_sample_size(stats.n, stats.p)
+    stats, roots = in_roots(stats)
     structure, m, p = stats.structure, stats.m, stats.p
     column_scale = scale_of_columns(stats.sums.ZZ.diagonal(), structure)
     root_weight = np.sqrt(weight_units(stats))
@@ -158,6 +163,7 @@ def project_patterns(stats: PatternedStats) -> PatternedProjection:
         np.zeros(m, dtype=bool),
         np.zeros(m, dtype=bool),
         np.zeros(m, dtype=bool),
+        roots,
     )
     counts = np.bincount(stats.pattern, minlength=stats.n_patterns)
     groups = []

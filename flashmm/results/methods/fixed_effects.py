@@ -223,8 +223,9 @@ class FixedEffectMethods(OfFittedModel):
         ...     "~ log(libsize) + cls + trt", "~ 0 + sam", sim.metadata, sim.counts,
         ...     transform="log2p1").fit(parameter_space="psd")
         >>> tests = result.t_test("trtB", df="integrated")
-        >>> tests
-        <TTestResults: 60 features x 1 contrasts, two-sided, df=integrated>
+        >>> tests  # doctest: +ELLIPSIS
+        t tests: 60 features x 1 contrasts, two-sided, df=integrated
+        ...
         >>> bool((tests.pvalue > 0).all().all())
         True
         """
@@ -445,8 +446,9 @@ class FixedEffectMethods(OfFittedModel):
         prior: Any = None,
         cov: str = MODEL,
         cluster: Any = None,
+        layout: Literal["long", "wide"] = "long",
     ) -> pd.DataFrame:
-        """One row per feature and coefficient: estimate, se, t, df, p, p_adjusted.
+        """One row per feature and coefficient, or one per feature: estimate, se, t, df, p, ...
 
         Parameters
         ----------
@@ -454,6 +456,11 @@ class FixedEffectMethods(OfFittedModel):
             How p-values are adjusted over the features, per coefficient.
         df, prior, cov, cluster
             Degrees of freedom and covariances, as in `t_test`.
+        layout
+            ``"long"``, or ``"wide"``: a row per feature, columns (coef, quantity).
         """
         tests = self.t_test(df=df, prior=prior, cov=cov, cluster=cluster)
-        return tests.to_frame(adjust).rename_axis(index={"contrast": "coef"})
+        table = tests.to_frame(adjust, layout=layout)
+        if layout == "wide":
+            return table.rename_axis(columns={"contrast": "coef"})
+        return table.rename_axis(index={"contrast": "coef"})

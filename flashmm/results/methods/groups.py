@@ -136,7 +136,8 @@ class GroupMethods(OfFittedModel):
         >>> model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=Y, sums_by="g")
         >>> tests = model.fit(parameter_space="psd").flip_test("x")
         >>> tests
-        <FlipTestResults: 3 features x 1 contrasts, two-sided, df=2048 sign flips by g>
+        sign-flip tests: 3 features x 1 contrasts, two-sided, df=2048 sign flips by g
+        ...
         >>> (tests.pvalue_fwer["x"] < 0.05).tolist()
         [True, False, False]
         """

@@ -24,7 +24,7 @@ class ResidualMethods(OfFittedModel):
 
     def resid(
         self,
-        Y: Any,
+        Y: Any = None,
         data: Any = None,
         *,
         kind: Literal["conditional", "marginal", "pearson", "standardized"] | None = None,
@@ -45,7 +45,8 @@ class ResidualMethods(OfFittedModel):
         ----------
         Y
             Features x samples, of every kind that `MultiLMM.from_formula` takes; features are
-            matched by name when Y has names.
+            matched by name when Y has names. None where ``data`` has a column for each feature,
+            as after ``"y ~ x"``.
         data
             The samples' table.
         kind
