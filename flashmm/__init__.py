@@ -140,7 +140,10 @@ def __getattr__(name: str) -> Any:
     elif not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
         value = import_module(f"{__name__}.{name}")
     else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        cures = import_module(f"{__name__}.slips.cures")
+        cure = cures.known(cures.PACKAGE, name)
+        more = f"; {cure}" if cure else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{more}")
     globals()[name] = value
     return value
 

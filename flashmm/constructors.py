@@ -13,13 +13,16 @@ from numpy.typing import ArrayLike
 from flashmm.designs.design import Design
 from flashmm.designs.from_arrays import as_structure, design_and_source, weights_of
 from flashmm.exceptions import InputError, check_option, listing, nearest
-from flashmm.formulas.left_side import read_responses, responses_of
+from flashmm.formulas.left_side import read_responses, responses_of, split_sides
 from flashmm.formulas.new_data_recipe import DesignRecipe
-from flashmm.formulas.sides_swapped import samples_table, swapped
+from flashmm.formulas.sides_swapped import samples_table, swapped, transposed
 from flashmm.results.pages import SummaryPage
 from flashmm.results.summary import design_page
+from flashmm.slips.answers import answer_calls
+from flashmm.slips.cures import CONSTRUCTORS
 from flashmm.sources import Source, Transform, make_source
 from flashmm.sources.anndata_kinds import is_anndata, open_anndata
+from flashmm.sources.anndata_parts import part_of
 from flashmm.sources.beside import Beside, beside, beside_of
 from flashmm.sources.make import source_of
 from flashmm.sources.readers import Labelled
@@ -35,6 +38,7 @@ from flashmm.stats.summary_stats import SummaryStats
 __all__ = ["ModelData"]
 
 
+@answer_calls
 class ModelData:
     """Summary statistics with the formulas behind them; the constructors of `MultiLMM`.
 
@@ -50,6 +54,8 @@ class ModelData:
         n_dropped: int = 0,
         recipe: DesignRecipe | None = None,
     ) -> None:
+        if not isinstance(stats, (SummaryStats, PatternedStats)):
+            raise InputError(CONSTRUCTORS["MultiLMM"])
         self.stats = stats
         self.fixed = fixed
         self.random = random
@@ -262,6 +268,8 @@ class ModelData:
         *,
         layer: str | None = None,
         mask_var: str | ArrayLike | None = None,
+        features: Any = None,
+        modality: str | None = None,
         transform: Transform = None,
         missing: Literal["raise", "drop", "feature"] = "raise",
         context: Mapping[str, Any] | None = None,
@@ -284,13 +292,20 @@ class ModelData:
         adata
             AnnData in memory, backed or lazy; the path of an .h5ad or .zarr, or of a table inside
             one (``"x.zarr/tables/table"``); or an open group of h5py or zarr. Of a matrix on disk
-            no more than a few blocks are in memory at a time.
+            no more than a few blocks are in memory at a time. Or MuData or SpatialData, of which
+            `modality` names a part; the part's own obs are the data, with columns of MuData's obs
+            that it lacks, matched by the names of the cells.
         fixed, random
             Formulas over the columns of ``obs``; see `from_formula`.
         layer
             Name of the layer to use; None for X.
         mask_var
             Genes to use: the name of a boolean column of ``var``, or a mask of its length.
+        features
+            Genes to use: names, a mask or a slice, as in `from_formula`; of those of `mask_var`.
+        modality
+            The modality of a MuData or the table of a SpatialData object; may be left out where
+            there is one.
         transform, missing, context, rank, min_count, min_fraction, size_factors, target_sum
             See `from_formula`; columns of ``data`` are those of ``obs``.
         weights
@@ -317,10 +332,11 @@ class ModelData:
         <MultiLMM: fixed='~ 0 + log(libsize) + cls + cls:trt', random='~ 0 + sam', n=300, m=20, \
 p=5, q=6>
         """
+        adata = part_of(adata, modality)
         opened = open_anndata(adata, layer)
         handling = Handling(
             missing=missing,
-            features=opened.mask(mask_var),
+            features=opened.chosen(mask_var, features),
             min_count=min_count,
             min_fraction=min_fraction,
             size_factors=size_factors,
@@ -348,7 +364,15 @@ p=5, q=6>
         def source(samples: pd.Index | None, n: int) -> Source:
             return source_of(read, transform, samples, n)
 
-        return cls._of(sum_formulas(fixed, random, opened.obs, source, table, handling))
+        if split_sides(fixed)[0]:
+            raise InputError(
+                "Features of an AnnData object are its genes: leave out what stands before `~`, or "
+                "pass features=[...]."
+            )
+        try:
+            return cls._of(sum_formulas(fixed, random, opened.obs, source, table, handling))
+        except InputError as error:
+            raise transposed(error, fixed, random, opened.obs, opened.var) from error
 
     @classmethod
     def _of(cls, summed: Summed) -> Self:

@@ -61,7 +61,7 @@ CALLS = {
 # Called by themselves below, or not of a fit's features.
 ELSEWHERE = {
     "bootstrap", "bootstrap_test", "check_residuals", "compare_lr_test", "draw", "fittedvalues",
-    "load", "of_pattern",
+    "load", "of_pattern", "plot", "heterogeneity",
     "plot_residuals", "predict", "resid", "save", "sel", "to_anndata", "flip_test", "influence",
 }  # fmt: skip
 

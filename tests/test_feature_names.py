@@ -290,6 +290,21 @@ def drawn(result: Any, how: Named) -> Any:
     return shown
 
 
+def pictured(result: Any, how: Named) -> Any:
+    """Where the marks of some features lie, and the names beside them."""
+    pytest.importorskip("matplotlib").use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    asked, place = how.asked(*SOME), {str(name): i for i, name in enumerate(how.labels)}
+    forest = result.plot.forest("x", features=asked)
+    named = [place[label.get_text()] for label in forest.get_yticklabels()]
+    texts = result.plot.volcano("x", label=asked, df="residual").texts
+    where = np.array(sorted((place[text.get_text()], *text.xy) for text in texts))
+    marks = np.asarray(forest.collections[-1].get_offsets())
+    plt.close("all")
+    return [named, where, marks]
+
+
 RESULTS: dict[str, Case] = {
     **of("aic", "bic", "bse", "bse_theta", "converged", "llf", "n_iter", "params", "pvalues"),
     **of("score", "status", "theta", "tvalues", "random_effects", "to_frame"),
@@ -319,6 +334,7 @@ RESULTS: dict[str, Case] = {
         r.check_residuals(how.Y, data(), by="trt"),
     ],
     "plot_residuals": drawn,
+    "plot": pictured,
     "blup": for_some("blup", "conditional"),
     "bootstrap": for_some("bootstrap", 3, rng=5),
     "bootstrap_test": lambda r, how: [  # enough replicates to tell null fits apart
@@ -340,6 +356,9 @@ RESULTS: dict[str, Case] = {
     "fim": for_some("fim"),
     "fittedvalues": for_some("fittedvalues", data()),
     "flip_test": lambda _, how: grouped(how.kind).flip_test("x", features=how.asked(*SOME)),
+    "heterogeneity": lambda _, how: fit(
+        built(how.kind, how.missing), residual_variance=1.0
+    ).heterogeneity(features=how.asked(*SOME)),
     "icc": for_some("icc"),
     "influence": lambda _, how: grouped(how.kind).influence(features=how.asked(*SOME)).ds,
     "marginal_means": for_some("marginal_means", "trt"),
@@ -393,6 +412,7 @@ FEATURE: dict[str, Case] = {
     "to_statsmodels": lambda one, how: refitted(one, how),  # noqa: PLW0108  (defined below)
 }
 FEATURE_APART = {
+    "plot",
     *("df_modelwc", "k_fe", "k_re", "k_re2", "k_vc", "method", "reml", "use_t", "vcomp"),
 }
 
@@ -478,7 +498,7 @@ T_TESTS = {
 }
 STYLES = ("scanpy", "pertpy")
 F_TESTS = {**TESTS, **of("df_denom", "df_num", "fvalue")}
-TESTS_APART = {"columns", "contrasts", "statistic"}
+TESTS_APART = {"columns", "contrasts", "plot", "statistic"}
 
 FLIPS = {**TESTS, **of("effect", "tvalue", "pvalue_fwer")}
 INFLUENCE: dict[str, Case] = {

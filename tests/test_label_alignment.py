@@ -338,6 +338,28 @@ for maker_name, maker in (
     )
 
 
+KINSHIP = pd.DataFrame(np.eye(len(LEVELS)) + 0.02 * np.arange(len(LEVELS)), LEVELS, LEVELS)
+KINSHIP = 0.5 * (KINSHIP + KINSHIP.T)
+for maker_name, key in (("formula", "g"), ("arrays", "Z1"), ("anndata", "g")):
+    maker = {"formula": from_formula, "arrays": from_arrays, "anndata": from_anndata}[maker_name]
+    case(
+        f"{maker_name} covariances",
+        lambda K, make=maker, key=key: make(covariances={key: K}).fit("ML", n_jobs=1).blup(),
+        KINSHIP,
+        shuffled(KINSHIP),
+        shuffled(shuffled(KINSHIP), 1),
+        shuffled(array(KINSHIP, "a", "b")),
+    )
+case(
+    "summary statistics covariances",
+    lambda K: (
+        fm.MultiLMM.from_summary_stats(stats_from_arrays(), covariances={"Z1": K}).fit("ML").blup()
+    ),
+    KINSHIP,
+    shuffled(KINSHIP),
+)
+
+
 @cache
 def grouped() -> Any:
     return from_formula(sums_by="g").fit("ML", parameter_space="psd", n_jobs=1)
@@ -564,6 +586,12 @@ case(
     ),
     None,
     np.concatenate([np.random.default_rng(1).permutation(15), 15 + np.arange(25)[::-1]]),
+)
+case(
+    "residual variance",
+    lambda v: from_formula().fit(residual_variance=v, n_jobs=1).llf,
+    pd.Series(np.linspace(1.0, 3.0, M), index=FEATURES),
+    shuffled(pd.Series(np.linspace(1.0, 3.0, M), index=FEATURES)),
 )
 case("trend", lambda t: many().moderate(trend=t), covariate(), shuffled(covariate()))
 case(
@@ -940,7 +968,8 @@ LABELLED = {
     *("features", "margin", "screen"),
     *("lib_size", "mask_var"),
     *("moderated", "newdata", "norm_factors", "other", "size_factors", "statistic", "stats"),
-    *("tests", "theta", "theta0", "trend", "weights", "sums_by", "cluster"),
+    *("tests", "theta", "theta0", "trend", "weights", "sums_by", "cluster", "covariances"),
+    "residual_variance",
 }
 # Names, options, numbers, files, random numbers; and what the package made itself.
 UNLABELLED = {

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,15 @@ def saved(tmp_path_factory):
     return {"results": folder / "r.nc", "stats": folder / "s.nc"}
 
 
-def changed(saved, kind, change, tmp_path) -> Path:
-    """A copy of a file with something changed and the checksum made right again."""
-    ds = xr.load_dataset(saved[kind], engine="h5netcdf")
-    ds = change(ds)
+@pytest.fixture(scope="module")
+def read(saved):
+    """What the two files hold."""
+    return {kind: storage._read(path) for kind, path in saved.items()}
+
+
+def changed(ds: xr.Dataset, change) -> xr.Dataset:
+    """The content of a file with something changed and the checksum made right again."""
+    ds = change(ds.copy(deep=True))
     ds.attrs.pop("flashmm_checksum", None)
     try:
         ds.attrs["flashmm_checksum"] = fingerprint(storage._from_netcdf3(ds.copy()))
@@ -45,8 +51,14 @@ def changed(saved, kind, change, tmp_path) -> Path:
         ds.attrs["flashmm_checksum"] = "none"
     except (ValueError, KeyError, AttributeError, RecursionError):  # what loading meets too
         ds.attrs["flashmm_checksum"] = fingerprint(ds)
-    ds.to_netcdf(tmp_path / "changed.nc", engine="h5netcdf")
-    return tmp_path / "changed.nc"
+    return ds
+
+
+def load_as(kind, ds, monkeypatch):
+    """Load as if a file held this: reading and writing HDF5 takes a hundred times longer."""
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_read", lambda _path: ds)
+        return load(kind, f"{kind}.nc")
 
 
 def load(kind, path):
@@ -193,23 +205,45 @@ RESULTS = {
 }
 
 
+# Through a file: attributes that are lists or long, and changes of type.
+WRITTEN = {
+    "stats": [
+        *("kind is a list", "weights are a list", "format 2.5", "empty arrays", "n is infinite"),
+        *("empty arrays that are full", "text for sums", "whole numbers for sums", "no XX"),
+    ],
+    "results": ["a deep recipe", "an empty recipe", "halves for status", "status 99"],
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_files(kind, read, tmp_path):
+    for what in WRITTEN[kind]:
+        ds = changed(read[kind], (ANY if kind == "stats" else RESULTS)[what])
+        ds.to_netcdf(tmp_path / "changed.nc", engine="h5netcdf")
+        with pytest.raises(InputError, match=r"changed\.nc"):
+            load(kind, tmp_path / "changed.nc")
+
+
 @pytest.mark.parametrize("what", ANY)
-def test_statistics(what, saved, tmp_path):
-    path = changed(saved, "stats", ANY[what], tmp_path)
-    with pytest.raises(InputError):
-        load("stats", path)
+def test_statistics(what, read, monkeypatch):
+    ds = changed(read["stats"], ANY[what])
+    with pytest.raises(InputError, match=r"stats\.nc"):
+        load_as("stats", ds, monkeypatch)
 
 
 @pytest.mark.parametrize("what", RESULTS)
-def test_results(what, saved, tmp_path):
-    path = changed(saved, "results", RESULTS[what], tmp_path)
-    with pytest.raises(InputError):
-        load("results", path)
+def test_results(what, read, monkeypatch):
+    ds = changed(read["results"], RESULTS[what])
+    with pytest.raises(InputError, match=r"results\.nc"):
+        load_as("results", ds, monkeypatch)
 
 
-def test_what_is_not_changed_is_read(saved, tmp_path):
-    for kind in saved:
-        load(kind, changed(saved, kind, lambda ds: ds, tmp_path))
+def test_what_is_not_changed_is_read(read, tmp_path, monkeypatch):
+    for kind, ds in read.items():
+        same = changed(ds, lambda ds: ds)
+        load_as(kind, same, monkeypatch)
+        same.to_netcdf(tmp_path / "same.nc", engine="h5netcdf")
+        load(kind, tmp_path / "same.nc")
 
 
 # ---- larger than the file ----------------------------------------------------------------
@@ -314,59 +348,57 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
 
 
 SCRIPT = """
-import os, resource, sys
+import gc, os, resource, sys
 sys.path.insert(0, {root!r})
 import numpy as np, pandas as pd, flashmm as fm
 from flashmm.storage import files
-if {old!r}:
-    files._has_hdf5 = lambda: False
 rng = np.random.default_rng(0)
 data = pd.DataFrame({{"x": rng.normal(size=40), "g": np.repeat(list("abcdefgh"), 5)}})
 model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=rng.normal(size=(2000, 40)))
 result = model.fit(parameter_space="psd")
 before = result.params.to_numpy().copy()
 limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-for what in (result, model.stats):
-    resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, limits[1]))
-    try:
-        what.save({target!r})
-    except OSError as error:
-        print("full", error.errno)
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    del what
-import gc
-gc.collect()
-print(os.listdir(os.path.dirname({target!r})))
-assert (result.params.to_numpy() == before).all()
-result.t_test("x")
-result.save({target!r})
-assert (fm.MultiLMMResults.load({target!r}).params.to_numpy() == before).all()
-print("alive")
+has_hdf5 = files._has_hdf5
+for name, old, size in {cases!r}:
+    files._has_hdf5 = (lambda: False) if old else has_hdf5
+    folder = os.path.join({folder!r}, name + str(old))
+    target = os.path.join(folder, name)
+    os.mkdir(folder)
+    print(name)
+    for what in (result, model.stats):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            what.save(target)
+        except OSError as error:
+            print("full", error.errno)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        del what
+    gc.collect()
+    print(os.listdir(folder))
+    assert (result.params.to_numpy() == before).all()
+    result.t_test("x")
+    result.save(target)
+    assert (fm.MultiLMMResults.load(target).params.to_numpy() == before).all()
+    print("alive", os.listdir(folder) == [name])
 """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX limits")
-@pytest.mark.parametrize(
-    ("name", "old", "size"),
-    [
-        ("r.nc", False, 4096),
-        ("r.nc", True, 4096),
-        ("r.zarr", False, 4096),
-        ("r.zarr.zip", False, 9000),
-    ],
-)
-def test_a_full_disk_costs_nothing_but_the_file(name, old, size, tmp_path):
-    if "zarr" in name:
-        pytest.importorskip("zarr")
+def test_a_full_disk_costs_nothing_but_the_file(tmp_path):
+    cases = [("r.nc", False, 4096), ("r.nc", True, 4096)]
+    if find_spec("zarr"):
+        cases += [("r.zarr", False, 4096), ("r.zarr.zip", False, 9000)]
     script = SCRIPT.format(
-        root=str(Path(fm.__file__).parents[1]), target=str(tmp_path / name), old=old, size=size
+        root=str(Path(fm.__file__).parents[1]), folder=str(tmp_path), cases=cases
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["full 27", "full 27", "[]", "alive"]
-    assert os.listdir(tmp_path) == [name]
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = [
+        line for name, _, _ in cases for line in (name, "full 27", "full 27", "[]", "alive True")
+    ]
+    assert done.stdout.splitlines() == expected
 
 
 KILLED = """

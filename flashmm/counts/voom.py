@@ -32,6 +32,7 @@ from flashmm.plots.variances import voom_trend
 from flashmm.progress import Progress
 from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.results.fitting import FitPlan, fit_features
+from flashmm.slips.answers import answered
 from flashmm.solvers import EM, FisherScoring
 from flashmm.solvers.batches import usable_cores
 from flashmm.sources import Source, make_source
@@ -94,6 +95,7 @@ class Voom:
         return voom_trend(trend["x"], trend["y"], trend["fitted"], ax=ax)
 
 
+@answered
 def voom(
     counts: Any,
     fixed: str,

@@ -159,6 +159,10 @@ class CovarianceStructure:
     ----------
     terms
         The random terms, in the order of their columns in Z.
+    residuals
+        Names of the residual variances; several where groups of samples have their own.
+    residual_sizes
+        Samples of each such group; empty where there is one variance.
 
     Raises
     ------
@@ -167,6 +171,8 @@ class CovarianceStructure:
     """
 
     terms: tuple[RandomTerm, ...]
+    residuals: tuple[str, ...] = (RESIDUAL,)
+    residual_sizes: tuple[int, ...] = ()
     parameters: tuple[CovarianceParameter, ...] = field(init=False)
     offsets: tuple[int, ...] = field(init=False)
 
@@ -176,7 +182,7 @@ class CovarianceStructure:
             for position, term in enumerate(self.terms)
             for parameter in _term_parameters(position, term)
         ]
-        names = [parameter.name for parameter in parameters] + [RESIDUAL]
+        names = [*(parameter.name for parameter in parameters), *self.residuals]
         repeated = [name for name, count in Counter(names).items() if count > 1]
         if repeated:
             raise InputError(
@@ -195,7 +201,7 @@ class CovarianceStructure:
     @property
     def param_names(self) -> tuple[str, ...]:
         """Names of the entries of theta, the residual variance last."""
-        return (*(parameter.name for parameter in self.parameters), RESIDUAL)
+        return (*(parameter.name for parameter in self.parameters), *self.residuals)
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -219,7 +225,8 @@ class CovarianceStructure:
     @property
     def is_variance(self) -> NDArray[np.bool_]:
         """Which entries of theta are variances, shape (n_params,)."""
-        return np.array([parameter.is_variance for parameter in self.parameters] + [True])
+        of_D = [parameter.is_variance for parameter in self.parameters]
+        return np.array(of_D + [True] * len(self.residuals))
 
     def column_labels(self) -> dict[str, list[str]]:
         """Term, group, level and effect of each column of Z, each a list of length q."""
@@ -301,7 +308,8 @@ class CovarianceStructure:
     def blocks(self) -> list[NDArray[np.intp]]:
         """Per covariance block, the (s, s) positions in theta of its entries; -1 for a zero.
 
-        An identity or diagonal term gives one 1 x 1 block per variance.
+        An identity or diagonal term gives one 1 x 1 block per variance, and so does each residual
+        variance but the last.
         """
         blocks: list[NDArray[np.intp]] = []
         for position, term in enumerate(self.terms):
@@ -313,11 +321,16 @@ class CovarianceStructure:
                 blocks.append(block)
             else:
                 blocks += [np.array([[i]], dtype=np.intp) for i, _ in owned]
+        first = len(self.parameters)
+        blocks += [np.array([[first + h]], dtype=np.intp) for h in range(len(self.residuals) - 1)]
         return blocks
 
     def block_levels(self) -> list[int]:
         """How often each of the `blocks` is repeated along the diagonal of D."""
-        return [int(self.columns(self.parameters[block[0, 0]])[0].size) for block in self.blocks()]
+        k = len(self.parameters)
+        of_D = [block[0, 0] for block in self.blocks() if block[0, 0] < k]
+        sizes = [int(self.columns(self.parameters[i])[0].size) for i in of_D]
+        return sizes + list(self.residual_sizes[:-1])
 
 
 @dataclass(frozen=True)

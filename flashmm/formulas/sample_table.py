@@ -30,6 +30,7 @@ from flashmm.formulas.calls import refuse_bitwise
 from flashmm.formulas.column_kinds import absent_values, usual_type
 from flashmm.formulas.materializer import Materializer
 from flashmm.formulas.summaries import MARK, differs, only_by_rows, samples_to_try, with_constants
+from flashmm.slips.cures import FORMULA_WORDS, FUNCTIONS, known
 
 __all__ = [
     "Columns",
@@ -105,7 +106,7 @@ class Names:
     def _unknown(self, name: str, source: str) -> None:
         raise InputError(
             f"{source} uses {name!r}, which is not a column of `data`. "
-            f"{nearest(name, self.available)}"
+            f"{known(FORMULA_WORDS, name) or nearest(name, self.available)}"
         )
 
     def add_formula(self, formula: SimpleFormula, source: str) -> None:
@@ -162,6 +163,8 @@ class Names:
                     raise InputError(
                         f"{source}: offset(...) belongs in `fixed`, as a term of its own."
                     )
+                if not provided and (cure := known(FUNCTIONS, name)):
+                    raise InputError(f"{source} calls {name!r}, which is not known here. {cure}")
                 if not provided and not hasattr(builtins, name):
                     in_numpy = (
                         f"Write np.{name}(...). "

@@ -27,6 +27,7 @@ from flashmm.exceptions import InputError
 from flashmm.likelihood.centring import Turn, centring
 from flashmm.likelihood.design_checks import check_components, check_sample_size, whiten
 from flashmm.likelihood.units import InUnits
+from flashmm.stats.fields import GroupSums
 from flashmm.stats.known_levels import RootMap, in_roots
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -268,7 +269,33 @@ class Projection(InUnits):
         return self.column_scale, self.param_scale
 
 
-def project(stats: SummaryStats, column_scale: FloatArray | None = None) -> Projection:
+@dataclass(frozen=True)
+class GroupedProjection(Projection):
+    """A projection of samples whose groups have residual variances of their own.
+
+    Parameters
+    ----------
+    groups
+        The sums of each group.
+    """
+
+    groups: GroupSums | None = None
+
+
+def project_groups(stats: SummaryStats) -> GroupedProjection:
+    """Project statistics whose structure has a residual variance for each of their groups."""
+    structure = stats.structure
+    # Given units: the effects stay as they are, and so do those of the groups.
+    scale = scale_of_columns(stats.ZZ.diagonal(), structure)
+    whole = project(stats, scale)
+    units = np.concatenate([whole.param_scale, np.ones(len(structure.residuals) - 1)])
+    fields = {name: getattr(whole, name) for name in whole.__match_args__}
+    return GroupedProjection(**(fields | {"param_scale": units}), groups=stats.groups)
+
+
+def project(
+    stats: SummaryStats, column_scale: FloatArray | None = None, *, known_residual: bool = False
+) -> Projection:
     """Project summary statistics off X and check that the model can be fitted.
 
     Parameters
@@ -277,6 +304,8 @@ def project(stats: SummaryStats, column_scale: FloatArray | None = None) -> Proj
         The statistics.
     column_scale
         Units of the effects, shape (q,); those of the design by default.
+    known_residual
+        Whether the residual variance is known: a component may then have a level per sample.
 
     Raises
     ------
@@ -307,7 +336,7 @@ def project(stats: SummaryStats, column_scale: FloatArray | None = None) -> Proj
     # Copies: whoever sorts the indices of this matrix must not disorder the statistics' own.
     ZZ = sp.csr_array((each, ZZ.indices.copy(), ZZ.indptr.copy()), shape=ZZ.shape)
     ZXW = ZX @ white.W
-    check_components(ZXW, ZXW, ZZ, n - p, structure)
+    check_components(ZXW, ZXW, ZZ, n - p, structure, known_residual=known_residual)
 
     WXY = white.W.T @ XY
     yRy = yy - (WXY**2).sum(axis=0)

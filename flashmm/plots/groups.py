@@ -125,7 +125,7 @@ def hits_without_groups(
     ax.set(xlabel=f"features, of {hits} hits", ylabel=plain(ylabel))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-    legend(ax)
+    legend(ax, place="above")
     return ax
 
 

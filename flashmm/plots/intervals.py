@@ -118,7 +118,7 @@ def forest(
         )
     _rows(ax, names)
     if s > 1:
-        legend(ax, outside=True)
+        legend(ax, place="beside")
     return ax
 
 

@@ -128,10 +128,10 @@ def mean_difference(
     ----------
     mean
         Means of the features, shape (m,), in the units of Y.
-    estimate, p, names, status, p_adjusted, alpha, label, title
+    estimate, p, names, status, p_adjusted, alpha, label
         As in `volcano`.
-    ylabel
-        Text.
+    ylabel, title
+        Texts.
     ax
         Axes of matplotlib; new ones by default.
 

@@ -90,7 +90,7 @@ def residuals(
     panels[0].set(xlabel="fitted value", ylabel="residual")
     _quantiles(panels[1], scaled[there], "standardised residual", dot)
     panels[2].scatter(mean[there], np.sqrt(np.abs(scaled[there])), **dot)
-    panels[2].set(xlabel="fitted value", ylabel="root of |standardised residual|")
+    panels[2].set(xlabel="fitted value", ylabel="√|standardised residual|")
     if effects.size:
         _quantiles(panels[3], effects[np.isfinite(effects)], "predicted random effect", dot)
     else:
@@ -202,7 +202,7 @@ def predictions(
     if levels is not None:
         ax.set_xticks(np.arange(len(levels)), labels=plain_all(levels))
     if lines is not None and count > 1:
-        legend(ax, outside=True)
+        legend(ax, place="beside")
     return ax
 
 

@@ -134,15 +134,17 @@ def slanted(ax: Any, at: Any, names: Iterable[object], angle: float = 45.0) -> N
 
 
 def legend(
-    ax: Any, handles: Sequence[Any] | None = None, *, title: str = "", outside: bool = False
+    ax: Any, handles: Sequence[Any] | None = None, *, title: str = "", place: str = "inside"
 ) -> None:
-    """A legend, where there is something to tell; beside the Axes if ``outside``."""
+    """A legend, where there is something to tell: inside the Axes, beside them or above them."""
     if handles is None:
         handles, _ = ax.get_legend_handles_labels()
     if not handles:
         return
     options: dict[str, Any] = {"fontsize": _SMALL, "title_fontsize": _SMALL, "frameon": False}
-    if outside:
+    if place == "above":
+        options |= {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": len(handles)}
+    elif place == "beside":
         options |= {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
     else:
         options |= {"frameon": True, "framealpha": 0.8, "edgecolor": "none"}

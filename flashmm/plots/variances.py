@@ -134,7 +134,7 @@ def _bars(
     ax.set_ylim(count - 0.4, -0.6)
     if left.min(initial=0.0) < 0:
         ax.axvline(0.0, color=BLACK, linewidth=0.8)
-    legend(ax, outside=True)
+    legend(ax, place="beside")
     return ax
 
 
@@ -156,7 +156,7 @@ def theta(
     ----------
     x, y
         In squared units of Y, shape (m,); NaN is left out.
-    xlabel, ylabel, title
+    xlabel, ylabel
         Texts.
     status
         Verdicts as text, shape (m,), which differ in mark and colour.
@@ -165,6 +165,8 @@ def theta(
         beyond, as in an unconstrained fit, is shaded.
     log
         True for logarithmic axes (linear about zero).
+    title
+        Text.
     ax
         Axes of matplotlib; new ones by default.
 
@@ -368,8 +370,16 @@ def variance_trend(
         ax.plot(x[order], expected[order], color=RED, linewidth=1.6, label="prior")
     if y[shown].max() > 20.0 * y[shown].min():
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(_text_of_number)
+        ax.yaxis.set_minor_formatter(lambda value, _: _text_of_number(value, _, (2, 5)))
     legend(ax)
     return ax
+
+
+def _text_of_number(value: float, _: Any, first: tuple[int, ...] = (1,)) -> str:
+    """A number on a logarithmic axis, if its first digit is one of some."""
+    text = f"{value:g}"
+    return text if text.lstrip("0.")[:1] in {str(digit) for digit in first} else ""
 
 
 def voom_trend(x: ArrayLike, y: ArrayLike, fitted: ArrayLike, *, ax: Any = None) -> Any:
@@ -407,7 +417,7 @@ def voom_trend(x: ArrayLike, y: ArrayLike, fitted: ArrayLike, *, ax: Any = None)
     ax.plot(at, roots, ".", markersize=3, color=BLUE, alpha=0.5, rasterized=many)
     ax.plot(at, np.asarray(fitted, dtype=np.float64), color=RED, linewidth=1.6)
     ax.set_xlabel("log2(count + 0.5), mean")
-    ax.set_ylabel("square root of the residual standard deviation")
+    ax.set_ylabel("root of the residual standard deviation")
     return ax
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import logging
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from flashmm.arrays.blas import hold_methods
+from flashmm.arrays.labels import feature_positions, find_labels
 from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.exceptions import InputError, check_option, nearest
 from flashmm.inference.multiplicity import adjust_pvalues
@@ -23,6 +24,7 @@ from flashmm.results.simultaneous import (
     simultaneous_tests,
     two_stage_tests,
 )
+from flashmm.slips.answers import answer_calls, no_such_attribute
 
 __all__ = ["FTestResults", "FeatureTests", "TTestResults"]
 
@@ -51,6 +53,7 @@ _ROWS = 12  # of a table that is printed
 _SORT = {"p": "p", "pvalue": "p", "t": "t", "F": "F", "effect": "estimate", "estimate": "estimate"}
 
 
+@answer_calls
 @hold_methods
 class FeatureTests:
     """Tests of the same hypotheses for every feature; the foundation of what users are handed.
@@ -230,6 +233,21 @@ class FeatureTests:
         """Names of the tested features, in order."""
         return self._features()
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.ds["feature"].to_numpy().tolist())
+
+    def __contains__(self, feature: object) -> bool:
+        return bool(find_labels(self.ds["feature"].to_numpy(), [feature])[0] >= 0)
+
+    def __getitem__(self, feature: Any) -> pd.DataFrame:
+        """The rows of `to_frame` of one feature, by contrast, or of several."""
+        one = np.ndim(feature) == 0 and not isinstance(feature, slice)
+        names = self.ds["feature"].to_numpy()
+        at = feature_positions(names, [feature] if one else feature)
+        count, table = len(self.contrasts), self.to_frame()
+        rows = (at[:, None] * count + np.arange(count)).ravel()
+        return table.iloc[rows].droplevel(0) if one else table.iloc[rows]
+
     def __len__(self) -> int:
         return int(self.ds.sizes["feature"])
 
@@ -256,6 +274,11 @@ class FeatureTests:
         table = self.to_frame()
         shown = table.to_string(max_rows=_ROWS, float_format=_short) if len(table) else ""
         return "\n".join([self._title(), *([shown] if shown else [])])
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "Tests")
 
     def _repr_html_(self) -> str:
         table = self.to_frame().to_html(max_rows=_ROWS, float_format=_short)
@@ -324,6 +347,7 @@ def _styled(table: pd.DataFrame, style: str, contrast: str) -> pd.DataFrame:
     return result.rename_axis(index=_LABELS[style]).reset_index()
 
 
+@answer_calls
 @hold_methods
 class TTestResults(FeatureTests):
     """Tests of linear contrasts of the fixed effects, for every feature.
@@ -508,6 +532,7 @@ class TTestResults(FeatureTests):
         return two_stage_tests(self.ds, screen, alpha, within)
 
 
+@answer_calls
 @hold_methods
 class FTestResults(FeatureTests):
     """Joint tests of several contrasts of the fixed effects, for every feature.

@@ -25,6 +25,7 @@ from flashmm.results.methods.one_feature import OneFeatureTables
 from flashmm.results.pages import SummaryPage
 from flashmm.results.plots_of_fits import FeaturePlots
 from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
+from flashmm.slips.answers import answer_calls, no_such_attribute
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["FeatureResults"]
 
 
+@answer_calls
 @hold_methods
 class FeatureResults(OneFeatureTables):
     """One feature of a fit.
@@ -96,12 +98,18 @@ class FeatureResults(OneFeatureTables):
     @property
     def scale(self) -> float:
         """Residual variance."""
+        self._fitted.one_residual("`scale`", "See `theta`.")
+        return self._unit
+
+    @property
+    def _unit(self) -> float:
+        """The last of the residual variances, that ratios are of."""
         return float(self._one["theta"].to_numpy()[-1])
 
     @property
     def params(self) -> pd.Series[Any]:
         """Fixed effects, then variance parameters divided by `scale`."""
-        return pd.concat([self.fe_params, self.theta.iloc[:-1] / self.scale]).rename("params")
+        return pd.concat([self.fe_params, self.theta.iloc[:-1] / self._unit]).rename("params")
 
     @cached_property
     def _cov_ratios(self) -> FloatArray:
@@ -111,7 +119,7 @@ class FeatureResults(OneFeatureTables):
         covariance = self._fitted.on_request.theta_covariance(self._positions)[0]
         if not np.isfinite(covariance).all():
             return np.full((k, k), np.nan)
-        gradient = np.hstack([np.eye(k), -theta[:k, None] / self.scale]) / self.scale
+        gradient = np.hstack([np.eye(k), -theta[:k, None] / self._unit]) / self._unit
         return np.asarray(gradient @ covariance @ gradient.T)
 
     @property
@@ -133,7 +141,10 @@ class FeatureResults(OneFeatureTables):
     @property
     def df(self) -> pd.Series[Any]:
         """Degrees of freedom of `tvalues`: Satterthwaite's, n - p for the ratios."""
-        fixed, ratios = self._tests.df.to_numpy()[0], np.full(self.k_re2, float(self.df_resid))
+        fixed, ratios = (
+            self._tests.df.to_numpy()[0],
+            np.full(self.theta.size - 1, float(self.df_resid)),
+        )
         return pd.Series(np.concatenate([fixed, ratios]), index=self.params.index, name="df")
 
     @property
@@ -489,6 +500,11 @@ class FeatureResults(OneFeatureTables):
 
     def __repr__(self) -> str:
         return f"<FeatureResults: {self.name!r}, {self.status}>"
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "Results of one feature")
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()

@@ -21,6 +21,7 @@ from flashmm.plots import groups as pictures
 from flashmm.results import fixed_effects
 from flashmm.results.fitted import FittedModel
 from flashmm.results.refit import refit
+from flashmm.slips.answers import answer_calls
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.algebra import without_groups
 from flashmm.stats.groups import grouped_by, known_groups
@@ -62,6 +63,7 @@ def influence(
     fitted: FittedModel, positions: IntArray, by: Any, exact: bool | None = None
 ) -> Influence:
     """Refits without each group; see `MultiLMMResults.influence`."""
+    fitted.one_residual("influence")
     whole = fitted.of_groups("influence")
     stats = grouped_by(whole, by, "influence", "by").at(positions)
     groups = known_groups(stats)
@@ -198,6 +200,7 @@ def _warn_of(
         warn("Influence: " + "; ".join(said) + ". See its status.", ConvergenceWarning)
 
 
+@answer_calls
 class Influence:
     """What each group of samples does to the fit of every feature.
 

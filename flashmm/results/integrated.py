@@ -52,6 +52,8 @@ _MANY_PATTERNS = 2000
 
 def learn_ratio_prior(fitted: FittedModel, trend: Any = False, robust: bool = False) -> RatioPrior:
     """The prior that the features share; see `MultiLMMResults.learn_ratio_prior`."""
+    fitted.one_residual("df='integrated'", "Use df='satterthwaite' or 'kenward-roger'.")
+    fitted.estimated_residual("df='integrated'", "Use df='satterthwaite' or 'knapp-hartung'.")
     covariate = trend_values(fitted, trend)
     where = learn(
         _parts(fitted),

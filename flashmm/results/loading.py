@@ -8,6 +8,7 @@ from typing import Any
 from flashmm.exceptions import InputError, listing
 from flashmm.results.ratio_prior import RatioPrior
 from flashmm.results.results import MultiLMMResults
+from flashmm.slips.answers import answered
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 from flashmm.storage.files import kind_of
@@ -19,6 +20,7 @@ _READERS: dict[str, Any] = {
 }
 
 
+@answered
 def load(path: str | PathLike[str]) -> Any:
     """Read what flashmm saved: results, summary statistics or a prior of variance ratios.
 

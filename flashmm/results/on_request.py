@@ -15,9 +15,10 @@ import scipy.sparse as sp
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood import AnyEstimator, AnyProjection
 from flashmm.likelihood.base import RandomEffects, StandardErrorKind, rows_of
+from flashmm.likelihood.known_residual import known_residual_of
 from flashmm.likelihood.moments import effect_variances
 
-__all__ = ["Information", "OnRequest", "scaled_inverse"]
+__all__ = ["Information", "OnRequest", "scaled_inverse", "without_known"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class OnRequest:
         for here, batch in self.batches(positions):
             expected = self.likelihood.evaluate(self.theta[batch], batch).expected
             result[here] = self.projection.natural_information(expected, batch)
+        if known_residual_of(self.likelihood) is not None:
+            result[:, -1, :], result[:, :, -1] = 0.0, 0.0
         return result
 
     def theta_covariance(self, positions: IntArray) -> FloatArray:
@@ -81,7 +84,8 @@ class OnRequest:
         result = np.full((positions.size, k, k), np.nan)
         for here, batch in self.batches(positions):
             expected = self.likelihood.evaluate(self.theta[batch], batch).expected
-            result[here] = self.projection.natural_covariance(scaled_inverse(expected), batch)
+            inverse = without_known(scaled_inverse(expected), self.likelihood)
+            result[here] = self.projection.natural_covariance(inverse, batch)
         return result
 
     def information(self, positions: IntArray) -> Information:
@@ -168,6 +172,13 @@ class OnRequest:
         for start in range(0, fitted.size, size):
             here = fitted[start : start + size]
             yield here, positions[here]
+
+
+def without_known(covariance: FloatArray, likelihood: AnyEstimator) -> FloatArray:
+    """Covariances of theta (B, k, k), zero for a residual variance that is known."""
+    if known_residual_of(likelihood) is not None:
+        covariance[:, -1, :], covariance[:, :, -1] = 0.0, 0.0
+    return covariance
 
 
 def scaled_inverse(information: FloatArray) -> FloatArray:

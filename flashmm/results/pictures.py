@@ -85,8 +85,9 @@ def fractions(
         ds = variance_shares.variance_fractions(fitted, positions, column_means=column_means)
     else:
         ds = variance_shares.icc(fitted, positions)
+    known = fitted.on_request.known[positions][:, None]  # shares of nothing are rounding errors
     return variances.fractions(
-        ds["estimate"].to_numpy(),
+        np.where(known, ds["estimate"].to_numpy(), np.nan),
         [str(name) for name in ds["component"].to_numpy()],
         features=list(fitted.names[positions]),
         kind=kind,

@@ -144,10 +144,12 @@ class ResultPlots:
 
         Parameters
         ----------
-        contrast, features, ax, **options
+        contrast, features
             As in `volcano`.
         bins
             Number of bars between 0 and 1.
+        ax, **options
+            As in `volcano`.
 
         Returns
         -------
@@ -399,12 +401,20 @@ class ResultPlots:
 
         Parameters
         ----------
-        by, features, exact
+        by
             As in `MultiLMMResults.influence`.
-        contrast, alpha, **options
+        contrast
             As in `Influence.plot`.
+        features
+            Names, a mask or a slice; all by default.
+        alpha
+            As in `Influence.plot`.
+        exact
+            As in `MultiLMMResults.influence`.
         ax
             Axes of matplotlib; new ones by default.
+        **options
+            As in `Influence.plot`.
 
         Returns
         -------
@@ -708,13 +718,13 @@ class FeaturePlots:
         at
             Values of other columns. Numbers are at their mean by default, whole numbers at their
             median, everything else at its most frequent level.
-        level, interval, alpha, df, context
+        level, interval, alpha, df
             As in `MultiLMMResults.predict`. At the conditional level ``by`` is the grouping
             factor, and other columns are typical of each of its levels.
         points
             Values along a line.
-        transform
-            That of the model.
+        transform, context
+            Those of the model.
         ax
             Axes of matplotlib; new ones by default.
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from flashmm.arrays.labels import axis_labels, label_positions
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.designs.design import RESIDUAL
 from flashmm.designs.from_arrays import (
     as_matrix,
     check_rows_are_known,
@@ -25,7 +26,7 @@ from flashmm.exceptions import InputError, check_option, listing
 from flashmm.formulas.left_side import Responses, responses_of
 from flashmm.formulas.new_data_recipe import RandomRows
 from flashmm.formulas.sample_table import check_data
-from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
+from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, KNAPP_HARTUNG
 from flashmm.inference.statistics import confidence_limits
 from flashmm.results.estimability import estimable_rows
 from flashmm.results.fitted import FittedModel
@@ -33,6 +34,7 @@ from flashmm.results.hypotheses import hypotheses
 from flashmm.results.integrated import integrated_predictions
 from flashmm.results.samples_again import OwnValues, own_values, values_of
 from flashmm.results.some_effects import Wanted, wanted_effects
+from flashmm.slips.answers import answered
 from flashmm.sources import Transform, make_source
 from flashmm.stats.own_rows import PatternedStats
 
@@ -40,7 +42,7 @@ __all__ = ["NewRows", "complete_rows", "fittedvalues", "new_rows", "predict", "r
 
 LEVELS = ("population", "conditional")
 INTERVALS = ("confidence", "prediction")
-DF = ("satterthwaite", "residual", "normal", INTEGRATED)
+DF = ("satterthwaite", "residual", "normal", KNAPP_HARTUNG, INTEGRATED)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class NewRows:
     offset: FloatArray
 
 
+@answered
 def predict(
     fitted: FittedModel,
     positions: IntArray,
@@ -91,8 +94,7 @@ def predict(
     if interval is not None:
         check_option("interval", interval, INTERVALS)
     check_option("df", df, DF)
-    if prior is not None and df != INTEGRATED:
-        raise InputError(f"`prior` belongs to df='integrated'; these limits have df={df!r}.")
+    _check_df(df, level, prior)
     conditional = level == "conditional"
     wanted = wanted_effects(fitted, random, level)
     wide = interval == "prediction"
@@ -104,10 +106,7 @@ def predict(
         _refuse_new_levels(rows.random)
     aliased = fitted.stats.aliased is not None
     estimable: dict[str, Any] = {"estimable": ("sample", rows.estimable)} if aliased else {}
-    independent = np.zeros((len(rows.labels), fitted.ds.sizes["param"]))
-    if rows.random is not None and (conditional or wide):
-        independent[:] = rows.random.new
-        independent[:, -1] = float(wide)
+    independent = _own_variances(fitted, rows, newdata, conditional=conditional, wide=wide)
     if df == INTEGRATED:
         Z_rows, independent = _independent_rows(
             fitted, rows.random if conditional else None, independent
@@ -137,6 +136,8 @@ def predict(
     prediction = xr.DataArray(estimate, dims=dims, coords=coords, name="prediction")
     if not se and interval is None:
         return prediction
+    if fitted.options.residual_by and conditional:
+        fitted.one_residual("Standard errors at level='conditional'", "Use level='population'.")
     Z_known = sp.csr_array((len(rows.labels), fitted.stats.q))
     if conditional and rows.random is not None:
         Z_known = rows.random.Z
@@ -164,6 +165,55 @@ def _independent_rows(
     if roots is None:
         return rows, independent
     return np.asarray(roots.rows(rows)), independent + roots.unseen(rows)
+
+
+def residual_groups_of(fitted: FittedModel, newdata: Any) -> FloatArray:
+    """Which residual variance new samples have, ones in (c, H)."""
+    by, structure = fitted.options.residual_by, fitted.stats.structure
+    labels = [name[len(RESIDUAL) + 1 : -1] for name in structure.residuals]
+    table = pd.DataFrame() if newdata is None else pd.DataFrame(newdata)
+    columns = [by] if by in table else by.split(":")
+    absent = [name for name in columns if name not in table]
+    if absent:
+        raise InputError(
+            f"Prediction intervals of new samples need their groups of {by!r}, whose residual "
+            f"variances differ: a table with {listing(absent)}."
+        )
+    parts = [table[name].astype(str) for name in columns]
+    found = parts[0].str.cat(parts[1:], sep=":") if len(parts) > 1 else parts[0]
+    unknown = [value for value in dict.fromkeys(found) if value not in labels]
+    if unknown:
+        raise InputError(
+            f"No residual variance is known of the groups {listing(unknown)} of {by!r}; the fit "
+            f"has {listing(labels)}."
+        )
+    return np.asarray(found.to_numpy()[:, None] == np.array(labels, dtype=object), dtype=np.float64)
+
+
+def _own_variances(
+    fitted: FittedModel, rows: NewRows, newdata: Any, *, conditional: bool, wide: bool
+) -> FloatArray:
+    """Weights of theta in what new samples have of their own beside the mean, (c, k)."""
+    independent = np.zeros((len(rows.labels), fitted.ds.sizes["param"]))
+    if rows.random is None or not (conditional or wide):
+        return independent
+    k = len(fitted.stats.structure.parameters)
+    independent[:, :k] = rows.random.new[:, :k]
+    if fitted.options.residual_by:
+        independent[:, k:] = residual_groups_of(fitted, newdata) if wide else 0.0
+    else:
+        # Where it is known the residual variance is that of an estimate, not of what it is of.
+        independent[:, -1] = float(wide and not fitted.options.known_residual)
+    return independent
+
+
+def _check_df(df: str, level: str, prior: Any) -> None:
+    if prior is not None and df != INTEGRATED:
+        raise InputError(f"`prior` belongs to df='integrated'; these limits have df={df!r}.")
+    if df == KNAPP_HARTUNG and level == "conditional":
+        raise InputError(
+            "df='knapp-hartung' is of means: use level='population', or df='satterthwaite'."
+        )
 
 
 def _rows_of_samples(
@@ -261,6 +311,7 @@ def _with_ones(fitted: FittedModel, X: Any, given: OwnValues) -> Any:
     )
 
 
+@answered
 def fittedvalues(
     fitted: FittedModel,
     positions: IntArray,

@@ -19,6 +19,7 @@ from flashmm.inference.integrated.grid import RatioGrid
 from flashmm.inference.integrated.integration import Integration
 from flashmm.inference.moderation import VariancePrior
 from flashmm.plots import variances
+from flashmm.slips.answers import answer_calls
 from flashmm.storage.files import load_dataset, reading, save_dataset
 from flashmm.storage.format_version import FORMAT, marked
 
@@ -27,6 +28,7 @@ __all__ = ["RatioPrior", "prior_of"]
 _KIND = "RatioPrior"
 
 
+@answer_calls
 @dataclass(frozen=True, eq=False, repr=False)
 class RatioPrior:
     """Distribution of the variance ratios and of the residual variance over the features.

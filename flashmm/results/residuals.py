@@ -25,6 +25,7 @@ from flashmm.results.hypotheses import hypotheses
 from flashmm.results.predictions import NewRows, complete_rows, new_rows
 from flashmm.results.predictions import resid as raw_residuals
 from flashmm.results.samples_again import rows_of_features, values_of
+from flashmm.slips.answers import answered
 from flashmm.sources import Source, Transform, make_source
 from flashmm.stats.own_rows import PatternedStats
 
@@ -33,6 +34,7 @@ __all__ = ["KINDS", "check_residuals", "resid", "residual_panels"]
 KINDS = ("conditional", "marginal", "pearson", "standardized")
 
 
+@answered
 def resid(
     fitted: FittedModel,
     positions: IntArray,
@@ -210,6 +212,7 @@ def check_residuals(
     context: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
     """Checks of the residuals of every feature; see `MultiLMMResults.check_residuals`."""
+    fitted.one_residual("check_residuals")
     if isinstance(fitted.stats, PatternedStats) and fitted.stats.own.names:
         fitted.one_design("check_residuals")
     labels = row_labels(X, Z) if data is None else check_data(data).index

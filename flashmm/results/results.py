@@ -28,6 +28,7 @@ from flashmm.results.methods.tables import TableMethods
 from flashmm.results.methods.terms import TermMethods
 from flashmm.results.pages import SummaryPage
 from flashmm.results.plots_of_fits import ResultPlots
+from flashmm.slips.answers import answer_calls, no_such_attribute
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["MultiLMMResults"]
 
 
+@answer_calls
 @hold_methods
 class MultiLMMResults(
     FixedEffectMethods,
@@ -92,6 +94,11 @@ class MultiLMMResults(
             f"<MultiLMMResults: {o.method}, {s.m} features, {good} converged; n={s.n}, p={s.p}, "
             f"q={s.q}>"
         )
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "Results")
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()

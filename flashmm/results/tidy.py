@@ -18,6 +18,7 @@ from flashmm.results import predictions
 from flashmm.results.fitted import FittedModel
 from flashmm.results.fixed_effects import t_test
 from flashmm.results.variance_components import conf_int_theta
+from flashmm.slips.answers import answered
 
 __all__ = ["augment", "glance", "one_sample_table", "subset", "tidy", "to_excel"]
 
@@ -32,6 +33,7 @@ def subset(fitted: FittedModel, positions: IntArray) -> FittedModel:
     return FittedModel(ds, fitted.stats.at(positions), fitted.options, recipe=fitted.recipe)
 
 
+@answered
 def tidy(
     fitted: FittedModel,
     positions: IntArray,

@@ -148,6 +148,8 @@ def _profiled(
     )
     turn = getattr(fitted.projection, "turn", None)
     for j, i in bar:
+        if fitted.options.known_residual and i == len(fitted.params) - 1:
+            continue
         if turn is not None and not turn.keeps(np.array([i])):
             continue  # no coordinate of the basis that the likelihood is maximised in
         found = profile_limits(at_held, estimate, int(i), quantile, clock.over)
@@ -181,7 +183,8 @@ def profile_maximiser(fitted: FittedModel, count: int) -> Maximiser:
     solver = FisherScoring(epsilon=max(fitted.options.epsilon, 3e-4), newton_within=10.0)
     held = replace(held, solver=solver)
     host = fitted.projection
-    if isinstance(host, Projection) and host.structure.q <= _LIGHT and count <= _FEW:
+    one = not fitted.options.residual_by
+    if one and isinstance(host, Projection) and host.structure.q <= _LIGHT and count <= _FEW:
         general = make_likelihood(host, fitted.options.method, "general")
-        held = replace(held, likelihood=general)
+        held = replace(held, likelihood=fitted.held(general))
     return held

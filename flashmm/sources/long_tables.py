@@ -11,10 +11,12 @@ from flashmm.arrays.foreign_frames import is_foreign
 from flashmm.arrays.labels import as_pandas
 from flashmm.arrays.numeric import float_array
 from flashmm.exceptions import InputError, listing, nearest
+from flashmm.slips.answers import answered
 
 __all__ = ["from_long"]
 
 
+@answered
 def from_long(
     table: Any,
     feature: str = "feature",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -91,6 +92,8 @@ def source_of(
 
 def labelled(Y: Any, samples: pd.Index | None, n: int | None, transposed: bool) -> Labelled:
     """Y with its labels, whatever kind it is of; ``transposed``: its rows are the samples."""
+    if isinstance(Y, Mapping):
+        Y = pd.DataFrame(dict(Y)).T
     if is_foreign(Y):
         Y = labelled_frame(as_pandas(Y))
     if is_anndata(Y):

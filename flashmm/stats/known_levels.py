@@ -23,7 +23,7 @@ from flashmm.exceptions import CovarianceWarning, InputError, check_names, listi
 from flashmm.stats.algebra import with_structure
 from flashmm.stats.fields import AnySums
 from flashmm.stats.own_designs import DesignSums
-from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.own_rows import PatternedStats, over_columns
 from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["RootMap", "in_roots", "known_structure", "over_structure", "root_map"]
@@ -79,7 +79,7 @@ def over_structure(stats: Any, wanted: CovarianceStructure) -> Any:
     if stats.structure is wanted:
         return stats
     if isinstance(stats, PatternedStats):
-        return stats.over(with_structure(stats.sums, wanted))
+        return over_columns(stats, with_structure(stats.sums, wanted))
     groups = stats.of_groups(lambda part: with_structure(part, wanted))
     return replace(with_structure(stats, wanted), groups=groups)
 

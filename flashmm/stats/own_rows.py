@@ -22,6 +22,7 @@ from flashmm.arrays.types import IntArray
 from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, listing
+from flashmm.slips.answers import answer_calls
 from flashmm.stats.algebra import added, column_positions, refuse_others, subtracted
 from flashmm.stats.fields import Shift
 from flashmm.stats.own_designs import (
@@ -38,7 +39,7 @@ from flashmm.storage.format_version import KNOWN_FORMAT, OWN_ROWS_FORMAT, marked
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["PatternedStats", "any_from_dataset", "joined_shift", "same_rows"]
+__all__ = ["PatternedStats", "any_from_dataset", "joined_shift", "over_columns", "same_rows"]
 
 _DESIGN_FIELDS = {
     "n": ("design",),
@@ -53,6 +54,7 @@ _DESIGN_FIELDS = {
 }
 
 
+@answer_calls
 @dataclass(frozen=True)
 class PatternedStats:
     """Summary statistics of features with samples, weights or covariates of their own.
@@ -283,11 +285,6 @@ class PatternedStats:
         own = OwnColumns(one.own.names, tuple(one.own.of[i] for i in coefs))
         return one.designs.placed(coefs, source), one.pattern, own
 
-    def over(self, sums: SummaryStats) -> PatternedStats:
-        """The same over the columns of Z that ``sums``, these sums, have now."""
-        designs, _, _ = self._over(sums)
-        return replace(self, sums=sums, designs=designs)
-
     # ---- patterns ---------------------------------------------------------------------------
 
     @property
@@ -405,6 +402,12 @@ def joined_shift(stats: PatternedStats, parts: Mapping[int, Shift | None]) -> Sh
         for name in names
     )
     return Shift(features[order], *joined)
+
+
+def over_columns(stats: PatternedStats, sums: SummaryStats) -> PatternedStats:
+    """The statistics over the columns of Z that ``sums``, their sums, have now."""
+    designs, _, _ = stats._over(sums)
+    return replace(stats, sums=sums, designs=designs)
 
 
 def same_rows(one: PatternedStats, other: PatternedStats) -> bool:

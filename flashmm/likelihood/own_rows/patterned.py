@@ -131,8 +131,8 @@ class PatternedProjection(InUnits):
         return columns[:, None], self.param_scale[features][:, None]
 
 
-def project_patterns(stats: PatternedStats) -> PatternedProjection:
-    """Project the statistics of all features off X.
+def project_patterns(stats: PatternedStats, *, known_residual: bool = False) -> PatternedProjection:
+    """Project the statistics of all features off X; ``known_residual`` as in `project`.
 
     Raises
     ------
@@ -171,14 +171,16 @@ def project_patterns(stats: PatternedStats) -> PatternedProjection:
         features = stats.members(int(pattern))
         try:
             own_scale = column_scale * root_weight[pattern]
-            projection = project(stats.of_pattern(int(pattern)), own_scale)
+            projection = project(
+                stats.of_pattern(int(pattern)), own_scale, known_residual=known_residual
+            )
         except InputError:
             total.not_estimable[features] = True
             continue
         groups.append(Group(features, projection))
     rare = np.flatnonzero(counts[stats.pattern] < _MANY)
     if rare.size:
-        group = _stack(stats, rare, total)
+        group = _stack(stats, rare, total, known_residual)
         if group.features.size:
             groups.append(group)
     for group in groups:
@@ -190,7 +192,8 @@ def project_patterns(stats: PatternedStats) -> PatternedProjection:
             "covariates of their own, models are not fitted in a centred basis."
         )
     if total.not_estimable.all() and m and not stats.own.names:
-        project(stats.sums)  # says what is wrong where nothing can be estimated at all
+        # Says what is wrong where nothing can be estimated at all.
+        project(stats.sums, known_residual=known_residual)
     return replace(total, groups=tuple(groups))
 
 
@@ -206,7 +209,9 @@ def _fill(total: PatternedProjection, group: Group) -> None:
         total.beta_ols[:, here] = part.beta_ols.T
 
 
-def _stack(stats: PatternedStats, features: IntArray, total: PatternedProjection) -> Group:
+def _stack(
+    stats: PatternedStats, features: IntArray, total: PatternedProjection, known_residual: bool
+) -> Group:
     """The features whose designs can carry the model.
 
     Verdicts of the others are put into ``total``.
@@ -255,21 +260,24 @@ def _stack(stats: PatternedStats, features: IntArray, total: PatternedProjection
         ZY=(ZY / total.column_scale[:, None]).T / designs.root_weight[:, None],
         beta_ols=beta_ols,
     )
-    posed = _well_posed(stacked, total.layout)
+    posed = _well_posed(stacked, total.layout, known_residual)
     if posed.all():
         return Group(features, stacked)
     total.not_estimable[features[~posed]] = True
     return Group(features[posed], stacked.take(np.flatnonzero(posed)))
 
 
-def _well_posed(stacked: StackedProjection, layout: OwnLayout | None) -> BoolArray:
+def _well_posed(
+    stacked: StackedProjection, layout: OwnLayout | None, known_residual: bool
+) -> BoolArray:
     """Features whose variance components can be told apart, shape (F,)."""
     if layout is not None:
-        return well_posed(OwnRowsLikelihood(stacked, "REML", layout))
+        owned = OwnRowsLikelihood(stacked, "REML", layout)
+        return well_posed(owned, known_residual=known_residual)
     posed = np.ones(stacked.m, dtype=bool)
     for start in range(0, stacked.m, stacked.chunk):
         here = slice(start, min(start + stacked.chunk, stacked.m))
-        posed[here] = stacked.well_posed(here)
+        posed[here] = stacked.well_posed(here, known_residual=known_residual)
     return posed
 
 

@@ -13,6 +13,7 @@ from flashmm.results import coefficient_limits, fixed_effects, moderation
 from flashmm.results.cluster_robust import MODEL
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.fitted import OfFittedModel
+from flashmm.slips.answers import answer_calls
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["FixedEffectMethods"]
 
 
+@answer_calls
 @hold_methods
 class FixedEffectMethods(OfFittedModel):
     """Tests and limits of the fixed effects; part of `MultiLMMResults`."""
@@ -259,8 +261,11 @@ class FixedEffectMethods(OfFittedModel):
         Parameters
         ----------
         contrast
-            As in `t_test`: the hypothesis is that all of them hold at once. By default that
-            every coefficient is zero.
+            As in `t_test`: the hypothesis is that all of them hold at once. A term of the
+            formula, ``"cls"``, stands for all of its coefficients (`anova` has tests of terms
+            whatever the coding). A dict with lists of contrasts or with terms,
+            ``{"class": "cls", "both": ["a", "b - c"]}``, is a test for each name. By default
+            that every coefficient is zero.
         df
             Denominator degrees of freedom: ``"satterthwaite"`` (Fai & Cornelius 1996, as
             lmerTest), ``"kenward-roger"`` (Kenward & Roger 1997: their scaled F, as pbkrtest; REML

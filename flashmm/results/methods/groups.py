@@ -13,10 +13,12 @@ from flashmm.results import flip_tests, influence
 from flashmm.results.fitted import OfFittedModel
 from flashmm.results.flip_tests import FlipTestResults
 from flashmm.results.influence import Influence
+from flashmm.slips.answers import answer_calls
 
 __all__ = ["GroupMethods"]
 
 
+@answer_calls
 @hold_methods
 class GroupMethods(OfFittedModel):
     """What groups of samples do to a fit; part of `MultiLMMResults`."""

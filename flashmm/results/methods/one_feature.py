@@ -9,10 +9,12 @@ import pandas as pd
 from flashmm.arrays.types import IntArray
 from flashmm.results import tidy
 from flashmm.results.fitted import FittedModel
+from flashmm.slips.answers import answer_calls
 
 __all__ = ["OneFeatureTables"]
 
 
+@answer_calls
 class OneFeatureTables:
     """Tables of one feature; part of `FeatureResults`."""
 

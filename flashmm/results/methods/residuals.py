@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from flashmm.arrays.blas import hold_methods
 from flashmm.results import residuals
 from flashmm.results.fitted import OfFittedModel
+from flashmm.slips.answers import answer_calls
 from flashmm.sources import Transform
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ResidualMethods"]
 
 
+@answer_calls
 @hold_methods
 class ResidualMethods(OfFittedModel):
     """Residuals and what they say of the model; part of `MultiLMMResults`."""

@@ -13,10 +13,12 @@ from flashmm.arrays.labels import find_labels
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.results import tidy
 from flashmm.results.fitted import OfFittedModel
+from flashmm.slips.answers import answer_calls
 
 __all__ = ["TableMethods"]
 
 
+@answer_calls
 @hold_methods
 class TableMethods(OfFittedModel):
     """Names of features, and tables of a fit; part of `MultiLMMResults`."""
