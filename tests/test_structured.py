@@ -425,3 +425,12 @@ def test_parts_of_the_samples_add_up(data, Y, result):
     both = fm.MultiLMM(parts[0] + parts[1]).fit(parameter_space="psd")
     assert_allclose(both.llf, result.llf, atol=1e-9)
     assert_allclose(both.theta, result.theta, rtol=1e-6)
+
+
+def test_beside_residual_variances_by_group(data, Y):
+    table = data.assign(half=np.where(np.arange(len(data)) % 2, "F", "M"))
+    model = fm.MultiLMM.from_formula("~ x + cs(0 + f | g)", data=table, Y=Y, sums_by="half")
+    found = model.fit(parameter_space="psd", residual_by="half")
+    names = found.random_parameters()["param"].values.tolist()
+    assert names[:2] == ["g", "g[rho]"]
+    assert len(names) == 4

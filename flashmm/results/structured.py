@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from flashmm.arrays.types import FloatArray, IntArray
-from flashmm.designs.design import RESIDUAL, CovarianceStructure
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import check_option
 from flashmm.inference.correlations import CommonCorrelation, CommonVariance
 from flashmm.inference.statistics import check_alpha
@@ -86,11 +86,9 @@ def random_parameters(
     structure = fitted.stats.structure
     for common in common_parameters(structure):
         columns += _common(fitted, positions, alpha, method, common)
-    residual = [column for column in columns if column.name == RESIDUAL]
+    residual = [column for column in columns if not column.term]
     order = {term.name: i for i, term in enumerate(structure.terms)}
-    columns = sorted(
-        (column for column in columns if column.name != RESIDUAL), key=lambda c: order[c.term]
-    )
+    columns = sorted((column for column in columns if column.term), key=lambda c: order[c.term])
     columns += residual
     dims = ("feature", "param")
     table = np.stack([column.values for column in columns], axis=1)
@@ -128,10 +126,11 @@ def _deviations(
         for i, p in enumerate(structure.parameters)
         if p.is_variance and structure.terms[p.term].covariance != "cs"
     ]
-    own.append(len(structure.parameters))
+    of_effects = len(own)
+    own += range(len(structure.parameters), len(fitted.params))  # residual variances, by group
     theta = fitted.values("theta", positions)[:, own]
     error = fitted.values("se_theta", positions)[:, own]
-    names = [structure.param_names[i] for i in own]
+    names = [str(fitted.params[i]) for i in own]
     sd, se = _root(theta, error)
     if method == "profile":
         found = conf_int_theta(
@@ -141,7 +140,7 @@ def _deviations(
         found = _log_limits(sd, se, alpha)
     for j, i in enumerate(own):
         values = np.concatenate([np.stack([sd[:, j], se[:, j]], axis=1), found[:, j]], axis=1)
-        term = "" if i == own[-1] else structure.terms[structure.parameters[i].term].name
+        term = "" if j >= of_effects else structure.terms[structure.parameters[i].term].name
         yield _Column(names[j], "sd", term, values)
 
 
