@@ -442,6 +442,21 @@ for maker_name in ("formula", "anndata"):
         shuffled(P.mask).astype("boolean"),
         shuffled(array(P.mask, "feature")),
     )
+case(
+    "anndata features",
+    lambda mask: from_anndata(features=mask),
+    P.mask,
+    shuffled(P.mask),
+    shuffled(array(P.mask, "feature")),
+)
+IN_DATA = pd.Series([True, True, False], index=P.data.columns)
+case(
+    "feature_columns",
+    lambda mask: fm.MultiLMM.from_formula("~ 1", "(1 | g)", data=P.data, feature_columns=mask),
+    IN_DATA,
+    shuffled(IN_DATA),
+    shuffled(array(IN_DATA, "column")),
+)
 for maker_name, maker in {**MAKERS, "update": updated}.items():
     case(
         f"{maker_name} Y",
@@ -971,7 +986,7 @@ def test_levels_are_named_by_the_columns_of_z():
 LABELLED = {
     *("X", "Y", "Z", "adata", "at", "beta", "blocks", "by", "coef_names", "column_means"),
     *("components", "contrast", "counts", "data", "feature_covariates", "feature_names"),
-    *("features", "margin", "screen"),
+    *("features", "feature_columns", "margin", "screen"),
     *("lib_size", "mask_var"),
     *("moderated", "newdata", "norm_factors", "other", "size_factors", "statistic", "stats"),
     *("tests", "theta", "theta0", "trend", "weights", "sums_by", "cluster", "covariances"),
@@ -980,7 +995,7 @@ LABELLED = {
 # Names, options, numbers, files, random numbers; and what the package made itself.
 UNLABELLED = {
     *("adjust", "adjust_library_size", "adjust_over", "aliased", "allow_new_levels", "alpha"),
-    *("alternative", "legacy", "max_seconds", "rank"),
+    *("alternative", "effects", "layout", "legacy", "max_seconds", "modality", "rank"),
     *("ax", "axes", "axis", "block_bytes", "client", "coefs", "divisor", "kind", "reduce_terms"),
     *("test", "component", "context", "contrasts", "copy"),
     *("change", "cov", "exact", "grouping", "groups", "n_flips", "threshold"),

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from formulaic import Formula
 
+from flashmm.arrays.labels import as_pandas, in_order
 from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, listing, nearest
 
@@ -142,8 +143,11 @@ def _are_columns(Y: Any, columns: list[Any]) -> bool:
 def _asked(feature_columns: Any, columns: list[Any]) -> Responses:
     if isinstance(feature_columns, str):
         feature_columns = [feature_columns]
-    if isinstance(feature_columns, pd.Series) and feature_columns.dtype == bool:
-        feature_columns = feature_columns.reindex(columns, fill_value=False)
+    feature_columns = as_pandas(feature_columns)
+    if isinstance(feature_columns, pd.Series) and pd.api.types.is_bool_dtype(feature_columns):
+        feature_columns = in_order(
+            feature_columns, pd.Index(columns), "`feature_columns`", of="columns"
+        )
     given = np.asarray(feature_columns, dtype=object).ravel()
     if given.size and all(isinstance(value, (bool, np.bool_)) for value in given):
         if given.size != len(columns):

@@ -68,7 +68,7 @@ class FeatureTests:
 
     columns: tuple[str, ...] = ("p",)
     statistic = "p"
-    noun = "tests"
+    _noun = "tests"
 
     def __init__(self, ds: xr.Dataset, *, df_method: str) -> None:
         self.ds = ds
@@ -268,7 +268,7 @@ class FeatureTests:
         side = f"{self.ds.attrs['alternative']}, " if "alternative" in self.ds.attrs else ""
         if "margin" in self.ds:
             side += f"null {self.ds.attrs['null']} the margin, "
-        return f"{self.noun}: {m} features x {c} contrasts, {side}df={self.df_method}"
+        return f"{self._noun}: {m} features x {c} contrasts, {side}df={self.df_method}"
 
     def __repr__(self) -> str:
         table = self.to_frame()
@@ -370,7 +370,7 @@ class TTestResults(FeatureTests):
 
     columns = ("estimate", "se", "t", "df", "p")
     statistic = "t"
-    noun = "t tests"
+    _noun = "t tests"
 
     def __init__(
         self,
@@ -548,7 +548,7 @@ class FTestResults(FeatureTests):
 
     columns = ("F", "df_num", "df_denom", "p")
     statistic = "F"
-    noun = "F tests"
+    _noun = "F tests"
 
     @property
     def fvalue(self) -> pd.DataFrame:

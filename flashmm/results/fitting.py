@@ -251,10 +251,16 @@ def _restart_inside(
             good = np.flatnonzero(again.status <= Status.INDEFINITE)
             _put(solution, features[good], again, good)
             usable[features[good]] = False
+    if landscape is not None and landscape.few:
+        _restart_at_summits(stepwise, space, solution, lost[usable[lost]], landscape)
 
 
 def _restart_at_summits(
-    search: _Search, psd: ParameterSpace, solution: Solution, lost: IntArray
+    search: _Search,
+    space: ParameterSpace,
+    solution: Solution,
+    lost: IntArray,
+    landscape: Landscape | None = None,
 ) -> None:
     """Fit features that ran to the edge of the domain again, from maxima of the grid; in place.
 
@@ -263,14 +269,16 @@ def _restart_at_summits(
     several = len(search.projection.structure.residuals) > 1
     if lost.size == 0 or several or known_residual_of(search.likelihood) is not None:
         return  # the grid is one of ratios, for any residual variance
-    landscape = search.landscape or _landscape(search.projection, search.plan.options, None)
+    landscape = (
+        landscape or search.landscape or _landscape(search.projection, search.plan.options, None)
+    )
     if landscape is None:
         return
     plain = replace(
         search, plan=replace(search.plan, fallback=None), again_from=None, landscape=None
     )
     best = np.full(lost.size, -np.inf)
-    for again in plain.ends(psd, landscape.summits(lost, _SUMMITS), lost):
+    for again in plain.ends(space, landscape.summits(lost, _SUMMITS), lost):
         solution.n_iter[lost] += again.n_iter
         height = again.evaluation.loglik
         found = np.flatnonzero((again.status <= Status.BOUNDARY) & (height > best))

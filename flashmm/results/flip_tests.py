@@ -37,7 +37,7 @@ class FlipTestResults(FeatureTests):
 
     columns = ("estimate", "t", "p", "p_fwer")
     statistic = "t"
-    noun = "sign-flip tests"
+    _noun = "sign-flip tests"
 
     @property
     def effect(self) -> pd.DataFrame:

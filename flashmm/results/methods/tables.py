@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import pandas as pd
 
 from flashmm.arrays.blas import hold_methods
 from flashmm.arrays.labels import find_labels
+from flashmm.exceptions import InputError
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.results import tidy
 from flashmm.results.fitted import OfFittedModel
@@ -35,6 +37,10 @@ class TableMethods(OfFittedModel):
         return iter(self.fitted.names.tolist())
 
     def __contains__(self, feature: object) -> bool:
+        if isinstance(feature, tuple):  # a label of several levels
+            with contextlib.suppress(InputError):
+                return self.fitted.positions([feature]).size == 1
+            return False
         return bool(find_labels(self.fitted.names, [feature])[0] >= 0)
 
     def tidy(
