@@ -78,9 +78,7 @@ def _is_group(Y: Any) -> bool:
     if not is_on_disk(Y):
         return False
     if type(Y).__module__.startswith("h5py.") and not Y:
-        raise InputError(
-            "Y belongs to an HDF5 file that is closed. Open it, and keep it open."
-        )
+        raise InputError("Y belongs to an HDF5 file that is closed. Open it, and keep it open.")
     if hasattr(Y, "shape"):
         return False
     if "obs" in Y and "var" in Y:
