@@ -10,8 +10,12 @@ from flashmm.arrays.lazy import lazy
 if TYPE_CHECKING:
     from flashmm import simulate
     from flashmm.counts.voom import Voom, voom
+    from flashmm.designs.covariances import Covariance
+    from flashmm.designs.pedigrees import pedigree_covariance, relationship_matrix
+    from flashmm.designs.relationship_files import read_covariance, read_grm
     from flashmm.exceptions import (
         ConvergenceWarning,
+        CovarianceWarning,
         FlashMMError,
         FormulaWarning,
         InputError,
@@ -33,14 +37,18 @@ if TYPE_CHECKING:
         RatioPrior,
         TTestResults,
     )
+    from flashmm.results.loading import load
     from flashmm.simulate.power import power
     from flashmm.solvers.verdict_texts import Status
+    from flashmm.sources.long_tables import from_long
     from flashmm.stats.own_rows import PatternedStats
     from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = [
     "BootstrapResults",
     "ConvergenceWarning",
+    "Covariance",
+    "CovarianceWarning",
     "FTestResults",
     "FeatureResults",
     "FlashMMError",
@@ -62,7 +70,13 @@ __all__ = [
     "Voom",
     "adjust_pvalues",
     "contrast_matrix",
+    "from_long",
+    "load",
+    "pedigree_covariance",
     "power",
+    "read_covariance",
+    "read_grm",
+    "relationship_matrix",
     "simulate",
     "voom",
 ]
@@ -72,11 +86,15 @@ _HOMES = {
     **dict.fromkeys(("Voom", "voom"), "counts.voom"),
     **dict.fromkeys(
         (
-            *("ConvergenceWarning", "FlashMMError", "FormulaWarning", "InputError"),
+            *("ConvergenceWarning", "CovarianceWarning", "FlashMMError"),
+            *("FormulaWarning", "InputError"),
             *("MissingSamplesWarning", "PrecisionWarning", "RankWarning", "SlowWarning"),
         ),
         "exceptions",
     ),
+    "Covariance": "designs.covariances",
+    **dict.fromkeys(("pedigree_covariance", "relationship_matrix"), "designs.pedigrees"),
+    **dict.fromkeys(("read_covariance", "read_grm"), "designs.relationship_files"),
     "contrast_matrix": "inference.contrasts",
     "adjust_pvalues": "inference.multiplicity",
     "MultiLMM": "model",
@@ -87,8 +105,10 @@ _HOMES = {
         ),
         "results",
     ),
+    "load": "results.loading",
     "power": "simulate.power",
     "Status": "solvers.verdict_texts",
+    "from_long": "sources.long_tables",
     "PatternedStats": "stats.own_rows",
     "SummaryStats": "stats.summary_stats",
 }
@@ -120,7 +140,10 @@ def __getattr__(name: str) -> Any:
     elif not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
         value = import_module(f"{__name__}.{name}")
     else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        cures = import_module(f"{__name__}.slips.cures")
+        cure = cures.known(cures.PACKAGE, name)
+        more = f"; {cure}" if cure else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{more}")
     globals()[name] = value
     return value
 

@@ -13,14 +13,22 @@ from numpy.typing import ArrayLike
 from flashmm.designs.design import Design
 from flashmm.designs.from_arrays import as_structure, design_and_source, weights_of
 from flashmm.exceptions import InputError, check_option, listing, nearest
+from flashmm.formulas.left_side import read_responses, responses_of, split_sides
 from flashmm.formulas.new_data_recipe import DesignRecipe
+from flashmm.formulas.sides_swapped import samples_table, swapped, transposed
+from flashmm.results.pages import SummaryPage
+from flashmm.results.summary import design_page
+from flashmm.slips.answers import answer_calls
+from flashmm.slips.cures import CONSTRUCTORS
 from flashmm.sources import Source, Transform, make_source
 from flashmm.sources.anndata_kinds import is_anndata, open_anndata
+from flashmm.sources.anndata_parts import part_of
 from flashmm.sources.beside import Beside, beside, beside_of
 from flashmm.sources.make import source_of
 from flashmm.sources.readers import Labelled
 from flashmm.stats.from_formulas import RANKS, Handling, Summed, is_own, sum_formulas
 from flashmm.stats.grouping import grouping_of, refuse_own_groups
+from flashmm.stats.known_levels import known_structure, over_structure
 from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.own_rows_sums import OwnTables, sum_by_pattern, sum_own_rows
@@ -30,6 +38,7 @@ from flashmm.stats.summary_stats import SummaryStats
 __all__ = ["ModelData"]
 
 
+@answer_calls
 class ModelData:
     """Summary statistics with the formulas behind them; the constructors of `MultiLMM`.
 
@@ -45,6 +54,8 @@ class ModelData:
         n_dropped: int = 0,
         recipe: DesignRecipe | None = None,
     ) -> None:
+        if not isinstance(stats, (SummaryStats, PatternedStats)):
+            raise InputError(CONSTRUCTORS["MultiLMM"])
         self.stats = stats
         self.fixed = fixed
         self.random = random
@@ -55,6 +66,20 @@ class ModelData:
         formulas = f"fixed={self.fixed!r}, random={self.random!r}, " if self.fixed else ""
         s = self.stats
         return f"<MultiLMM: {formulas}n={s.n}, m={s.m}, p={s.p}, q={s.q}>"
+
+    def __str__(self) -> str:
+        return str(self._page())
+
+    def _repr_html_(self) -> str:
+        return self._page()._repr_html_()
+
+    def _page(self) -> SummaryPage:
+        return design_page(self.stats, self.fixed, self.random, self.n_dropped)
+
+    @property
+    def feature_names(self) -> pd.Index:
+        """Names of the features, in order."""
+        return pd.Index(self.stats.feature_names, name="feature")
 
     @classmethod
     def from_formula(
@@ -71,6 +96,7 @@ class ModelData:
         rank: Literal["raise", "drop"] = "raise",
         rows: Literal["features", "samples"] = "features",
         features: Any = None,
+        feature_columns: Any = None,
         min_count: float | None = None,
         min_fraction: float | None = None,
         size_factors: Any = None,
@@ -78,6 +104,7 @@ class ModelData:
         weights: Any = None,
         feature_covariates: Mapping[str, Any] | None = None,
         sums_by: Any = None,
+        covariances: Mapping[str, Any] | None = None,
         n_jobs: int | None = None,
         progress: bool | None = None,
     ) -> Self:
@@ -86,23 +113,27 @@ class ModelData:
         Parameters
         ----------
         fixed
-            One-sided formula of the fixed effects, ``"~ age + group"``; it may hold the
-            random effects too, ``"~ age + (1 | donor)"``, and offsets, ``offset(log(depth))``,
-            terms whose coefficient is one.
+            Formula of the fixed effects, ``"~ age + group"``; it may hold the random effects
+            too, ``"~ age + (1 | donor)"``, and offsets, ``offset(log(depth))``, terms whose
+            coefficient is one. Before ``~`` may stand columns of ``data`` that are the
+            features, ``"y ~ age"``, ``"a + b ~ age"``, ``"log(y) ~ age"``; Y is then left out.
         random
             Random effects: a formula whose columns are one component with independent
             effects (``"~ 0 + sam"``), lme4 bars (``"(1 + x | g) + (1 | h)"``), a list of
             such, or a dict ``{name: formula}``; left out when ``fixed`` holds the bars. Where
             neither has any the model is one of least squares, and theta the residual variance.
         data
-            One row per sample, n rows.
+            One row per sample, n rows: a DataFrame of pandas, polars, modin or what else narwhals
+            reads, a pyarrow Table, or a dict of columns.
         Y
-            Features x samples, shape (m, n), matched to ``data.index`` by label when both sides
-            carry labels: ndarray (1-D is one feature), memory map, Series, DataFrame,
-            scipy.sparse, xarray.DataArray (dims told apart by name), dask array, h5py dataset,
-            zarr array, or an iterable of ``(samples, block)`` with the labels or positions in
-            ``data`` of the samples of each block. AnnData or the path of an .h5ad or .zarr has
-            samples as rows, as always. Nothing on disk is ever in memory as a whole.
+            Names of columns of ``data``; or features x samples, shape (m, n), matched to
+            ``data.index`` by label when both sides carry labels: ndarray (1-D is one feature),
+            memory map, Series, DataFrame of any library (of one without an index, a column of
+            text names the rows), scipy.sparse, xarray.DataArray (dims told apart by name), dask
+            array, h5py dataset, zarr array, or an iterable of ``(samples, block)`` with the
+            labels or positions in ``data`` of the samples of each block. AnnData or the path of
+            an .h5ad or .zarr has samples as rows, as always. Nothing on disk is ever in memory
+            as a whole.
         transform
             Applied to Y block by block: ``"log2p1"`` (log2(1 + y), FLASHMM's is.counts),
             ``"log1p"``, or a callable that acts on each element alone.
@@ -126,6 +157,9 @@ class ModelData:
         features
             Features to use: names, a boolean mask (by label where it has labels) or a slice of
             positions; None for all.
+        feature_columns
+            In place of Y: the columns of ``data`` that are the features, by name or as a
+            boolean mask of the columns.
         min_count
             Leave out features whose values, before anything is done to them, sum to less.
         min_fraction
@@ -151,6 +185,12 @@ class ModelData:
             sample, shape (n,). k groups take 8 k (p^2 + p m + m) bytes, and as much as Z'X and
             Z'Y again, which is logged and bounded. Features must have the same samples and
             weights.
+        covariances
+            Known covariances between the levels of random terms, ``{"donor": K}`` by grouping
+            factor or name of the term: D is then theta K in the place of theta I, Kronecker's
+            product of D and K for slopes. K is a labelled DataFrame or DataArray, or a
+            `Covariance`: a matrix with names for its levels, sparse, a root, or the inverse. It is
+            matched by label; levels that the data lack are predicted.
         n_jobs
             Threads that sum blocks of sparse Y, or a dask array; None for one per processor. A
             dask array is summed by the workers of a cluster if a ``distributed.Client`` is active.
@@ -175,9 +215,21 @@ class ModelData:
         >>> model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=rng.normal(size=(3, 40)))
         >>> model.stats.coef_names
         ('Intercept', 'x')
+        >>> data["y"] = rng.normal(size=40)
+        >>> fm.MultiLMM.from_formula("y ~ x + (1 | g)", data=data)
+        <MultiLMM: fixed='~ x', random='(1 | g)', n=40, m=1, p=2, q=8>
         """
-        if data is None or Y is None:
-            raise InputError("from_formula needs `data` (one row per sample) and `Y`.")
+        table, named = samples_table(data, Y), feature_names
+        fixed, responses = read_responses(fixed, Y, table, feature_columns)
+        given = Y
+        if responses:
+            Y, own, _ = responses_of(table, responses)
+            named, rows = own if feature_names is None else feature_names, "features"
+        if Y is None:
+            raise InputError(
+                "from_formula needs `Y`, features x samples; or name columns of `data` before `~`, "
+                "as in 'y ~ x + (1 | g)'."
+            )
         handling = Handling(
             missing=missing,
             features=features,
@@ -192,16 +244,20 @@ class ModelData:
             context=context,
             rank=rank,
             sums_by=sums_by,
+            covariances=covariances,
         )
 
-        def table(values: Any, name: str, source: Source, samples: pd.Index | None) -> Beside:
+        def tables(values: Any, name: str, source: Source, samples: pd.Index | None) -> Beside:
             return beside(values, name, source, samples, rows)
 
         def source(samples: pd.Index | None, n: int) -> Source:
             made = make_source(Y, transform=transform, samples=samples, n=n, rows=rows)
-            return made if feature_names is None else made.renamed(feature_names)
+            return made if named is None else made.renamed(named)
 
-        return cls._of(sum_formulas(fixed, random, data, source, table, handling))
+        try:
+            return cls._of(sum_formulas(fixed, random, table, source, tables, handling))
+        except InputError as error:
+            raise swapped(error, fixed, random, table, given) from error
 
     @classmethod
     def from_anndata(
@@ -212,6 +268,8 @@ class ModelData:
         *,
         layer: str | None = None,
         mask_var: str | ArrayLike | None = None,
+        features: Any = None,
+        modality: str | None = None,
         transform: Transform = None,
         missing: Literal["raise", "drop", "feature"] = "raise",
         context: Mapping[str, Any] | None = None,
@@ -223,6 +281,7 @@ class ModelData:
         weights: Any = None,
         feature_covariates: Mapping[str, Any] | None = None,
         sums_by: Any = None,
+        covariances: Mapping[str, Any] | None = None,
         n_jobs: int | None = None,
         progress: bool | None = None,
     ) -> Self:
@@ -233,18 +292,25 @@ class ModelData:
         adata
             AnnData in memory, backed or lazy; the path of an .h5ad or .zarr, or of a table inside
             one (``"x.zarr/tables/table"``); or an open group of h5py or zarr. Of a matrix on disk
-            no more than a few blocks are in memory at a time.
+            no more than a few blocks are in memory at a time. Or MuData or SpatialData, of which
+            `modality` names a part; the part's own obs are the data, with columns of MuData's obs
+            that it lacks, matched by the names of the cells.
         fixed, random
             Formulas over the columns of ``obs``; see `from_formula`.
         layer
             Name of the layer to use; None for X.
         mask_var
             Genes to use: the name of a boolean column of ``var``, or a mask of its length.
+        features
+            Genes to use: names, a mask or a slice, as in `from_formula`; of those of `mask_var`.
+        modality
+            The modality of a MuData or the table of a SpatialData object; may be left out where
+            there is one.
         transform, missing, context, rank, min_count, min_fraction, size_factors, target_sum
             See `from_formula`; columns of ``data`` are those of ``obs``.
         weights
             See `from_formula`; or the name of a layer, unless ``obs`` has such a column.
-        feature_covariates, sums_by, n_jobs, progress
+        feature_covariates, sums_by, covariances, n_jobs, progress
             See `from_formula`; covariates may be named layers.
 
         Returns
@@ -266,10 +332,11 @@ class ModelData:
         <MultiLMM: fixed='~ 0 + log(libsize) + cls + cls:trt', random='~ 0 + sam', n=300, m=20, \
 p=5, q=6>
         """
+        adata = part_of(adata, modality)
         opened = open_anndata(adata, layer)
         handling = Handling(
             missing=missing,
-            features=opened.mask(mask_var),
+            features=opened.chosen(mask_var, features),
             min_count=min_count,
             min_fraction=min_fraction,
             size_factors=size_factors,
@@ -281,6 +348,7 @@ p=5, q=6>
             context=context,
             rank=rank,
             sums_by=sums_by,
+            covariances=covariances,
         )
         read = Labelled(opened.reader, opened.var.index)  # cells go by position
         if isinstance(weights, str) and weights not in opened.obs.columns:
@@ -296,7 +364,15 @@ p=5, q=6>
         def source(samples: pd.Index | None, n: int) -> Source:
             return source_of(read, transform, samples, n)
 
-        return cls._of(sum_formulas(fixed, random, opened.obs, source, table, handling))
+        if split_sides(fixed)[0]:
+            raise InputError(
+                "Features of an AnnData object are its genes: leave out what stands before `~`, or "
+                "pass features=[...]."
+            )
+        try:
+            return cls._of(sum_formulas(fixed, random, opened.obs, source, table, handling))
+        except InputError as error:
+            raise transposed(error, fixed, random, opened.obs, opened.var) from error
 
     @classmethod
     def _of(cls, summed: Summed) -> Self:
@@ -325,6 +401,7 @@ p=5, q=6>
         missing: Literal["raise", "feature"] = "raise",
         rank: Literal["raise", "drop"] = "raise",
         sums_by: Any = None,
+        covariances: Mapping[str, Any] | None = None,
     ) -> Self:
         """Build a model from matrices, as FLASHMM's lmmfit(Y, X, Z, d).
 
@@ -357,6 +434,9 @@ p=5, q=6>
         sums_by
             As in `from_formula`: a label of each sample, shape (n,), matched by label where it
             has labels.
+        covariances
+            As in `from_formula`, by component (``"Z1"`` for the first without a name). Levels are
+            the labels of the columns of Z; without labels a matrix without names has their order.
 
         Returns
         -------
@@ -385,6 +465,7 @@ p=5, q=6>
             Y, X, Z, components, coef_names, transform, feature_names
         )
         own = is_own(weights, source)
+        structure = known_structure(design.structure, covariances)
         grouping = None
         if sums_by is not None:
             grouping = grouping_of(sums_by, None, np.ones(design.n, dtype=bool), samples)
@@ -404,10 +485,10 @@ p=5, q=6>
             )
             design, tables = _with_own_columns(design, tables, tuple(feature_covariates or {}))
             own_sums = sum_own_rows(source, design, tables, missing=missing == "feature")
-            return cls(_ranked(own_sums, rank))
+            return cls(_ranked(over_structure(own_sums, structure), rank))
         sum_up: Any = sum_by_pattern if missing == "feature" else SummaryStats.from_design
         stats = sum_up(source, design, weights=precision, grouping=grouping)
-        return cls(_ranked(stats, rank))
+        return cls(_ranked(over_structure(stats, structure), rank))
 
     @classmethod
     def from_summary_stats(
@@ -418,6 +499,7 @@ p=5, q=6>
         feature_names: Sequence[object] | None = None,
         coef_names: Sequence[str] | None = None,
         rank: Literal["raise", "drop"] = "raise",
+        covariances: Mapping[str, Any] | None = None,
     ) -> Self:
         """Build a model from summary statistics, as FLASHMM's lmm(XX, XY, ZX, ZY, ZZ, ...).
 
@@ -432,6 +514,8 @@ p=5, q=6>
             Labels that override those of ``stats``.
         rank
             As in `from_formula`.
+        covariances
+            As in `from_arrays`, for terms of the statistics.
 
         Returns
         -------
@@ -456,7 +540,8 @@ p=5, q=6>
         """
         check_option("rank", rank, RANKS)
         if isinstance(stats, PatternedStats) and components is feature_names is coef_names is None:
-            return cls(_ranked(stats, rank))
+            known = known_structure(stats.structure, covariances)
+            return cls(_ranked(over_structure(stats, known), rank))
         if isinstance(stats, Mapping):
             stats = _stats_from_mapping(stats)
         if not isinstance(stats, SummaryStats):
@@ -479,7 +564,8 @@ p=5, q=6>
         }
         groups = stats.of_groups(lambda part: replace(part, **labels))
         named = replace(stats, structure=structure, groups=groups, **labels)
-        return cls(_ranked(named, rank))
+        known = known_structure(named.structure, covariances)
+        return cls(_ranked(over_structure(named, known), rank))
 
 
 def _ranked(stats: SummaryStats | PatternedStats, rank: str) -> SummaryStats | PatternedStats:

@@ -10,6 +10,7 @@ from typing import Any
 
 __all__ = [
     "ConvergenceWarning",
+    "CovarianceWarning",
     "FlashMMError",
     "FormulaWarning",
     "InputError",
@@ -29,6 +30,10 @@ class InputError(FlashMMError, ValueError):
 
 class ConvergenceWarning(UserWarning):
     """Some features ended without a regular fit; see ``results.status``."""
+
+
+class CovarianceWarning(UserWarning):
+    """A known covariance is not on the scale of a relationship; its variance is per unit of it."""
 
 
 class MissingSamplesWarning(UserWarning):
@@ -72,7 +77,7 @@ def nearest(name: object, options: Sequence[str], limit: int = 3) -> str:
     close = difflib.get_close_matches(str(name).lower(), list(lowered), n=limit, cutoff=0.5)
     if close:
         return f"Did you mean {', '.join(repr(lowered[item]) for item in close)}?"
-    return f"Available: {listing(options, 10)}."
+    return f"Available: {listing(options, 10)}." if options else "There are none."
 
 
 def check_names(what: str, given: Any, values: str) -> dict[str, Any]:

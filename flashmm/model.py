@@ -9,8 +9,11 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flashmm.arrays.blas import LARGE, one_blas_thread
+from flashmm.arrays.labels import in_order
+from flashmm.arrays.types import FloatArray
 from flashmm.constructors import ModelData
 from flashmm.exceptions import (
     ConvergenceWarning,
@@ -32,11 +35,14 @@ from flashmm.results import FitOptions, MultiLMMResults, at_theta
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.results.on_workers import fit_on_workers
 from flashmm.results.trust import doubt
+from flashmm.slips.answers import answer_calls, no_such_attribute
+from flashmm.slips.cures import ATTRIBUTES, UNFITTED, known
 from flashmm.solvers import EM, SOLVERS
 from flashmm.solvers.base import Solver
 from flashmm.solvers.batches import usable_cores
 from flashmm.solvers.fallback import fallback_of
 from flashmm.solvers.verdict_texts import Status
+from flashmm.stats.groups import with_residual_groups
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -51,6 +57,7 @@ METHODS = ("REML", "ML")
 SPACES = ("unconstrained", "psd")
 
 
+@answer_calls
 class MultiLMM(ModelData):
     """Linear mixed models of many features that share one design.
 
@@ -80,6 +87,13 @@ class MultiLMM(ModelData):
     >>> result.params.shape
     (20, 5)
     """
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            of_results = hasattr(MultiLMMResults, name) or known(ATTRIBUTES, name)
+            cure = UNFITTED if of_results and not hasattr(type(self), name) else ""
+            return no_such_attribute(self, name, "Models", cure)
 
     def drop(self, *, fixed: Any = None, random: Any = None, features: Any = None) -> MultiLMM:
         """A smaller model of the same data, which are not needed again.
@@ -140,6 +154,31 @@ class MultiLMM(ModelData):
     def projection(self) -> AnyProjection:
         """The statistics projected off X (computed once; checks that the model can be fitted)."""
         return project_any(self.stats)
+
+    def _by_residual(
+        self, by: Any, residual: FloatArray | None, device: Any, client: Any
+    ) -> tuple[SummaryStats, str]:
+        """The statistics with residual variances by group, and what the groups are called."""
+        if residual is not None:
+            raise InputError("Pass `residual_variance` or `residual_by`, one of the two.")
+        if device is not None or client is not None:
+            raise InputError("`residual_by` is fitted here: leave out `device` and `client`.")
+        if isinstance(self.stats, PatternedStats):
+            raise InputError(
+                "`residual_by` needs features that have the same samples, weights and covariates; "
+                "here features have their own (missing='feature', or weights or covariates of "
+                "each)."
+            )
+        if self.stats.structure.has_roots:
+            raise InputError("`residual_by` and `covariances` do not go together yet.")
+        stats = with_residual_groups(self.stats, by)
+        assert stats.groups is not None
+        return stats, stats.groups.name
+
+    @cached_property
+    def _with_known_residual(self) -> AnyProjection:
+        """The same where no component can be mistaken for the residual, whose variance is known."""
+        return project_any(self.stats, known_residual=True)
 
     def loglike(self, theta: Any, method: Literal["REML", "ML"] = "REML") -> pd.Series[Any]:
         """Log-likelihood at given variances, the fixed effects maximised out, for every feature.
@@ -219,6 +258,8 @@ class MultiLMM(ModelData):
         device: Any = None,
         engine: str = "auto",
         client: Any = None,
+        residual_variance: Any = None,
+        residual_by: Any = None,
         progress: Progress = None,
     ) -> MultiLMMResults:
         """Fit all features.
@@ -278,6 +319,19 @@ class MultiLMM(ModelData):
             (needs tqdm), True for one at once, False for none, or a function of the numbers of
             features done and in all.
 
+        residual_variance
+            Known residual variance, in squared units of Y: one positive number for all features,
+            or one for each (an array, or a Series matched by label). It is then no parameter:
+            sample i has the variance ``residual_variance / weight_i``, and a random effect may have
+            a level per sample. ``1.0`` with weights 1 / s^2 is random-effects meta-analysis of all
+            features, see `MultiLMMResults.heterogeneity`. Default: estimated.
+
+        residual_by
+            Groups of samples with residual variances of their own: the name that the statistics
+            have sums by (``sums_by="Sex"``, or ``"Sex:Age"``), a factor or a mapping that makes
+            coarser groups of them. The parameters are then ``"Residual[Male]"`` and so on, and
+            `compare_lr_test` with a fit without it tests that they are equal. Default: one.
+
         Returns
         -------
         MultiLMMResults
@@ -308,8 +362,14 @@ class MultiLMM(ModelData):
         check_option("engine", engine, ("auto", *ENGINES))
         chosen = _make_solver(solver, epsilon)
         _check_em(solver, parameter_space)
+        residual = known_residual_variance(residual_variance, self.stats.feature_names)
+        stats, by = self.stats, ""
+        if residual_by is not None:
+            stats, by = self._by_residual(residual_by, residual, device, client)
         with one_blas_thread(self.stats.q):
-            projection = self.projection
+            projection = self.projection if residual is None else self._with_known_residual
+            if by:
+                projection = project_any(stats)
         likelihood = make_likelihood(projection, method, engine)
         log.info("%s of %d features: engine %r", method, self.stats.m, likelihood.engine)
         options = FitOptions(
@@ -323,16 +383,18 @@ class MultiLMM(ModelData):
             fixed=self.fixed,
             random=self.random,
             n_dropped=self.n_dropped,
+            residual_variance="estimated" if residual is None else "known",
+            residual_by=by,
         )
         fallback = fallback_of(solver, parameter_space, epsilon)
         known, told = isinstance(solver, str), progress if client is None else False
         plan = FitPlan(options, chosen, fallback, threads, device, known, told)
         if client is None:
             with one_blas_thread(self.stats.q if device is None else LARGE):
-                ds = fit_features(self.stats, projection, likelihood, plan, theta0)
+                ds = fit_features(stats, projection, likelihood, plan, theta0, residual)
         else:
-            ds = fit_on_workers(client, self.stats, plan, theta0)
-        results = MultiLMMResults(ds, self.stats, options, projection, self.recipe)
+            ds = fit_on_workers(client, self.stats, plan, theta0, residual)
+        results = MultiLMMResults(ds, stats, options, projection, self.recipe)
         results.fitted.know(likelihood)
         _warn_about(results.ds["status"].to_numpy())
         if reason := doubt(results.fitted):
@@ -344,6 +406,41 @@ def reduced_formula(formula: str, names: Sequence[str], left: Sequence[str]) -> 
     """A formula as text, with what was dropped since: ``~ a + b, without 'b'``."""
     gone = [name for name in names if name not in set(left)]
     return f"{formula}, without {listing(gone)}" if formula and gone else formula
+
+
+def known_residual_variance(given: Any, names: NDArray[Any]) -> FloatArray | None:
+    """Known residual variances of the features, shape (m,); None where they are estimated.
+
+    Raises
+    ------
+    InputError
+        If they are no positive numbers, or none for each feature.
+    """
+    if given is None:
+        return None
+    what = "`residual_variance`"
+    values = in_order(given, names, what, of="features", by_text=True)
+    try:
+        numbers = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{what} must be a positive number, or one for each feature, not {given!r:.80}."
+        ) from None
+    if isinstance(given, bool | np.bool_) or numbers.shape not in ((), (names.size,)):
+        raise InputError(
+            f"{what} must be a positive number, or one for each of {names.size} features; it is "
+            f"{given!r:.80}."
+        )
+    numbers = np.broadcast_to(numbers, names.size).copy()
+    wrong = np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0)))
+    if wrong.size:
+        where = "" if np.ndim(values) == 0 else f" (feature {str(names[wrong[0]])!r})"
+        raise InputError(
+            f"{what} must be positive and finite; it is {float(numbers[wrong[0]])!r}{where}. "
+            "Samples without a value have weight 0, and sampling variances that differ by sample "
+            "are weights 1 / s^2."
+        )
+    return numbers
 
 
 def _check_numbers(max_iter: int, epsilon: float, memory: int) -> None:

@@ -76,7 +76,10 @@ class Problem:
     def D(self, theta: FloatArray) -> FloatArray:
         """Covariance of the random effects, (q, q)."""
         repeated = [
-            np.kron(np.eye(len(term.levels)), self.block(theta, i))
+            np.kron(
+                np.eye(len(term.levels)) if term.root is None else term.root.covariance(),
+                self.block(theta, i),
+            )
             for i, term in enumerate(self.structure.terms)
         ]
         return np.asarray(scipy.linalg.block_diag(*repeated))

@@ -51,7 +51,10 @@ CALLS = {
     "coef": [{}],
     "random_correlations": [{}],
     "top_table": [{"contrast": "x", "n": None}],
-    "to_frame": [{}],
+    "to_frame": [{}, {"layout": "wide"}],
+    "feature_names": None,
+    "glance": [{}],
+    "tidy": [{}, {"df": "residual", "effects": "fixed"}],
     "summary": [{}],
     "moderate": [{}],
     "marginal_means": [{"specs": "trt"}],
@@ -59,8 +62,9 @@ CALLS = {
 }  # fmt: skip
 # Called by themselves below, or not of a fit's features.
 ELSEWHERE = {
+    "augment", "to_excel",
     "bootstrap", "bootstrap_test", "check_residuals", "compare_lr_test", "draw", "fittedvalues",
-    "load", "of_pattern",
+    "load", "of_pattern", "plot", "heterogeneity",
     "plot_residuals", "predict", "resid", "save", "sel", "to_anndata", "flip_test", "influence",
 }  # fmt: skip
 

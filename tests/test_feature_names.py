@@ -281,6 +281,10 @@ def written(result: Any, how: Named) -> Any:
     return {name: np.asarray(target.varm[name]) for name in sorted(target.varm)}
 
 
+def names_of(owner: Any, how: Named) -> list[int]:
+    return [how.labels.index(name) for name in owner.feature_names]
+
+
 def drawn(result: Any, how: Named) -> Any:
     """Heights of the points of the first panel."""
     pytest.importorskip("matplotlib").use("Agg")
@@ -290,6 +294,21 @@ def drawn(result: Any, how: Named) -> Any:
     shown = np.asarray(np.ravel(axes)[0].collections[0].get_offsets())[:, 1]
     plt.close("all")
     return shown
+
+
+def pictured(result: Any, how: Named) -> Any:
+    """Where the marks of some features lie, and the names beside them."""
+    pytest.importorskip("matplotlib").use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    asked, place = how.asked(*SOME), {str(name): i for i, name in enumerate(how.labels)}
+    forest = result.plot.forest("x", features=asked)
+    named = [place[label.get_text()] for label in forest.get_yticklabels()]
+    texts = result.plot.volcano("x", label=asked, df="residual").texts
+    where = np.array(sorted((place[text.get_text()], *text.xy) for text in texts))
+    marks = np.asarray(forest.collections[-1].get_offsets())
+    plt.close("all")
+    return [named, where, marks]
 
 
 RESULTS: dict[str, Case] = {
@@ -320,6 +339,7 @@ RESULTS: dict[str, Case] = {
         r.check_residuals(how.Y, data(), by="trt"),
     ],
     "plot_residuals": drawn,
+    "plot": pictured,
     "blup": for_some("blup", "conditional"),
     "bootstrap": for_some("bootstrap", 3, rng=5),
     "bootstrap_test": lambda r, how: [  # enough replicates to tell null fits apart
@@ -341,6 +361,9 @@ RESULTS: dict[str, Case] = {
     "fim": for_some("fim"),
     "fittedvalues": for_some("fittedvalues", data()),
     "flip_test": lambda _, how: grouped(how.kind).flip_test("x", features=how.asked(*SOME)),
+    "heterogeneity": lambda _, how: fit(
+        built(how.kind, how.missing), residual_variance=1.0
+    ).heterogeneity(features=how.asked(*SOME)),
     "icc": for_some("icc"),
     "influence": lambda _, how: grouped(how.kind).influence(features=how.asked(*SOME)).ds,
     "marginal_means": for_some("marginal_means", "trt"),
@@ -360,7 +383,6 @@ RESULTS: dict[str, Case] = {
         r.resid(how.Y, data()),
         r.resid(how.Y, data(), kind="standardized", features=how.asked(*SOME)),
     ],
-    "sel": lambda r, how: [r.sel(name) for name in how.asked(*SOME)],
     "summary": lambda r, how: [words(r.summary(how.names[i]), how.labels[i]) for i in SOME],
     "t_test": lambda r, how: [
         r.t_test("x", features=how.asked(*SOME), moderated=True),
@@ -374,9 +396,28 @@ RESULTS: dict[str, Case] = {
     "variance_fractions": for_some("variance_fractions"),
     "variance_test": for_some("variance_test"),
     "wald_test": for_some("wald_test", "x", use_f=False),
+    "feature_names": names_of,
+    "glance": for_some("glance"),
+    "tidy": lambda r, how: [
+        r.tidy(df="residual").set_index("feature"),
+        r.tidy(features=how.asked(*SOME)).set_index("feature"),
+    ],
+    "augment": lambda r, how: r.augment(how.Y, data(), features=how.asked(*SOME)).set_index(
+        "feature"
+    ),
+    "sel": lambda r, how: [
+        r.sel(how.names[9]),
+        r[how.names[9]],
+        r.sel(how.asked(*SOME)).t_test("x"),
+        r[how.asked(*SOME)].params,
+        [how.labels.index(name) for name in r],
+        [name in r for name in how.names],
+        "nobody" in r,
+        len(r),
+    ],
 }
 # A test of their own; no features.
-RESULTS_APART = {"load", "save", "method", "options", "recipe"}
+RESULTS_APART = {"load", "save", "method", "options", "recipe", "to_excel"}
 # These need sums by group, which such features have not.
 OF_GROUPS = {"flip_test", "influence"}
 
@@ -391,10 +432,13 @@ FEATURE: dict[str, Case] = {
     "predict": lambda one, _: one.predict(data().iloc[:3], se=True),
     "resid": lambda one, how: one.resid(how.Y, data()),
     "summary": lambda one, _: words(one.summary(), one.name),
+    "glance": lambda one, _: one.glance(),
+    "tidy": lambda one, _: one.tidy(df="residual").set_index("feature"),
+    "augment": lambda one, how: one.augment(how.Y, data()),
     "to_statsmodels": lambda one, how: refitted(one, how),  # noqa: PLW0108  (defined below)
 }
 FEATURE_APART = {
-    *("df_modelwc", "k_fe", "k_re", "k_re2", "k_vc", "method", "reml", "use_t", "vcomp"),
+    *("plot", "df_modelwc", "k_fe", "k_re", "k_re2", "k_vc", "method", "reml", "use_t", "vcomp"),
 }
 
 
@@ -464,12 +508,13 @@ PATTERNED_APART = {
 }
 
 TESTS: dict[str, Case] = {
-    **of("pvalue", "to_frame", "adjusted", "estimable"),
+    **of("pvalue", "to_frame", "adjusted", "estimable", "summary_frame"),
+    "feature_names": names_of,
     "top_table": lambda t, _: [t.top_table("x", sort_by=t.statistic), t.top_table("x", n=3)],
 }
 T_TESTS = {
     **TESTS,
-    **of("conf_int", "df", "effect", "sd", "tvalue", "summary_frame"),
+    **of("conf_int", "df", "effect", "sd", "tvalue"),
     "top_table": lambda t, _: [t.top_table("x"), *(t.top_table("x", style=s) for s in STYLES)],
     "simultaneous": lambda t, _: [t.simultaneous("mvt"), t.simultaneous("sidak")],
     "two_stage": lambda t, how: [
@@ -479,7 +524,7 @@ T_TESTS = {
 }
 STYLES = ("scanpy", "pertpy")
 F_TESTS = {**TESTS, **of("df_denom", "df_num", "fvalue")}
-TESTS_APART = {"columns", "contrasts", "statistic"}
+TESTS_APART = {"plot", "columns", "contrasts", "statistic"}
 
 FLIPS = {**TESTS, **of("effect", "tvalue", "pvalue_fwer")}
 INFLUENCE: dict[str, Case] = {
@@ -510,6 +555,7 @@ MODEL: dict[str, Case] = {
         fit(m, theta0=fitted(how.kind, how.missing).theta.iloc[ORDER], max_iter=1),
     ],
     "from_formula": lambda m, _: m,
+    "feature_names": names_of,
     "loglike": lambda m, how: [
         m.loglike(fitted(how.kind, how.missing)),
         m.loglike(fitted(how.kind, how.missing).theta.iloc[ORDER], method="ML"),

@@ -67,7 +67,7 @@ def test_refused_formulas(fixed, random, message):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([1, 2], "`data` must be a pandas DataFrame.*list"),
+        ([1, 2], "`data` must be a table.*list"),
         ({"x": [1, 2], "g": ["a"]}, "does not form a table"),
         (SAMPLES.iloc[:0], "no rows"),
         (pd.concat([SAMPLES, SAMPLES[["w"]]], axis=1), "several columns called 'w'"),

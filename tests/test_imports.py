@@ -19,7 +19,7 @@ PACKAGE = Path(flashmm.__file__).parent
 # not know of each other. formula -> design -> statistics -> likelihood -> solver -> results.
 FLOORS = [
     ("exceptions",),
-    ("progress",),
+    ("progress", "slips"),
     ("arrays", "storage"),
     ("sources",),
     ("designs",),
@@ -28,6 +28,7 @@ FLOORS = [
     ("likelihood",),
     ("solvers",),
     ("inference",),
+    ("plots",),
     ("results",),
     ("simulate", "constructors"),
     ("counts",),
@@ -40,7 +41,9 @@ FLOOR_OF = {name: depth for depth, names in enumerate(FLOORS) for name in names}
 EDGE = {
     "pandas": {
         *("formulas", "sources", "results", "constructors", "simulate", "counts"),
-        *("arrays.numeric", "arrays.labels", "designs.from_arrays", "designs.per_sample"),
+        *("arrays.numeric", "arrays.labels", "arrays.foreign_frames"),
+        *("designs.from_arrays", "designs.per_sample"),
+        *("designs.covariances", "designs.pedigrees", "designs.relationship_files"),
         *("stats.algebra", "stats.checks", "stats.selection", "stats.from_formulas"),
         *("stats.grouping", "stats.groups"),
         *("solvers.start", "inference.contrasts"),

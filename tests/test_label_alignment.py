@@ -338,6 +338,28 @@ for maker_name, maker in (
     )
 
 
+KINSHIP = pd.DataFrame(np.eye(len(LEVELS)) + 0.02 * np.arange(len(LEVELS)), LEVELS, LEVELS)
+KINSHIP = 0.5 * (KINSHIP + KINSHIP.T)
+for maker_name, key in (("formula", "g"), ("arrays", "Z1"), ("anndata", "g")):
+    maker = {"formula": from_formula, "arrays": from_arrays, "anndata": from_anndata}[maker_name]
+    case(
+        f"{maker_name} covariances",
+        lambda K, make=maker, key=key: make(covariances={key: K}).fit("ML", n_jobs=1).blup(),
+        KINSHIP,
+        shuffled(KINSHIP),
+        shuffled(shuffled(KINSHIP), 1),
+        shuffled(array(KINSHIP, "a", "b")),
+    )
+case(
+    "summary statistics covariances",
+    lambda K: (
+        fm.MultiLMM.from_summary_stats(stats_from_arrays(), covariances={"Z1": K}).fit("ML").blup()
+    ),
+    KINSHIP,
+    shuffled(KINSHIP),
+)
+
+
 @cache
 def grouped() -> Any:
     return from_formula(sums_by="g").fit("ML", parameter_space="psd", n_jobs=1)
@@ -420,6 +442,21 @@ for maker_name in ("formula", "anndata"):
         shuffled(P.mask).astype("boolean"),
         shuffled(array(P.mask, "feature")),
     )
+case(
+    "anndata features",
+    lambda mask: from_anndata(features=mask),
+    P.mask,
+    shuffled(P.mask),
+    shuffled(array(P.mask, "feature")),
+)
+IN_DATA = pd.Series([True, True, False], index=P.data.columns)
+case(
+    "feature_columns",
+    lambda mask: fm.MultiLMM.from_formula("~ 1", "(1 | g)", data=P.data, feature_columns=mask),
+    IN_DATA,
+    shuffled(IN_DATA),
+    shuffled(array(IN_DATA, "column")),
+)
 for maker_name, maker in {**MAKERS, "update": updated}.items():
     case(
         f"{maker_name} Y",
@@ -564,6 +601,18 @@ case(
     ),
     None,
     np.concatenate([np.random.default_rng(1).permutation(15), 15 + np.arange(25)[::-1]]),
+)
+case(
+    "residual variance",
+    lambda v: from_formula().fit(residual_variance=v, n_jobs=1).llf,
+    pd.Series(np.linspace(1.0, 3.0, M), index=FEATURES),
+    shuffled(pd.Series(np.linspace(1.0, 3.0, M), index=FEATURES)),
+)
+case(
+    "residual groups",
+    lambda by: from_formula(sums_by="g").fit(residual_by=by, n_jobs=1).llf,
+    pd.Series(np.where(np.arange(Q) < Q // 2, "low", "high"), index=LEVELS),
+    shuffled(pd.Series(np.where(np.arange(Q) < Q // 2, "low", "high"), index=LEVELS)),
 )
 case("trend", lambda t: many().moderate(trend=t), covariate(), shuffled(covariate()))
 case(
@@ -937,15 +986,16 @@ def test_levels_are_named_by_the_columns_of_z():
 LABELLED = {
     *("X", "Y", "Z", "adata", "at", "beta", "blocks", "by", "coef_names", "column_means"),
     *("components", "contrast", "counts", "data", "feature_covariates", "feature_names"),
-    *("features", "margin", "screen"),
+    *("features", "feature_columns", "margin", "screen"),
     *("lib_size", "mask_var"),
     *("moderated", "newdata", "norm_factors", "other", "size_factors", "statistic", "stats"),
-    *("tests", "theta", "theta0", "trend", "weights", "sums_by", "cluster"),
+    *("tests", "theta", "theta0", "trend", "weights", "sums_by", "cluster", "covariances"),
+    *("residual_variance", "residual_by"),
 }
 # Names, options, numbers, files, random numbers; and what the package made itself.
 UNLABELLED = {
     *("adjust", "adjust_library_size", "adjust_over", "aliased", "allow_new_levels", "alpha"),
-    *("alternative", "legacy", "max_seconds", "rank"),
+    *("alternative", "effects", "layout", "legacy", "max_seconds", "modality", "rank"),
     *("ax", "axes", "axis", "block_bytes", "client", "coefs", "divisor", "kind", "reduce_terms"),
     *("test", "component", "context", "contrasts", "copy"),
     *("change", "cov", "exact", "grouping", "groups", "n_flips", "threshold"),

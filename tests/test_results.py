@@ -308,7 +308,7 @@ def test_contrast_tables_are_labelled(results):
     assert test.adjusted("bonferroni").shape == (12, 2)
     np.testing.assert_allclose(test.adjusted("bonferroni"), np.minimum(1, 12 * test.pvalue))
     assert test.to_frame().index.names == ["feature", "contrast"]
-    assert repr(test) == "<TTestResults: 12 features x 2 contrasts, two-sided, df=satterthwaite>"
+    assert repr(test).startswith("t tests: 12 features x 2 contrasts, two-sided, df=satterthwaite")
     with pytest.raises(InputError, match="There are 2 contrasts; say which"):
         test.top_table()
     with pytest.raises(InputError, match=r"Unknown contrast 'slopes'. Did you mean 'slope'"):

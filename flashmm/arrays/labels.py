@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from flashmm.arrays.foreign_frames import frame_as_pandas, is_foreign, series_as_pandas
 from flashmm.arrays.types import BoolArray, IntArray
 from flashmm.exceptions import InputError, listing, nearest
 
@@ -28,6 +29,7 @@ __all__ = [
     "in_order",
     "is_default",
     "label_positions",
+    "labelled_frame",
     "one_column",
 ]
 
@@ -36,10 +38,27 @@ __all__ = [
 
 
 def as_pandas(values: Any) -> Any:
-    """A DataArray as a Series or DataFrame with its labels; everything else as it is."""
+    """A DataArray, or a table of another library, as a Series or DataFrame; the rest as it is."""
+    if is_foreign(values):
+        table = not hasattr(values, "shape") or len(values.shape) != 1
+        if type(values).__name__ == "ChunkedArray":
+            table = False
+        return frame_as_pandas(values) if table else series_as_pandas(values)
     if hasattr(values, "dims") and hasattr(values, "to_pandas"):
         return values.to_pandas()
     return values
+
+
+def labelled_frame(values: Any) -> Any:
+    """A table without an index whose one column of text, if it has one, becomes the index."""
+    if not isinstance(values, pd.DataFrame):
+        return values
+    texts = [
+        name
+        for name, dtype in values.dtypes.items()
+        if not (pd.api.types.is_numeric_dtype(dtype) or pd.api.types.is_bool_dtype(dtype))
+    ]
+    return values.set_index(texts[0]) if len(texts) == 1 and values.shape[1] > 1 else values
 
 
 def is_default(index: pd.Index | None) -> bool:

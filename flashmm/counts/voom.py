@@ -26,10 +26,13 @@ from flashmm.designs.per_sample import per_sample
 from flashmm.exceptions import InputError
 from flashmm.formulas.bars import parse_formula
 from flashmm.formulas.build import build_design
+from flashmm.formulas.sample_table import check_data
 from flashmm.likelihood import make_likelihood, project_any
+from flashmm.plots.variances import voom_trend
 from flashmm.progress import Progress
 from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.results.fitting import FitPlan, fit_features
+from flashmm.slips.answers import answered
 from flashmm.solvers import EM, FisherScoring
 from flashmm.solvers.batches import usable_cores
 from flashmm.sources import Source, make_source
@@ -88,19 +91,11 @@ class Voom:
         InputError
             If matplotlib is not installed.
         """
-        if ax is None:
-            try:
-                import matplotlib.pyplot as plt  # noqa: PLC0415  (an extra)
-            except ImportError:
-                raise InputError("`plot` needs matplotlib: pip install 'flashmm[plot]'.") from None
-            _, ax = plt.subplots()
-        ax.plot(self.trend["x"], self.trend["y"], ".", markersize=3)
-        ax.plot(self.trend["x"], self.trend["fitted"])
-        ax.set_xlabel("log2(count + 0.5), mean")
-        ax.set_ylabel("square root of the residual standard deviation")
-        return ax
+        trend = self.trend
+        return voom_trend(trend["x"], trend["y"], trend["fitted"], ax=ax)
 
 
+@answered
 def voom(
     counts: Any,
     fixed: str,
@@ -222,14 +217,14 @@ def _counted(counts: Any, data: Any, rows: str, layer: str | None) -> tuple[pd.D
     if is_anndata(counts) or is_path:
         opened = open_anndata(counts, layer)
         data = opened.obs if data is None else data
-        table = pd.DataFrame(data)
+        table = check_data(data)
         read = Labelled(opened.reader, opened.var.index, opened.obs.index)
         return table, source_of(read, None, table.index, len(table))
     if layer is not None:
         raise InputError("`layer` names a layer of an AnnData; `counts` is none.")
     if data is None:
         raise InputError("voom needs `data`, one row per sample.")
-    table = pd.DataFrame(data)
+    table = check_data(data)
     return table, make_source(counts, samples=table.index, n=len(table), rows=rows)
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from flashmm.arrays.namespaces import Array, namespace
 from flashmm.arrays.types import FloatArray
 from flashmm.designs.compact import CompactMatrix, LayeredMatrix
+from flashmm.designs.known_root import KnownRoot
 from flashmm.exceptions import InputError, listing
 
 __all__ = ["CovarianceParameter", "CovarianceStructure", "Design", "RandomTerm"]
@@ -44,6 +45,8 @@ class RandomTerm:
         ``"full"``: an s x s covariance matrix (variances and covariances);
         ``"diagonal"``: one variance per effect, no covariances;
         ``"identity"``: one variance for all columns of the term.
+    root
+        Root of the known covariance between the levels; None where they are independent.
     """
 
     name: str
@@ -51,6 +54,7 @@ class RandomTerm:
     levels: tuple[str, ...]
     effects: tuple[str, ...] = (INTERCEPT,)
     covariance: Literal["full", "diagonal", "identity"] = "full"
+    root: KnownRoot | None = None
 
     @property
     def n_columns(self) -> int:
@@ -60,8 +64,12 @@ class RandomTerm:
     @property
     def column_names(self) -> tuple[str, ...]:
         """Labels of the columns: ``Subject[308]``, or ``Subject[308]:Days`` for a slope."""
+        return self.columns_of(self.group)
+
+    def columns_of(self, prefix: str) -> tuple[str, ...]:
+        """Labels of the columns that start with something else than the group."""
         return tuple(
-            f"{self.group}[{level}]" + ("" if effect == INTERCEPT else f":{effect}")
+            f"{prefix}[{level}]" + ("" if effect == INTERCEPT else f":{effect}")
             for level in self.levels
             for effect in self.effects
         )
@@ -129,6 +137,10 @@ class CovarianceStructure:
     ----------
     terms
         The random terms, in the order of their columns in Z.
+    residuals
+        Names of the residual variances; several where groups of samples have their own.
+    residual_sizes
+        Samples of each such group; empty where there is one variance.
 
     Raises
     ------
@@ -137,6 +149,8 @@ class CovarianceStructure:
     """
 
     terms: tuple[RandomTerm, ...]
+    residuals: tuple[str, ...] = (RESIDUAL,)
+    residual_sizes: tuple[int, ...] = ()
     parameters: tuple[CovarianceParameter, ...] = field(init=False)
     offsets: tuple[int, ...] = field(init=False)
 
@@ -146,7 +160,7 @@ class CovarianceStructure:
             for position, term in enumerate(self.terms)
             for parameter in _term_parameters(position, term)
         ]
-        names = [parameter.name for parameter in parameters] + [RESIDUAL]
+        names = [*(parameter.name for parameter in parameters), *self.residuals]
         repeated = [name for name, count in Counter(names).items() if count > 1]
         if repeated:
             raise InputError(
@@ -165,17 +179,32 @@ class CovarianceStructure:
     @property
     def param_names(self) -> tuple[str, ...]:
         """Names of the entries of theta, the residual variance last."""
-        return (*(parameter.name for parameter in self.parameters), RESIDUAL)
+        return (*(parameter.name for parameter in self.parameters), *self.residuals)
 
     @property
     def column_names(self) -> tuple[str, ...]:
-        """Labels of the columns of Z."""
-        return tuple(name for term in self.terms for name in term.column_names)
+        """Labels of the columns of Z.
+
+        They start with the group, or with the term where terms share a group and an effect.
+        """
+        owned = Counter((term.group, effect) for term in self.terms for effect in term.effects)
+        twice = {group for (group, _), count in owned.items() if count > 1}
+        return tuple(
+            name
+            for term in self.terms
+            for name in term.columns_of(term.name if term.group in twice else term.group)
+        )
+
+    @property
+    def has_roots(self) -> bool:
+        """Whether a term has a known covariance between its levels."""
+        return any(term.root is not None for term in self.terms)
 
     @property
     def is_variance(self) -> NDArray[np.bool_]:
         """Which entries of theta are variances, shape (n_params,)."""
-        return np.array([parameter.is_variance for parameter in self.parameters] + [True])
+        of_D = [parameter.is_variance for parameter in self.parameters]
+        return np.array(of_D + [True] * len(self.residuals))
 
     def column_labels(self) -> dict[str, list[str]]:
         """Term, group, level and effect of each column of Z, each a list of length q."""
@@ -217,7 +246,8 @@ class CovarianceStructure:
     def blocks(self) -> list[NDArray[np.intp]]:
         """Per covariance block, the (s, s) positions in theta of its entries; -1 for a zero.
 
-        An identity or diagonal term gives one 1 x 1 block per variance.
+        An identity or diagonal term gives one 1 x 1 block per variance, and so does each residual
+        variance but the last.
         """
         blocks: list[NDArray[np.intp]] = []
         for position, term in enumerate(self.terms):
@@ -229,11 +259,16 @@ class CovarianceStructure:
                 blocks.append(block)
             else:
                 blocks += [np.array([[i]], dtype=np.intp) for i, _ in owned]
+        first = len(self.parameters)
+        blocks += [np.array([[first + h]], dtype=np.intp) for h in range(len(self.residuals) - 1)]
         return blocks
 
     def block_levels(self) -> list[int]:
         """How often each of the `blocks` is repeated along the diagonal of D."""
-        return [int(self.columns(self.parameters[block[0, 0]])[0].size) for block in self.blocks()]
+        k = len(self.parameters)
+        of_D = [block[0, 0] for block in self.blocks() if block[0, 0] < k]
+        sizes = [int(self.columns(self.parameters[i])[0].size) for i in of_D]
+        return sizes + list(self.residual_sizes[:-1])
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from formulaic.parser.types import Token
 
 from flashmm.exceptions import InputError
 from flashmm.formulas.calls import refuse_powers, with_powers
+from flashmm.slips.cures import FUNCTIONS, known
 
 __all__ = ["BarTerm", "PlainTerm", "parse_formula", "parse_random", "quote_name", "terms_text"]
 
@@ -124,6 +125,9 @@ def _factor_text(factor: Any) -> str:
 
 
 def _tokens(text: str, source: str) -> list[Token]:
+    foreign = re.search(r"(?<![\w.])(as\.\w+)\s*\(", text)
+    if foreign and (cure := known(FUNCTIONS, foreign[1])):
+        raise InputError(f"{source} calls {foreign[1]!r}, which is not known here. {cure}")
     try:
         return list(tokenize(text))
     except FormulaicError as error:

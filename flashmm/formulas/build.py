@@ -7,7 +7,7 @@ bars. Names are looked up in the data (and in ``context``), never in the caller'
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -80,6 +80,7 @@ def build_design(
     *,
     context: Mapping[str, Any] | None = None,
     missing: Literal["raise", "drop"] = "raise",
+    known: Collection[str] = (),
 ) -> DesignBuild:
     """Build X, Z and their labels from formulas and a table of samples.
 
@@ -99,6 +100,9 @@ def build_design(
     missing
         ``"raise"`` refuses missing values in the columns used; ``"drop"`` leaves those rows out
         before anything is computed.
+    known
+        Names of terms or groups whose levels get a known covariance: such terms may have the
+        effects and groups of others.
 
     Returns
     -------
@@ -170,7 +174,7 @@ def build_design(
         _bar_columns(term, columns) if isinstance(term, BarTerm) else _plain_columns(term, columns)
         for term in terms
     ]
-    structure = CovarianceStructure(_name_terms(terms, [block.term for block in built]))
+    structure = CovarianceStructure(_name_terms(terms, [block.term for block in built], known))
     offset, noted = None, None
     if offsets is not None:
         held = _offset(columns, offsets, in_fixed)
@@ -388,10 +392,15 @@ def _plain_columns(term: PlainTerm, columns: Columns) -> _Block:
 
 
 def _name_terms(
-    terms: list[BarTerm | PlainTerm], built: list[RandomTerm]
+    terms: list[BarTerm | PlainTerm], built: list[RandomTerm], known: Collection[str] = ()
 ) -> tuple[RandomTerm, ...]:
     """Give each term a name of its own: the group, or ``g[x]`` when others share it."""
-    owned = Counter((term.group, effect) for term in built for effect in term.effects)
+    owned = Counter(
+        (term.group, effect)
+        for source, term in zip(terms, built, strict=True)
+        if not (source.name and source.name in known)
+        for effect in term.effects
+    )
     twice = [f"{effect} of {group}" for (group, effect), count in owned.items() if count > 1]
     if twice:
         raise InputError(

@@ -257,10 +257,12 @@ class DesignRecipe:
             else:
                 block = rows if known else sp.csr_array((c, term.n_columns))
                 codes[:] = 0 if known else -1
-            effects = rows.toarray()
+            effects, of_unknown = rows.toarray(), 1.0
+            if term.root is not None:  # a level that is not known is an average one
+                of_unknown = term.root.mean_diagonal
             for i, parameter in enumerate(structure.parameters):
                 if parameter.term == position:
-                    new[:, i] = np.where(codes < 0, _weight(effects, parameter), 0.0)
+                    new[:, i] = np.where(codes < 0, of_unknown * _weight(effects, parameter), 0.0)
             blocks.append(block)
         Z = sp.hstack(blocks, format="csr") if blocks else sp.csr_array((c, 0))
         return RandomRows(sp.csr_array(Z), new, unknown)

@@ -73,11 +73,13 @@ def covariates_of_columns(
     n = len(data)
     found: list[tuple[int, ...]] = [()] * len(design.coef_names)
     X, Z = np.asarray(design.X[:n]), design.Z[:n]
+    known = [term.name for term in design.structure.terms]  # what is allowed has been seen to
     some = np.random.default_rng(0).uniform(0.5, 1.5, size=n)
     rows = slice(0, min(n, _PROBED))
     for position, name in enumerate(names):
         with said_before():
-            other = build_design(fixed, random, data.assign(**{name: some}), context=context).design
+            some_data = data.assign(**{name: some})
+            other = build_design(fixed, random, some_data, context=context, known=known).design
         if other.structure != design.structure or abs(other.Z[:n] - Z).sum() > 0:
             raise InputError(
                 f"{name!r}, a covariate of each feature's own, stands in a random effect; it can "

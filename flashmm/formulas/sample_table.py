@@ -22,12 +22,15 @@ from formulaic.transforms import TRANSFORMS
 from formulaic.utils.code import sanitize_variable_names
 from numpy.typing import NDArray
 
+from flashmm.arrays.foreign_frames import is_foreign
+from flashmm.arrays.labels import as_pandas
 from flashmm.arrays.types import BoolArray, IntArray
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.formulas.calls import refuse_bitwise
 from flashmm.formulas.column_kinds import absent_values, usual_type
 from flashmm.formulas.materializer import Materializer
 from flashmm.formulas.summaries import MARK, differs, only_by_rows, samples_to_try, with_constants
+from flashmm.slips.cures import FORMULA_WORDS, FUNCTIONS, known
 
 __all__ = [
     "Columns",
@@ -47,6 +50,8 @@ _VALUE_BUILTINS = frozenset({"float", "int", "bool", "str"})
 
 def check_data(data: object) -> pd.DataFrame:
     """Return the table of samples, a dict of columns converted; refuse what is not one."""
+    if is_foreign(data):
+        data = as_pandas(data)
     if isinstance(data, Mapping):
         try:
             data = pd.DataFrame(dict(data))
@@ -54,7 +59,8 @@ def check_data(data: object) -> pd.DataFrame:
             raise InputError(f"`data` does not form a table: {error}.") from error
     if not isinstance(data, pd.DataFrame):
         raise InputError(
-            f"`data` must be a pandas DataFrame with one row per sample, not {_kind(data)}."
+            "`data` must be a table with one row per sample (a DataFrame of pandas or polars, a "
+            f"pyarrow Table, a dict of columns), not {_kind(data)}."
         )
     if len(data) == 0:
         raise InputError("`data` has no rows.")
@@ -100,7 +106,7 @@ class Names:
     def _unknown(self, name: str, source: str) -> None:
         raise InputError(
             f"{source} uses {name!r}, which is not a column of `data`. "
-            f"{nearest(name, self.available)}"
+            f"{known(FORMULA_WORDS, name) or nearest(name, self.available)}"
         )
 
     def add_formula(self, formula: SimpleFormula, source: str) -> None:
@@ -157,6 +163,8 @@ class Names:
                     raise InputError(
                         f"{source}: offset(...) belongs in `fixed`, as a term of its own."
                     )
+                if not provided and (cure := known(FUNCTIONS, name)):
+                    raise InputError(f"{source} calls {name!r}, which is not known here. {cure}")
                 if not provided and not hasattr(builtins, name):
                     in_numpy = (
                         f"Write np.{name}(...). "

@@ -14,6 +14,7 @@ from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, listing
 from flashmm.inference.contrast_expressions import read_equations
 from flashmm.inference.names import Coefficients, r_name, resolve_names
+from flashmm.slips.answers import answered
 
 __all__ = [
     "Contrasts",
@@ -44,6 +45,7 @@ class Contrasts:
     labels: tuple[str, ...]
 
 
+@answered
 def contrast_matrix(contrasts: object, names: Sequence[str]) -> pd.DataFrame:
     """Build the matrix of contrasts that expressions of coefficient names stand for.
 

@@ -18,7 +18,9 @@ from flashmm.likelihood.moments import ContrastMoments
 __all__ = [
     "DEFAULT_DF",
     "DF_METHODS",
+    "FIXED_DF",
     "INTEGRATED",
+    "KNAPP_HARTUNG",
     "FStatistic",
     "ScaleAndDf",
     "VarianceAndDf",
@@ -35,11 +37,24 @@ __all__ = [
 
 # Not from theta, but from all features: see `flashmm.inference.integrated`.
 INTEGRATED = "integrated"
-DF_METHODS = ("residual", "satterthwaite", "kenward-roger", "normal", INTEGRATED)
+# Of fits whose residual variance is known, see `Hypotheses.ratio`.
+KNAPP_HARTUNG = "knapp-hartung"
+DF_METHODS = (
+    "residual",
+    "satterthwaite",
+    "kenward-roger",
+    "normal",
+    KNAPP_HARTUNG,
+    INTEGRATED,
+)
+# Those whose degrees of freedom depend on no estimate.
+FIXED_DF = ("residual", "normal", KNAPP_HARTUNG)
 DEFAULT_DF = "satterthwaite"
 # Kenward and Roger's formula is left within this distance of A2 / r = 1, where 2 df are.
 _NEAR_TWO = 0.02
-_SPELLINGS = {"kenward_roger": "kenward-roger", "kr": "kenward-roger"}
+_SPELLINGS = {"kenward_roger": "kenward-roger", "kr": "kenward-roger"} | dict.fromkeys(
+    ("knapp_hartung", "knha", "hksj", "kh"), KNAPP_HARTUNG
+)
 
 
 @dataclass(frozen=True)

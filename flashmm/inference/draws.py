@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 from flashmm.arrays.namespaces import cholesky
 from flashmm.arrays.types import FloatArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.stats.fields import Shift
+from flashmm.stats.known_levels import RootMap, root_map
 from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["FeatureStreams", "Sampler"]
@@ -79,6 +81,17 @@ class Sampler:
         keep = values > _RANK_TOLERANCE * values[-1] * values.size
         return np.asarray(length[:, None] * vectors[:, keep] * np.sqrt(values[keep]))
 
+    @cached_property
+    def _known(self) -> RootMap | None:
+        """How effects of levels with known covariances follow from independent ones."""
+        return root_map(self.stats.structure, np.asarray(self.stats.ZZ.diagonal() > 0))
+
+    @property
+    def _structure(self) -> CovarianceStructure:
+        """The terms of the independent effects."""
+        structure: CovarianceStructure = self.stats.structure
+        return structure if self._known is None else self._known.inner
+
     def at(self, rows: NDArray[np.intp]) -> Sampler:
         """The same for some of the features: one design serves all."""
         del rows
@@ -122,7 +135,7 @@ class Sampler:
             for row, stream in zip(chi, streams.squares, strict=True):
                 row[:] = stream.chisquare(outside, count)
         roots, proper = _block_roots(s, theta)
-        width = rank + s.q
+        width = rank + self._structure.q
         normals = np.empty((features, count, width))
         for row, stream in zip(normals, streams.normals, strict=True):
             row[:] = stream.standard_normal((count, width))
@@ -144,14 +157,18 @@ class Sampler:
         g, z = normals[..., :rank], normals[..., rank:]
         We = sigma * (g @ self._root.T)
         b = np.empty_like(z)
-        for block, root in zip(s.structure.blocks(), roots, strict=True):
-            columns = [s.structure.columns(s.structure.parameters[i])[0] for i in np.diag(block)]
+        structure = self._structure
+        for block, root in zip(structure.blocks(), roots, strict=True):
+            columns = [structure.columns(structure.parameters[i])[0] for i in np.diag(block)]
             for a, own in enumerate(columns):
                 total = root[:, a, 0, None, None] * z[..., columns[0]]
                 for c in range(1, len(columns)):
                     total = total + root[:, a, c, None, None] * z[..., columns[c]]
                 b[..., own] = total
-        flat = b.reshape(b.shape[0] * b.shape[1], s.q)
+        flat = b.reshape(b.shape[0] * b.shape[1], structure.q)
+        if self._known is not None:
+            flat = self._known.to_levels(flat)
+            b = flat.reshape(*b.shape[:2], s.q)
         ZZb = np.asarray((s.ZZ @ flat.T).T).reshape(b.shape)
         Xb = b @ s.ZX
         ee = theta[:, -1:] * ((g * g).sum(axis=-1) + chi)
@@ -165,10 +182,12 @@ class Sampler:
     ) -> tuple[FloatArray, FloatArray]:
         del roots
         s, rank = self.stats, self.rank
-        K_Z = self._root[s.p :]
+        K_Z, structure = self._root[s.p :], self._structure
+        if self._known is not None:
+            K_Z = self._known.transposed(K_Z)
         covariance = theta[:, -1, None, None] * np.eye(rank)
-        for i, parameter in enumerate(s.structure.parameters):
-            upper, lower = s.structure.columns(parameter)
+        for i, parameter in enumerate(structure.parameters):
+            upper, lower = structure.columns(parameter)
             product = K_Z[upper].T @ K_Z[lower]
             product = product if parameter.is_variance else product + product.T
             covariance = covariance + theta[:, i, None, None] * product

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flashmm.exceptions import InputError, nearest
+from flashmm.slips.answers import answered
 
 __all__ = ["adjust_pvalues"]
 
@@ -20,6 +21,7 @@ _METHODS = {
 }
 
 
+@answered
 def adjust_pvalues(
     pvalues: npt.ArrayLike, method: str = "bh", axis: int | None = 0
 ) -> npt.NDArray[np.float64]:

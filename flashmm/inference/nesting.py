@@ -36,17 +36,20 @@ class Nesting:
         How many of the parameters are variances.
     one_effect
         Whether all parameters belong to one random effect.
+    residuals
+        How many residual variances more there are, equal in the smaller model.
     """
 
     coefficients: tuple[str, ...]
     parameters: tuple[str, ...]
     variances: int
     one_effect: bool
+    residuals: int = 0
 
     @property
     def df(self) -> int:
         """Number of parameters that the smaller model sets to zero."""
-        return len(self.coefficients) + len(self.parameters)
+        return len(self.coefficients) + len(self.parameters) + self.residuals
 
     def null(self, space: str) -> ChiBarSquare:
         """Large-sample null distribution of twice the gain in log-likelihood.
@@ -78,6 +81,12 @@ def nesting(large: SummaryStats, small: SummaryStats) -> Nesting:
         )
     mine, theirs = _parameters(large.structure), _parameters(small.structure)
     unknown = [name for key, name in theirs.items() if key not in mine]
+    several = [name for name in small.structure.residuals if len(small.structure.residuals) > 1]
+    if several and large.structure.residuals != small.structure.residuals:
+        raise InputError(
+            "The models are not nested: the other one has the residual variances "
+            f"{listing(several)}. The test is called on the fit of the larger model."
+        )
     if unknown:
         raise InputError(
             "The models are not nested: only the other one has the variance components "
@@ -92,6 +101,7 @@ def nesting(large: SummaryStats, small: SummaryStats) -> Nesting:
         tuple(mine[key] for key in gone),
         len(variances),
         one,
+        len(large.structure.residuals) - len(small.structure.residuals),
     )
 
 
@@ -153,8 +163,9 @@ def _parameters(structure: CovarianceStructure) -> dict[Key, str]:
             pair: tuple[str, ...] = ("", "")
         else:
             pair = tuple(sorted((term.effects[parameter.row], term.effects[parameter.column])))
-        name = term.name if parameter.row < 0 else ""
-        keys[(name, term.group, *term.levels, *pair)] = parameter.name
+        name = term.name if parameter.row < 0 or term.root is not None else ""
+        known = () if term.root is None else (f"known, {term.root.mean_diagonal:.9g}",)
+        keys[(name, term.group, *term.levels, *known, *pair)] = parameter.name
     return keys
 
 
@@ -162,7 +173,7 @@ def _columns(structure: CovarianceStructure) -> list[Key]:
     """Columns of Z by group, level and effect."""
     keys: list[Key] = []
     for term in structure.terms:
-        name = term.name if term.covariance == "identity" else ""
+        name = term.name if term.covariance == "identity" or term.root is not None else ""
         keys += [
             (name, term.group, level, effect) for level in term.levels for effect in term.effects
         ]

@@ -21,6 +21,7 @@ from flashmm.inference.draws import FeatureStreams, Sampler
 from flashmm.likelihood.own_rows.elimination import covariance_of_blocks
 from flashmm.likelihood.own_rows.layout import OwnLayout, find_layout
 from flashmm.stats.fields import Shift
+from flashmm.stats.known_levels import in_roots
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -140,7 +141,9 @@ class OwnSampler:
 
 def sampler_of(stats: SummaryStats | PatternedStats) -> Sampler | OwnSampler:
     """What draws statistics like these."""
-    return OwnSampler(stats) if isinstance(stats, PatternedStats) else Sampler(stats)
+    if isinstance(stats, PatternedStats):
+        return OwnSampler(in_roots(stats)[0])
+    return Sampler(stats)
 
 
 def _block_roots(stats: PatternedStats, layout: OwnLayout) -> _Roots:

@@ -19,7 +19,8 @@ from flashmm.likelihood.own_rows.patterned import (
     PatternedProjection,
     project_patterns,
 )
-from flashmm.likelihood.projection import Projection, project
+from flashmm.likelihood.projection import GroupedProjection, Projection, project, project_groups
+from flashmm.likelihood.residual_groups import ResidualGroups
 from flashmm.likelihood.spectral import SpectralLikelihood
 from flashmm.likelihood.structure import MAX_EFFECTS
 from flashmm.stats.own_rows import PatternedStats
@@ -84,6 +85,11 @@ def make_likelihood(
     InputError
         If the engine asked for cannot do this design.
     """
+    if isinstance(projection, GroupedProjection):
+        assert projection.groups is not None
+        if engine not in ("auto", "groups"):
+            raise InputError(f"residual_by has an engine of its own; leave out {engine=}.")
+        return ResidualGroups.make(projection, projection.groups, method)
     if isinstance(projection, PatternedProjection):
         engine = "auto" if engine == "patterned" else engine
         dense = engine == "general"
@@ -120,9 +126,19 @@ def make_likelihood(
     return _WITHOUT_BLOCKS[engine](projection, method)
 
 
-def project_any(stats: SummaryStats | PatternedStats) -> AnyProjection:
-    """Project statistics off X, of features that have all samples or of such that do not."""
-    return project_patterns(stats) if isinstance(stats, PatternedStats) else project(stats)
+def project_any(
+    stats: SummaryStats | PatternedStats, *, known_residual: bool = False
+) -> AnyProjection:
+    """Project statistics off X, of features that have all samples or of such that do not.
+
+    ``known_residual``: the residual variance is known, so that a component may have a level per
+    sample.
+    """
+    if len(stats.structure.residuals) > 1 and isinstance(stats, SummaryStats):
+        return project_groups(stats)
+    if isinstance(stats, PatternedStats):
+        return project_patterns(stats, known_residual=known_residual)
+    return project(stats, known_residual=known_residual)
 
 
 def on_device(

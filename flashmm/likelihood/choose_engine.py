@@ -5,7 +5,7 @@ from __future__ import annotations
 from flashmm.likelihood.bordered.bordered import main_component
 from flashmm.likelihood.elimination.layout import find_partition
 from flashmm.likelihood.projection import DENSE_LIMIT, Projection
-from flashmm.likelihood.structure import Partition
+from flashmm.likelihood.structure import MAX_EFFECTS, Partition
 
 __all__ = ["choose", "works"]
 
@@ -55,7 +55,9 @@ def works(projection: Projection) -> dict[str, tuple[float, Partition | None]]:
     if k > 1 and general * m <= _SMALL and projection.turn is None:
         return {"general": (general, None)}
     found: dict[str, tuple[float, Partition | None]] = {}
-    for engine in ("blocked", "nested"):
+    # The blocks of a single term hold all that its columns meet, so that few products are not zero.
+    crowded = len(structure.terms) == 1 and projection.ZZ.nnz > MAX_EFFECTS * q
+    for engine in () if crowded else ("blocked", "nested"):
         partition = find_partition(projection, nested=engine == "nested")
         if partition is not None:
             found[engine] = (_EVALUATIONS * partition[0], partition[1])

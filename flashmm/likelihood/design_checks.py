@@ -121,7 +121,13 @@ def _rank_message(found: Dependence, names: tuple[str, ...]) -> str:
 
 
 def check_components(
-    ZX: FloatArray, H: FloatArray, ZZ: sp.csr_array, df: int, structure: CovarianceStructure
+    ZX: FloatArray,
+    H: FloatArray,
+    ZZ: sp.csr_array,
+    df: int,
+    structure: CovarianceStructure,
+    *,
+    known_residual: bool = False,
 ) -> None:
     """Raise if a component has nothing left beside X, or components cannot be told apart.
 
@@ -135,6 +141,8 @@ def check_components(
         n - p.
     structure
         Random terms.
+    known_residual
+        Whether the residual variance is known, so that no component is mistaken for it.
     """
     kept = ZZ.diagonal() - (ZX * H).sum(axis=1)  # diagonal of Z'RZ
     for parameter in structure.parameters:
@@ -147,6 +155,8 @@ def check_components(
                     "or the terms that absorb it from `fixed`."
                 )
     information = _information_at_zero(ZX, H, ZZ, df, structure)
+    if known_residual:
+        information = information[:-1, :-1]
     for i, parameter in enumerate(structure.parameters):
         own = [j for j, each in enumerate(structure.parameters) if each.term == parameter.term]
         most = np.diag(information)[own].max()
@@ -159,8 +169,8 @@ def check_components(
             )
     length = np.sqrt(np.diag(information))
     values, vectors = np.linalg.eigh(information / np.outer(length, length))
-    if values[0] < CONFOUNDED:
-        names = np.array(structure.param_names)
+    if values.size and values[0] < CONFOUNDED:
+        names = np.array(structure.param_names)[: values.size]
         involved = names[np.abs(vectors[:, 0]) > 1e-3]
         near = advice(ZZ, structure)
         if near:

@@ -155,17 +155,18 @@ def effect_variances(
     theta
         Internal parameters, shape (B, k).
     rows
-        The w, shape (c, q).
+        The w, shape (c, q), or (B, c, q) where features scale them differently.
     given
         C^-1 = X'V^-1X where beta is given, shape (B, p, p); None where it is estimated.
     """
     projection, count = likelihood.projection, theta.shape[0]
     structure = projection.structure
-    w = np.broadcast_to(rows, (count, *rows.shape))
+    w = np.broadcast_to(rows, (count, *rows.shape[-2:]))
     Dw = times_D(structure, theta, w)
     variance = (Dw * (w - likelihood.apply_T(theta, Dw))).sum(axis=2)
     if given is not None:
-        H = np.broadcast_to(projection.H.T, (count, *projection.H.T.shape))
+        H = np.swapaxes(projection.H, -1, -2)
+        H = np.broadcast_to(H, (count, *H.shape[-2:]))
         v = H - likelihood.apply_T(theta, times_D(structure, theta, H))
         loadings = np.matmul(Dw, np.swapaxes(v, 1, 2))
         variance = variance - (np.matmul(loadings, given) * loadings).sum(axis=2)

@@ -9,6 +9,7 @@ import numpy as np
 from flashmm.arrays.namespaces import namespace
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.likelihood.centring import Turn
+from flashmm.stats.known_levels import RootMap
 
 __all__ = ["InUnits"]
 
@@ -27,6 +28,7 @@ class InUnits:
     log_det_XX: Any
     log_weights: Any
     turn: Turn | None = None
+    roots: RootMap | None = None
 
     @property
     def unit(self) -> FloatArray:

@@ -13,6 +13,7 @@ from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection, Projection
 from flashmm.likelihood.base import rows_of
 from flashmm.likelihood.elimination.indefinite import covariance_is_definite
+from flashmm.likelihood.known_residual import known_residual_of
 from flashmm.results.fitted import FitOptions, attributes
 from flashmm.results.on_request import scaled_inverse
 from flashmm.solvers.base import Solution
@@ -46,6 +47,7 @@ def assemble_dataset(
     n_jobs: int | None = 1,
 ) -> xr.Dataset:
     """Scale a solution back, add the fixed effects, settle the verdicts and label all of it."""
+    known_residual = known_residual_of(likelihood)
     se_theta = _standard_errors(solution.evaluation.expected)
     spoilt = np.asarray(~np.isfinite(se_theta).all(axis=1))
     status = _verdicts(projection, likelihood, solution, spoilt)
@@ -68,6 +70,8 @@ def assemble_dataset(
         se_theta = _turned_errors(projection, solution.evaluation.expected, known)
     natural = projection.to_natural(theta)
     natural[status == Status.ZERO_VARIANCE] = 0.0
+    if known_residual is not None:
+        se_theta[:, -1], score[:, -1] = np.nan, np.nan  # nothing that was estimated
 
     nobs = {"nobs": (("feature",), stats.nobs)} if isinstance(stats, PatternedStats) else {}
     coefs, params = list(stats.coef_names), list(stats.structure.param_names)
@@ -155,7 +159,8 @@ def _verdicts(
     status = np.array(solution.status)
     # Where V counts as singular, rounding leaves neither a score nor information to go by.
     status[spoilt & (status <= Status.INDEFINITE)] = Status.STALLED
-    status[projection.zero_variance] = Status.ZERO_VARIANCE
+    if known_residual_of(likelihood) is None:
+        status[projection.zero_variance] = Status.ZERO_VARIANCE
     status[likelihood.perfect_fit] = Status.PERFECT_FIT
     status[projection.non_finite] = Status.NON_FINITE
     if isinstance(projection, PatternedProjection):
@@ -174,9 +179,11 @@ def without_maximum(likelihood: AnyEstimator, solution: Solution) -> IntArray:
     near = np.flatnonzero(distance < _AT_THE_EDGE)
     if near.size == 0:
         return unfinished[near]
-    inside = np.zeros(theta.shape[1])
-    inside[-1] = 1.0
-    features, way, distance = unfinished[near], inside - theta[near], distance[near]
+    features, distance = unfinished[near], distance[near]
+    inside, known = np.zeros((near.size, theta.shape[1])), known_residual_of(likelihood)
+    several = len(likelihood.projection.structure.residuals)
+    inside[:, -several:] = 1.0 if known is None else known[features, None]
+    way = inside - theta[near]
     length = np.maximum(distance, _RESOLVED)
     values = [solution.evaluation.loglik[features]]
     with np.errstate(all="ignore"):

@@ -47,6 +47,7 @@ def draw(
     fitted: FittedModel, positions: IntArray, n: int = 1, *, rng: Any = None, every: bool = False
 ) -> SummaryStats | PatternedStats:
     """Statistics of new data from the fitted models; see `MultiLMMResults.draw`."""
+    fitted.one_residual("draw")
     _check_count("n", n)
     usable = _drawable(fitted, positions)
     if every and not usable.all():
@@ -79,6 +80,7 @@ def bootstrap(
 
     ``results_of`` makes the results that a function as ``statistic`` takes.
     """
+    fitted.one_residual("bootstrap")
     _check_count("n", n)
     chosen = _statistic(statistic, fitted.stats, results_of)
     estimate = _values(chosen.evaluate(fitted), fitted.names)[positions]
@@ -117,6 +119,7 @@ def bootstrap_test(
     progress: Progress = None,
 ) -> xr.Dataset:
     """Test of a contrast or a component by refits; see `MultiLMMResults.bootstrap_test`."""
+    fitted.one_residual("bootstrap_test")
     _check_count("n", n)
     side = resolve_alternative(alternative)
     if (contrast is None) == (component is None):
@@ -246,7 +249,8 @@ def restricted(
     if isinstance(stats, PatternedStats):
         own = OwnColumns(stats.own.names, ((),) * basis.shape[1])
         restricted = PatternedStats(sums, stats.designs.turned(basis), stats.pattern, own)
-    ds, _ = refit(restricted, fitted.options)
+    residual = fitted.values("theta", positions)[:, -1]
+    ds, _ = refit(restricted, fitted.options, residual=residual)
     beta = fixed + (ds["beta"].to_numpy() + rest.T) @ basis.T
     converged = ds["status"].to_numpy() < Status.INDEFINITE
     theta = np.where(converged[:, None], ds["theta"].to_numpy(), np.nan)

@@ -11,12 +11,14 @@ import xarray as xr
 from flashmm.exceptions import check_option
 from flashmm.inference.statistics import check_alpha
 from flashmm.inference.tails import norm_isf
+from flashmm.slips.answers import answer_calls
 
 __all__ = ["BootstrapResults"]
 
 METHODS = ("percentile", "basic", "normal")
 
 
+@answer_calls
 @dataclass(frozen=True)
 class BootstrapResults:
     """Replicates of statistics under the fitted models.

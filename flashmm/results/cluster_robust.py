@@ -113,6 +113,7 @@ def clusters_of(fitted: FittedModel, cluster: Any, what: str, option: str) -> Cl
     InputError
         If there are no sums by group, or random effects reach from one cluster to another.
     """
+    fitted.one_residual(what, "Robust tests hold without it: fit without `residual_by`.")
     stats = grouped_by(fitted.of_groups(what), cluster, what, option)
     groups = known_groups(stats)
     if groups.k < 2:

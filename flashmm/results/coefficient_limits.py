@@ -102,6 +102,7 @@ def _profile_limits(
     known = np.flatnonzero(fitted.on_request.known[positions] & fitted.converged[positions])
     if known.size == 0:
         return limits
+    fitted.one_residual("A profile of a fixed effect")
     stats = fitted.one_design("A profile of a fixed effect").at(positions[known])
     options = replace(fitted.options, method="ML", engine="auto")
     ds, _ = refit(stats, options, fitted.values("theta", positions[known]))

@@ -48,6 +48,11 @@ def compare_lr_test(
             raise InputError(
                 f"The fits differ in {option}: {mine!r} and {theirs!r}. Fit both alike."
             )
+    if fitted.options.known_residual != other.options.known_residual:
+        raise InputError(
+            "The residual variance is known in one of the fits and estimated in the other. Fit "
+            "both alike."
+        )
     names = fitted.names[positions]
     theirs = label_positions(other.names, names, "`other`", of="features", by_text=True)
     large, small = common_sums(fitted.stats.at(positions), other.stats.at(theirs))
@@ -60,6 +65,10 @@ def compare_lr_test(
             "REML fits with different fixed effects cannot be compared by their likelihoods. "
             "Fit both with method='ML', or test the coefficients with f_test."
         )
+    if fitted.options.known_residual:
+        mine, own = fitted.values("theta", positions)[:, -1], other.values("theta", theirs)[:, -1]
+        if not np.allclose(mine, own, rtol=1e-12, atol=0.0, equal_nan=True):
+            raise InputError("The fits have other known residual variances. Fit both alike.")
     good = fitted.converged[positions] & other.converged[theirs]
     full, reduced = fitted.values("loglik", positions), other.values("loglik", theirs)
     statistic = np.where(good, likelihood_ratio(full, reduced), np.nan)

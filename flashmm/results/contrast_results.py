@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,15 +13,18 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from flashmm.arrays.blas import hold_methods
+from flashmm.arrays.labels import feature_positions, find_labels
 from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.exceptions import InputError, check_option, nearest
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.statistics import check_alpha, confidence_limits
+from flashmm.results.plots_of_tests import TestPlots
 from flashmm.results.simultaneous import (
     JointContrasts,
     simultaneous_tests,
     two_stage_tests,
 )
+from flashmm.slips.answers import answer_calls, no_such_attribute
 
 __all__ = ["FTestResults", "FeatureTests", "TTestResults"]
 
@@ -44,9 +48,12 @@ _STYLES = {
 }
 _LABELS = {"pertpy": "variable", "scanpy": "names"}
 
+_ROWS = 12  # of a table that is printed
+
 _SORT = {"p": "p", "pvalue": "p", "t": "t", "F": "F", "effect": "estimate", "estimate": "estimate"}
 
 
+@answer_calls
 @hold_methods
 class FeatureTests:
     """Tests of the same hypotheses for every feature; the foundation of what users are handed.
@@ -61,6 +68,7 @@ class FeatureTests:
 
     columns: tuple[str, ...] = ("p",)
     statistic = "p"
+    _noun = "tests"
 
     def __init__(self, ds: xr.Dataset, *, df_method: str) -> None:
         self.ds = ds
@@ -184,14 +192,23 @@ class FeatureTests:
             raise InputError(f"`n` must be a whole number of features, or None for all, not {n!r}.")
         return table.head(int(n))
 
-    def to_frame(self, adjust: str = "bh", *, adjust_over: str = "features") -> pd.DataFrame:
-        """One row per feature and contrast, with the columns of `top_table`.
+    def to_frame(
+        self,
+        adjust: str = "bh",
+        *,
+        adjust_over: str = "features",
+        layout: Literal["long", "wide"] = "long",
+    ) -> pd.DataFrame:
+        """One row per feature and contrast, with the columns of `top_table`; or one per feature.
 
         Parameters
         ----------
         adjust, adjust_over
             As in `top_table`.
+        layout
+            ``"long"``, or ``"wide"``: a row per feature, columns (contrast, quantity).
         """
+        check_option("layout", layout, ("long", "wide"))
         adjusted = self.adjusted(adjust, over=adjust_over).to_numpy()
         features, contrasts = self._features(), self.contrasts
         index = pd.MultiIndex.from_product([features, contrasts], names=["feature", "contrast"])
@@ -199,7 +216,45 @@ class FeatureTests:
         table = pd.DataFrame({**columns, "p_adjusted": adjusted.ravel()}, index=index)
         if "status" in self.ds:
             table["status"] = self._status().ravel()
-        return table
+        return table if layout == "long" else _wide(table, features, contrasts)
+
+    def summary_frame(self, adjust: str = "bh", *, adjust_over: str = "features") -> pd.DataFrame:
+        """The table of `to_frame`, under statsmodels' name for it.
+
+        Parameters
+        ----------
+        adjust, adjust_over
+            As in `top_table`.
+        """
+        return self.to_frame(adjust, adjust_over=adjust_over)
+
+    @property
+    def feature_names(self) -> pd.Index:
+        """Names of the tested features, in order."""
+        return self._features()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.ds["feature"].to_numpy().tolist())
+
+    def __contains__(self, feature: object) -> bool:
+        return bool(find_labels(self.ds["feature"].to_numpy(), [feature])[0] >= 0)
+
+    def __getitem__(self, feature: Any) -> pd.DataFrame:
+        """The rows of `to_frame` of one feature, by contrast, or of several."""
+        one = np.ndim(feature) == 0 and not isinstance(feature, slice)
+        names = self.ds["feature"].to_numpy()
+        at = feature_positions(names, [feature] if one else feature)
+        count, table = len(self.contrasts), self.to_frame()
+        rows = (at[:, None] * count + np.arange(count)).ravel()
+        return table.iloc[rows].droplevel(0) if one else table.iloc[rows]
+
+    def __len__(self) -> int:
+        return int(self.ds.sizes["feature"])
+
+    @property
+    def plot(self) -> TestPlots:
+        """Pictures: ``tests.plot.volcano()``, ``qq``, ``pvalues``, ``ma``, ``forest``, ``dots``."""
+        return TestPlots(self)
 
     def _tell(self) -> None:
         """Log, once, why these tests cannot be trusted, if so; also in ``ds.attrs["note"]``."""
@@ -208,12 +263,26 @@ class FeatureTests:
             log.warning(note)
             self._told = True
 
-    def __repr__(self) -> str:
+    def _title(self) -> str:
         m, c = self.ds.sizes["feature"], self.ds.sizes["contrast"]
         side = f"{self.ds.attrs['alternative']}, " if "alternative" in self.ds.attrs else ""
         if "margin" in self.ds:
             side += f"null {self.ds.attrs['null']} the margin, "
-        return f"<{type(self).__name__}: {m} features x {c} contrasts, {side}df={self.df_method}>"
+        return f"{self._noun}: {m} features x {c} contrasts, {side}df={self.df_method}"
+
+    def __repr__(self) -> str:
+        table = self.to_frame()
+        shown = table.to_string(max_rows=_ROWS, float_format=_short) if len(table) else ""
+        return "\n".join([self._title(), *([shown] if shown else [])])
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "Tests")
+
+    def _repr_html_(self) -> str:
+        table = self.to_frame().to_html(max_rows=_ROWS, float_format=_short)
+        return f"<p>{html.escape(self._title())}</p>\n{table}"
 
     def _estimable(self) -> BoolArray:
         if "estimable" in self.ds:
@@ -251,6 +320,19 @@ class FeatureTests:
         return labels.index(contrast)
 
 
+def _short(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _wide(table: pd.DataFrame, features: pd.Index, contrasts: list[str]) -> pd.DataFrame:
+    """A table with a row per feature, of one with a row per feature and contrast."""
+    count = len(contrasts)
+    if count == 0:
+        return pd.DataFrame(index=features)
+    parts = [table.iloc[i::count].set_axis(features) for i in range(count)]
+    return pd.concat(parts, axis=1, keys=contrasts, names=["contrast", "quantity"])
+
+
 def _styled(table: pd.DataFrame, style: str, contrast: str) -> pd.DataFrame:
     """A table of t-tests under the names of another package."""
     check_option("style", style, list(_STYLES))
@@ -265,6 +347,7 @@ def _styled(table: pd.DataFrame, style: str, contrast: str) -> pd.DataFrame:
     return result.rename_axis(index=_LABELS[style]).reset_index()
 
 
+@answer_calls
 @hold_methods
 class TTestResults(FeatureTests):
     """Tests of linear contrasts of the fixed effects, for every feature.
@@ -287,6 +370,7 @@ class TTestResults(FeatureTests):
 
     columns = ("estimate", "se", "t", "df", "p")
     statistic = "t"
+    _noun = "t tests"
 
     def __init__(
         self,
@@ -367,7 +451,7 @@ class TTestResults(FeatureTests):
         -------
         Dataset
             Dims feature, contrast: ``p``, adjusted; ``lower``, ``upper``, simultaneous limits
-            (of a one-sided test the other is infinite); ``critical``, what |t| is compared with;
+            (of a one-sided test the other is infinite); ``critical``, to which ``|t|`` is compared;
             estimate, se, t, df; ``family`` (contrast). NaN for features that failed and
             contrasts that are not estimable.
 
@@ -447,9 +531,8 @@ class TTestResults(FeatureTests):
         """
         return two_stage_tests(self.ds, screen, alpha, within)
 
-    summary_frame = FeatureTests.to_frame
 
-
+@answer_calls
 @hold_methods
 class FTestResults(FeatureTests):
     """Joint tests of several contrasts of the fixed effects, for every feature.
@@ -465,6 +548,7 @@ class FTestResults(FeatureTests):
 
     columns = ("F", "df_num", "df_denom", "p")
     statistic = "F"
+    _noun = "F tests"
 
     @property
     def fvalue(self) -> pd.DataFrame:

@@ -16,13 +16,16 @@ from flashmm.arrays.labels import as_pandas
 from flashmm.arrays.numeric import dimensions
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError
-from flashmm.inference.conditional_covariance import conditional_covariance
+from flashmm.inference.conditional_covariance import conditional_covariance, covariance_of_effects
 from flashmm.inference.statistics import confidence_limits, t_statistics
 from flashmm.results import fixed_effects, predictions, random_effects, residuals, summary
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.fitted import FittedModel
+from flashmm.results.methods.one_feature import OneFeatureTables
 from flashmm.results.pages import SummaryPage
+from flashmm.results.plots_of_fits import FeaturePlots
 from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
+from flashmm.slips.answers import answer_calls, no_such_attribute
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,8 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["FeatureResults"]
 
 
+@answer_calls
 @hold_methods
-class FeatureResults:
+class FeatureResults(OneFeatureTables):
     """One feature of a fit.
 
     Parameters
@@ -94,12 +98,18 @@ class FeatureResults:
     @property
     def scale(self) -> float:
         """Residual variance."""
+        self._fitted.one_residual("`scale`", "See `theta`.")
+        return self._unit
+
+    @property
+    def _unit(self) -> float:
+        """The last of the residual variances, that ratios are of."""
         return float(self._one["theta"].to_numpy()[-1])
 
     @property
     def params(self) -> pd.Series[Any]:
         """Fixed effects, then variance parameters divided by `scale`."""
-        return pd.concat([self.fe_params, self.theta.iloc[:-1] / self.scale]).rename("params")
+        return pd.concat([self.fe_params, self.theta.iloc[:-1] / self._unit]).rename("params")
 
     @cached_property
     def _cov_ratios(self) -> FloatArray:
@@ -109,7 +119,7 @@ class FeatureResults:
         covariance = self._fitted.on_request.theta_covariance(self._positions)[0]
         if not np.isfinite(covariance).all():
             return np.full((k, k), np.nan)
-        gradient = np.hstack([np.eye(k), -theta[:k, None] / self.scale]) / self.scale
+        gradient = np.hstack([np.eye(k), -theta[:k, None] / self._unit]) / self._unit
         return np.asarray(gradient @ covariance @ gradient.T)
 
     @property
@@ -131,7 +141,10 @@ class FeatureResults:
     @property
     def df(self) -> pd.Series[Any]:
         """Degrees of freedom of `tvalues`: Satterthwaite's, n - p for the ratios."""
-        fixed, ratios = self._tests.df.to_numpy()[0], np.full(self.k_re2, float(self.df_resid))
+        fixed, ratios = (
+            self._tests.df.to_numpy()[0],
+            np.full(self.theta.size - 1, float(self.df_resid)),
+        )
         return pd.Series(np.concatenate([fixed, ratios]), index=self.params.index, name="df")
 
     @property
@@ -254,10 +267,20 @@ class FeatureResults:
         for keys, effects, columns in self._groups:
             blocks = np.full((*columns.shape, columns.shape[1]), np.nan)
             if proper:
-                blocks = conditional_covariance(stats.ZZ, stats.structure, theta, columns)
+                blocks = self._conditional_blocks(stats, theta, columns)
             for key, block in zip(keys, blocks, strict=True):
                 result[key] = pd.DataFrame(block, index=effects, columns=effects)
         return result
+
+    def _conditional_blocks(self, stats: Any, theta: FloatArray, columns: IntArray) -> FloatArray:
+        roots = self._fitted.projection.roots
+        if roots is None:
+            return conditional_covariance(stats.ZZ, stats.structure, theta, columns)
+        inner: Any = self._fitted.independent
+        every = np.arange(roots.inner.q)[None]
+        whole = conditional_covariance(inner.ZZ, roots.inner, theta, every)[0]
+        D = covariance_of_effects(stats.structure, theta)
+        return roots.blocks(whole, D, columns)
 
     def coef(self) -> dict[str, xr.DataArray]:
         """Fixed plus predicted random effects of each group; see `MultiLMMResults.coef`."""
@@ -290,7 +313,7 @@ class FeatureResults:
         found = predictions.fittedvalues(*self._in_whole, data, **options)
         return found.isel(feature=0).to_series().rename("fittedvalues")
 
-    def resid(self, Y: Any, data: Any = None, **options: Any) -> pd.Series[Any]:
+    def resid(self, Y: Any = None, data: Any = None, **options: Any) -> pd.Series[Any]:
         """Residuals, Y and the samples' table given again; see `MultiLMMResults.resid`."""
         found = residuals.resid(*self._in_whole, Y, data, **options)
         return found.isel(feature=0).to_series().rename("resid")
@@ -348,6 +371,7 @@ class FeatureResults:
                 f"Y has {there.size} values of {self.name!r} on samples with data, but the model "
                 f"was fitted on {self.nobs}."
             )
+        data, X, Z = (as_pandas(part) for part in (data, X, Z))
         if there.size < y.size:
             data, X, Z = (_some_rows(part, there) for part in (data, X, Z))
         design = predictions.new_rows(
@@ -417,6 +441,11 @@ class FeatureResults:
         return summary.feature_page(self._fitted, self._position, pd.concat(fixed, axis=1))
 
     @property
+    def plot(self) -> FeaturePlots:
+        """Pictures: ``forest``, ``caterpillar``, ``residuals``, ``predictions``, ``profile``."""
+        return FeaturePlots(*self._in_whole)
+
+    @property
     def ds(self) -> xr.Dataset:
         """The feature's slice of the results Dataset."""
         return self._one
@@ -468,6 +497,11 @@ class FeatureResults:
 
     def __repr__(self) -> str:
         return f"<FeatureResults: {self.name!r}, {self.status}>"
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "Results of one feature")
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()

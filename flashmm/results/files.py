@@ -25,8 +25,13 @@ from flashmm.storage.schema import OPTIONAL, RESULTS
 __all__ = ["load_results", "save_results"]
 
 
+# Options that earlier files lack.
+_LATER = {"residual_variance": "estimated", "residual_by": ""}
+
+
 def save_results(fitted: FittedModel, path: str | PathLike[str]) -> None:
     """Write a fitted model; see `MultiLMMResults.save`."""
+    fitted.one_residual("Saving results", "Fit again from saved statistics (`stats.save`).")
     stats = fitted.stats.to_dataset()
     ds = xr.merge([fitted.ds, stats], join="exact", compat="no_conflicts")
     ds.attrs = {**stats.attrs, **fitted.ds.attrs}
@@ -79,11 +84,14 @@ def _options(attrs: dict[Any, Any]) -> FitOptions:
     known: dict[str, Any] = {
         "method": ("REML", "ML"),
         "parameter_space": ("psd", "unconstrained"),
+        "residual_variance": ("estimated", "known"),
         "engine": ("auto", "patterned", *ENGINES),
     }
     values: dict[str, Any] = {}
     for field in fields(FitOptions):
         name, value = field.name, attrs.get(field.name)
+        if value is None and name in _LATER:
+            value = _LATER[name]
         if name in known and value not in known[name]:
             raise InputError(f"{name!r} is {str(value)[:80]!r}, not one of {list(known[name])}.")
         if name in ("max_iter", "memory", "n_dropped"):

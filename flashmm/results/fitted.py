@@ -35,7 +35,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -47,8 +47,10 @@ from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.exceptions import InputError
 from flashmm.formulas.new_data_recipe import DesignRecipe
 from flashmm.likelihood import AnyEstimator, AnyProjection, make_likelihood, project_any
+from flashmm.likelihood.known_residual import hold_residual
 from flashmm.results.on_request import OnRequest
 from flashmm.solvers.verdict_texts import Status
+from flashmm.stats.known_levels import in_roots
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -69,6 +71,15 @@ class FitOptions:
     fixed: str = ""
     random: str = ""
     n_dropped: int = 0
+    # "estimated", or "known": theta of the results holds the values.
+    residual_variance: str = "estimated"
+    # What groups have residual variances of their own; empty for one variance.
+    residual_by: str = ""
+
+    @property
+    def known_residual(self) -> bool:
+        """Whether the residual variance was known, and not estimated."""
+        return self.residual_variance == "known"
 
 
 def attributes(stats: SummaryStats | PatternedStats, options: FitOptions) -> dict[str, Any]:
@@ -113,16 +124,31 @@ class FittedModel:
     @cached_property
     def projection(self) -> AnyProjection:
         """The statistics projected off X."""
-        return project_any(self.stats) if self.projected is None else self.projected
+        if self.projected is not None:
+            return self.projected
+        return project_any(self.stats, known_residual=self.options.known_residual)
+
+    @cached_property
+    def independent(self) -> SummaryStats | PatternedStats:
+        """The statistics with Z L in the place of Z where levels have known covariances."""
+        turned: SummaryStats | PatternedStats = in_roots(self.stats)[0]
+        return turned
 
     def know(self, likelihood: AnyEstimator) -> None:
         """Take the likelihood that was maximised, which is then not made again."""
-        self.__dict__["likelihood"] = likelihood
+        self.__dict__["likelihood"] = self.held(likelihood)
+
+    def held(self, likelihood: AnyEstimator) -> Any:
+        """A likelihood of these features, its residual variance held where it is known."""
+        if not self.options.known_residual:
+            return likelihood
+        return hold_residual(likelihood, self.projection, self.ds["theta"].to_numpy()[:, -1])
 
     @cached_property
     def likelihood(self) -> AnyEstimator:
         """The likelihood that was maximised."""
-        return make_likelihood(self.projection, self.options.method, self.options.engine)
+        made = make_likelihood(self.projection, self.options.method, self.options.engine)
+        return cast("AnyEstimator", self.held(made))
 
     @cached_property
     def on_request(self) -> OnRequest:
@@ -151,7 +177,7 @@ class FittedModel:
     @property
     def n_estimated(self) -> int:
         """Parameters of one feature: p and the variance parameters."""
-        return self.stats.p + self.ds.sizes["param"]
+        return self.stats.p + self.ds.sizes["param"] - self.options.known_residual
 
     def values(self, name: str, positions: IntArray) -> FloatArray:
         """Estimates of the features at some positions: a variable of the Dataset."""
@@ -214,7 +240,8 @@ class FittedModel:
         if self._not_estimable[members].all():
             # Nothing is computed of features without estimates, but their arrays have shapes.
             with contextlib.suppress(InputError):
-                projected = project_any(stats.sums.take(stats.pattern == pattern))
+                some = stats.sums.take(stats.pattern == pattern)
+                projected = project_any(some, known_residual=options.known_residual)
         return FittedModel(ds, one, options, projected, self.recipe, whole=self, members=members)
 
     @property
@@ -272,6 +299,22 @@ class FittedModel:
                 "results.of_pattern(feature) holds those that share them with one, and can do it."
             )
         return self.stats
+
+    def estimated_residual(self, what: str, instead: str = "") -> None:
+        """Raise where the residual variance is known, which ``what`` has no use for."""
+        if self.options.known_residual:
+            raise InputError(
+                f"{what} needs residual variances that were estimated; in this fit they are known "
+                f"(residual_variance=). {instead}".rstrip()
+            )
+
+    def one_residual(self, what: str, instead: str = "") -> None:
+        """Raise where groups of samples have residual variances of their own."""
+        if self.options.residual_by:
+            raise InputError(
+                f"{what} takes one residual variance; this fit has one for each group of "
+                f"{self.options.residual_by!r}. {instead}".rstrip()
+            )
 
     def of_groups(self, what: str) -> SummaryStats:
         """The statistics, which may have sums by group, that ``what`` needs."""

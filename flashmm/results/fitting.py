@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from flashmm.likelihood import (
     make_likelihood,
     on_device,
 )
+from flashmm.likelihood.known_residual import KnownResidual, hold_residual, known_residual_of
 from flashmm.likelihood.profile_grid import fine_grid, profile_grid
 from flashmm.progress import Progress
 from flashmm.results.assemble import assemble_dataset, without_maximum
@@ -83,6 +84,7 @@ def fit_features(
     likelihood: AnyEstimator,
     plan: FitPlan,
     theta0: Any = None,
+    residual: FloatArray | None = None,
 ) -> xr.Dataset:
     """Fit all features of some statistics, without warnings.
 
@@ -94,13 +96,15 @@ def fit_features(
         How to fit.
     theta0
         Starting values, as in `MultiLMM.fit`.
+    residual
+        Known residual variances in the units of Y, shape (m,); None to estimate them.
     """
     options, structure = plan.options, stats.structure
     space = make_space(
         options.parameter_space,
         structure.blocks(),
         len(structure.param_names),
-        (*structure.block_levels(), stats.n),
+        (*structure.block_levels(), (structure.residual_sizes or (stats.n,))[-1]),
     )
     threads: int | None = plan.threads
     if plan.device is not None:
@@ -110,15 +114,23 @@ def fit_features(
             )
         likelihood = on_device(projection, options.method, options.engine, plan.device)
         threads = None  # PyTorch has its own, and large batches suit it
+    usable = projection.varies
+    if residual is not None:
+        likelihood = cast("AnyEstimator", hold_residual(likelihood, projection, residual))
+        usable = usable | (projection.zero_variance & ~projection.non_finite)
     start = starting_values(likelihood, projection, space, theta0, stats.feature_names)
+    several = len(structure.residuals)
+    _hold(start.theta, likelihood)
     search = _Search(likelihood, projection, plan, threads)
     if plan.second_search:
-        search = replace(
-            search,
-            again_from=second_starts(start, structure.is_variance),
-            landscape=_landscape(projection, options, start),
+        again_from = second_starts(start, structure.is_variance)
+        again_from[:, -several:] = again_from[:, -1:]
+        _hold(again_from, likelihood)
+        landscape = (
+            None if residual is not None or several > 1 else _landscape(projection, options, start)
         )
-    usable = projection.varies & ~likelihood.perfect_fit
+        search = replace(search, again_from=again_from, landscape=landscape)
+    usable = usable & ~likelihood.perfect_fit
     solution = search.run(space, start.theta, usable, plan.progress)
     if plan.second_search:
         lost = without_maximum(likelihood, solution)
@@ -212,7 +224,8 @@ def _restart_inside(
     usable = np.zeros(solution.status.size, dtype=bool)
     usable[lost] = True
     zero = np.zeros_like(start.theta)
-    zero[:, -1] = 1.0
+    zero[:, -len(search.projection.structure.residuals) :] = 1.0
+    _hold(zero, search.likelihood)
     landscape = search.landscape
     if landscape is not None:
         landscape = replace(landscape, chosen=np.ones_like(usable))
@@ -231,31 +244,41 @@ def _restart_inside(
             break
         lifted = np.array(lifts)[:, None, None] * inner.theta[features, -1:] * variances
         starts = inner.theta[features] + lifted
-        starts[:, :, -1] = inner.theta[features, -1]
+        several = len(search.projection.structure.residuals)
+        starts[:, :, -several:] = inner.theta[features, -several:]
         for again in reversed(stepwise.ends(space, starts, features)):  # the first counts
             solution.n_iter[features] += again.n_iter
             good = np.flatnonzero(again.status <= Status.INDEFINITE)
             _put(solution, features[good], again, good)
             usable[features[good]] = False
+    if landscape is not None and landscape.few:
+        _restart_at_summits(stepwise, space, solution, lost[usable[lost]], landscape)
 
 
 def _restart_at_summits(
-    search: _Search, psd: ParameterSpace, solution: Solution, lost: IntArray
+    search: _Search,
+    space: ParameterSpace,
+    solution: Solution,
+    lost: IntArray,
+    landscape: Landscape | None = None,
 ) -> None:
     """Fit features that ran to the edge of the domain again, from maxima of the grid; in place.
 
     The highest of the proper maxima that are found stays.
     """
-    if lost.size == 0:
-        return
-    landscape = search.landscape or _landscape(search.projection, search.plan.options, None)
+    several = len(search.projection.structure.residuals) > 1
+    if lost.size == 0 or several or known_residual_of(search.likelihood) is not None:
+        return  # the grid is one of ratios, for any residual variance
+    landscape = (
+        landscape or search.landscape or _landscape(search.projection, search.plan.options, None)
+    )
     if landscape is None:
         return
     plain = replace(
         search, plan=replace(search.plan, fallback=None), again_from=None, landscape=None
     )
     best = np.full(lost.size, -np.inf)
-    for again in plain.ends(psd, landscape.summits(lost, _SUMMITS), lost):
+    for again in plain.ends(space, landscape.summits(lost, _SUMMITS), lost):
         solution.n_iter[lost] += again.n_iter
         height = again.evaluation.loglik
         found = np.flatnonzero((again.status <= Status.BOUNDARY) & (height > best))
@@ -267,15 +290,27 @@ def _of_few(search: _Search, count: int) -> _Search:
     """The search with the engine that makes the fewest calls, where these are most of the work."""
     projection, plan = search.projection, search.plan
     few = count <= _FEW and projection.structure.q <= _SMALL and plan.device is None
-    if not few or isinstance(projection, PatternedProjection):
+    several = len(projection.structure.residuals) > 1
+    if not few or several or isinstance(projection, PatternedProjection):
         return search
-    return replace(search, likelihood=make_likelihood(projection, plan.options.method, "general"))
+    likelihood: Any = make_likelihood(projection, plan.options.method, "general")
+    residual = known_residual_of(search.likelihood)
+    if residual is not None:
+        likelihood = KnownResidual(likelihood, residual)
+    return replace(search, likelihood=likelihood)
 
 
 def _put(solution: Solution, features: IntArray, other: Solution, rows: IntArray) -> None:
     """Put rows of another solution in the place of features; steps stay."""
     solution.theta[features], solution.status[features] = other.theta[rows], other.status[rows]
     solution.evaluation.put(features, other.evaluation.take(rows))
+
+
+def _hold(theta: FloatArray, likelihood: AnyEstimator) -> None:
+    """Put known residual variances into theta (m, k), in place; NaN stays."""
+    residual = known_residual_of(likelihood)
+    if residual is not None:
+        theta[:, -1] = np.where(np.isnan(theta[:, -1]), np.nan, residual)
 
 
 def _landscape(

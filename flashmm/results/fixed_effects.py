@@ -13,7 +13,6 @@ from flashmm.designs.design import INTERCEPT
 from flashmm.exceptions import InputError
 from flashmm.formulas.estimable_terms import estimable_hypotheses
 from flashmm.formulas.fixed_terms import type3_hypotheses
-from flashmm.inference.contrasts import independent_rows, parse_contrasts
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve_df
 from flashmm.inference.margins import interval_tests, one_sided_of
 from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_alternative, t_statistics
@@ -24,9 +23,11 @@ from flashmm.results.fitted import FittedModel
 from flashmm.results.hypotheses import CovarianceOf
 from flashmm.results.integrated import integrated_f_tests, integrated_t_tests
 from flashmm.results.interval_nulls import interval_null, with_interval
+from flashmm.results.joint_hypotheses import joint_hypotheses, refuse_terms
 from flashmm.results.moderation import moderated_hypotheses
 from flashmm.results.simultaneous import Family, JointContrasts
 from flashmm.results.trust import doubt
+from flashmm.slips.answers import answered
 
 if TYPE_CHECKING:
     Moderated = bool | xr.Dataset
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["cov_params", "f_test", "f_tests", "fim", "t_test", "type3_terms", "wald_test"]
 
 
+@answered
 def t_test(
     fitted: FittedModel,
     positions: IntArray,
@@ -51,6 +53,7 @@ def t_test(
     """Tests of linear contrasts; see `MultiLMMResults.t_test`."""
     side = resolve_alternative(alternative)
     method = resolve_df(df, fitted.options.method)
+    refuse_terms(fitted.stats, contrast)
     read = estimable_contrasts(fitted.stats, contrast)
     contrasts, L = read.contrasts, read.contrasts.matrix
     interval = interval_null(margin, null, contrasts.labels)
@@ -120,6 +123,7 @@ def _is_integrated(method: str, moderated: Moderated, prior: Any) -> bool:
     return True
 
 
+@answered
 def f_test(
     fitted: FittedModel,
     positions: IntArray,
@@ -133,18 +137,12 @@ def f_test(
 ) -> FTestResults:
     """One joint test of contrasts; see `MultiLMMResults.f_test`."""
     method = resolve_df(df, fitted.options.method)
-    read = estimable_contrasts(fitted.stats, contrast)
-    contrasts = read.contrasts
-    label = contrasts.labels[0] if len(contrasts.labels) == 1 else "joint"
-    # That all coefficients are zero says that X beta is, whatever columns were left out.
-    known = contrast is None or bool(read.estimable.all())
-    if contrast is None and fitted.stats.aliased is not None:
-        contrasts = parse_contrasts(None, fitted.stats.coef_names)
-    hypotheses = {label: Hypothesis(*independent_rows(contrasts), known)}
+    hypotheses = joint_hypotheses(fitted.stats, contrast)
     sandwich = sandwich_of(fitted, cov, cluster, method, moderated, prior)
     return f_tests(fitted, positions, hypotheses, method, moderated, prior, sandwich)
 
 
+@answered
 def wald_test(
     fitted: FittedModel,
     positions: IntArray,

@@ -18,10 +18,12 @@ from flashmm.results.cluster_robust import Clusters, clusters_of
 from flashmm.results.contrast_results import FeatureTests
 from flashmm.results.estimability import estimable_contrasts
 from flashmm.results.fitted import FittedModel
+from flashmm.slips.answers import answer_calls
 
 __all__ = ["FlipTestResults", "flip_test"]
 
 
+@answer_calls
 class FlipTestResults(FeatureTests):
     """Tests of contrasts by sign flips, for every feature and for all features at once.
 
@@ -35,6 +37,7 @@ class FlipTestResults(FeatureTests):
 
     columns = ("estimate", "t", "p", "p_fwer")
     statistic = "t"
+    _noun = "sign-flip tests"
 
     @property
     def effect(self) -> pd.DataFrame:
@@ -63,6 +66,7 @@ def flip_test(
     statistic: Callable[[FloatArray], FloatArray] | None,
 ) -> FlipTestResults:
     """Tests by sign flips; see `MultiLMMResults.flip_test`."""
+    fitted.one_residual("flip_test")
     side = resolve_alternative(alternative)
     if isinstance(n_flips, bool) or not isinstance(n_flips, (int, np.integer)) or n_flips < 2:
         raise InputError(f"`n_flips` must be a whole number of at least 2, not {n_flips!r}.")

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.exceptions import InputError
 from flashmm.inference.degrees_of_freedom import (
+    FIXED_DF,
+    KNAPP_HARTUNG,
     FStatistic,
     VarianceAndDf,
     adjusted_variance,
@@ -27,13 +31,11 @@ from flashmm.inference.moderation import moderate_moments
 from flashmm.inference.prediction_variance import prediction_moments
 from flashmm.inference.theta_covariance import covariance_on_face, face
 from flashmm.likelihood.base import Evaluation, rows_of
+from flashmm.likelihood.known_residual import KnownResidual, generalised_sum_of_squares
 from flashmm.likelihood.moments import ContrastMoments
 from flashmm.results.fitted import FittedModel
-from flashmm.results.on_request import OnRequest, scaled_inverse
+from flashmm.results.on_request import OnRequest, scaled_inverse, without_known
 from flashmm.solvers.space import PSD
-
-if TYPE_CHECKING:
-    import scipy.sparse as sp
 
 __all__ = ["CovarianceOf", "Hypotheses", "hypotheses"]
 
@@ -71,8 +73,10 @@ class Hypotheses:
         Where V is not positive definite a variance may be negative; its df are then NaN.
         """
         shape = positions.size, L.shape[0]
-        if df in ("residual", "normal"):
+        if df in FIXED_DF:
             variance = self.request.contrast_variance(positions, L)
+            if df == KNAPP_HARTUNG:
+                variance = variance * self.mean_square(positions)[:, None]
             return VarianceAndDf(variance, np.tile(self._fixed_df(positions, df), shape[1]))
         result = VarianceAndDf(np.full(shape, np.nan), np.full(shape, np.nan))
         method = kenward_roger if df == "kenward-roger" else satterthwaite
@@ -98,6 +102,8 @@ class Hypotheses:
             for here, batch in request.batches(positions):
                 C = request.likelihood.covariance(request.theta[batch], batch)
                 result[here] = np.matmul(np.matmul(L, C), L.T)
+            if df == KNAPP_HARTUNG:
+                result *= self.mean_square(positions)[:, None, None]
             return result
         for here, _, moments, covariance in self._moments(positions, L[None], df):
             found = moments.variance
@@ -138,8 +144,10 @@ class Hypotheses:
                 part = satterthwaite_f(left, moments, covariance)
             result.F[here] = part.F[:, 0]
             result.df[here] = part.df[:, 0]
-            if df in ("residual", "normal"):
+            if df in FIXED_DF:
                 result.df[here] = self._fixed_df(positions[here], df)[:, 0]
+        if df == KNAPP_HARTUNG:
+            result.F[:] /= self.mean_square(positions)
         if self.dream is not None:
             ratio, gained = self.dream[positions].T
             result.F[:] /= ratio
@@ -160,7 +168,7 @@ class Hypotheses:
         independent
             Row i adds ``independent[i] @ theta``, theta in the units of Y; shape (c, k).
         df
-            ``"residual"``, ``"normal"`` or ``"satterthwaite"``.
+            ``"residual"``, ``"normal"``, ``"knapp-hartung"`` or ``"satterthwaite"``.
         """
         request, c = self.request, X.shape[0]
         projection, k = request.projection, request.theta.shape[1]
@@ -168,12 +176,16 @@ class Hypotheses:
         result = VarianceAndDf(
             np.full(shape, np.nan), np.tile(self._fixed_df(positions, df), shape[1])
         )
+        if len(projection.structure.residuals) > 1:
+            return self._group_predictions(positions, X, independent, df)
         size = 8 * (k + 4) * max(1, projection.structure.q)
         rows = max(1, min(c, request.memory // size))
         for start in range(0, c, rows):
             part = slice(start, min(start + rows, c))
+            roots, turn = projection.roots, projection.turn
             dense, own = Z[part].toarray(), independent[part]
-            turn = getattr(projection, "turn", None)
+            if roots is not None:
+                dense, own = _dense(roots.rows(Z[part])), own + roots.unseen(Z[part])
             if turn is not None:
                 dense, own = dense @ turn.A, own @ turn.T_inverse
             for here, batch in request.batches(positions, max(1, request.memory // (size * rows))):
@@ -187,11 +199,32 @@ class Hypotheses:
                     own * params,
                 )
                 result.variance[here, part] = found.variance * projection.scale[batch, None]
+                if df == KNAPP_HARTUNG:  # of the mean alone: what is added to it is as estimated
+                    mean = request.contrast_variance(positions[here], X[part])
+                    ratio = self.mean_square(positions[here])[:, None] - 1.0
+                    result.variance[here, part] += ratio * mean
                 if df == "satterthwaite":
                     at = request.likelihood.evaluate(theta, batch)
-                    result.df[here, part] = satterthwaite_df(
-                        found.variance, found.gradient, self._covariance(theta, at, df)
-                    )
+                    spread = without_known(self._covariance(theta, at, df), request.likelihood)
+                    result.df[here, part] = satterthwaite_df(found.variance, found.gradient, spread)
+        return result
+
+    def _group_predictions(
+        self, positions: IntArray, X: FloatArray, independent: FloatArray, df: str
+    ) -> VarianceAndDf:
+        """The same of means, where groups of samples have residual variances of their own."""
+        request, shape = self.request, (positions.size, X.shape[0])
+        result = VarianceAndDf(
+            np.full(shape, np.nan), np.tile(self._fixed_df(positions, df), shape[1])
+        )
+        for here, chosen, moments, spread in self._moments(positions, X[:, None], df):
+            batch = positions[here]
+            own = independent[chosen] * request.projection.param_scale
+            variance = moments.variance[..., 0, 0] + request.theta[batch] @ own.T
+            result.variance[here, chosen] = variance * request.projection.scale[batch, None]
+            if df == "satterthwaite":
+                gradient = moments.gradient[..., 0, 0] + own
+                result.df[here, chosen] = satterthwaite_df(variance, gradient, spread)
         return result
 
     def _moments(
@@ -207,6 +240,7 @@ class Hypotheses:
         for here, batch in request.batches(positions, limit):
             theta = request.theta[batch]
             covariance = self._covariance(theta, request.likelihood.evaluate(theta, batch), df)
+            covariance = without_known(covariance, request.likelihood)
             rows = rows_of(request.likelihood, batch)
             for start in range(0, g, groups):
                 chosen = slice(start, min(start + groups, g))
@@ -218,6 +252,24 @@ class Hypotheses:
                         moments, covariance, theta[:, -1], variance, freedom
                     )
                 yield here, chosen, moments, spread
+
+    def mean_square(self, positions: IntArray) -> FloatArray:
+        """Y'Py / (n - p) (Knapp & Hartung 2003, their q), by which variances are widened, (B,).
+
+        Where the residual variance is estimated by REML it is one.
+        """
+        request, result = self.request, np.full(positions.size, np.nan)
+        likelihood: Any = request.likelihood
+        if not isinstance(likelihood, KnownResidual):
+            raise InputError(
+                "df='knapp-hartung' widens standard errors by how far y is from a model whose "
+                "residual variance is known; here it is estimated. Fit with residual_variance=, "
+                "or use df='satterthwaite' or 'kenward-roger'."
+            )
+        for here, batch in request.batches(positions):
+            total = generalised_sum_of_squares(likelihood, request.theta[batch], batch)
+            result[here] = total / self.df_resid[batch]
+        return result
 
     def _fixed_df(self, positions: IntArray, df: str) -> FloatArray:
         """Degrees of freedom that no estimate tells: n - p, or infinity; shape (B, 1)."""
@@ -311,6 +363,10 @@ class CovarianceOf:
     def __call__(self, here: IntArray, rows: FloatArray) -> FloatArray:
         """Covariances of the contrasts ``rows`` (r, p), shape (B, r, r); ``here`` (B,)."""
         return self.tests.covariance(self.positions[here], rows, self.df)
+
+
+def _dense(rows: Any) -> FloatArray:
+    return np.asarray(rows.toarray() if sp.issparse(rows) else rows)
 
 
 def hypotheses(fitted: FittedModel) -> Hypotheses:

@@ -17,9 +17,11 @@ from flashmm.exceptions import ConvergenceWarning, InputError, listing, warn
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.statistics import check_alpha
+from flashmm.plots import groups as pictures
 from flashmm.results import fixed_effects
 from flashmm.results.fitted import FittedModel
 from flashmm.results.refit import refit
+from flashmm.slips.answers import answer_calls
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.algebra import without_groups
 from flashmm.stats.groups import grouped_by, known_groups
@@ -61,6 +63,7 @@ def influence(
     fitted: FittedModel, positions: IntArray, by: Any, exact: bool | None = None
 ) -> Influence:
     """Refits without each group; see `MultiLMMResults.influence`."""
+    fitted.one_residual("influence")
     whole = fitted.of_groups("influence")
     stats = grouped_by(whole, by, "influence", "by").at(positions)
     groups = known_groups(stats)
@@ -197,6 +200,7 @@ def _warn_of(
         warn("Influence: " + "; ".join(said) + ". See its status.", ConvergenceWarning)
 
 
+@answer_calls
 class Influence:
     """What each group of samples does to the fit of every feature.
 
@@ -326,12 +330,14 @@ class Influence:
 
         Parameters
         ----------
-        contrast, alternative, df
-            As in `MultiLMMResults.t_test`; one contrast.
+        contrast
+            One contrast, as in `MultiLMMResults.t_test`.
         alpha
             A hit is a feature whose adjusted p-value is at most alpha.
         adjust
             How p-values are adjusted over the features, as in `top_table`.
+        alternative, df
+            As in `MultiLMMResults.t_test`.
 
         Returns
         -------
@@ -444,10 +450,12 @@ class Influence:
         contrast
             One contrast: the hits that each group adds and takes are drawn. None for the
             distribution of Cook's distance over the features.
-        alpha, **options
+        alpha
             As in `hits`.
         ax
             Axes of matplotlib; new ones by default.
+        **options
+            As in `hits`.
 
         Returns
         -------
@@ -460,30 +468,20 @@ class Influence:
         """
         if contrast is None and options:
             raise InputError(f"{listing(options)} belong to tests: name a contrast.")
-        if ax is None:
-            try:
-                import matplotlib.pyplot as plt  # noqa: PLC0415  (an extra)
-            except ImportError:
-                raise InputError("`plot` needs matplotlib: pip install 'flashmm[plot]'.") from None
-            _, ax = plt.subplots()
         name = str(self.ds.attrs["by"])
         if contrast is None:
-            order = self.summary().index[::-1]
-            D = self.cooks_distance[order].to_numpy()
-            values = [column[np.isfinite(column)] for column in D.T]
-            ax.boxplot(values, orientation="horizontal", whis=(5, 95), flierprops={"markersize": 3})
-            ax.set_yticks(np.arange(1, order.size + 1), labels=list(order))
-            ax.set(xlabel="Cook's distance", ylabel=name)
-            return ax
-        table = self.hits(contrast, alpha, **options).iloc[::-1]
-        at = np.arange(len(table))
-        ax.barh(at, -table["lost"].fillna(0.0), label="no hit without it")
-        ax.barh(at, table["gained"].fillna(0.0), label="a hit only without it")
-        ax.axvline(0.0, color="black", linewidth=0.8)
-        ax.set_yticks(at, labels=list(table.index))
-        ax.set(xlabel=f"features, of {int(table['hits'].iloc[0])} hits", ylabel=name)
-        ax.legend()
-        return ax
+            order = self.summary().index
+            distance = self.cooks_distance[order].to_numpy()
+            return pictures.cooks_distances(distance, list(order), ylabel=name, ax=ax)
+        table = self.hits(contrast, alpha, **options)
+        return pictures.hits_without_groups(
+            table["lost"],
+            table["gained"],
+            list(table.index),
+            hits=int(table["hits"].iloc[0]),
+            ylabel=name,
+            ax=ax,
+        )
 
     def _frame(self, values: FloatArray) -> pd.DataFrame:
         index = pd.Index(self.ds["feature"].to_numpy(), name="feature")

@@ -52,6 +52,8 @@ _MANY_PATTERNS = 2000
 
 def learn_ratio_prior(fitted: FittedModel, trend: Any = False, robust: bool = False) -> RatioPrior:
     """The prior that the features share; see `MultiLMMResults.learn_ratio_prior`."""
+    fitted.one_residual("df='integrated'", "Use df='satterthwaite' or 'kenward-roger'.")
+    fitted.estimated_residual("df='integrated'", "Use df='satterthwaite' or 'knapp-hartung'.")
     covariate = trend_values(fitted, trend)
     where = learn(
         _parts(fitted),
@@ -200,7 +202,8 @@ def posterior_variances(
     check_alpha(alpha)
     where = _integration(fitted, prior)
     theta = where.variances(positions, alpha)
-    stats = fitted.stats.sums if isinstance(fitted.stats, PatternedStats) else fitted.stats
+    stats = fitted.independent
+    stats = stats.sums if isinstance(stats, PatternedStats) else stats
     components, weights = component_weights(stats)
     ratios = where.shared[0].grid.ratios
     parts = np.hstack([ratios, np.ones((len(ratios), 1))]) @ weights.T
@@ -266,7 +269,7 @@ def _parts(fitted: FittedModel, *, effects: bool = False) -> tuple[AnyPart, ...]
 
     ``effects``: so that predictions of random effects can be had.
     """
-    stats: Any = fitted.stats
+    stats = fitted.independent
     if not isinstance(stats, PatternedStats):
         projection: Any = fitted.projection
         return (Part(projection, np.arange(stats.m)),)
@@ -281,7 +284,7 @@ def _parts(fitted: FittedModel, *, effects: bool = False) -> tuple[AnyPart, ...]
 
 def _own_parts(fitted: FittedModel) -> tuple[AnyPart, ...]:
     """Features with rare patterns together, others pattern by pattern."""
-    stats, projection = fitted.stats, fitted.projection
+    stats, projection = fitted.independent, fitted.projection
     assert isinstance(stats, PatternedStats)
     assert isinstance(projection, PatternedProjection)
     parts: list[AnyPart] = []

@@ -32,6 +32,8 @@ def moderated_variances(
     legacy: bool | None = None,
 ) -> xr.Dataset:
     """Residual variances moderated by those of all features; see `MultiLMMResults.moderate`."""
+    fitted.one_residual("Moderation")
+    fitted.estimated_residual("Moderation", "Tests with df='normal' or 'knapp-hartung' need none.")
     check_option("df", df_method, ("satterthwaite", "dream"))
     if legacy is not None and not isinstance(legacy, bool | np.bool_):
         raise InputError(f"`legacy` must be True, False or None, not {legacy!r}.")

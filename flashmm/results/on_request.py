@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood import AnyEstimator, AnyProjection
 from flashmm.likelihood.base import RandomEffects, StandardErrorKind, rows_of
+from flashmm.likelihood.known_residual import known_residual_of
 from flashmm.likelihood.moments import effect_variances
-from flashmm.likelihood.projection import Projection
 
-__all__ = ["Information", "OnRequest", "scaled_inverse"]
+__all__ = ["Information", "OnRequest", "scaled_inverse", "without_known"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class OnRequest:
         for here, batch in self.batches(positions):
             expected = self.likelihood.evaluate(self.theta[batch], batch).expected
             result[here] = self.projection.natural_information(expected, batch)
+        if known_residual_of(self.likelihood) is not None:
+            result[:, -1, :], result[:, :, -1] = 0.0, 0.0
         return result
 
     def theta_covariance(self, positions: IntArray) -> FloatArray:
@@ -81,7 +84,8 @@ class OnRequest:
         result = np.full((positions.size, k, k), np.nan)
         for here, batch in self.batches(positions):
             expected = self.likelihood.evaluate(self.theta[batch], batch).expected
-            result[here] = self.projection.natural_covariance(scaled_inverse(expected), batch)
+            inverse = without_known(scaled_inverse(expected), self.likelihood)
+            result[here] = self.projection.natural_covariance(inverse, batch)
         return result
 
     def information(self, positions: IntArray) -> Information:
@@ -107,28 +111,40 @@ class OnRequest:
                 errors[here] = effects.se
             if kind == "conditional":  # a distribution given y and beta needs a proper V
                 errors[here[~rows_of(self.likelihood, batch).is_definite(theta)]] = np.nan
-        turn = getattr(self.projection, "turn", None)
+        turn, roots = self.projection.turn, self.projection.roots
         if turn is not None:  # the likelihood's effects are others
             blup = np.asarray(blup @ turn.A.T)
-            if kind is not None:
-                errors = self._turned_errors(positions, kind, errors)
+        if roots is not None:
+            blup = roots.to_levels(blup)
+        if kind is not None and not (turn is None and roots is None):
+            errors = self._turned_errors(positions, kind, errors)
         return blup, errors
 
     def _turned_errors(
         self, positions: IntArray, kind: StandardErrorKind, errors: FloatArray
     ) -> FloatArray:
         """Standard errors (B, q) of A c for effects c; ``errors`` are those of c."""
-        p, result = self.projection, np.full_like(errors, np.nan)
-        assert isinstance(p, Projection)
-        assert p.turn is not None
-        rows = p.turn.A.toarray() / p.column_scale
-        size = max(1, self.memory // (8 * 6 * p.structure.q**2))
+        p = self.projection
+        turn, roots = p.turn, p.roots
+        rows = np.eye(p.structure.q) if roots is None else roots.A
+        if turn is not None:
+            rows = rows @ turn.A
+        result = np.full((positions.size, rows.shape[0]), np.nan)
+        unseen = np.zeros((rows.shape[0], self.theta.shape[1]))
+        if roots is not None:
+            unseen = roots.unseen(sp.eye_array(rows.shape[0], format="csr"))
+        size = max(1, self.memory // (8 * 6 * rows.shape[0] * rows.shape[1]))
         for here, batch in self.batches(positions, size):
             theta, likelihood = self.theta[batch], rows_of(self.likelihood, batch)
             C = self.likelihood.covariance(theta, batch) / p.scale[batch, None, None]
             given = _inverse(C) if kind == "conditional" else None
-            variance = effect_variances(likelihood, theta, rows, given)
-            result[here] = np.sqrt(variance * p.scale[batch, None])
+            columns, _ = p.prediction_units(batch)
+            variance = effect_variances(likelihood, theta, rows / columns, given)
+            variance = variance * p.scale[batch, None]
+            if unseen.any():
+                variance = variance + p.natural_theta(theta, batch) @ unseen.T
+            with np.errstate(invalid="ignore"):
+                result[here] = np.sqrt(variance)
         result[np.isnan(errors).any(axis=1)] = np.nan
         return result
 
@@ -142,6 +158,13 @@ class OnRequest:
         for start in range(0, fitted.size, size):
             here = fitted[start : start + size]
             yield here, positions[here]
+
+
+def without_known(covariance: FloatArray, likelihood: AnyEstimator) -> FloatArray:
+    """Covariances of theta (B, k, k), zero for a residual variance that is known."""
+    if known_residual_of(likelihood) is not None:
+        covariance[:, -1, :], covariance[:, :, -1] = 0.0, 0.0
+    return covariance
 
 
 def scaled_inverse(information: FloatArray) -> FloatArray:

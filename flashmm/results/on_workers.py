@@ -32,7 +32,11 @@ _MOST_BYTES = 2**23
 
 
 def fit_on_workers(
-    client: Any, stats: SummaryStats | PatternedStats, plan: FitPlan, theta0: Any = None
+    client: Any,
+    stats: SummaryStats | PatternedStats,
+    plan: FitPlan,
+    theta0: Any = None,
+    residual: FloatArray | None = None,
 ) -> xr.Dataset:
     """Fit all features, some on each worker; see `flashmm.results.fitting.fit_features`.
 
@@ -43,7 +47,7 @@ def fit_on_workers(
     ----------
     client
         A ``distributed.Client``.
-    stats, plan, theta0
+    stats, plan, theta0, residual
         As in `fit_features`.
     """
     if not (hasattr(client, "submit") and hasattr(client, "nthreads")):
@@ -57,7 +61,7 @@ def fit_on_workers(
     if theta0 is not None:
         params = stats.structure.param_names
         rows = starting_rows(theta0, stats.m, params, stats.feature_names)
-    pieces = list(_fitted(client, stats, plan, rows))
+    pieces = list(_fitted(client, stats, plan, rows, residual))
     ds = xr.concat(
         pieces,
         "feature",
@@ -72,7 +76,11 @@ def fit_on_workers(
 
 
 def _fitted(
-    client: Any, stats: SummaryStats | PatternedStats, plan: FitPlan, rows: FloatArray | None
+    client: Any,
+    stats: SummaryStats | PatternedStats,
+    plan: FitPlan,
+    rows: FloatArray | None,
+    residual: FloatArray | None,
 ) -> Iterator[xr.Dataset]:
     """The fits of the partitions, in order; a few more are under way than there are threads."""
     waiting: deque[Any] = deque()
@@ -84,7 +92,8 @@ def _fitted(
                 yield waiting.popleft().result()
             start = None if rows is None else rows[features]
             own = _own(stats, features)
-            waiting.append(_submitted(client, _fit, design, own, plan, start))
+            known = None if residual is None else residual[features]
+            waiting.append(_submitted(client, _fit, design, own, plan, start, known))
         while waiting:
             yield waiting.popleft().result()
     finally:
@@ -129,6 +138,7 @@ def _fit(
     own: dict[str, Any] | PatternedStats,
     plan: FitPlan,
     theta0: FloatArray | None,
+    residual: FloatArray | None,
 ) -> xr.Dataset:
     if isinstance(own, PatternedStats):
         stats: SummaryStats | PatternedStats = own
@@ -136,6 +146,6 @@ def _fit(
         assert design is not None
         stats = replace(design, **own)
     with one_blas_thread():
-        projection = project_any(stats)
+        projection = project_any(stats, known_residual=plan.options.known_residual)
         likelihood = make_likelihood(projection, plan.options.method, plan.options.engine)
-        return fit_features(stats, projection, likelihood, plan, theta0)
+        return fit_features(stats, projection, likelihood, plan, theta0, residual)

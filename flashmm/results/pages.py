@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import textwrap
 from dataclasses import dataclass, field
 
@@ -81,6 +83,39 @@ class SummaryPage:
         """The page as plain text."""
         return str(self)
 
+    def as_html(self) -> str:
+        """The page as HTML, a table for each of its tables."""
+        return self._repr_html_()
+
+    def as_csv(self) -> str:
+        """The page as comma-separated values: title, tables and notes below each other."""
+        lines = [[self.title]]
+        for table in self.parts:
+            lines += [[table.caption]] * bool(table.caption)
+            lines += [] if table.header is None else [table.header]
+            lines += table.rows
+        lines += [[note] for note in self.notes]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(lines)
+        return text.getvalue()
+
+    def as_latex(self) -> str:
+        """The page as LaTeX, a tabular for each of its tables; no packages are needed."""
+        parts = [rf"\begin{{center}}{_latex(self.title)}\end{{center}}"]
+        for table in self.parts:
+            rows = table.rows if table.header is None else [table.header, *table.rows]
+            if not rows:
+                continue
+            align = table.align or "l" + "r" * (len(rows[0]) - 1)
+            lines = [" & ".join(map(_latex, row)) + r" \\" for row in rows]
+            if table.header is not None:
+                lines.insert(1, r"\hline")
+            parts += [rf"\noindent {_latex(table.caption)}\par"] * bool(table.caption)
+            parts += [rf"\begin{{tabular}}{{{align}}}", r"\hline", *lines, r"\hline"]
+            parts += [r"\end{tabular}\par", r"\medskip"]
+        parts += [rf"\noindent {_latex(note)}\par" for note in self.notes]
+        return "\n".join(parts)
+
     def _repr_html_(self) -> str:
         parts = [f"<h4>{html.escape(self.title)}</h4>"]
         for table in self.parts:
@@ -93,6 +128,22 @@ class SummaryPage:
             parts.append("</table>")
         parts += [f"<p>{html.escape(note)}</p>" for note in self.notes]
         return "\n".join(parts)
+
+
+_LATEX = {
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+}
+
+
+def _latex(text: str) -> str:
+    """Text with the letters that LaTeX reads as its own escaped."""
+    return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 def _frame(table: Table) -> pd.DataFrame:

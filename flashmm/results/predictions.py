@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from flashmm.arrays.labels import axis_labels, label_positions
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.designs.design import RESIDUAL
 from flashmm.designs.from_arrays import (
     as_matrix,
     check_rows_are_known,
@@ -22,9 +23,10 @@ from flashmm.designs.from_arrays import (
     row_labels,
 )
 from flashmm.exceptions import InputError, check_option, listing
+from flashmm.formulas.left_side import Responses, responses_of
 from flashmm.formulas.new_data_recipe import RandomRows
 from flashmm.formulas.sample_table import check_data
-from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
+from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, KNAPP_HARTUNG
 from flashmm.inference.statistics import confidence_limits
 from flashmm.results.estimability import estimable_rows
 from flashmm.results.fitted import FittedModel
@@ -32,6 +34,7 @@ from flashmm.results.hypotheses import hypotheses
 from flashmm.results.integrated import integrated_predictions
 from flashmm.results.samples_again import OwnValues, own_values, values_of
 from flashmm.results.some_effects import Wanted, wanted_effects
+from flashmm.slips.answers import answered
 from flashmm.sources import Transform, make_source
 from flashmm.stats.own_rows import PatternedStats
 
@@ -39,7 +42,7 @@ __all__ = ["NewRows", "complete_rows", "fittedvalues", "new_rows", "predict", "r
 
 LEVELS = ("population", "conditional")
 INTERVALS = ("confidence", "prediction")
-DF = ("satterthwaite", "residual", "normal", INTEGRATED)
+DF = ("satterthwaite", "residual", "normal", KNAPP_HARTUNG, INTEGRATED)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class NewRows:
     offset: FloatArray
 
 
+@answered
 def predict(
     fitted: FittedModel,
     positions: IntArray,
@@ -90,8 +94,7 @@ def predict(
     if interval is not None:
         check_option("interval", interval, INTERVALS)
     check_option("df", df, DF)
-    if prior is not None and df != INTEGRATED:
-        raise InputError(f"`prior` belongs to df='integrated'; these limits have df={df!r}.")
+    _check_df(df, level, prior)
     conditional = level == "conditional"
     wanted = wanted_effects(fitted, random, level)
     wide = interval == "prediction"
@@ -103,12 +106,11 @@ def predict(
         _refuse_new_levels(rows.random)
     aliased = fitted.stats.aliased is not None
     estimable: dict[str, Any] = {"estimable": ("sample", rows.estimable)} if aliased else {}
-    independent = np.zeros((len(rows.labels), fitted.ds.sizes["param"]))
-    if rows.random is not None and (conditional or wide):
-        independent[:] = rows.random.new
-        independent[:, -1] = float(wide)
+    independent = _own_variances(fitted, rows, newdata, conditional=conditional, wide=wide)
     if df == INTEGRATED:
-        Z_rows = rows.random.Z.toarray() if conditional and rows.random is not None else None
+        Z_rows, independent = _independent_rows(
+            fitted, rows.random if conditional else None, independent
+        )
         ds = integrated_predictions(
             fitted,
             positions,
@@ -134,6 +136,8 @@ def predict(
     prediction = xr.DataArray(estimate, dims=dims, coords=coords, name="prediction")
     if not se and interval is None:
         return prediction
+    if fitted.options.residual_by and conditional:
+        fitted.one_residual("Standard errors at level='conditional'", "Use level='population'.")
     Z_known = sp.csr_array((len(rows.labels), fitted.stats.q))
     if conditional and rows.random is not None:
         Z_known = rows.random.Z
@@ -149,6 +153,67 @@ def predict(
     shown = {"lower": limits[..., 0], "upper": limits[..., 1], "df": freedom}
     result = result.assign({name: (dims, values) for name, values in shown.items()})
     return result.assign_attrs(interval=interval, alpha=alpha, df_method=df)
+
+
+def _independent_rows(
+    fitted: FittedModel, random: RandomRows | None, independent: FloatArray
+) -> tuple[FloatArray | None, FloatArray]:
+    """Rows of Z over independent effects, and what levels without data add to their variance."""
+    if random is None:
+        return None, independent
+    rows, roots = random.Z.toarray(), fitted.projection.roots
+    if roots is None:
+        return rows, independent
+    return np.asarray(roots.rows(rows)), independent + roots.unseen(rows)
+
+
+def residual_groups_of(fitted: FittedModel, newdata: Any) -> FloatArray:
+    """Which residual variance new samples have, ones in (c, H)."""
+    by, structure = fitted.options.residual_by, fitted.stats.structure
+    labels = [name[len(RESIDUAL) + 1 : -1] for name in structure.residuals]
+    table = pd.DataFrame() if newdata is None else pd.DataFrame(newdata)
+    columns = [by] if by in table else by.split(":")
+    absent = [name for name in columns if name not in table]
+    if absent:
+        raise InputError(
+            f"Prediction intervals of new samples need their groups of {by!r}, whose residual "
+            f"variances differ: a table with {listing(absent)}."
+        )
+    parts = [table[name].astype(str) for name in columns]
+    found = parts[0].str.cat(parts[1:], sep=":") if len(parts) > 1 else parts[0]
+    unknown = [value for value in dict.fromkeys(found) if value not in labels]
+    if unknown:
+        raise InputError(
+            f"No residual variance is known of the groups {listing(unknown)} of {by!r}; the fit "
+            f"has {listing(labels)}."
+        )
+    return np.asarray(found.to_numpy()[:, None] == np.array(labels, dtype=object), dtype=np.float64)
+
+
+def _own_variances(
+    fitted: FittedModel, rows: NewRows, newdata: Any, *, conditional: bool, wide: bool
+) -> FloatArray:
+    """Weights of theta in what new samples have of their own beside the mean, (c, k)."""
+    independent = np.zeros((len(rows.labels), fitted.ds.sizes["param"]))
+    if rows.random is None or not (conditional or wide):
+        return independent
+    k = len(fitted.stats.structure.parameters)
+    independent[:, :k] = rows.random.new[:, :k]
+    if fitted.options.residual_by:
+        independent[:, k:] = residual_groups_of(fitted, newdata) if wide else 0.0
+    else:
+        # Where it is known the residual variance is that of an estimate, not of what it is of.
+        independent[:, -1] = float(wide and not fitted.options.known_residual)
+    return independent
+
+
+def _check_df(df: str, level: str, prior: Any) -> None:
+    if prior is not None and df != INTEGRATED:
+        raise InputError(f"`prior` belongs to df='integrated'; these limits have df={df!r}.")
+    if df == KNAPP_HARTUNG and level == "conditional":
+        raise InputError(
+            "df='knapp-hartung' is of means: use level='population', or df='satterthwaite'."
+        )
 
 
 def _rows_of_samples(
@@ -202,7 +267,7 @@ def _own_values(
     if not isinstance(given, Mapping):
         raise InputError("`feature_covariates` must be a dict of names and tables.")
     if data is not None:
-        labels = pd.DataFrame(data).index
+        labels = check_data(data).index
         return own_values(fitted, positions, given, labels, len(labels))
     if X is None:
         return None  # new_rows says what is absent
@@ -216,7 +281,7 @@ def _with_covariates(
     stats = fitted.stats
     if given is None:
         if newdata is not None and isinstance(stats, PatternedStats):
-            absent = [name for name in stats.own.names if name not in pd.DataFrame(newdata)]
+            absent = [name for name in stats.own.names if name not in check_data(newdata)]
             if absent:
                 raise InputError(
                     f"The table lacks {listing(absent)}, which each feature has its own of. Pass "
@@ -246,6 +311,7 @@ def _with_ones(fitted: FittedModel, X: Any, given: OwnValues) -> Any:
     )
 
 
+@answered
 def fittedvalues(
     fitted: FittedModel,
     positions: IntArray,
@@ -260,7 +326,7 @@ def fittedvalues(
 ) -> xr.DataArray:
     """Fitted values of the samples; see `MultiLMMResults.fittedvalues`."""
     there = complete_rows(fitted, data, level)
-    some = data if there is None else pd.DataFrame(data).iloc[np.flatnonzero(there)]
+    some = data if there is None else check_data(data).iloc[np.flatnonzero(there)]
     own = _own_values(fitted, positions, feature_covariates, data, X, Z)
     if own is not None and there is not None:
         own = own.samples(there)
@@ -279,7 +345,7 @@ def fittedvalues(
     if there is not None:
         everywhere = np.full((values.sizes["feature"], there.size), np.nan)
         everywhere[:, there] = values.to_numpy()
-        coords = {"feature": values["feature"], "sample": pd.DataFrame(data).index}
+        coords = {"feature": values["feature"], "sample": check_data(data).index}
         values = xr.DataArray(everywhere, dims=values.dims, coords=coords)
     return values.rename("fittedvalues")
 
@@ -298,6 +364,25 @@ def complete_rows(fitted: FittedModel, data: Any, level: str) -> BoolArray | Non
     return ~absent if absent.any() else None
 
 
+def responses_again(fitted: FittedModel, positions: IntArray, Y: Any, data: Any) -> Any:
+    """Y, or where it is None the columns of the samples' table that are called as the features."""
+    if Y is not None:
+        return Y
+    if data is None:
+        raise InputError(
+            "Pass `Y`, features x samples, or `data` with a column for each feature: the results "
+            "hold no samples."
+        )
+    table, names = check_data(data), [str(name) for name in fitted.names[positions]]
+    columns = {str(column) for column in table.columns}
+    asked = [f"`{name}`" if name in columns else name for name in names]
+    try:
+        values, _, _ = responses_of(table, Responses(asked))
+    except InputError as error:
+        raise InputError(f"Pass `Y`, features x samples. Of `data`: {error}") from error
+    return pd.DataFrame(values, index=pd.Index(names, dtype=object), columns=table.index)
+
+
 def resid(
     fitted: FittedModel,
     positions: IntArray,
@@ -312,6 +397,7 @@ def resid(
     context: Mapping[str, Any] | None = None,
 ) -> xr.DataArray:
     """Y minus the fitted values; see `MultiLMMResults.resid`."""
+    Y = responses_again(fitted, positions, Y, data)
     predicted = fittedvalues(
         fitted,
         positions,
@@ -357,7 +443,7 @@ def new_rows(
             newdata, fitted.stats.structure, known=known, context=context, terms=terms
         )
     offset = fitted.offset_rows(newdata, context)
-    return NewRows(fixed.rows, random, pd.DataFrame(newdata).index, fixed.estimable, offset)
+    return NewRows(fixed.rows, random, check_data(newdata).index, fixed.estimable, offset)
 
 
 def _matrix_rows(
@@ -397,7 +483,9 @@ def _matrix_rows(
     if rows_X.shape[1] != stats.p:
         raise InputError(f"X has {rows_X.shape[1]} columns, but the model has p = {stats.p}.")
     weights = np.zeros((len(labels), len(structure.param_names)))
-    if not known:
+    if not known and fitted.projection.roots is not None:
+        weights = fitted.projection.roots.prior(rows_Z)
+    elif not known:
         for i, parameter in enumerate(structure.parameters):
             rows, columns = structure.columns(parameter)
             product = rows_Z[:, rows].multiply(rows_Z[:, columns]).sum(axis=1)

@@ -74,7 +74,7 @@ def coefficients_by_group(fitted: FittedModel, positions: IntArray) -> dict[str,
         factors.setdefault(structure.terms[i].group, []).append(i)
     result = {}
     for group, members in factors.items():
-        levels = structure.terms[members[0]].levels
+        levels = max((structure.terms[i].levels for i in members), key=len)
         effects = [effect for i in members for effect in structure.terms[i].effects]
         coefs = [*names, *(effect for effect in effects if effect not in names)]
         table = np.zeros((positions.size, len(levels), len(coefs)))
@@ -84,7 +84,12 @@ def coefficients_by_group(fitted: FittedModel, positions: IntArray) -> dict[str,
             term, start = structure.terms[i], structure.offsets[i]
             shape = positions.size, len(term.levels), len(term.effects)
             own = values[:, start : start + term.n_columns].reshape(shape)
-            table[..., [coefs.index(effect) for effect in term.effects]] += own
+            places = np.array([coefs.index(effect) for effect in term.effects])
+            if term.levels == levels:
+                table[..., places] += own
+            else:  # a term with a known covariance has levels that another lacks
+                here = pd.Index(levels).get_indexer(pd.Index(term.levels))
+                table[:, here[:, None], places] += own
         result[group] = xr.DataArray(
             table,
             dims=("feature", "group_level", "coef"),

@@ -18,6 +18,8 @@ from flashmm.exceptions import InputError, listing
 from flashmm.inference.integrated.grid import RatioGrid
 from flashmm.inference.integrated.integration import Integration
 from flashmm.inference.moderation import VariancePrior
+from flashmm.plots import variances
+from flashmm.slips.answers import answer_calls
 from flashmm.storage.files import load_dataset, reading, save_dataset
 from flashmm.storage.format_version import FORMAT, marked
 
@@ -26,6 +28,7 @@ __all__ = ["RatioPrior", "prior_of"]
 _KIND = "RatioPrior"
 
 
+@answer_calls
 @dataclass(frozen=True, eq=False, repr=False)
 class RatioPrior:
     """Distribution of the variance ratios and of the residual variance over the features.
@@ -127,21 +130,13 @@ class RatioPrior:
         -------
         Axes
             Prior probability of ratios up to x; what lies at zero stands at the left end.
-        """
-        if ax is None:
-            import matplotlib.pyplot as plt  # noqa: PLC0415  (an optional package)
 
-            _, ax = plt.subplots()
-        for name, column in self.ratios.items():
-            values = column.to_numpy()
-            order = np.argsort(values, kind="stable")
-            ax.step(values[order], np.cumsum(self.weights[order]), where="post", label=str(name))
-        positive = self.ratios.to_numpy()[self.ratios.to_numpy() > 0]
-        ax.set_xscale("symlog", linthresh=float(positive.min()) if positive.size else 1.0)
-        ax.set(xlabel="variance over the residual variance", ylabel="prior probability up to here")
-        ax.set_ylim(0, 1.02)
-        ax.legend()
-        return ax
+        Raises
+        ------
+        InputError
+            If matplotlib is not installed.
+        """
+        return variances.ratio_prior(self.ratios.to_numpy(), self.weights, self.params, ax=ax)
 
     # ---- keeping it ------------------------------------------------------------------------
 

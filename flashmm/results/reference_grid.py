@@ -106,6 +106,11 @@ def reference_grid(
     grid = _grid(recipe, given, held)
     for name in (*kept, *groups):
         if name not in grid:
+            if "~" in str(name):
+                raise InputError(
+                    f"{name!r} is a formula: name the columns, marginal_means('a', by='b'), and "
+                    "for all pairs of means pass contrast='pairwise'."
+                )
             raise InputError(
                 f"{name!r} is not a column of the fixed formula. {nearest(name, list(grid))}"
             )

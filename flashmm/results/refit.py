@@ -56,6 +56,7 @@ def refit(
     theta0: Any = None,
     *,
     one_step: bool = False,
+    residual: FloatArray | None = None,
 ) -> tuple[xr.Dataset, AnyProjection]:
     """Fit statistics the way others were fitted, without warnings.
 
@@ -70,13 +71,18 @@ def refit(
         Starting values, as in `MultiLMM.fit`.
     one_step
         Whether to take a single step from there, to a maximum or not.
+    residual
+        Known residual variances, shape (m,), where those of the earlier fit were known; by default
+        the last of ``theta0``.
 
     Returns
     -------
     tuple
         The Dataset of the results and the projected statistics.
     """
-    projection = project_any(stats)
+    projection = project_any(stats, known_residual=options.known_residual)
+    if options.known_residual and residual is None:
+        residual = np.asarray(theta0, dtype=np.float64)[:, -1]
     likelihood = make_likelihood(projection, options.method, options.engine)
     name = options.solver if options.solver in SOLVERS else "fisher_scoring"
     solver = SOLVERS[name](epsilon=options.epsilon)
@@ -85,7 +91,7 @@ def refit(
     if one_step:
         once = replace(options, max_iter=1)
         plan = replace(plan, options=once, fallback=None, second_search=False)
-    return fit_features(stats, projection, likelihood, plan, theta0), projection
+    return fit_features(stats, projection, likelihood, plan, theta0, residual), projection
 
 
 def replicate_fits(

@@ -17,13 +17,15 @@ from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.from_arrays import check_rows_are_known, row_labels
 from flashmm.designs.per_sample import per_sample, positive
 from flashmm.exceptions import InputError, check_option, nearest
+from flashmm.formulas.sample_table import check_data
 from flashmm.inference.residual_checks import ResidualSums, shape_of, shape_of_moments
+from flashmm.plots import samples as pictures
 from flashmm.results.fitted import FittedModel
 from flashmm.results.hypotheses import hypotheses
 from flashmm.results.predictions import NewRows, complete_rows, new_rows
 from flashmm.results.predictions import resid as raw_residuals
-from flashmm.results.residual_plot import draw_panels
 from flashmm.results.samples_again import rows_of_features, values_of
+from flashmm.slips.answers import answered
 from flashmm.sources import Source, Transform, make_source
 from flashmm.stats.own_rows import PatternedStats
 
@@ -32,6 +34,7 @@ __all__ = ["KINDS", "check_residuals", "resid", "residual_panels"]
 KINDS = ("conditional", "marginal", "pearson", "standardized")
 
 
+@answered
 def resid(
     fitted: FittedModel,
     positions: IntArray,
@@ -65,7 +68,7 @@ def resid(
     )
     if kind not in ("pearson", "standardized"):
         return found
-    labels = row_labels(X, Z) if data is None else pd.DataFrame(data).index
+    labels = row_labels(X, Z) if data is None else check_data(data).index
     precision = _precision(fitted, positions, weights, data, labels, found.sizes["sample"])
     if kind == "pearson":
         return found * np.sqrt(precision)
@@ -74,7 +77,7 @@ def resid(
             'kind="standardized" needs samples that all features share, not `feature_covariates`.'
         )
     there = complete_rows(fitted, data, "conditional")
-    some = data if there is None else pd.DataFrame(data).iloc[np.flatnonzero(there)]
+    some = data if there is None else check_data(data).iloc[np.flatnonzero(there)]
     rows = _Rows.of(fitted, some, X, Z, context, level)
     columns = np.arange(found.sizes["sample"]) if there is None else np.flatnonzero(there)
     values = np.full(found.shape, np.nan)
@@ -209,11 +212,12 @@ def check_residuals(
     context: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
     """Checks of the residuals of every feature; see `MultiLMMResults.check_residuals`."""
+    fitted.one_residual("check_residuals")
     if isinstance(fitted.stats, PatternedStats) and fitted.stats.own.names:
         fitted.one_design("check_residuals")
-    labels = row_labels(X, Z) if data is None else pd.DataFrame(data).index
+    labels = row_labels(X, Z) if data is None else check_data(data).index
     there = complete_rows(fitted, data, "conditional")
-    some = data if there is None else pd.DataFrame(data).iloc[np.flatnonzero(there)]
+    some = data if there is None else check_data(data).iloc[np.flatnonzero(there)]
     rows = _Rows.of(fitted, some, X, Z, context, "conditional")
     n = len(rows.rows.labels) if there is None else there.size
     source = make_source(Y, transform=transform, samples=labels, n=n)
@@ -275,7 +279,7 @@ def _groups(
 ) -> tuple[str, IntArray, int]:
     """Name, codes (n,) and number of the groups that variances are compared between."""
     none = "", np.full(n, -1, dtype=np.intp), 0
-    table = None if data is None else pd.DataFrame(data)
+    table = None if data is None else check_data(data)
     if by is None:
         recipe = fitted.recipe
         columns = next((term.group for term in recipe.terms if term.group), ()) if recipe else ()
@@ -371,13 +375,12 @@ def residual_panels(
     values = raw.to_numpy()[0]
     rows = {key: options.get(key) for key in ("X", "Z", "context")}
     there = complete_rows(fitted, data, "conditional")
-    some = data if there is None else pd.DataFrame(data).iloc[np.flatnonzero(there)]
+    some = data if there is None else check_data(data).iloc[np.flatnonzero(there)]
     made = _Rows.of(fitted, some, rows["X"], rows["Z"], rows["context"], "conditional")
     blup, _ = fitted.on_request.random_effects(position, None)
     mean = np.full(values.size, np.nan)
     used = np.arange(values.size) if there is None else np.flatnonzero(there)
     means = made.means(fitted, position, blup)
     mean[used] = means.at(np.arange(1), np.arange(used.size))[0]
-    return draw_panels(
-        axes, mean, values, standard.to_numpy()[0], blup[0], str(fitted.names[position[0]])
-    )
+    name = str(fitted.names[position[0]])
+    return pictures.residuals(mean, values, standard.to_numpy()[0], blup[0], title=name, axes=axes)

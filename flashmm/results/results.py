@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,7 +13,7 @@ from flashmm.arrays.blas import hold_methods
 from flashmm.formulas.new_data_recipe import DesignRecipe
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.likelihood import AnyProjection
-from flashmm.results import anndata_out, comparison, files, summary
+from flashmm.results import anndata_out, comparison, files, summary, tidy
 from flashmm.results.contrast_results import TTestResults
 from flashmm.results.feature_results import FeatureResults
 from flashmm.results.fitted import FitOptions, FittedModel
@@ -23,8 +24,11 @@ from flashmm.results.methods.random_effects import RandomEffectMethods
 from flashmm.results.methods.residuals import ResidualMethods
 from flashmm.results.methods.samples import SampleMethods
 from flashmm.results.methods.shared_prior import SharedPriorMethods
+from flashmm.results.methods.tables import TableMethods
 from flashmm.results.methods.terms import TermMethods
 from flashmm.results.pages import SummaryPage
+from flashmm.results.plots_of_fits import ResultPlots
+from flashmm.slips.answers import answer_calls, no_such_attribute
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["MultiLMMResults"]
 
 
+@answer_calls
 @hold_methods
 class MultiLMMResults(
     FixedEffectMethods,
@@ -44,6 +49,7 @@ class MultiLMMResults(
     ResidualMethods,
     SharedPriorMethods,
     GroupMethods,
+    TableMethods,
 ):
     """Fitted models of all features.
 
@@ -88,6 +94,11 @@ class MultiLMMResults(
             f"<MultiLMMResults: {o.method}, {s.m} features, {good} converged; n={s.n}, p={s.p}, "
             f"q={s.q}>"
         )
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "Results")
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
@@ -199,19 +210,43 @@ class MultiLMMResults(
 
     # ---- looking at it ---------------------------------------------------------------------
 
-    def sel(self, feature: Any) -> FeatureResults:
-        """One feature, with the names that statsmodels' MixedLMResults has.
+    def sel(self, feature: Any) -> Any:
+        """One feature, or the results of some; ``result[feature]`` is the same.
 
         Parameters
         ----------
         feature
-            Name of the feature; or its position, if no feature is called by a number.
+            Name of the feature, or its position if no feature is called by a number; or several:
+            names, a mask (by label where it has labels) or a slice of positions.
 
         Returns
         -------
-        FeatureResults
+        FeatureResults or MultiLMMResults
+            One feature, with the names that statsmodels' MixedLMResults has. The results of
+            several in the order asked for: nothing is fitted again, and what is adjusted or
+            learned over features then counts these alone.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> Z = np.kron(np.eye(8), np.ones((5, 1)))
+        >>> result = fm.MultiLMM.from_arrays(
+        ...     rng.normal(size=(3, 40)), np.ones((40, 1)), Z, feature_names=list("abc")).fit()
+        >>> result["b"].name, result[["c", "a"]].params.index.tolist(), len(result), "d" in result
+        ('b', ['c', 'a'], 3, False)
         """
-        position = int(self.fitted.positions([feature])[0])
+        one = isinstance(feature, tuple) and feature in self  # a label of several levels
+        if one or isinstance(feature, (str, bytes)) or np.ndim(feature) == 0:
+            several = isinstance(feature, (slice, Iterable)) and not isinstance(feature, str)
+            if one or not several:
+                return self._one(int(self.fitted.positions([feature])[0]))
+        return self._of(tidy.subset(self.fitted, self.fitted.positions(feature)))
+
+    def __getitem__(self, feature: Any) -> Any:
+        return self.sel(feature)
+
+    def _one(self, position: int) -> FeatureResults:
         return FeatureResults(*self.fitted.around(position), whole=(self.fitted, position))
 
     def of_pattern(self, feature: Any) -> Self:
@@ -236,15 +271,16 @@ class MultiLMMResults(
         Parameters
         ----------
         feature
-            Name of a feature; None for the whole fit.
+            Name of a feature; None for the whole fit, or for its feature where it has but one.
 
         Returns
         -------
         SummaryPage
             Prints as text, shows as HTML in a notebook.
         """
-        if feature is not None:
-            return self.sel(feature).summary()
+        if feature is not None or self.stats.m == 1:
+            feature = slice(None) if feature is None else [feature]
+            return self._one(int(self.fitted.positions(feature)[0])).summary()
         return summary.model_page(self.fitted, self.pvalues.to_numpy())
 
     def compare_lr_test(
@@ -292,6 +328,14 @@ class MultiLMMResults(
         return comparison.compare_lr_test(
             self.fitted, self.fitted.positions(features), theirs, adjust=adjust
         )
+
+    @property
+    def plot(self) -> ResultPlots:
+        """Pictures: ``result.plot.volcano("trt")``, ``qq``, ``forest``, ``fractions``, ``theta``.
+
+        They need matplotlib: ``pip install 'flashmm[plot]'``.
+        """
+        return ResultPlots(self.fitted)
 
     # ---- keeping it ------------------------------------------------------------------------
 

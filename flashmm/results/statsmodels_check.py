@@ -65,6 +65,11 @@ def check_with_statsmodels(
     if stats.log_weights != 0.0:
         raise InputError("The samples are weighted, which statsmodels' MixedLM cannot do.")
     structure = stats.structure
+    if structure.has_roots:
+        raise InputError(
+            "A random term has a known covariance between its levels, which statsmodels' MixedLM "
+            "does not have."
+        )
     if len({(term.group, term.levels) for term in structure.terms}) == 1:
         model, free, read = _one_group(mixed, y, X, Z, structure)
     else:

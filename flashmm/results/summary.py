@@ -16,11 +16,13 @@ from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.pages import WIDTH, SummaryPage, Table
 from flashmm.results.trust import doubt
 from flashmm.solvers.verdict_texts import MEANINGS, Status
+from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["feature_page", "model_page"]
+__all__ = ["design_page", "feature_page", "model_page"]
 
 DF_TEXT = {
     "residual": "residual (n - p)",
@@ -136,7 +138,7 @@ def model_page(fitted: FittedModel, pvalues: FloatArray) -> SummaryPage:
         "signs of the coefficients that pass a false discovery rate of 5%, controlled over "
         "features (Benjamini-Hochberg) for each coefficient."
     )
-    notes += _left_out(fitted)
+    notes += _known_covariances(fitted) + _left_out(fitted)
     if reason := doubt(fitted):
         notes.append(reason)
     return SummaryPage(
@@ -156,6 +158,35 @@ def model_page(fitted: FittedModel, pvalues: FloatArray) -> SummaryPage:
             ),
         ],
         notes,
+    )
+
+
+def design_page(
+    stats: SummaryStats | PatternedStats, fixed: str, random: str, n_dropped: int
+) -> SummaryPage:
+    """The page on a model that was not fitted yet."""
+    head: list[tuple[str, Any]] = [
+        ("Samples (n)", stats.n),
+        ("Features (m)", stats.m),
+        ("Fixed effects (p)", stats.p),
+        ("Random effects (q)", stats.q),
+        ("Groups", _group_counts(stats.structure)),
+    ]
+    if n_dropped:
+        head.append(("Samples dropped", n_dropped))
+    formulas = [("Fixed", fixed), ("Random", random or "none")] if fixed else []
+    coefs, notes = _truncated([[_label(name)] for name in stats.coef_names], "names", "stats")
+    params, more = _truncated(
+        [[_label(name)] for name in stats.structure.param_names], "names", "stats"
+    )
+    return SummaryPage(
+        "Linear mixed models, one design, not fitted yet",
+        [
+            *_head(head, formulas),
+            Table(coefs, None, "Fixed effects"),
+            Table(params, None, "Variance parameters"),
+        ],
+        [*notes, *more, "model.fit() fits it."],
     )
 
 
@@ -225,7 +256,7 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
     )
     if verdict != Status.CONVERGED:
         notes.append(f"{verdict.label}: {MEANINGS[verdict]}.")
-    notes += _left_out(fitted)
+    notes += _known_covariances(fitted) + _left_out(fitted)
     return SummaryPage(
         "Mixed Linear Model Regression Results",
         [
@@ -239,6 +270,16 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
         ],
         notes,
     )
+
+
+def _known_covariances(fitted: FittedModel) -> list[str]:
+    """A note on random terms with a known covariance between their levels."""
+    shown = [
+        f"{term.name} ({len(term.levels)} levels, mean diagonal {term.root.mean_diagonal:.4g})"
+        for term in fitted.stats.structure.terms
+        if term.root is not None
+    ]
+    return [f"Known covariance between the levels of {', '.join(shown)}."] if shown else []
 
 
 def _left_out(fitted: FittedModel) -> list[str]:

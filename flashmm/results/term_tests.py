@@ -57,7 +57,7 @@ def _with_sums(
     tests: FTestResults, fitted: FittedModel, positions: IntArray, *, plain: bool
 ) -> FTestResults:
     """The same with sums of squares where F is over the fit's own residual variance."""
-    if plain:
+    if plain and not fitted.options.residual_by:
         sigma2 = fitted.values("theta", positions)[:, -1:]
         mean = tests.ds["F"].to_numpy() * sigma2
         total = mean * tests.ds["df_num"].to_numpy()
@@ -124,6 +124,7 @@ def _likelihood_ratios(
     fitted: FittedModel, positions: IntArray, terms: list[FixedTerm]
 ) -> xr.Dataset:
     """ML fits with and without each term."""
+    fitted.one_residual("A likelihood-ratio test of terms", "Use compare_lr_test of two fits.")
     options = replace(fitted.options, method="ML", engine="auto")
     stats = fitted.stats.at(positions)
     theta = fitted.values("theta", positions)

@@ -25,7 +25,7 @@ from flashmm.results.fitted import FittedModel
 from flashmm.results.variance_tests import maximiser
 from flashmm.solvers import FisherScoring
 
-__all__ = ["conf_int_theta", "variance_components"]
+__all__ = ["conf_int_theta", "profile_maximiser", "variance_components"]
 
 # Random effects and features up to which the general likelihood evaluates profiles.
 _LIGHT = 128
@@ -135,7 +135,7 @@ def _profiled(
     known = np.flatnonzero(fitted.on_request.known[positions] & fitted.converged[positions])
     at = positions[known]
     unit = fitted.projection.units(at)
-    at_held = _profile_maximiser(fitted, at.size)
+    at_held = profile_maximiser(fitted, at.size)
     estimate = Estimate(
         fitted.on_request.theta[at],
         fitted.ds["se_theta"].to_numpy()[at] / unit,  # of turned effects a first guess
@@ -148,13 +148,16 @@ def _profiled(
     )
     turn = getattr(fitted.projection, "turn", None)
     for j, i in bar:
+        if fitted.options.known_residual and i == len(fitted.params) - 1:
+            continue
         if turn is not None and not turn.keeps(np.array([i])):
             continue  # no coordinate of the basis that the likelihood is maximised in
         found = profile_limits(at_held, estimate, int(i), quantile, clock.over)
         limits[known, j] = found * unit[:, i, None]
         if callable(progress):
             progress(j + 1, params.size)
-    lost = int(np.isnan(limits[known]).any(axis=(1, 2)).sum())
+    estimated = params < len(fitted.params) - fitted.options.known_residual
+    lost = int(np.isnan(limits[known][:, estimated]).any(axis=(1, 2)).sum())
     if lost:
         why = (
             "`max_seconds` have passed."
@@ -170,7 +173,7 @@ def _profiled(
     return limits
 
 
-def _profile_maximiser(fitted: FittedModel, count: int) -> Maximiser:
+def profile_maximiser(fitted: FittedModel, count: int) -> Maximiser:
     """What maximises with a parameter held: as exactly as limits need, by a light engine.
 
     A log-likelihood is off by half the square of the distance from its maximum in standard errors.
@@ -181,7 +184,8 @@ def _profile_maximiser(fitted: FittedModel, count: int) -> Maximiser:
     solver = FisherScoring(epsilon=max(fitted.options.epsilon, 3e-4), newton_within=10.0)
     held = replace(held, solver=solver)
     host = fitted.projection
-    if isinstance(host, Projection) and host.structure.q <= _LIGHT and count <= _FEW:
+    one = not fitted.options.residual_by
+    if one and isinstance(host, Projection) and host.structure.q <= _LIGHT and count <= _FEW:
         general = make_likelihood(host, fitted.options.method, "general")
-        held = replace(held, likelihood=general)
+        held = replace(held, likelihood=fitted.held(general))
     return held

@@ -31,6 +31,7 @@ __all__ = ["chunks", "covariances_of_columns", "icc", "variance_fractions", "wei
 
 def icc(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
     """Intra-class correlations; see `MultiLMMResults.icc`."""
+    fitted.one_residual("icc")
     names, weights = weights_of_components(fitted, positions)
     transposed = np.swapaxes(weights, -1, -2)
     parts = np.matmul(fitted.values("theta", positions)[:, None, :], transposed)[:, 0]
@@ -48,6 +49,7 @@ def variance_fractions(
     column_means: ArrayLike | None = None,
 ) -> xr.Dataset:
     """Shares of the total variance; see `MultiLMMResults.variance_fractions`."""
+    fitted.one_residual("variance_fractions")
     check_option("by", by, ("term", "coef"))
     S = covariances_of_columns(fitted, positions, column_means)
     terms: dict[str, list[int]] = {}
@@ -79,7 +81,7 @@ def weights_of_components(
     fitted: FittedModel, positions: IntArray
 ) -> tuple[tuple[str, ...], FloatArray]:
     """What each parameter adds to each component of variance, shape (c, k) or (B, c, k)."""
-    stats = fitted.stats
+    stats = fitted.independent
     if isinstance(stats, PatternedStats):
         designs = stats.designs.at(stats.pattern[positions])
         return own_component_weights(stats.structure, designs)

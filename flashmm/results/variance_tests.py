@@ -172,7 +172,8 @@ def _gain_by_refit(
     """The same by a fit of the smaller model, where its parameters have other coordinates."""
     smaller = fitted.stats.drop(random=hypothesis.label)
     assert not isinstance(smaller, PatternedStats)
-    ds, _ = refit(smaller, replace(fitted.options, engine="auto"))
+    residual = fitted.ds["theta"].to_numpy()[:, -1]
+    ds, _ = refit(smaller, replace(fitted.options, engine="auto"), residual=residual)
     found = ds["status"].to_numpy()[positions[known]] <= Status.INDEFINITE
     loglik = np.where(found, ds["loglik"].to_numpy()[positions[known]], np.nan)
     statistic, loglik_null = np.full(positions.size, np.nan), np.full(positions.size, np.nan)
@@ -200,6 +201,8 @@ def exact_null(fitted: FittedModel, n_sim: int, rng: Any) -> SimulatedNull:
 
 
 def _check_exact(fitted: FittedModel, n_sim: int) -> None:
+    fitted.one_residual("null='exact'", "Use null='asymptotic'.")
+    fitted.estimated_residual("null='exact'", "Use null='asymptotic' or a parametric bootstrap.")
     if len(fitted.stats.structure.parameters) != 1:
         raise InputError(
             "null='exact' is known for models with one variance component; this one has "

@@ -17,6 +17,7 @@ from flashmm.inference.draws import FeatureStreams, Sampler
 from flashmm.inference.names import resolve_names
 from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.results.refit import Progress, replicate_fits
+from flashmm.slips.answers import answered
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.block_sums import design_columns
 from flashmm.stats.design_products import design_products
@@ -25,6 +26,7 @@ from flashmm.stats.summary_stats import SummaryStats
 __all__ = ["power"]
 
 
+@answered
 def power(
     design: Any = None,
     *,

@@ -25,6 +25,7 @@ from flashmm.simulate.inputs import (
     matched_metadata,
     whole_number,
 )
+from flashmm.slips.answers import answered
 
 __all__ = ["SimulatedRNASeq", "rnaseq"]
 
@@ -57,6 +58,7 @@ class SimulatedRNASeq:
     treatment: str
 
 
+@answered
 def rnaseq(
     counts: Any = None,
     *,

@@ -52,7 +52,7 @@ def starting_values(
     """
     m, k = likelihood.m, likelihood.n_params
     default = np.zeros((m, k))
-    default[:, -1] = 1.0
+    default[:, -len(projection.structure.residuals) :] = 1.0
     if theta0 is None:
         return Starts(default, np.zeros(m, dtype=bool))
     params = projection.structure.param_names

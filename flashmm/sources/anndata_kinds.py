@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from flashmm.arrays.labels import as_pandas, in_order
+from flashmm.arrays.labels import as_pandas, feature_positions, in_order
 from flashmm.arrays.types import BoolArray
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.sources.dask_arrays import dask_reader, is_dask
@@ -64,6 +64,15 @@ class OpenedAnnData:
         if mask.shape != (len(self.var),):
             raise InputError(f"{what} has shape {mask.shape}, but there are {len(self.var)} genes.")
         return mask
+
+    def chosen(self, mask_var: Any, features: Any) -> Any:
+        """Genes to use by both ways to say it: names, a mask over ``var``, or None for all."""
+        mask = self.mask(mask_var)
+        if features is None:
+            return mask
+        names = np.asarray(self.var.index, dtype=object)
+        positions = feature_positions(names, features)
+        return names[positions if mask is None else positions[mask[positions]]]
 
 
 def is_anndata(Y: Any) -> bool:

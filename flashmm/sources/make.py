@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 import xarray as xr
 
-from flashmm.arrays.labels import checked_labels, is_default
+from flashmm.arrays.foreign_frames import is_foreign
+from flashmm.arrays.labels import as_pandas, checked_labels, is_default, labelled_frame
 from flashmm.exceptions import InputError, nearest
 from flashmm.sources.anndata_kinds import is_anndata, matrix_reader, read_anndata
 from flashmm.sources.dask_arrays import is_dask
@@ -90,6 +92,10 @@ def source_of(
 
 def labelled(Y: Any, samples: pd.Index | None, n: int | None, transposed: bool) -> Labelled:
     """Y with its labels, whatever kind it is of; ``transposed``: its rows are the samples."""
+    if isinstance(Y, Mapping):
+        Y = pd.DataFrame(dict(Y)).T
+    if is_foreign(Y):
+        Y = labelled_frame(as_pandas(Y))
     if is_anndata(Y):
         return read_anndata(Y)
     if isinstance(Y, xr.DataArray):

@@ -32,12 +32,15 @@ __all__ = [
     "merged_groups",
     "refuse_others",
     "subtracted",
+    "with_structure",
     "without_groups",
     "without_levels",
 ]
 
 Features = Literal["equal", "intersect"]
 
+# Entries of known covariances that differ by less, relative to the largest, are the same.
+_SAME_COVARIANCE = 1e-9
 # What is left of a sum over the samples of a level, relative to what it was, once all of its
 # samples have been taken out: rounding.
 _ROUNDING = 1e-12
@@ -51,7 +54,7 @@ def added(left: AnySums, right: AnySums, features: Features = "equal") -> AnySum
     right = _with_coefficients_of(right, left)
     _refuse_other_aliasing(left.aliased, right.aliased)
     structure = _united(left.structure, right.structure)
-    total = _combined(_with_levels(left, structure), _with_levels(right, structure), 1.0)
+    total = _combined(with_structure(left, structure), with_structure(right, structure), 1.0)
     return replace(total, groups=_united_groups(left.groups, right.groups, structure))
 
 
@@ -85,9 +88,11 @@ def subtracted(whole: AnySums, part: AnySums) -> AnySums:
         known = set(whole.structure.column_names)
         extra = [name for name in part.structure.column_names if name not in known]
         raise InputError(f"The statistics to take out have other levels: {listing(extra)}.")
-    left = _combined(whole, _with_levels(part, whole.structure), -1.0)
+    left = _combined(whole, with_structure(part, whole.structure), -1.0)
     rounding = left.ZZ.diagonal() <= _ROUNDING * whole.ZZ.diagonal()
-    left = _with_levels(left, without_levels(left.structure, rounding & (whole.ZZ.diagonal() > 0)))
+    left = with_structure(
+        left, without_levels(left.structure, rounding & (whole.ZZ.diagonal() > 0))
+    )
     groups = _remaining_groups(whole.groups, part.groups, whole.structure)
     return replace(left, groups=groups)
 
@@ -162,10 +167,10 @@ def _remaining_groups(
             del found[label]
             continue
         own = found[label]
-        left = _combined(_with_levels(own, structure), _with_levels(part, structure), -1.0)
-        before = _with_levels(own, structure).ZZ.diagonal()
+        left = _combined(with_structure(own, structure), with_structure(part, structure), -1.0)
+        before = with_structure(own, structure).ZZ.diagonal()
         none = left.ZZ.diagonal() <= _ROUNDING * before
-        found[label] = _with_levels(left, without_levels(structure, none))
+        found[label] = with_structure(left, without_levels(structure, none))
     return GroupSums(whole.name, tuple(found), tuple(found.values()))
 
 
@@ -185,12 +190,12 @@ def without_groups(stats: AnySums, gone: IntArray) -> AnySums:
     structure = whole.structure
     taken = _total([groups.parts[i] for i in gone], structure)
     lost = _columns_of([taken], structure) & ~_columns_of(rest, structure)
-    result = _combined(whole, cast("AnySums", _with_levels(taken, structure)), -1.0)
+    result = _combined(whole, cast("AnySums", with_structure(taken, structure)), -1.0)
     ZZ, before = result.ZZ.tocoo(), np.sqrt(whole.ZZ.diagonal())
     kept = np.abs(ZZ.data) > _ROUNDING * before[ZZ.row] * before[ZZ.col]
     exact = sp.csr_array((ZZ.data[kept], (ZZ.row[kept], ZZ.col[kept])), shape=ZZ.shape)
     result = replace(result, ZZ=exact, XX_root=_root_without(result.XX, rest))
-    result = _with_levels(result, without_levels(structure, lost))
+    result = with_structure(result, without_levels(structure, lost))
     return replace(result, groups=GroupSums(groups.name, *_chosen(groups, left)))
 
 
@@ -224,7 +229,7 @@ def _columns_of(parts: Sequence[Sums], structure: CovarianceStructure) -> BoolAr
 def _total(parts: Sequence[Sums], structure: CovarianceStructure) -> Sums:
     """The sums of some groups of the same statistics together, over the levels that they have."""
     own = without_levels(structure, ~_columns_of(parts, structure))
-    aligned = [_with_levels(part, own) for part in parts]
+    aligned = [with_structure(part, own) for part in parts]
     return reduce(lambda left, right: _combined(left, right, 1.0), aligned)
 
 
@@ -314,10 +319,19 @@ def _united(left: CovarianceStructure, right: CovarianceStructure) -> Covariance
         return left
     theirs = {term.name: term for term in right.terms}
     shapes = [
-        {term.name: (term.group, term.effects, term.covariance) for term in structure.terms}
+        {
+            term.name: (term.group, term.effects, term.covariance, term.root is not None)
+            for term in structure.terms
+        }
         for structure in (left, right)
     ]
     if shapes[0] != shapes[1]:
+        if left.param_names == right.param_names and left.has_roots != right.has_roots:
+            raise InputError(
+                "One of the two SummaryStats has a known covariance between levels, the other has "
+                "none. Build both with the same `covariances`, or add them before they get it: "
+                "MultiLMM.from_summary_stats(total, covariances=...)."
+            )
         raise InputError(
             "The two SummaryStats have different variance components: "
             f"{listing(left.param_names)} and {listing(right.param_names)}."
@@ -326,6 +340,8 @@ def _united(left: CovarianceStructure, right: CovarianceStructure) -> Covariance
 
 
 def _united_term(mine: RandomTerm, theirs: RandomTerm) -> RandomTerm:
+    if mine.root is not None:
+        return _united_root(mine, theirs)
     if mine.levels == theirs.levels:
         return mine
     if _only_counted(mine) and _only_counted(theirs):
@@ -339,6 +355,29 @@ def _united_term(mine: RandomTerm, theirs: RandomTerm) -> RandomTerm:
     return replace(mine, levels=mine.levels + new)
 
 
+def _united_root(mine: RandomTerm, theirs: RandomTerm) -> RandomTerm:
+    """The one of two terms with a known covariance that has all levels of both."""
+    if mine == theirs:
+        return mine
+    large, small = sorted((mine, theirs), key=lambda term: -len(term.levels))
+    place = pd.Index(large.levels).get_indexer(pd.Index(small.levels))
+    if large.levels == mine.levels or set(mine.levels) == set(large.levels):
+        large, small = mine, theirs
+        place = pd.Index(large.levels).get_indexer(pd.Index(small.levels))
+    assert large.root is not None
+    assert small.root is not None
+    same = (place >= 0).all()
+    if same:
+        K, own = large.root.rows(place).covariance(), small.root.covariance()
+        same = np.abs(K - own).max() <= _SAME_COVARIANCE * np.abs(own).max()
+    if not same:
+        raise InputError(
+            f"The two SummaryStats have different known covariances of {mine.name!r}. Build both "
+            "with the same matrix, which has all levels."
+        )
+    return large
+
+
 def _only_counted(term: RandomTerm) -> bool:
     """Whether the columns came without labels, from an array."""
     counted = tuple(str(i + 1) for i in range(len(term.levels)))
@@ -346,9 +385,15 @@ def _only_counted(term: RandomTerm) -> bool:
 
 
 def without_levels(structure: CovarianceStructure, gone: BoolArray) -> CovarianceStructure:
-    """The structure without the levels all of whose columns are ``gone``."""
+    """The structure without the levels all of whose columns are ``gone``.
+
+    Levels of a known covariance stay: they are predicted without data too.
+    """
     terms = []
     for term, start in zip(structure.terms, structure.offsets, strict=False):
+        if term.root is not None:
+            terms.append(term)
+            continue
         s = len(term.effects)
         columns = gone[start : start + term.n_columns].reshape(-1, s)
         empty = np.asarray(columns.all(axis=1))
@@ -357,7 +402,7 @@ def without_levels(structure: CovarianceStructure, gone: BoolArray) -> Covarianc
     return CovarianceStructure(tuple(terms))
 
 
-def _with_levels(stats: AnySums, structure: CovarianceStructure) -> AnySums:
+def with_structure(stats: AnySums, structure: CovarianceStructure) -> AnySums:
     """The statistics over the columns of another structure with the same terms.
 
     Columns that it adds are zero; those that it lacks are dropped.

@@ -19,6 +19,7 @@ from flashmm.sources import Source
 from flashmm.sources.beside import Beside
 from flashmm.sources.scans import missing_samples, normalised
 from flashmm.stats.grouping import groups_in_use, refuse_own_groups
+from flashmm.stats.known_levels import known_structure, over_structure
 from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.own_rows_sums import OwnTables, sum_by_pattern, sum_own_rows
@@ -48,6 +49,7 @@ class Handling:
     context: Mapping[str, Any] | None = field(default=None, repr=False)
     rank: Any = "raise"
     sums_by: Any = None
+    covariances: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def sum_formulas(
         source, beside = source.restricted(~dropped), beside.restricted(~dropped)
         data = pd.DataFrame(data).loc[~dropped]
         with said_before():
-            build = build_design(fixed, random, data, context=context, missing="raise")
+            build = _built(fixed, random, data, replace(handling, missing="raise"))
         warn(
             f"{int(dropped.sum())} of {dropped.size} samples have a missing value and were "
             "dropped for all features.",
@@ -139,6 +141,7 @@ def sum_formulas(
             )
         source = normalised(source, handling.target_sum)
     design = build.design
+    wanted = known_structure(design.structure, handling.covariances)
     options: dict[str, Any] = {
         "min_count": handling.min_count,
         "min_fraction": handling.min_fraction,
@@ -156,16 +159,20 @@ def sum_formulas(
         sum_up: Any = sum_by_pattern if missing == "feature" else SummaryStats.from_design
         options |= {"workers": handling.n_jobs, "grouping": grouping, "weights": beside.weights}
         stats = sum_up(source, design, **options)
-    if handling.rank == "drop":
-        stats = of_full_rank(stats)
-    return Summed(stats, design, int(dropped.sum()))
+    return Summed(_ranked(over_structure(stats, wanted), handling), design, int(dropped.sum()))
+
+
+def _ranked(stats: Any, handling: Handling) -> Any:
+    return of_full_rank(stats) if handling.rank == "drop" else stats
 
 
 def _built(fixed: Any, random: Any, data: Any, handling: Handling) -> DesignBuild:
     """The design of all samples but those with missing values in the data."""
     in_data: Any = "raise" if handling.missing == "raise" else "drop"
+    context = handling.context
+    known = tuple(check_names("covariances", handling.covariances, "covariance"))
     try:
-        return build_design(fixed, random, data, context=handling.context, missing=in_data)
+        return build_design(fixed, random, data, context=context, missing=in_data, known=known)
     except OneLevelError as error:
         refuse_in_factor(error.factor, tuple(handling.covariates or {}))
         raise

@@ -11,12 +11,18 @@ import pandas as pd
 
 from flashmm.arrays.labels import as_pandas, by_name
 from flashmm.arrays.types import IntArray
-from flashmm.designs.design import CovarianceStructure
+from flashmm.designs.design import RESIDUAL, CovarianceStructure
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.stats.algebra import column_positions, merged_groups
 from flashmm.stats.fields import AnySums, GroupSums, Sums
 
-__all__ = ["group_positions", "grouped_by", "known_groups", "shared_columns"]
+__all__ = [
+    "group_positions",
+    "grouped_by",
+    "known_groups",
+    "shared_columns",
+    "with_residual_groups",
+]
 
 
 def known_groups(stats: Sums, what: str = "This") -> GroupSums:
@@ -101,6 +107,42 @@ def _of_mapping(groups: GroupSums, by: Any, option: str) -> tuple[IntArray, list
     name = getattr(by, "name", None)
     codes = np.array([labels.index(label) for label in found], dtype=np.intp)
     return codes, labels, name if isinstance(name, str) else "group"
+
+
+def with_residual_groups(stats: AnySums, by: Any) -> AnySums:
+    """The statistics with a residual variance for each group that a user asks for.
+
+    Raises
+    ------
+    InputError
+        If there are no sums by such groups, only one group, or one with a single sample.
+    """
+    if isinstance(by, str) and stats.groups is not None and stats.groups.k == 1:
+        by = stats.groups.name if by == stats.groups.name else by
+    if stats.groups is None:
+        raise InputError(
+            f"residual_by={by!r} needs sums by these groups, which these statistics do not have. "
+            f"Build the model with sums_by={by!r}, a column of `data`, several of them joined by "
+            "':', or the group of each sample."
+        )
+    stats = grouped_by(stats, by, "A residual variance by group", "residual_by")
+    groups = known_groups(stats)
+    if groups.k < 2:
+        raise InputError(
+            f"residual_by={groups.name!r} has one group, {groups.labels[0]!r}: leave it out."
+        )
+    small = [label for label, part in zip(groups.labels, groups.parts, strict=True) if part.n < 2]
+    if small:
+        raise InputError(
+            f"Groups of {groups.name!r} with one sample, {listing(small)}, have no residual "
+            "variance of their own. Join them with others: residual_by={'group': 'coarser', ...}."
+        )
+    structure = replace(
+        stats.structure,
+        residuals=tuple(f"{RESIDUAL}[{label}]" for label in groups.labels),
+        residual_sizes=tuple(part.n for part in groups.parts),
+    )
+    return replace(stats, structure=structure)
 
 
 def shared_columns(stats: Sums) -> tuple[str, ...]:

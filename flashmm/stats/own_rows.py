@@ -22,6 +22,7 @@ from flashmm.arrays.types import IntArray
 from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, listing
+from flashmm.slips.answers import answer_calls
 from flashmm.stats.algebra import added, column_positions, refuse_others, subtracted
 from flashmm.stats.fields import Shift
 from flashmm.stats.own_designs import (
@@ -33,12 +34,12 @@ from flashmm.stats.own_designs import (
 )
 from flashmm.stats.summary_stats import SummaryStats
 from flashmm.storage.files import load_dataset, reading, save_dataset, text
-from flashmm.storage.format_version import OWN_ROWS_FORMAT, marked
+from flashmm.storage.format_version import KNOWN_FORMAT, OWN_ROWS_FORMAT, marked
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["PatternedStats", "any_from_dataset", "joined_shift", "same_rows"]
+__all__ = ["PatternedStats", "any_from_dataset", "joined_shift", "over_columns", "same_rows"]
 
 _DESIGN_FIELDS = {
     "n": ("design",),
@@ -53,6 +54,7 @@ _DESIGN_FIELDS = {
 }
 
 
+@answer_calls
 @dataclass(frozen=True)
 class PatternedStats:
     """Summary statistics of features with samples, weights or covariates of their own.
@@ -163,7 +165,8 @@ class PatternedStats:
                 own_of=(("coef", "covariate"), table),
             )
         # Readers that do not know of patterns would take the sums for those of all samples.
-        return marked(ds, "PatternedStats", OWN_ROWS_FORMAT)
+        version = KNOWN_FORMAT if self.structure.has_roots else OWN_ROWS_FORMAT
+        return marked(ds, "PatternedStats", version)
 
     @classmethod
     def from_dataset(cls, ds: xr.Dataset) -> PatternedStats:
@@ -399,6 +402,12 @@ def joined_shift(stats: PatternedStats, parts: Mapping[int, Shift | None]) -> Sh
         for name in names
     )
     return Shift(features[order], *joined)
+
+
+def over_columns(stats: PatternedStats, sums: SummaryStats) -> PatternedStats:
+    """The statistics over the columns of Z that ``sums``, their sums, have now."""
+    designs, _, _ = stats._over(sums)
+    return replace(stats, sums=sums, designs=designs)
 
 
 def same_rows(one: PatternedStats, other: PatternedStats) -> bool:

@@ -15,8 +15,9 @@ from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError
 from flashmm.stats.fields import AnySums, Shift, Sums
 from flashmm.stats.stored_groups import groups_from_dataset, groups_to_variables
+from flashmm.stats.stored_roots import roots_to_variables, with_stored_roots
 from flashmm.storage.files import text
-from flashmm.storage.format_version import FORMAT, marked
+from flashmm.storage.format_version import FORMAT, KNOWN_FORMAT, marked
 
 __all__ = ["feature_coordinate", "level_coordinates", "sums_from_dataset", "sums_to_dataset"]
 
@@ -64,7 +65,7 @@ def sums_to_dataset(stats: Sums) -> xr.Dataset:
             "column_dropped": (("aliased",), aliased.dropped.astype(np.int32)),
             "column_weights": (("coef", "aliased"), aliased.weights),
         }
-    data |= groups_to_variables(stats)
+    data |= roots_to_variables(structure) | groups_to_variables(stats)
     names = list(stats.coef_names)
     coords: dict[str, Any] = {
         "feature": feature_coordinate(stats.feature_names),
@@ -73,7 +74,8 @@ def sums_to_dataset(stats: Sums) -> xr.Dataset:
         **level_coordinates(structure),
     }
     attrs = {"n": stats.n, "log_weights": stats.log_weights, "numbered": int(bool(stats.numbered))}
-    return marked(xr.Dataset(data, coords=coords, attrs=attrs), "SummaryStats", FORMAT)
+    version = KNOWN_FORMAT if structure.has_roots else FORMAT
+    return marked(xr.Dataset(data, coords=coords, attrs=attrs), "SummaryStats", version)
 
 
 def sums_from_dataset(cls: type[AnySums], ds: xr.Dataset) -> AnySums:
@@ -95,6 +97,7 @@ def sums_from_dataset(cls: type[AnySums], ds: xr.Dataset) -> AnySums:
             )
         )
         start = stop
+    terms = with_stored_roots(terms, ds)
     shift = None
     if "shift_feature" in ds:
         shift = Shift(

@@ -19,6 +19,7 @@ from flashmm.arrays.types import FloatArray
 from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design
 from flashmm.designs.from_arrays import as_matrix, design_and_source, matched_columns, weights_of
 from flashmm.exceptions import InputError
+from flashmm.slips.answers import answer_calls
 from flashmm.sources import Source, Transform
 from flashmm.stats.algebra import added, subtracted, without_groups
 from flashmm.stats.fields import Sums
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["SummaryStats"]
 
 
+@answer_calls
 class SummaryStats(Sums):
     """Cross-products of X, Z and Y: all that a fit needs, of a size free of n.
 

@@ -25,6 +25,7 @@ from flashmm.storage.sizes import check_hdf5
 from flashmm.storage.zarr import is_zarr, read_zarr, write_zarr
 
 __all__ = [
+    "kind_of",
     "load_dataset",
     "reading",
     "save_dataset",
@@ -174,6 +175,11 @@ def _permissions(path: Path) -> int:
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
+
+
+def kind_of(path: str | PathLike[str]) -> str:
+    """What a file says that it holds, empty if nothing that `save_dataset` wrote; not checked."""
+    return str(_read(as_path(path)).attrs.get("flashmm_kind", ""))[:80]
 
 
 def load_dataset(path: str | PathLike[str], *, kind: str) -> xr.Dataset:

@@ -12,12 +12,14 @@ from flashmm.exceptions import InputError
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["FORMAT", "NEWEST_FORMAT", "OWN_ROWS_FORMAT", "check_mark", "marked"]
+__all__ = ["FORMAT", "KNOWN_FORMAT", "NEWEST_FORMAT", "OWN_ROWS_FORMAT", "check_mark", "marked"]
 
 # 1 had no checksum. 3 held the rows of X and Z of features with rows of their own, 4 their sums.
+# 5 has known covariances between levels, which earlier readers would take for none.
 FORMAT = 2
 OWN_ROWS_FORMAT = 4
-NEWEST_FORMAT = OWN_ROWS_FORMAT
+KNOWN_FORMAT = 5
+NEWEST_FORMAT = KNOWN_FORMAT
 _KIND = "flashmm_kind"
 _FORMAT = "flashmm_format"
 

@@ -116,6 +116,11 @@ _OWN_COVARIATES = _variables(
     {"own_covariate": "O", "own_of": "i"}, own_covariate="covariate", own_of="coef covariate"
 )
 _ROOT = _variables({}, XX_root="root coef")
+_KNOWN = _variables(
+    dict.fromkeys(("term_root", "root_term", "root_row", "root_column"), "i"),
+    term_root="random_term",
+    **dict.fromkeys(("root_term", "root_row", "root_column", "root_value"), "root_entry"),
+)
 _PATTERNS = _variables({"pattern": "i"}, pattern="feature")
 _RECIPE = _variables({"recipe": "O"}, recipe="recipes")
 _RATIO_PRIOR = _variables(
@@ -175,7 +180,7 @@ def _required(ds: xr.Dataset, kind: str) -> dict[str, Variable]:
         optional = [_TREND, _OF_FEATURES]
     else:
         parts = [_STATISTICS]
-        optional = [_SHIFTS, _ROOT, _RECIPE, _PATTERNS, _GROUPS, _GROUP_SHIFTS]
+        optional = [_SHIFTS, _ROOT, _KNOWN, _RECIPE, _PATTERNS, _GROUPS, _GROUP_SHIFTS]
         optional.append(_OWN_COVARIATES)
         if kind == "PatternedStats":
             parts.append(_PATTERNS)
@@ -250,6 +255,7 @@ def _check_positions(ds: xr.Dataset) -> None:
         *(("sums_shift_feature", "feature"), ("Z_row", "sample")),
         *(("Z_column", "level"),),
         *(("own_row", "level"), ("own_column", "level")),
+        *(("root_term", "random_term"),),
         *(("pattern", "design"), ("pattern", "observed_pattern")),
     ):
         if name not in ds or dim not in ds.sizes or ds[name].size == 0:

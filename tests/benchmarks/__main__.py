@@ -2,7 +2,7 @@
 
 ``python -m tests.benchmarks growth`` measures how time and memory grow instead, ``own-rows``
 features with missing values, weights and covariates of their own, ``groups`` what sums by group
-give.
+give, ``known`` known covariances between levels.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .cases import CASES, LEVELS
 from .environment import environment
 from .groups import groups_table, measure_groups
 from .growth import measure_growth
+from .known import known_table, measure_known
 from .own_rows import measure_own_rows, own_rows_table
 from .peers import PEERS
 from .report import environment_table, growth_table, peer_table, slopes_table, target_table
@@ -44,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("cases", "growth", "own-rows", "groups"),
+        choices=("cases", "growth", "own-rows", "groups", "known"),
         default="cases",
         help="cases by default",
     )
@@ -99,6 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measured["groups"] = measure_groups(options.size)
         _write(measured, options.out)
         print(groups_table(measured), environment_table(measured), sep="\n\n")
+        return 0
+    if options.what == "known":
+        measured["known"] = measure_known(options.size)
+        _write(measured, options.out)
+        print(known_table(measured), environment_table(measured), sep="\n\n")
         return 0
     measured |= {"rounds": rounds, "cases": []}
     if options.flashmm_r is not None and measured["environment"]["r"] is not None:

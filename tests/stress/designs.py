@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,8 +10,12 @@ import numpy as np
 import pandas as pd
 import problems as pb
 
+from flashmm.designs.covariances import Covariance
+from flashmm.designs.design import CovarianceStructure
 from flashmm.designs.from_arrays import as_structure
+from flashmm.exceptions import CovarianceWarning
 from flashmm.formulas.build import build_design
+from flashmm.stats.known_levels import known_structure
 
 Rng = np.random.Generator
 
@@ -120,6 +125,22 @@ def _one_factor_in_X(rng: Rng) -> Draw:
     return Draw("~ own", "(1 | g)", data)
 
 
+def _known(rng: Rng) -> Draw:
+    """Levels that covary as a known matrix says, which `draw` makes up."""
+    return [_unbalanced, _crossed, _correlated, _within_treatment][rng.integers(4)](rng)
+
+
+def _with_covariance(rng: Rng, structure: CovarianceStructure) -> CovarianceStructure:
+    """A known covariance of one of the terms, which may be singular, on any scale."""
+    term = structure.terms[rng.integers(len(structure.terms))]
+    size = len(term.levels)
+    root = rng.normal(size=(size, int(rng.integers(max(2, size // 2), size + 4))))
+    K = 10.0 ** rng.uniform(-2, 2) * (root @ root.T) / root.shape[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CovarianceWarning)
+        return known_structure(structure, {term.name: Covariance(K, term.levels)})
+
+
 DRAWS: dict[str, Callable[[Rng], Draw]] = {
     "unbalanced": _unbalanced,
     "levels seen once": _once,
@@ -132,6 +153,7 @@ DRAWS: dict[str, Callable[[Rng], Draw]] = {
     "correlated slopes": _correlated,
     "groups in treatments": _within_treatment,
     "level with its own coefficient": _one_factor_in_X,
+    "known covariance": _known,
 }
 KINDS = (*DRAWS, "any Z")
 
@@ -154,4 +176,6 @@ def draw(seed: int, index: int) -> pb.Problem:
         model = DRAWS[kind](rng)
         design = build_design(model.fixed, model.random, model.data).design
         X, Z, structure = design.X, design.Z.toarray(), design.structure
+        if kind == "known covariance":
+            structure = _with_covariance(rng, structure)
     return pb.Problem(kind, X, Z, structure, index)

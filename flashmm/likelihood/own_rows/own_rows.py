@@ -393,7 +393,9 @@ def at_zero_ratios(likelihood: OwnRowsLikelihood) -> tuple[FloatArray, FloatArra
     return first, second, forms
 
 
-def _one_variance_posed(likelihood: OwnRowsLikelihood, features: IntArray) -> BoolArray:
+def _one_variance_posed(
+    likelihood: OwnRowsLikelihood, features: IntArray, known_residual: bool
+) -> BoolArray:
     """`well_posed` of a single variance of blocks of one effect: Z'RZ is diag(d) - U U'."""
     p, pieces = likelihood.projection, likelihood.pieces(features)
     d, U = pieces.d[:, :, 0, 0], pieces.U[:, :, 0, : likelihood.projection.p]
@@ -402,10 +404,12 @@ def _one_variance_posed(likelihood: OwnRowsLikelihood, features: IntArray) -> Bo
     first[:, 0] = (d - lost).sum(axis=1)
     second[:, 0, 0] = (d * (d - 2.0 * lost)).sum(axis=1) + (inside * inside).sum(axis=(1, 2))
     totals = d.sum(axis=1)[:, None]
-    return told_apart(p.structure, first, second, totals, pieces.n - p.p)
+    return told_apart(
+        p.structure, first, second, totals, pieces.n - p.p, known_residual=known_residual
+    )
 
 
-def well_posed(likelihood: OwnRowsLikelihood) -> BoolArray:
+def well_posed(likelihood: OwnRowsLikelihood, *, known_residual: bool = False) -> BoolArray:
     """Features whose components have something left beside X and can be told apart, (m,)."""
     p, layout = likelihood.projection, likelihood.layout
     structure, result = p.structure, np.ones(likelihood.m, dtype=bool)
@@ -413,7 +417,7 @@ def well_posed(likelihood: OwnRowsLikelihood) -> BoolArray:
     for here in likelihood._passes(likelihood.m):
         features = np.arange(here.start, here.stop)
         if alone:
-            result[here] = _one_variance_posed(likelihood, features)
+            result[here] = _one_variance_posed(likelihood, features, known_residual)
             continue
         at = _Origin.of(likelihood, features)
         pieces, forms = at.pieces, at.traces
@@ -426,7 +430,9 @@ def well_posed(likelihood: OwnRowsLikelihood) -> BoolArray:
             if structure.parameters[i].is_variance:
                 totals[:, i] = corner[:, ones[0][0]].sum(axis=1)
         df = pieces.n - p.p
-        result[here] = told_apart(structure, forms.first, forms.second, totals, df)
+        result[here] = told_apart(
+            structure, forms.first, forms.second, totals, df, known_residual=known_residual
+        )
     return result
 
 

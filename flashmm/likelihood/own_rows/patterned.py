@@ -46,6 +46,7 @@ from flashmm.likelihood.projection import (
     scale_of_columns,
 )
 from flashmm.likelihood.units import InUnits
+from flashmm.stats.known_levels import RootMap, in_roots
 from flashmm.stats.own_rows import PatternedStats
 
 __all__ = ["FeatureRows", "PatternedLikelihood", "PatternedProjection", "project_patterns"]
@@ -89,6 +90,8 @@ class PatternedProjection(InUnits):
         Shape (p, m).
     zero_variance, non_finite, not_estimable
         Shape (m,).
+    roots
+        As in `Projection`.
     """
 
     p: int
@@ -107,6 +110,7 @@ class PatternedProjection(InUnits):
     zero_variance: BoolArray
     non_finite: BoolArray
     not_estimable: BoolArray
+    roots: RootMap | None = None
 
     @property
     def m(self) -> int:
@@ -127,8 +131,8 @@ class PatternedProjection(InUnits):
         return columns[:, None], self.param_scale[features][:, None]
 
 
-def project_patterns(stats: PatternedStats) -> PatternedProjection:
-    """Project the statistics of all features off X.
+def project_patterns(stats: PatternedStats, *, known_residual: bool = False) -> PatternedProjection:
+    """Project the statistics of all features off X; ``known_residual`` as in `project`.
 
     Raises
     ------
@@ -136,6 +140,7 @@ def project_patterns(stats: PatternedStats) -> PatternedProjection:
         If not even all samples together could carry the model.
     """
     check_sample_size(stats.n, stats.p)
+    stats, roots = in_roots(stats)
     structure, m, p = stats.structure, stats.m, stats.p
     column_scale = scale_of_columns(stats.sums.ZZ.diagonal(), structure)
     root_weight = np.sqrt(weight_units(stats))
@@ -158,6 +163,7 @@ def project_patterns(stats: PatternedStats) -> PatternedProjection:
         np.zeros(m, dtype=bool),
         np.zeros(m, dtype=bool),
         np.zeros(m, dtype=bool),
+        roots,
     )
     counts = np.bincount(stats.pattern, minlength=stats.n_patterns)
     groups = []
@@ -165,14 +171,16 @@ def project_patterns(stats: PatternedStats) -> PatternedProjection:
         features = stats.members(int(pattern))
         try:
             own_scale = column_scale * root_weight[pattern]
-            projection = project(stats.of_pattern(int(pattern)), own_scale)
+            projection = project(
+                stats.of_pattern(int(pattern)), own_scale, known_residual=known_residual
+            )
         except InputError:
             total.not_estimable[features] = True
             continue
         groups.append(Group(features, projection))
     rare = np.flatnonzero(counts[stats.pattern] < _MANY)
     if rare.size:
-        group = _stack(stats, rare, total)
+        group = _stack(stats, rare, total, known_residual)
         if group.features.size:
             groups.append(group)
     for group in groups:
@@ -184,7 +192,8 @@ def project_patterns(stats: PatternedStats) -> PatternedProjection:
             "covariates of their own, models are not fitted in a centred basis."
         )
     if total.not_estimable.all() and m and not stats.own.names:
-        project(stats.sums)  # says what is wrong where nothing can be estimated at all
+        # Says what is wrong where nothing can be estimated at all.
+        project(stats.sums, known_residual=known_residual)
     return replace(total, groups=tuple(groups))
 
 
@@ -200,7 +209,9 @@ def _fill(total: PatternedProjection, group: Group) -> None:
         total.beta_ols[:, here] = part.beta_ols.T
 
 
-def _stack(stats: PatternedStats, features: IntArray, total: PatternedProjection) -> Group:
+def _stack(
+    stats: PatternedStats, features: IntArray, total: PatternedProjection, known_residual: bool
+) -> Group:
     """The features whose designs can carry the model.
 
     Verdicts of the others are put into ``total``.
@@ -249,21 +260,24 @@ def _stack(stats: PatternedStats, features: IntArray, total: PatternedProjection
         ZY=(ZY / total.column_scale[:, None]).T / designs.root_weight[:, None],
         beta_ols=beta_ols,
     )
-    posed = _well_posed(stacked, total.layout)
+    posed = _well_posed(stacked, total.layout, known_residual)
     if posed.all():
         return Group(features, stacked)
     total.not_estimable[features[~posed]] = True
     return Group(features[posed], stacked.take(np.flatnonzero(posed)))
 
 
-def _well_posed(stacked: StackedProjection, layout: OwnLayout | None) -> BoolArray:
+def _well_posed(
+    stacked: StackedProjection, layout: OwnLayout | None, known_residual: bool
+) -> BoolArray:
     """Features whose variance components can be told apart, shape (F,)."""
     if layout is not None:
-        return well_posed(OwnRowsLikelihood(stacked, "REML", layout))
+        owned = OwnRowsLikelihood(stacked, "REML", layout)
+        return well_posed(owned, known_residual=known_residual)
     posed = np.ones(stacked.m, dtype=bool)
     for start in range(0, stacked.m, stacked.chunk):
         here = slice(start, min(start + stacked.chunk, stacked.m))
-        posed[here] = stacked.well_posed(here)
+        posed[here] = stacked.well_posed(here, known_residual=known_residual)
     return posed
 
 

@@ -243,7 +243,7 @@ class StackedProjection:
                 self._kept[key] = found
         return found
 
-    def well_posed(self, here: slice) -> BoolArray:
+    def well_posed(self, here: slice, *, known_residual: bool = False) -> BoolArray:
         """Features whose components have something left beside X and can be told apart, (B,)."""
         ZXW = np.matmul(self.designs.ZX(here), self.whitening[here])
         ZZ = self.designs.ZZ(here)
@@ -255,7 +255,9 @@ class StackedProjection:
                 totals[:, i] = raw[:, self.structure.columns(parameter)[0]].sum(axis=1)
         forms = entry_sums(self.structure, S)
         df = self.designs.n[here] - self.p
-        return told_apart(self.structure, forms.first, forms.second, totals, df)
+        return told_apart(
+            self.structure, forms.first, forms.second, totals, df, known_residual=known_residual
+        )
 
     def coordinates(self, where: IntArray, ZXW: FloatArray, root: Root) -> FloatArray:
         """Coordinates u of Z'Ry, Z'Ry = K u in units of y's residual, shape (B, r)."""
@@ -270,6 +272,8 @@ def told_apart(
     second: FloatArray,
     totals: FloatArray,
     df: FloatArray,
+    *,
+    known_residual: bool = False,
 ) -> BoolArray:
     """Features whose components have something left beside X and can be told apart, shape (B,).
 
@@ -283,6 +287,8 @@ def told_apart(
         tr(G_i Z'Z), shape (B, k).
     df
         n - p, shape (B,).
+    known_residual
+        Whether the residual variance is known, so that no component is mistaken for it.
     """
     k = len(structure.parameters)
     is_variance = structure.is_variance[:k]
@@ -292,6 +298,10 @@ def told_apart(
     information[:, :k, :k] = second[:, :k, :k]
     information[:, :k, k] = information[:, k, :k] = first[:, :k]
     information[:, k, k] = df
+    if known_residual:
+        information = information[:, :k, :k]
+    if information.shape[1] == 0:
+        return good
     # Of features without samples to spare this is zero, or by rounding less.
     length = np.sqrt(np.maximum(np.diagonal(information, axis1=1, axis2=2), 0.0))
     length = np.where(good[:, None] & (length > 0), length, 1.0)

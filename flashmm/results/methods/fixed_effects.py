@@ -13,6 +13,7 @@ from flashmm.results import coefficient_limits, fixed_effects, moderation
 from flashmm.results.cluster_robust import MODEL
 from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.fitted import OfFittedModel
+from flashmm.slips.answers import answer_calls
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["FixedEffectMethods"]
 
 
+@answer_calls
 @hold_methods
 class FixedEffectMethods(OfFittedModel):
     """Tests and limits of the fixed effects; part of `MultiLMMResults`."""
@@ -223,8 +225,9 @@ class FixedEffectMethods(OfFittedModel):
         ...     "~ log(libsize) + cls + trt", "~ 0 + sam", sim.metadata, sim.counts,
         ...     transform="log2p1").fit(parameter_space="psd")
         >>> tests = result.t_test("trtB", df="integrated")
-        >>> tests
-        <TTestResults: 60 features x 1 contrasts, two-sided, df=integrated>
+        >>> tests  # doctest: +ELLIPSIS
+        t tests: 60 features x 1 contrasts, two-sided, df=integrated
+        ...
         >>> bool((tests.pvalue > 0).all().all())
         True
         """
@@ -258,8 +261,11 @@ class FixedEffectMethods(OfFittedModel):
         Parameters
         ----------
         contrast
-            As in `t_test`: the hypothesis is that all of them hold at once. By default that
-            every coefficient is zero.
+            As in `t_test`: the hypothesis is that all of them hold at once. A term of the
+            formula, ``"cls"``, stands for all of its coefficients (`anova` has tests of terms
+            whatever the coding). A dict with lists of contrasts or with terms,
+            ``{"class": "cls", "both": ["a", "b - c"]}``, is a test for each name. By default
+            that every coefficient is zero.
         df
             Denominator degrees of freedom: ``"satterthwaite"`` (Fai & Cornelius 1996, as
             lmerTest), ``"kenward-roger"`` (Kenward & Roger 1997: their scaled F, as pbkrtest; REML
@@ -445,8 +451,9 @@ class FixedEffectMethods(OfFittedModel):
         prior: Any = None,
         cov: str = MODEL,
         cluster: Any = None,
+        layout: Literal["long", "wide"] = "long",
     ) -> pd.DataFrame:
-        """One row per feature and coefficient: estimate, se, t, df, p, p_adjusted.
+        """One row per feature and coefficient, or one per feature: estimate, se, t, df, p, ...
 
         Parameters
         ----------
@@ -454,6 +461,11 @@ class FixedEffectMethods(OfFittedModel):
             How p-values are adjusted over the features, per coefficient.
         df, prior, cov, cluster
             Degrees of freedom and covariances, as in `t_test`.
+        layout
+            ``"long"``, or ``"wide"``: a row per feature, columns (coef, quantity).
         """
         tests = self.t_test(df=df, prior=prior, cov=cov, cluster=cluster)
-        return tests.to_frame(adjust).rename_axis(index={"contrast": "coef"})
+        table = tests.to_frame(adjust, layout=layout)
+        if layout == "wide":
+            return table.rename_axis(columns={"contrast": "coef"})
+        return table.rename_axis(index={"contrast": "coef"})

@@ -13,10 +13,12 @@ from flashmm.results import flip_tests, influence
 from flashmm.results.fitted import OfFittedModel
 from flashmm.results.flip_tests import FlipTestResults
 from flashmm.results.influence import Influence
+from flashmm.slips.answers import answer_calls
 
 __all__ = ["GroupMethods"]
 
 
+@answer_calls
 @hold_methods
 class GroupMethods(OfFittedModel):
     """What groups of samples do to a fit; part of `MultiLMMResults`."""
@@ -136,7 +138,8 @@ class GroupMethods(OfFittedModel):
         >>> model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=Y, sums_by="g")
         >>> tests = model.fit(parameter_space="psd").flip_test("x")
         >>> tests
-        <FlipTestResults: 3 features x 1 contrasts, two-sided, df=2048 sign flips by g>
+        sign-flip tests: 3 features x 1 contrasts, two-sided, df=2048 sign flips by g
+        ...
         >>> (tests.pvalue_fwer["x"] < 0.05).tolist()
         [True, False, False]
         """

@@ -9,10 +9,12 @@ from flashmm.arrays.blas import hold_methods
 from flashmm.results import marginal_means, marginal_slopes
 from flashmm.results.contrast_results import TTestResults
 from flashmm.results.fitted import OfFittedModel
+from flashmm.slips.answers import answer_calls
 
 __all__ = ["MarginalMethods"]
 
 
+@answer_calls
 @hold_methods
 class MarginalMethods(OfFittedModel):
     """Averages over a reference grid; part of `MultiLMMResults`."""

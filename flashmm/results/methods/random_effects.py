@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from flashmm.arrays.blas import hold_methods
 from flashmm.results import (
     correlations,
+    heterogeneity,
     random_effects,
     variance_components,
     variance_shares,
@@ -17,6 +18,7 @@ from flashmm.results import (
 )
 from flashmm.results.fitted import OfFittedModel
 from flashmm.results.refit import Progress
+from flashmm.slips.answers import answer_calls
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["RandomEffectMethods"]
 
 
+@answer_calls
 @hold_methods
 class RandomEffectMethods(OfFittedModel):
     """Variance components and random effects; part of `MultiLMMResults`."""
@@ -122,6 +125,44 @@ class RandomEffectMethods(OfFittedModel):
             n_sim=n_sim,
             rng=rng,
         )
+
+    def heterogeneity(self, *, features: Any = None) -> xr.Dataset:
+        """How far samples differ beyond their known variances: Q, I2 and H2 of meta-analysis.
+
+        For fits with ``residual_variance``. Cochran's Q is y'Py without random effects, chi-square
+        on n - p if there are none (Cochran 1954). I2 is the percentage that the components make up
+        of what a typical sample varies, theirs and the typical sampling variance
+        (n - p) / tr P (Higgins & Thompson 2002, equation 9), and H2 the total over the latter.
+
+        Parameters
+        ----------
+        features
+            Names, a mask or a slice; all by default.
+
+        Returns
+        -------
+        Dataset
+            By feature: ``Q``, ``df``, ``p``; ``typical_variance`` in squared units of Y, ``I2`` in
+            percent, ``H2``: NaN unless a random intercept has a level for every sample, from
+            which tr P is known. By feature and component: ``tau2``, ``I2_component``.
+
+        Raises
+        ------
+        InputError
+            If the residual variance was estimated.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> s2 = rng.uniform(0.05, 0.2, size=(3, 12))  # effects of 12 studies on 3 genes
+        >>> y = 0.5 + rng.normal(scale=0.4, size=(3, 12)) + np.sqrt(s2) * rng.normal(size=(3, 12))
+        >>> model = fm.MultiLMM.from_arrays(y, np.ones((12, 1)), np.eye(12), weights=1 / s2)
+        >>> result = model.fit(residual_variance=1.0, parameter_space="psd")
+        >>> result.heterogeneity()["I2"].to_numpy().round(1)
+        array([...])
+        """
+        return heterogeneity.heterogeneity(self.fitted, self.fitted.positions(features))
 
     def icc(self, *, features: Any = None) -> xr.Dataset:
         """Intra-class correlations: each random effect's share of the random variance.

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from flashmm.arrays.blas import hold_methods
 from flashmm.results import residuals
 from flashmm.results.fitted import OfFittedModel
+from flashmm.slips.answers import answer_calls
 from flashmm.sources import Transform
 
 if TYPE_CHECKING:
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["ResidualMethods"]
 
 
+@answer_calls
 @hold_methods
 class ResidualMethods(OfFittedModel):
     """Residuals and what they say of the model; part of `MultiLMMResults`."""
 
     def resid(
         self,
-        Y: Any,
+        Y: Any = None,
         data: Any = None,
         *,
         kind: Literal["conditional", "marginal", "pearson", "standardized"] | None = None,
@@ -45,7 +47,8 @@ class ResidualMethods(OfFittedModel):
         ----------
         Y
             Features x samples, of every kind that `MultiLMM.from_formula` takes; features are
-            matched by name when Y has names.
+            matched by name when Y has names. None where ``data`` has a column for each feature,
+            as after ``"y ~ x"``.
         data
             The samples' table.
         kind
@@ -180,7 +183,7 @@ class ResidualMethods(OfFittedModel):
         )
 
     def plot_residuals(
-        self, feature: Any, Y: Any, data: Any = None, *, axes: Any = None, **options: Any
+        self, feature: Any, Y: Any = None, data: Any = None, *, axes: Any = None, **options: Any
     ) -> Any:
         """Draw the classic panels of one feature's residuals; needs matplotlib.
 

@@ -13,6 +13,7 @@ from flashmm.results import bootstrap, predictions
 from flashmm.results.bootstrap_results import BootstrapResults
 from flashmm.results.fitted import OfFittedModel
 from flashmm.results.refit import Progress
+from flashmm.slips.answers import answer_calls
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["SampleMethods"]
 
 
+@answer_calls
 @hold_methods
 class SampleMethods(OfFittedModel):
     """Predictions, residuals and the parametric bootstrap; part of `MultiLMMResults`."""

@@ -10,6 +10,7 @@ from flashmm.arrays.blas import hold_methods
 from flashmm.results import integrated
 from flashmm.results.fitted import OfFittedModel
 from flashmm.results.ratio_prior import RatioPrior
+from flashmm.slips.answers import answer_calls
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["SharedPriorMethods"]
 
 
+@answer_calls
 @hold_methods
 class SharedPriorMethods(OfFittedModel):
     """The prior of ``df="integrated"``, and variances under it; part of `MultiLMMResults`."""

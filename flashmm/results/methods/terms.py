@@ -12,6 +12,7 @@ from flashmm.results import explained, term_tests
 from flashmm.results.cluster_robust import MODEL
 from flashmm.results.contrast_results import FTestResults
 from flashmm.results.fitted import OfFittedModel
+from flashmm.slips.answers import answer_calls
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["TermMethods"]
 
 
+@answer_calls
 @hold_methods
 class TermMethods(OfFittedModel):
     """Tests of terms and explained variance; part of `MultiLMMResults`."""

@@ -1,0 +1,288 @@
+"""A known residual variance: metafor's answers, the dense likelihood, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import problems as pb
+import pytest
+from numpy.testing import assert_allclose
+from references import REFERENCE
+
+import flashmm as fm
+from flashmm.likelihood.known_residual import hold_residual
+
+META = json.loads((REFERENCE / "meta" / "metafor.json").read_text())
+BCG = META["bcg"]
+N = len(BCG["yi"])
+
+
+def trials():
+    return pd.DataFrame({"study": [f"s{i}" for i in range(N)], "ablat": BCG["ablat"]})
+
+
+def effects():
+    y = np.array(BCG["yi"])
+    return pd.DataFrame([y, y / 8.0], index=["bcg", "hom"])
+
+
+@cache
+def analysis(fixed="~ 1", method="REML", space="psd"):
+    model = fm.MultiLMM.from_formula(
+        f"{fixed} + (1 | study)", data=trials(), Y=effects(), weights=1.0 / np.array(BCG["vi"])
+    )
+    return model.fit(method, residual_variance=1.0, parameter_space=space)
+
+
+@pytest.mark.parametrize("method", ["REML", "ML"])
+@pytest.mark.parametrize("mods", ["~1", "~ablat"])
+def test_rma_uni(method, mods):
+    """Largest relative difference measured: 2e-10, of p-values; of tau2 2e-11."""
+    result = analysis(mods.replace("~", "~ "), method)
+    z, t = (META["uni"][f"{method} {test} {mods}"] for test in ("z", "knha"))
+    X = np.column_stack([np.ones(N)] + [BCG["ablat"]] * (mods != "~1"))
+    assert result.status.tolist() == ["converged", "boundary"]
+    assert_allclose(result.theta.loc["bcg"], [z["tau2"], 1.0], rtol=1e-9)
+    assert_allclose(result.bse_theta.loc["bcg", "study"], z["se_tau2"], rtol=1e-9)
+    assert_allclose(result.params.loc["bcg"], np.ravel(z["beta"]), rtol=1e-9)
+    constant = 0.5 * np.linalg.slogdet(X.T @ X)[1] if method == "REML" else 0.0
+    assert_allclose(result.llf["bcg"] + constant, z["llf"], atol=1e-9)
+    assert_allclose(result.aic["bcg"] - 2.0 * constant, z["aic"], atol=1e-9)
+    found = result.heterogeneity().sel(feature="bcg")
+    for mine, theirs in {"Q": "QE", "p": "QEp", "I2": "I2", "H2": "H2"}.items():
+        assert_allclose(float(found[mine]), z[theirs], rtol=1e-9)
+    tests = list(result.params.columns[1:]) or ["Intercept"]
+    new = trials().iloc[:1].assign(study="new", ablat=30)
+    for df, reference in (("normal", z), ("knapp-hartung", t)):
+        table = result.t_test(df=df).ds.sel(feature="bcg")
+        assert_allclose(table["se"], np.ravel(reference["se"]), rtol=1e-9)
+        assert_allclose(table["p"], np.ravel(reference["pval"]), rtol=1e-9)
+        joint = result.f_test(tests, df=df).ds.sel(feature="bcg")
+        assert_allclose(np.ravel(joint["p"]), reference["QMp"], rtol=1e-9)
+        predicted = result.predict(new, interval="prediction", df=df).sel(feature="bcg")
+        for mine, theirs in {"prediction": "pred", "lower": "pi_lb", "upper": "pi_ub"}.items():
+            assert_allclose(predicted[mine].item(), reference[theirs], rtol=1e-9)
+        se = result.predict(new, se=True, df=df).sel(feature="bcg")["se"].item()
+        assert_allclose(se, reference["pred_se"], rtol=1e-9)
+
+
+def test_no_heterogeneity():
+    """tau2 is zero in the psd space, and free to be negative without it."""
+    result, reference = analysis(), META["hom"]
+    assert result.theta.loc["hom"].tolist() == [0.0, 1.0]
+    assert_allclose(result.params.loc["hom", "Intercept"], reference["beta"], rtol=1e-12)
+    assert_allclose(result.t_test(df="normal").pvalue.loc["hom"], reference["pval"], rtol=1e-12)
+    with pytest.warns(fm.ConvergenceWarning):
+        free = analysis("~ ablat", "REML", "unconstrained")
+    assert free.theta.loc["hom", "study"] < 0.0
+    assert free.theta.loc["bcg", "study"] == pytest.approx(
+        META["uni"]["REML z ~ablat"]["tau2"], rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("method", ["REML", "ML"])
+def test_rma_mv(method):
+    """Schools within districts: differences of 1e-8, of metafor's optimiser."""
+    data = META["konst"]
+    samples = pd.DataFrame({"district": data["district"], "school": data["school"]}).astype(str)
+    model = fm.MultiLMM.from_formula(
+        "~ 1 + (1 | district/school)",
+        data=samples,
+        Y=[data["yi"]],
+        weights=1 / np.array(data["vi"]),
+    )
+    result, reference = model.fit(method, residual_variance=1.0), META["mv"][method]
+    assert_allclose(result.theta.iloc[0, :2], reference["sigma2"], rtol=1e-6)
+    assert_allclose(result.params.iloc[0], reference["beta"], rtol=1e-6)
+    assert_allclose(result.bse.iloc[0], reference["se"], rtol=1e-6)
+    constant = 0.5 * np.log(len(samples)) if method == "REML" else 0.0
+    assert_allclose(result.llf.iloc[0] + constant, reference["llf"], atol=1e-8)
+    assert_allclose(result.t_test(df="normal").pvalue.iloc[0], reference["pval"], rtol=1e-5)
+    found = result.heterogeneity()
+    assert_allclose(found["Q"].item(), reference["QE"], rtol=1e-10)
+    assert_allclose(found["I2_component"].sum().item(), found["I2"].item())
+
+
+@pytest.mark.parametrize("method", ["REML", "ML"])
+@pytest.mark.parametrize("kind", pb.KINDS)
+def test_every_engine_holds_it(kind, method):
+    """Log-likelihood, score and both informations of D are those of n x n matrices."""
+    problem, rng = pb.PROBLEMS[kind], np.random.default_rng(3)
+    theta = problem.theta(rng, "inside")
+    Y = problem.simulate(theta, 2, rng)
+    stats, features = problem.stats(Y), np.arange(2)
+    projection = pb.projection_of(stats)
+    wrong = projection.to_internal(np.tile(np.append(theta[:-1], 7.0 * theta[-1]), (2, 1)))
+    for engine in pb.engines(problem):
+        inner = pb.estimator_of(stats, method, engine)
+        held = hold_residual(inner, projection, np.full(2, theta[-1]))
+        at = held.evaluate(wrong, features)
+        loglik, score = (
+            projection.natural_loglik(at.loglik, method),
+            projection.natural_score(at.score),
+        )
+        for j in range(2):
+            truth = pb.dense(problem, Y[j], theta, method)
+            unit = np.sqrt(np.diag(truth.expected))[:-1]
+            units = np.outer(unit, unit)
+            assert loglik[j] == pytest.approx(truth.loglik, abs=1e-9)
+            assert_allclose(score[j, :-1] / unit, truth.score[:-1] / unit, atol=1e-9)
+            assert score[j, -1] == 0.0
+            for mine, theirs in ((at.expected, truth.expected), (at.average, truth.average)):
+                natural = projection.natural_information(mine, features)[j]
+                assert_allclose(natural[:-1, :-1] / units, theirs[:-1, :-1] / units, atol=1e-9)
+                assert not natural[-1, :-1].any()
+
+
+def several():
+    """Effects of 24 studies on 9 features, sampling variances of their own, values missing."""
+    rng = np.random.default_rng(4)
+    n, m = 24, 9
+    names = [f"v{j}" for j in range(m)]
+    s2 = pd.DataFrame(rng.uniform(0.05, 0.4, size=(m, n)), names)
+    lab = np.repeat([f"l{i}" for i in range(6)], 4)
+    data = pd.DataFrame({"lab": lab, "study": [f"s{i}" for i in range(n)], "x": rng.normal(size=n)})
+    tau = rng.normal(scale=0.4, size=(m, n)) + rng.normal(scale=0.5, size=(m, 6)).repeat(4, axis=1)
+    Y = pd.DataFrame(1.0 + tau + np.sqrt(s2.to_numpy()) * rng.normal(size=(m, n)), names)
+    Y.iloc[2, 5] = Y.iloc[7, :3] = np.nan
+    return data, Y, s2
+
+
+@cache
+def of_several(random="(1 | lab/study)", space="psd"):
+    data, Y, s2 = several()
+    model = fm.MultiLMM.from_formula(
+        f"~ x + {random}", data=data, Y=Y, weights=1.0 / s2, missing="feature"
+    )
+    return model, model.fit(residual_variance=1.0, parameter_space=space)
+
+
+def restricted(data, y, v, tau2):
+    """The REML log-likelihood, dense."""
+    keep = y.notna().to_numpy()
+    X = np.column_stack([np.ones(len(data)), data["x"]])[keep]
+    same = (data["lab"].to_numpy()[:, None] == data["lab"].to_numpy())[np.ix_(keep, keep)]
+    V = np.diag(v[keep] + tau2[1]) + tau2[0] * same
+    W = np.linalg.inv(V)
+    C = np.linalg.inv(X.T @ W @ X)
+    y = y.to_numpy()[keep]
+    beta = C @ X.T @ W @ y
+    left = y - X @ beta
+    value = (keep.sum() - 2) * np.log(2 * np.pi) + np.linalg.slogdet(V)[1]
+    return -0.5 * (value - np.linalg.slogdet(C)[1] + left @ W @ left), beta, C
+
+
+def test_sampling_variances_of_each_feature():
+    """Each is a maximum of its own dense likelihood; the values of one are those alone."""
+    data, Y, s2 = several()
+    _, result = of_several()
+    assert result.converged.all()
+    for name in Y.index:
+        tau2 = result.theta.loc[name].to_numpy()[:2]
+        at = restricted(data, Y.loc[name], s2.loc[name].to_numpy(), tau2)
+        assert_allclose(result.llf[name], at[0], atol=1e-9)
+        assert_allclose(result.params.loc[name], at[1], atol=1e-9)
+        assert_allclose(result.cov_params(features=[name])[0], at[2], atol=1e-9)
+        for other in np.maximum(tau2 + 0.02 * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]]), 0.0):
+            beside = restricted(data, Y.loc[name], s2.loc[name].to_numpy(), other)
+            assert beside[0] <= at[0] + 1e-9
+    table = result.heterogeneity(features=["v7"])
+    assert table["df"].item() == 21 - 2
+    assert_allclose(table["I2"].item(), result.heterogeneity()["I2"].sel(feature="v7").item())
+    one = result.sel("v7")
+    assert one.theta.iloc[-1] == 1.0
+
+
+def test_one_for_each_feature_by_label_and_by_scale(tmp_path):
+    data, Y, s2 = several()
+    _, result = of_several()
+    four = fm.MultiLMM.from_formula(
+        "~ x + (1 | lab/study)", data=data, Y=Y, weights=4.0 / s2, missing="feature"
+    )
+    given = pd.Series(4.0, index=Y.index[::-1])
+    given["v1"] = 2.0
+    again = four.fit(residual_variance=given, parameter_space="psd")
+    others = Y.index.drop("v1")
+    assert_allclose(
+        again.theta.loc[others].iloc[:, :2],
+        result.theta.loc[others].iloc[:, :2],
+        rtol=1e-6,
+        atol=1e-9,
+    )
+    assert again.theta.loc["v1", "Residual"] == 2.0
+    assert again.llf["v1"] != pytest.approx(result.llf["v1"], abs=1e-3)
+    again.save(tmp_path / "fit.nc")
+    loaded = fm.MultiLMMResults.load(tmp_path / "fit.nc")
+    assert loaded.options.residual_variance == "known"
+    for df in ("satterthwaite", "knapp-hartung", "kenward-roger"):
+        mine, theirs = loaded.t_test(df=df), again.t_test(df=df)
+        pd.testing.assert_frame_equal(mine.pvalue, theirs.pvalue)
+        assert np.isfinite(mine.pvalue.to_numpy()).all()
+
+
+def test_a_constant_feature_and_refits():
+    """What X explains has tau2 = 0 and standard errors; replicates keep the known variance."""
+    rng = np.random.default_rng(1)
+    Y = np.vstack([np.full(12, 3.0), rng.normal(size=12)])
+    v = rng.uniform(0.1, 0.5, size=12)
+    model = fm.MultiLMM.from_arrays(Y, np.ones((12, 1)), np.eye(12), weights=1 / v)
+    result = model.fit(residual_variance=1.0, parameter_space="psd")
+    assert result.theta.iloc[0].tolist() == [0.0, 1.0]
+    assert_allclose(result.bse.iloc[0, 0], (1 / v).sum() ** -0.5)
+    dense = -0.5 * (11 * np.log(2 * np.pi) + np.log(v).sum() + np.log((1 / v).sum()))
+    assert_allclose(result.llf.iloc[0], dense, atol=1e-10)
+    assert result.heterogeneity()["Q"][0] == 0.0
+    drawn = result.bootstrap(5, rng=1, statistic=lambda fit: fit.theta["Residual"])
+    assert (drawn.ds["replicates"] == 1.0).all()
+    assert not result.fim()["FIM_theta"].to_numpy()[:, -1].any()
+    assert np.isnan(result.conf_int_theta(method="profile")[1, -1]).all()
+    assert np.isfinite(result.conf_int_theta(method="profile")[1, 0]).all()
+
+
+ODD = {
+    "text": ("one", "positive number"),
+    "zero": (0.0, "positive and finite; it is 0.0"),
+    "nan": (np.nan, "positive and finite"),
+    "bool": (True, "positive number"),
+    "length": ([1.0, 2.0], "each of 9 features"),
+    "negative": (np.r_[np.ones(8), -1.0], "feature 'v8'"),
+    "labels": (pd.Series(1.0, index=["a", "b"]), "'v0'"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_refused_values(name):
+    value, message = ODD[name]
+    with pytest.raises(fm.InputError, match=message):
+        of_several()[0].fit(residual_variance=value)
+
+
+def test_refused_where_it_means_nothing():
+    _, result = of_several()
+    for call in (
+        result.moderate,
+        lambda: result.t_test(df="integrated"),
+        result.learn_ratio_prior,
+    ):
+        with pytest.raises(fm.InputError, match="they are known"):
+            call()
+    with pytest.raises(fm.InputError, match="'knapp-hartung'"):
+        result.predict(several()[0], level="conditional", se=True, df="knapp-hartung")
+    data, Y, s2 = several()
+    model = fm.MultiLMM.from_formula(
+        "~ x + (1 | lab)", data=data, Y=Y, weights=1.0 / s2, missing="feature"
+    )
+    estimated = model.fit(parameter_space="psd")
+    with pytest.raises(fm.InputError, match=r"residual_variance=1\.0"):
+        estimated.heterogeneity()
+    with pytest.raises(fm.InputError, match="here it is estimated"):
+        estimated.t_test(df="knapp-hartung")
+    with pytest.raises(fm.InputError, match="known in one"):
+        result.compare_lr_test(estimated)
+    smaller = model.fit(residual_variance=1.0, parameter_space="psd")
+    assert np.isfinite(result.compare_lr_test(smaller)["p"]).all()
+    with pytest.raises(fm.InputError, match="other known residual"):
+        result.compare_lr_test(model.fit(residual_variance=2.0, parameter_space="psd"))
