@@ -154,4 +154,4 @@ def test_files_that_are_closed():
     root.close()
     for closed in (Y, group, root):
         with pytest.raises(InputError, match="HDF5 file that is closed"):
-            make_source(closed, 4)
+            make_source(closed, n=4)
