@@ -259,7 +259,7 @@ def kinds():
         {"x": rng.normal(size=12), "f": list("abc") * 4, "g": np.repeat(list("stuv"), 3)}
     )
     Y = rng.normal(size=(2, 12))
-    gaps = np.where(np.arange(12) < [[0], [1]], np.nan, Y)
+    gaps = np.where(np.arange(6) < [[0], [1]], np.nan, Y)
     found = {}
     for name, options in {
         "shared": {"Y": Y + np.array([[0.0], [1e8]])},
@@ -503,11 +503,11 @@ def test_a_directory_that_takes_no_files(tmp_path, monkeypatch):
 
 
 def test_saves_at_once_leave_one_of_them_whole(tmp_path):
-    """Four threads into one place: flock tells them apart as it does processes."""
+    """Three threads into one place: flock tells them apart as it does processes."""
     pair = [model().stats, model("integers").stats]
     target = tmp_path / "s.nc"
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda i: pair[i % 2].save(target), range(12)))
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda i: pair[i % 2].save(target), range(6)))
     found = SummaryStats.load(target)
     assert os.listdir(tmp_path) == ["s.nc"]
     assert found.feature_names.tolist() in [one.feature_names.tolist() for one in pair]
