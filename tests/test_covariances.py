@@ -637,3 +637,26 @@ def test_kinship_equals_metafor(method):
     assert_allclose(result.theta, theirs[["ptID", "residual"]], rtol=5e-6)
     assert_allclose(result.params, theirs[["intercept", "virusnone"]], atol=1e-7)
     assert_allclose(result.bse, theirs[["se_intercept", "se_virusnone"]], rtol=1e-6)
+
+
+def test_other_residual_variances_beside_a_known_covariance():
+    one = case()
+    data = one.data.assign(sex=np.where(one.data.x > 0, "m", "f"))
+    X = np.column_stack([np.ones(len(data)), data.x])
+    K = one.K.loc[data.g, data.g].to_numpy()
+    model = fm.MultiLMM.from_formula(
+        "~ x", "(1 | g)", data, one.Y, covariances={"g": one.K}, sums_by="sex"
+    )
+    by_sex = model.fit(parameter_space="psd", residual_by="sex")
+    known = model.fit(parameter_space="psd", residual_variance=1.0)
+    for j, y in enumerate(one.Y):
+        theta = by_sex.theta.iloc[j]
+        V = theta["g"] * K + np.diag(theta[[f"Residual[{s}]" for s in data.sex]].to_numpy())
+        loglik, beta, _, inverse, r = dense_estimates(y, X, V, "REML")
+        assert by_sex.llf.iloc[j] == pytest.approx(loglik, abs=1e-9)
+        assert_allclose(by_sex.params.iloc[j], beta, atol=1e-9)
+        levels = model.stats.structure.terms[0].levels
+        effects = theta["g"] * one.K.loc[list(levels), data.g].to_numpy() @ inverse @ r
+        assert_allclose(by_sex.blup()[j], effects, atol=1e-9)
+        V = known.theta.iloc[j]["g"] * K + np.eye(len(data))
+        assert known.llf.iloc[j] == pytest.approx(dense_estimates(y, X, V, "REML")[0], abs=1e-9)

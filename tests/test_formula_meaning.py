@@ -577,6 +577,16 @@ def test_a_column_called_as_a_word_of_python_is_not_that_word(name):
         build(f"~ I(`{name}` * k)", data=data)
 
 
+@pytest.mark.parametrize(
+    "call",
+    ["I(k.__xor__(2))", "k.__pow__(2)", "{k.__add__(1)}", "np.add(k, k.__xor__(1))"],
+)
+def test_special_methods_of_python_are_refused(call):
+    """`k.__xor__(2)` is what `k^2` may not mean."""
+    with pytest.raises(InputError, match=r"__ in .* is no method for columns; write the operator"):
+        build(f"~ {call}", data=samples())
+
+
 def test_anndata_keeps_booleans():
     anndata = pytest.importorskip("anndata")
     obs = samples().set_index(pd.Index([f"c{i}" for i in range(48)]))

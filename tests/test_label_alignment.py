@@ -608,6 +608,12 @@ case(
     pd.Series(np.linspace(1.0, 3.0, M), index=FEATURES),
     shuffled(pd.Series(np.linspace(1.0, 3.0, M), index=FEATURES)),
 )
+case(
+    "residual groups",
+    lambda by: from_formula(sums_by="g").fit(residual_by=by, n_jobs=1).llf,
+    pd.Series(np.where(np.arange(Q) < Q // 2, "low", "high"), index=LEVELS),
+    shuffled(pd.Series(np.where(np.arange(Q) < Q // 2, "low", "high"), index=LEVELS)),
+)
 case("trend", lambda t: many().moderate(trend=t), covariate(), shuffled(covariate()))
 case(
     "trend array",
@@ -984,7 +990,7 @@ LABELLED = {
     *("lib_size", "mask_var"),
     *("moderated", "newdata", "norm_factors", "other", "size_factors", "statistic", "stats"),
     *("tests", "theta", "theta0", "trend", "weights", "sums_by", "cluster", "covariances"),
-    "residual_variance",
+    *("residual_variance", "residual_by"),
 }
 # Names, options, numbers, files, random numbers; and what the package made itself.
 UNLABELLED = {

@@ -327,7 +327,7 @@ def test_pairs_of_variances_and_their_boundary(result, slopes):
         result.plot.theta("h")
 
 
-@pytest.mark.parametrize("param", ["g[Intercept]", "g[Intercept,trt[T.B]]", "Residual"])
+@pytest.mark.parametrize("param", ["g[Intercept]", "g[Intercept,trt[T.B]]"])
 def test_the_profile_reaches_the_quantile_at_the_limits(slopes, Y, param):
     ax = slopes.sel(Y.index[1]).plot.profile(param, alpha=0.1)
     value, fall = ax.lines[0].get_data()
@@ -517,3 +517,16 @@ def test_pictures_where_features_have_samples_of_their_own(data, Y):
     ax = own.plot.predictions(Y.index[0], "age", data, holes)
     assert len(drawn(ax)) == N - 5
     own.plot.residuals(Y.index[0], holes, data)
+
+
+def test_samples_of_the_table_itself_and_of_other_libraries(data, Y):
+    polars = pytest.importorskip("polars")
+    table = data.assign(y=Y.iloc[0], sex=data["sex"].astype(str)).reset_index(drop=True)
+    one = fm.MultiLMM.from_formula("y ~ age + sex + (1 | g)", data=table).fit().sel("y")
+    ax = one.plot.predictions("age", table, by="sex", points=3)
+    assert len(drawn(ax)) == N
+    assert one.plot.residuals(data=table).shape == (2, 2)
+    for other in (polars.DataFrame(table.to_dict("list")), table.to_dict("list")):
+        again = one.plot.predictions("age", other, by="sex", points=3)
+        np.testing.assert_allclose(drawn(again), drawn(ax))
+        np.testing.assert_allclose(again.lines[0].get_ydata(), ax.lines[0].get_ydata())

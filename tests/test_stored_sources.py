@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from test_sources import assert_same_sums
 
 from flashmm.designs.from_arrays import design_from_arrays
+from flashmm.exceptions import InputError
 from flashmm.sources import make_source, scans
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -145,3 +146,12 @@ def test_chunks_blocks_order_and_workers_change_nothing(
     assert_same_sums(stats, expected)
     np.testing.assert_array_equal(stats.feature_names, expected.feature_names)
     assert (stats.shift is None) == (expected.shift is None)
+
+
+def test_files_that_are_closed():
+    root = hdf5_root()
+    Y, group = stored(root, np.ones((3, 4)), (3, 4)), root.create_group("group")
+    root.close()
+    for closed in (Y, group, root):
+        with pytest.raises(InputError, match="HDF5 file that is closed"):
+            make_source(closed, n=4)

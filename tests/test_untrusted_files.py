@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from test_storage import assert_identical, model, responses
@@ -246,6 +251,75 @@ def test_what_is_not_changed_is_read(read, tmp_path, monkeypatch):
         load(kind, tmp_path / "same.nc")
 
 
+@pytest.fixture(scope="module")
+def kinds():
+    """Content of files of every kind, and what reads it: few samples, few features."""
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame(
+        {"x": rng.normal(size=12), "f": list("abc") * 4, "g": np.repeat(list("stuv"), 3)}
+    )
+    Y = rng.normal(size=(2, 12))
+    gaps = np.where(np.arange(6) < [[0], [1]], np.nan, Y)
+    found = {}
+    for name, options in {
+        "shared": {"Y": Y + np.array([[0.0], [1e8]])},
+        "missing": {"Y": gaps, "missing": "feature"},
+        "groups": {"Y": Y, "sums_by": "g"},
+    }.items():
+        built = fm.MultiLMM.from_formula("~ x + f + (1 | g)", data=data, **options)
+        found[name] = type(built.stats), built.stats.to_dataset()
+    return found
+
+
+def tampered(ds):
+    """What can be wrong with a variable, for every one: a name and the changed Dataset."""
+    for name, array in ds.variables.items():
+        values = array.to_numpy()
+
+        def put(values, array=array, name=name, dims=None):
+            if dims is None and name in ds.coords:
+                return ds.assign_coords({name: (array.dims, values)})
+            return ds.drop_vars(name).assign({name: (dims or array.dims, values)})
+
+        yield f"no {name}", ds.drop_vars(name)
+        yield f"{name} is complex", put(np.zeros(values.shape, complex))
+        yield f"{name} has another axis", put(values[..., None], dims=(*array.dims, "another"))
+        if values.dtype.kind in "iu" and values.size:
+            for value in (-1, 2**31 - 1):
+                yield f"{name} = {value}", put(np.full_like(values, value))
+        if values.dtype.kind == "f" and values.size:
+            for value in (np.nan, -1.0, 1e308):
+                yield f"{name} = {value}", put(np.full_like(values, value))
+        if values.dtype.kind in "OU":
+            yield f"{name} holds a number", put(np.full(values.shape, 3.5, object))
+
+
+@pytest.mark.parametrize("kind", ["shared", "missing", "groups"])
+def test_every_variable_of_statistics(kind, kinds, monkeypatch):
+    """Refused with the name of the file, or used: nothing else is raised."""
+    cls, ds = kinds[kind]
+    refused = 0
+    for what, wrong in tampered(ds):
+        wrong.attrs["flashmm_checksum"] = fingerprint(wrong)
+        monkeypatch.setattr(storage, "_read", lambda _path, wrong=wrong: wrong)
+        try:
+            found = cls.load("tampered.nc")
+        except InputError as error:
+            refused += "tampered.nc" in str(error)
+            continue
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                fm.MultiLMM.from_summary_stats(found).fit(parameter_space="psd").t_test("x")
+                found + found
+        except InputError:
+            continue
+        except Exception as error:
+            error.add_note(what)
+            raise
+    assert refused > 100
+
+
 # ---- larger than the file ----------------------------------------------------------------
 
 
@@ -399,6 +473,44 @@ def test_a_full_disk_costs_nothing_but_the_file(tmp_path):
         line for name, _, _ in cases for line in (name, "full 27", "full 27", "[]", "alive True")
     ]
     assert done.stdout.splitlines() == expected
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr.zip"])
+def test_names_as_long_as_they_may_be(suffix, tmp_path):
+    if "zarr" in suffix:
+        pytest.importorskip("zarr")
+    for stem in ("x" * (255 - len(suffix)), "\N{PILE OF POO}" * 60):
+        model().stats.save(tmp_path / (stem + suffix))
+        assert_identical(SummaryStats.load(tmp_path / (stem + suffix)), model().stats)
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(OSError, match="name too long"):
+        model().stats.save(tmp_path / ("x" * 300 + suffix))
+    with pytest.raises(InputError, match="There is no file"):
+        SummaryStats.load(tmp_path / ("x" * 300 + suffix))
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_directory_that_takes_no_files(tmp_path, monkeypatch):
+    """The message names the file that was asked for, not the hidden directory beside it."""
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / ".s.nc.abc"))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(PermissionError, match=r"nothing can be written.*'[^']*/s\.nc'$"):
+        model().stats.save(tmp_path / "s.nc")
+    assert os.listdir(tmp_path) == []
+
+
+def test_saves_at_once_leave_one_of_them_whole(tmp_path):
+    """Three threads into one place: flock tells them apart as it does processes."""
+    pair = [model().stats, model("integers").stats]
+    target = tmp_path / "s.nc"
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda i: pair[i % 2].save(target), range(6)))
+    found = SummaryStats.load(target)
+    assert os.listdir(tmp_path) == ["s.nc"]
+    assert found.feature_names.tolist() in [one.feature_names.tolist() for one in pair]
 
 
 KILLED = """

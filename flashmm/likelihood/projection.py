@@ -284,13 +284,16 @@ class GroupedProjection(Projection):
 
 def project_groups(stats: SummaryStats) -> GroupedProjection:
     """Project statistics whose structure has a residual variance for each of their groups."""
+    stats, roots = in_roots(stats, by_group=True)
     structure = stats.structure
     # Given units: the effects stay as they are, and so do those of the groups.
     scale = scale_of_columns(stats.ZZ.diagonal(), structure)
     whole = project(stats, scale)
     units = np.concatenate([whole.param_scale, np.ones(len(structure.residuals) - 1)])
     fields = {name: getattr(whole, name) for name in whole.__match_args__}
-    return GroupedProjection(**(fields | {"param_scale": units}), groups=stats.groups)
+    return GroupedProjection(
+        **(fields | {"param_scale": units, "roots": roots}), groups=stats.groups
+    )
 
 
 def project(

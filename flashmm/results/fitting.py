@@ -16,7 +16,7 @@ from flashmm.likelihood import (
     make_likelihood,
     on_device,
 )
-from flashmm.likelihood.known_residual import hold_residual, known_residual_of
+from flashmm.likelihood.known_residual import KnownResidual, hold_residual, known_residual_of
 from flashmm.likelihood.profile_grid import fine_grid, profile_grid
 from flashmm.progress import Progress
 from flashmm.results.assemble import assemble_dataset, without_maximum
@@ -120,7 +120,6 @@ def fit_features(
         usable = usable | (projection.zero_variance & ~projection.non_finite)
     start = starting_values(likelihood, projection, space, theta0, stats.feature_names)
     several = len(structure.residuals)
-    start.theta[:, -several:] = start.theta[:, -several:] if theta0 is not None else 1.0
     _hold(start.theta, likelihood)
     search = _Search(likelihood, projection, plan, threads)
     if plan.second_search:
@@ -245,16 +244,23 @@ def _restart_inside(
             break
         lifted = np.array(lifts)[:, None, None] * inner.theta[features, -1:] * variances
         starts = inner.theta[features] + lifted
-        starts[:, :, -1] = inner.theta[features, -1]
+        several = len(search.projection.structure.residuals)
+        starts[:, :, -several:] = inner.theta[features, -several:]
         for again in reversed(stepwise.ends(space, starts, features)):  # the first counts
             solution.n_iter[features] += again.n_iter
             good = np.flatnonzero(again.status <= Status.INDEFINITE)
             _put(solution, features[good], again, good)
             usable[features[good]] = False
+    if landscape is not None and landscape.few:
+        _restart_at_summits(stepwise, space, solution, lost[usable[lost]], landscape)
 
 
 def _restart_at_summits(
-    search: _Search, psd: ParameterSpace, solution: Solution, lost: IntArray
+    search: _Search,
+    space: ParameterSpace,
+    solution: Solution,
+    lost: IntArray,
+    landscape: Landscape | None = None,
 ) -> None:
     """Fit features that ran to the edge of the domain again, from maxima of the grid; in place.
 
@@ -263,14 +269,16 @@ def _restart_at_summits(
     several = len(search.projection.structure.residuals) > 1
     if lost.size == 0 or several or known_residual_of(search.likelihood) is not None:
         return  # the grid is one of ratios, for any residual variance
-    landscape = search.landscape or _landscape(search.projection, search.plan.options, None)
+    landscape = (
+        landscape or search.landscape or _landscape(search.projection, search.plan.options, None)
+    )
     if landscape is None:
         return
     plain = replace(
         search, plan=replace(search.plan, fallback=None), again_from=None, landscape=None
     )
     best = np.full(lost.size, -np.inf)
-    for again in plain.ends(psd, landscape.summits(lost, _SUMMITS), lost):
+    for again in plain.ends(space, landscape.summits(lost, _SUMMITS), lost):
         solution.n_iter[lost] += again.n_iter
         height = again.evaluation.loglik
         found = np.flatnonzero((again.status <= Status.BOUNDARY) & (height > best))
@@ -282,9 +290,14 @@ def _of_few(search: _Search, count: int) -> _Search:
     """The search with the engine that makes the fewest calls, where these are most of the work."""
     projection, plan = search.projection, search.plan
     few = count <= _FEW and projection.structure.q <= _SMALL and plan.device is None
-    if not few or isinstance(projection, PatternedProjection):
+    several = len(projection.structure.residuals) > 1
+    if not few or several or isinstance(projection, PatternedProjection):
         return search
-    return replace(search, likelihood=make_likelihood(projection, plan.options.method, "general"))
+    likelihood: Any = make_likelihood(projection, plan.options.method, "general")
+    residual = known_residual_of(search.likelihood)
+    if residual is not None:
+        likelihood = KnownResidual(likelihood, residual)
+    return replace(search, likelihood=likelihood)
 
 
 def _put(solution: Solution, features: IntArray, other: Solution, rows: IntArray) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError, check_names, check_option, nearest
+from flashmm.formulas.sample_table import check_data
 from flashmm.inference.statistics import check_alpha
 from flashmm.inference.tails import norm_isf
 from flashmm.plots import intervals, samples, variances
@@ -176,7 +177,7 @@ def predictions(
 ) -> Any:
     """Predicted lines over the samples; see `ResultPlots.predictions`."""
     fitted.known_recipe()
-    table = pd.DataFrame(data)
+    table = check_data(data)
     columns = [str(name) for name in table.columns]
     for name, value in (("x", x), ("by", by)):
         if value is not None and value not in table.columns:
@@ -225,10 +226,10 @@ def predictions(
     if interval is not None:
         limits = [found[name].to_numpy()[0].reshape(shape) for name in ("lower", "upper")]
     shown: dict[str, Any] = {}
-    if Y is not None:
+    if Y is not None or _name(fitted, position) in columns:
         rest: dict[str, Any] = {"level": "population", "context": context}
-        left = predicted.resid(fitted, position, Y, data, transform=transform, **rest)
-        y = (left + predicted.fittedvalues(fitted, position, data, **rest)).to_numpy()[0]
+        left = predicted.resid(fitted, position, Y, table, transform=transform, **rest)
+        y = (left + predicted.fittedvalues(fitted, position, table, **rest)).to_numpy()[0]
         place = table[x] if numeric else pd.Series(pd.Index(along).get_indexer(table[x]))
         shown = {"data_x": place.to_numpy(dtype=np.float64, na_value=np.nan), "data_y": y}
         if lines is not None:

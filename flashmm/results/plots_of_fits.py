@@ -462,7 +462,7 @@ class ResultPlots:
         """
         return self._one(feature).profile(param, **options)
 
-    def residuals(self, feature: Any, Y: Any, data: Any = None, **options: Any) -> Any:
+    def residuals(self, feature: Any, Y: Any = None, data: Any = None, **options: Any) -> Any:
         """The classic panels of one feature's residuals; see `FeaturePlots.residuals`.
 
         Parameters
@@ -659,7 +659,9 @@ class FeaturePlots:
         """
         return pictures.profile(self.fitted, self.position, param, alpha, ax)
 
-    def residuals(self, Y: Any, data: Any = None, *, axes: Any = None, **options: Any) -> Any:
+    def residuals(
+        self, Y: Any = None, data: Any = None, *, axes: Any = None, **options: Any
+    ) -> Any:
         """The classic panels of the residuals.
 
         Parameters
@@ -711,8 +713,8 @@ class FeaturePlots:
         data
             The samples' table.
         Y
-            Features x samples, as the model was given them, to draw the samples; None to leave
-            them out.
+            Features x samples, as the model was given them, to draw the samples. None: those of
+            the column of ``data`` that is called as the feature, if there is one.
         by
             Column with a line for each of its levels; at most 28.
         at

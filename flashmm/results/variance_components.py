@@ -156,7 +156,8 @@ def _profiled(
         limits[known, j] = found * unit[:, i, None]
         if callable(progress):
             progress(j + 1, params.size)
-    lost = int(np.isnan(limits[known]).any(axis=(1, 2)).sum())
+    estimated = params < len(fitted.params) - fitted.options.known_residual
+    lost = int(np.isnan(limits[known][:, estimated]).any(axis=(1, 2)).sum())
     if lost:
         why = (
             "`max_seconds` have passed."

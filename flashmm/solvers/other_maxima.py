@@ -28,14 +28,19 @@ _COARSENESS = 1.0
 _FLAT = 0.5
 # Starts that a feature may have.
 _STARTS = 2
-# With so few error contrasts maxima are many and close to each other: every start is worth it.
-_FEW_SAMPLES = 50
+# With so few error contrasts maxima are many and close to each other: every start is worth it,
+# and so is a finer look at flatter likelihoods.
+_FEW_SAMPLES = 60
+_FLAT_OF_FEW = 2.0
+_STARTS_OF_FEW = 4
 # Random effects and variances up to which each variance by itself makes a start.
 _SMALL = 60
 _MOST_AT_A_TIME = 4
 # Gains in log-likelihood that are worth another answer.
 _GAIN = 1e-6
 _MOST_ROUNDING = 1e-2
+# The bound on rounding is infinite at sigma2 = 0, where a likelihood may be exact all the same.
+_ROUNDING_AT_ZERO = 1e-4
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,11 @@ class Landscape:
         """Whether what starts from large variances find is seen on the grid."""
         plain = self.variances.size == self.grid.theta.shape[1] - 1
         return self.make_fine is not None and plain and self.grid.df > _FEW_SAMPLES
+
+    @property
+    def few(self) -> bool:
+        """Whether error contrasts are so few, and the design so small, that more is looked at."""
+        return self.make_fine is not None and self.grid.df <= _FEW_SAMPLES
 
     @cached_property
     def fine(self) -> ProfileGrid:
@@ -108,9 +118,15 @@ class Landscape:
         # The maximum of the grid above the one that was found is that one, unless it is higher or
         # another variance is zero there.
         top[own, every] &= (values[own, every] > loglik + _GAIN) | _traded(theta, grid.theta[own])
-        order = np.argsort(np.where(top, -values, np.inf), axis=0)[:_STARTS]
+        most = _STARTS_OF_FEW if self.few else _STARTS
+        order = np.argsort(np.where(top, -values, np.inf), axis=0)[:most]
         rank, which = np.nonzero(np.take_along_axis(top, order, axis=0))
         point = order[rank, which]
+        if self.few:
+            best, high = _best_of_parts(grid, values, loglik)
+            point = np.concatenate([point, best[high]])
+            which = np.concatenate([which, np.nonzero(high)[1]])
+            point, which = np.unique(np.column_stack([point, which]), axis=0).T
         return doubtful[which], grid.theta[point] * sigma2[point, which][:, None]
 
     def _in_doubt(self, theta: FloatArray, loglik: FloatArray, values: FloatArray) -> BoolArray:
@@ -125,7 +141,7 @@ class Landscape:
         doubt |= values.max(axis=0) > loglik + _GAIN
         if self.make_fine is None:
             return np.asarray(doubt)
-        high = values > loglik - _FLAT
+        high = values > loglik - (_FLAT_OF_FEW if self.few else _FLAT)
         own = _climbed(grid, theta, values)
         near = grid.neighbours[own]
         beside = high[own, every] + (high[near.T, every] & (own != near.T)).sum(axis=0)
@@ -146,6 +162,10 @@ class Landscape:
         order = np.argsort(np.where(top, -values, np.inf), axis=0)[:most]
         theta = self.grid.theta[order] * np.take_along_axis(sigma2, order, axis=0)[:, :, None]
         starts = np.where(np.take_along_axis(top, order, axis=0)[:, :, None], theta, np.nan)
+        if self.few:
+            best = _best_of_parts(self.grid, values, np.full(features.size, -np.inf))[0]
+            parts = self.grid.theta[best] * np.take_along_axis(sigma2, best, axis=0)[:, :, None]
+            starts = np.concatenate([starts, parts])
         if self.variances.size > _MOST_AT_A_TIME:
             return starts
         alone = np.zeros((self.variances.size, features.size, theta.shape[2]))
@@ -166,6 +186,32 @@ class Landscape:
         start[np.arange(variances.size), variances] = 1.0
         start[:, -1] = 0.5
         return np.repeat(negative, variances.size), np.tile(start, (negative.size, 1))
+
+
+def _best_of_parts(
+    grid: ProfileGrid, values: FloatArray, loglik: FloatArray
+) -> tuple[IntArray, BoolArray]:
+    """The best points of parts of the grid, and which are high enough to start from, (parts, B).
+
+    Two maxima may share one summit of the grid; what tells them apart is most often a variance
+    that is zero at one of them, the sign of a covariance, or the size of the ratios.
+    """
+    ratios = grid.theta[:, :-1]
+    largest = ratios.max(axis=1)
+    decade = np.floor(np.log10(np.maximum(largest, 1e-300)))
+    used = (ratios != 0).any(axis=0)
+    parts = [
+        *(ratios[:, used] == 0).T,
+        *(ratios[:, used] >= 0.2 * largest[:, None]).T,
+        *(ratios[:, used] < 0).T,
+        *(decade == each for each in np.arange(-1.0, 4.0)),
+    ]
+    best = np.array(
+        [i[np.argmax(values[i], axis=0)] for i in map(np.flatnonzero, parts) if i.size],
+        dtype=np.intp,
+    )
+    height = np.take_along_axis(values, best, axis=0)
+    return best, np.asarray(np.isfinite(height) & (height > loglik - _FLAT))
 
 
 def _traded(theta: FloatArray, point: FloatArray) -> BoolArray:
@@ -234,7 +280,10 @@ def search_other_maxima(
     again = maximise_in_stages(likelihood, space, stages, start, features[rows], max_iter=max_iter)
     np.add.at(solution.n_iter, rows, again.n_iter)
     rounding = solution.evaluation.rounding[rows] + again.evaluation.rounding
-    enough = solution.evaluation.loglik[rows] + _GAIN + np.minimum(rounding, _MOST_ROUNDING)
+    rounding = np.where(
+        np.isfinite(rounding), np.minimum(rounding, _MOST_ROUNDING), _ROUNDING_AT_ZERO
+    )
+    enough = solution.evaluation.loglik[rows] + _GAIN + rounding
     higher = (again.evaluation.loglik > enough) & (again.status <= Status.BOUNDARY)
     better = np.flatnonzero(higher)
     # The highest of a feature comes last, and is what stays.

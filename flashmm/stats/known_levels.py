@@ -61,11 +61,17 @@ def known_structure(structure: CovarianceStructure, covariances: Any) -> Covaria
     made: dict[tuple[int, tuple[str, ...]], RandomTerm] = {}
     for position, covariance in _by_term(structure, given).items():
         term = terms[position]
+        if term.covariance == "cs":
+            raise InputError(
+                f"The random term {term.name!r} is compound symmetric, cs(...), which is not "
+                "available with a known covariance between its levels. Write (1 | g) + (1 | g:f) "
+                "with the covariance of g, or drop it from `covariances`."
+            )
         key = (id(covariance), term.levels)
         if key not in made:
             made[key] = _known(term, covariance)
         terms[position] = replace(term, levels=made[key].levels, root=made[key].root)
-    return CovarianceStructure(tuple(terms))
+    return replace(structure, terms=tuple(terms))
 
 
 def over_structure(stats: Any, wanted: CovarianceStructure) -> Any:
@@ -349,7 +355,7 @@ def root_map(structure: CovarianceStructure, seen: BoolArray) -> RootMap | None:
         count = terms[-1].n_columns
         parts.append(_Part(outer, slice(start, start + count), s, L, rest))
         start += count
-    return RootMap(structure, CovarianceStructure(tuple(terms)), tuple(parts))
+    return RootMap(structure, replace(structure, terms=tuple(terms)), tuple(parts))
 
 
 def _columns_with_entries(L: FloatArray | sp.csr_array, rows: IntArray) -> BoolArray:
@@ -360,13 +366,15 @@ def _columns_with_entries(L: FloatArray | sp.csr_array, rows: IntArray) -> BoolA
     return np.asarray(abs(part).sum(axis=0) > 0).ravel()
 
 
-def in_roots(stats: Any) -> tuple[Any, RootMap | None]:
+def in_roots(stats: Any, *, by_group: bool = False) -> tuple[Any, RootMap | None]:
     """The statistics with Z L in the place of Z, and the way back; themselves without roots.
 
     Parameters
     ----------
     stats
         `SummaryStats` or `PatternedStats`.
+    by_group
+        Whether the sums of each group are wanted so too; they are left out otherwise.
     """
     sums: SummaryStats = stats.sums if isinstance(stats, PatternedStats) else stats
     found = root_map(sums.structure, np.asarray(sums.ZZ.diagonal() > 0))
@@ -375,7 +383,11 @@ def in_roots(stats: Any) -> tuple[Any, RootMap | None]:
     if isinstance(stats, PatternedStats):
         turned = _turned(sums, found)
         return replace(stats, sums=turned, designs=_turned_designs(stats.designs, found)), found
-    return _turned(sums, found), found
+    turned = _turned(sums, found)
+    if by_group:
+        groups = sums.of_groups(lambda part: _turned(with_structure(part, sums.structure), found))
+        turned = replace(turned, groups=groups)
+    return turned, found
 
 
 def _turned(sums: AnySums, found: RootMap) -> AnySums:

@@ -59,7 +59,8 @@ def save_dataset(ds: xr.Dataset, path: str | PathLike[str]) -> None:
     InputError
         If nothing can be saved under that name.
     OSError
-        If the file cannot be written: the disk is full, say. What was there before stays.
+        If the file cannot be written: the disk is full, say, the directory is not yours to write
+        in, or the name too long. What was there before stays.
     """
     path = as_path(path)
     target = resolved(path)
@@ -226,6 +227,12 @@ def reading(path: str | PathLike[str]) -> Iterator[None]:
 
 def _read(path: Path) -> xr.Dataset:
     """Everything in a file, whatever its format."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        pass  # said below
+    except OSError as error:  # too long a name, no permission, a file taken for a directory
+        raise InputError(f"There is no file {str(path)!r} to read: {error.strerror}.") from error
     if path.is_dir() and path.suffix != ".zarr":
         raise InputError(f"There is no file {str(path)!r}: that is a directory.")
     if not (path.is_dir() if path.suffix == ".zarr" else path.is_file()):

@@ -26,6 +26,8 @@ __all__ = ["as_path", "resolved", "working_directory"]
 
 _SUFFIX = ".flashmm"
 _LOCK = "lock"
+# Characters of a file's name in that of its directory; one takes up to four bytes.
+_PART = 40
 # Without a lock to ask, so old a directory is left over (seconds).
 _OLD = 24 * 3600.0
 _JUST_MADE = 3600.0
@@ -70,8 +72,17 @@ def working_directory(target: Path) -> Iterator[Path]:
 
 
 def _make(target: Path) -> tuple[Path, IO[bytes]]:
+    # Of a long name a part: the directory's own may not be longer than the file system allows.
+    prefix = f".{target.name[:_PART]}."
     for _ in range(100):
-        made = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_SUFFIX, dir=target.parent)
+        try:
+            made = tempfile.mkdtemp(prefix=prefix, suffix=_SUFFIX, dir=target.parent)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: nothing can be written in the directory of",
+                str(target),
+            ) from error
         directory = Path(made)
         try:
             lock = (directory / _LOCK).open("wb")

@@ -106,10 +106,14 @@ _GROUP_SHIFTS = _variables(
 )
 _OWN = _variables(
     dict.fromkeys(("own_row", "own_column"), "i"),
-    **dict.fromkeys(("own_n", "own_log_weights"), "design"),
-    **{"own_signature": "design signature_", "own_X_sums": "design coef"},
+    **dict.fromkeys(("own_n", "own_log_weights", "own_total"), "design"),
+    **{"own_signature": "design signature_"},
+    **dict.fromkeys(("own_X_sums", "own_WX_sums"), "design coef"),
     **{"own_XX": "design coef coef_", "own_ZX": "design level coef", "own_ZZ": "design pair"},
     **dict.fromkeys(("own_row", "own_column"), "pair"),
+)
+_OWN_COVARIATES = _variables(
+    {"own_covariate": "O", "own_of": "i"}, own_covariate="covariate", own_of="coef covariate"
 )
 _ROOT = _variables({}, XX_root="root coef")
 _KNOWN = _variables(
@@ -160,6 +164,7 @@ def check_file(ds: xr.Dataset, kind: str) -> None:
         _check_numbers(ds, {"n_features": 0.0})
         return
     _check_sizes(ds)
+    _check_finite(ds)
     _check_squares(ds)
     # A fit leaves degrees of freedom; sums that are yet to be added need not.
     least = ds.sizes["coef"] + 1.0 if kind == "MultiLMMResults" else 0.0
@@ -176,6 +181,7 @@ def _required(ds: xr.Dataset, kind: str) -> dict[str, Variable]:
     else:
         parts = [_STATISTICS]
         optional = [_SHIFTS, _ROOT, _KNOWN, _RECIPE, _PATTERNS, _GROUPS, _GROUP_SHIFTS]
+        optional.append(_OWN_COVARIATES)
         if kind == "PatternedStats":
             parts.append(_PATTERNS)
         if "observed" not in ds and (kind == "PatternedStats" or "pattern" in ds):
@@ -186,6 +192,12 @@ def _required(ds: xr.Dataset, kind: str) -> dict[str, Variable]:
     parts += [variables for variables in optional if any(name in ds for name in variables)]
     return {name: variable for variables in parts for name, variable in variables.items()}
 
+
+_DESIGN = (
+    *("XX", "ZX", "ZZ_value", "XX_root"),
+    *("sums_XX", "sums_ZX", "sums_ZZ_value", "sums_log_weights"),
+)
+_LARGEST = 1e300
 
 # numpy's kinds of text and whole numbers; formats differ in width.
 _ALIKE = {"f": "f", "i": "iu", "O": "OUT"}
@@ -204,9 +216,25 @@ def _check_sizes(ds: xr.Dataset) -> None:
         raise InputError("Its random terms have no whole number of effects at each level.")
     if columns.sum() != sizes["level"]:
         raise InputError(f"Its random terms own {columns.sum()} of {sizes['level']} columns of Z.")
-    wrong = set(ds["term_covariance"].to_numpy().tolist()) - {"full", "diagonal", "identity"}
+    wrong = set(ds["term_covariance"].to_numpy().tolist()) - {"full", "diagonal", "identity", "cs"}
     if wrong:
         raise InputError(f"It has a random term with the covariance {sorted(wrong)[0]!r:.80}.")
+    if ((ds["term_covariance"].to_numpy() == "cs") & (effects < 2)).any():
+        raise InputError("It has a compound symmetric random term with a single effect.")
+
+
+def _check_finite(ds: xr.Dataset) -> None:
+    """Raise for sums of the design, shared by features, that are missing or beyond all measure."""
+    for name in (*_DESIGN, *(name for name, variable in _OWN.items() if variable.kind == "f")):
+        if name not in ds:
+            continue
+        values = ds[name].to_numpy()
+        # Not so large that a sum of two overflows.
+        if not (np.abs(values) < _LARGEST).all():
+            raise InputError(f"{name!r} holds missing or infinite values, or some above 1e300.")
+    for name in ("own_n", "own_total", "sums_n"):
+        if name in ds and (ds[name].to_numpy() < 0).any():
+            raise InputError(f"{name!r} is negative somewhere.")
 
 
 def _check_squares(ds: xr.Dataset) -> None:
@@ -245,7 +273,7 @@ def _check_numbers(ds: xr.Dataset, least: dict[str, float]) -> None:
         value: Any = ds.attrs.get(name)
         number = isinstance(value, (int, float, np.integer, np.floating)) and np.isfinite(value)
         if number and name.startswith("n"):
-            number = value == int(value)
+            number = value == int(value) and value <= 2**53
         if not number or value < smallest:
             raise InputError(f"{name!r} is {str(value)[:80]!r}, which is no such number.")
 

@@ -183,7 +183,7 @@ class ResidualMethods(OfFittedModel):
         )
 
     def plot_residuals(
-        self, feature: Any, Y: Any, data: Any = None, *, axes: Any = None, **options: Any
+        self, feature: Any, Y: Any = None, data: Any = None, *, axes: Any = None, **options: Any
     ) -> Any:
         """Draw the classic panels of one feature's residuals; needs matplotlib.
 
