@@ -92,7 +92,7 @@ def source_of(
 
 def labelled(Y: Any, samples: pd.Index | None, n: int | None, transposed: bool) -> Labelled:
     """Y with its labels, whatever kind it is of; ``transposed``: its rows are the samples."""
-    if isinstance(Y, Mapping):
+    if isinstance(Y, Mapping) and not is_on_disk(Y):
         Y = pd.DataFrame(dict(Y)).T
     if is_foreign(Y):
         Y = labelled_frame(as_pandas(Y))
