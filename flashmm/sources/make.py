@@ -102,8 +102,8 @@ def _of_dict(Y: dict[Any, Any]) -> pd.DataFrame:
 
 def labelled(Y: Any, samples: pd.Index | None, n: int | None, transposed: bool) -> Labelled:
     """Y with its labels, whatever kind it is of; ``transposed``: its rows are the samples."""
-    if isinstance(Y, dict):
-        Y = _of_dict(Y)
+    if isinstance(Y, Mapping) and not is_on_disk(Y):  # a group of HDF5 is a mapping too
+        Y = _of_dict(dict(Y))
     if is_foreign(Y):
         Y = labelled_frame(as_pandas(Y))
     if is_anndata(Y):
