@@ -68,6 +68,10 @@ class Problem:
                 continue
             if term.covariance == "identity":
                 matrix = value * np.eye(s)
+            elif term.covariance == "cs":
+                # The eigenvalues of the constant vector and of those orthogonal to it.
+                constant = np.full((s, s), 1.0 / s)
+                matrix += value * (constant if parameter.row == 0 else np.eye(s) - constant)
             else:
                 matrix[parameter.row, parameter.column] = value
                 matrix[parameter.column, parameter.row] = value
@@ -398,15 +402,29 @@ NESTED = {
     "nested_and_crossed": ("~ x + w", "(1 | k) + (1 | g / within) + (1 | h)", 100),
 }
 KINDS = (*FORMULAS, "dense", "saturated", *NESTED)
+# Structures of the effects of a level; in `test_structured` alone.
+STRUCTURED = {
+    "cs": ("~ x", "cs(0 + k | g)", 60),
+    "cs_slopes": ("~ x", "cs(1 + x + w | g)", 60),
+    "cs_crossed": ("~ x", "cs(0 + k | g) + (1 + x | h)", 70),
+    "cs_nested": ("~ x", "cs(0 + k | h / g)", 90),
+    "one_variance": ("~ x + w", "diag(1 + x + w | g, hom=TRUE)", 50),
+    "one_variance_crossed": ("~ x", "diag(1 + x | g, hom=TRUE) + cs(0 + k | h)", 60),
+}
+
+
+def of_design(kind: str, design: Any, seed: int) -> Problem:
+    """The problem of a design, its columns of Z those of the effects themselves."""
+    structure = design.structure
+    return Problem(kind, design.X, (design.Z @ structure.turn()).toarray(), structure, seed)
 
 
 def random_problem(kind: str, seed: int) -> Problem:
-    """A problem of one of the `KINDS`."""
-    rng = np.random.default_rng([seed, KINDS.index(kind)])
-    if kind in FORMULAS or kind in NESTED:
-        fixed, random, n = {**FORMULAS, **NESTED}[kind]
-        design = build_design(fixed, random, _samples(rng, n)).design
-        return Problem(kind, design.X, design.Z.toarray(), design.structure, seed)
+    """A problem of one of the `KINDS` or `STRUCTURED`."""
+    rng = np.random.default_rng([seed, (*KINDS, *STRUCTURED).index(kind)])
+    if kind in FORMULAS or kind in NESTED or kind in STRUCTURED:
+        fixed, random, n = {**FORMULAS, **NESTED, **STRUCTURED}[kind]
+        return of_design(kind, build_design(fixed, random, _samples(rng, n)).design, seed)
     # Any Z at all, in independent components; with more columns than error contrasts in the second.
     n, sizes = (25, [3, 4]) if kind == "dense" else (14, [20])
     X = np.column_stack([np.ones(n), rng.normal(size=n)])

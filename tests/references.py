@@ -281,6 +281,17 @@ def orthodont() -> pd.DataFrame:
     return pd.read_csv(REFERENCE / "formulas" / "orthodont.csv", dtype={"female": bool})
 
 
+def structured(name: str) -> dict[str, Any]:
+    """Fits of nlme: ``"nlme"`` by structure of the effects and method, or ``"orthodont_cs"``."""
+    text = (REFERENCE / "structured" / f"{name}.json").read_text()
+    return cast("dict[str, Any]", json.loads(text))
+
+
+def structured_levels() -> pd.DataFrame:
+    """y by x and f within the levels of g."""
+    return pd.read_csv(REFERENCE / "structured" / "levels.csv")
+
+
 def empty_cell() -> pd.DataFrame:
     """y by a, b, x and id, with no sample at a = r, b = l."""
     return pd.read_csv(REFERENCE / "formulas" / "empty_cell.csv")

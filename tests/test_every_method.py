@@ -50,6 +50,7 @@ CALLS = {
     "r_squared": [{}, {"by": "term"}],
     "coef": [{}],
     "random_correlations": [{}],
+    "random_parameters": [{}, {"method": "profile"}],
     "top_table": [{"contrast": "x", "n": None}],
     "to_frame": [{}, {"layout": "wide"}],
     "feature_names": None,

@@ -333,6 +333,7 @@ RESULTS: dict[str, Case] = {
         r.r_squared(by="term", features=how.asked(*SOME)),
     ],
     "random_correlations": for_some("random_correlations"),
+    "random_parameters": for_some("random_parameters"),
     "coef": for_some("coef"),
     "check_residuals": lambda r, how: [
         r.check_residuals(how.Y, data(), features=how.asked(*SOME)),

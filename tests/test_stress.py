@@ -9,7 +9,7 @@ import pytest
 from flashmm.results.assemble import _standard_errors
 from flashmm.solvers.space import PSD
 from tests.stress.checks import VERDICTS, Fit, check_refusal, check_search
-from tests.stress.designs import KINDS, draw
+from tests.stress.designs import KINDS, LATER, draw
 from tests.stress.report import ALLOWED, report
 from tests.stress.run import SETTINGS, Tally, run_design
 
@@ -67,6 +67,8 @@ def test_a_slice_of_the_suite():
     for index in range(DESIGNS):
         setting = SETTINGS[(index + index // len(KINDS)) % len(SETTINGS)]
         total.add(run_design(1, index, [setting], every=3))
+    for index in range(4):
+        total.add(run_design(1, LATER + index, [SETTINGS[index]], every=4))
     violations = [v for v in total.violations if v.what not in ALLOWED]
     assert not violations, report(total, DESIGNS)
     assert len(total.verdicts) > len(KINDS)

@@ -44,7 +44,9 @@ class RandomTerm:
     covariance
         ``"full"``: an s x s covariance matrix (variances and covariances);
         ``"diagonal"``: one variance per effect, no covariances;
-        ``"identity"``: one variance for all columns of the term.
+        ``"identity"``: one variance for all columns of the term;
+        ``"cs"``: one variance and one covariance for all pairs of effects (compound symmetry). The
+        columns of Z are those of the effects times `turn`, in which the covariance is diagonal.
     root
         Root of the known covariance between the levels; None where they are independent.
     """
@@ -53,8 +55,23 @@ class RandomTerm:
     group: str
     levels: tuple[str, ...]
     effects: tuple[str, ...] = (INTERCEPT,)
-    covariance: Literal["full", "diagonal", "identity"] = "full"
+    covariance: Literal["full", "diagonal", "identity", "cs"] = "full"
     root: KnownRoot | None = None
+
+    @property
+    def turn(self) -> FloatArray | None:
+        """H of effects b = H u with u independent, symmetric and orthogonal, (s, s); None for I.
+
+        The first column is constant: u_1 is the mean of the effects times the root of s. A
+        covariance matrix with v on the diagonal and c elsewhere has the eigenvalue v + (s - 1) c
+        there and v - c in all other directions.
+        """
+        if self.covariance != "cs":
+            return None
+        s = len(self.effects)
+        u = np.full(s, -1.0 / np.sqrt(s))
+        u[0] += 1.0
+        return np.asarray(np.eye(s) - 2.0 * np.outer(u, u) / (u @ u))
 
     @property
     def n_columns(self) -> int:
@@ -87,7 +104,7 @@ class CovarianceParameter:
         Position of the term in the model.
     row, column
         Positions of the two effects within the term; -1, -1 stands for all of them
-        (an identity covariance).
+        (an identity covariance), -2, -2 for all but the first (the deviations of a ``"cs"`` term).
     """
 
     name: str
@@ -111,6 +128,11 @@ def _term_parameters(position: int, term: RandomTerm) -> list[CovarianceParamete
     effects = term.effects
     if term.covariance == "identity":
         return [CovarianceParameter(term.name, position, -1, -1)]
+    if term.covariance == "cs":
+        return [
+            CovarianceParameter(f"{term.name}[cs:mean]", position, 0, 0),
+            CovarianceParameter(f"{term.name}[cs:deviation]", position, -2, -2),
+        ]
     if effects == (INTERCEPT,):
         return [CovarianceParameter(term.name, position, 0, 0)]
     prefix = _prefix(term)
@@ -218,30 +240,70 @@ class CovarianceStructure:
                         labels[key].append(value)
         return labels
 
-    def slices(self, parameter: CovarianceParameter) -> tuple[slice, slice]:
-        """Rows and columns of the ones of G_i in its upper block triangle, as slices."""
+    def slices(self, parameter: CovarianceParameter) -> list[tuple[slice, slice]]:
+        """Rows and columns of the ones of G_i in its upper block triangle, as pairs of slices."""
         term = self.terms[parameter.term]
         start, stop = self.offsets[parameter.term], self.offsets[parameter.term + 1]
-        if parameter.row < 0:
-            return slice(start, stop), slice(start, stop)
         s = len(term.effects)
-        return slice(start + parameter.row, stop, s), slice(start + parameter.column, stop, s)
+        if parameter.row == -1:
+            return [(slice(start, stop), slice(start, stop))]
+        if parameter.row == -2:
+            return [(own, own) for own in (slice(start + e, stop, s) for e in range(1, s))]
+        return [
+            (slice(start + parameter.row, stop, s), slice(start + parameter.column, stop, s)),
+        ]
 
     def columns(self, parameter: CovarianceParameter) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Rows and columns of the ones of G_i in its upper block triangle, each shape (L,)."""
-        rows, columns = (np.arange(s.start, s.stop, s.step) for s in self.slices(parameter))
+        rows, columns = (
+            np.concatenate([np.arange(s.start, s.stop, s.step) for s in side])
+            for side in zip(*self.slices(parameter), strict=True)
+        )
         return rows, columns
+
+    @property
+    def turned(self) -> bool:
+        """Whether the columns of Z of some term are other directions of its effects."""
+        return any(term.covariance == "cs" for term in self.terms)
+
+    def turn(self) -> sp.csr_array:
+        """Q of effects b = Q u, u those of the columns of Z, symmetric and orthogonal, (q, q)."""
+        blocks = [
+            sp.kron(sp.eye_array(len(term.levels)), sp.csr_array(turn))
+            if (turn := term.turn) is not None
+            else sp.eye_array(term.n_columns)
+            for term in self.terms
+        ]
+        return sp.csr_array(sp.block_diag(blocks)) if blocks else sp.csr_array((0, 0))
 
     def multiply(self, theta: Array, vectors: Array) -> Array:
         """D(theta_j) v_j for every feature j: theta (m, n_params), vectors and result (m, q)."""
         result = namespace(vectors).zeros_like(vectors)
         for i, parameter in enumerate(self.parameters):
-            rows, columns = self.slices(parameter)
             weight = theta[:, i, None]
-            result[:, rows] += weight * vectors[:, columns]
-            if not parameter.is_variance:
-                result[:, columns] += weight * vectors[:, rows]
+            for rows, columns in self.slices(parameter):
+                result[:, rows] += weight * vectors[:, columns]
+                if not parameter.is_variance:
+                    result[:, columns] += weight * vectors[:, rows]
         return result
+
+    def effect_covariance(self, theta: FloatArray, position: int) -> FloatArray:
+        """Covariance matrices (..., s, s) of the effects of a level of a term, theta (..., k)."""
+        term = self.terms[position]
+        s = len(term.effects)
+        result = np.zeros((*theta.shape[:-1], s, s))
+        every = np.arange(s)
+        for i, parameter in enumerate(self.parameters):
+            if parameter.term != position:
+                continue
+            if parameter.row < 0:
+                own = every if parameter.row == -1 else every[1:]
+                result[..., own, own] = theta[..., i, None]
+            else:
+                result[..., parameter.row, parameter.column] = theta[..., i]
+                result[..., parameter.column, parameter.row] = theta[..., i]
+        turn = term.turn
+        return result if turn is None else np.asarray(turn @ result @ turn)
 
     def blocks(self) -> list[NDArray[np.intp]]:
         """Per covariance block, the (s, s) positions in theta of its entries; -1 for a zero.

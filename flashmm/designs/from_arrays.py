@@ -46,7 +46,8 @@ def design_from_arrays(
 ) -> Design:
     """Design from matrices: X (n, p), Z (n, q), and the components of Z.
 
-    The columns of a labelled Z name the levels.
+    The columns of a labelled Z name the levels. Those of a compound symmetric term are the columns
+    of its effects; the design has them in the directions in which their covariance is diagonal.
     """
     X = as_matrix(X)
     Z = _no_columns(X) if Z is None else as_matrix(Z)
@@ -64,7 +65,10 @@ def design_from_arrays(
     p = X.shape[1]
     default = np.array([f"x{i + 1}" for i in range(p)], dtype=object)
     names = checked_labels(coef_names, p, "coefficient", default=default)
-    return Design(X, Z, tuple(str(x) for x in names), as_structure(components, Z.shape[1]))
+    structure = as_structure(components, Z.shape[1])
+    if structure.turned:
+        Z = sp.csr_array(Z @ structure.turn())
+    return Design(X, Z, tuple(str(x) for x in names), structure)
 
 
 def _no_columns(X: Any) -> Any:

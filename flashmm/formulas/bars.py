@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from formulaic import Formula, SimpleFormula
 from formulaic.errors import FormulaicError
@@ -24,8 +24,30 @@ from flashmm.slips.cures import FUNCTIONS, known
 
 __all__ = ["BarTerm", "PlainTerm", "parse_formula", "parse_random", "quote_name", "terms_text"]
 
-# Covariance wrappers of lme4 and glmmTMB that have no meaning here.
-_FOREIGN_WRAPPERS = frozenset({"us", "cs", "ar1", "toep", "homdiag", "hetar1", "ou", "exp", "gau"})
+Structure: TypeAlias = Literal["full", "diagonal", "identity", "cs", "csh"]
+
+# Structures by name and by `hom`, the default first; glmmTMB has two further names.
+_STRUCTURES: dict[str, dict[bool, Structure]] = {
+    "us": {False: "full"},
+    "diag": {False: "diagonal", True: "identity"},
+    "homdiag": {True: "identity"},
+    "cs": {True: "cs", False: "csh"},
+    "homcs": {True: "cs"},
+}
+# Structures of lme4, glmmTMB and nlme that have no meaning here.
+_FOREIGN_WRAPPERS = frozenset(
+    {
+        *("ar1", "hetar1", "homar1", "toep", "homtoep", "ou", "exp", "gau", "mat", "rr", "un"),
+        *("propto", "equalto", "dcs", "csh", "ar1h", "arma", "id", "idh", "iid", "ident"),
+        *("pdSymm", "pdDiag", "pdIdent", "pdCompSymm", "corAR1", "corCAR1", "corExp"),
+    }
+)
+_KNOWN = (
+    "us(x | g), the same as (x | g); diag(x | g), one variance per effect; diag(x | g, hom=TRUE), "
+    "one variance for all effects; cs(0 + f | g), one variance and one correlation"
+)
+_WRAPPED = {"full": "", "diagonal": "diag", "identity": "diag", "cs": "cs", "csh": "cs"}
+_OPTIONS = {"identity": ", hom=TRUE", "csh": ", hom=FALSE"}
 _TIGHT = frozenset({":", "**", "^"})
 
 
@@ -40,7 +62,8 @@ class BarTerm:
     group
         Columns of data whose observed combinations are the levels.
     covariance
-        ``"full"`` or ``"diagonal"``.
+        ``"full"``, ``"diagonal"``, ``"identity"`` (one variance), ``"cs"`` (compound symmetry), or
+        ``"csh"`` (the same with a variance per effect).
     source
         The bar as the user wrote it, for messages.
     split
@@ -51,7 +74,7 @@ class BarTerm:
 
     effects: SimpleFormula
     group: tuple[str, ...]
-    covariance: Literal["full", "diagonal"]
+    covariance: Structure
     source: str
     split: bool = False
     name: str = ""
@@ -69,9 +92,9 @@ class BarTerm:
     @property
     def text(self) -> str:
         """Canonical form: ``(1 + x | batch:cask)``."""
-        wrapper = "diag" if self.covariance == "diagonal" else ""
+        wrapper, option = _WRAPPED[self.covariance], _OPTIONS.get(self.covariance, "")
         group = ":".join(quote_name(name) for name in self.group)
-        return f"{wrapper}({self.effects_text} | {group})"
+        return f"{wrapper}({self.effects_text} | {group}{option})"
 
 
 @dataclass(frozen=True)
@@ -229,8 +252,8 @@ def parse_formula(
         )
     source = f"`{argument}` = {formula!r}"
     tokens = _without_tilde(_tokens(formula, source), formula, argument)
-    kept, groups = _split_bars(tokens, source)
-    bars = [bar for group, wrapped in groups for bar in _expand_bar(group, wrapped, source)]
+    kept, groups = _split_bars(tokens, source, strict=argument != "fixed")
+    bars = [bar for group, kind in groups for bar in _expand_bar(group, kind, source)]
     return _parse_plain(_render(kept) or "1", source), _render(kept), bars
 
 
@@ -256,28 +279,32 @@ def _parse_plain(text: str, source: str) -> SimpleFormula:
 
 
 def _split_bars(
-    tokens: list[Token], source: str
-) -> tuple[list[Token], list[tuple[list[Token], bool]]]:
-    """Take the top-level bars out; each is (the tokens inside, whether diag wraps them)."""
+    tokens: list[Token], source: str, *, strict: bool
+) -> tuple[list[Token], list[tuple[list[Token], str]]]:
+    """Take the top-level bars out; each is (the tokens inside, what wraps them or nothing).
+
+    Where every term is a random effect, `strict`, a call around a bar is a structure.
+    """
     kept: list[Token] = []
-    groups: list[tuple[list[Token], bool]] = []
+    groups: list[tuple[list[Token], str]] = []
     position, after_bar = 0, False
     while position < len(tokens):
         token = tokens[position]
-        end, inside, diagonal = position + 1, None, False
+        end, inside, wrapper = position + 1, None, ""
         if token.kind is Token.Kind.CONTEXT:
             end = _closing(tokens, position, source)
             inside = tokens[position + 1 : end - 1]
         elif token.kind is Token.Kind.PYTHON:
-            inside, diagonal = _wrapped_bar(token, source)
+            inside, wrapper = _wrapped_bar(token, source, strict)
         if inside is not None and _bars_at_top(inside):
-            if kept and kept[-1].token == "diag" and end > position + 1:
+            if kept and kept[-1].kind is Token.Kind.NAME and end > position + 1:
                 # `diag (x | g)`: with a space the tokenizer sees no call.
-                kept, diagonal = kept[:-1], True
+                wrapper = _known_wrapper(kept[-1].token, source) or ""
+                kept = kept[:-1] if wrapper else kept
             if after_bar or (kept and not (_is_operator(kept[-1]) and kept[-1].token[-1] == "+")):
                 raise InputError(f"{source}: write `+` before ({_render(inside)}).")
             kept = _trim(kept, len(kept) - 1, kept[-1].token[:-1]) if kept else kept
-            groups.append((inside, diagonal))
+            groups.append((inside, wrapper))
             after_bar = True
         else:
             _refuse_bars(tokens[position:end], source)
@@ -304,17 +331,48 @@ def _closing(tokens: list[Token], start: int, source: str) -> int:
     raise InputError(f"{source} cannot be read: a bracket is not closed or not opened.")
 
 
-def _wrapped_bar(token: Token, source: str) -> tuple[list[Token] | None, bool]:
-    """Read ``diag(x | g)``, which the tokenizer sees as a function call."""
-    match = re.fullmatch(r"(\w+)\s*\((.*)\)", token.token, flags=re.DOTALL)
-    if match is None or match[1] not in {"diag", *_FOREIGN_WRAPPERS} or "|" not in match[2]:
-        return None, False
-    if match[1] != "diag":
+def _known_wrapper(name: str, source: str) -> str | None:
+    """The name of a structure, None for what names none; refuses those of other packages."""
+    if name in _FOREIGN_WRAPPERS:
         raise InputError(
-            f"{source}: the covariance {match[1]}(...) is not available. Use (x | g) for "
-            "correlated effects or diag(x | g) for independent ones."
+            f"{source}: the covariance {name}(...) is not available. Known are {_KNOWN}."
         )
-    return _tokens(match[2], source), True
+    return name if name in _STRUCTURES else None
+
+
+def _wrapped_bar(token: Token, source: str, strict: bool) -> tuple[list[Token] | None, str]:
+    """Read ``diag(x | g)``, which the tokenizer sees as a function call."""
+    match = re.fullmatch(r"([\w.]+)\s*\((.*)\)", token.token, flags=re.DOTALL)
+    if match is None or "|" not in match[2]:
+        return None, ""
+    known = _known_wrapper(match[1], source)
+    if known is None:
+        if strict and _bars_at_top(_tokens(match[2], source)):
+            raise InputError(
+                f"{source}: {match[1]}(...) is no covariance of random effects. Known are {_KNOWN}."
+            )
+        return None, ""
+    return _tokens(match[2], source), known
+
+
+def _structure(tokens: list[Token], wrapper: str, source: str) -> tuple[list[Token], Structure]:
+    """The tokens of a bar without ``, hom=TRUE``, and the structure that it has."""
+    commas = [i for i, token in enumerate(tokens) if _is_operator(token) and token.token == ","]
+    kinds = _STRUCTURES[wrapper or "us"]
+    if not commas:
+        return tokens, next(iter(kinds.values()))
+    written = _render(tokens[commas[0] + 1 :])
+    match = re.fullmatch(r"\s*hom\s*=\s*(TRUE|True|T|FALSE|False|F)\s*", written)
+    if match is None or len(commas) > 1:
+        raise InputError(
+            f"{source}: {written!r} is no option of {wrapper or 'a bar'}(...). The one option is "
+            "hom=TRUE or hom=FALSE, of diag and cs."
+        )
+    hom = match[1][0] == "T"
+    if hom not in kinds or wrapper in ("", "us"):
+        has = f"{wrapper}(...) has no option hom={match[1]}" if wrapper else "a bar has no options"
+        raise InputError(f"{source}: {has}. Known are {_KNOWN}.")
+    return tokens[: commas[0]], kinds[hom]
 
 
 def _bars_at_top(tokens: list[Token]) -> bool:
@@ -335,12 +393,13 @@ def _refuse_bars(tokens: list[Token], source: str) -> None:
         )
 
 
-def _expand_bar(tokens: list[Token], diagonal: bool, source: str) -> list[BarTerm]:
+def _expand_bar(tokens: list[Token], wrapper: str, source: str) -> list[BarTerm]:
+    tokens, structure = _structure(tokens, wrapper, source)
     bars = [i for i, token in enumerate(tokens) if _is_operator(token) and "|" in token.token]
     written = f"({_render(tokens)})"
     # `||-x` and the like reach us as one operator token.
     operator = tokens[bars[0]].token
-    if len(bars) != 1 or operator not in {"|", "||"} or (diagonal and operator == "||"):
+    if len(bars) != 1 or operator not in {"|", "||"} or (wrapper and operator == "||"):
         raise InputError(f"{source}: {written} must hold one bar: (effects | group).")
     text = _render(tokens[: bars[0]])
     if not text:
@@ -353,11 +412,9 @@ def _expand_bar(tokens: list[Token], diagonal: bool, source: str) -> list[BarTer
         parts = [(effects, False)]
     else:
         parts = [(SimpleFormula([term]), term.degree > 0) for term in effects]
-    label = f"diag{written}" if diagonal else written
+    label = f"{wrapper}{written[:-1]}{_OPTIONS.get(structure, '')})"
     return [
-        BarTerm(part, group, "diagonal" if diagonal else "full", label, split)
-        for group in groups
-        for part, split in parts
+        BarTerm(part, group, structure, label, split) for group in groups for part, split in parts
     ]
 
 

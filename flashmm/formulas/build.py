@@ -325,23 +325,40 @@ def _bar_columns(term: BarTerm, columns: Columns) -> _Block:
                 f"which `||` would correlate. Write diag({term.effects_text} | {group})."
             )
     codes, levels = columns.codes(term.group)
+    random_term = RandomTerm(
+        name=term.name or term.group_text,
+        group=term.group_text,
+        levels=tuple(levels),
+        effects=names,
+        covariance=_covariance(term, len(names), source),
+    )
+    turn = None if random_term.turn is None else sp.csr_array(random_term.turn)
 
     def rows(samples: slice) -> sp.csr_array:
-        entries = effects.rows(samples).tocoo()
+        own = effects.rows(samples)
+        entries = (own if turn is None else sp.csr_array(own) @ turn).tocoo()
         position = codes[samples][entries.row] * len(names) + entries.col
         return sp.csr_array(
             (entries.data, (entries.row, position.astype(entries.row.dtype))),
             shape=(entries.shape[0], len(levels) * len(names)),
         )
 
-    random_term = RandomTerm(
-        name=term.name or term.group_text,
-        group=term.group_text,
-        levels=tuple(levels),
-        effects=names,
-        covariance=term.covariance if len(names) > 1 else "full",
-    )
     return _Block(random_term, rows, term.effects, spec, term.group)
+
+
+def _covariance(
+    term: BarTerm, effects: int, source: str
+) -> Literal["full", "diagonal", "identity", "cs"]:
+    """The structure of a term with so many effects; of one effect all are the same."""
+    if effects == 1 or (effects == 2 and term.covariance == "csh"):
+        return "full"
+    if term.covariance == "csh":
+        raise InputError(
+            f"{source}: compound symmetry with a variance for each of {effects} effects is not "
+            "available. Write cs(... | g) for one variance, or (... | g) for a covariance of every "
+            "pair."
+        )
+    return term.covariance
 
 
 def _plain_columns(term: PlainTerm, columns: Columns) -> _Block:

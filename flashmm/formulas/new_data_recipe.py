@@ -242,6 +242,8 @@ class DesignRecipe:
                 # A model from which an effect was dropped has fewer than the formula makes.
                 rows = rows[:, [recipe.effects.names.index(name) for name in term.effects]]
                 s = len(term.effects)
+                if term.turn is not None:
+                    rows = sp.csr_array(rows @ sp.csr_array(term.turn))
                 if known:
                     labels = self._labels(recipe.group, table, source)
                     codes = pd.Index(term.levels).get_indexer(pd.Index(labels, dtype=object))
@@ -380,7 +382,8 @@ class DesignRecipe:
 def _weight(effects: FloatArray, parameter: Any) -> FloatArray:
     """What theta_i is multiplied by in e'D e for the effects e of one level, shape (c,)."""
     if parameter.row < 0:
-        return np.asarray((effects * effects).sum(axis=1))
+        own = effects if parameter.row == -1 else effects[:, 1:]
+        return np.asarray((own * own).sum(axis=1))
     product = effects[:, parameter.row] * effects[:, parameter.column]
     return np.asarray(product if parameter.is_variance else 2.0 * product)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashmm.arrays.types import BoolArray, FloatArray
-from flashmm.designs.design import CovarianceStructure
+from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, listing
 from flashmm.inference.variance_tests import ChiBarSquare
 from flashmm.stats.summary_stats import SummaryStats
@@ -163,17 +163,25 @@ def _parameters(structure: CovarianceStructure) -> dict[Key, str]:
             pair: tuple[str, ...] = ("", "")
         else:
             pair = tuple(sorted((term.effects[parameter.row], term.effects[parameter.column])))
-        name = term.name if parameter.row < 0 or term.root is not None else ""
+        cs = term.covariance == "cs"
+        name = _kind(term) if parameter.row < 0 or cs or term.root is not None else ""
+        name += "[mean]" if cs and parameter.row == 0 else ""
         known = () if term.root is None else (f"known, {term.root.mean_diagonal:.9g}",)
         keys[(name, term.group, *term.levels, *known, *pair)] = parameter.name
     return keys
+
+
+def _kind(term: RandomTerm) -> str:
+    """Name of a term whose columns or parameters are no single effects."""
+    return f"{term.name}[cs]" if term.covariance == "cs" else term.name
 
 
 def _columns(structure: CovarianceStructure) -> list[Key]:
     """Columns of Z by group, level and effect."""
     keys: list[Key] = []
     for term in structure.terms:
-        name = term.name if term.covariance == "identity" or term.root is not None else ""
+        own = term.covariance in ("identity", "cs") or term.root is not None
+        name = _kind(term) if own else ""
         keys += [
             (name, term.group, level, effect) for level in term.levels for effect in term.effects
         ]

@@ -133,12 +133,16 @@ def own_sample_covariances(designs: DesignSums) -> FloatArray:
 
 def _groups(structure: CovarianceStructure) -> list[tuple[str, list[int]]]:
     """Parameters that belong together: a correlated block under its term's name."""
-    groups = []
+    groups: list[tuple[str, list[int]]] = []
     for block in structure.blocks():
         owned = sorted({int(i) for i in block.ravel()})
         first = structure.parameters[owned[0]]
-        name = first.name if len(owned) == 1 else structure.terms[first.term].name
-        groups.append((name, owned))
+        term = structure.terms[first.term]
+        if term.covariance == "cs" and first.row < 0:  # the second of its two variances
+            groups[-1][1].extend(owned)
+            continue
+        alone = len(owned) == 1 and term.covariance != "cs"
+        groups.append((first.name if alone else term.name, owned))
     return groups
 
 

@@ -96,8 +96,22 @@ def fit_scaled_f(
     if best == _POINTS - 1:
         return np.exp(mean), np.inf
     bounds = (grid[max(best - 1, 0)], grid[best + 1])
-    found = optimize.minimize_scalar(fall, bounds=bounds, method="bounded", options={"xatol": 1e-9})
-    d0 = float(np.exp(found.x))
+
+    def slope(log_df: float) -> float:
+        """Derivative of the log-likelihood by half the prior df, at its logarithm."""
+        a, b = d / 2, float(np.exp(log_df)) / 2
+        # The location moves along: log(b s0^2) is the mean + digamma(b).
+        apart = np.log(a * x) - mean - special.digamma(b)
+        each = special.digamma(a + b) - special.digamma(b) - np.logaddexp(0.0, apart)
+        moves = (a + b) * special.expit(apart) - a
+        return float(counts @ (each + moves * special.polygamma(1, b)))
+
+    if slope(bounds[0]) > 0.0 > slope(bounds[1]):
+        # A root of the slope has twice as many digits as a maximum of the likelihood.
+        log_df = optimize.brentq(slope, *bounds, xtol=1e-12)
+    else:
+        log_df = optimize.minimize_scalar(fall, bounds=bounds, method="bounded").x
+    d0 = float(np.exp(log_df))
     return np.exp(mean - _bias(d0 / 2)), d0
 
 

@@ -86,7 +86,10 @@ def zero_hypotheses(
         if len(owned) > 1:
             terms[term.name] = owned
     if components is None:
-        names: list[str] = list(variances)
+        owners = {name: structure.terms[parameters[i].term] for name, i in variances.items()}
+        # The two eigenvalues of compound symmetry mean little alone.
+        cs = {name: owner.name for name, owner in owners.items() if owner.covariance == "cs"}
+        names: list[str] = list(dict.fromkeys(cs.get(name, name) for name in variances))
     else:
         one = isinstance(components, str) or dimensions(components) == 0
         names = [str(components)] if one else [str(c) for c in components]

@@ -94,10 +94,11 @@ class GeneralLikelihood(OneDesign):
         HGH = [xp.zeros_like(p.XX)[None, :, :][:0, :, :]]
         KGH = [xp.zeros_like(K.T @ H)[None, :, :][:0, :, :]]
         for parameter in structure.parameters:
-            rows, columns = structure.slices(parameter)
-            HG, KG = H[rows, :].T @ H[columns, :], K[rows, :].T @ H[columns, :]
-            if not parameter.is_variance:
-                HG, KG = HG + HG.T, KG + K[columns, :].T @ H[rows, :]
+            HG, KG = xp.zeros_like(p.XX), xp.zeros_like(K.T @ H)
+            for rows, columns in structure.slices(parameter):
+                HG, KG = HG + H[rows, :].T @ H[columns, :], KG + K[rows, :].T @ H[columns, :]
+                if not parameter.is_variance:
+                    HG, KG = HG + H[columns, :].T @ H[rows, :], KG + K[columns, :].T @ H[rows, :]
             HGH.append(HG[None, :, :])
             KGH.append(KG[None, :, :])
         return xp.concat(HGH), xp.concat(KGH)
@@ -187,13 +188,13 @@ def root_and_diagonal(
     diagonal = xp.zeros((count, K.shape[0]), dtype=xp.float64, device=device)
     DK = xp.zeros((count, *K.shape), dtype=xp.float64, device=device)
     for i, parameter in enumerate(structure.parameters):
-        rows, columns = structure.slices(parameter)
         weight = theta[:, i, None, None]
-        DK[:, rows, :] += weight * K[columns, :]
-        if parameter.is_variance:
-            diagonal[:, rows] += theta[:, i, None]
-        else:
-            DK[:, columns, :] += weight * K[rows, :]
+        for rows, columns in structure.slices(parameter):
+            DK[:, rows, :] += weight * K[columns, :]
+            if parameter.is_variance:
+                diagonal[:, rows] += theta[:, i, None]
+            else:
+                DK[:, columns, :] += weight * K[rows, :]
     return diagonal, DK
 
 

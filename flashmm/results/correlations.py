@@ -9,12 +9,18 @@ import xarray as xr
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, check_option
-from flashmm.inference.correlations import Correlated, correlation, delta_limits, profile_limits
+from flashmm.inference.correlations import (
+    Correlated,
+    Tied,
+    correlation,
+    delta_limits,
+    profile_limits,
+)
 from flashmm.inference.statistics import check_alpha
 from flashmm.inference.tails import norm_isf
 from flashmm.results.fitted import FittedModel
 
-__all__ = ["random_correlations"]
+__all__ = ["profiled", "random_correlations"]
 
 
 def random_correlations(
@@ -40,7 +46,9 @@ def random_correlations(
         if method == "delta":
             limits[:, column] = delta_limits(found, alpha)
         else:
-            limits[:, column] = _profiled(fitted, positions, found.se, at, alpha)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                error = found.se / (1.0 - found.estimate**2)
+            limits[:, column] = profiled(fitted, positions, error, at, alpha)
     dims = ("feature", "param")
     return xr.Dataset(
         {
@@ -67,10 +75,14 @@ def _pairs(structure: CovarianceStructure) -> list[tuple[str, Correlated]]:
     ]
 
 
-def _profiled(
-    fitted: FittedModel, positions: IntArray, se: FloatArray, at: Correlated, alpha: float
+def profiled(
+    fitted: FittedModel, positions: IntArray, se: FloatArray, at: Tied, alpha: float
 ) -> FloatArray:
-    """Profile limits (B, 2) in the likelihood that was fitted; NaN without a regular fit."""
+    """Profile limits (B, 2) of a function of theta; NaN without a regular fit.
+
+    They are of the likelihood that was fitted; ``se`` (B,) is the standard error of the function's
+    z.
+    """
     limits = np.full((positions.size, 2), np.nan)
     known = np.flatnonzero(fitted.on_request.known[positions] & fitted.converged[positions])
     chosen = positions[known]

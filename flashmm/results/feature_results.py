@@ -220,19 +220,12 @@ class FeatureResults(OneFeatureTables):
         theta, structure = self._one["theta"].to_numpy(), self._fitted.stats.structure
         matrices, labels = [], []
         for position, term in enumerate(structure.terms):
-            s = len(term.effects)
-            matrix = np.zeros((s, s))
-            for i, parameter in enumerate(structure.parameters):
-                if parameter.term != position:
-                    continue
-                if parameter.row < 0:
-                    matrix += theta[i] * np.eye(s)
-                else:
-                    matrix[parameter.row, parameter.column] = theta[i]
-                    matrix[parameter.column, parameter.row] = theta[i]
-                if parameter.is_variance:
-                    labels.append(parameter.name)
-            matrices.append(matrix)
+            owned = [p for p in structure.parameters if p.term == position and p.is_variance]
+            names = [parameter.name for parameter in owned]
+            if len(names) < len(term.effects) or term.covariance == "cs":
+                names = [f"{term.name}[{effect}]" for effect in term.effects]
+            matrices.append(structure.effect_covariance(theta, position))
+            labels += names if len(term.effects) > 1 else [owned[0].name]
         if self._one_group:
             labels = [effect for term in structure.terms for effect in term.effects]
         values = block_diag(*matrices) if matrices else np.zeros((0, 0))
@@ -268,9 +261,19 @@ class FeatureResults(OneFeatureTables):
             blocks = np.full((*columns.shape, columns.shape[1]), np.nan)
             if proper:
                 blocks = self._conditional_blocks(stats, theta, columns)
+                turn = self._turn_of(effects, columns)
+                blocks = turn @ blocks @ turn
             for key, block in zip(keys, blocks, strict=True):
                 result[key] = pd.DataFrame(block, index=effects, columns=effects)
         return result
+
+    def _turn_of(self, effects: list[str], columns: IntArray) -> FloatArray:
+        """The directions that the columns of a level are, (s, s); the identity but for cs terms."""
+        structure = self._fitted.stats.structure
+        if not structure.turned or columns.size == 0:
+            return np.eye(len(effects))
+        first = columns[0]
+        return np.asarray(structure.turn()[first][:, first].toarray())
 
     def _conditional_blocks(self, stats: Any, theta: FloatArray, columns: IntArray) -> FloatArray:
         roots = self._fitted.projection.roots
@@ -300,7 +303,7 @@ class FeatureResults(OneFeatureTables):
         }
 
     def _blup(self) -> FloatArray:
-        values, _ = self._fitted.on_request.random_effects(self._positions, None)
+        values, _ = self._fitted.on_request.level_effects(self._positions, None)
         return np.asarray(values[0])
 
     def predict(self, newdata: Any = None, **options: Any) -> xr.DataArray | xr.Dataset:

@@ -120,13 +120,27 @@ class OnRequest:
             errors = self._turned_errors(positions, kind, errors)
         return blup, errors
 
+    def level_effects(
+        self, positions: IntArray, kind: StandardErrorKind | None
+    ) -> tuple[FloatArray, FloatArray]:
+        """The same of the effects themselves, where columns of Z are directions of several."""
+        blup, errors = self.random_effects(positions, kind)
+        structure = self.projection.structure
+        if not structure.turned:
+            return blup, errors
+        if kind is not None:
+            errors = self._turned_errors(positions, kind, errors)
+        return np.asarray(blup @ structure.turn()), errors
+
     def _turned_errors(
         self, positions: IntArray, kind: StandardErrorKind, errors: FloatArray
     ) -> FloatArray:
-        """Standard errors (B, q) of A c for effects c; ``errors`` are those of c."""
+        """Standard errors (B, q) of the effects where others are fitted, whose are ``errors``."""
         p = self.projection
         turn, roots = p.turn, p.roots
         rows = np.eye(p.structure.q) if roots is None else roots.A
+        if p.structure.turned:  # never beside roots
+            rows = p.structure.turn().toarray()
         if turn is not None:
             rows = rows @ turn.A
         result = np.full((positions.size, rows.shape[0]), np.nan)

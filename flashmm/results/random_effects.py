@@ -24,7 +24,7 @@ def blup(
     kind: Any = {True: "conditional", False: None}.get(se, se) if isinstance(se, bool) else se
     if kind is not None:
         check_option("se", kind, ("conditional", "prediction"))
-    effects, errors = fitted.on_request.random_effects(positions, kind)
+    effects, errors = fitted.on_request.level_effects(positions, kind)
     dims = ("feature", "level")
     coords = {
         **level_coordinates(fitted.stats.structure),
@@ -40,7 +40,7 @@ def blup(
 
 def random_effects(fitted: FittedModel) -> dict[str, xr.DataArray]:
     """Predictions by random term; see `MultiLMMResults.random_effects`."""
-    values, _ = fitted.on_request.random_effects(fitted.positions(), None)
+    values, _ = fitted.on_request.level_effects(fitted.positions(), None)
     structure = fitted.stats.structure
     result = {}
     for term, start in zip(structure.terms, structure.offsets, strict=False):
@@ -61,7 +61,7 @@ def random_effects(fitted: FittedModel) -> dict[str, xr.DataArray]:
 def coefficients_by_group(fitted: FittedModel, positions: IntArray) -> dict[str, xr.DataArray]:
     """Fixed plus random effects of each level; see `MultiLMMResults.coef`."""
     structure, names = fitted.stats.structure, [str(name) for name in fitted.coefs]
-    values, _ = fitted.on_request.random_effects(positions, None)
+    values, _ = fitted.on_request.level_effects(positions, None)
     beta = fitted.values("beta", positions)
     known = [i for i in range(len(structure.terms)) if _has_effects(fitted, i)]
     if structure.terms and not known:
@@ -106,7 +106,7 @@ def coefficients_by_group(fitted: FittedModel, positions: IntArray) -> dict[str,
 def _has_effects(fitted: FittedModel, position: int) -> bool:
     """Whether a term's columns are effects of the levels of a factor."""
     term = fitted.stats.structure.terms[position]
-    if term.covariance != "identity":
+    if term.covariance != "identity" or len(term.effects) > 1:
         return True
     recipe = fitted.recipe
     if recipe is None or term.effects != (INTERCEPT,):

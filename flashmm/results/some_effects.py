@@ -59,7 +59,7 @@ def wanted_effects(fitted: FittedModel, random: Any, level: str) -> Wanted:
     params = np.zeros(len(structure.param_names), dtype=bool)
     for position, effect in chosen:
         term, start = structure.terms[position], structure.offsets[position]
-        step = 1 if term.covariance == "identity" else len(term.effects)
+        step = 1 if term.covariance in ("identity", "cs") else len(term.effects)
         columns[start + effect : start + term.n_columns : step] = True
     for i, parameter in enumerate(structure.parameters):
         ends = {(parameter.term, max(parameter.row, 0)), (parameter.term, max(parameter.column, 0))}

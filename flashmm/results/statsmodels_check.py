@@ -70,7 +70,12 @@ def check_with_statsmodels(
             "A random term has a known covariance between its levels, which statsmodels' MixedLM "
             "does not have."
         )
-    if len({(term.group, term.levels) for term in structure.terms}) == 1:
+    # MixedLM ties no variances of the effects of a group: then each becomes a component of its own.
+    tied = any(
+        term.covariance == "cs" or (term.covariance == "identity" and len(term.effects) > 1)
+        for term in structure.terms
+    )
+    if len({(term.group, term.levels) for term in structure.terms}) == 1 and not tied:
         model, free, read = _one_group(mixed, y, X, Z, structure)
     else:
         model, free, read = _components(mixed, y, X, Z, structure)

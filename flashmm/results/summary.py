@@ -14,6 +14,7 @@ from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.pages import WIDTH, SummaryPage, Table
+from flashmm.results.structured import common_parameters, shown_parameters
 from flashmm.results.trust import doubt
 from flashmm.solvers.verdict_texts import MEANINGS, Status
 from flashmm.stats.own_rows import PatternedStats
@@ -200,10 +201,11 @@ def _quantiles(values: FloatArray, at: list[float]) -> FloatArray:
 
 
 def _component_rows(fitted: FittedModel, good: BoolArray) -> list[list[str]]:
-    quantiles = _quantiles(fitted.ds["theta"].to_numpy()[good], [0, 0.25, 0.5, 0.75, 1.0])
+    names, values = shown_parameters(fitted.stats.structure, fitted.ds["theta"].to_numpy()[good])
+    quantiles = _quantiles(values, [0, 0.25, 0.5, 0.75, 1.0])
     return [
         [_label(name), *(_number(value) for value in row)]
-        for name, row in zip(fitted.params, quantiles, strict=True)
+        for name, row in zip(names, quantiles, strict=True)
     ]
 
 
@@ -245,7 +247,9 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
     ]
     coefficients, notes = _truncated(rows, "coefficients", "results.sel(...).fe_params")
     variances, more = _truncated(
-        _variance_rows(one["theta"].to_numpy(), one["se_theta"].to_numpy(), stats.structure),
+        _variance_rows(one["theta"].to_numpy(), one["se_theta"].to_numpy(), stats.structure)
+        if not stats.structure.turned
+        else _with_common(fitted, position),
         "parameters",
         "results.sel(...).theta",
     )
@@ -319,6 +323,27 @@ def _variance_rows(
                 correlation,
             ]
         )
+    return rows
+
+
+def _with_common(fitted: FittedModel, position: int) -> list[list[str]]:
+    """The same where terms are compound symmetric: their variance and covariance."""
+    structure = fitted.stats.structure
+    theta = fitted.ds["theta"].to_numpy()[[position]]
+    rows = _variance_rows(theta[0], fitted.ds["se_theta"].to_numpy()[position], structure)
+    covariance = fitted.on_request.theta_covariance(np.array([position]))[0]
+    for at in common_parameters(structure):
+        places = [at.mean, at.deviation]
+        block = covariance[np.ix_(places, places)]
+        v, c = at.variance(theta)[0], at.covariance(theta)[0]
+        errors = [
+            np.sqrt(max(weights @ block @ weights, 0.0)) / at.s
+            for weights in (np.array([1.0, at.s - 1.0]), np.array([1.0, -1.0]))
+        ]
+        deviation, correlation = (f"{_number(np.sqrt(v))}", f"{c / v:.3f}") if v > 0 else ("-", "-")
+        name = _label(at.name)
+        rows[at.mean] = [f"{name} Var", _number(v), _number(errors[0]), deviation, ""]
+        rows[at.deviation] = [f"{name} Cov", _number(c), _number(errors[1]), "", correlation]
     return rows
 
 

@@ -223,7 +223,7 @@ def _random_hypotheses(fitted: FittedModel, reduce_terms: bool) -> list[ZeroHypo
     for position, term in enumerate(structure.terms):
         owned = [p for p in structure.parameters if p.term == position and p.is_variance]
         slopes = [p.name for p in owned if p.row >= 0 and term.effects[p.row] != "Intercept"]
-        if reduce_terms and len(owned) > 1:
+        if reduce_terms and len(owned) > 1 and term.covariance != "cs":
             names += slopes if len(slopes) < len(owned) else [p.name for p in owned]
         else:
             names.append(term.name)

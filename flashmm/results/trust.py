@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flashmm.arrays.types import FloatArray
-from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
+from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, KNAPP_HARTUNG
 from flashmm.inference.integrated.grid import is_covered
 from flashmm.results.fitted import FittedModel
 from flashmm.solvers.verdict_texts import Status
@@ -28,7 +28,7 @@ def doubt(fitted: FittedModel, df: str = DEFAULT_DF, L: FloatArray | None = None
 
     One line with what to use instead; empty where nothing is amiss.
     """
-    if df == INTEGRATED:
+    if df in (INTEGRATED, KNAPP_HARTUNG):
         return ""
     status = fitted.ds["status"].to_numpy()
     found = []
@@ -39,7 +39,11 @@ def doubt(fitted: FittedModel, df: str = DEFAULT_DF, L: FloatArray | None = None
         amiss = "reject too little" if df == "kenward-roger" else "reject too often in the tail"
         at = f" ({boundary} of {status.size} features are at the boundary)" * (boundary > 0)
         advice = "use df='integrated', which learns from all features how much levels differ"
-        if not is_covered(fitted.stats.structure):
+        if fitted.options.known_residual:
+            advice = "use df='knapp-hartung'"
+        elif fitted.options.residual_by:
+            advice = "use df='kenward-roger', or read them as a ranking"
+        elif not is_covered(fitted.stats.structure):
             advice = "read them as a ranking"
         found.append(
             f"{fewest.group!r} has {len(fewest.levels)} levels: with fewer than {FEW_LEVELS}, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -90,10 +89,21 @@ def source_of(
     )
 
 
+def _of_dict(Y: dict[Any, Any]) -> pd.DataFrame:
+    """Values of each feature by its name, as features x samples."""
+    try:
+        return pd.DataFrame(Y).T
+    except ValueError as error:
+        raise InputError(
+            "Y must be numeric, features x samples; it is a dict, whose values must be one number "
+            f"for each sample: {error}"
+        ) from error
+
+
 def labelled(Y: Any, samples: pd.Index | None, n: int | None, transposed: bool) -> Labelled:
     """Y with its labels, whatever kind it is of; ``transposed``: its rows are the samples."""
-    if isinstance(Y, Mapping) and not is_on_disk(Y):
-        Y = pd.DataFrame(dict(Y)).T
+    if isinstance(Y, dict):
+        Y = _of_dict(Y)
     if is_foreign(Y):
         Y = labelled_frame(as_pandas(Y))
     if is_anndata(Y):

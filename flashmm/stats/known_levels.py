@@ -61,6 +61,12 @@ def known_structure(structure: CovarianceStructure, covariances: Any) -> Covaria
     made: dict[tuple[int, tuple[str, ...]], RandomTerm] = {}
     for position, covariance in _by_term(structure, given).items():
         term = terms[position]
+        if term.covariance == "cs":
+            raise InputError(
+                f"The random term {term.name!r} is compound symmetric, cs(...), which is not "
+                "available with a known covariance between its levels. Write (1 | g) + (1 | g:f) "
+                "with the covariance of g, or drop it from `covariances`."
+            )
         key = (id(covariance), term.levels)
         if key not in made:
             made[key] = _known(term, covariance)

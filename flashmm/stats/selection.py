@@ -84,8 +84,8 @@ def _with_fixed(stats: AnySums, positions: IntArray) -> AnySums:
 
 
 def _effects(term: RandomTerm) -> range:
-    """Effects of a term that can go alone: none of an identity covariance can."""
-    return range(1 if term.covariance == "identity" else len(term.effects))
+    """Effects of a term that can go alone: none of an identity covariance or of "cs" can."""
+    return range(1 if term.covariance in ("identity", "cs") else len(term.effects))
 
 
 def random_positions(structure: CovarianceStructure, names: Any) -> set[tuple[int, int]]:
@@ -115,7 +115,7 @@ def _with_random(stats: AnySums, wanted: set[tuple[int, int]]) -> AnySums:
             continue
         start, stop = structure.offsets[position : position + 2]
         of_term = np.arange(start, stop).reshape(len(term.levels), len(term.effects))
-        if term.covariance == "identity":
+        if term.covariance in ("identity", "cs"):
             terms.append(term)
         else:
             of_term = of_term[:, effects]

@@ -216,9 +216,11 @@ def _check_sizes(ds: xr.Dataset) -> None:
         raise InputError("Its random terms have no whole number of effects at each level.")
     if columns.sum() != sizes["level"]:
         raise InputError(f"Its random terms own {columns.sum()} of {sizes['level']} columns of Z.")
-    wrong = set(ds["term_covariance"].to_numpy().tolist()) - {"full", "diagonal", "identity"}
+    wrong = set(ds["term_covariance"].to_numpy().tolist()) - {"full", "diagonal", "identity", "cs"}
     if wrong:
         raise InputError(f"It has a random term with the covariance {sorted(wrong)[0]!r:.80}.")
+    if ((ds["term_covariance"].to_numpy() == "cs") & (effects < 2)).any():
+        raise InputError("It has a compound symmetric random term with a single effect.")
 
 
 def _check_finite(ds: xr.Dataset) -> None:

@@ -125,6 +125,21 @@ def _one_factor_in_X(rng: Rng) -> Draw:
     return Draw("~ own", "(1 | g)", data)
 
 
+def _structured(rng: Rng) -> Draw:
+    """Compound symmetry, or one variance, of the effects of a level."""
+    n = int(rng.integers(40, 80))
+    data = _table(rng, n, g=_labels(rng, n, 8, 3.0), h=_labels(rng, n, 4, 3.0))
+    data["k"] = _labels(rng, n, 3, 3.0)
+    choices = [
+        "cs(0 + k | g)",
+        "cs(1 + x | g) + (1 | h)",
+        "cs(0 + k | g) + cs(1 + w | h)",
+        "diag(1 + x + w | g, hom=TRUE)",
+        "diag(1 + x | g, hom=TRUE) + us(1 + w | h)",
+    ]
+    return Draw("~ x", str(rng.choice(choices)), data)
+
+
 def _known(rng: Rng) -> Draw:
     """Levels that covary as a known matrix says, which `draw` makes up."""
     return [_unbalanced, _crossed, _correlated, _within_treatment][rng.integers(4)](rng)
@@ -156,10 +171,15 @@ DRAWS: dict[str, Callable[[Rng], Draw]] = {
     "known covariance": _known,
 }
 KINDS = (*DRAWS, "any Z")
+# Kinds that came later are drawn from this index on, so that those before stay what they were.
+LATER = 1_000_000
+LATER_DRAWS: dict[str, Callable[[Rng], Draw]] = {"structured effects": _structured}
 
 
 def kind_of(index: int) -> str:
     """The kind of design number ``index``: all kinds take turns."""
+    if index >= LATER:
+        return tuple(LATER_DRAWS)[index % len(LATER_DRAWS)]
     return KINDS[index % len(KINDS)]
 
 
@@ -173,8 +193,10 @@ def draw(seed: int, index: int) -> pb.Problem:
         Z = rng.normal(size=(n, sizes.sum()))
         structure = as_structure(sizes.tolist(), Z.shape[1])
     else:
-        model = DRAWS[kind](rng)
+        model = {**DRAWS, **LATER_DRAWS}[kind](rng)
         design = build_design(model.fixed, model.random, model.data).design
+        if kind in LATER_DRAWS:
+            return pb.of_design(kind, design, index)
         X, Z, structure = design.X, design.Z.toarray(), design.structure
         if kind == "known covariance":
             structure = _with_covariance(rng, structure)

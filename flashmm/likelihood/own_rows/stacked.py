@@ -65,11 +65,11 @@ def times_D(structure: CovarianceStructure, theta: FloatArray, V: FloatArray) ->
     """D V for matrices V (B, q, c), same shape."""
     result = np.zeros_like(V)
     for i, parameter in enumerate(structure.parameters):
-        rows, columns = structure.slices(parameter)
         weight = theta[:, i, None, None]
-        result[:, rows] += weight * V[:, columns]
-        if not parameter.is_variance:
-            result[:, columns] += weight * V[:, rows]
+        for rows, columns in structure.slices(parameter):
+            result[:, rows] += weight * V[:, columns]
+            if not parameter.is_variance:
+                result[:, columns] += weight * V[:, rows]
     return result
 
 
@@ -221,7 +221,8 @@ class StackedLikelihood(OfProjection):
                 variance = np.zeros((at.shape[0], q))
                 for i, parameter in enumerate(p.structure.parameters):
                     if parameter.is_variance:
-                        variance[:, p.structure.slices(parameter)[0]] += at[:, i, None]
+                        for own, _ in p.structure.slices(parameter):
+                            variance[:, own] += at[:, i, None]
                 variance -= (np.matmul(DK, rows.inverse(at)) * DK).sum(axis=2)
                 here = features[where]
                 unit = np.sqrt(p.scale[here])[:, None] / p.designs.units[here]

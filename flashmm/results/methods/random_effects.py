@@ -12,6 +12,7 @@ from flashmm.results import (
     correlations,
     heterogeneity,
     random_effects,
+    structured,
     variance_components,
     variance_shares,
     variance_tests,
@@ -414,6 +415,60 @@ class RandomEffectMethods(OfFittedModel):
         ['g[Intercept,x]']
         """
         return correlations.random_correlations(
+            self.fitted, self.fitted.positions(features), alpha, method=method
+        )
+
+    def random_parameters(
+        self,
+        alpha: float = 0.05,
+        *,
+        method: Literal["delta", "profile"] = "delta",
+        features: Any = None,
+    ) -> xr.Dataset:
+        """Standard deviations and correlations of the random effects, with confidence limits.
+
+        They are the parameters of each term's structure: a standard deviation for each effect and
+        a correlation of each pair of ``us``, the standard deviations of ``diag`` (one with
+        ``hom=TRUE``), one of each of ``cs``, called after the term and ``"term[rho]"``.
+
+        Parameters
+        ----------
+        alpha
+            One minus the coverage.
+        method
+            ``"delta"``: the delta method, symmetric in the logarithm of a standard deviation and
+            in Fisher's z = artanh(rho), for ``cs`` of s effects in
+            log((1 + (s - 1) rho) / (1 - rho)); NaN limits for a standard deviation of zero or a
+            correlation at the end of its range. ``"profile"``: where the log-likelihood that was
+            fitted (restricted for REML), maximised over everything else, has fallen by half the
+            chi-square quantile.
+        features
+            Names, a mask or a slice; all by default.
+
+        Returns
+        -------
+        Dataset
+            Dims feature, param (the residual last; the coordinate ``kind`` is "sd" or
+            "correlation"): ``estimate``, ``se`` (delta method), ``lower``, ``upper``, standard
+            deviations in units of Y. NaN where a variance is negative.
+
+        Raises
+        ------
+        InputError
+            If an option is unknown, or a profile is asked for of an unstructured term with more
+            than two effects.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, flashmm as fm
+        >>> rng = np.random.default_rng(0)
+        >>> data = pd.DataFrame({"f": list("abc") * 30, "g": np.repeat(list("uvwxyz"), 15)})
+        >>> model = fm.MultiLMM.from_formula("~ f + cs(0 + f | g)", data=data,
+        ...                                  Y=rng.normal(size=(3, 90)))
+        >>> model.fit(parameter_space="psd").random_parameters()["param"].values.tolist()
+        ['g', 'g[rho]', 'Residual']
+        """
+        return structured.random_parameters(
             self.fitted, self.fitted.positions(features), alpha, method=method
         )
 
