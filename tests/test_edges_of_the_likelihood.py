@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from problems import estimator_of
 from stress.designs import draw
+from stress.maxima import drawn
 from stress.responses import responses
 
 import flashmm as fm
@@ -80,6 +82,31 @@ def test_maxima_between_the_rays_of_the_coarse_grid(case, llf):
     assert psd.converged.all()
     assert psd.llf.item() == pytest.approx(llf, abs=1e-5)
     assert small.fit(case["method"]).llf.item() > llf - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("seed", "index", "small", "method", "feature", "higher"),
+    [
+        (2029, 38, True, "ML", 1, [9.3613, 0.2199, 1.4346, 0.0, 0.0532]),
+        (2029, 40, True, "REML", 5, [3.996, 0.0, 3.5848, 0.0557]),
+        (2029, 42, True, "ML", 1, [2.5558, 0.0312, 4.6563, 0.0264]),
+        (2029, 132, True, "REML", 11, [0.0, 0.7448, 1.3679, 0.4725]),
+        (2029, 147, True, "REML", 7, [0.3169, 0.0685, -0.1473, 3.3193, 0.0169]),
+        (2030, 134, False, "ML", 0, [1.2894, 0.0]),
+    ],
+)
+def test_maxima_that_share_a_summit_of_the_grid(seed, index, small, method, feature, higher):
+    """Lower by 0.003 to 2.6 before parts of the grid were starts; above: where it is higher."""
+    problem, Y = drawn(seed, index, small)
+    fitted = fm.MultiLMM.from_arrays(Y, problem.X, problem.Z, components=problem.structure)
+    likelihood = estimator_of(fitted.stats, method)
+    features, projection = np.array([feature]), fitted.projection
+    llf = projection.natural_loglik(
+        likelihood.evaluate(np.array([higher]), features).loglik, method, features
+    )
+    found = fitted.fit(method, parameter_space="psd")
+    assert found.converged.iloc[feature]
+    assert found.llf.iloc[feature] > llf[0] - 1e-4
 
 
 def test_a_grid_knows_which_points_are_next_to_each_other():
