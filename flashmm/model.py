@@ -169,8 +169,6 @@ class MultiLMM(ModelData):
                 "here features have their own (missing='feature', or weights or covariates of "
                 "each)."
             )
-        if self.stats.structure.has_roots:
-            raise InputError("`residual_by` and `covariances` do not go together yet.")
         stats = with_residual_groups(self.stats, by)
         assert stats.groups is not None
         return stats, stats.groups.name

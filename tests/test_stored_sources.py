@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_sources import assert_same_sums
 
+import flashmm as fm
 from flashmm.designs.from_arrays import design_from_arrays
 from flashmm.exceptions import InputError
 from flashmm.sources import make_source, scans
@@ -154,4 +155,4 @@ def test_files_that_are_closed():
     root.close()
     for closed in (Y, group, root):
         with pytest.raises(InputError, match="HDF5 file that is closed"):
-            make_source(closed, n=4)
+            fm.MultiLMM.from_formula("~ x", data={"x": np.arange(4.0)}, Y=closed)

@@ -259,7 +259,7 @@ def kinds():
         {"x": rng.normal(size=12), "f": list("abc") * 4, "g": np.repeat(list("stuv"), 3)}
     )
     Y = rng.normal(size=(2, 12))
-    gaps = np.where(np.arange(6) < [[0], [1]], np.nan, Y)
+    gaps = np.where(np.arange(12) < [[0], [1]], np.nan, Y)
     found = {}
     for name, options in {
         "shared": {"Y": Y + np.array([[0.0], [1e8]])},

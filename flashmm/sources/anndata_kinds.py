@@ -84,11 +84,7 @@ def is_anndata(Y: Any) -> bool:
 
 def _is_group(Y: Any) -> bool:
     """Whether this is a group of h5py or zarr, other than one that holds a sparse matrix."""
-    if not is_on_disk(Y):
-        return False
-    if type(Y).__module__.startswith("h5py.") and not Y:
-        raise InputError("Y belongs to an HDF5 file that is closed. Open it, and keep it open.")
-    if hasattr(Y, "shape"):
+    if not is_on_disk(Y) or hasattr(Y, "shape"):
         return False
     if "obs" in Y and "var" in Y:
         return True

@@ -19,8 +19,10 @@ _ENCODINGS = {"csr_matrix": True, "csc_matrix": False}
 
 
 def is_on_disk(values: Any) -> bool:
-    """Whether this is an h5py or zarr dataset, or a group that holds a sparse matrix."""
+    """Whether this is an h5py or zarr dataset, or a group; one of a closed file is refused."""
     module = type(values).__module__.split(".", maxsplit=1)[0]
+    if module == "h5py" and not values:
+        raise InputError("Y belongs to an HDF5 file that is closed. Open it, and keep it open.")
     return module in ("h5py", "zarr")
 
 

@@ -90,10 +90,21 @@ def source_of(
     )
 
 
+def _of_dict(Y: dict[Any, Any]) -> pd.DataFrame:
+    """Values of each feature by its name, as features x samples."""
+    try:
+        return pd.DataFrame(Y).T
+    except ValueError as error:
+        raise InputError(
+            "Y must be numeric, features x samples; it is a dict, whose values must be one number "
+            f"for each sample: {error}"
+        ) from error
+
+
 def labelled(Y: Any, samples: pd.Index | None, n: int | None, transposed: bool) -> Labelled:
     """Y with its labels, whatever kind it is of; ``transposed``: its rows are the samples."""
-    if isinstance(Y, Mapping):
-        Y = pd.DataFrame(dict(Y)).T
+    if isinstance(Y, Mapping) and not is_on_disk(Y):  # a group of HDF5 is a mapping too
+        Y = _of_dict(dict(Y))
     if is_foreign(Y):
         Y = labelled_frame(as_pandas(Y))
     if is_anndata(Y):
