@@ -118,7 +118,8 @@ def test_border_of_several_variances(tables, kind, method):
     (own,) = ours.estimators
     assert type(own).__name__ == "OwnRowsLikelihood"
     layout = own.layout
-    assert 1 < layout.q2 <= 6 and len(layout.border_params) > 1
+    assert 1 < layout.q2 <= 6
+    assert len(layout.border_params) > 1
     for natural in thetas(model.stats.structure):
         theta = projection.to_internal(np.tile(natural, (M, 1)))
         mine, theirs = ours.evaluate(theta, features), dense.evaluate(theta, features)
