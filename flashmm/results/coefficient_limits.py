@@ -8,7 +8,6 @@ different fixed effects are not comparable; lme4 takes the same for its REML fit
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +16,7 @@ import pandas as pd
 import xarray as xr
 
 from flashmm.arrays.types import FloatArray, IntArray
-from flashmm.exceptions import ConvergenceWarning, InputError, check_option
+from flashmm.exceptions import ConvergenceWarning, InputError, check_option, warn
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.names import coefficients_of
 from flashmm.inference.roots import profile_roots
@@ -85,11 +84,10 @@ def conf_int(
     known = fitted.on_request.known[positions] & fitted.converged[positions]
     lost = int(np.isnan(limits.to_numpy()[known]).any(axis=(1, 2)).sum())
     if lost:
-        warnings.warn(
+        warn(
             f"For {lost} of {int(known.sum())} features a profile limit was not found and is NaN: "
             "their likelihood has no regular maximum with the coefficient held.",
             ConvergenceWarning,
-            stacklevel=3,
         )
     return limits.assign_attrs(method=method, alpha=float(alpha))
 

@@ -72,8 +72,8 @@ def refit(
     one_step
         Whether to take a single step from there, to a maximum or not.
     residual
-        Known residual variances, shape (m,), where those of the earlier fit were known; by default
-        the last of ``theta0``.
+        Known residual variances, shape (m,), by default the last of ``theta0``. They count only
+        where those of the earlier fit were known: else they are estimated.
 
     Returns
     -------
@@ -81,7 +81,9 @@ def refit(
         The Dataset of the results and the projected statistics.
     """
     projection = project_any(stats, known_residual=options.known_residual)
-    if options.known_residual and residual is None:
+    if not options.known_residual:
+        residual = None
+    elif residual is None:
         residual = np.asarray(theta0, dtype=np.float64)[:, -1]
     likelihood = make_likelihood(projection, options.method, options.engine)
     name = options.solver if options.solver in SOLVERS else "fisher_scoring"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-from flashmm.exceptions import InputError, listing
+from flashmm.exceptions import InputError, listing, warn
 from flashmm.simulate.inputs import (
     by_cluster,
     check_effects,
@@ -272,7 +271,10 @@ def _treated(conditions: pd.Series, treatment: Any) -> BoolArray:
     treated: BoolArray = (conditions == treatment).to_numpy()
     if treated.all() or not treated.any():
         some = "all" if treated.all() else "none"
-        _warn(f"{some} of the cells are in condition {treatment!r}: there is nothing to compare")
+        warn(
+            f"{some} of the cells are in condition {treatment!r}: there is nothing to compare",
+            UserWarning,
+        )
     return treated
 
 
@@ -287,11 +289,6 @@ def _negative_binomial(
     mean = np.exp(log_mean, out=log_mean)
     mean *= random.standard_gamma(phi, size=mean.shape) / phi
     return random.poisson(mean)
-
-
-def _warn(message: str) -> None:
-    """Warn, pointing at the code outside of this file that called `rnaseq`."""
-    warnings.warn(message, UserWarning, stacklevel=4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,9 +365,10 @@ def _chosen_genes(
     """Choose the genes to simulate: their names and their rows in the reference."""
     usable = reference.usable
     if n_genes == len(usable) and not usable.all():
-        _warn(
+        warn(
             f"{np.count_nonzero(~usable)} of {len(usable)} reference genes have a variance not "
-            "above their mean; each is replaced by another one, drawn at random"
+            "above their mean; each is replaced by another one, drawn at random",
+            UserWarning,
         )
     return _sample(reference.moments.index, usable, n_genes, random)
 
@@ -462,9 +460,10 @@ def _de_genes_per_cluster(
             raise InputError(f"n_de_genes_by_cluster must hold whole numbers, not {numbers!r}")
         per_cluster = exact.astype(np.int64)
         if n_de_genes is not None and n_de_genes != per_cluster.sum():
-            _warn(
+            warn(
                 f"n_de_genes is {n_de_genes}, but n_de_genes_by_cluster sums to "
-                f"{per_cluster.sum()}, which is used"
+                f"{per_cluster.sum()}, which is used",
+                UserWarning,
             )
     else:
         weights = np.ones(len(clusters))
