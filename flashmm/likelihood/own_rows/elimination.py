@@ -246,21 +246,56 @@ def solve_border(blocks: Eliminated, p: int) -> Border:
     kappa[:, q2:] = np.eye(p)
     if q2:
         D2 = covariance_of_border(layout, blocks.theta)
-        A = np.matmul(D2, S[:, :q2, :q2])
-        A[:, np.arange(q2), np.arange(q2)] += 1.0
-        inverse, log_det, regular = _inverse(A)
-        J = np.matmul(inverse, D2)
-        J = 0.5 * (J + np.swapaxes(J, 1, 2))
+        J, log_det, regular = _solve_effects(S[:, :q2, :q2], D2)
         Q_whole[:, :q2, :q2] = J
         kappa[:, :q2] = -np.matmul(J, S[:, :q2, q2:w])
         Sxx = Sxx + np.matmul(S[:, q2:w, :q2], kappa[:, :q2])
-    N, log_det_X, fixed = _inverse(0.5 * (Sxx + np.swapaxes(Sxx, 1, 2)))
+    N, log_det_X, fixed = _inverse_of_symmetric(0.5 * (Sxx + np.swapaxes(Sxx, 1, 2)))
     Q = Q_whole + np.matmul(np.matmul(kappa, N), np.swapaxes(kappa, 1, 2))
     return Border(Q, Q_whole, N, log_det, log_det_X, regular & fixed)
 
 
-def _inverse(A: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
-    """Inverses of matrices (B, c, c), logarithms of their determinants, and which are positive."""
+def _solve_effects(S: FloatArray, D2: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
+    """(I + D_2 S)^-1 D_2, log |I + D_2 S| and where that is real; S and D_2 are (B, c, c).
+
+    I + D_2 S is not symmetric unless D_2 is a multiple of I. Where D_2 = C^2 is diagonal,
+    (I + D_2 S)^-1 D_2 = C (I + C S C)^-1 C, whose inner matrix is, with the same determinant.
+    """
+    diagonal = np.diagonal(D2, axis1=1, axis2=2)
+    alone = np.count_nonzero(D2, axis=(1, 2)) == np.count_nonzero(diagonal, axis=1)
+    rooted = alone & (diagonal >= 0).all(axis=1)
+    if rooted.all():
+        return _by_scales(S, np.sqrt(diagonal))
+    J, log_det, regular = np.empty_like(D2), np.empty(rooted.size), np.empty_like(rooted)
+    # Row by row: what one feature gets does not depend on the others of its pass.
+    for where, solve in ((rooted, _by_scales), (~rooted, _by_product)):
+        if where.any():
+            D = np.sqrt(diagonal[where]) if solve is _by_scales else D2[where]
+            J[where], log_det[where], regular[where] = solve(S[where], D)
+    return J, log_det, regular
+
+
+def _by_scales(S: FloatArray, C: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
+    left, right, index = C[:, :, None], C[:, None, :], np.arange(C.shape[1])
+    M = left * S * right
+    M[:, index, index] += 1.0
+    inverse, log_det, regular = _inverse_of_symmetric(M)
+    return left * inverse * right, log_det, regular
+
+
+def _by_product(S: FloatArray, D2: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
+    A, index = np.matmul(D2, S), np.arange(D2.shape[1])
+    A[:, index, index] += 1.0
+    inverse, log_det, regular = _inverse_by_lapack(A)
+    J = np.matmul(inverse, D2)
+    return 0.5 * (J + np.swapaxes(J, 1, 2)), log_det, regular
+
+
+def _inverse_of_symmetric(A: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
+    """Inverses of symmetric matrices (B, c, c), logs of determinants, and which are positive.
+
+    Of small ones only the upper triangle is read.
+    """
     if A.shape[1] == 1:
         value = A[:, :, 0]
         positive = value[:, 0] > 0
