@@ -168,12 +168,14 @@ DRAWS: dict[str, Callable[[Rng], Draw]] = {
     "correlated slopes": _correlated,
     "groups in treatments": _within_treatment,
     "level with its own coefficient": _one_factor_in_X,
-    "known covariance": _known,
 }
 KINDS = (*DRAWS, "any Z")
 # Kinds that came later are drawn from this index on, so that those before stay what they were.
 LATER = 1_000_000
-LATER_DRAWS: dict[str, Callable[[Rng], Draw]] = {"structured effects": _structured}
+LATER_DRAWS: dict[str, Callable[[Rng], Draw]] = {
+    "structured effects": _structured,
+    "known covariance": _known,
+}
 
 
 def kind_of(index: int) -> str:
@@ -195,7 +197,7 @@ def draw(seed: int, index: int) -> pb.Problem:
     else:
         model = {**DRAWS, **LATER_DRAWS}[kind](rng)
         design = build_design(model.fixed, model.random, model.data).design
-        if kind in LATER_DRAWS:
+        if kind == "structured effects":
             return pb.of_design(kind, design, index)
         X, Z, structure = design.X, design.Z.toarray(), design.structure
         if kind == "known covariance":
