@@ -171,6 +171,8 @@ def by_feature(value, feature):
         values = value.sel(feature=feature).to_numpy()
         return np.asarray(values, dtype=float) if values.dtype.kind in "fiub" else None
     if isinstance(value, (pd.DataFrame, pd.Series)):
+        if isinstance(value, pd.DataFrame) and "feature" in value:
+            value = value.set_index("feature")
         part = value.loc[[feature]]
         frame = pd.DataFrame(part)
         return frame.apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float)

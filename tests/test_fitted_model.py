@@ -72,6 +72,7 @@ def test_groups_of_methods_know_the_fitted_model_alone(path):
         if not isinstance(group, ast.ClassDef):
             continue
         own = {node.name for node in group.body if isinstance(node, ast.FunctionDef)}
+        own |= {ast.unparse(node.target) for node in group.body if isinstance(node, ast.AnnAssign)}
         asked = {
             node.attr
             for node in ast.walk(group)

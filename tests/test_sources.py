@@ -428,7 +428,7 @@ def test_positions_in_messages_are_those_of_the_original_samples():
         (sp.csr_array(counts() + 1j), "its dtype is complex128"),
         (np.zeros((2, 3, N)), "two dimensions, features x samples; it has 3"),
         ([[1.0, 2.0], [3.0]], "rectangular array"),
-        ({"a": 1}, "must be numeric; it is of type dict"),
+        ({"a": 1}, "it is a dict, whose values must be one number"),
         (pd.Series(["a"] * N, index=SAMPLES), "must be numeric"),
         (xr.DataArray(counts(), dims=("a", "b")), "'a' and 'b', do not say which"),
         (xr.DataArray(counts(), dims=("cell", "obs")), "'cell' and 'obs', do not say which"),
