@@ -290,3 +290,38 @@ def test_bad_groups():
         equal = model.fit(parameter_space="psd")
     with pytest.raises(fm.InputError, match="not nested"):
         equal.compare_lr_test(result)
+
+
+def test_beside_other_capabilities():
+    """What has no one residual variance says so, and what needs none works."""
+    result, data = growth(), orthodont()
+    Y = pd.DataFrame([data["distance"], 3.0 * data["distance"] + 1000.0], index=["y", "z"])
+    with pytest.raises(fm.InputError, match="one residual variance"):
+        result.resid(Y, data, kind="standardized")
+    assert result.glance()["sigma"].isna().all()
+    assert "by group" in str(result.sel("y").summary())
+    terms = result.tidy(effects="all").query("feature == 'y'")["term"]
+    assert {"Residual[Male]", "Residual[Female]"} <= set(terms)
+    labels = sorted(data["Subject"].astype(str).unique())
+    K = pd.DataFrame(0.5 * np.eye(len(labels)) + 0.5, index=labels, columns=labels)
+    data["Subject"] = data["Subject"].astype(str)
+    known = fm.MultiLMM.from_formula(
+        "~ age + (1 | Subject)", data=data, Y=Y, sums_by="Sex", covariances={"Subject": K}
+    ).fit(residual_by="Sex", parameter_space="psd")
+    assert np.isfinite(known.blup(se="conditional")["se"]).all()
+
+
+def test_groups_without_random_effects():
+    data = orthodont()
+    data["Subject"] = data["Subject"].astype(str)
+    Y = pd.DataFrame([data["distance"]], index=["y"])
+    result = fm.MultiLMM.from_formula("~ age", data=data, Y=Y, sums_by="Subject").fit()
+    coarser = {name: name[0] for name in data["Subject"]}
+    gone = data["Subject"] != data["Subject"].iloc[0]
+    alone = fm.MultiLMM.from_formula("~ age", data=data[gone], Y=Y.loc[:, gone.to_numpy()]).fit()
+    left_out = result.influence().ds["params"].sel(group=data["Subject"].iloc[0])
+    assert_allclose(left_out.to_numpy(), alone.params.to_numpy(), rtol=1e-9)
+    assert np.isfinite(result.t_test("age", cov="CR2", cluster=coarser).pvalue.to_numpy()).all()
+    nothing = fm.MultiLMM.from_formula("~ 0", data=data, Y=Y, sums_by="Sex")
+    with pytest.raises(fm.InputError, match="need a fixed or a random effect"):
+        nothing.fit(residual_by="Sex")

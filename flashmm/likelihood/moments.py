@@ -63,9 +63,9 @@ def apply_G(structure: CovarianceStructure, position: int, vectors: FloatArray) 
 
 
 def times_D(structure: CovarianceStructure, theta: FloatArray, vectors: FloatArray) -> FloatArray:
-    """D v at theta (B, k + 1) for the rows of vectors (B, c, q), same shape."""
+    """D v at theta (B, k + 1 or more) for the rows of vectors (B, c, q), same shape."""
     total = np.zeros(vectors.shape)
-    for i in range(theta.shape[1] - 1):
+    for i in range(len(structure.parameters)):
         total += theta[:, i, None, None] * apply_G(structure, i, vectors)
     return total
 

@@ -119,6 +119,7 @@ class _Rows:
         y - X beta_hat - Z b_hat = sigma2 W^-1 P y has the variance sigma2 / w less that of the
         prediction's error; y - X beta_hat that of y less that of the estimate.
         """
+        fitted.one_residual("kind='standardized'", "Use kind='conditional'.")
         X, random = self.rows.X[samples], self.rows.random
         assert random is not None
         Z = (

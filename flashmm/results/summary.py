@@ -234,7 +234,7 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
         ("No. Observations", fitted.nobs),
         ("No. Groups", _group_counts(stats.structure)),
         ("Method", options.method),
-        ("Scale", _number(float(one["theta"][-1]))),
+        ("Scale", "by group" if options.residual_by else _number(float(one["theta"][-1]))),
         ("Log-Likelihood", f"{float(one['loglik']):.4f}"),
         ("Converged", "Yes" if fitted.converged[position] else "No"),
         ("Verdict", verdict.label),
@@ -255,9 +255,12 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
     )
     notes += more
     width = 5 if any(row[4] for row in variances) else 4  # no correlations, no column
-    notes.append(
-        f"t tests on {DF_TEXT[DEFAULT_DF]} degrees of freedom. Scale is the residual variance."
+    scale = (
+        "Residual variances are by group."
+        if options.residual_by
+        else "Scale is the residual variance."
     )
+    notes.append(f"t tests on {DF_TEXT[DEFAULT_DF]} degrees of freedom. {scale}")
     if verdict != Status.CONVERGED:
         notes.append(f"{verdict.label}: {MEANINGS[verdict]}.")
     notes += _known_covariances(fitted) + _left_out(fitted)

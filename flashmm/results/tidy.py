@@ -71,7 +71,9 @@ def tidy(
     labels = [("fixed", "", name) for name in tests.contrasts]
     labels += [
         ("ran_pars", group, str(name))
-        for group, name in zip([*groups, "Residual"], fitted.params, strict=True)
+        for group, name in zip(
+            groups + ["Residual"] * len(structure.residuals), fitted.params, strict=True
+        )
     ]
     use = np.array([effects in ("all", effect) for effect, _, _ in labels], dtype=bool)
     effect, group, term = (np.array(part, dtype=object)[use] for part in zip(*labels, strict=True))
@@ -99,6 +101,8 @@ def glance(fitted: FittedModel, positions: IntArray) -> pd.DataFrame:
     k = fitted.n_estimated
     with np.errstate(invalid="ignore"):
         sigma = np.sqrt(np.where(residual >= 0, residual, np.nan))
+    if fitted.options.residual_by:  # there is no one
+        sigma = np.full(sigma.shape, np.nan)
     return pd.DataFrame(
         {
             "nobs": nobs,

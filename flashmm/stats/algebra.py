@@ -223,7 +223,7 @@ def _columns_of(parts: Sequence[Sums], structure: CovarianceStructure) -> BoolAr
         np.repeat([level in known[term.name] for level in term.levels], len(term.effects))
         for term in structure.terms
     ]
-    return np.concatenate(present).astype(bool)
+    return np.concatenate([np.zeros(0, dtype=bool), *present]).astype(bool)
 
 
 def _total(parts: Sequence[Sums], structure: CovarianceStructure) -> Sums:

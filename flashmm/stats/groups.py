@@ -131,6 +131,8 @@ def with_residual_groups(stats: AnySums, by: Any) -> AnySums:
         raise InputError(
             f"residual_by={groups.name!r} has one group, {groups.labels[0]!r}: leave it out."
         )
+    if stats.p + stats.q == 0:
+        raise InputError("Residual variances by group need a fixed or a random effect: `~ 1`.")
     small = [label for label, part in zip(groups.labels, groups.parts, strict=True) if part.n < 2]
     if small:
         raise InputError(
