@@ -312,23 +312,21 @@ class MultiLMM(ModelData):
             the statistics alone, each in one thread unless ``n_jobs`` says otherwise. The answer
             is the same to the last bit on any number of workers, and that of a fit here to
             rounding; a lost worker costs a retry. Worth it where a fit here takes minutes.
-        progress
-            Of a fit here: None (default) for a bar on a terminal once it has taken a few seconds
-            (needs tqdm), True for one at once, False for none, or a function of the numbers of
-            features done and in all.
-
         residual_variance
             Known residual variance, in squared units of Y: one positive number for all features,
             or one for each (an array, or a Series matched by label). It is then no parameter:
             sample i has the variance ``residual_variance / weight_i``, and a random effect may have
             a level per sample. ``1.0`` with weights 1 / s^2 is random-effects meta-analysis of all
             features, see `MultiLMMResults.heterogeneity`. Default: estimated.
-
         residual_by
             Groups of samples with residual variances of their own: the name that the statistics
             have sums by (``sums_by="Sex"``, or ``"Sex:Age"``), a factor or a mapping that makes
             coarser groups of them. The parameters are then ``"Residual[Male]"`` and so on, and
             `compare_lr_test` with a fit without it tests that they are equal. Default: one.
+        progress
+            Of a fit here: None (default) for a bar on a terminal once it has taken a few seconds
+            (needs tqdm), True for one at once, False for none, or a function of the numbers of
+            features done and in all.
 
         Returns
         -------
