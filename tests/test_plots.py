@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 
 import flashmm as fm
-from flashmm.results.plots_of_fits import FeaturePlots, ResultPlots
+from flashmm.results.plots_of_fits import ResultPlots
+from flashmm.results.plots_of_one_feature import FeaturePlots
 from flashmm.results.plots_of_tests import TestPlots
 
 matplotlib = pytest.importorskip("matplotlib")

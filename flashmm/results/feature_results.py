@@ -23,7 +23,7 @@ from flashmm.results.contrast_results import FTestResults, TTestResults
 from flashmm.results.fitted import FittedModel
 from flashmm.results.methods.one_feature import OneFeatureTables
 from flashmm.results.pages import SummaryPage
-from flashmm.results.plots_of_fits import FeaturePlots
+from flashmm.results.plots_of_one_feature import FeaturePlots
 from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
 from flashmm.slips.answers import answer_calls, no_such_attribute
 

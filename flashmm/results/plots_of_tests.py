@@ -15,8 +15,9 @@ from flashmm.arrays.labels import feature_positions, in_order
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError, listing
 from flashmm.plots import intervals, many_tests
+from flashmm.results.pictures_by_name import PicturesByName
 
-__all__ = ["Picturable", "TestPlots", "names_of_pictures", "refuse_call"]
+__all__ = ["Picturable", "TestPlots"]
 
 # Rows of a picture when nobody says which features.
 SHOWN = 20
@@ -54,7 +55,7 @@ class _OneContrast:
 
 
 @hold_methods
-class TestPlots:
+class TestPlots(PicturesByName):
     """Pictures of tests; each method draws one and returns the Axes.
 
     They need matplotlib: ``pip install 'flashmm[plot]'``.
@@ -76,16 +77,11 @@ class TestPlots:
     """
 
     __test__ = False  # its name is no test's
+    place = "tests.plot"
+    subject = "tests"
 
     def __init__(self, tests: Picturable) -> None:
         self.tests = tests
-
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        """Refuse, and name the pictures."""
-        return refuse_call(self, "tests.plot")
-
-    def __repr__(self) -> str:
-        return f"<pictures of tests: {', '.join(names_of_pictures(self))}>"
 
     # ---- all features of one contrast ----------------------------------------------------------
 
@@ -385,18 +381,6 @@ class TestPlots:
         with np.errstate(invalid="ignore"):
             smallest = np.where(np.isnan(p), np.inf, p).min(axis=1)
         return np.argsort(smallest, kind="stable")[:SHOWN]
-
-
-def names_of_pictures(plots: Any) -> list[str]:
-    """Names of the methods that draw."""
-    kind = type(plots)
-    return [name for name in vars(kind) if not name.startswith("_")]
-
-
-def refuse_call(plots: Any, name: str) -> Any:
-    """Raise for ``result.plot()``, which says too little, and name the pictures."""
-    kinds = ", ".join(f"{name}.{kind}(...)" for kind in names_of_pictures(plots))
-    raise InputError(f"Say which picture: {kinds}.")
 
 
 def _labels(features: NDArray[Any], label: Any) -> Any:

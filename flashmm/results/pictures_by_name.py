@@ -1,0 +1,28 @@
+"""What `result.plot`, `feature.plot` and `tests.plot` have in common: pictures by their names."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from flashmm.exceptions import InputError
+
+__all__ = ["PicturesByName"]
+
+
+class PicturesByName:
+    """A group of pictures, one method each; subclasses say where it stands and of what it is."""
+
+    place: ClassVar[str]
+    subject: ClassVar[str]
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Refuse ``result.plot()``, which says too little, and name the pictures."""
+        kinds = ", ".join(f"{self.place}.{name}(...)" for name in self._names())
+        raise InputError(f"Say which picture: {kinds}.")
+
+    def __repr__(self) -> str:
+        return f"<pictures of {self.subject}: {', '.join(self._names())}>"
+
+    def _names(self) -> list[str]:
+        own = vars(type(self)).items()
+        return [name for name, value in own if callable(value) and not name.startswith("_")]
