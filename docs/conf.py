@@ -6,6 +6,13 @@ import os
 import sys
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from docutils import nodes
+    from sphinx.addnodes import pending_xref
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,8 +55,16 @@ intersphinx_mapping = {
         "matplotlib": "https://matplotlib.org/stable/",
     }.items()
 }
+# Names that signatures have for what those lists call by its full name.
+SHORT = {"pd": "pandas", "np": "numpy", "xr": "xarray"}
 templates_path = ["_templates"]
-exclude_patterns = ["robustness/*", "_extensions/*", "_build", "jupyter_execute", "**.ipynb_checkpoints"]
+exclude_patterns = [
+    "robustness/*",
+    "_extensions/*",
+    "_build",
+    "jupyter_execute",
+    "**.ipynb_checkpoints",
+]
 
 # Reference pages are generated from docstrings into docs/generated, which git ignores.
 autosummary_generate = True
@@ -78,6 +93,7 @@ html_title = f"flashmm {release}"
 html_show_sourcelink = False
 html_static_path = ["_static"]
 html_css_files = ["flashmm.css"]
+html_js_files = ["tables.js"]
 html_sidebars = {"index": []}
 html_theme_options = {
     "navigation_with_keys": False,
@@ -86,4 +102,19 @@ html_theme_options = {
     "header_links_before_dropdown": 4,
     "show_nav_level": 2,
     "secondary_sidebar_items": {"index": [], "**": ["page-toc"]},
+    "footer_end": [],
 }
+
+
+def spell_out(
+    _app: Sphinx, _env: BuildEnvironment, node: pending_xref, _text: nodes.Element
+) -> None:
+    """Give a reference that no page of this site answers its full name, before intersphinx sees it."""
+    package, _, rest = node.get("reftarget", "").partition(".")
+    if package in SHORT and rest:
+        node["reftarget"] = f"{SHORT[package]}.{rest}"
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what is above to Sphinx."""
+    app.connect("missing-reference", spell_out, priority=400)

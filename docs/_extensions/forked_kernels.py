@@ -86,7 +86,7 @@ class ForkingProvisioner(LocalProvisioner):
         return self.connection_info
 
 
-def setup(app: Any) -> dict[str, Any]:
+def setup(_app: Any) -> dict[str, Any]:
     """Make it the way in which kernels start, where processes can be forked."""
     if "forkserver" in multiprocessing.get_all_start_methods():
         # Matplotlib asks for it when it is imported, which a kernel would set too late.
