@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import warnings
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -38,6 +39,8 @@ def run(argv: list[str], environ: dict[str, str], folder: str | None) -> None:
     from ipykernel.kernelapp import IPKernelApp  # noqa: PLC0415
 
     os.environ.update(environ)
+    # A warning on a page names no temporary file.
+    warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {message}\n"
     if folder:
         os.chdir(folder)
     # Quiet: how to connect by hand is of no interest here. Errors of cells are messages, not the log.

@@ -4,6 +4,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const headings = [...table.querySelectorAll("thead th")].map((cell) => cell.textContent.trim());
     if (headings.length < 3) continue;
     table.classList.add("cards");
+    if (headings.length > 9) table.classList.add("many");
     for (const row of table.querySelectorAll("tbody tr")) {
       [...row.children].forEach((cell, i) => { cell.dataset.heading = headings[i] || ""; });
     }
