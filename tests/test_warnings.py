@@ -15,13 +15,9 @@ def test_a_warning_names_the_callers_line():
     assert caught[0].filename == __file__
 
 
-@pytest.mark.parametrize("name", ["absent", None])
-def test_code_without_a_module_name_gets_its_warning(name):
-    """Code run by exec, as notebooks, templates and debuggers do, may have no ``__name__``."""
-    scope = {"warn": warn, "kind": PrecisionWarning}
-    if name is None:
-        scope["__name__"] = None
+def test_code_without_a_module_name_gets_its_warning():
+    """Code run by exec, as templates and debuggers do, may have no ``__name__``."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        exec("warn('few digits', kind)", scope)
+        exec("warn('few digits', kind)", {"warn": warn, "kind": PrecisionWarning})
     assert [str(warning.message) for warning in caught] == ["few digits"]
