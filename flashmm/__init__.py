@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flashmm.arrays.lazy import lazy
 
 if TYPE_CHECKING:
-    from flashmm import simulate
+    from flashmm import datasets, simulate
     from flashmm.counts.voom import Voom, voom
     from flashmm.designs.covariances import Covariance
     from flashmm.designs.pedigrees import pedigree_covariance, relationship_matrix
@@ -70,6 +70,7 @@ __all__ = [
     "Voom",
     "adjust_pvalues",
     "contrast_matrix",
+    "datasets",
     "from_long",
     "load",
     "pedigree_covariance",
