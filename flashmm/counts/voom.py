@@ -62,6 +62,14 @@ class Voom:
         Effective total of each sample: its sum of counts times its normalisation factor.
     span
         Share of the features in each local line of the trend.
+
+    Examples
+    --------
+    >>> import flashmm as fm
+    >>> sim = fm.simulate.rnaseq(n_genes=20, n_cells=60, n_samples=6, n_clusters=2, rng=1)
+    >>> weighted = fm.voom(sim.counts, "~ trt", data=sim.metadata)
+    >>> weighted.weights.shape
+    (20, 60)
     """
 
     log2cpm: pd.DataFrame
@@ -90,6 +98,13 @@ class Voom:
         ------
         InputError
             If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> sim = fm.simulate.rnaseq(n_genes=20, n_cells=60, n_samples=6, n_clusters=2, rng=1)
+        >>> ax = fm.voom(sim.counts, "~ trt", data=sim.metadata).plot()
+        >>> plt.close()
         """
         trend = self.trend
         return voom_trend(trend["x"], trend["y"], trend["fitted"], ax=ax)
