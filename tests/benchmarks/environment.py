@@ -27,6 +27,7 @@ PACKAGES = (
     "formulaic",
     "statsmodels",
     "lme-python",
+    "FLASH-MM",
 )
 R_PACKAGES = ("lme4", "Matrix", "lmerTest", "pbkrtest", "emmeans", "FLASHMM")
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_CORETYPE")
