@@ -20,6 +20,7 @@ PACKAGE = Path(flashmm.__file__).parent
 FLOORS = [
     ("exceptions",),
     ("progress", "slips"),
+    ("citation",),
     ("arrays", "storage"),
     ("sources",),
     ("designs",),

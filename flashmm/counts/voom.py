@@ -142,7 +142,7 @@ def voom(
     norm_factors
         Normalisation factors of the samples: shape (n,), a Series matched by label, or the name of
         a column of ``data``. ``"TMM"``, where no column has that name: edgeR's trimmed mean of
-        M-values, through rnanorm (``pip install "flashmm[tmm]"``). None for ones.
+        M-values, through rnanorm (``pip install "multilmm[tmm]"``). None for ones.
     lib_size
         Totals of the samples before ``norm_factors``, likewise; the sums of ``counts`` by default.
         Give them where features were filtered out and the totals were to stay.

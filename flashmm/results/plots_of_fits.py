@@ -20,7 +20,7 @@ __all__ = ["ResultPlots"]
 class ResultPlots(PicturesByName):
     """Pictures of a fit; each method draws one and returns the Axes of matplotlib.
 
-    They need matplotlib: ``pip install 'flashmm[plot]'``. The functions that draw, which take
+    They need matplotlib: ``pip install 'multilmm[plot]'``. The functions that draw, which take
     numbers, are those of `flashmm.plots`.
 
     Parameters

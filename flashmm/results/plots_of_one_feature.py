@@ -21,7 +21,7 @@ __all__ = ["FeaturePlots", "of_contrasts"]
 class FeaturePlots(PicturesByName):
     """Pictures of one feature; each method draws one and returns the Axes of matplotlib.
 
-    They need matplotlib: ``pip install 'flashmm[plot]'``. A feature without estimates gives empty
+    They need matplotlib: ``pip install 'multilmm[plot]'``. A feature without estimates gives empty
     Axes that say so.
 
     Parameters

@@ -58,7 +58,7 @@ class _OneContrast:
 class TestPlots(PicturesByName):
     """Pictures of tests; each method draws one and returns the Axes.
 
-    They need matplotlib: ``pip install 'flashmm[plot]'``.
+    They need matplotlib: ``pip install 'multilmm[plot]'``.
 
     Parameters
     ----------

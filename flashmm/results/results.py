@@ -358,7 +358,7 @@ class MultiLMMResults(
     def plot(self) -> ResultPlots:
         """Pictures: ``result.plot.volcano("trt")``, ``qq``, ``forest``, ``fractions``, ``theta``.
 
-        They need matplotlib: ``pip install 'flashmm[plot]'``.
+        They need matplotlib: ``pip install 'multilmm[plot]'``.
         """
         return ResultPlots(self.fitted)
 

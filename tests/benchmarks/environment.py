@@ -19,7 +19,7 @@ import numpy as np
 __all__ = ["environment", "memory_now", "memory_peak", "reset_memory_peak", "threads"]
 
 PACKAGES = (
-    "flashmm",
+    "multilmm",
     "numpy",
     "scipy",
     "pandas",
