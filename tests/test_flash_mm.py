@@ -31,8 +31,8 @@ def test_estimates_agree(factors, method):
     theirs = flash_mm.lmmfit(Y, X, np.hstack(Z), d=d, method=method)
     ours = fm.MultiLMM.from_arrays(Y, X, np.hstack(Z), components=d).fit(method=method)
     ended = np.abs(theirs["dlogL"].to_numpy()).max(axis=0) <= 1e-5
+    assert not (ended & ~ours.converged).any()
     assert ended.mean() > 0.9
-    assert (ours.converged == ended).all()
     for table, name in ((ours.params, "coef"), (ours.bse, "se"), (ours.theta, "theta")):
         found, expected = table.to_numpy()[ended], theirs[name].to_numpy().T[ended]
         scale = np.abs(expected).max(axis=1, keepdims=True)
