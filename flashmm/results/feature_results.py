@@ -18,10 +18,11 @@ from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError
 from flashmm.inference.conditional_covariance import conditional_covariance, covariance_of_effects
 from flashmm.inference.statistics import confidence_limits, t_statistics
-from flashmm.results import fixed_effects, predictions, random_effects, residuals, summary
-from flashmm.results.contrast_results import FTestResults, TTestResults
+from flashmm.results import predictions, random_effects, summary
+from flashmm.results.contrast_results import TTestResults
 from flashmm.results.fitted import FittedModel
 from flashmm.results.methods.one_feature import OneFeatureTables
+from flashmm.results.methods.one_feature_tests import OneFeatureTests
 from flashmm.results.pages import SummaryPage
 from flashmm.results.plots_of_one_feature import FeaturePlots
 from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
@@ -35,7 +36,7 @@ __all__ = ["FeatureResults"]
 
 @answer_calls
 @hold_methods
-class FeatureResults(OneFeatureTables):
+class FeatureResults(OneFeatureTables, OneFeatureTests):
     """One feature of a fit.
 
     Parameters
@@ -58,8 +59,7 @@ class FeatureResults(OneFeatureTables):
     --------
     >>> import flashmm as fm
     >>> sleep = fm.datasets.sleepstudy()
-    >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
-    >>> one = model.fit().sel("Reaction")
+    >>> one = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit().sel("Reaction")
     >>> one.fe_params.round(2).to_dict()
     {'Intercept': 251.41, 'Days': 10.47}
     >>> round(one.scale, 1)  # the residual variance
@@ -178,8 +178,7 @@ class FeatureResults(OneFeatureTables):
         --------
         >>> import flashmm as fm
         >>> sleep = fm.datasets.sleepstudy()
-        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
-        >>> one = model.fit().sel("Reaction")
+        >>> one = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit().sel("Reaction")
         >>> one.conf_int().loc["Days"].round(2).tolist()
         [7.21, 13.73]
         """
@@ -195,8 +194,7 @@ class FeatureResults(OneFeatureTables):
         --------
         >>> import flashmm as fm
         >>> sleep = fm.datasets.sleepstudy()
-        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
-        >>> one = model.fit().sel("Reaction")
+        >>> one = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit().sel("Reaction")
         >>> one.cov_params().loc["Days", "Days"].round(3).item()
         2.389
         """
@@ -322,8 +320,7 @@ class FeatureResults(OneFeatureTables):
         --------
         >>> import flashmm as fm
         >>> sleep = fm.datasets.sleepstudy()
-        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
-        >>> one = model.fit().sel("Reaction")
+        >>> one = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit().sel("Reaction")
         >>> one.coef()["Subject"].sel(coef="Days").values[:3].round(2).tolist()
         [19.67, 1.85, 5.02]
         """
@@ -337,8 +334,7 @@ class FeatureResults(OneFeatureTables):
         --------
         >>> import flashmm as fm
         >>> sleep = fm.datasets.sleepstudy()
-        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
-        >>> one = model.fit().sel("Reaction")
+        >>> one = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit().sel("Reaction")
         >>> one.ranef()["Subject"].head(2).round(2)
                  Intercept  Days
         Subject
@@ -358,51 +354,6 @@ class FeatureResults(OneFeatureTables):
     def _blup(self) -> FloatArray:
         values, _ = self._fitted.on_request.level_effects(self._positions, None)
         return np.asarray(values[0])
-
-    def predict(self, newdata: Any = None, **options: Any) -> xr.DataArray | xr.Dataset:
-        """Predict new samples; see `MultiLMMResults.predict`.
-
-        Examples
-        --------
-        >>> import flashmm as fm
-        >>> sleep = fm.datasets.sleepstudy()
-        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
-        >>> one = model.fit().sel("Reaction")
-        >>> one.predict({"Days": [0.0, 9.0]}).values.round(1).tolist()
-        [251.4, 345.6]
-        """
-        found = predictions.predict(self._fitted, self._positions, newdata, **options)
-        return found.isel(feature=0)
-
-    def fittedvalues(self, data: Any = None, **options: Any) -> pd.Series[Any]:
-        """Fitted values, the samples' table given again; `MultiLMMResults.fittedvalues`.
-
-        Examples
-        --------
-        >>> import flashmm as fm
-        >>> sleep = fm.datasets.sleepstudy()
-        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
-        >>> one = model.fit().sel("Reaction")
-        >>> one.fittedvalues(sleep.data).head(3).round(1).tolist()
-        [253.7, 273.3, 293.0]
-        """
-        found = predictions.fittedvalues(*self._in_whole, data, **options)
-        return found.isel(feature=0).to_series().rename("fittedvalues")
-
-    def resid(self, Y: Any = None, data: Any = None, **options: Any) -> pd.Series[Any]:
-        """Residuals, Y and the samples' table given again; see `MultiLMMResults.resid`.
-
-        Examples
-        --------
-        >>> import flashmm as fm
-        >>> sleep = fm.datasets.sleepstudy()
-        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
-        >>> one = model.fit().sel("Reaction")
-        >>> one.resid(data=sleep.data).head(3).round(1).tolist()
-        [-4.1, -14.6, -42.2]
-        """
-        found = residuals.resid(*self._in_whole, Y, data, **options)
-        return found.isel(feature=0).to_series().rename("resid")
 
     def to_statsmodels(
         self,
@@ -444,8 +395,7 @@ class FeatureResults(OneFeatureTables):
         --------
         >>> import flashmm as fm
         >>> sleep = fm.datasets.sleepstudy()
-        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
-        >>> one = model.fit().sel("Reaction")
+        >>> one = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit().sel("Reaction")
         >>> check = one.to_statsmodels(sleep.data["Reaction"], sleep.data)
         >>> check.largest_difference < 0.01  # in standard errors
         True
@@ -517,57 +467,6 @@ class FeatureResults(OneFeatureTables):
         """Tests use Student's t; True."""
         return True
 
-    def t_test(self, contrast: Any = None, **options: Any) -> TTestResults:
-        """Test contrasts of the fixed effects; see `MultiLMMResults.t_test`.
-
-        Examples
-        --------
-        >>> import flashmm as fm
-        >>> sleep = fm.datasets.sleepstudy()
-        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
-        >>> one = model.fit().sel("Reaction")
-        >>> one.t_test("Days")
-        t tests: 1 features x 1 contrasts, two-sided, df=satterthwaite
-                           estimate    se     t  df         p  p_adjusted     status
-        feature  contrast
-        Reaction Days         10.47 1.546 6.771  17 3.264e-06   3.264e-06  converged
-        """
-        return fixed_effects.t_test(self._fitted, self._positions, contrast, **options)
-
-    def f_test(self, contrast: Any = None, **options: Any) -> FTestResults:
-        """Test contrasts together; see `MultiLMMResults.f_test`.
-
-        Examples
-        --------
-        >>> import flashmm as fm
-        >>> sleep = fm.datasets.sleepstudy()
-        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
-        >>> one = model.fit().sel("Reaction")
-        >>> one.f_test("Days")
-        F tests: 1 features x 1 contrasts, df=satterthwaite
-                              F  df_num  df_denom         p  p_adjusted     status
-        feature  contrast
-        Reaction Days     45.85       1        17 3.264e-06   3.264e-06  converged
-        """
-        return fixed_effects.f_test(self._fitted, self._positions, contrast, **options)
-
-    def wald_test(self, contrast: Any = None, **options: Any) -> FTestResults:
-        """Wald tests of contrasts together; see `MultiLMMResults.wald_test`.
-
-        Examples
-        --------
-        >>> import flashmm as fm
-        >>> sleep = fm.datasets.sleepstudy()
-        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
-        >>> one = model.fit().sel("Reaction")
-        >>> one.wald_test("Days")
-        F tests: 1 features x 1 contrasts, df=none (chi-square)
-                              F  df_num  df_denom         p  p_adjusted     status
-        feature  contrast
-        Reaction Days     45.85       1       inf 1.275e-11   1.275e-11  converged
-        """
-        return fixed_effects.wald_test(self._fitted, self._positions, contrast, **options)
-
     def summary(self) -> SummaryPage:
         """The page that statsmodels' MixedLM prints.
 
@@ -575,8 +474,7 @@ class FeatureResults(OneFeatureTables):
         --------
         >>> import flashmm as fm
         >>> sleep = fm.datasets.sleepstudy()
-        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
-        >>> one = model.fit().sel("Reaction")
+        >>> one = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit().sel("Reaction")
         >>> print(one.summary())
                             Mixed Linear Model Regression Results
         ==============================================================================

@@ -147,9 +147,8 @@ class SummaryStats(Sums):
         Examples
         --------
         >>> import numpy as np, flashmm as fm
-        >>> rng = np.random.default_rng(1)
         >>> X, Z = np.ones((6, 1)), np.kron(np.eye(3), np.ones((2, 1)))
-        >>> fm.SummaryStats.from_arrays(rng.normal(size=(4, 6)), X, Z)
+        >>> fm.SummaryStats.from_arrays(np.arange(24.0).reshape(4, 6), X, Z)
         <SummaryStats: n=6 samples, m=4 features, p=1 fixed effects, q=3 random effects>
         """
         design, source, samples = design_and_source(
@@ -262,9 +261,8 @@ class SummaryStats(Sums):
         >>> import numpy as np, flashmm as fm
         >>> from flashmm.designs.from_arrays import design_from_arrays
         >>> from flashmm.sources.make import make_source
-        >>> rng = np.random.default_rng(1)
         >>> X, Z = np.ones((6, 1)), np.kron(np.eye(3), np.ones((2, 1)))
-        >>> source = make_source(rng.normal(size=(4, 6)))
+        >>> source = make_source(np.arange(24.0).reshape(4, 6))
         >>> fm.SummaryStats.from_design(source, design_from_arrays(X, Z))
         <SummaryStats: n=6 samples, m=4 features, p=1 fixed effects, q=3 random effects>
         """

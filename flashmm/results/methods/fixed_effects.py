@@ -11,8 +11,9 @@ from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.results import coefficient_limits, fixed_effects, moderation
 from flashmm.results.cluster_robust import MODEL
-from flashmm.results.contrast_results import FTestResults, TTestResults
+from flashmm.results.contrast_results import TTestResults
 from flashmm.results.fitted import OfFittedModel
+from flashmm.results.joint_results import FTestResults
 from flashmm.slips.answers import answer_calls
 
 if TYPE_CHECKING:
