@@ -42,11 +42,7 @@ Namespace: TypeAlias = Any
 
 # numpy names its functions as the standard does from 2.1 on: a wrapper around each of a thousand
 # calls is what a fit of one feature would wait for.
-_NUMPY: Namespace = (
-    np
-    if np.lib.NumpyVersion(np.__version__) >= "2.1.0"
-    else array_api_compat.numpy
-)
+_NUMPY: Namespace = np if np.lib.NumpyVersion(np.__version__) >= "2.1.0" else array_api_compat.numpy
 
 # Triangular matrices up to this size are inverted row by row.
 _SMALL = 8
