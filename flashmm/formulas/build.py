@@ -156,7 +156,7 @@ def build_design(
     rows = ~dropped if dropped.any() else slice(None)
     labels = table.index[rows]
     kept = pd.DataFrame(  # a copy: functions of the formulas may not reach the caller's data
-        {column: clean(table[column].iloc[rows], column) for column in names.columns},
+        {column: clean(table[column].iloc[rows], column).array for column in names.columns},
         index=range(len(labels)),
     )
     refuse_infinite(kept, labels)

@@ -6,6 +6,8 @@ longer than the fit of one feature. The columns and the spec are those that it m
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from formulaic import ModelSpec, SimpleFormula
@@ -42,7 +44,8 @@ def plain_numbers(
         formula that holds anything else.
     """
     values = np.ones((len(data), len(formula)))
-    structure, encoders = [], {}
+    structure: list[EncodedTermStructure] = []
+    encoders: dict[str, tuple[Any, dict[str, Any]]] = {}
     for i, term in enumerate(formula):
         if len(term.factors) != 1:
             return None

@@ -188,7 +188,7 @@ class FittedModel:
     @property
     def n_estimated(self) -> int:
         """Parameters of one feature: p and the variance parameters."""
-        return self.stats.p + self.array("theta").shape[1] - self.options.known_residual
+        return self.stats.p + int(self.array("theta").shape[1]) - self.options.known_residual
 
     def values(self, name: str, positions: IntArray) -> FloatArray:
         """Estimates of the features at some positions: a variable of the Dataset."""
@@ -202,7 +202,7 @@ class FittedModel:
         For public methods alone: functions of a fitted model take positions.
         """
         if features is None:
-            return np.arange(self.names.size)
+            return np.arange(len(self.array("status")))
         return feature_positions(self.names, features)
 
     @property
