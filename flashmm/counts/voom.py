@@ -305,10 +305,10 @@ def _mixed_model(
     )
     plan = FitPlan(options, FisherScoring(), EM(), usable_cores(), progress=progress)
     with one_blas_thread(model.stats.q):
-        ds = fit_features(model.stats, projection, likelihood, plan)
+        found = fit_features(model.stats, projection, likelihood, plan)
     # Features without a regular fit have NaN here: they are not in the trend.
-    sigma2 = ds["theta"].to_numpy()[:, -1]
+    sigma2 = found.arrays["theta"][:, -1]
     sigma = np.sqrt(np.where(sigma2 > 0, sigma2, np.nan))
-    results = MultiLMMResults(ds, model.stats, options, projection, model.recipe)
+    results = MultiLMMResults(found, model.stats, options, projection, model.recipe)
     fitted = results.fittedvalues(data, context=context)
     return sigma, np.asarray(fitted.transpose("feature", "sample").to_numpy())

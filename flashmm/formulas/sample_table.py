@@ -47,6 +47,9 @@ __all__ = [
 # Types that expressions such as I(x.astype(float)) name.
 _VALUE_BUILTINS = frozenset({"float", "int", "bool", "str"})
 
+# Types that formulaic reads as they are meant.
+_PLAIN = (np.dtype(np.float64), np.dtype(np.int64))
+
 
 def check_data(data: object) -> pd.DataFrame:
     """Return the table of samples, a dict of columns converted; refuse what is not one."""
@@ -65,8 +68,8 @@ def check_data(data: object) -> pd.DataFrame:
         )
     if len(data) == 0:
         raise InputError("`data` has no rows.")
-    repeated = data.columns[data.columns.duplicated()].unique()
-    if len(repeated):
+    if not data.columns.is_unique:
+        repeated = data.columns[data.columns.duplicated()].unique()
         raise InputError(f"`data` has several columns called {listing(repeated)}. Rename them.")
     return data
 
@@ -245,6 +248,8 @@ def clean(values: pd.Series[Any], column: str) -> pd.Series[Any]:
     Unused categories go, and nullable, sparse and object numbers become plain ones; formulaic
     would take the last for categories. The result may share the memory of ``values``.
     """
+    if values.dtype in _PLAIN:
+        return pd.Series(values.array)
     values = usual_type(values, column)
     dtype = values.dtype
     if isinstance(dtype, pd.CategoricalDtype):

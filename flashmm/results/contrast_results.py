@@ -18,6 +18,7 @@ from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.exceptions import InputError, check_option, nearest
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.statistics import check_alpha, confidence_limits
+from flashmm.results.deferred import Deferred, dataset_of
 from flashmm.results.plots_of_tests import TestPlots
 from flashmm.results.simultaneous import (
     JointContrasts,
@@ -70,10 +71,15 @@ class FeatureTests:
     statistic = "p"
     _noun = "tests"
 
-    def __init__(self, ds: xr.Dataset, *, df_method: str) -> None:
-        self.ds = ds
+    def __init__(self, ds: xr.Dataset | Deferred, *, df_method: str) -> None:
+        self._ds = ds
         self.df_method = df_method
         self._told = False
+
+    @property
+    def ds(self) -> xr.Dataset:
+        """What the tests found, as an xarray Dataset."""
+        return dataset_of(self._ds)
 
     @property
     def contrasts(self) -> list[str]:
@@ -429,7 +435,7 @@ class TTestResults(FeatureTests):
 
     def __init__(
         self,
-        ds: xr.Dataset,
+        ds: xr.Dataset | Deferred,
         *,
         alternative: str,
         df_method: str,

@@ -18,6 +18,7 @@ from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.statistics import check_alpha
 from flashmm.plots import groups as pictures
+from flashmm.progress import Progress, counted
 from flashmm.results import fixed_effects
 from flashmm.results.fitted import FittedModel
 from flashmm.results.refit import refit
@@ -60,7 +61,11 @@ class _Refit:
 
 
 def influence(
-    fitted: FittedModel, positions: IntArray, by: Any, exact: bool | None = None
+    fitted: FittedModel,
+    positions: IntArray,
+    by: Any,
+    exact: bool | None = None,
+    progress: Progress = None,
 ) -> Influence:
     """Refits without each group; see `MultiLMMResults.influence`."""
     fitted.one_residual("influence")
@@ -93,17 +98,19 @@ def influence(
     covariance = fitted.on_request.covariance(positions[here])
     failed: list[tuple[str, str]] = []
     log.info("influence: %d refits of %d features", k, here.size)
-    for one in _refits(known, fitted, theta[here], exact):
-        status[here, one.group] = np.int8(Status.NOT_ESTIMABLE)
-        if one.ds is None:
-            failed.append((groups.labels[one.group], one.why))
-            continue
-        new = one.ds["beta"].to_numpy()
-        found["params"][here, one.group] = new
-        found["se"][here, one.group] = one.ds["se_beta"].to_numpy()
-        found["theta"][here, one.group] = one.ds["theta"].to_numpy()
-        found["cooks_distance"][here, one.group] = cooks_distance(beta[here] - new, covariance)
-        status[here, one.group] = one.ds["status"].to_numpy()
+    with counted(progress, k, unit="group", desc="influence") as done:
+        for one in _refits(known, fitted, theta[here], exact):
+            done(1)
+            status[here, one.group] = np.int8(Status.NOT_ESTIMABLE)
+            if one.ds is None:
+                failed.append((groups.labels[one.group], one.why))
+                continue
+            new = one.ds["beta"].to_numpy()
+            found["params"][here, one.group] = new
+            found["se"][here, one.group] = one.ds["se_beta"].to_numpy()
+            found["theta"][here, one.group] = one.ds["theta"].to_numpy()
+            found["cooks_distance"][here, one.group] = cooks_distance(beta[here] - new, covariance)
+            status[here, one.group] = one.ds["status"].to_numpy()
     ds = _labelled(stats, found, status, fitted, exact)
     _warn_of(failed, status[here], groups.name, exact)
     return Influence(ds, fitted, positions, stats)

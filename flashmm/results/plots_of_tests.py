@@ -26,7 +26,9 @@ SHOWN = 20
 class Picturable(Protocol):
     """Tests of the same hypotheses for every feature, as far as pictures need them."""
 
-    ds: xr.Dataset
+    @property
+    def ds(self) -> xr.Dataset:
+        """What the tests found."""
 
     @property
     def contrasts(self) -> list[str]:

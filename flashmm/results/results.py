@@ -15,6 +15,7 @@ from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.likelihood import AnyProjection
 from flashmm.results import anndata_out, comparison, files, summary, tidy
 from flashmm.results.contrast_results import TTestResults
+from flashmm.results.deferred import Deferred
 from flashmm.results.feature_results import FeatureResults
 from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.methods.fixed_effects import FixedEffectMethods
@@ -79,7 +80,7 @@ class MultiLMMResults(
 
     def __init__(
         self,
-        ds: xr.Dataset,
+        ds: xr.Dataset | Deferred,
         stats: SummaryStats | PatternedStats,
         options: FitOptions,
         projection: AnyProjection | None = None,

@@ -144,13 +144,15 @@ class Sums:
         fields["yy"] = np.atleast_1d(fields["yy"])
         if sp.issparse(self.ZZ):
             check_sparse(self.ZZ, "ZZ")
-            fields["ZZ"] = sp.csr_array(self.ZZ).astype(np.float64)
+            ready = type(self.ZZ) is sp.csr_array and self.ZZ.dtype == np.float64
+            fields["ZZ"] = self.ZZ.copy() if ready else sp.csr_array(self.ZZ).astype(np.float64)
         else:
             fields["ZZ"] = float_array(self.ZZ, "ZZ")
         for name in ("XX", "XY", "ZX", "ZY", "ZZ"):
             if fields[name].ndim != 2:
                 raise InputError(f"{name} must be a matrix; it has {fields[name].ndim} dimensions.")
-        fields["ZZ"] = sp.csr_array(fields["ZZ"])
+        if not sp.issparse(fields["ZZ"]):
+            fields["ZZ"] = sp.csr_array(fields["ZZ"])
         p, m = fields["XY"].shape
         q = fields["ZZ"].shape[0]
         check_shapes(fields, p, q, m)

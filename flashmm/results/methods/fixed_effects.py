@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
+from flashmm.progress import Progress
 from flashmm.results import coefficient_limits, fixed_effects, moderation
 from flashmm.results.cluster_robust import MODEL
 from flashmm.results.contrast_results import TTestResults
@@ -48,6 +49,7 @@ class FixedEffectMethods(OfFittedModel):
         method: Literal["wald", "profile"] = "wald",
         coefs: Any = None,
         features: Any = None,
+        progress: Progress = None,
     ) -> xr.DataArray:
         """Confidence limits of the fixed effects.
 
@@ -68,6 +70,8 @@ class FixedEffectMethods(OfFittedModel):
             Names of coefficients, or terms; all by default.
         features
             Names, a mask or a slice; all by default.
+        progress
+            Of profiles: a bar on a terminal, as in `fit`; None for one after a few seconds.
 
         Returns
         -------
@@ -104,6 +108,7 @@ class FixedEffectMethods(OfFittedModel):
             cluster=cluster,
             method=method,
             coefs=coefs,
+            progress=progress,
         )
 
     def cov_params(
