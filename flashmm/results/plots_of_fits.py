@@ -12,10 +12,12 @@ from flashmm.results.fitted import FittedModel
 from flashmm.results.moderation import feature_means
 from flashmm.results.pictures_by_name import PicturesByName
 from flashmm.results.plots_of_one_feature import FeaturePlots, of_contrasts
+from flashmm.slips.answers import answer_calls
 
 __all__ = ["ResultPlots"]
 
 
+@answer_calls
 @hold_methods
 class ResultPlots(PicturesByName):
     """Pictures of a fit; each method draws one and returns the Axes of matplotlib.
