@@ -133,7 +133,16 @@ class MultiLMM(ModelData):
         return self._smaller(self.stats.drop(**self._names(fixed, random, features)))
 
     def keep(self, *, fixed: Any = None, random: Any = None, features: Any = None) -> MultiLMM:
-        """A smaller model with only what is named; arguments as in `drop`, None for all."""
+        """A smaller model with only what is named; arguments as in `drop`, None for all.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> model.keep(fixed="Intercept", features=["gene2", "gene5"]).fit().params.shape
+        (2, 1)
+        """
         return self._smaller(self.stats.keep(**self._names(fixed, random, features)))
 
     def _names(self, fixed: Any, random: Any, features: Any) -> dict[str, Any]:

@@ -61,9 +61,10 @@ def check_data(data: object) -> pd.DataFrame:
         except ValueError as error:
             raise InputError(f"`data` does not form a table: {error}.") from error
     if not isinstance(data, pd.DataFrame):
+        cure = " Pass its `data`." if isinstance(getattr(data, "data", None), pd.DataFrame) else ""
         raise InputError(
             "`data` must be a table with one row per sample (a DataFrame of pandas or polars, a "
-            f"pyarrow Table, a dict of columns), not {_kind(data)}."
+            f"pyarrow Table, a dict of columns), not {_kind(data)}.{cure}"
         )
     if len(data) == 0:
         raise InputError("`data` has no rows.")

@@ -28,7 +28,7 @@ from flashmm.results.simultaneous import (
 from flashmm.slips.answers import answer_calls, no_such_attribute
 from flashmm.slips.attributes import TESTS
 
-__all__ = ["FTestResults", "FeatureTests", "TTestResults"]
+__all__ = ["FeatureTests", "TTestResults"]
 
 log = logging.getLogger("flashmm")
 
@@ -117,6 +117,15 @@ class FeatureTests:
         ------
         InputError
             If an option is unknown.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.adjusted("holm").min().round(2).to_dict()
+        {'Age': 1.0}
         """
         p = self.pvalue
         values = p.to_numpy()
@@ -171,6 +180,18 @@ class FeatureTests:
         ------
         InputError
             If the contrast or an option is unknown.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.top_table("Age", n=2)[["estimate", "p", "p_adjusted"]].round(3)
+                 estimate      p  p_adjusted
+        feature
+        gene10     -0.029  0.195       0.952
+        gene15      0.022  0.205       0.952
         """
         position = self._position(contrast)
         self._tell()
@@ -214,6 +235,17 @@ class FeatureTests:
             As in `top_table`.
         layout
             ``"long"``, or ``"wide"``: a row per feature, columns (contrast, quantity).
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.to_frame().shape
+        (20, 7)
+        >>> tests.to_frame(layout="wide").columns[:2].tolist()
+        [('Age', 'estimate'), ('Age', 'se')]
         """
         check_option("layout", layout, ("long", "wide"))
         adjusted = self.adjusted(adjust, over=adjust_over).to_numpy()
@@ -232,6 +264,15 @@ class FeatureTests:
         ----------
         adjust, adjust_over
             As in `top_table`.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.summary_frame().columns[:4].tolist()
+        ['estimate', 'se', 't', 'df']
         """
         return self.to_frame(adjust, adjust_over=adjust_over)
 
@@ -373,6 +414,20 @@ class TTestResults(FeatureTests):
         limit, where they are not estimate -/+ t se.
     joint
         What is known of the contrasts together, for `simultaneous`.
+
+    Examples
+    --------
+    >>> import flashmm as fm
+    >>> genes = fm.datasets.varpart()
+    >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+    >>> tests = model.fit().t_test("Age")
+    >>> tests.contrasts, tests.pvalue.shape
+    (['Age'], (20, 1))
+    >>> tests.top_table(n=2)[["estimate", "se", "p"]].round(3)
+             estimate     se      p
+    feature
+    gene10     -0.029  0.022  0.195
+    gene15      0.022  0.018  0.205
     """
 
     columns = ("estimate", "se", "t", "df", "p")
@@ -414,7 +469,17 @@ class TTestResults(FeatureTests):
         return self._frame("df")
 
     def conf_int(self, alpha: float = 0.05) -> xr.DataArray:
-        """Two-sided confidence limits, dims feature, contrast, bound."""
+        """Two-sided confidence limits, dims feature, contrast, bound.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.conf_int(0.1).sel(feature="gene1").values.round(3).tolist()
+        [[-0.025, 0.034]]
+        """
         ds = self.ds
         if self.limits is not None:
             check_alpha(alpha)
@@ -537,37 +602,3 @@ class TTestResults(FeatureTests):
         20
         """
         return two_stage_tests(self.ds, screen, alpha, within)
-
-
-@answer_calls
-@hold_methods
-class FTestResults(FeatureTests):
-    """Joint tests of several contrasts of the fixed effects, for every feature.
-
-    Parameters
-    ----------
-    ds
-        Dataset with dims feature and contrast (a hypothesis): F, df_num, df_denom, p; and, if
-        known, status (feature).
-    df_method
-        How the denominator's degrees of freedom were found.
-    """
-
-    columns = ("F", "df_num", "df_denom", "p")
-    statistic = "F"
-    _noun = "F tests"
-
-    @property
-    def fvalue(self) -> pd.DataFrame:
-        """F statistics, features x hypotheses."""
-        return self._frame("F")
-
-    @property
-    def df_num(self) -> pd.DataFrame:
-        """Numerator degrees of freedom, features x hypotheses."""
-        return self._frame("df_num")
-
-    @property
-    def df_denom(self) -> pd.DataFrame:
-        """Denominator degrees of freedom, features x hypotheses."""
-        return self._frame("df_denom")

@@ -17,7 +17,7 @@ from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve
 from flashmm.inference.margins import interval_tests, one_sided_of
 from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_alternative, t_statistics
 from flashmm.results.cluster_robust import MODEL, RobustCovarianceOf, Sandwich, sandwich_of
-from flashmm.results.contrast_results import FTestResults, TTestResults
+from flashmm.results.contrast_results import TTestResults
 from flashmm.results.deferred import Deferred
 from flashmm.results.estimability import Hypothesis, estimable_contrasts, estimable_rows
 from flashmm.results.fitted import FittedModel
@@ -25,6 +25,7 @@ from flashmm.results.hypotheses import CovarianceOf
 from flashmm.results.integrated import integrated_f_tests, integrated_t_tests
 from flashmm.results.interval_nulls import interval_null, with_interval
 from flashmm.results.joint_hypotheses import joint_hypotheses, refuse_terms
+from flashmm.results.joint_results import FTestResults
 from flashmm.results.moderation import moderated_hypotheses
 from flashmm.results.simultaneous import Family, JointContrasts
 from flashmm.results.trust import doubt

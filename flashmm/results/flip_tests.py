@@ -34,6 +34,20 @@ class FlipTestResults(FeatureTests):
         Dataset with dims feature and contrast: estimate, t, p, p_fwer; and status (feature).
     df_method
         What took the place of degrees of freedom.
+
+    Examples
+    --------
+    >>> import flashmm as fm
+    >>> genes = fm.datasets.varpart()
+    >>> model = fm.MultiLMM.from_formula(
+    ...     "~ Age", "(1 | Individual)", genes.data, genes.Y[:20], sums_by="Individual"
+    ... )
+    >>> tests = model.fit(parameter_space="psd").flip_test("Age", rng=1)
+    >>> tests.top_table(n=2)[["estimate", "t"]].round(3)
+             estimate      t
+    feature
+    gene6      -0.039 -1.519
+    gene16      0.013  1.234
     """
 
     columns = ("estimate", "t", "p", "p_fwer")

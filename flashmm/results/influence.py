@@ -304,6 +304,17 @@ class Influence:
         ------
         InputError
             If the contrast cannot be read, or df is integrated.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "Reaction ~ Days + (1 | Subject)", data=sleep.data, sums_by="Subject"
+        ... )
+        >>> found = model.fit().influence()
+        >>> dict(found.t_test("Days")["p"].sizes)
+        {'feature': 1, 'group': 18, 'contrast': 1}
         """
         if df == INTEGRATED:
             raise InputError(
@@ -431,6 +442,20 @@ class Influence:
             ``largest`` Cook's distance over the features; ``driven``, features at or above the
             threshold; ``first``, features whose most influential group it is; ``refitted``,
             features with a regular fit without it.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "Reaction ~ Days + (1 | Subject)", data=sleep.data, sums_by="Subject"
+        ... )
+        >>> found = model.fit().influence()
+        >>> found.summary()[["n", "median", "driven"]].head(2).round(3)
+                  n  median  driven
+        Subject
+        335      10   0.526       1
+        308      10   0.382       1
         """
         D = self.ds["cooks_distance"].to_numpy()
         limit = 4.0 / D.shape[1] if threshold is None else threshold
@@ -481,6 +506,17 @@ class Influence:
         ------
         InputError
             If matplotlib is not installed, or the contrast cannot be read.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "Reaction ~ Days + (1 | Subject)", data=sleep.data, sums_by="Subject"
+        ... )
+        >>> found = model.fit().influence()
+        >>> ax = found.plot()
+        >>> plt.close()
         """
         if contrast is None and options:
             raise InputError(f"{listing(options)} belong to tests: name a contrast.")

@@ -52,7 +52,7 @@ def fit_on_workers(
     """
     if not (hasattr(client, "submit") and hasattr(client, "nthreads")):
         raise InputError(
-            "`client` must be a distributed.Client (pip install 'flashmm[dask]'), not "
+            "`client` must be a distributed.Client (pip install 'multilmm[dask]'), not "
             f"{type(client).__name__}."
         )
     if isinstance(stats, SummaryStats):

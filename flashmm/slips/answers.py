@@ -132,6 +132,11 @@ class NoSuchAttributeError(AttributeError):
         return AttributeError, (str(self),)
 
 
+# In a traceback it is what it is to whoever reads it.
+NoSuchAttributeError.__name__ = NoSuchAttributeError.__qualname__ = AttributeError.__name__
+NoSuchAttributeError.__module__ = AttributeError.__module__
+
+
 def no_such_attribute(
     owner: object, name: str, what: str, instead: str = "", own: Mapping[str, str] | None = None
 ) -> Any:
