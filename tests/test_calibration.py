@@ -152,6 +152,45 @@ def test_limma_on_means_is_a_moderated_t_test_of_means():
     assert_allclose(found["within"], expected)
 
 
+def test_a_few_subjects_study_goes_on_where_it_was(tmp_path):
+    """What the table has is neither run nor written again; methods and seeds join it."""
+    out = tmp_path / "rates.csv"
+    command = ["--subjects", "4", "--designs", "balanced", "--components", "1", "--ratios", "0.02"]
+    command += ["--kinds", "spread", "--features", "40", "--out", str(out), "--methods"]
+    few.main([*command, "limma on means"])
+    first = out.read_text()
+    few.main([*command, "limma on means", "satterthwaite"])
+    both = out.read_text()
+    assert both.startswith(first)
+    few.main([*command, "limma on means", "satterthwaite"])
+    assert out.read_text() == both
+    few.main([*command, "satterthwaite", "--seed", "20260101", "7"])
+    table = pd.read_csv(out)
+    keys = ["method", "effect", "seed"]
+    assert not table.duplicated(keys).any()
+    assert table.groupby("seed")["method"].value_counts().to_dict() == {
+        (7, "satterthwaite"): 2,
+        (20260101, "limma on means"): 1,
+        (20260101, "satterthwaite"): 2,
+    }
+    # Each method alone sees the data that it sees beside the others.
+    again = few.study(few.Setting(4, True, 1, 0.02, "spread"), 40, 20260101, ["satterthwaite"])
+    beside = table[(table["seed"] == 20260101) & (table["method"] == "satterthwaite")]
+    assert [row["rejected 0.05"] for row in again] == beside["rejected 0.05"].tolist()
+
+
+@pytest.mark.parametrize("components", [1, 2])
+def test_the_cells_that_dream_fits_have_the_statistics(components):
+    setting = few.Setting(6, False, components, 0.3, few.KINDS[components][0][1])
+    statistics = few.simulate(setting, 5, np.random.default_rng(1), affected=2)
+    table, random = few.samples(setting), few.RANDOM[components]
+    Y = load("dream_default").responses(table, statistics, random, np.random.default_rng(2))
+    design = build_design("~ group + condition", random, table).design
+    assert_allclose(Y @ design.X, statistics.XY.T, rtol=1e-9, atol=1e-8)
+    assert_allclose(Y @ design.Z.toarray(), statistics.ZY.T, rtol=1e-9, atol=1e-8)
+    assert_allclose((Y * Y).sum(axis=1), statistics.yy, rtol=1e-10)
+
+
 @pytest.fixture(scope="module")
 def few_rates():
     return pd.read_csv(FOLDER / "few-subjects.csv")
