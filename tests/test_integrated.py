@@ -15,7 +15,8 @@ from scipy import stats
 import flashmm as fm
 from flashmm.exceptions import InputError
 from flashmm.inference.integrated.grid import RatioGrid, covering_grid, flat_in_logarithm
-from flashmm.inference.integrated.integration import Integration, Part, learn
+from flashmm.inference.integrated.integration import Integration, Part
+from flashmm.inference.integrated.learning import learn
 from flashmm.inference.integrated.shared import share_design
 from flashmm.inference.integrated.student import f_tail, student_cdf, student_density
 from flashmm.inference.moderation import VariancePrior
