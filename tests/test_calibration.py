@@ -220,3 +220,16 @@ def test_integrated_tests_have_the_power(few_rates):
     assert gain.groupby("subjects").max().loc[4] > 0.2
     many = power[power.index.get_level_values("subjects") == 25]
     assert (many["integrated"] >= 0.97 * many["satterthwaite"]).all()
+
+
+def test_integrated_tests_hold_their_level_on_data_that_the_model_did_not_draw():
+    """At 0.05, within 0.15 and three standard errors between repeats; the one exchange of labels
+    that Kang's two patients allow tests an interaction, and rejects too little."""
+    table = pd.read_csv(FOLDER / "permuted.csv")
+    table = table[table["method"] == "integrated"].set_index("data")
+    rate = table["rejected 0.05"] / table["tests"] / 0.05
+    several = table["repeats"] > 1
+    assert several.sum() >= 10
+    assert ((rate - 1).abs()[several] <= 0.15 + 3 * table["error"][several]).all(), rate
+    assert (rate[~several] < 0.3).all()
+    assert (table["rejected 0.001"] / table["tests"] / 0.001 < 1.3).all()
