@@ -202,6 +202,8 @@ def test_integrated_tests_hold_every_level_in_every_design(few_rates):
     keys = ["subjects", "design", "components", "ratio", "kind", "effect"]
     assert not null.duplicated(keys).any()
     assert len(null) == 2 * len(few.settings())
+    assert (null.loc[null["components"] == 1, "features"] == 50_000).all()
+    assert null["features"].min() >= 20_000
     assert (null["tested"] == null["features"]).all()
     for level in few.LEVELS:
         over = null[f"rejected {level:g}"] / null["features"] / level
@@ -210,16 +212,35 @@ def test_integrated_tests_hold_every_level_in_every_design(few_rates):
 
 
 def test_integrated_tests_have_the_power(few_rates):
-    """Of limma on means but for 0.011 at worst; and of Satterthwaite where that is calibrated."""
+    """Of limma on means but in one design; and of Satterthwaite where that is calibrated."""
     keys = ["subjects", "design", "components", "ratio", "kind", "effect"]
     power = few_rates.pivot_table(index=keys, columns="method", values="power")
     beside = power.dropna(subset=["limma on means"])
-    assert (beside["integrated"] >= beside["limma on means"] - 0.0111).all()
     gain = beside["integrated"] - beside["limma on means"]
-    assert (gain < 0).sum() <= 3
+    assert (gain.drop((8, "balanced", 1, 0.3, "half zero", "between")) >= -0.001).all(), gain.min()
+    assert gain.min() > -0.01
     assert gain.groupby("subjects").max().loc[4] > 0.2
     many = power[power.index.get_level_values("subjects") == 25]
     assert (many["integrated"] >= 0.97 * many["satterthwaite"]).all()
+
+
+def test_what_limma_on_means_finds_more_no_prior_could_find():
+    """On paired draws: one design of the closest, where the true prior does no better; and there
+    limma finds less where fewer false discoveries are allowed."""
+    table = pd.read_csv(FOLDER / "power.csv")
+    keys = ["ratio", "kind", "subjects", "design"]
+    wide = table.pivot_table(index=[*keys, "seed"], columns="method")
+    gain = wide["power"]["integrated"] - wide["power"]["limma on means"]
+    assert gain.groupby(level=[0, 1, 2, 3]).size().min() >= 10
+    mean, error = (getattr(gain.groupby(level=[0, 1, 2, 3]), x)() for x in ("mean", "sem"))
+    less = mean[mean < -2 * error]
+    where = (0.3, "half zero", 8, "balanced")
+    assert list(less.index) == [where]
+    true = wide["power"]["integrated, true prior"] - wide["power"]["integrated"]
+    assert true.xs(where, level=(0, 1, 2, 3)).mean() < 0.002
+    strict = wide["power at 0.01"]
+    strict = (strict["integrated"] - strict["limma on means"]).xs(where, level=(0, 1, 2, 3))
+    assert strict.mean() > 0
 
 
 def test_integrated_tests_hold_their_level_on_data_that_the_model_did_not_draw():

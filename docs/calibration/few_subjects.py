@@ -59,7 +59,7 @@ KINDS = {
         (0.001, "spread"),
         (0.3, "spread"),
     ),
-    2: ((0.02, "half zero"), (0.3, "spread"), (0.02, "independent"), (0.02, "heavy tail")),
+    2: ((0.02, "half zero"), (0.3, "spread")),
 }
 PRIOR_DF = 8.0
 EFFECT = (
