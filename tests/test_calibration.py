@@ -254,3 +254,15 @@ def test_integrated_tests_hold_their_level_on_data_that_the_model_did_not_draw()
     assert ((rate - 1).abs()[several] <= 0.15 + 3 * table["error"][several]).all(), rate
     assert (rate[~several] < 0.3).all()
     assert (table["rejected 0.001"] / table["tests"] / 0.001 < 1.3).all()
+
+
+def test_the_one_exchange_of_labels_is_compared_with_real_effects():
+    """Why Kang's row rejects too little; the studies are those of the table."""
+    module = load("permuted")
+    squares = module.between_samples()
+    assert (squares["interaction"] < 2).all()
+    assert squares.loc["CD14+ Monocytes", "interferon"] > 30
+    assert (squares["interferon"] > squares["interaction"]).all()
+    assert (squares["patient"] > squares["interaction"] - 0.1).all()
+    table = pd.read_csv(FOLDER / "permuted.csv")
+    assert list(table["data"].unique()) == list(module.studies())

@@ -9,7 +9,6 @@ errors of rates are those between repeats.
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +22,8 @@ import flashmm as fm
 
 FloatArray = NDArray[np.float64]
 
-ROOT = Path(__file__).parents[2]
 LEVELS = (0.05, 0.01, 1e-3)
 METHODS = ("integrated", "satterthwaite", "kenward-roger")
-
-sys.path.insert(0, str(ROOT / "examples"))
 
 
 def p_values(result: fm.MultiLMMResults, contrasts: Any) -> dict[str, FloatArray]:
@@ -51,9 +47,8 @@ KANG = ("~ 0 + log(libsize) + cluster_id + cluster_id:group_id", "~ 0 + sample_i
 
 def kang() -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     """Cells, counts, and the contrasts of interferon in five cell types."""
-    import quickstart  # noqa: PLC0415
-
-    cells, counts = quickstart.load()
+    data = fm.datasets.kang()
+    cells, counts = data.data.copy(), data.Y
     kinds = cells["cluster_id"].unique()
     return cells, counts, [f"cluster_id[{name}]:group_id[T.stim]" for name in kinds]
 
@@ -132,9 +127,8 @@ def redrawn(seed: int, ratio: float = 0.02) -> dict[str, FloatArray]:
 
 def varpart() -> tuple[pd.DataFrame, pd.DataFrame]:
     """variancePartition's example: 200 genes, 25 individuals of four samples, three tissues."""
-    folder = ROOT / "tests" / "reference" / "varpart"
-    samples = pd.read_csv(folder / "samples.csv", index_col=0)
-    return samples, pd.read_csv(folder / "expression.csv.gz", index_col=0)
+    data = fm.datasets.varpart()
+    return data.data, data.Y
 
 
 def halves(seed: int, people: int | None = None) -> dict[str, FloatArray]:
