@@ -94,15 +94,14 @@ def learn(
         chunks = list(_likelihoods(start))
         likelihood = [values for _, values in chunks]
         order = np.concatenate([features for features, _ in chunks] or [np.zeros(0, np.intp)])
+        del chunks
         variance = moderated_variance(parts, sigma2)[order]
         following = learn_slope(grid, likelihood, variance, added)
         if following.slope != 0.0:
             ends = np.cumsum([len(values) for values in likelihood])
             steps = np.split(following.steps(variance), ends[:-1])
-            likelihood = [
-                moved_likelihood(grid, values, here)
-                for values, here in zip(likelihood, steps, strict=True)
-            ]
+            for chunk, here in enumerate(steps):  # in place: there may be no room for two
+                likelihood[chunk] = moved_likelihood(grid, likelihood[chunk], here)
         weights = learn_weights(likelihood, grid.base, added=added)
     return replace(start, weights=weights, following=following)
 

@@ -114,7 +114,13 @@ def learn_slope(
     at = float(np.median(variance[known]))
     chosen = np.flatnonzero(known)
     chosen = chosen[:: -(-chosen.size // _MOST)]
-    values = np.concatenate(likelihood)[chosen]
+    # Taken chunk by chunk: all likelihoods at once may not fit beside themselves.
+    taken, start = [], 0
+    for part in likelihood:
+        here = chosen[(chosen >= start) & (chosen < start + len(part))]
+        taken.append(part[here - start])
+        start += len(part)
+    values = np.concatenate(taken)
 
     def support(slope: float) -> float:
         steps = Following(slope, at).steps(variance[chosen])
