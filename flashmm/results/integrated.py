@@ -19,8 +19,8 @@ from flashmm.inference.integrated.integration import (
     Integration,
     Part,
     integrate,
-    learn,
 )
+from flashmm.inference.integrated.learning import learn
 from flashmm.inference.integrated.own_rows import OwnPart
 from flashmm.inference.margins import interval_tests
 from flashmm.inference.statistics import Alternative, TStatistics, check_alpha
@@ -252,6 +252,7 @@ def _integration(fitted: FittedModel, prior: Any, *, effects: bool = False) -> I
         prior.grid,
         prior.weights,
         prior.of_features(fitted.names, covariate),
+        prior.following,
     )
 
 
