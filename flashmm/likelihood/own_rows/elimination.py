@@ -9,7 +9,8 @@ With V_1 = sigma2 I + Z_1 D_1 Z_1' for the blocks Z_1 of a layout, and F = [Z_2,
 where Q is a matrix of the border's size. Everything else follows from R = E Z_1'F, block by block:
 T = Z'PZ is t_l = E_l Z_l'Z_l on the diagonal of its first part, less R Q R'. y is a further column
 of F, so quadratic forms in Py come with the traces' matrices. The work of a feature is that of
-products of R, of size q w^2.
+products of R, of size q w^2. The blocks are the last axis of every array, the longest: arithmetic
+runs along it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-from flashmm.likelihood.base import Forms
+from flashmm.likelihood.base import Forms, log_of_product
 from flashmm.likelihood.elimination import small
 from flashmm.likelihood.own_rows.layout import OwnLayout
 
@@ -46,9 +47,9 @@ class Pieces:
     Parameters
     ----------
     d
-        Z_l'Z_l of each block, shape (B, L, s, s).
+        Z_l'Z_l of each block, shape (B, s, s, L).
     U
-        Z_1'[Z_2, X, y], X whitened and y less its projection on X, shape (B, L, s, w + 1).
+        [Z_2, X, y]'Z_1, X whitened and y less its projection on X, shape (B, w + 1, s, L).
     FF
         Cross-products of [Z_2, X, y], shape (B, w + 1, w + 1).
     n
@@ -77,12 +78,10 @@ class Eliminated:
         Shape (B, k).
     D1
         Covariance of a block's effects, shape (B, s, s).
-    E
-        Shape (B, L, s, s).
     t
-        E_l Z_l'Z_l, symmetric, shape (B, L, s, s).
+        E_l Z_l'Z_l, symmetric, shape (B, s, s, L).
     R
-        E U, shape (B, L, s, w + 1).
+        E U, shape (B, w + 1, s, L).
     S
         [F, y]'V_1^-1 [F, y], shape (B, w + 1, w + 1).
     log_det
@@ -96,7 +95,6 @@ class Eliminated:
     layout: OwnLayout
     theta: FloatArray
     D1: FloatArray
-    E: FloatArray
     t: FloatArray
     R: FloatArray
     S: FloatArray
@@ -158,22 +156,20 @@ def covariance_of_border(layout: OwnLayout, theta: FloatArray) -> FloatArray:
 
 
 def times(blocks: FloatArray, U: FloatArray) -> FloatArray:
-    """Blocks (B, L or 1, s, s) times U (B, L, s, c), same shape as U."""
+    """Blocks (B, s, s, L or 1) times U (B, c, s, L), same shape as U."""
     s = U.shape[2]
     if s == 1:
-        return np.asarray(blocks * U)
-    if s > 3:
-        return np.asarray(np.matmul(blocks, U))
-    result = np.empty(np.broadcast_shapes(blocks.shape[:2], U.shape[:2]) + U.shape[2:])
+        return np.asarray(blocks[:, 0] * U[:, :, 0])[:, :, None]
+    result = np.empty((*U.shape[:3], max(blocks.shape[3], U.shape[3])))
     for a in range(s):
-        np.multiply(blocks[:, :, a, 0, None], U[:, :, 0], out=result[:, :, a])
+        np.multiply(blocks[:, None, a, 0], U[:, :, 0], out=result[:, :, a])
         for b in range(1, s):
-            result[:, :, a] += blocks[:, :, a, b, None] * U[:, :, b]
+            result[:, :, a] += blocks[:, None, a, b] * U[:, :, b]
     return result
 
 
 def joined(pairs: tuple[tuple[int, int], ...], R: FloatArray) -> FloatArray:
-    """G_i R for the parameter that joins these effects of each block."""
+    """G_i R (B, c, s, L) for the parameter that joins these effects of each block."""
     if R.shape[2] == 1 and pairs == ((0, 0),):
         return R
     result = np.zeros_like(R)
@@ -183,44 +179,64 @@ def joined(pairs: tuple[tuple[int, int], ...], R: FloatArray) -> FloatArray:
 
 
 def inner(left: FloatArray, right: FloatArray) -> FloatArray:
-    """Sum over blocks of L_l'R_l, shape (B, c, c)."""
-    B, L, s, c = left.shape
-    flat = left.reshape(B, L * s, c)
-    return np.asarray(np.matmul(np.swapaxes(flat, 1, 2), right.reshape(B, L * s, right.shape[3])))
+    """Sum over blocks of L_l'R_l of arrays (B, c, s, L), shape (B, c, c)."""
+    B, c, s, L = left.shape
+    flat = right.reshape(B, right.shape[1], s * L)
+    return np.asarray(np.matmul(left.reshape(B, c, s * L), np.swapaxes(flat, 1, 2)))
+
+
+def combined(weights: FloatArray, R: FloatArray) -> FloatArray:
+    """Weights (B, c, w) times R (B, w, s, L), shape (B, c, s, L)."""
+    B, w, s, L = R.shape
+    flat = np.matmul(weights, R.reshape(B, w, s * L))
+    return np.asarray(flat.reshape(B, weights.shape[1], s, L))
 
 
 def eliminate(layout: OwnLayout, pieces: Pieces, theta: FloatArray) -> Eliminated:
     """Eliminate the blocks at theta (B, k)."""
     sigma2, D1 = theta[:, -1], covariance_of_blocks(layout, theta)
-    E, determinant, lowest, highest, negative = _inverses(pieces.d, D1, sigma2)
+    E, log_det, lowest, highest, negative = _inverses(pieces.d, D1, sigma2)
     R = times(E, pieces.U)
-    S = pieces.FF - inner(pieces.U, times(D1[:, None], R))
+    if layout.s == 1:
+        lost = D1 * inner(pieces.U, R)
+    else:
+        lost = inner(pieces.U, times(D1[..., None], R))
+    S = pieces.FF - lost
     S = 0.5 * (S + np.swapaxes(S, 1, 2)) / sigma2[:, None, None]
     t = times(E, pieces.d)
-    size = layout.L * layout.s
-    log_det = np.log(np.abs(determinant)).sum(axis=1) + (pieces.n - size) * np.log(np.abs(sigma2))
-    return Eliminated(layout, theta, D1, E, t, R, S, log_det, lowest, highest, negative)
+    log_det = log_det + (pieces.n - layout.L * layout.s) * np.log(np.abs(sigma2))
+    return Eliminated(layout, theta, D1, t, R, S, log_det, lowest, highest, negative)
 
 
 def _inverses(
     d: FloatArray, D1: FloatArray, sigma2: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
-    """(sigma2 I + d D_1)^-1, determinants (B, L), ends of the spectra and negative values (B,)."""
-    s = d.shape[2]
+    """Inverses of A_l = sigma2 I + d_l D_1, and what their spectra say.
+
+    Returns
+    -------
+    tuple of array
+        A_l^-1 (B, s, s, L), then, each (B,): sum_l log |det A_l|, the smallest and the largest
+        eigenvalue, and how many are negative.
+    """
+    s = d.shape[1]
     if s == 1:
-        values = sigma2[:, None] + d[:, :, 0, 0] * D1[:, 0, 0, None]
-        ends = values.min(axis=1), values.max(axis=1), (values < 0).sum(axis=1)
-        return (1.0 / values)[:, :, None, None], values, *ends
-    A = times(d, np.broadcast_to(D1[:, None], d.shape))
+        values = sigma2[:, None] + d[:, 0, 0] * D1[:, 0]
+        lowest, negative = values.min(axis=1), np.zeros(values.shape[0], dtype=np.intp)
+        below = np.flatnonzero(lowest < 0)
+        negative[below] = (values[below] < 0).sum(axis=1)
+        log_det = log_of_product(np.abs(values) if below.size else values)
+        return (1.0 / values)[:, None, None], log_det, lowest, values.max(axis=1), negative
+    A = np.swapaxes(times(d, D1[..., None]), 1, 2)  # (B, s, s, L)
     index = np.arange(s)
-    A[:, :, index, index] += sigma2[:, None, None]
+    A[:, index, index] += sigma2[:, None, None]
     if s == 2:
-        determinant = A[..., 0, 0] * A[..., 1, 1] - A[..., 0, 1] * A[..., 1, 0]
+        determinant = A[:, 0, 0] * A[:, 1, 1] - A[:, 0, 1] * A[:, 1, 0]
         E = np.empty_like(A)
-        E[..., 0, 0], E[..., 1, 1] = A[..., 1, 1], A[..., 0, 0]
-        E[..., 0, 1], E[..., 1, 0] = -A[..., 0, 1], -A[..., 1, 0]
-        E /= determinant[..., None, None]
-        half = 0.5 * (A[..., 0, 0] + A[..., 1, 1])
+        E[:, 0, 0], E[:, 1, 1] = A[:, 1, 1], A[:, 0, 0]
+        E[:, 0, 1], E[:, 1, 0] = -A[:, 0, 1], -A[:, 1, 0]
+        E /= determinant[:, None, None]
+        half = 0.5 * (A[:, 0, 0] + A[:, 1, 1])
         root = np.sqrt(np.maximum(half * half - determinant, 0.0))
         values = np.stack([half - root, half + root])
         # The smaller one by the determinant: the difference cancels.
@@ -228,12 +244,14 @@ def _inverses(
         small = np.divide(determinant, big, out=np.zeros_like(big), where=big != 0)
         values = np.asarray(np.stack([small, big], axis=-1))
     else:
+        A = np.moveaxis(A, 3, 1)
         determinant = np.linalg.det(A)
         safe = np.where(determinant[..., None, None] == 0, np.eye(s), A)
-        E = np.asarray(np.linalg.inv(safe), dtype=np.float64)
+        E = np.ascontiguousarray(np.moveaxis(np.linalg.inv(safe), 1, 3), dtype=np.float64)
         values = np.asarray(np.linalg.eigvals(A).real, dtype=np.float64)
     flat = values.reshape(values.shape[0], -1)
-    return E, determinant, flat.min(axis=1), flat.max(axis=1), (flat < 0).sum(axis=1)
+    log_det = np.log(np.abs(determinant)).sum(axis=1)
+    return E, log_det, flat.min(axis=1), flat.max(axis=1), (flat < 0).sum(axis=1)
 
 
 def solve_border(blocks: Eliminated, p: int) -> Border:
@@ -406,11 +424,11 @@ def products(blocks: Eliminated) -> Products:
     second: dict[tuple[int, int], FloatArray] = {}
     for i, mine in enumerate(GR):
         M.append(inner(R, mine))
-        first.append(np.einsum("blss->b", Gt[i]))
+        first.append(np.einsum("bssl->b", Gt[i]))
         tGR = times(t, mine)
         for j in range(i + 1):
             K[j, i] = inner(GR[j], tGR)
-            second[j, i] = (Gt[j] * np.swapaxes(Gt[i], 2, 3)).sum(axis=(1, 2, 3))
+            second[j, i] = np.einsum("bacl,bcal->b", Gt[j], Gt[i])
     return Products(M, K, first, second)
 
 

@@ -91,29 +91,44 @@ class OwnRowsLikelihood(OfProjection):
         return kept[0].take(features)
 
     def _gathered(self, features: IntArray) -> el.Pieces:
+        """Gather pieces, few features at a time."""
+        layout, w = self.layout, self._width
+        B, L, s = features.size, layout.L, layout.s
+        found = el.Pieces(
+            np.empty((B, s, s, L)),
+            np.empty((B, w, s, L)),
+            np.zeros((B, w, w)),
+            self.projection.designs.n[features],
+        )
+        for here in self._passes(B):
+            self._gather(features[here], found.take(here))
+        return found
+
+    def _gather(self, features: IntArray, into: el.Pieces) -> None:
+        """Put the pieces of features in their place."""
         p, layout = self.projection, self.layout
-        B, q2, w = features.size, layout.q2, self._width - 1
+        q2, w = layout.q2, self._width - 1
         stack = p.designs
-        entries = np.empty((B, stack.sums.rows.size + 1))
-        entries[:, :-1] = stack.sums.ZZ[stack.index[features]] / stack.entry_scale
+        entries = np.zeros((features.size, stack.sums.rows.size + 1))
+        np.divide(stack.sums.ZZ[stack.index[features]], stack.entry_scale, out=entries[:, :-1])
         entries[:, :-1] /= stack.root_weight[features, None] ** 2
-        entries[:, -1] = 0.0
-        ZXW = np.matmul(stack.ZX(features), p.whitening[features])
-        ZRy = p.ZY[features] - np.matmul(ZXW, p.WXY[features][:, :, None])[:, :, 0]
-        ZRy /= np.sqrt(p.scale[features])[:, None]
-        U = np.empty((B, layout.L, layout.s, w + 1))
-        U[..., :q2] = entries[:, layout.coupling]
-        U[..., q2:w] = ZXW[:, layout.fine]
-        U[..., w] = ZRy[:, layout.fine]
-        FF = np.zeros((B, w + 1, w + 1))
+        XWZ = stack.whitened_ZX(features, p.whitening[features])
+        yRZ = p.ZY[features] - np.matmul(p.WXY[features][:, None], XWZ)[:, 0]
+        yRZ /= np.sqrt(p.scale[features])[:, None]
+        # Blocks of Z'Z are symmetric.
+        into.d[:] = entries[:, layout.blocks.transpose(1, 2, 0)]
+        U, fine = into.U, layout.fine.T  # (s, L)
+        U[:, :q2] = entries[:, layout.coupling.transpose(2, 1, 0)]
+        U[:, q2:w] = XWZ[:, :, fine]
+        U[:, w] = yRZ[:, fine]
+        FF, border = into.FF, layout.border
         FF[:, :q2, :q2] = entries[:, layout.corner]
-        FF[:, :q2, q2:w] = ZXW[:, layout.border]
-        FF[:, q2:w, :q2] = np.swapaxes(ZXW[:, layout.border], 1, 2)
-        FF[:, :q2, w] = FF[:, w, :q2] = ZRy[:, layout.border]
+        FF[:, q2:w, :q2] = XWZ[:, :, border]
+        FF[:, :q2, q2:w] = np.swapaxes(XWZ[:, :, border], 1, 2)
+        FF[:, :q2, w] = FF[:, w, :q2] = yRZ[:, border]
         index = np.arange(q2, w)
         FF[:, index, index] = 1.0
-        FF[:, w, w] = stack.n[features] - p.p
-        return el.Pieces(entries[:, layout.blocks], U, FF, stack.n[features])
+        FF[:, w, w] = into.n - p.p
 
     def _passes(self, count: int) -> Iterator[slice]:
         step = self._step
@@ -287,7 +302,7 @@ class OwnRowsLikelihood(OfProjection):
             phi = np.matmul(border.Q, blocks.S[:, :w, w:])
             psi = np.concatenate([-phi, np.ones((where.size, 1, 1))], axis=1)
             r = np.empty((where.size, q))
-            r[:, layout.fine] = np.matmul(blocks.R, psi[:, None])[..., 0]
+            r[:, layout.fine.T] = el.combined(np.swapaxes(psi, 1, 2), blocks.R)[:, 0]
             r[:, layout.border] = np.matmul(blocks.S[:, :q2], psi)[:, :, 0]
             blup[where] = p.structure.multiply(at, r) * unit
             if errors is not None:
@@ -306,12 +321,10 @@ class OwnRowsLikelihood(OfProjection):
         """Diagonal of D - D T D for the T of Q, shape (B, q)."""
         layout, w = self.layout, blocks.S.shape[1] - 1
         result = np.empty((Q.shape[0], self.projection.structure.q))
-        R = blocks.R[..., :w]
-        DT = blocks.t - np.matmul(np.matmul(R, Q[:, None]), np.swapaxes(R, 2, 3))
-        D1 = blocks.D1[:, None]
-        lost = np.matmul(np.matmul(D1, DT), D1)
-        diagonal = np.einsum("bss->bs", blocks.D1)[:, None, :] - np.einsum("blss->bls", lost)
-        result[:, layout.fine] = diagonal
+        R = np.ascontiguousarray(blocks.R[:, :w])
+        DT = blocks.t - np.einsum("bwal,bwcl->bacl", el.combined(Q, R), R)
+        lost = np.einsum("bkal,bka->bal", el.times(blocks.D1[..., None], DT), blocks.D1)
+        result[:, layout.fine.T] = np.einsum("bss->bs", blocks.D1)[:, :, None] - lost
         if layout.q2:
             D2 = el.covariance_of_border(layout, blocks.theta)
             _, T22 = el.coupling(blocks, Q)
@@ -343,14 +356,14 @@ def within_samples(likelihood: OwnRowsLikelihood) -> tuple[FloatArray, FloatArra
     rss, rank = np.empty(likelihood.m), np.empty(likelihood.m)
     for here in likelihood._passes(likelihood.m):
         pieces = likelihood.pieces(np.arange(here.start, here.stop))
-        if likelihood.layout.s == 1:
-            values, vectors = pieces.d[..., 0], np.ones((1, 1, 1, 1))
-        else:
-            values, vectors = np.linalg.eigh(pieces.d)
+        values, along = pieces.d[:, 0], pieces.U
+        if likelihood.layout.s > 1:
+            spectra, vectors = np.linalg.eigh(np.moveaxis(pieces.d, 3, 1))
+            values = np.moveaxis(spectra, 1, 2)  # (B, s, L)
+            along = el.times(np.moveaxis(np.swapaxes(vectors, 2, 3), 1, 3), along)
         held = values > _RANK_TOLERANCE * np.maximum(values.max(axis=(1, 2), keepdims=True), 1.0)
         inverse = np.divide(1.0, values, out=np.zeros_like(values), where=held)
-        along = np.matmul(np.swapaxes(vectors, 2, 3), pieces.U)
-        A = pieces.FF - el.inner(along, along * inverse[..., None])
+        A = pieces.FF - el.inner(along, along * inverse[:, None])
         rss[here], rank[here] = el.left_by_border(A, _RANK_TOLERANCE)
         rank[here] += held.sum(axis=(1, 2))
     return rss, rank
@@ -398,8 +411,8 @@ def _one_variance_posed(
 ) -> BoolArray:
     """`well_posed` of a single variance of blocks of one effect: Z'RZ is diag(d) - U U'."""
     p, pieces = likelihood.projection, likelihood.pieces(features)
-    d, U = pieces.d[:, :, 0, 0], pieces.U[:, :, 0, : likelihood.projection.p]
-    lost, inside = (U * U).sum(axis=2), np.matmul(np.swapaxes(U, 1, 2), U)
+    d, U = pieces.d[:, 0, 0], pieces.U[:, : likelihood.projection.p]
+    lost, inside = np.einsum("bpl,bpl->bl", U[:, :, 0], U[:, :, 0]), el.inner(U, U)
     first, second = np.zeros((features.size, 2)), np.zeros((features.size, 2, 2))
     first[:, 0] = (d - lost).sum(axis=1)
     second[:, 0, 0] = (d * (d - 2.0 * lost)).sum(axis=1) + (inside * inside).sum(axis=(1, 2))
@@ -425,7 +438,7 @@ def well_posed(likelihood: OwnRowsLikelihood, *, known_residual: bool = False) -
         corner = np.einsum("bss->bs", pieces.FF)[:, : layout.q2]
         for i, pairs in layout.fine_params:
             if structure.parameters[i].is_variance:
-                totals[:, i] = sum(pieces.d[:, :, a, a].sum(axis=1) for a, _ in pairs)
+                totals[:, i] = sum(pieces.d[:, a, a].sum(axis=1) for a, _ in pairs)
         for i, ones in layout.border_params:
             if structure.parameters[i].is_variance:
                 totals[:, i] = corner[:, ones[0][0]].sum(axis=1)
@@ -450,9 +463,9 @@ class OwnRowsRows:
         result, left = np.empty_like(vectors), np.ones(self.features.size, dtype=bool)
         for where, blocks, border in owner._solved(theta, self.features):
             w, v = blocks.S.shape[1] - 1, vectors[where]
-            R = np.ascontiguousarray(blocks.R[..., :w])
-            inside = np.moveaxis(v[:, :, layout.fine], 1, 3)  # (B, L, s, c)
-            load = el.inner(R, np.ascontiguousarray(inside))
+            R = np.ascontiguousarray(blocks.R[:, :w])
+            inside = v[:, :, layout.fine.T]  # (B, c, s, L)
+            load = el.inner(R, inside)
             turned = -np.matmul(border.Q, load)
             part = np.empty(v.shape)
             if q2:
@@ -461,10 +474,8 @@ class OwnRowsRows:
                 turned += np.matmul(Phi, outer)
                 found = np.matmul(np.swapaxes(Phi, 1, 2), load) + np.matmul(T22, outer)
                 part[:, :, layout.border] = np.swapaxes(found, 1, 2)
-            B, L, s, c = inside.shape
-            first = el.times(blocks.t, inside)
-            first += np.matmul(R.reshape(B, L * s, w), turned).reshape(B, L, s, c)
-            part[:, :, layout.fine] = np.moveaxis(first, 3, 1)
+            first = el.times(blocks.t, inside) + el.combined(np.swapaxes(turned, 1, 2), R)
+            part[:, :, layout.fine.T] = first
             result[where] = part
             left[where] = False
         if left.any():
