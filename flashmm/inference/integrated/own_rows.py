@@ -304,8 +304,8 @@ def _point_by_point(owner: OwnRowsLikelihood, pieces: el.Pieces, ratios: FloatAr
     theta = np.ones((B, k + 1))
     for g in range(G):
         theta[:, :k] = ratios[:, g]
-        blocks = el.eliminate(layout, pieces, theta)
-        border = el.solve_border(blocks, p)
+        blocks, _ = el.eliminate(layout, pieces, theta)
+        border = el.solve_border(layout, blocks, p)
         load = blocks.S[:, :w, w:]
         found = np.matmul(border.Q, load)
         Q[:, g] = blocks.S[:, w, w] - (load * found).sum(axis=(1, 2))

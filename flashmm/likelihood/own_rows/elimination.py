@@ -20,12 +20,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-from flashmm.likelihood.base import Forms, log_of_product
+from flashmm.likelihood.base import Forms
 from flashmm.likelihood.elimination import small
 from flashmm.likelihood.own_rows.layout import OwnLayout
 
 __all__ = [
     "Border",
+    "Effects",
     "Eliminated",
     "Pieces",
     "eliminate",
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 
+# Logarithms cost several times what products do: one is taken of so many factors.
+_TOGETHER = 8
 # Matrices up to this size are factorised entry by entry, where no pivot is below this share of
 # its diagonal entry.
 _FEW, _SAFE_PIVOT = 6, 1e-4
@@ -68,20 +71,14 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Eliminated:
-    """The blocks eliminated at theta.
+    """The blocks eliminated at theta: what is left of them.
 
     Parameters
     ----------
-    layout
-        Where everything is.
     theta
         Shape (B, k).
     D1
         Covariance of a block's effects, shape (B, s, s).
-    t
-        E_l Z_l'Z_l, symmetric, shape (B, s, s, L).
-    R
-        E U, shape (B, w + 1, s, L).
     S
         [F, y]'V_1^-1 [F, y], shape (B, w + 1, w + 1).
     log_det
@@ -92,11 +89,8 @@ class Eliminated:
         How many of those are negative, shape (B,).
     """
 
-    layout: OwnLayout
     theta: FloatArray
     D1: FloatArray
-    t: FloatArray
-    R: FloatArray
     S: FloatArray
     log_det: FloatArray
     lowest: FloatArray
@@ -107,6 +101,26 @@ class Eliminated:
     def sigma2(self) -> FloatArray:
         """Residual variances, shape (B,)."""
         return self.theta[:, -1]
+
+    def take(self, index: IntArray) -> Eliminated:
+        """The same of some of the features."""
+        return Eliminated(*(getattr(self, name)[index] for name in self.__match_args__))
+
+
+@dataclass(frozen=True)
+class Effects:
+    """The blocks' effects at theta.
+
+    Parameters
+    ----------
+    t
+        E_l Z_l'Z_l, symmetric, shape (B, s, s, L).
+    R
+        E U, shape (B, w + 1, s, L).
+    """
+
+    t: FloatArray
+    R: FloatArray
 
 
 @dataclass(frozen=True)
@@ -192,20 +206,18 @@ def combined(weights: FloatArray, R: FloatArray) -> FloatArray:
     return np.asarray(flat.reshape(B, weights.shape[1], s, L))
 
 
-def eliminate(layout: OwnLayout, pieces: Pieces, theta: FloatArray) -> Eliminated:
+def eliminate(layout: OwnLayout, pieces: Pieces, theta: FloatArray) -> tuple[Eliminated, Effects]:
     """Eliminate the blocks at theta (B, k)."""
     sigma2, D1 = theta[:, -1], covariance_of_blocks(layout, theta)
     E, log_det, lowest, highest, negative = _inverses(pieces.d, D1, sigma2)
     R = times(E, pieces.U)
-    if layout.s == 1:
-        lost = D1 * inner(pieces.U, R)
-    else:
-        lost = inner(pieces.U, times(D1[..., None], R))
+    lost = D1 * inner(pieces.U, R) if layout.s == 1 else inner(pieces.U, times(D1[..., None], R))
     S = pieces.FF - lost
     S = 0.5 * (S + np.swapaxes(S, 1, 2)) / sigma2[:, None, None]
     t = times(E, pieces.d)
     log_det = log_det + (pieces.n - layout.L * layout.s) * np.log(np.abs(sigma2))
-    return Eliminated(layout, theta, D1, t, R, S, log_det, lowest, highest, negative)
+    left = Eliminated(theta, D1, S, log_det, lowest, highest, negative)
+    return left, Effects(t, R)
 
 
 def _inverses(
@@ -225,7 +237,7 @@ def _inverses(
         lowest, negative = values.min(axis=1), np.zeros(values.shape[0], dtype=np.intp)
         below = np.flatnonzero(lowest < 0)
         negative[below] = (values[below] < 0).sum(axis=1)
-        log_det = log_of_product(np.abs(values) if below.size else values)
+        log_det = _log_of_product(np.abs(values) if below.size else values)
         return (1.0 / values)[:, None, None], log_det, lowest, values.max(axis=1), negative
     A = np.swapaxes(times(d, D1[..., None]), 1, 2)  # (B, s, s, L)
     index = np.arange(s)
@@ -254,9 +266,18 @@ def _inverses(
     return E, log_det, flat.min(axis=1), flat.max(axis=1), (flat < 0).sum(axis=1)
 
 
-def solve_border(blocks: Eliminated, p: int) -> Border:
+def _log_of_product(values: FloatArray) -> FloatArray:
+    """sum_l log d_l for d (B, L) >= 0, shape (B,), with one logarithm for several factors."""
+    products = np.multiply.reduceat(values, np.arange(0, values.shape[1], _TOGETHER), axis=1)
+    total = np.log(products).sum(axis=1)
+    lost = np.flatnonzero(~np.isfinite(total))
+    total[lost] = np.log(values[lost]).sum(axis=1)
+    return np.asarray(total)
+
+
+def solve_border(layout: OwnLayout, blocks: Eliminated, p: int) -> Border:
     """Eliminate the border: Z_2 first, X next."""
-    layout, S = blocks.layout, blocks.S
+    S = blocks.S
     B, q2, w = S.shape[0], layout.q2, S.shape[1] - 1
     Q_whole = np.zeros((B, w, w))
     log_det, regular = np.zeros(B), np.ones(B, dtype=bool)
@@ -374,9 +395,9 @@ def left_by_border(A: FloatArray, tolerance: float) -> tuple[FloatArray, FloatAr
     return rss, rank
 
 
-def positive_border(blocks: Eliminated) -> tuple[BoolArray, IntArray]:
+def positive_border(layout: OwnLayout, blocks: Eliminated) -> tuple[BoolArray, IntArray]:
     """Where V is positive definite given that V_1 is, and how many eigenvalues are not, (B,)."""
-    layout, q2 = blocks.layout, blocks.layout.q2
+    q2 = layout.q2
     if q2 == 0:
         B = blocks.S.shape[0]
         return np.ones(B, dtype=bool), np.zeros(B, dtype=np.intp)
@@ -414,10 +435,10 @@ class Products:
     second: dict[tuple[int, int], FloatArray]
 
 
-def products(blocks: Eliminated) -> Products:
+def products(layout: OwnLayout, effects: Effects) -> Products:
     """The sums over blocks that traces and quadratic forms share."""
-    R, t = blocks.R, blocks.t
-    pairs = [pairs for _, pairs in blocks.layout.fine_params]
+    R, t = effects.R, effects.t
+    pairs = [pairs for _, pairs in layout.fine_params]
     GR = [joined(one, R) for one in pairs]
     Gt = [joined(one, t) for one in pairs]
     M, K, first = [], {}, []
@@ -432,9 +453,11 @@ def products(blocks: Eliminated) -> Products:
     return Products(M, K, first, second)
 
 
-def quadratic_forms(blocks: Eliminated, border: Border, found: Products) -> Forms:
+def quadratic_forms(
+    layout: OwnLayout, blocks: Eliminated, border: Border, found: Products
+) -> Forms:
     """y'Py, y'P V_i P y and y'P V_i P V_j P y; the residual last."""
-    layout, S = blocks.layout, blocks.S
+    S = blocks.S
     w, q2, theta = S.shape[1] - 1, layout.q2, blocks.theta
     B, k = theta.shape
     phi = np.matmul(border.Q, S[:, :w, w:])
@@ -453,7 +476,7 @@ def quadratic_forms(blocks: Eliminated, border: Border, found: Products) -> Form
         second[:, i, j] = second[:, j, i] = part
     if q2:
         r2 = np.matmul(S[:, :q2], psi)[:, :, 0]
-        Phi, T22 = coupling(blocks, border.Q)
+        Phi, T22 = coupling(blocks.S, border.Q, q2)
         turned = np.zeros((B, len(layout.border_params), q2))
         for number, (i, pairs) in enumerate(layout.border_params):
             for rows, columns in pairs:
@@ -472,9 +495,8 @@ def quadratic_forms(blocks: Eliminated, border: Border, found: Products) -> Form
     return forms
 
 
-def coupling(blocks: Eliminated, Q: FloatArray) -> tuple[FloatArray, FloatArray]:
+def coupling(S: FloatArray, Q: FloatArray, q2: int) -> tuple[FloatArray, FloatArray]:
     """Phi (B, w, q2) and T_22 (B, q2, q2): T_12 = R Phi."""
-    S, q2 = blocks.S, blocks.layout.q2
     w = S.shape[1] - 1
     QS = np.matmul(Q, S[:, :w, :q2])
     Phi = -QS
@@ -484,10 +506,15 @@ def coupling(blocks: Eliminated, Q: FloatArray) -> tuple[FloatArray, FloatArray]
 
 
 def traces(
-    blocks: Eliminated, Q: FloatArray, found: Products, log_det: FloatArray, df: FloatArray
+    layout: OwnLayout,
+    blocks: Eliminated,
+    Q: FloatArray,
+    found: Products,
+    log_det: FloatArray,
+    df: FloatArray,
 ) -> Forms:
     """A log determinant, tr(P V_i) and tr(P V_i P V_j) for the P of Q; the residual last."""
-    layout, theta = blocks.layout, blocks.theta
+    theta = blocks.theta
     w, q2 = blocks.S.shape[1] - 1, layout.q2
     B, k = theta.shape
     first, second = np.zeros((B, k)), np.zeros((B, k, k))
@@ -500,7 +527,7 @@ def traces(
         part += (QM[a] * np.swapaxes(QM[b], 1, 2)).sum(axis=(1, 2))
         second[:, i, j] = second[:, j, i] = part
     if q2:
-        Phi, T22 = coupling(blocks, Q)
+        Phi, T22 = coupling(blocks.S, Q, q2)
         for number, (i, mine) in enumerate(layout.border_params):
             for row, column in mine:
                 first[:, i] += T22[:, row, column].sum(axis=1)

@@ -164,16 +164,17 @@ class OwnRowsLikelihood(OfProjection):
         pieces = self.pieces(features)
         if not usable.all():
             theta = np.where(usable[:, None], theta, self._origin())
-        blocks = el.eliminate(self.layout, pieces, theta)
+        layout = self.layout
+        blocks, effects = el.eliminate(layout, pieces, theta)
+        found = el.products(layout, effects)
         trusted, outside = self._trusted(blocks)
-        border = el.solve_border(blocks, p.p)
-        found = el.products(blocks)
+        border = el.solve_border(layout, blocks, p.p)
         df = pieces.n - (0.0 if ml else float(p.p))
         log_det = blocks.log_det + border.log_det + (0.0 if ml else border.log_det_X)
         Q = border.Q_whole if ml else border.Q
         evaluation = assembled(
-            el.quadratic_forms(blocks, border, found),
-            el.traces(blocks, Q, found, log_det, df),
+            el.quadratic_forms(layout, blocks, border, found),
+            el.traces(layout, blocks, Q, found, log_det, df),
             theta[:, -1],
             n=pieces.n,
             df=df,
@@ -202,15 +203,7 @@ class OwnRowsLikelihood(OfProjection):
         if q2:
             rows = np.flatnonzero(good & ~self._border_is_psd(blocks.theta))
             if rows.size:
-                some = el.Eliminated(
-                    blocks.layout,
-                    *(
-                        getattr(blocks, name)[rows]
-                        for name in blocks.__match_args__
-                        if name != "layout"
-                    ),
-                )
-                positive, count = el.positive_border(some)
+                positive, count = el.positive_border(self.layout, blocks.take(rows))
                 good[rows] = positive
                 outside[rows] = count > (0 if self.method == "ML" else p)
         return good, outside
@@ -232,8 +225,8 @@ class OwnRowsLikelihood(OfProjection):
 
     def _solved(
         self, theta: FloatArray, features: IntArray
-    ) -> Iterator[tuple[IntArray, el.Eliminated, el.Border]]:
-        """Blocks and border of the features whose elimination is to be trusted, by passes.
+    ) -> Iterator[tuple[IntArray, el.Eliminated, el.Effects, el.Border]]:
+        """Blocks, effects and border of the features to be trusted with that, by passes.
 
         Those of the others are None: the stack has to tell.
         """
@@ -244,20 +237,21 @@ class OwnRowsLikelihood(OfProjection):
             if where.size == 0:
                 continue
             with np.errstate(all="ignore"):
-                blocks = el.eliminate(self.layout, self.pieces(features[where]), theta[where])
-                good, _ = self._trusted(blocks)
-                if not good.all():
-                    where = where[good]
+                layout = self.layout
+                blocks, effects = el.eliminate(layout, self.pieces(features[where]), theta[where])
+                good = np.flatnonzero(self._trusted(blocks)[0])
+                if good.size < where.size:
+                    where, blocks = where[good], blocks.take(good)
                     if where.size == 0:
                         continue
-                    blocks = el.eliminate(self.layout, self.pieces(features[where]), theta[where])
-                yield where, blocks, el.solve_border(blocks, self.projection.p)
+                    effects = el.Effects(effects.t[good], effects.R[good])
+                yield where, blocks, effects, el.solve_border(layout, blocks, self.projection.p)
 
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Generalised least squares at theta, shape (B, p)."""
         p, q2 = self.projection, self.layout.q2
         result, left = np.empty((features.size, p.p)), np.ones(features.size, dtype=bool)
-        for where, blocks, border in self._solved(theta, features):
+        for where, blocks, _, border in self._solved(theta, features):
             here, w = features[where], blocks.S.shape[1] - 1
             moved = np.matmul(border.Q[:, q2:], blocks.S[:, :w, w:])
             change = np.matmul(p.whitening[here], moved)[:, :, 0]
@@ -272,7 +266,7 @@ class OwnRowsLikelihood(OfProjection):
         """Covariance matrices of the fixed effects, shape (B, p, p)."""
         p = self.projection
         result, left = np.empty((features.size, p.p, p.p)), np.ones(features.size, dtype=bool)
-        for where, _, border in self._solved(theta, features):
+        for where, _, _, border in self._solved(theta, features):
             here = features[where]
             W = p.whitening[here]
             C = np.matmul(np.matmul(W, border.N), np.swapaxes(W, 1, 2))
@@ -296,18 +290,18 @@ class OwnRowsLikelihood(OfProjection):
         q, q2 = p.structure.q, layout.q2
         blup, left = np.empty((features.size, q)), np.ones(features.size, dtype=bool)
         errors = None if se is None else np.empty((features.size, q))
-        for where, blocks, border in self._solved(theta, features):
+        for where, blocks, effects, border in self._solved(theta, features):
             here, w, at = features[where], blocks.S.shape[1] - 1, theta[where]
             unit = np.sqrt(p.scale[here])[:, None] / p.designs.units[here]
             phi = np.matmul(border.Q, blocks.S[:, :w, w:])
             psi = np.concatenate([-phi, np.ones((where.size, 1, 1))], axis=1)
             r = np.empty((where.size, q))
-            r[:, layout.fine.T] = el.combined(np.swapaxes(psi, 1, 2), blocks.R)[:, 0]
+            r[:, layout.fine.T] = el.combined(np.swapaxes(psi, 1, 2), effects.R)[:, 0]
             r[:, layout.border] = np.matmul(blocks.S[:, :q2], psi)[:, :, 0]
             blup[where] = p.structure.multiply(at, r) * unit
             if errors is not None:
                 Q = border.Q if se == "prediction" else border.Q_whole
-                errors[where] = standard_errors(self._left_over(blocks, Q)) * unit
+                errors[where] = standard_errors(self._left_over(blocks, effects, Q)) * unit
             left[where] = False
         if left.any():
             rest = np.flatnonzero(left)
@@ -317,17 +311,17 @@ class OwnRowsLikelihood(OfProjection):
                 errors[rest] = part.se
         return RandomEffects(blup, errors)
 
-    def _left_over(self, blocks: el.Eliminated, Q: FloatArray) -> FloatArray:
+    def _left_over(self, blocks: el.Eliminated, effects: el.Effects, Q: FloatArray) -> FloatArray:
         """Diagonal of D - D T D for the T of Q, shape (B, q)."""
         layout, w = self.layout, blocks.S.shape[1] - 1
         result = np.empty((Q.shape[0], self.projection.structure.q))
-        R = np.ascontiguousarray(blocks.R[:, :w])
-        DT = blocks.t - np.einsum("bwal,bwcl->bacl", el.combined(Q, R), R)
+        R = np.ascontiguousarray(effects.R[:, :w])
+        DT = effects.t - np.einsum("bwal,bwcl->bacl", el.combined(Q, R), R)
         lost = np.einsum("bkal,bka->bal", el.times(blocks.D1[..., None], DT), blocks.D1)
         result[:, layout.fine.T] = np.einsum("bss->bs", blocks.D1)[:, :, None] - lost
         if layout.q2:
             D2 = el.covariance_of_border(layout, blocks.theta)
-            _, T22 = el.coupling(blocks, Q)
+            _, T22 = el.coupling(blocks.S, Q, layout.q2)
             lost = np.matmul(np.matmul(D2, T22), D2)
             result[:, layout.border] = np.einsum("bss->bs", D2 - lost)
         return result
@@ -383,11 +377,12 @@ class _Origin:
     def of(cls, likelihood: OwnRowsLikelihood, features: IntArray) -> _Origin:
         pieces = likelihood.pieces(features)
         theta = np.tile(likelihood._origin(), (features.size, 1))
-        blocks = el.eliminate(likelihood.layout, pieces, theta)
-        border = el.solve_border(blocks, likelihood.projection.p)
-        found = el.products(blocks)
+        layout = likelihood.layout
+        blocks, effects = el.eliminate(layout, pieces, theta)
+        found = el.products(layout, effects)
+        border = el.solve_border(layout, blocks, likelihood.projection.p)
         df = pieces.n - likelihood.projection.p
-        traces = el.traces(blocks, border.Q, found, np.zeros(features.size), df)
+        traces = el.traces(layout, blocks, border.Q, found, np.zeros(features.size), df)
         return cls(pieces, blocks, border, found, traces)
 
 
@@ -402,7 +397,9 @@ def at_zero_ratios(likelihood: OwnRowsLikelihood) -> tuple[FloatArray, FloatArra
         at = _Origin.of(likelihood, np.arange(here.start, here.stop))
         first[here] = at.traces.first[:, :k]
         second[here] = np.einsum("bii->bi", at.traces.second)[:, :k]
-        forms[here] = el.quadratic_forms(at.blocks, at.border, at.found).first[:, :k]
+        forms[here] = el.quadratic_forms(likelihood.layout, at.blocks, at.border, at.found).first[
+            :, :k
+        ]
     return first, second, forms
 
 
@@ -461,20 +458,20 @@ class OwnRowsRows:
         owner = self.likelihood
         layout, q2 = owner.layout, owner.layout.q2
         result, left = np.empty_like(vectors), np.ones(self.features.size, dtype=bool)
-        for where, blocks, border in owner._solved(theta, self.features):
+        for where, blocks, effects, border in owner._solved(theta, self.features):
             w, v = blocks.S.shape[1] - 1, vectors[where]
-            R = np.ascontiguousarray(blocks.R[:, :w])
+            R = np.ascontiguousarray(effects.R[:, :w])
             inside = v[:, :, layout.fine.T]  # (B, c, s, L)
             load = el.inner(R, inside)
             turned = -np.matmul(border.Q, load)
             part = np.empty(v.shape)
             if q2:
-                Phi, T22 = el.coupling(blocks, border.Q)
+                Phi, T22 = el.coupling(blocks.S, border.Q, q2)
                 outer = np.swapaxes(v[:, :, layout.border], 1, 2)
                 turned += np.matmul(Phi, outer)
                 found = np.matmul(np.swapaxes(Phi, 1, 2), load) + np.matmul(T22, outer)
                 part[:, :, layout.border] = np.swapaxes(found, 1, 2)
-            first = el.times(blocks.t, inside) + el.combined(np.swapaxes(turned, 1, 2), R)
+            first = el.times(effects.t, inside) + el.combined(np.swapaxes(turned, 1, 2), R)
             part[:, :, layout.fine.T] = first
             result[where] = part
             left[where] = False
@@ -488,7 +485,7 @@ class OwnRowsRows:
         """Whether V is positive definite, shape (B,)."""
         owner = self.likelihood
         result = np.zeros(self.features.size, dtype=bool)
-        for where, _, _ in owner._solved(theta, self.features):
+        for where, *_ in owner._solved(theta, self.features):
             result[where] = True
         rest = np.flatnonzero(~result)
         if rest.size:
