@@ -21,8 +21,8 @@ import numpy as np
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood.base import Forms
-from flashmm.likelihood.elimination import small
 from flashmm.likelihood.own_rows.layout import OwnLayout
+from flashmm.likelihood.own_rows.sweep import SAFE_PIVOT, planes, sweep, unplaned
 
 __all__ = [
     "Border",
@@ -38,9 +38,8 @@ __all__ = [
 
 # Logarithms cost several times what products do: one is taken of so many factors.
 _TOGETHER = 8
-# Matrices up to this size are factorised entry by entry, where no pivot is below this share of
-# its diagonal entry.
-_FEW, _SAFE_PIVOT = 6, 1e-4
+# What is left of a column's square, after those before it, where it depends on them.
+_DEPENDENT = 1e-12
 
 
 @dataclass(frozen=True)
@@ -149,6 +148,11 @@ class Border:
     log_det: FloatArray
     log_det_X: FloatArray
     regular: BoolArray
+
+    def put(self, index: IntArray, other: Border) -> None:
+        """Overwrite some of the features, in place."""
+        for name in self.__match_args__:
+            getattr(self, name)[index] = getattr(other, name)
 
 
 def covariance_of_blocks(layout: OwnLayout, theta: FloatArray) -> FloatArray:
@@ -276,93 +280,69 @@ def _log_of_product(values: FloatArray) -> FloatArray:
 
 
 def solve_border(layout: OwnLayout, blocks: Eliminated, p: int) -> Border:
-    """Eliminate the border: Z_2 first, X next."""
-    S = blocks.S
-    B, q2, w = S.shape[0], layout.q2, S.shape[1] - 1
-    Q_whole = np.zeros((B, w, w))
+    """Eliminate the border: Z_2 first, X next.
+
+    Where D_2 = C^2 is diagonal, with [C, I] for Z_2 and X and M = [C, I] S [C, I] + [I, 0],
+
+        Q = [C, I] M^-1 [C, I]      |V| / |V_1| = |M_22|      |X'V^-1X| = |M| / |M_22|
+    """
+    S, q2 = blocks.S, layout.q2
+    B, w = S.shape[0], S.shape[1] - 1
+    D2 = covariance_of_border(layout, blocks.theta)
+    diagonal = np.diagonal(D2, axis1=1, axis2=2)
+    alone = np.count_nonzero(D2, axis=(1, 2)) == np.count_nonzero(diagonal, axis=1)
+    rooted = alone & (diagonal >= 0).all(axis=1)
+    C = np.ones((w, B))
+    C[:q2] = np.sqrt(np.where(rooted[:, None], diagonal, 0.0)).T
+    M = planes(S[:, :w, :w])
+    M *= C
+    M *= C[:, None]
+    index = np.arange(q2)
+    M[index, index] += 1.0
+    pivots, safe = sweep(M, range(q2))
+    with np.errstate(all="ignore"):
+        log_det = np.log(np.abs(pivots)).sum(axis=0)
+        Q_whole = np.zeros((B, w, w))
+        if q2:
+            J = -C[:q2] * M[:q2, :q2]
+            J *= C[:q2, None]
+            Q_whole[:, :q2, :q2] = np.moveaxis(J, 2, 0)
+        pivots, clear = sweep(M, range(q2, w))
+        log_det_X = np.log(np.abs(pivots)).sum(axis=0)
+        M *= -C
+        M *= C[:, None]
+    Q = unplaned(M)
+    N = np.ascontiguousarray(Q[:, q2:, q2:])
+    border = Border(Q, Q_whole, N, log_det, log_det_X, rooted & safe & clear)
+    rest = np.flatnonzero(~border.regular)
+    if rest.size:
+        border.put(rest, _with_pivoting(S[rest], D2[rest], p))
+    return border
+
+
+def _with_pivoting(S: FloatArray, D2: FloatArray, p: int) -> Border:
+    """The same for any D_2 (B, q2, q2), by LAPACK."""
+    B, q2, w = S.shape[0], D2.shape[1], S.shape[1] - 1
+    Q_whole, kappa = np.zeros((B, w, w)), np.zeros((B, w, p))
     log_det, regular = np.zeros(B), np.ones(B, dtype=bool)
-    Sxx, kappa = S[:, q2:w, q2:w], np.zeros((B, w, p))
+    Sxx = S[:, q2:w, q2:w]
     kappa[:, q2:] = np.eye(p)
     if q2:
-        D2 = covariance_of_border(layout, blocks.theta)
-        J, log_det, regular = _solve_effects(S[:, :q2, :q2], D2)
+        A, index = np.matmul(D2, S[:, :q2, :q2]), np.arange(q2)
+        A[:, index, index] += 1.0
+        inverse, log_det, regular = _inverse(A)
+        J = np.matmul(inverse, D2)
+        J = 0.5 * (J + np.swapaxes(J, 1, 2))
         Q_whole[:, :q2, :q2] = J
         kappa[:, :q2] = -np.matmul(J, S[:, :q2, q2:w])
         Sxx = Sxx + np.matmul(S[:, q2:w, :q2], kappa[:, :q2])
-    N, log_det_X, fixed = _inverse_of_symmetric(0.5 * (Sxx + np.swapaxes(Sxx, 1, 2)))
+    N, log_det_X, fixed = _inverse(0.5 * (Sxx + np.swapaxes(Sxx, 1, 2)))
     Q = Q_whole + np.matmul(np.matmul(kappa, N), np.swapaxes(kappa, 1, 2))
     return Border(Q, Q_whole, N, log_det, log_det_X, regular & fixed)
 
 
-def _solve_effects(S: FloatArray, D2: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
-    """(I + D_2 S)^-1 D_2, log |I + D_2 S| and where that is real; S and D_2 are (B, c, c).
-
-    I + D_2 S is not symmetric unless D_2 is a multiple of I. Where D_2 = C^2 is diagonal,
-    (I + D_2 S)^-1 D_2 = C (I + C S C)^-1 C, whose inner matrix is, with the same determinant.
-    """
-    diagonal = np.diagonal(D2, axis1=1, axis2=2)
-    alone = np.count_nonzero(D2, axis=(1, 2)) == np.count_nonzero(diagonal, axis=1)
-    rooted = alone & (diagonal >= 0).all(axis=1)
-    if rooted.all():
-        return _by_scales(S, np.sqrt(diagonal))
-    J, log_det, regular = np.empty_like(D2), np.empty(rooted.size), np.empty_like(rooted)
-    # Row by row: what one feature gets does not depend on the others of its pass.
-    for where, solve in ((rooted, _by_scales), (~rooted, _by_product)):
-        if where.any():
-            D = np.sqrt(diagonal[where]) if solve is _by_scales else D2[where]
-            J[where], log_det[where], regular[where] = solve(S[where], D)
-    return J, log_det, regular
-
-
-def _by_scales(S: FloatArray, C: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
-    left, right, index = C[:, :, None], C[:, None, :], np.arange(C.shape[1])
-    M = left * S * right
-    M[:, index, index] += 1.0
-    inverse, log_det, regular = _inverse_of_symmetric(M)
-    return left * inverse * right, log_det, regular
-
-
-def _by_product(S: FloatArray, D2: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
-    A, index = np.matmul(D2, S), np.arange(D2.shape[1])
-    A[:, index, index] += 1.0
-    inverse, log_det, regular = _inverse_by_lapack(A)
-    J = np.matmul(inverse, D2)
-    return 0.5 * (J + np.swapaxes(J, 1, 2)), log_det, regular
-
-
-def _inverse_of_symmetric(A: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
-    """Inverses of symmetric matrices (B, c, c), logs of determinants, and which are positive.
-
-    Of small ones only the upper triangle is read.
-    """
-    if A.shape[1] == 1:
-        value = A[:, :, 0]
-        positive = value[:, 0] > 0
-        return 1.0 / A, np.log(np.abs(value[:, 0])), positive
-    c = A.shape[1]
-    if c == 0 or c > _FEW:
-        return _inverse_by_lapack(A)
-    planes = [np.ascontiguousarray(A[:, a, b]) for a, b in small.pairs(c)]
-    lower, pivots = small.factorise(planes, c)
-    safe = np.ones(A.shape[0], dtype=bool)
-    for pivot, own in zip(pivots, small.diagonal(planes, c), strict=True):
-        safe &= pivot > _SAFE_PIVOT * own
-    with np.errstate(all="ignore"):
-        entries = small.full(small.inverse_of_factors(lower, pivots), c)
-        log_det = np.log(np.abs(np.prod(pivots, axis=0)))
-    inverse = np.empty_like(A)
-    for a in range(c):
-        for b in range(c):
-            inverse[:, a, b] = entries[a][b]
-    safe &= np.isfinite(log_det)
-    good = safe.copy()
-    rest = np.flatnonzero(~safe)
-    if rest.size:
-        inverse[rest], log_det[rest], good[rest] = _inverse_by_lapack(A[rest])
-    return inverse, log_det, good
-
-
-def _inverse_by_lapack(A: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
+def _inverse(A: FloatArray) -> tuple[FloatArray, FloatArray, BoolArray]:
+    """Inverses of matrices (B, c, c), logs of their determinants, and which are positive."""
     sign, log_det = np.linalg.slogdet(A)
     good = (sign > 0) & np.isfinite(log_det)
     if not good.all():
@@ -375,15 +355,12 @@ def left_by_border(A: FloatArray, tolerance: float) -> tuple[FloatArray, FloatAr
 
     A direction counts whose eigenvalue exceeds ``tolerance``. Both have shape (B,).
     """
-    B, w = A.shape[0], A.shape[1] - 1
-    rss, rank, rest = np.empty(B), np.full(B, float(w)), np.arange(B)
-    if w <= _FEW:
-        planes = [np.ascontiguousarray(A[:, a, b]) for a, b in small.pairs(w + 1)]
-        _, pivots = small.factorise(planes, w + 1)
-        clear = np.ones(B, dtype=bool)
-        for pivot in pivots[:w]:
-            clear &= pivot > _SAFE_PIVOT
-        rss[:], rest = pivots[w], np.flatnonzero(~clear)
+    w, M = A.shape[1] - 1, planes(A)
+    least = _DEPENDENT * np.diagonal(A, axis1=1, axis2=2)[:, :w].T
+    pivots, _ = sweep(M, range(w), _DEPENDENT)
+    rss, kept = M[w, w].copy(), pivots > least
+    rank = kept.sum(axis=0).astype(np.float64)
+    rest = np.flatnonzero(~((pivots > SAFE_PIVOT) | ~kept).all(axis=0))
     if rest.size:
         part = A[rest]
         left, basis = np.linalg.eigh(part[:, :w, :w])
