@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from flashmm.arrays.blas import one_blas_thread
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.design import Design
 from flashmm.exceptions import InputError
@@ -37,7 +38,25 @@ from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["OwnTables", "sum_by_pattern", "sum_own_rows"]
 
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
+
+def _held(function: Callable[P, Result]) -> Callable[P, Result]:
+    """Hold BLAS to one thread in a function of a source and a design, unless X is wide."""
+
+    @wraps(function)
+    def held(*args: P.args, **kwargs: P.kwargs) -> Result:
+        design = args[1]
+        assert isinstance(design, Design)
+        p = design.X.shape[1]
+        with one_blas_thread(p * (p + 1) // 2):  # columns of what weights are multiplied with
+            return function(*args, **kwargs)
+
+    return held
+
+
+@_held
 def sum_by_pattern(
     source: Source,
     design: Design,
@@ -192,6 +211,7 @@ class OwnTables:
         )
 
 
+@_held
 def sum_own_rows(
     source: Source,
     design: Design,
