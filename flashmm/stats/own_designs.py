@@ -380,21 +380,20 @@ def add_design_sums(
 def _add_some(
     into: DesignSums,
     products: RowProducts,
-    weights: FloatArray | BoolArray,
+    given: FloatArray | BoolArray,
     values: Sequence[FloatArray],
 ) -> None:
     """The same for all the designs of ``into``."""
     own, q, f = products.own, into.q, into.count
-    there = weights > 0
+    there = given > 0
     count = np.count_nonzero(there, axis=1)
     into.n[:] += count
-    plain = weights.dtype == bool
+    plain = given.dtype == bool
     seen = np.ascontiguousarray(there, dtype=np.float64)
+    weights = seen if plain else np.ascontiguousarray(given, dtype=np.float64)
     if plain:
-        weights = seen
         into.total[:] += count
     else:
-        weights = np.ascontiguousarray(weights)
         logs = np.log(weights, out=np.zeros_like(weights), where=there)
         into.log_weights[:] += logs.sum(axis=1)
         into.total[:] += weights.sum(axis=1)

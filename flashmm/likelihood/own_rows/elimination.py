@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-from flashmm.likelihood.base import Forms
 from flashmm.likelihood.own_rows.layout import OwnLayout
 from flashmm.likelihood.own_rows.sweep import SAFE_PIVOT, planes, sweep, unplaned
 
@@ -29,10 +28,16 @@ __all__ = [
     "Effects",
     "Eliminated",
     "Pieces",
+    "combined",
+    "covariance_of_blocks",
+    "covariance_of_border",
     "eliminate",
-    "quadratic_forms",
+    "inner",
+    "joined",
+    "left_by_border",
+    "positive_border",
     "solve_border",
-    "traces",
+    "times",
 ]
 
 
@@ -238,7 +243,7 @@ def _inverses(
     s = d.shape[1]
     if s == 1:
         values = sigma2[:, None] + d[:, 0, 0] * D1[:, 0]
-        lowest, negative = values.min(axis=1), np.zeros(values.shape[0], dtype=np.intp)
+        lowest, negative = values.min(axis=1), np.zeros(values.shape[0])
         below = np.flatnonzero(lowest < 0)
         negative[below] = (values[below] < 0).sum(axis=1)
         log_det = _log_of_product(np.abs(values) if below.size else values)
@@ -385,153 +390,3 @@ def positive_border(layout: OwnLayout, blocks: Eliminated) -> tuple[BoolArray, I
     M[:, np.arange(q2), np.arange(q2)] += 1.0
     values = np.linalg.eigvalsh(M)
     return np.asarray(values[:, 0] > 1e-10), np.asarray((values <= 1e-10).sum(axis=1))
-
-
-# ---- likelihood ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Products:
-    """Sums over blocks of products of R, for the parameters i <= j of the blocks.
-
-    Parameters
-    ----------
-    M
-        R'G_i R, each (B, w + 1, w + 1).
-    K
-        R'G_i t G_j R, each (B, w + 1, w + 1).
-    first
-        tr(G_i t), each (B,).
-    second
-        tr(G_i t G_j t), each (B,).
-    """
-
-    M: list[FloatArray]
-    K: dict[tuple[int, int], FloatArray]
-    first: list[FloatArray]
-    second: dict[tuple[int, int], FloatArray]
-
-
-def products(layout: OwnLayout, effects: Effects) -> Products:
-    """The sums over blocks that traces and quadratic forms share."""
-    R, t = effects.R, effects.t
-    pairs = [pairs for _, pairs in layout.fine_params]
-    GR = [joined(one, R) for one in pairs]
-    Gt = [joined(one, t) for one in pairs]
-    M, K, first = [], {}, []
-    second: dict[tuple[int, int], FloatArray] = {}
-    for i, mine in enumerate(GR):
-        M.append(inner(R, mine))
-        first.append(np.einsum("bssl->b", Gt[i]))
-        tGR = times(t, mine)
-        for j in range(i + 1):
-            K[j, i] = inner(GR[j], tGR)
-            second[j, i] = np.einsum("bacl,bcal->b", Gt[j], Gt[i])
-    return Products(M, K, first, second)
-
-
-def quadratic_forms(
-    layout: OwnLayout, blocks: Eliminated, border: Border, found: Products
-) -> Forms:
-    """y'Py, y'P V_i P y and y'P V_i P V_j P y; the residual last."""
-    S = blocks.S
-    w, q2, theta = S.shape[1] - 1, layout.q2, blocks.theta
-    B, k = theta.shape
-    phi = np.matmul(border.Q, S[:, :w, w:])
-    psi = np.concatenate([-phi, np.ones((B, 1, 1))], axis=1)  # P y = V_1^-1 [F, y] psi
-    value = np.matmul(S[:, w:, :], psi)[:, 0, 0]
-    first, second = np.zeros((B, k)), np.zeros((B, k, k))
-    loads = []  # F'V_1^-1 Z_1 G_i r_1 of the blocks' parameters, (B, w, 1)
-    for (i, _), M in zip(layout.fine_params, found.M, strict=True):
-        Mpsi = np.matmul(M, psi)
-        first[:, i] = np.matmul(np.swapaxes(psi, 1, 2), Mpsi)[:, 0, 0]
-        loads.append(Mpsi[:, :w])
-    for (a, b), K in found.K.items():
-        i, j = layout.fine_params[a][0], layout.fine_params[b][0]
-        part = np.matmul(np.swapaxes(psi, 1, 2), np.matmul(K, psi))[:, 0, 0]
-        part -= np.matmul(np.swapaxes(loads[a], 1, 2), np.matmul(border.Q, loads[b]))[:, 0, 0]
-        second[:, i, j] = second[:, j, i] = part
-    if q2:
-        r2 = np.matmul(S[:, :q2], psi)[:, :, 0]
-        Phi, T22 = coupling(blocks.S, border.Q, q2)
-        turned = np.zeros((B, len(layout.border_params), q2))
-        for number, (i, pairs) in enumerate(layout.border_params):
-            for rows, columns in pairs:
-                turned[:, number, rows] += r2[:, columns]
-            first[:, i] = (turned[:, number] * r2).sum(axis=1)
-        inside = np.matmul(np.matmul(turned, T22), np.swapaxes(turned, 1, 2))
-        at = np.array([i for i, _ in layout.border_params], dtype=np.intp)
-        second[np.ix_(np.arange(B), at, at)] = inside
-        for (i, _), load in zip(layout.fine_params, loads, strict=True):
-            across = np.matmul(np.swapaxes(load, 1, 2), Phi)
-            part = np.matmul(across, np.swapaxes(turned, 1, 2))[:, 0]
-            second[:, i, at] = part
-            second[:, at, i] = part
-    forms = Forms(value, first, second)
-    _add_residual(forms, theta, value)
-    return forms
-
-
-def coupling(S: FloatArray, Q: FloatArray, q2: int) -> tuple[FloatArray, FloatArray]:
-    """Phi (B, w, q2) and T_22 (B, q2, q2): T_12 = R Phi."""
-    w = S.shape[1] - 1
-    QS = np.matmul(Q, S[:, :w, :q2])
-    Phi = -QS
-    Phi[:, np.arange(q2), np.arange(q2)] += 1.0
-    T22 = np.matmul(S[:, :q2, :w], Phi)
-    return Phi, 0.5 * (T22 + np.swapaxes(T22, 1, 2))
-
-
-def traces(
-    layout: OwnLayout,
-    blocks: Eliminated,
-    Q: FloatArray,
-    found: Products,
-    log_det: FloatArray,
-    df: FloatArray,
-) -> Forms:
-    """A log determinant, tr(P V_i) and tr(P V_i P V_j) for the P of Q; the residual last."""
-    theta = blocks.theta
-    w, q2 = blocks.S.shape[1] - 1, layout.q2
-    B, k = theta.shape
-    first, second = np.zeros((B, k)), np.zeros((B, k, k))
-    QM = [np.matmul(Q, M[:, :w, :w]) for M in found.M]
-    for (i, _), raw, product in zip(layout.fine_params, found.first, QM, strict=True):
-        first[:, i] = raw - np.einsum("bii->b", product)
-    for (a, b), K in found.K.items():
-        i, j = layout.fine_params[a][0], layout.fine_params[b][0]
-        part = found.second[a, b] - 2.0 * (Q * np.swapaxes(K[:, :w, :w], 1, 2)).sum(axis=(1, 2))
-        part += (QM[a] * np.swapaxes(QM[b], 1, 2)).sum(axis=(1, 2))
-        second[:, i, j] = second[:, j, i] = part
-    if q2:
-        Phi, T22 = coupling(blocks.S, Q, q2)
-        for number, (i, mine) in enumerate(layout.border_params):
-            for row, column in mine:
-                first[:, i] += T22[:, row, column].sum(axis=1)
-            for j, theirs in layout.border_params[: number + 1]:
-                for row, column in mine:
-                    for c, d in theirs:
-                        second[:, i, j] += (T22[:, column][:, :, c] * T22[:, row][:, :, d]).sum(
-                            axis=(1, 2)
-                        )
-                second[:, j, i] = second[:, i, j]
-        for (i, _), M in zip(layout.fine_params, found.M, strict=True):
-            across = np.matmul(np.swapaxes(Phi, 1, 2), np.matmul(M[:, :w, :w], Phi))
-            for j, theirs in layout.border_params:
-                for c, d in theirs:
-                    second[:, i, j] += across[:, c, d].sum(axis=1)
-                second[:, j, i] = second[:, i, j]
-    forms = Forms(log_det, first, second)
-    _add_residual(forms, theta, df)
-    return forms
-
-
-def _add_residual(forms: Forms, theta: FloatArray, total: FloatArray) -> None:
-    """Fill in the residual's entries: sum_i theta_i V_i = V, and P V P = P."""
-    sigma2, first, second = theta[:, -1], forms.first, forms.second
-    rest = theta[:, :-1]
-    first[:, -1] = (total - (rest * first[:, :-1]).sum(axis=1)) / sigma2
-    mixed = first[:, :-1] - (second[:, :-1, :-1] * rest[:, None, :]).sum(axis=2)
-    mixed /= sigma2[:, None]
-    second[:, :-1, -1] = second[:, -1, :-1] = mixed
-    second[:, -1, -1] = (first[:, -1] - (rest * mixed).sum(axis=1)) / sigma2

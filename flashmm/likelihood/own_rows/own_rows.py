@@ -26,6 +26,7 @@ from flashmm.likelihood.base import (
     standard_errors,
 )
 from flashmm.likelihood.own_rows import elimination as el
+from flashmm.likelihood.own_rows import forms as fo
 from flashmm.likelihood.own_rows.layout import OwnLayout
 from flashmm.likelihood.own_rows.stacked import StackedLikelihood
 from flashmm.likelihood.own_rows.stacked_designs import StackedProjection, told_apart
@@ -176,15 +177,16 @@ class OwnRowsLikelihood(OfProjection):
             theta = np.where(usable[:, None], theta, self._origin())
         layout = self.layout
         blocks, effects = el.eliminate(layout, pieces, theta)
-        found = el.products(layout, effects)
+        found = fo.products(layout, effects)
         trusted, outside = self._trusted(blocks)
         border = el.solve_border(layout, blocks, p.p)
         df = pieces.n - (0.0 if ml else float(p.p))
         log_det = blocks.log_det + border.log_det + (0.0 if ml else border.log_det_X)
         Q = border.Q_whole if ml else border.Q
+        coupled = fo.coupling(blocks.S, border.Q, layout.q2) if layout.q2 else None
         evaluation = assembled(
-            el.quadratic_forms(layout, blocks, border, found),
-            el.traces(layout, blocks, Q, found, log_det, df),
+            fo.quadratic_forms(layout, blocks, border, found, coupled),
+            fo.traces(layout, blocks, Q, found, log_det, df, None if ml else coupled),
             theta[:, -1],
             n=pieces.n,
             df=df,
@@ -259,35 +261,34 @@ class OwnRowsLikelihood(OfProjection):
                     effects = el.Effects(effects.t[good], effects.R[good])
                 yield where, blocks, effects, el.solve_border(layout, blocks, self.projection.p)
 
-    def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
-        """Generalised least squares at theta, shape (B, p)."""
+    def fixed_effects(self, theta: FloatArray, features: IntArray) -> tuple[FloatArray, FloatArray]:
+        """`beta` and `covariance`, of one elimination."""
         p, q2 = self.projection, self.layout.q2
-        result, left = np.empty((features.size, p.p)), np.ones(features.size, dtype=bool)
+        beta, left = np.empty((features.size, p.p)), np.ones(features.size, dtype=bool)
+        covariance = np.empty((features.size, p.p, p.p))
         for where, blocks, _, border in self._solved(theta, features):
             here, w = features[where], blocks.S.shape[1] - 1
+            W = p.whitening[here]
             moved = np.matmul(border.Q[:, q2:], blocks.S[:, :w, w:])
-            change = np.matmul(p.whitening[here], moved)[:, :, 0]
-            result[where] = p.beta_ols[here] + np.sqrt(p.scale[here])[:, None] * change
+            change = np.matmul(W, moved)[:, :, 0]
+            beta[where] = p.beta_ols[here] + np.sqrt(p.scale[here])[:, None] * change
+            C = np.matmul(np.matmul(W, border.N), np.swapaxes(W, 1, 2))
+            covariance[where] = 0.5 * (C + np.swapaxes(C, 1, 2)) * p.scale[here][:, None, None]
             left[where] = False
         if left.any():
             rest = np.flatnonzero(left)
-            result[rest] = self.stack(features[rest]).beta(theta[rest], np.arange(rest.size))
-        return result
+            stack, everything = self.stack(features[rest]), np.arange(rest.size)
+            beta[rest] = stack.beta(theta[rest], everything)
+            covariance[rest] = stack.covariance(theta[rest], everything)
+        return beta, covariance
+
+    def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
+        """Generalised least squares at theta, shape (B, p)."""
+        return self.fixed_effects(theta, features)[0]
 
     def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Covariance matrices of the fixed effects, shape (B, p, p)."""
-        p = self.projection
-        result, left = np.empty((features.size, p.p, p.p)), np.ones(features.size, dtype=bool)
-        for where, _, _, border in self._solved(theta, features):
-            here = features[where]
-            W = p.whitening[here]
-            C = np.matmul(np.matmul(W, border.N), np.swapaxes(W, 1, 2))
-            result[where] = 0.5 * (C + np.swapaxes(C, 1, 2)) * p.scale[here][:, None, None]
-            left[where] = False
-        if left.any():
-            rest = np.flatnonzero(left)
-            result[rest] = self.stack(features[rest]).covariance(theta[rest], np.arange(rest.size))
-        return result
+        return self.fixed_effects(theta, features)[1]
 
     def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
         """Variances l'Cl of the rows of L (c, p), shape (B, c)."""
@@ -333,7 +334,7 @@ class OwnRowsLikelihood(OfProjection):
         result[:, layout.fine.T] = np.einsum("bss->bs", blocks.D1)[:, :, None] - lost
         if layout.q2:
             D2 = el.covariance_of_border(layout, blocks.theta)
-            _, T22 = el.coupling(blocks.S, Q, layout.q2)
+            _, T22 = fo.coupling(blocks.S, Q, layout.q2)
             lost = np.matmul(np.matmul(D2, T22), D2)
             result[:, layout.border] = np.einsum("bss->bs", D2 - lost)
         return result
@@ -382,7 +383,7 @@ class _Origin:
     pieces: el.Pieces
     blocks: el.Eliminated
     border: el.Border
-    found: el.Products
+    found: fo.Products
     traces: Forms
 
     @classmethod
@@ -391,10 +392,10 @@ class _Origin:
         theta = np.tile(likelihood._origin(), (features.size, 1))
         layout = likelihood.layout
         blocks, effects = el.eliminate(layout, pieces, theta)
-        found = el.products(layout, effects)
+        found = fo.products(layout, effects)
         border = el.solve_border(layout, blocks, likelihood.projection.p)
         df = pieces.n - likelihood.projection.p
-        traces = el.traces(layout, blocks, border.Q, found, np.zeros(features.size), df)
+        traces = fo.traces(layout, blocks, border.Q, found, np.zeros(features.size), df)
         return cls(pieces, blocks, border, found, traces)
 
 
@@ -409,7 +410,7 @@ def at_zero_ratios(likelihood: OwnRowsLikelihood) -> tuple[FloatArray, FloatArra
         at = _Origin.of(likelihood, np.arange(here.start, here.stop))
         first[here] = at.traces.first[:, :k]
         second[here] = np.einsum("bii->bi", at.traces.second)[:, :k]
-        forms[here] = el.quadratic_forms(likelihood.layout, at.blocks, at.border, at.found).first[
+        forms[here] = fo.quadratic_forms(likelihood.layout, at.blocks, at.border, at.found).first[
             :, :k
         ]
     return first, second, forms
@@ -478,7 +479,7 @@ class OwnRowsRows:
             turned = -np.matmul(border.Q, load)
             part = np.empty(v.shape)
             if q2:
-                Phi, T22 = el.coupling(blocks.S, border.Q, q2)
+                Phi, T22 = fo.coupling(blocks.S, border.Q, q2)
                 outer = np.swapaxes(v[:, :, layout.border], 1, 2)
                 turned += np.matmul(Phi, outer)
                 found = np.matmul(np.swapaxes(Phi, 1, 2), load) + np.matmul(T22, outer)

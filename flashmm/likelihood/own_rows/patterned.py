@@ -361,6 +361,19 @@ class PatternedLikelihood(OfProjection):
             result.put(where, estimator.evaluate(theta[where], local))
         return result
 
+    def fixed_effects(self, theta: FloatArray, features: IntArray) -> tuple[FloatArray, FloatArray]:
+        """`beta` and the variances of the fixed effects at theta, each shape (B, p)."""
+        p = self.projection.p
+        beta, variance = np.empty((features.size, p)), np.empty((features.size, p))
+        for where, local, estimator in self.split(features):
+            if isinstance(estimator, OwnRowsLikelihood):
+                beta[where], C = estimator.fixed_effects(theta[where], local)
+                variance[where] = np.diagonal(C, axis1=1, axis2=2)
+                continue
+            beta[where] = estimator.beta(theta[where], local)
+            variance[where] = estimator.contrast_variance(theta[where], local, np.eye(p))
+        return beta, variance
+
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Fixed effects at theta, shape (B, p)."""
         result = np.empty((features.size, self.projection.p))

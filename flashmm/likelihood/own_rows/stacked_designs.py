@@ -315,9 +315,9 @@ def told_apart(
     information /= length[:, :, None] * length[:, None, :]
     if information.shape[1] == 2:  # LAPACK takes as long as a step of the fit
         a, b, c = information[:, 0, 0], information[:, 0, 1], information[:, 1, 1]
-        lowest = 0.5 * (a + c) - np.hypot(0.5 * (a - c), b)
+        lowest = np.asarray(0.5 * (a + c) - np.hypot(0.5 * (a - c), b), dtype=np.float64)
     else:
-        lowest = np.linalg.eigvalsh(information)[:, 0]
+        lowest = np.asarray(np.linalg.eigvalsh(information)[:, 0], dtype=np.float64)
     return np.asarray(good & (lowest >= CONFOUNDED))
 
 
