@@ -6,8 +6,8 @@ stack takes over, feature by feature.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -45,6 +45,7 @@ _CACHE_BYTES = 2**24
 # Pieces of all features are kept up to this size, else gathered anew at every evaluation.
 _KEPT_BYTES = 2**29
 _RANK_TOLERANCE = 1e-10
+_Solved = tuple[IntArray, el.Eliminated, el.Effects, el.Border]
 # Blocks of one effect keep their digits longer than other fast likelihoods: here, with variances a
 # thousand times as large, within 1e-10 of the stack's information (measured: 8e-11).
 _LEAST_RESIDUAL = 1e-3
@@ -237,9 +238,7 @@ class OwnRowsLikelihood(OfProjection):
 
     # ---- what theta implies ------------------------------------------------------------------
 
-    def _solved(
-        self, theta: FloatArray, features: IntArray
-    ) -> Iterator[tuple[IntArray, el.Eliminated, el.Effects, el.Border]]:
+    def _solved(self, theta: FloatArray, features: IntArray) -> Iterator[_Solved]:
         """Blocks, effects and border of the features to be trusted with that, by passes.
 
         Those of the others are None: the stack has to tell.
@@ -347,8 +346,7 @@ class OwnRowsLikelihood(OfProjection):
         """Z'X (X'X)^-1 of some features, shape (B, q, p)."""
         p = self.projection
         W = p.whitening[features]
-        ZXW = np.matmul(p.designs.ZX(features), W)
-        return np.asarray(np.matmul(ZXW, np.swapaxes(W, 1, 2)))
+        return np.swapaxes(np.matmul(W, p.designs.whitened_ZX(features, W)), 1, 2)
 
     @cached_property
     def perfect_fit(self) -> BoolArray:
@@ -465,13 +463,24 @@ class OwnRowsRows:
 
     likelihood: OwnRowsLikelihood
     features: IntArray
+    # What was eliminated last, and at which theta: tests ask for several products at one.
+    _last: list[tuple[FloatArray, list[_Solved]]] = field(default_factory=list)
+
+    def _solved(self, theta: FloatArray) -> Iterable[_Solved]:
+        """As `OwnRowsLikelihood._solved`; kept for the next call where that takes little room."""
+        owner = self.likelihood
+        if owner._bytes * self.features.size > _KEPT_BYTES:
+            return owner._solved(theta, self.features)
+        if not (self._last and np.array_equal(self._last[0][0], theta)):
+            self._last[:] = [(theta.copy(), list(owner._solved(theta, self.features)))]
+        return self._last[0][1]
 
     def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
         """T v with T = Z'PZ at theta for the rows of vectors (B, c, q), same shape."""
         owner = self.likelihood
         layout, q2 = owner.layout, owner.layout.q2
         result, left = np.empty_like(vectors), np.ones(self.features.size, dtype=bool)
-        for where, blocks, effects, border in owner._solved(theta, self.features):
+        for where, blocks, effects, border in self._solved(theta):
             w, v = blocks.S.shape[1] - 1, vectors[where]
             R = np.ascontiguousarray(effects.R[:, :w])
             inside = v[:, :, layout.fine.T]  # (B, c, s, L)
@@ -498,7 +507,7 @@ class OwnRowsRows:
         """Whether V is positive definite, shape (B,)."""
         owner = self.likelihood
         result = np.zeros(self.features.size, dtype=bool)
-        for where, *_ in owner._solved(theta, self.features):
+        for where, *_ in self._solved(theta):
             result[where] = True
         rest = np.flatnonzero(~result)
         if rest.size:
