@@ -310,7 +310,8 @@ class MultiLMM(ModelData):
         device
             Where the likelihood is computed: None (default), here with numpy; ``"cuda"``,
             ``"cpu"`` or another device of PyTorch (the extra ``torch``), to which the projected
-            statistics are moved in float64. Results are numpy's in any case.
+            statistics are moved in float64. Results are numpy's in any case. Not for features
+            that lack samples or have weights or covariates of their own.
         engine
             How the likelihood is computed: ``"spectral"`` (one variance component),
             ``"bordered"`` (several, one with most of the columns), ``"blocked"`` (slopes, very

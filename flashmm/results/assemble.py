@@ -17,6 +17,7 @@ from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection,
 from flashmm.likelihood.base import rows_of
 from flashmm.likelihood.elimination.indefinite import covariance_is_definite
 from flashmm.likelihood.known_residual import known_residual_of
+from flashmm.likelihood.own_rows.patterned import PatternedLikelihood
 from flashmm.results.deferred import Deferred
 from flashmm.results.fitted import FitOptions, attributes
 from flashmm.results.on_request import scaled_inverse
@@ -155,8 +156,11 @@ def _fixed_effects(
     not_positive = 0.0 if options.parameter_space == "psd" else np.nan
 
     def estimate(batch: IntArray) -> None:
-        beta[batch] = likelihood.beta(theta[batch], batch)
-        variance = likelihood.contrast_variance(theta[batch], batch, identity)
+        if isinstance(likelihood, PatternedLikelihood):
+            beta[batch], variance = likelihood.fixed_effects(theta[batch], batch)
+        else:
+            beta[batch] = likelihood.beta(theta[batch], batch)
+            variance = likelihood.contrast_variance(theta[batch], batch, identity)
         se[batch] = np.sqrt(np.where(variance > 0, variance, not_positive))
         definite = covariance_is_definite(stats.structure.blocks(), theta[batch])
         suspects = batch[negative[batch] | ~definite]
