@@ -92,10 +92,11 @@ def test_maxima_between_the_rays_of_the_coarse_grid(case, llf):
         (2029, 42, True, "ML", 1, [2.5558, 0.0312, 4.6563, 0.0264]),
         (2029, 132, True, "REML", 11, [0.0, 0.7448, 1.3679, 0.4725]),
         (2029, 147, True, "REML", 7, [0.3169, 0.0685, -0.1473, 3.3193, 0.0169]),
+        (2030, 134, False, "ML", 0, [1.28944258, 0.0]),
     ],
 )
 def test_maxima_that_share_a_summit_of_the_grid(seed, index, small, method, feature, higher):
-    """Lower by 0.003 to 2.6 before parts of the grid were starts; above: where it is higher."""
+    """Lower by 0.003 to 2.6 before parts of the grid, and ends at sigma2 = 0, counted."""
     problem, Y = drawn(seed, index, small)
     fitted = fm.MultiLMM.from_arrays(Y, problem.X, problem.Z, components=problem.structure)
     likelihood = estimator_of(fitted.stats, method)

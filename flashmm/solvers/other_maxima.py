@@ -17,6 +17,7 @@ from flashmm.likelihood.base import Likelihood
 from flashmm.likelihood.profile_grid import ProfileGrid
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
+from flashmm.solvers.gains import GAIN, is_higher
 from flashmm.solvers.space import ParameterSpace
 from flashmm.solvers.verdict_texts import Status
 
@@ -36,11 +37,6 @@ _STARTS_OF_FEW = 4
 # Random effects and variances up to which each variance by itself makes a start.
 _SMALL = 60
 _MOST_AT_A_TIME = 4
-# Gains in log-likelihood that are worth another answer.
-_GAIN = 1e-6
-_MOST_ROUNDING = 1e-2
-# The bound on rounding is infinite at sigma2 = 0, where a likelihood may be exact all the same.
-_ROUNDING_AT_ZERO = 1e-4
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ class Landscape:
         own = _climbed(grid, theta, values)
         # The maximum of the grid above the one that was found is that one, unless it is higher or
         # another variance is zero there.
-        top[own, every] &= (values[own, every] > loglik + _GAIN) | _traded(theta, grid.theta[own])
+        top[own, every] &= (values[own, every] > loglik + GAIN) | _traded(theta, grid.theta[own])
         most = _STARTS_OF_FEW if self.few else _STARTS
         order = np.argsort(np.where(top, -values, np.inf), axis=0)[:most]
         rank, which = np.nonzero(np.take_along_axis(top, order, axis=0))
@@ -138,7 +134,7 @@ class Landscape:
         grid, every = self.grid, np.arange(theta.shape[0])
         # A lone maximum of the grid is the one that was found, unless it is higher.
         doubt: BoolArray = ((values > loglik - _COARSENESS) & grid.summits(values)).sum(axis=0) > 1
-        doubt |= values.max(axis=0) > loglik + _GAIN
+        doubt |= values.max(axis=0) > loglik + GAIN
         if self.make_fine is None:
             return np.asarray(doubt)
         high = values > loglik - (_FLAT_OF_FEW if self.few else _FLAT)
@@ -279,12 +275,7 @@ def search_other_maxima(
         stages = stages[:1]
     again = maximise_in_stages(likelihood, space, stages, start, features[rows], max_iter=max_iter)
     np.add.at(solution.n_iter, rows, again.n_iter)
-    rounding = solution.evaluation.rounding[rows] + again.evaluation.rounding
-    rounding = np.where(
-        np.isfinite(rounding), np.minimum(rounding, _MOST_ROUNDING), _ROUNDING_AT_ZERO
-    )
-    enough = solution.evaluation.loglik[rows] + _GAIN + rounding
-    higher = (again.evaluation.loglik > enough) & (again.status <= Status.BOUNDARY)
+    higher = is_higher(solution.take(rows), again) & (again.status <= Status.BOUNDARY)
     better = np.flatnonzero(higher)
     # The highest of a feature comes last, and is what stays.
     better = better[np.argsort(again.evaluation.loglik[better], kind="stable")]
