@@ -376,15 +376,60 @@ def test_what_no_centred_basis_can_help_names_the_variable_to_centre():
     Y = np.vstack([data["y"], np.cos(np.arange(len(data)))])
     with pytest.raises(fm.InputError, match=r"yr of p.*centre it"):
         model("~ yr + (yr + I(yr**2) | p)", data, Y).fit()
-    Y[0, 3] = np.nan
-    with pytest.raises(fm.InputError, match=r"yr of p.*centre it.*lack samples"):
-        fm.MultiLMM.from_formula("~ yr", "(yr | p)", data, Y, missing="feature").fit()
     data["c"], data["z"] = data["yr"] - data["yr"].mean(), np.sin(np.arange(len(data)))
     Y = np.vstack([data["y"], np.cos(np.arange(len(data)))])
     years, centred = (
         model(f"~ {v} + ({v} * z | p)", data, Y).fit(parameter_space="psd") for v in ("yr", "c")
     )
     np.testing.assert_allclose(years.llf, centred.llf, rtol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["REML", "ML"])
+def test_calendar_years_of_features_that_lack_samples(method, tmp_path):
+    """Refused before; weights of their own, rare patterns and ones that many features share."""
+    data = calendar_years()
+    data["c"], n = data["yr"] - 2004.0, len(data)
+    rng = np.random.default_rng(1)
+    Y = data["y"].to_numpy() + rng.normal(size=(14, n))
+    for j in range(14):
+        Y[j, [0, 5, 9] if j > 4 else rng.choice(n, j, replace=False)] = np.nan
+    weights = np.vstack([rng.uniform(0.5, 2.0, (5, n)), np.ones((9, n))])
+    options = {"missing": "feature", "weights": weights}
+    result, centred = (
+        fm.MultiLMM.from_formula(f"~ {v}", f"({v} | p)", data, Y, **options).fit(
+            method, parameter_space="psd"
+        )
+        for v in ("yr", "c")
+    )
+    assert result.converged.all()
+    np.testing.assert_allclose(result.llf, centred.llf, rtol=1e-8)
+    np.testing.assert_allclose(result.theta["Residual"], centred.theta["Residual"], rtol=1e-6)
+    A = np.array([[1.0, -2004.0], [0.0, 1.0]])
+    for j in range(14):
+        turned = A @ matrix(centred.theta.to_numpy()[j]) @ A.T
+        np.testing.assert_allclose(matrix(result.theta.to_numpy()[j]), turned, rtol=1e-6)
+    both = [r.blup().to_numpy().reshape(14, -1, 2) for r in (result, centred)]
+    np.testing.assert_allclose(both[0], both[1] @ A.T, rtol=1e-4, atol=1e-6)
+    pair = [r.blup(se="prediction")["se"].to_numpy().reshape(14, -1, 2) for r in (result, centred)]
+    np.testing.assert_allclose(pair[0][..., 1], pair[1][..., 1], rtol=1e-5)
+    slopes = [r.bse_theta.iloc[:, [1, 3]] for r in (result, centred)]
+    np.testing.assert_allclose(*slopes, rtol=1e-5)
+    for df in ("satterthwaite", "kenward-roger")[: 1 + (method == "REML")]:
+        tables = [r.t_test(df=df).ds.isel(contrast=1) for r in (result, centred)]
+        for name in ("t", "df", "p"):
+            np.testing.assert_allclose(tables[0][name], tables[1][name], rtol=1e-5)
+    one, other = (r.predict(data.head(7), se=True) for r in (result, centred))
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-6)
+    tests = [r.variance_test()["statistic"].to_numpy()[:, 1] for r in (result, centred)]
+    np.testing.assert_allclose(*tests, rtol=1e-4, atol=1e-6)
+    assert np.isfinite(result.variance_test()["statistic"]).all()
+    np.testing.assert_allclose(result.icc()["estimate"], centred.icc()["estimate"], rtol=1e-5)
+    with pytest.raises(fm.InputError, match="centre"):
+        result.t_test(df="integrated")
+    result.save(tmp_path / "years.nc")
+    again = fm.MultiLMMResults.load(tmp_path / "years.nc")
+    np.testing.assert_array_equal(again.blup(), result.blup())
 
 
 def small_residuals(m: int = 16):
