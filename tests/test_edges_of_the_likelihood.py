@@ -384,6 +384,25 @@ def test_what_no_centred_basis_can_help_names_the_variable_to_centre():
     np.testing.assert_allclose(years.llf, centred.llf, rtol=1e-8)
 
 
+@pytest.mark.parametrize("engine", ["auto", "general", "blocked"])
+def test_degrees_of_freedom_do_not_hang_on_the_rounding_of_scores(engine):
+    """A score of 1e-8 made the curvature indefinite: 15.82 and 8.50 for 15.44 and 9.71."""
+    rng = np.random.default_rng(3)
+    data = pd.DataFrame({"p": np.repeat(np.arange(20), 5), "c": np.tile(np.arange(5.0), 20)})
+    data["g"], data["x"] = np.tile(np.arange(10), 10), data["c"] + 1e5
+    b = rng.normal(size=(20, 2))
+    Y = [b[data.p, 0] + 0.3 * b[data.p, 1] * data.c + rng.normal(size=100) for _ in range(4)]
+    fits = [
+        model(f"~ {v} + ({v} | p) + (1 | g)", data, np.array(Y)).fit(
+            parameter_space="psd", engine=engine
+        )
+        for v in ("x", "c")
+    ]
+    found, right = (r.t_test(df="satterthwaite").df.iloc[:, 1] for r in fits)
+    np.testing.assert_allclose(found, right, rtol=1e-6)
+    np.testing.assert_allclose(right, [19.0, 15.438111, 19.0, 9.705135], rtol=1e-6)
+
+
 @pytest.mark.parametrize("method", ["REML", "ML"])
 def test_calendar_years_of_features_that_lack_samples(method, tmp_path):
     """Refused before; weights of their own, rare patterns and ones that many features share."""
