@@ -27,6 +27,9 @@ __all__ = ["Landscape", "search_other_maxima"]
 _COARSENESS = 1.0
 # A point of the grid this far below the maximum that was found may belong to another one.
 _FLAT = 0.5
+# The maximum of the grid beside the one that was found may lie this far below it, and other points
+# of the grid as far below maxima of their own: the grid is coarser where there are more variances.
+_MOST_LACKING = 6.0
 # Starts that a feature may have.
 _STARTS = 2
 # With so few error contrasts maxima are many and close to each other: every start is worth it,
@@ -108,9 +111,10 @@ class Landscape:
             values, sigma2 = grid.profile(self.u[features], self.rss[features])
         else:
             values, sigma2 = values[:, doubtful], sigma2[:, doubtful]
-        top = (values > loglik - _COARSENESS) & grid.summits(values)
         every = np.arange(doubtful.size)
         own = _climbed(grid, theta, values)
+        level = loglik if self.make_fine is None else loglik - _lacking(loglik, values, own)
+        top = (values > level - _COARSENESS) & grid.summits(values)
         # The maximum of the grid above the one that was found is that one, unless it is higher or
         # another variance is zero there.
         top[own, every] &= (values[own, every] > loglik + GAIN) | _traded(theta, grid.theta[own])
@@ -119,7 +123,7 @@ class Landscape:
         rank, which = np.nonzero(np.take_along_axis(top, order, axis=0))
         point = order[rank, which]
         if self.few:
-            best, high = _best_of_parts(grid, values, loglik)
+            best, high = _best_of_parts(grid, values, level)
             point = np.concatenate([point, best[high]])
             which = np.concatenate([which, np.nonzero(high)[1]])
             point, which = np.unique(np.column_stack([point, which]), axis=0).T
@@ -133,12 +137,14 @@ class Landscape:
         """
         grid, every = self.grid, np.arange(theta.shape[0])
         # A lone maximum of the grid is the one that was found, unless it is higher.
-        doubt: BoolArray = ((values > loglik - _COARSENESS) & grid.summits(values)).sum(axis=0) > 1
-        doubt |= values.max(axis=0) > loglik + GAIN
+        doubt: BoolArray = values.max(axis=0) > loglik + GAIN
+        top = grid.summits(values)
         if self.make_fine is None:
-            return np.asarray(doubt)
-        high = values > loglik - (_FLAT_OF_FEW if self.few else _FLAT)
+            return np.asarray(doubt | (((values > loglik - _COARSENESS) & top).sum(axis=0) > 1))
         own = _climbed(grid, theta, values)
+        level = loglik - _lacking(loglik, values, own)
+        doubt |= ((values > level - _COARSENESS) & top).sum(axis=0) > 1
+        high = values > level - (_FLAT_OF_FEW if self.few else _FLAT)
         near = grid.neighbours[own]
         beside = high[own, every] + (high[near.T, every] & (own != near.T)).sum(axis=0)
         return np.asarray(doubt | (high.sum(axis=0) > beside) | _traded(theta, grid.theta[own]))
@@ -208,6 +214,12 @@ def _best_of_parts(
     )
     height = np.take_along_axis(values, best, axis=0)
     return best, np.asarray(np.isfinite(height) & (height > loglik - _FLAT))
+
+
+def _lacking(loglik: FloatArray, values: FloatArray, own: IntArray) -> FloatArray:
+    """How far the grid's maxima ``own`` (B,) lie below those that were found beside them, (B,)."""
+    lacking = loglik - values[own, np.arange(own.size)]
+    return np.asarray(np.clip(lacking, 0.0, _MOST_LACKING))
 
 
 def _traded(theta: FloatArray, point: FloatArray) -> BoolArray:
