@@ -152,7 +152,8 @@ class Landscape:
     def summits(self, features: IntArray, most: int) -> FloatArray:
         """Where proper maxima may lie beside an edge at which the likelihood has no bound.
 
-        Maxima of the grid, the highest first, then each of a few variances by itself.
+        Maxima of the grid, the highest first, no variances, then each of a few by itself: at no
+        variances there may be a maximum that is narrower than the grid's steps.
 
         Returns
         -------
@@ -164,6 +165,8 @@ class Landscape:
         order = np.argsort(np.where(top, -values, np.inf), axis=0)[:most]
         theta = self.grid.theta[order] * np.take_along_axis(sigma2, order, axis=0)[:, :, None]
         starts = np.where(np.take_along_axis(top, order, axis=0)[:, :, None], theta, np.nan)
+        none = self.grid.theta[-1] * sigma2[-1][:, None]
+        starts = np.concatenate([starts, none[None]])
         if self.few:
             best = _best_of_parts(self.grid, values, np.full(features.size, -np.inf))[0]
             parts = self.grid.theta[best] * np.take_along_axis(sigma2, best, axis=0)[:, :, None]
