@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection, Projection
+from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection
 from flashmm.likelihood.base import rows_of
 from flashmm.likelihood.elimination.indefinite import covariance_is_definite
 from flashmm.likelihood.known_residual import known_residual_of
@@ -71,7 +71,7 @@ def assemble(
             known[:, None], projection.natural_score(solution.evaluation.score), np.nan
         )
     se_theta = np.where(known[:, None], se_theta * projection.units(), np.nan)
-    if isinstance(projection, Projection) and projection.turn is not None:
+    if projection.turn is not None:
         se_theta = _turned_errors(projection, solution.evaluation.expected, known)
     natural = projection.to_natural(theta)
     natural[status == Status.ZERO_VARIANCE] = 0.0
@@ -113,7 +113,7 @@ def _labelled(
     )
 
 
-def _turned_errors(projection: Projection, expected: FloatArray, known: BoolArray) -> FloatArray:
+def _turned_errors(projection: AnyProjection, expected: FloatArray, known: BoolArray) -> FloatArray:
     """Standard errors of theta in the units of Y, (m, k), where the effects have been turned."""
     features = np.flatnonzero(known)
     covariance = projection.natural_covariance(scaled_inverse(expected[features]), features)
