@@ -109,5 +109,8 @@ def check_names(what: str, given: Any, values: str) -> dict[str, Any]:
 
 def check_option(name: str, value: object, options: Sequence[str]) -> None:
     """Refuse what is none of an argument's options, and suggest the nearest."""
+    if not isinstance(value, str) and (len(repr(value)) > 60 or "\n" in repr(value)):
+        kind = type(value).__name__
+        raise InputError(f"`{name}` must be one of {listing(options, 10)}, not a {kind}.")
     if not (isinstance(value, str) and value in options):
         raise InputError(f"Unknown {name}={value!r}. {nearest(str(value), options)}")

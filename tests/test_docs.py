@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -193,6 +194,16 @@ def test_names_in_the_pages_for_other_users_exist():
         for owner, attribute in used:
             known = hasattr(results[owner], attribute)
             assert known or attribute in ("ds", "stats", "options"), f"{owner}.{attribute}"
+
+
+def test_readme_has_the_measured_ratios_to_flash_mm():
+    text = (DOCS / "benchmarks" / "flash_mm.json").read_text("utf-8")
+    peers = [case["peers"]["FLASH-MM"] for case in json.loads(text)["cases"]]
+    assert all(peer["agreement"]["agrees"] for peer in peers)
+    ratios = sorted(peer["ratio"] for peer in peers)
+    said = re.search(r"was (\d+) to\s+(\d+) times as fast per feature", README)
+    assert said
+    assert [int(said[1]), int(said[2])] == [round(ratios[0]), round(ratios[-1])]
 
 
 def test_changelog_keeps_the_format():
