@@ -122,6 +122,15 @@ def test_every_page_of_instructions_runs(page):
     assert len(code_cells(path)) >= 2
 
 
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_files_that_a_page_reads_are_in_the_repository(page):
+    """Else the page runs where it was written, and nowhere else."""
+    for path in re.findall(
+        r"""["']((?:\.\./|calibration/|benchmarks/)[\w./-]*\.\w+)["']""", "".join(code_cells(page))
+    ):
+        assert (DOCS / path).exists(), path
+
+
 def test_the_start_page_has_a_picture_and_three_doors():
     text = (DOCS / "index.md").read_text("utf-8")
     assert "plt.subplots" in code_cells(DOCS / "index.md")[0]
