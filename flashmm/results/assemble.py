@@ -13,10 +13,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection, Projection
+from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection
 from flashmm.likelihood.base import rows_of
 from flashmm.likelihood.elimination.indefinite import covariance_is_definite
 from flashmm.likelihood.known_residual import known_residual_of
+from flashmm.likelihood.own_rows.patterned import PatternedLikelihood
 from flashmm.results.deferred import Deferred
 from flashmm.results.fitted import FitOptions, attributes
 from flashmm.results.on_request import scaled_inverse
@@ -70,7 +71,7 @@ def assemble(
             known[:, None], projection.natural_score(solution.evaluation.score), np.nan
         )
     se_theta = np.where(known[:, None], se_theta * projection.units(), np.nan)
-    if isinstance(projection, Projection) and projection.turn is not None:
+    if projection.turn is not None:
         se_theta = _turned_errors(projection, solution.evaluation.expected, known)
     natural = projection.to_natural(theta)
     natural[status == Status.ZERO_VARIANCE] = 0.0
@@ -112,7 +113,7 @@ def _labelled(
     )
 
 
-def _turned_errors(projection: Projection, expected: FloatArray, known: BoolArray) -> FloatArray:
+def _turned_errors(projection: AnyProjection, expected: FloatArray, known: BoolArray) -> FloatArray:
     """Standard errors of theta in the units of Y, (m, k), where the effects have been turned."""
     features = np.flatnonzero(known)
     covariance = projection.natural_covariance(scaled_inverse(expected[features]), features)
@@ -155,8 +156,11 @@ def _fixed_effects(
     not_positive = 0.0 if options.parameter_space == "psd" else np.nan
 
     def estimate(batch: IntArray) -> None:
-        beta[batch] = likelihood.beta(theta[batch], batch)
-        variance = likelihood.contrast_variance(theta[batch], batch, identity)
+        if isinstance(likelihood, PatternedLikelihood):
+            beta[batch], variance = likelihood.fixed_effects(theta[batch], batch)
+        else:
+            beta[batch] = likelihood.beta(theta[batch], batch)
+            variance = likelihood.contrast_variance(theta[batch], batch, identity)
         se[batch] = np.sqrt(np.where(variance > 0, variance, not_positive))
         definite = covariance_is_definite(stats.structure.blocks(), theta[batch])
         suspects = batch[negative[batch] | ~definite]
