@@ -24,7 +24,7 @@ from flashmm.slips.cures import FUNCTIONS, known
 
 __all__ = ["BarTerm", "PlainTerm", "parse_formula", "parse_random", "quote_name", "terms_text"]
 
-Structure: TypeAlias = Literal["full", "diagonal", "identity", "cs", "csh"]
+Structure: TypeAlias = Literal["full", "diagonal", "identity", "cs", "csh", "ar1", "exp"]
 
 # Structures by name and by `hom`, the default first; glmmTMB has two further names.
 _STRUCTURES: dict[str, dict[bool, Structure]] = {
@@ -33,20 +33,27 @@ _STRUCTURES: dict[str, dict[bool, Structure]] = {
     "homdiag": {True: "identity"},
     "cs": {True: "cs", False: "csh"},
     "homcs": {True: "cs"},
+    "homar1": {True: "ar1"},
+    "ar1": {True: "ar1"},
+    "exp": {True: "exp"},
 }
 # Structures of lme4, glmmTMB and nlme that have no meaning here.
 _FOREIGN_WRAPPERS = frozenset(
     {
-        *("ar1", "hetar1", "homar1", "toep", "homtoep", "ou", "exp", "gau", "mat", "rr", "un"),
+        *("hetar1", "toep", "homtoep", "ou", "gau", "mat", "rr", "un"),
         *("propto", "equalto", "dcs", "csh", "ar1h", "arma", "id", "idh", "iid", "ident"),
         *("pdSymm", "pdDiag", "pdIdent", "pdCompSymm", "corAR1", "corCAR1", "corExp"),
     }
 )
 _KNOWN = (
     "us(x | g), the same as (x | g); diag(x | g), one variance per effect; diag(x | g, hom=TRUE), "
-    "one variance for all effects; cs(0 + f | g), one variance and one correlation"
+    "one variance for all effects; cs(0 + f | g), one variance and one correlation; cs(0 + f | g, "
+    "hom=FALSE), one correlation and a variance per effect; ar1(t | g), correlations rho^lag of the "
+    "times t; exp(pos | g), correlations exp(-distance / range)"
 )
 _WRAPPED = {"full": "", "diagonal": "diag", "identity": "diag", "cs": "cs", "csh": "cs"}
+# Structures along a column of times or positions.
+_ALONG = ("ar1", "exp")
 _OPTIONS = {"identity": ", hom=TRUE", "csh": ", hom=FALSE"}
 _TIGHT = frozenset({":", "**", "^"})
 
@@ -62,14 +69,16 @@ class BarTerm:
     group
         Columns of data whose observed combinations are the levels.
     covariance
-        ``"full"``, ``"diagonal"``, ``"identity"`` (one variance), ``"cs"`` (compound symmetry), or
-        ``"csh"`` (the same with a variance per effect).
+        ``"full"``, ``"diagonal"``, ``"identity"`` (one variance), ``"cs"`` (compound symmetry),
+        ``"csh"`` (the same with a variance per effect), ``"ar1"`` or ``"exp"``.
     source
         The bar as the user wrote it, for messages.
     split
         Whether the term comes from ``||``, which wants one numeric column per term.
     name
         Name given by the user; empty for the default.
+    along
+        The column of times or positions of ``"ar1"`` and ``"exp"``, whose values are the effects.
     """
 
     effects: SimpleFormula
@@ -78,6 +87,7 @@ class BarTerm:
     source: str
     split: bool = False
     name: str = ""
+    along: str = ""
 
     @property
     def group_text(self) -> str:
@@ -86,13 +96,14 @@ class BarTerm:
 
     @property
     def effects_text(self) -> str:
-        """The effects with the intercept spelt out: ``1 + x`` or ``0 + x``."""
-        return terms_text(self.effects)
+        """The effects with the intercept spelt out: ``1 + x`` or ``0 + x``; the times of ar1."""
+        return self.along or terms_text(self.effects)
 
     @property
     def text(self) -> str:
         """Canonical form: ``(1 + x | batch:cask)``."""
-        wrapper, option = _WRAPPED[self.covariance], _OPTIONS.get(self.covariance, "")
+        wrapper = _WRAPPED.get(self.covariance, self.covariance)
+        option = _OPTIONS.get(self.covariance, "")
         group = ":".join(quote_name(name) for name in self.group)
         return f"{wrapper}({self.effects_text} | {group}{option})"
 
@@ -408,14 +419,39 @@ def _expand_bar(tokens: list[Token], wrapper: str, source: str) -> list[BarTerm]
     if len(effects) == 0:
         raise InputError(f"{source}: {written} has no effects left. Write (1 | group).")
     groups = _parse_group(tokens[bars[0] + 1 :], written, source)
+    along = ""
+    if structure in _ALONG:
+        along = _column_along(effects, structure, f"{wrapper}{written}", source)
+        effects = _parse_plain(f"0 + C({along})", source)
     if operator == "|":
         parts = [(effects, False)]
     else:
         parts = [(SimpleFormula([term]), term.degree > 0) for term in effects]
     label = f"{wrapper}{written[:-1]}{_OPTIONS.get(structure, '')})"
     return [
-        BarTerm(part, group, structure, label, split) for group in groups for part, split in parts
+        BarTerm(part, group, structure, label, split, along=along)
+        for group in groups
+        for part, split in parts
     ]
+
+
+def _column_along(effects: SimpleFormula, structure: str, written: str, source: str) -> str:
+    """The column of times or positions in what stands before the bar: ``t`` or ``0 + t``."""
+    terms = [term for term in effects if term.degree > 0]
+    factors = terms[0].factors if len(terms) == 1 else ()
+    name = factors[0].expr if len(factors) == 1 else ""
+    if len(factors) != 1 or factors[0].eval_method.value != "lookup":
+        what = "times" if structure == "ar1" else "positions"
+        raise InputError(
+            f"{source}: {written} needs the column of {what}, {structure}(column | group). Store "
+            f"computed {what} as a column of data first."
+        )
+    if quote_name(name) != name:
+        raise InputError(
+            f"{source}: rename the column {name!r}, which stands in {written}, to letters, digits "
+            "and `_`."
+        )
+    return str(name)
 
 
 def _parse_group(tokens: list[Token], written: str, source: str) -> list[tuple[str, ...]]:

@@ -61,8 +61,10 @@ def partitions(
                 continue
             coarse = max(choices, key=lambda terms: graph.components(terms)[0])
         key = (frozenset(fine), frozenset(coarse))
+        border = sorted(set(every) - set(fine) - set(coarse))
+        if any(structure.terms[t].positions for t in border):
+            continue  # a border knows one partner of each effect, not those at some distance
         if key not in found:
-            border = sorted(set(every) - set(fine) - set(coarse))
             second = graph.blocks(coarse, blocks) if coarse else np.empty((0, 0), dtype=np.intp)
             found[key] = Partition(blocks, second, graph.columns(border))
     return list(found.values())

@@ -14,6 +14,7 @@ from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection,
 from flashmm.likelihood.base import rows_of
 from flashmm.likelihood.elimination.indefinite import covariance_is_definite
 from flashmm.likelihood.known_residual import known_residual_of
+from flashmm.likelihood.own_parameters import covariance_along
 from flashmm.results.fitted import FitOptions, attributes
 from flashmm.results.on_request import scaled_inverse
 from flashmm.solvers.base import Solution
@@ -48,7 +49,13 @@ def assemble_dataset(
 ) -> xr.Dataset:
     """Scale a solution back, add the fixed effects, settle the verdicts and label all of it."""
     known_residual = known_residual_of(likelihood)
-    se_theta = _standard_errors(solution.evaluation.expected)
+    curved = stats.structure.curved
+    if curved is None:
+        se_theta = _standard_errors(solution.evaluation.expected)
+    else:
+        spread, _ = covariance_along(curved, solution.theta, solution.evaluation)
+        with np.errstate(invalid="ignore"):
+            se_theta = np.sqrt(np.diagonal(spread, axis1=1, axis2=2))
     spoilt = np.asarray(~np.isfinite(se_theta).all(axis=1))
     status = _verdicts(projection, likelihood, solution, spoilt)
     theta = solution.theta.copy()

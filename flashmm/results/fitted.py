@@ -177,7 +177,10 @@ class FittedModel:
     @property
     def n_estimated(self) -> int:
         """Parameters of one feature: p and the variance parameters."""
-        return self.stats.p + self.ds.sizes["param"] - self.options.known_residual
+        own = self.ds.sizes["param"]
+        if self.stats.structure.curved is not None:
+            own += self.stats.structure.n_own - len(self.stats.structure.param_names)
+        return self.stats.p + own - self.options.known_residual
 
     def values(self, name: str, positions: IntArray) -> FloatArray:
         """Estimates of the features at some positions: a variable of the Dataset."""

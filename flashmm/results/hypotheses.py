@@ -31,6 +31,7 @@ from flashmm.inference.moderation import moderate_moments
 from flashmm.inference.prediction_variance import prediction_moments
 from flashmm.inference.theta_covariance import covariance_on_face, face
 from flashmm.likelihood.base import Evaluation, rows_of
+from flashmm.likelihood.own_parameters import covariance_along
 from flashmm.likelihood.known_residual import KnownResidual, generalised_sum_of_squares
 from flashmm.likelihood.moments import ContrastMoments
 from flashmm.results.fitted import FittedModel
@@ -316,6 +317,10 @@ class Hypotheses:
         positive definite the expected one stands in. NaN where the likelihood does not exist, as
         where a fit stalled at the edge of its domain.
         """
+        curved = self.request.projection.structure.curved
+        if curved is not None:
+            sharp = df == "satterthwaite"
+            return covariance_along(curved, theta, at, observed=sharp)[0]
         if df != "satterthwaite":
             return scaled_inverse(at.expected)
         known = np.isfinite(at.score).all(axis=1) & np.isfinite(at.observed).all(axis=(1, 2))
