@@ -263,6 +263,19 @@ class CurvedParameters:
                 upper[own] = np.where(boxed, curve.bounds[1], np.inf)
         return lower, upper
 
+    @property
+    def degrees(self) -> FloatArray:
+        """Powers d with u(c theta) = c^d u: 1 of variances, 1/2 of sds, 0 of correlations, (k,).
+
+        So sum_i d_i u_i dtheta / du_i = theta (Euler).
+        """
+        degrees = np.ones(self.k)
+        for curve, _, own in self.parts():
+            if curve is not None:
+                size = 1.0 if isinstance(curve, Decay) else 0.5
+                degrees[own] = np.where(curve.is_cone, size, 0.0)
+        return degrees
+
     def theta(self, u: FloatArray) -> FloatArray:
         """Theta (B, k_theta) of own parameters (B, k)."""
         return np.concatenate(

@@ -59,8 +59,21 @@ class OwnParameters:
 
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Evaluate own parameters (B, k) for the features at the positions ``features`` (B,)."""
-        at = self.curved.theta(theta)
-        return along(self.curved, theta, self.inner.evaluate(at, features))
+        by_directions = getattr(self.inner, "evaluate_along", None)
+        direct = None if by_directions is None else by_directions(self.curved, theta, features)
+        if direct is None:
+            return self._by_theta(theta, features)
+        found, known = direct
+        J = self.curved.jacobian(theta)
+        settled(found, ~(np.abs(J) > 0).any(axis=1))
+        rest = np.flatnonzero(~known)
+        if rest.size:
+            found.put(rest, self._by_theta(theta[rest], features[rest]))
+        return found
+
+    def _by_theta(self, u: FloatArray, features: IntArray) -> Evaluation:
+        """The same by the chain rule from all of theta."""
+        return along(self.curved, u, self.inner.evaluate(self.curved.theta(u), features))
 
 
 def along(curved: CurvedParameters, u: FloatArray, at: Evaluation) -> Evaluation:
@@ -75,14 +88,23 @@ def along(curved: CurvedParameters, u: FloatArray, at: Evaluation) -> Evaluation
         score = np.matmul(transposed, at.score[:, :, None])[:, :, 0]
         expected = transposed @ at.expected @ J
         average = transposed @ at.average @ J - 0.5 * curved.bend(u, at.score)
-    dead = ~(np.abs(J) > 0).any(axis=1)
+    found = Evaluation(at.loglik, score, expected, average, at.rounding)
+    settled(found, ~(np.abs(J) > 0).any(axis=1))
+    return found
+
+
+def settled(at: Evaluation, dead: BoolArray) -> None:
+    """Give parameters that nothing depends on, (B, k), a score of zero and an information of one.
+
+    In place.
+    """
+    dead = dead & np.isfinite(at.loglik)[:, None]
+    if not dead.any():
+        return
     either = dead[:, :, None] | dead[:, None, :]
-    one = np.eye(u.shape[1])
-    known = np.isfinite(at.loglik)[:, None]
-    score[dead & known] = 0.0
-    expected = np.where(either & known[:, :, None], one, expected)
-    average = np.where(either & known[:, :, None], one, average)
-    return Evaluation(at.loglik, score, expected, average, at.rounding)
+    at.score[dead] = 0.0
+    for information in (at.expected, at.average):
+        information[:] = np.where(either, np.eye(dead.shape[1]), information)
 
 
 def free_directions(curved: CurvedParameters, u: FloatArray) -> BoolArray:

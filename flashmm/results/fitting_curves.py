@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-from flashmm.designs.curves import Decay
 from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, listing
 from flashmm.likelihood.base import Evaluation
@@ -189,20 +188,11 @@ class CurvedSearch:
     ) -> tuple[FloatArray, FloatArray]:
         """Own parameters with all variances times their best common factor, and what that gains."""
         df = self.df[features] if self.df.ndim else np.broadcast_to(self.df, features.shape)
-        weight = self._degrees()
+        weight = self.likelihood.curved.degrees
         total = 2.0 * (u * score * weight).sum(axis=1) + df
         c = np.clip(total / df, 1e-3, 1e3)
         gain = -0.5 * (df * np.log(c) + total * (1.0 / c - 1.0))
         return u * c[:, None] ** weight, gain
-
-    def _degrees(self) -> FloatArray:
-        """Powers with which own parameters scale: 1 of variances, 1/2 of sds, 0 of correlations."""
-        degrees = np.ones(self.likelihood.n_params)
-        for curve, _, own in self.likelihood.curved.parts():
-            if curve is not None:
-                size = 1.0 if isinstance(curve, Decay) else 0.5
-                degrees[own] = np.where(curve.is_cone, size, 0.0)
-        return degrees
 
     def _maximised(self, starts: FloatArray, features: IntArray) -> Solution:
         stages: tuple[Solver, ...] = (self.solver,)

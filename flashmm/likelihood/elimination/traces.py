@@ -7,9 +7,12 @@ vectors per feature.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from flashmm.arrays.namespaces import Array, namespace
+from flashmm.designs.curves import CurvedParameters
 from flashmm.likelihood.elimination import small
 from flashmm.likelihood.elimination.eliminate import (
     Border,
@@ -31,7 +34,9 @@ __all__ = [
     "Traces",
     "apply",
     "derivative_times",
+    "in_directions",
     "inner_products",
+    "linear_score",
     "prior_less_known",
     "solve",
     "traces",
@@ -299,19 +304,23 @@ class _Contraction:
 
     def __init__(self, blocks: Blocks) -> None:
         xp = namespace(blocks.bases)
-        k, count, L = blocks.bases.shape
+        k, count, L, *each = blocks.bases.shape
         twice = [1.0 if a == b else 2.0 for a, b in small.pairs(blocks.s)]
         scaled = [blocks.bases[:, i, :] * twice[i] for i in range(count)]
-        self.weights = xp.reshape(xp.stack(scaled, axis=1), (k, count * L))
+        self.weights = xp.reshape(xp.stack(scaled, axis=1), (k, count * L, *each))
 
     def __call__(self, matrix: Symmetric) -> Array:
         """Shape (k, B) for planes of shape (L, B)."""
         xp = namespace(self.weights)
+        if len(self.weights.shape) == 3:  # each feature has bases of its own
+            return xp.sum(self.weights * xp.concat(matrix), axis=1)
         return xp.matmul(self.weights, xp.concat(matrix))
 
 
 def _basis(blocks: Blocks, i: int) -> Symmetric:
-    """Planes (L, 1) of one parameter's basis."""
+    """Planes (L, 1) of one parameter's basis, (L, B) where each feature has its own."""
+    if len(blocks.bases.shape) == 4:
+        return [blocks.bases[i, j] for j in range(blocks.bases.shape[1])]
     return [blocks.bases[i, j, :, None] for j in range(blocks.bases.shape[1])]
 
 
@@ -334,6 +343,54 @@ def _dot(left: list[Array], right: list[Array]) -> Array:
 def _trace(left: Array, right: Array) -> Array:
     """tr(L R) of stacks of matrices, shape (B,)."""
     return namespace(left).sum(left * _transposed(right), axis=(1, 2))
+
+
+def in_directions(layout: Layout, curved: CurvedParameters, u: Array) -> Layout | None:
+    """The layout with own parameters u (B, k) in the place of theta: bases of each feature.
+
+    None where a structure is not in the finest blocks.
+    """
+    fine, place, directions = layout.fine, {}, []
+    J = curved.jacobian(u)
+    for curve, linear, own in curved.parts():
+        if curve is None:
+            place |= dict(zip(range(linear.start, linear.stop), range(own.start, own.stop)))
+            continue
+        if linear.start not in fine.parameters:
+            return None
+        directions += range(own.start, own.stop)
+    shared = [place[i] for i in fine.parameters if i in place]
+    weights = J[:, list(fine.parameters)][:, :, [*directions, *shared]]  # (B, k_fine, d)
+    k, count, L = fine.bases.shape
+    planes = np.tensordot(weights, fine.bases.reshape(k, count * L), axes=(1, 0))  # (B, d, count L)
+    bases = np.moveaxis(planes, 0, -1).reshape(planes.shape[1], count, L, u.shape[0])
+    return replace(
+        layout,
+        fine=replace(fine, parameters=(*directions, *shared), bases=bases),
+        coarse=replace(
+            layout.coarse, parameters=tuple(place[i] for i in layout.coarse.parameters)
+        ),
+        border_parameters=tuple(
+            replace(each, position=place[each.position]) for each in layout.border_parameters
+        ),
+    )
+
+
+def linear_score(
+    layout: Layout, blocks: Eliminated, border: Border, r: Directions, k: int
+) -> Array:
+    """Derivatives of the log-likelihood by theta (B, k) of the finest blocks, zero for others."""
+    X, _ = _diagonal_blocks(layout, blocks, border)
+    first = _Contraction(layout.fine)(
+        [a - b for a, b in zip(blocks.inverse, X, strict=True)]
+    )
+    planes = [plane[:, 0, :] for plane in r.fine]
+    s = layout.fine.s
+    outer = [planes[a] * planes[b] for a, b in small.pairs(s)]
+    forms = _Contraction(layout.fine)(outer)
+    score = np.zeros((r.border.shape[0], k))
+    score[:, list(layout.fine.parameters)] = 0.5 * (forms - first).T
+    return score
 
 
 @dataclass(frozen=True)
