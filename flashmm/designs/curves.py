@@ -1,17 +1,17 @@
-"""Covariances of a level's effects that are not linear in their parameters: ar1, exp, cs with sds.
+"""Covariances of a level's effects that are not linear in their parameters: ar1, exp, cs of sds.
 
-D stays linear in theta, the covariances at each distance (or of each pair of effects), so that every
-engine serves as it is. Only few theta are those of a structure: they lie on a curve (a surface)
-theta(u) of its own parameters u, and whatever asks for derivatives takes them along it,
+D stays linear in theta, the covariances at each distance (or of each pair of effects), so that
+every engine serves as it is. Only few theta are those of a structure: they lie on a curve (a
+surface) theta(u) of its own parameters u, and what asks for derivatives takes them along it,
 
     score_u = J'score,    E_u = J'E J,    O_u = J'O J - sum_l score_l d2 theta_l / du du'
 
 with J = d theta / du. The variance of a function of theta-hat follows from J E_u^-1 J' in the
 place of E^-1.
 
-With distances in units of the smallest, so that the smallest is 1, ``"ar1"`` (Pinheiro & Bates 2000,
-section 5.3) and ``"exp"`` are the same curve: variance v, correlation rho of neighbours, covariance
-v rho^d at distance d. Exponential decay exp(-d / range) has rho = exp(-1 / range) >= 0.
+With distances in units of the smallest, so that the smallest is 1, ``"ar1"`` (Pinheiro & Bates
+2000, section 5.3) and ``"exp"`` are the same curve: variance v, correlation rho of neighbours,
+covariance v rho^d at distance d. Exponential decay exp(-d / range) has rho = exp(-1 / range) >= 0.
 ``"csh"`` has a standard deviation per effect and one correlation.
 """
 
@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
-__all__ = ["CURVED", "Curve", "CurvedParameters", "Decay", "Heterogeneous", "distances"]
+__all__ = ["ALONG", "CURVED", "Curve", "CurvedParameters", "Decay", "Heterogeneous", "distances"]
 
 # Structures whose parameters D is not linear in.
 CURVED = ("ar1", "exp", "csh")
+# Those along positions.
+ALONG = ("ar1", "exp")
 # Distances that differ by less, relative to the largest, are the same.
 _SAME = 1e-9
 
@@ -171,7 +173,7 @@ class Heterogeneous:
         return np.concatenate([sd**2, rho * sd[:, a] * sd[:, b]], axis=1)
 
     def own(self, theta: FloatArray) -> FloatArray:
-        """The inverse of `theta`, (B, s + 1); a correlation of NaN with fewer than two variances."""
+        """The inverse of `theta`, (B, s + 1); NaN for a correlation of fewer than two variances."""
         a, b = self.pairs
         sd = np.sqrt(np.maximum(theta[:, : self.s], 0.0))
         size = sd[:, a] * sd[:, b]
@@ -279,7 +281,10 @@ class CurvedParameters:
     def theta(self, u: FloatArray) -> FloatArray:
         """Theta (B, k_theta) of own parameters (B, k)."""
         return np.concatenate(
-            [u[:, own] if curve is None else curve.theta(u[:, own]) for curve, _, own in self.parts()],
+            [
+                u[:, own] if curve is None else curve.theta(u[:, own])
+                for curve, _, own in self.parts()
+            ],
             axis=1,
         )
 

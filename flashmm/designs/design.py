@@ -81,6 +81,11 @@ class RandomTerm:
         return np.asarray(np.eye(s) - 2.0 * np.outer(u, u) / (u @ u))
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the effects belong together, so that none can go alone."""
+        return self.covariance in ("identity", "cs", *CURVED)
+
+    @property
     def is_full(self) -> bool:
         """Whether theta holds a whole covariance matrix of the effects."""
         return self.covariance in ("full", "csh")
@@ -370,6 +375,21 @@ class CovarianceStructure:
         blocks += [np.array([[first + h]], dtype=np.intp) for h in range(len(self.residuals) - 1)]
         return blocks
 
+    def block_columns(self) -> list[list[NDArray[np.intp]]]:
+        """Per covariance block of D the columns of Z of each of its effects."""
+        found = []
+        for block in self.blocks():
+            if block[0, 0] >= len(self.parameters):
+                continue
+            first = self.parameters[block[0, 0]]
+            if self.terms[first.term].positions:
+                start, stop = self.offsets[first.term], self.offsets[first.term + 1]
+                s = block.shape[0]
+                found.append([np.arange(start + effect, stop, s) for effect in range(s)])
+            else:
+                found.append([self.columns(self.parameters[i])[0] for i in np.diag(block)])
+        return found
+
     def block_levels(self) -> list[int]:
         """How often each of the `blocks` is repeated along the diagonal of D."""
         k = len(self.parameters)
@@ -386,6 +406,28 @@ class CovarianceStructure:
         owners = Counter(parameter.term for parameter in self.parameters)
         sizes = tuple(owners[position] for position in range(len(self.terms)))
         return CurvedParameters(curves, sizes, len(self.residuals))
+
+    def own_blocks(self) -> list[NDArray[np.intp]]:
+        """Positive semi-definite blocks of own parameters, as `blocks`; correlations are in none.
+
+        The last residual variance is among them.
+        """
+        curved = self.curved
+        assert curved is not None
+        place: dict[int, int] = {}
+        blocks: list[NDArray[np.intp]] = []
+        for curve, linear, own in curved.parts():
+            if curve is None:
+                pairs = zip(
+                    range(linear.start, linear.stop), range(own.start, own.stop), strict=True
+                )
+                place |= dict(pairs)
+            else:
+                blocks += [np.array([[own.start + i]]) for i in np.flatnonzero(curve.is_cone)]
+        for block in self.blocks():
+            if int(block[0, 0]) in place:
+                blocks.append(np.array([[place[int(i)] for i in row] for row in block]))
+        return [*blocks, np.array([[curved.k - 1]])]
 
     @property
     def own_names(self) -> tuple[str, ...]:

@@ -55,16 +55,16 @@ def along_a_column(
     if term.covariance == "ar1" and (np.abs(steps - np.round(steps)) > 1e-9).any():
         raise InputError(
             f"{source}: the lags of {column!r}, {listing([f'{x:.6g}' for x in apart[1:]], 6)}, are "
-            "no multiples of the smallest, so the correlation of one step is not in the data. Write "
-            f"exp({column} | ...), where correlations are not negative."
+            "no multiples of the smallest, so the correlation of one step is not in the data. "
+            f"Write exp({column} | ...), where correlations are not negative."
         )
     if apart.size > MOST_DISTANCES:
         instead = (
             "Round the times to fewer steps."
             if term.covariance == "ar1"
             else f"Round the positions, or give a kernel with a range that you choose, "
-            f"covariances={{{column!r}: fm.Covariance(np.exp(-distance / range), levels=...)}} with "
-            f"(1 | {column})."
+            f"covariances={{{column!r}: fm.Covariance(np.exp(-distance / range), levels=...)}}, "
+            f"with (1 | {column})."
         )
         raise InputError(
             f"{source}: {column!r} has {at.size} {what} with {apart.size - 1} different distances; "
@@ -88,9 +88,9 @@ def _places(
             )
         if not values.cat.ordered:
             raise InputError(
-                f"{source}: the categories of {column!r} ({listing(labels, 4)}) have no order. Make "
-                f"it an ordered categorical, data[{column!r}].cat.as_ordered(), or a column of "
-                "whole numbers."
+                f"{source}: the categories of {column!r} ({listing(labels, 4)}) have no order. "
+                f"Make it an ordered categorical, data[{column!r}].cat.as_ordered(), or a column "
+                "of whole numbers."
             )
         return codes.astype(np.float64), labels
     if values.dtype.kind not in "iuf":
@@ -104,8 +104,8 @@ def _places(
     if structure == "ar1" and not (at == np.round(at)).all():
         wrong = at[at != np.round(at)][0]
         raise InputError(
-            f"{source}: {column!r} holds {wrong:.6g}; the times of ar1 are whole numbers, the lag of "
-            f"two their difference. Write exp({column} | ...) for any times (the same for whole "
+            f"{source}: {column!r} holds {wrong:.6g}; the times of ar1 are whole numbers, the lag "
+            f"of two their difference. Write exp({column} | ...) for any times (the same for whole "
             "ones and a correlation that is not negative), or number equal steps."
         )
     return at, labels

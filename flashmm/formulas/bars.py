@@ -48,8 +48,8 @@ _FOREIGN_WRAPPERS = frozenset(
 _KNOWN = (
     "us(x | g), the same as (x | g); diag(x | g), one variance per effect; diag(x | g, hom=TRUE), "
     "one variance for all effects; cs(0 + f | g), one variance and one correlation; cs(0 + f | g, "
-    "hom=FALSE), one correlation and a variance per effect; ar1(t | g), correlations rho^lag of the "
-    "times t; exp(pos | g), correlations exp(-distance / range)"
+    "hom=FALSE), one correlation and a variance per effect; ar1(t | g), correlations rho^lag of "
+    "the times t; exp(pos | g), correlations exp(-distance / range)"
 )
 _WRAPPED = {"full": "", "diagonal": "diag", "identity": "diag", "cs": "cs", "csh": "cs"}
 # Structures along a column of times or positions.
@@ -438,7 +438,7 @@ def _expand_bar(tokens: list[Token], wrapper: str, source: str) -> list[BarTerm]
 def _column_along(effects: SimpleFormula, structure: str, written: str, source: str) -> str:
     """The column of times or positions in what stands before the bar: ``t`` or ``0 + t``."""
     terms = [term for term in effects if term.degree > 0]
-    factors = terms[0].factors if len(terms) == 1 else ()
+    factors: tuple[Any, ...] = tuple(terms[0].factors) if len(terms) == 1 else ()
     name = factors[0].expr if len(factors) == 1 else ""
     if len(factors) != 1 or factors[0].eval_method.value != "lookup":
         what = "times" if structure == "ar1" else "positions"

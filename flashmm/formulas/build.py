@@ -173,7 +173,9 @@ def build_design(
         )
 
     built = [
-        _bar_columns(term, columns, table) if isinstance(term, BarTerm) else _plain_columns(term, columns)
+        _bar_columns(term, columns, table)
+        if isinstance(term, BarTerm)
+        else _plain_columns(term, columns)
         for term in terms
     ]
     structure = CovarianceStructure(_name_terms(terms, [block.term for block in built], known))

@@ -17,10 +17,7 @@ from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.curves import CurvedParameters
 from flashmm.likelihood.base import Evaluation
 
-__all__ = ["OwnParameters", "along", "covariance_along", "free_directions"]
-
-# A correlation this close to its bounds, a variance this small beside the others, do not vary.
-_AT_BOUND = 1e-10
+__all__ = ["OwnParameters", "along"]
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,10 @@ class OwnParameters:
         direct = None if by_directions is None else by_directions(self.curved, theta, features)
         if direct is None:
             return self._by_theta(theta, features)
-        found, known = direct
+        found: Evaluation = direct[0]
+        known: BoolArray = direct[1]
         J = self.curved.jacobian(theta)
-        settled(found, ~(np.abs(J) > 0).any(axis=1))
+        _settled(found, _dead(J))
         rest = np.flatnonzero(~known)
         if rest.size:
             found.put(rest, self._by_theta(theta[rest], features[rest]))
@@ -89,11 +87,16 @@ def along(curved: CurvedParameters, u: FloatArray, at: Evaluation) -> Evaluation
         expected = transposed @ at.expected @ J
         average = transposed @ at.average @ J - 0.5 * curved.bend(u, at.score)
     found = Evaluation(at.loglik, score, expected, average, at.rounding)
-    settled(found, ~(np.abs(J) > 0).any(axis=1))
+    _settled(found, _dead(J))
     return found
 
 
-def settled(at: Evaluation, dead: BoolArray) -> None:
+def _dead(J: FloatArray) -> BoolArray:
+    """Own parameters that theta does not depend on, (B, k)."""
+    return np.asarray(~(np.abs(J) > 0).any(axis=1))
+
+
+def _settled(at: Evaluation, dead: BoolArray) -> None:
     """Give parameters that nothing depends on, (B, k), a score of zero and an information of one.
 
     In place.
@@ -105,82 +108,3 @@ def settled(at: Evaluation, dead: BoolArray) -> None:
     at.score[dead] = 0.0
     for information in (at.expected, at.average):
         information[:] = np.where(either, np.eye(dead.shape[1]), information)
-
-
-def free_directions(curved: CurvedParameters, u: FloatArray) -> BoolArray:
-    """Own parameters (B, k) that are not at a bound: what a bound holds does not vary."""
-    lower, upper = curved.bounds
-    free = np.ones(u.shape, dtype=bool)
-    with np.errstate(invalid="ignore"):
-        for curve, _, own in curved.parts():
-            if curve is None:
-                free[:, own] = u[:, own] > 0  # those of other terms are settled elsewhere
-            else:
-                cone = curve.is_cone
-                values = u[:, own]
-                free[:, own] = np.where(
-                    cone,
-                    values > _AT_BOUND,
-                    (values > lower[own] + _AT_BOUND) & (values < upper[own] - _AT_BOUND),
-                )
-    return free & np.isfinite(u)
-
-
-def covariance_along(
-    curved: CurvedParameters,
-    theta: FloatArray,
-    at: Evaluation,
-    *,
-    observed: bool = False,
-    held: BoolArray | None = None,
-) -> tuple[FloatArray, FloatArray]:
-    """Asymptotic covariance of theta on its curve, J I^-1 J', and of the own parameters, I^-1.
-
-    Parameters
-    ----------
-    curved
-        The curve.
-    theta
-        On the curve, shape (B, k_theta).
-    at
-        The likelihood there, by theta.
-    observed
-        Whether I is the observed information; where it is not positive definite the expected one.
-    held
-        Own parameters that do not vary, shape (B, k); by default those at a bound.
-
-    Returns
-    -------
-    tuple of ndarray
-        Shapes (B, k_theta, k_theta) and (B, k, k); zeros for what is held, NaN where unknown.
-    """
-    u = curved.own(theta)
-    free = free_directions(curved, u) if held is None else ~held & np.isfinite(u)
-    safe = np.where(np.isfinite(u), u, 0.0)
-    J = curved.jacobian(safe)
-    here = along(curved, safe, at)
-    both = free[:, :, None] & free[:, None, :]
-    one = np.eye(u.shape[1])
-    information = np.where(both, here.expected, one)
-    if observed:
-        sharper = np.where(both, here.observed, one)
-        unit = np.sqrt(np.abs(np.diagonal(information, axis1=1, axis2=2)))
-        scaled = sharper / (unit[:, :, None] * unit[:, None, :])
-        fine = np.isfinite(scaled).all(axis=(1, 2))
-        lowest = np.linalg.eigvalsh(np.where(fine[:, None, None], scaled, one))[:, 0]
-        information = np.where(((lowest > 1e-9) & fine)[:, None, None], sharper, information)
-    own = np.where(both, _inverse(information), 0.0)
-    own[~np.isfinite(information).all(axis=(1, 2))] = np.nan
-    return J @ own @ np.swapaxes(J, 1, 2), own
-
-
-def _inverse(information: FloatArray) -> FloatArray:
-    """Inverses of symmetric matrices (B, k, k), scaled to unit diagonal meanwhile; NaN of none."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        length = np.sqrt(np.abs(np.diagonal(information, axis1=1, axis2=2)))
-        scale = length[:, :, None] * length[:, None, :]
-        scaled = information / scale
-    known = np.isfinite(scaled).all(axis=(1, 2))
-    result = np.full(information.shape, np.nan)
-    result[known] = np.linalg.pinv(scaled[known], hermitian=True) / scale[known]
-    return result

@@ -10,11 +10,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.inference.curved_covariance import covariance_along
 from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection, Projection
 from flashmm.likelihood.base import rows_of
 from flashmm.likelihood.elimination.indefinite import covariance_is_definite
 from flashmm.likelihood.known_residual import known_residual_of
-from flashmm.likelihood.own_parameters import covariance_along
 from flashmm.results.fitted import FitOptions, attributes
 from flashmm.results.on_request import scaled_inverse
 from flashmm.solvers.base import Solution
@@ -53,7 +53,7 @@ def assemble_dataset(
     if curved is None:
         se_theta = _standard_errors(solution.evaluation.expected)
     else:
-        spread, _ = covariance_along(curved, solution.theta, solution.evaluation)
+        spread, _ = covariance_along(stats.structure, solution.theta, solution.evaluation)
         with np.errstate(invalid="ignore"):
             se_theta = np.sqrt(np.diagonal(spread, axis1=1, axis2=2))
     spoilt = np.asarray(~np.isfinite(se_theta).all(axis=1))

@@ -319,6 +319,16 @@ class FittedModel:
                 f"{self.options.residual_by!r}. {instead}".rstrip()
             )
 
+    def linear(self, what: str, instead: str) -> None:
+        """Raise where structures are not linear in their parameters, which ``what`` needs."""
+        terms = self.stats.structure.terms
+        names = [f"{term.name!r} ({term.covariance})" for term in terms if term.curve is not None]
+        if names:
+            raise InputError(
+                f"{what} is there for covariances that are linear in their parameters; that of "
+                f"{', '.join(names)} is not. {instead}"
+            )
+
     def of_groups(self, what: str) -> SummaryStats:
         """The statistics, which may have sums by group, that ``what`` needs."""
         if isinstance(self.stats, PatternedStats) or self.whole is not None:

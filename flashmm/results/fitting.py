@@ -182,9 +182,7 @@ def _fit_curved(
     )
     solution = search.run(usable & ~likelihood.perfect_fit, given, plan.progress)
     found = in_theta(own, solution)
-    return assemble_dataset(
-        stats, projection, likelihood, found, options, n_jobs=plan.threads
-    )
+    return assemble_dataset(stats, projection, likelihood, found, options, n_jobs=plan.threads)
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ def check_curved(
         raise InputError(f"`device` does not serve the structure of {shown}. Leave it out.")
     if solver not in ("fisher_scoring", "newton_raphson", "average_information"):
         raise InputError(
-            f"solver={solver!r} does not serve the structure of {shown}, which is not linear in its "
-            "parameters. Use 'fisher_scoring' or 'newton_raphson'."
+            f"solver={solver!r} does not serve the structure of {shown}, which is not linear in "
+            "its parameters. Use 'fisher_scoring' or 'newton_raphson'."
         )
 
 
@@ -66,18 +66,8 @@ def own_space(structure: CovarianceStructure) -> Boxed:
     """Where the own parameters of a structure may lie."""
     curved = structure.curved
     assert curved is not None
-    place: dict[int, int] = {}
-    blocks: list[Any] = []
-    for curve, linear, own in curved.parts():
-        if curve is None:
-            place |= dict(zip(range(linear.start, linear.stop), range(own.start, own.stop), strict=True))
-        else:
-            blocks += [np.array([[own.start + i]]) for i in np.flatnonzero(curve.is_cone)]
-    for block in structure.blocks():
-        if int(block[0, 0]) in place:
-            blocks.append(np.array([[place[int(i)] for i in row] for row in block], dtype=np.intp))
     lower, upper = curved.bounds
-    return Boxed(PSD(tuple(blocks), curved.k), lower, upper)
+    return Boxed(PSD(tuple(structure.own_blocks()[:-1]), curved.k), lower, upper)
 
 
 @dataclass(frozen=True)
@@ -179,7 +169,7 @@ class CurvedSearch:
         around = np.concatenate([edge, top, edge])
         summit = (top >= around[:-2]) & (top >= around[2:])
         order = np.argsort(-np.where(summit, top, -np.inf), axis=0, kind="stable")[:_FROM]
-        starts = points[order * ratios + ratio[order, each], each]
+        starts: FloatArray = points[order * ratios + ratio[order, each], each]
         starts[~summit[order, each]] = np.nan
         return starts
 

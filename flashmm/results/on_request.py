@@ -13,11 +13,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.inference.curved_covariance import covariance_along
 from flashmm.likelihood import AnyEstimator, AnyProjection
 from flashmm.likelihood.base import RandomEffects, StandardErrorKind, rows_of
 from flashmm.likelihood.known_residual import known_residual_of
 from flashmm.likelihood.moments import effect_variances
-from flashmm.likelihood.own_parameters import covariance_along
 
 __all__ = ["Information", "OnRequest", "scaled_inverse", "without_known"]
 
@@ -88,7 +88,7 @@ class OnRequest:
             if curved is None:
                 inverse = scaled_inverse(at.expected)
             else:
-                inverse, _ = covariance_along(curved, self.theta[batch], at)
+                inverse, _ = covariance_along(self.projection.structure, self.theta[batch], at)
             inverse = without_known(inverse, self.likelihood)
             result[here] = self.projection.natural_covariance(inverse, batch)
         return result
@@ -108,7 +108,7 @@ class OnRequest:
             return values, self.theta_covariance(positions)
         for here, batch in self.batches(positions):
             theta = self.theta[batch]
-            _, own = covariance_along(curved, theta, self.likelihood.evaluate(theta, batch))
+            _, own = covariance_along(structure, theta, self.likelihood.evaluate(theta, batch))
             inside = curved.own(theta)
             values[here] = curved.own(self.projection.natural_theta(theta, batch))
             with np.errstate(invalid="ignore", divide="ignore"):

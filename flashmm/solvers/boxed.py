@@ -46,7 +46,7 @@ class Boxed:
 
     def step(self, theta: FloatArray, score: FloatArray, information: FloatArray) -> FloatArray:
         """The best step within the space."""
-        step = self.inner.step(theta, score, information)
+        step: FloatArray = self.inner.step(theta, score, information)
         to, held = np.zeros_like(theta), np.zeros(theta.shape, dtype=bool)
         for _ in range(int(self.boxed.sum())):
             after = theta + step
@@ -56,7 +56,9 @@ class Boxed:
                 break
             to = np.where(low, self.lower - theta, np.where(high, self.upper - theta, to))
             held |= low | high
-            step[rows] = self._given(theta[rows], score[rows], information[rows], to[rows], held[rows])
+            step[rows] = self._given(
+                theta[rows], score[rows], information[rows], to[rows], held[rows]
+            )
         return step
 
     def _given(

@@ -350,26 +350,26 @@ def in_directions(layout: Layout, curved: CurvedParameters, u: Array) -> Layout 
 
     None where a structure is not in the finest blocks.
     """
-    fine, place, directions = layout.fine, {}, []
-    J = curved.jacobian(u)
+    fine, J = layout.fine, curved.jacobian(u)
+    place: dict[int, int] = {}
+    directions: list[int] = []
     for curve, linear, own in curved.parts():
         if curve is None:
-            place |= dict(zip(range(linear.start, linear.stop), range(own.start, own.stop)))
+            place |= {linear.start + i: own.start + i for i in range(own.stop - own.start)}
             continue
         if linear.start not in fine.parameters:
             return None
         directions += range(own.start, own.stop)
     shared = [place[i] for i in fine.parameters if i in place]
-    weights = J[:, list(fine.parameters)][:, :, [*directions, *shared]]  # (B, k_fine, d)
+    chosen = np.array([*directions, *shared], dtype=np.intp)
+    weights = J[:, np.array(fine.parameters, dtype=np.intp)][:, :, chosen]  # (B, k_fine, d)
     k, count, L = fine.bases.shape
     planes = np.tensordot(weights, fine.bases.reshape(k, count * L), axes=(1, 0))  # (B, d, count L)
     bases = np.moveaxis(planes, 0, -1).reshape(planes.shape[1], count, L, u.shape[0])
     return replace(
         layout,
         fine=replace(fine, parameters=(*directions, *shared), bases=bases),
-        coarse=replace(
-            layout.coarse, parameters=tuple(place[i] for i in layout.coarse.parameters)
-        ),
+        coarse=replace(layout.coarse, parameters=tuple(place[i] for i in layout.coarse.parameters)),
         border_parameters=tuple(
             replace(each, position=place[each.position]) for each in layout.border_parameters
         ),
@@ -381,9 +381,7 @@ def linear_score(
 ) -> Array:
     """Derivatives of the log-likelihood by theta (B, k) of the finest blocks, zero for others."""
     X, _ = _diagonal_blocks(layout, blocks, border)
-    first = _Contraction(layout.fine)(
-        [a - b for a, b in zip(blocks.inverse, X, strict=True)]
-    )
+    first = _Contraction(layout.fine)([a - b for a, b in zip(blocks.inverse, X, strict=True)])
     planes = [plane[:, 0, :] for plane in r.fine]
     s = layout.fine.s
     outer = [planes[a] * planes[b] for a, b in small.pairs(s)]
