@@ -76,14 +76,18 @@ class Decay:
         """Which own parameters are bounded by zero alone, (2,)."""
         return np.array([True, False])
 
-    def starts(self) -> FloatArray:
-        """Correlations that a search starts from, ascending, (g,)."""
-        if self.lowest < 0:
-            return np.array([-0.95, -0.7, -0.35, 0.05, 0.35, 0.7, 0.95])
-        return np.array([0.03, 0.2, 0.4, 0.6, 0.8, 0.95])
+    def starts(self) -> tuple[FloatArray, int]:
+        """Own parameters (g, 2) of variance 1 that a search starts from, and how many are in order.
+
+        Those are neighbours by their correlation.
+        """
+        rho = [-0.95, -0.7, -0.35, 0.05, 0.35, 0.7, 0.95]
+        if self.lowest == 0.0:
+            rho = [0.03, 0.2, 0.4, 0.6, 0.8, 0.95]
+        return np.column_stack([np.ones(len(rho)), rho]), len(rho)
 
     def at(self, variance: FloatArray, rho: FloatArray) -> FloatArray:
-        """Own parameters (B, 2) of a common variance (B,) and a correlation (B,)."""
+        """Own parameters (B, 2) of a variance (B,) and a correlation (B,)."""
         return np.stack([variance, rho], axis=1)
 
     def theta(self, u: FloatArray) -> FloatArray:
@@ -156,15 +160,26 @@ class Heterogeneous:
         """Which own parameters are bounded by zero alone, (s + 1,)."""
         return np.arange(self.s + 1) < self.s
 
-    def starts(self) -> FloatArray:
-        """Correlations that a search starts from, ascending, (g,)."""
-        return np.array([-0.6 / (self.s - 1), 0.05, 0.3, 0.6, 0.9])
+    def starts(self) -> tuple[FloatArray, int]:
+        """Own parameters (g, s + 1) that a search starts from, and how many are in order.
+
+        Those have about equal variances (not quite: there the parameters of many designs cannot be
+        told apart) and are neighbours by their correlation. In the others one effect is large.
+        """
+        s = self.s
+        spread = 1.0 + 0.1 * np.linspace(-1.0, 1.0, s)
+        rho = [-0.6 / (s - 1), 0.05, 0.3, 0.6, 0.9]
+        equal = np.column_stack([np.tile(spread, (len(rho), 1)), rho])
+        large = [
+            np.r_[np.where(np.arange(s) == i, 1.5, 0.3), value]
+            for i in range(s)
+            for value in (-0.3 / (s - 1), 0.3, 0.9)
+        ]
+        return np.concatenate([equal, large]), len(rho)
 
     def at(self, variance: FloatArray, rho: FloatArray) -> FloatArray:
         """Own parameters (B, s + 1) of a common variance (B,) and a correlation (B,)."""
-        # Not all equal: there the parameters of many designs cannot be told apart.
-        spread = 1.0 + 0.1 * np.linspace(-1.0, 1.0, self.s)
-        return np.concatenate([np.sqrt(variance)[:, None] * spread, rho[:, None]], axis=1)
+        return np.column_stack([np.tile(np.sqrt(variance)[:, None], (1, self.s)), rho])
 
     def theta(self, u: FloatArray) -> FloatArray:
         """Variances and covariances, (B, s (s + 1) / 2)."""

@@ -257,6 +257,12 @@ class CovarianceStructure:
         )
 
     @property
+    def level_of_columns(self) -> NDArray[np.intp]:
+        """Number of the level, counted over all terms, that each column of Z is of, shape (q,)."""
+        sizes = [len(term.effects) for term in self.terms for _ in term.levels]
+        return np.repeat(np.arange(len(sizes)), sizes)
+
+    @property
     def has_roots(self) -> bool:
         """Whether a term has a known covariance between its levels."""
         return any(term.root is not None for term in self.terms)

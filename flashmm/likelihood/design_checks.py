@@ -195,7 +195,7 @@ def _along_curves(information: FloatArray, curved: CurvedParameters) -> FloatArr
     u = np.ones((1, curved.k))
     for curve, _, own in curved.parts():
         if curve is not None:
-            u[:, own] = curve.at(np.ones(1), np.full(1, 0.5))
+            u[:, own] = curve.starts()[0][2]
     J = curved.jacobian(u)[0, : information.shape[0]]
     if information.shape[0] < sum(curved.sizes) + curved.residuals:
         J = J[:, :-1]  # the residual variance is known

@@ -119,41 +119,45 @@ class CurvedSearch:
         features = np.flatnonzero(usable)
         if features.size:  # makes what features share, before threads need it
             one = features[:1]
-            self.likelihood.evaluate(self._grid(one)[0], one)
+            self.likelihood.evaluate(self._grid(one)[0][0], one)
         with counted(progress, features.size, unit="feature", desc="fit") as done:
             over_batches(
                 fit, self.likelihood, features, memory=self.memory, n_jobs=self.threads, done=done
             )
         return total
 
-    def _grid(self, features: IntArray) -> FloatArray:
-        """Points (g, B, k) of a grid, the residual variance 1."""
+    def _grid(self, features: IntArray) -> tuple[FloatArray, int]:
+        """Points (g, B, k) of a grid, the residual variance 1, and how many shapes are in order.
+
+        The ratios of each shape of the curves come one after the other.
+        """
         curved, residual = self.likelihood.curved, known_residual_of(self.likelihood.inner)
-        count = max(c.starts().size for c in curved.curves if c is not None)
-        points = []
+        shapes = [None if curve is None else curve.starts() for curve in curved.curves]
+        count = max(shape[0].shape[0] for shape in shapes if shape is not None)
+        points = np.zeros((count * len(_RATIOS), features.size, curved.k))
+        powers = curved.degrees
         for i in range(count):
-            for ratio in _RATIOS:
-                u = np.zeros((features.size, curved.k))
-                v = np.full(features.size, ratio)
-                for curve, linear, own in curved.parts():
+            for j, ratio in enumerate(_RATIOS):
+                u = points[i * len(_RATIOS) + j]
+                for number, (curve, linear, own) in enumerate(curved.parts()):
                     if curve is not None:
-                        rho = np.full(features.size, curve.starts()[i % curve.starts().size])
-                        u[:, own] = curve.at(v, rho)
+                        shape = shapes[number]
+                        assert shape is not None
+                        u[:, own] = shape[0][i % shape[0].shape[0]] * ratio ** powers[own]
                     elif linear.stop <= sum(curved.sizes):
                         u[:, own] = np.where(self.structure.is_variance[linear], ratio, 0.0)
                     else:
                         u[:, own] = 1.0
                 if residual is not None:
                     u[:, -1] = residual[features]
-                points.append(u)
-        return np.stack(points)
+        return points, min(shape[1] for shape in shapes if shape is not None)
 
     def _starts(self, features: IntArray) -> FloatArray:
         """The highest points of the grid, their scale at its best, (s, B, k); NaN for no more.
 
-        They are those local maxima along the correlations, the ratio at its best for each.
+        Of shapes in order only local maxima count, the ratio at its best for each.
         """
-        points = self._grid(features)
+        points, ordered = self._grid(features)
         height = np.empty(points.shape[:2])
         for g, u in enumerate(points):
             found = self.likelihood.evaluate(u, features)
@@ -166,8 +170,9 @@ class CurvedSearch:
         ridge = height.reshape(-1, ratios, features.size)
         ratio, top = ridge.argmax(axis=1), ridge.max(axis=1)
         edge = np.full((1, features.size), -np.inf)
-        around = np.concatenate([edge, top, edge])
-        summit = (top >= around[:-2]) & (top >= around[2:])
+        around = np.concatenate([edge, top[:ordered], edge])
+        summit = np.ones(top.shape, dtype=bool)
+        summit[:ordered] = (top[:ordered] >= around[:-2]) & (top[:ordered] >= around[2:])
         order = np.argsort(-np.where(summit, top, -np.inf), axis=0, kind="stable")[:_FROM]
         starts: FloatArray = points[order * ratios + ratio[order, each], each]
         starts[~summit[order, each]] = np.nan
