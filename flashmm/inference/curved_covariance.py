@@ -18,7 +18,8 @@ from flashmm.likelihood.own_parameters import along
 
 __all__ = ["covariance_along"]
 
-# A correlation this close to its bounds, a variance this small, does not vary.
+# A correlation this close to its bounds does not vary, nor does a variance this small, if it may
+# not be negative.
 _AT_BOUND = 1e-10
 
 
@@ -62,14 +63,15 @@ def covariance_along(
 
 
 def _inside(curved: CurvedParameters, u: FloatArray) -> BoolArray:
-    """Own parameters (B, k) that no bound of a curve holds."""
+    """Own parameters (B, k) but for correlations at a bound; variances count, as everywhere."""
     free = np.ones(u.shape, dtype=bool)
     for curve, _, own in curved.parts():
         if curve is None:
             continue
         lower, upper = curve.bounds
         with np.errstate(invalid="ignore"):
-            free[:, own] = (u[:, own] > lower + _AT_BOUND) & (u[:, own] < upper - _AT_BOUND)
+            inside = (u[:, own] > lower + _AT_BOUND) & (u[:, own] < upper - _AT_BOUND)
+        free[:, own] = inside | curve.is_cone
     return free
 
 
@@ -99,7 +101,8 @@ def _on_face(
     there[:, loose] = 1.0
     for curve, _, own in structure.curved.parts() if structure.curved else ():
         if curve is not None:
-            there[:, own] = np.where(free[:, own], 1.0, 0.0)
+            large = curve.is_cone & (u[:, own] > _AT_BOUND)
+            there[:, own] = np.where(large | (free[:, own] & ~curve.is_cone), 1.0, 0.0)
     every = (*blocks, *(np.array([[i]]) for i in loose))
     covariance, indefinite = covariance_on_face(
         face(there, at.score, at.observed, every), at.expected

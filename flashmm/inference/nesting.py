@@ -122,8 +122,8 @@ def _refuse_curves(large: CovarianceStructure, small: CovarianceStructure) -> No
         raise InputError(
             f"The models differ in the structure of {listing(names)}, whose correlation means "
             "nothing where its variance is zero: the likelihood ratio has no chi-square "
-            "distribution (Davies 1977). Compare their AIC or BIC, or draw from the smaller fit "
-            "with a parametric bootstrap."
+            "distribution (Davies 1977). Compare their AIC or BIC, or fit both to what `draw` "
+            "gives of the smaller one, a parametric bootstrap."
         )
 
 

@@ -62,6 +62,7 @@ def own_estimates(fitted: FittedModel, positions: IntArray, alpha: float) -> Ite
             if isinstance(curve, Decay):
                 sds = np.sqrt(np.where(sds >= 0, sds, np.nan))
                 error[:, :-1] /= 2.0 * sds
+            error[:, :-1][~(sds > 0)] = np.nan
             for i in range(sds.shape[1]):  # effects
                 sd, se = sds[:, i], error[:, i]
                 part = half * se / sd
