@@ -1,10 +1,14 @@
 """Structures that are not linear in their parameters: ar1, exp, cs with a variance per effect."""
 
+import re
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
 import references
 import scipy.optimize
+import test_every_method
 from numpy.testing import assert_allclose
 
 import flashmm as fm
@@ -392,6 +396,52 @@ def test_what_needs_linear_parameters_is_refused(fits):
     ]:
         with pytest.raises(InputError, match=match):
             call()
+
+
+REFUSED = "linear in their|Integrated tests cover|delta|sums by group|Pass the samples|Pass `Y`"
+
+
+def test_every_method_answers_or_says_why():
+    """One feature never stops the others: with features that vary, and two that X explains."""
+    data, Y = DATA["ar1"]
+    bad = {"constant": np.full(len(data), 3.0), "in X": data["x"].to_numpy()}
+    Y = pd.concat([Y, pd.DataFrame(bad, index=Y.columns).T])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fm.ConvergenceWarning)
+        result = fm.MultiLMM.from_formula("~ x", TEXT["ar1"], data, Y).fit(parameter_space="psd")
+    refused = set()
+    for name, calls in test_every_method.CALLS.items():
+        for options in calls or [None]:
+            if name.startswith("marginal"):
+                continue
+            try:
+                found = getattr(result, name)
+                found if options is None else found(**options)
+            except InputError as error:
+                refused.add(name if re.search(REFUSED, str(error)) else f"{name}: {error}")
+    assert refused == {
+        "conf_int_theta", "learn_ratio_prior", "posterior_variances", "random_parameters", "ranova",
+        "ratio_prior", "t_test", "variance_test",
+    }  # fmt: skip
+    assert result.random_parameters()["estimate"].sel(feature=list(bad)).isnull()[:, 1].all()
+    limits = result.bootstrap(n=5, rng=1, features=["a"]).conf_int()
+    assert np.isfinite(np.asarray(limits)).all()
+
+
+def test_draws_have_the_covariance_of_the_structure(fits):
+    """Of Z'y, from 20,000 draws, each entry to five of its standard errors."""
+    result, n = fits["ar1", "REML"], 20_000
+    dense = Dense("ar1", "REML")
+    u = own(result, "ar1")[0]
+    drawn = result.draw(n, rng=1, features=["a"])
+    left = drawn.ZY - drawn.ZX @ result.params.loc["a"].to_numpy()[:, None]
+    expected = dense.Z.T @ dense.V(u) @ dense.Z
+    size = np.sqrt(np.diag(expected))
+    assert_allclose(
+        left @ left.T / n / np.outer(size, size),
+        expected / np.outer(size, size),
+        atol=5 * np.sqrt(2 / n),
+    )
 
 
 def test_models_that_differ_in_a_structure_are_not_tested(fits):

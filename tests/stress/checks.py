@@ -245,7 +245,8 @@ def check_curved(fit: Fit, j: int) -> Iterator[Finding]:
     at = own.evaluate(u[None], np.array([0]))
     unit, allowance = np.sqrt(np.diag(at.expected[0])), 10.0 * fit.rounding(j)
     score, most = at.score[0] / unit, 3.0 * EPSILON + allowance
-    low, high = u <= lower + 1e-8, u >= upper - 1e-8
+    near = np.where(np.isfinite(upper), 1e-8, 1e-12)  # of correlations, and of variances
+    low, high = u <= lower + near, u >= upper - near
     wrong = np.where(low, score > most, np.where(high, score < -most, np.abs(score) > most))
     if wrong.any() or (u < lower - 1e-9).any() or (u > upper + 1e-9).any():
         yield "score above epsilon", f"{np.abs(score[wrong]).max(initial=0.0):.1e}"

@@ -439,10 +439,10 @@ class RandomEffectMethods(OfFittedModel):
         method
             ``"delta"``: the delta method, symmetric in the logarithm of a standard deviation and
             in Fisher's z = artanh(rho), for ``cs`` of s effects in
-            log((1 + (s - 1) rho) / (1 - rho)), and in the logarithm of a range; NaN limits for a standard deviation of zero or a
-            correlation at the end of its range. ``"profile"``: where the log-likelihood that was
-            fitted (restricted for REML), maximised over everything else, has fallen by half the
-            chi-square quantile.
+            log((1 + (s - 1) rho) / (1 - rho)), and in the logarithm of a range; NaN limits for a
+            standard deviation of zero or a correlation at the end of its range.
+            ``"profile"``: where the log-likelihood that was fitted (restricted for REML), maximised
+            over everything else, has fallen by half the chi-square quantile.
         features
             Names, a mask or a slice; all by default.
 
