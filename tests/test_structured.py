@@ -251,7 +251,7 @@ def test_what_cannot_be_used_is_refused(data, text, match):
 
 def test_a_known_covariance_of_the_levels_does_not_go_with_it(data, Y):
     K = pd.DataFrame(np.eye(14), *[sorted(set(data["g"]))] * 2)
-    with pytest.raises(InputError, match="'g' is compound symmetric"):
+    with pytest.raises(InputError, match=r"'g' has the structure cs\(...\)"):
         fm.MultiLMM.from_formula("~ x + cs(0 + f | g)", data=data, Y=Y, covariances={"g": K})
 
 

@@ -173,7 +173,7 @@ class Heterogeneous:
         large = [
             np.r_[np.where(np.arange(s) == i, 1.5, 0.3), value]
             for i in range(s)
-            for value in (-0.3 / (s - 1), 0.3, 0.9)
+            for value in (0.3,)
         ]
         return np.concatenate([equal, large]), len(rho)
 
