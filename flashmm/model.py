@@ -133,7 +133,16 @@ class MultiLMM(ModelData):
         return self._smaller(self.stats.drop(**self._names(fixed, random, features)))
 
     def keep(self, *, fixed: Any = None, random: Any = None, features: Any = None) -> MultiLMM:
-        """A smaller model with only what is named; arguments as in `drop`, None for all."""
+        """A smaller model with only what is named; arguments as in `drop`, None for all.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> model.keep(fixed="Intercept", features=["gene2", "gene5"]).fit().params.shape
+        (2, 1)
+        """
         return self._smaller(self.stats.keep(**self._names(fixed, random, features)))
 
     def _names(self, fixed: Any, random: Any, features: Any) -> dict[str, Any]:
@@ -390,13 +399,13 @@ class MultiLMM(ModelData):
         plan = FitPlan(options, chosen, fallback, threads, device, known, told)
         if client is None:
             with one_blas_thread(self.stats.q if device is None else LARGE):
-                ds = fit_features(stats, projection, likelihood, plan, theta0, residual)
+                found: Any = fit_features(stats, projection, likelihood, plan, theta0, residual)
         else:
-            ds = fit_on_workers(client, self.stats, plan, theta0, residual)
-        results = MultiLMMResults(ds, stats, options, projection, self.recipe)
+            found = fit_on_workers(client, self.stats, plan, theta0, residual)
+        results = MultiLMMResults(found, stats, options, projection, self.recipe)
         results.fitted.know(likelihood)
-        _warn_about(results.ds["status"].to_numpy())
-        if reason := doubt(results.fitted):
+        _warn_about(results.fitted.array("status"))
+        if log.isEnabledFor(logging.INFO) and (reason := doubt(results.fitted)):
             log.info(reason)
         return results
 
@@ -488,6 +497,8 @@ def _check_em(solver: str | Solver, parameter_space: str) -> None:
 
 def _warn_about(status: np.ndarray[Any, Any]) -> None:
     """One counted warning for all features whose verdict is not a good one."""
+    if bool(((status == Status.CONVERGED) | (status == Status.BOUNDARY)).all()):
+        return
     counts = {
         verdict: int((status == verdict).sum())
         for verdict in Status

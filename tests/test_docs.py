@@ -91,9 +91,10 @@ def test_every_page_is_in_the_table_of_contents():
 def test_api_reference_lists_every_public_name():
     api = (DOCS / "api.md").read_text("utf-8")
     listed = re.findall(r"^   ([\w.]+)$", api, re.MULTILINE)
-    modules = {"simulate"}
+    modules = {"datasets", "simulate"}
     assert set(fm.__all__) - modules <= set(listed)
     assert {f"simulate.{name}" for name in fm.simulate.__all__} <= set(listed)
+    assert {f"datasets.{name}" for name in fm.datasets.__all__} <= set(listed)
     solvers = {f"solvers.{solver.__name__}" for solver in SOLVERS.values()}
     assert solvers | {"solvers.Solver", "solvers.State"} <= set(listed)
 

@@ -1,7 +1,7 @@
 """Pictures: each function takes numbers and the Axes of matplotlib, and returns the Axes.
 
 ``result.plot``, ``tests.plot`` and ``feature.plot`` call them with the numbers of a fit. They need
-matplotlib, ``pip install 'flashmm[plot]'``, which nothing else imports.
+matplotlib, ``pip install 'multilmm[plot]'``, which nothing else imports.
 """
 
 from flashmm.plots.groups import cooks_distances, hits_without_groups

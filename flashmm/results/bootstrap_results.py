@@ -99,6 +99,16 @@ class BootstrapResults:
         ------
         InputError
             If the method is unknown or alpha is not between 0 and 1.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> result = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit()
+        >>> boot = result.bootstrap(50, rng=1)
+        >>> limits = boot.conf_int(method="percentile").sel(statistic="Days")
+        >>> limits.round(1).values.tolist()
+        [[6.9, 14.3]]
         """
         check_option("method", method, METHODS)
         check_alpha(alpha)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from flashmm.likelihood.known_residual import KnownResidual, hold_residual, know
 from flashmm.likelihood.own_parameters import OwnParameters
 from flashmm.likelihood.profile_grid import fine_grid, profile_grid
 from flashmm.progress import Progress
-from flashmm.results.assemble import assemble_dataset, without_maximum
+from flashmm.results.assemble import assemble, without_maximum
+from flashmm.results.deferred import Deferred
 from flashmm.results.fitted import FitOptions
 from flashmm.results.fitting_curves import CurvedSearch, in_theta, own_space
 from flashmm.solvers.base import Solution, Solver, maximise
@@ -32,9 +33,6 @@ from flashmm.solvers.start import Starts, starting_rows, starting_values
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 __all__ = ["FitPlan", "fit_features"]
 
@@ -87,7 +85,7 @@ def fit_features(
     plan: FitPlan,
     theta0: Any = None,
     residual: FloatArray | None = None,
-) -> xr.Dataset:
+) -> Deferred:
     """Fit all features of some statistics, without warnings.
 
     Parameters
@@ -143,7 +141,7 @@ def fit_features(
         else:
             psd = make_space("psd", structure.blocks(), start.theta.shape[1])
             _restart_inside(search, psd, space, start, solution, lost)
-    return assemble_dataset(stats, projection, likelihood, solution, options, n_jobs=threads)
+    return assemble(stats, projection, likelihood, solution, options, n_jobs=threads)
 
 
 def _fit_curved(
@@ -153,7 +151,7 @@ def _fit_curved(
     plan: FitPlan,
     theta0: Any,
     residual: FloatArray | None,
-) -> xr.Dataset:
+) -> Deferred:
     """The same where structures are not linear in their parameters."""
     structure, options, curved = stats.structure, plan.options, stats.structure.curved
     assert curved is not None
@@ -182,7 +180,7 @@ def _fit_curved(
     )
     solution = search.run(usable & ~likelihood.perfect_fit, given, plan.progress)
     found = in_theta(own, solution)
-    return assemble_dataset(stats, projection, likelihood, found, options, n_jobs=plan.threads)
+    return assemble(stats, projection, likelihood, found, options, n_jobs=plan.threads)
 
 
 @dataclass(frozen=True)

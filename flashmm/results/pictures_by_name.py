@@ -24,5 +24,6 @@ class PicturesByName:
         return f"<pictures of {self.subject}: {', '.join(self._names())}>"
 
     def _names(self) -> list[str]:
-        own = vars(type(self)).items()
+        classes = [cls for cls in type(self).__mro__ if issubclass(cls, PicturesByName)]
+        own = [item for cls in classes for item in vars(cls).items()]
         return [name for name, value in own if callable(value) and not name.startswith("_")]

@@ -26,7 +26,9 @@ SHOWN = 20
 class Picturable(Protocol):
     """Tests of the same hypotheses for every feature, as far as pictures need them."""
 
-    ds: xr.Dataset
+    @property
+    def ds(self) -> xr.Dataset:
+        """What the tests found."""
 
     @property
     def contrasts(self) -> list[str]:
@@ -58,7 +60,7 @@ class _OneContrast:
 class TestPlots(PicturesByName):
     """Pictures of tests; each method draws one and returns the Axes.
 
-    They need matplotlib: ``pip install 'flashmm[plot]'``.
+    They need matplotlib: ``pip install 'multilmm[plot]'``.
 
     Parameters
     ----------
@@ -117,6 +119,16 @@ class TestPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, the tests are joint ones, or an option is unknown.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.plot.volcano().get_xlabel()
+        'Age'
+        >>> plt.close()
         """
         one = self._one(contrast, adjust, "A volcano plot")
         return many_tests.volcano(
@@ -159,6 +171,16 @@ class TestPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, the tests are joint ones, or features have no mean.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.plot.ma(genes.Y[:20].mean(axis=1)).get_xlabel()
+        'mean of the feature'
+        >>> plt.close()
         """
         one = self._one(contrast, adjust, "An MA plot")
         means = np.asarray(in_order(mean, one.features, "`mean`", of="features", by_text=True))
@@ -200,6 +222,16 @@ class TestPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or the contrast is unknown.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> len(tests.plot.pvalues(bins=10).patches)
+        10
+        >>> plt.close()
         """
         one = self._one(contrast, "none")
         return many_tests.pvalue_histogram(
@@ -225,6 +257,15 @@ class TestPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or the contrast is unknown.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> ax = tests.plot.qq()
+        >>> plt.close()
         """
         one = self._one(contrast, "none")
         return many_tests.qq(one.p, status=one.status, title=one.name, ax=ax)
@@ -262,6 +303,16 @@ class TestPlots(PicturesByName):
         InputError
             If matplotlib is not installed, the tests are joint ones or without limits, or more
             than 7 contrasts of several features are to be drawn.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.plot.forest(features=["gene1", "gene2"]).get_xlabel()
+        'Age'
+        >>> plt.close()
         """
         if not hasattr(self.tests, "conf_int"):
             raise InputError("A forest needs estimates with confidence limits; see `t_test`.")
@@ -310,6 +361,16 @@ class TestPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, the tests are joint ones, or a name is unknown.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.plot.dots(features=["gene1", "gene2"]).get_xticklabels()[0].get_text()
+        'Age'
+        >>> plt.close()
         """
         self._need_estimates("A dot plot")
         columns = self._columns(contrasts)

@@ -100,7 +100,19 @@ class RatioPrior:
         return int(self.ds.attrs["n_features"])
 
     def quantile(self, q: Any) -> pd.DataFrame:
-        """Quantiles of the ratios, each by itself: parameters x q."""
+        """Quantiles of the ratios, each by itself: parameters x q.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> result.ratio_prior.quantile([0.1, 0.5, 0.9]).round(1)
+                    0.1  0.5  0.9
+        param
+        Individual  0.6  5.5  8.3
+        """
         q = np.atleast_1d(np.asarray(q, dtype=np.float64))
         values = np.empty((len(self.params), q.size))
         for i, column in enumerate(self.ratios.to_numpy().T):
@@ -135,6 +147,15 @@ class RatioPrior:
         ------
         InputError
             If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> ax = result.ratio_prior.plot()
+        >>> plt.close()
         """
         return variances.ratio_prior(self.ratios.to_numpy(), self.weights, self.params, ax=ax)
 
@@ -147,6 +168,17 @@ class RatioPrior:
         ----------
         path
             File to write; ``.nc`` for netCDF, ``.zarr`` or ``.zarr.zip`` for zarr.
+
+        Examples
+        --------
+        >>> import tempfile, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result.ratio_prior.save(f"{folder}/prior.nc")
+        ...     fm.RatioPrior.load(f"{folder}/prior.nc").params
+        ['Individual']
         """
         save_dataset(marked(self.ds, _KIND, FORMAT), path)
 
@@ -158,6 +190,19 @@ class RatioPrior:
         ------
         InputError
             If the file holds something else.
+
+        Examples
+        --------
+        >>> import tempfile, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result.ratio_prior.save(f"{folder}/prior.nc")
+        ...     again = fm.RatioPrior.load(f"{folder}/prior.nc")
+        >>> tests = result.t_test("Age", df="integrated", prior=again)
+        >>> tests.df_method
+        'integrated'
         """
         ds = load_dataset(path, kind=_KIND)
         weights, line, points = ds["weight"].to_numpy(), ds["line"].to_numpy(), ds.sizes["point"]
@@ -181,7 +226,21 @@ class RatioPrior:
         )
 
     def check(self, params: tuple[str, ...]) -> None:
-        """Raise unless it is a prior of these parameters, the residual not counted."""
+        """Raise unless it is a prior of these parameters, the residual not counted.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> result.ratio_prior.check(("Individual",))
+        >>> result.ratio_prior.check(("Batch",))
+        Traceback (most recent call last):
+        ...
+        flashmm.exceptions.InputError: `prior` is one of the ratios of 'Individual', but this model
+        has 'Batch': a prior comes from a fit with the same random terms.
+        """
         if tuple(self.params) != params:
             raise InputError(
                 f"`prior` is one of the ratios of {listing(self.params)}, but this model has "
@@ -189,7 +248,18 @@ class RatioPrior:
             )
 
     def of_features(self, names: NDArray[Any], covariate: FloatArray | None) -> VariancePrior:
-        """Prior of the residual variance of some features, by name; covariate for the trend."""
+        """Prior of the residual variance of some features, by name; covariate for the trend.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> prior = result.ratio_prior.of_features(np.array(["gene3", "gene1"]), None)
+        >>> prior.variance.round(2).tolist(), prior.df.round(1).tolist()
+        ([1.95, 1.95], [7.5, 7.5])
+        """
         location = np.full(names.size, self.variance)
         df = np.full(names.size, self.df)
         if "trend_at" in self.ds and covariate is not None:

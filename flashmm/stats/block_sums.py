@@ -59,7 +59,8 @@ class DesignColumns:
     @cached_property
     def transposed_Z(self) -> sp.csr_array:
         """Z', by rows."""
-        return sp.csr_array(self.Z[:].T)
+        Z = self.Z[:] if isinstance(self.Z, LayeredMatrix) else self.Z
+        return Z.T.tocsr()
 
     def transposed_Z_of(self, samples: slice | IntArray) -> sp.csr_array:
         """The columns of Z' of some samples."""
