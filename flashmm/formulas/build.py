@@ -26,7 +26,6 @@ from flashmm.formulas.along import MOST_EFFECTS, along_a_column
 from flashmm.formulas.bars import (
     BarTerm,
     PlainTerm,
-    Structure,
     parse_formula,
     parse_random,
     terms_text,
@@ -49,6 +48,7 @@ from flashmm.formulas.sample_table import (
     missing_rows,
     refuse_infinite,
 )
+from flashmm.formulas.structures import Structure
 
 __all__ = ["DesignBuild", "build_design"]
 

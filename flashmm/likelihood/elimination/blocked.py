@@ -28,6 +28,7 @@ from flashmm.likelihood.base import (
     small_residual,
     standard_errors,
 )
+from flashmm.likelihood.elimination.directions import in_directions
 from flashmm.likelihood.elimination.eliminate import Border, Eliminated, eliminate, eliminate_border
 from flashmm.likelihood.elimination.exact import perfect_fits
 from flashmm.likelihood.elimination.indefinite import (
@@ -41,7 +42,6 @@ from flashmm.likelihood.elimination.traces import (
     Solved,
     apply,
     derivative_times,
-    in_directions,
     inner_products,
     linear_score,
     prior_less_known,

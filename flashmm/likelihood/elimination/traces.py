@@ -7,12 +7,11 @@ vectors per feature.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from flashmm.arrays.namespaces import Array, namespace
-from flashmm.designs.curves import CurvedParameters
 from flashmm.likelihood.elimination import small
 from flashmm.likelihood.elimination.eliminate import (
     Border,
@@ -34,7 +33,6 @@ __all__ = [
     "Traces",
     "apply",
     "derivative_times",
-    "in_directions",
     "inner_products",
     "linear_score",
     "prior_less_known",
@@ -343,37 +341,6 @@ def _dot(left: list[Array], right: list[Array]) -> Array:
 def _trace(left: Array, right: Array) -> Array:
     """tr(L R) of stacks of matrices, shape (B,)."""
     return namespace(left).sum(left * _transposed(right), axis=(1, 2))
-
-
-def in_directions(layout: Layout, curved: CurvedParameters, u: Array) -> Layout | None:
-    """The layout with own parameters u (B, k) in the place of theta: bases of each feature.
-
-    None where a structure is not in the finest blocks.
-    """
-    fine, J = layout.fine, curved.jacobian(u)
-    place: dict[int, int] = {}
-    directions: list[int] = []
-    for curve, linear, own in curved.parts():
-        if curve is None:
-            place |= {linear.start + i: own.start + i for i in range(own.stop - own.start)}
-            continue
-        if linear.start not in fine.parameters:
-            return None
-        directions += range(own.start, own.stop)
-    shared = [place[i] for i in fine.parameters if i in place]
-    chosen = np.array([*directions, *shared], dtype=np.intp)
-    weights = J[:, np.array(fine.parameters, dtype=np.intp)][:, :, chosen]  # (B, k_fine, d)
-    k, count, L = fine.bases.shape
-    planes = np.tensordot(weights, fine.bases.reshape(k, count * L), axes=(1, 0))  # (B, d, count L)
-    bases = np.moveaxis(planes, 0, -1).reshape(planes.shape[1], count, L, u.shape[0])
-    return replace(
-        layout,
-        fine=replace(fine, parameters=(*directions, *shared), bases=bases),
-        coarse=replace(layout.coarse, parameters=tuple(place[i] for i in layout.coarse.parameters)),
-        border_parameters=tuple(
-            replace(each, position=place[each.position]) for each in layout.border_parameters
-        ),
-    )
 
 
 def linear_score(
