@@ -152,7 +152,7 @@ def _curved(rng: Rng) -> Draw:
         "exp(at | g)",
         "cs(0 + k | g, hom=FALSE)",
         "ar1(t | g) + (1 | h)",
-        "exp(at | g) + (1 | g)",
+        "exp(at | g) + (1 | h)",
         "cs(0 + k | g, hom=FALSE) + (0 + w | h)",
     ]
     return Draw("~ x", str(rng.choice(choices)), data)
