@@ -141,7 +141,11 @@ def __getattr__(name: str) -> Any:
     else:
         cures = import_module(f"{__name__}.slips.cures")
         cure = cures.known(cures.PACKAGE, name)
-        more = f"; {cure}" if cure else ""
+        if not cure and not name.startswith("_"):
+            results = import_module(f"{__name__}.results").MultiLMMResults
+            cure = f"it is a method of results: result.{name}" if hasattr(results, name) else ""
+        near = import_module(f"{__name__}.exceptions").nearest(name, __all__)
+        more = f"; {cure}" if cure else f". {near}" * (not name.startswith("_"))
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{more}")
     globals()[name] = value
     return value

@@ -37,6 +37,7 @@ from flashmm.results.fitting_curves import check_curved
 from flashmm.results.on_workers import fit_on_workers
 from flashmm.results.trust import doubt
 from flashmm.slips.answers import answer_calls, no_such_attribute
+from flashmm.slips.attributes import MODELS
 from flashmm.slips.cures import ATTRIBUTES, UNFITTED, known
 from flashmm.solvers import EM, SOLVERS
 from flashmm.solvers.base import Solver
@@ -94,7 +95,7 @@ class MultiLMM(ModelData):
         def __getattr__(self, name: str) -> Any:
             of_results = hasattr(MultiLMMResults, name) or known(ATTRIBUTES, name)
             cure = UNFITTED if of_results and not hasattr(type(self), name) else ""
-            return no_such_attribute(self, name, "Models", cure)
+            return no_such_attribute(self, name, "Models", cure, own=MODELS)
 
     def drop(self, *, fixed: Any = None, random: Any = None, features: Any = None) -> MultiLMM:
         """A smaller model of the same data, which are not needed again.
@@ -310,7 +311,8 @@ class MultiLMM(ModelData):
         device
             Where the likelihood is computed: None (default), here with numpy; ``"cuda"``,
             ``"cpu"`` or another device of PyTorch (the extra ``torch``), to which the projected
-            statistics are moved in float64. Results are numpy's in any case.
+            statistics are moved in float64. Results are numpy's in any case. Not for features
+            that lack samples or have weights or covariates of their own.
         engine
             How the likelihood is computed: ``"spectral"`` (one variance component),
             ``"bordered"`` (several, one with most of the columns), ``"blocked"`` (slopes, very

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,8 @@ from flashmm.plots.variances import voom_trend
 from flashmm.progress import Progress
 from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.results.fitting import FitPlan, fit_features
-from flashmm.slips.answers import answered
+from flashmm.slips.answers import answered, no_such_attribute
+from flashmm.slips.attributes import VOOM
 from flashmm.solvers import EM, FisherScoring
 from flashmm.solvers.batches import usable_cores
 from flashmm.sources import Source, make_source
@@ -77,6 +78,11 @@ class Voom:
     trend: pd.DataFrame
     lib_size: pd.Series[Any]
     span: float
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "What voom returns", own=VOOM)
 
     def __repr__(self) -> str:
         m, n = self.log2cpm.shape

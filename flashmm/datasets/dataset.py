@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from flashmm.exceptions import listing
-from flashmm.slips.answers import no_such_attribute
+from flashmm.slips.answers import no_index, no_such_attribute
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,6 +65,9 @@ class Dataset:
     def license(self) -> str:
         """The licence, under its American spelling."""
         return self.licence
+
+    __getitem__ = no_index("A data set", "columns are those of its table, data['x']")
+    __iter__ = None
 
     def __repr__(self) -> str:
         parts = [f"{len(self.data):,} samples"]

@@ -223,6 +223,12 @@ class CovarianceStructure:
         ]
         names = [*(parameter.name for parameter in parameters), *self.residuals]
         repeated = [name for name, count in Counter(names).items() if count > 1]
+        taken = [name for name in repeated if name in self.residuals]
+        if taken:
+            raise InputError(
+                f"`random` has a component of the name {taken[0]!r}, which is that of the residual "
+                "variance. Rename the column, or name the components with a dict."
+            )
         if repeated:
             raise InputError(
                 f"`random` holds the same variance component more than once: {listing(repeated)}. "

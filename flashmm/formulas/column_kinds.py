@@ -56,7 +56,10 @@ def usual_type(values: pd.Series[Any], column: str) -> pd.Series[Any]:
         If the values are neither numbers nor levels: lists, structs, complex numbers.
     """
     dtype = values.dtype
-    if dtype.kind == "c":
+    complexes = (complex, np.complexfloating)
+    if dtype.kind == "c" or (
+        pd.api.types.is_object_dtype(dtype) and any(isinstance(v, complexes) for v in values)
+    ):
         raise InputError(f"Column {column!r} of `data` holds complex numbers; take a real part.")
     if isinstance(dtype, pd.ArrowDtype):
         return _from_arrow(values, column)

@@ -263,8 +263,11 @@ def clean(values: pd.Series[Any], column: str) -> pd.Series[Any]:
         elif kind == "boolean":
             values = values.astype(bool)
         if kind.startswith("mixed"):
-            _refuse_mixed_booleans(set(values.map(type)), column)
-            levels = values.unique()
+            types = set(values.map(type))
+            _refuse_mixed_booleans(types, column)
+            if all(issubclass(each, Number) for each in types):  # fractions, decimals beside floats
+                values, types = values.astype(float), set()
+            levels = values.unique() if types else ()
         else:
             levels = ()
     else:

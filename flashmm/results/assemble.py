@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.inference.curved_covariance import covariance_along
-from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection, Projection
+from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection
 from flashmm.likelihood.base import rows_of
 from flashmm.likelihood.elimination.indefinite import covariance_is_definite
 from flashmm.likelihood.known_residual import known_residual_of
+from flashmm.likelihood.own_rows.patterned import PatternedLikelihood
 from flashmm.results.deferred import Deferred
 from flashmm.results.fitted import FitOptions, attributes
 from flashmm.results.on_request import scaled_inverse
@@ -76,7 +77,7 @@ def assemble(
             known[:, None], projection.natural_score(solution.evaluation.score), np.nan
         )
     se_theta = np.where(known[:, None], se_theta * projection.units(), np.nan)
-    if isinstance(projection, Projection) and projection.turn is not None:
+    if projection.turn is not None:
         if spread is None:
             spread = scaled_inverse(solution.evaluation.expected)
         se_theta = _turned_errors(projection, spread, known)
@@ -120,7 +121,7 @@ def _labelled(
     )
 
 
-def _turned_errors(projection: Projection, spread: FloatArray, known: BoolArray) -> FloatArray:
+def _turned_errors(projection: AnyProjection, spread: FloatArray, known: BoolArray) -> FloatArray:
     """Standard errors of theta in the units of Y, (m, k), where the effects have been turned."""
     features = np.flatnonzero(known)
     result = np.full(spread.shape[:2], np.nan)
@@ -167,8 +168,11 @@ def _fixed_effects(
     not_positive = 0.0 if options.parameter_space == "psd" else np.nan
 
     def estimate(batch: IntArray) -> None:
-        beta[batch] = likelihood.beta(theta[batch], batch)
-        variance = likelihood.contrast_variance(theta[batch], batch, identity)
+        if isinstance(likelihood, PatternedLikelihood):
+            beta[batch], variance = likelihood.fixed_effects(theta[batch], batch)
+        else:
+            beta[batch] = likelihood.beta(theta[batch], batch)
+            variance = likelihood.contrast_variance(theta[batch], batch, identity)
         se[batch] = np.sqrt(np.where(variance > 0, variance, not_positive))
         definite = covariance_is_definite(stats.structure.blocks(), theta[batch])
         suspects = batch[negative[batch] | ~definite]

@@ -26,6 +26,7 @@ from flashmm.results.simultaneous import (
     two_stage_tests,
 )
 from flashmm.slips.answers import answer_calls, no_such_attribute
+from flashmm.slips.attributes import TESTS
 
 __all__ = ["FeatureTests", "TTestResults"]
 
@@ -325,7 +326,7 @@ class FeatureTests:
     if not TYPE_CHECKING:  # which would believe in every attribute
 
         def __getattr__(self, name: str) -> Any:
-            return no_such_attribute(self, name, "Tests")
+            return no_such_attribute(self, name, "Tests", own=TESTS)
 
     def _repr_html_(self) -> str:
         table = self.to_frame().to_html(max_rows=_ROWS, float_format=_short)

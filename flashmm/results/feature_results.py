@@ -26,7 +26,8 @@ from flashmm.results.methods.one_feature_tests import OneFeatureTests
 from flashmm.results.pages import SummaryPage
 from flashmm.results.plots_of_one_feature import FeaturePlots
 from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
-from flashmm.slips.answers import answer_calls, no_such_attribute
+from flashmm.slips.answers import answer_calls, no_index, no_such_attribute
+from flashmm.slips.attributes import FEATURE
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -541,13 +542,16 @@ class FeatureResults(OneFeatureTables, OneFeatureTests):
         """Iterations taken."""
         return int(self._one["n_iter"])
 
+    __getitem__ = no_index("One feature", "coefficients are params['x'], variances theta")
+    __iter__ = None
+
     def __repr__(self) -> str:
         return f"<FeatureResults: {self.name!r}, {self.status}>"
 
     if not TYPE_CHECKING:  # which would believe in every attribute
 
         def __getattr__(self, name: str) -> Any:
-            return no_such_attribute(self, name, "Results of one feature")
+            return no_such_attribute(self, name, "Results of one feature", own=FEATURE)
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()

@@ -112,7 +112,8 @@ def fit_features(
     if plan.device is not None:
         if isinstance(projection, PatternedProjection):
             raise InputError(
-                "`device` needs features that have the same samples, weights and covariates."
+                "`device` needs features that have the same samples, weights and covariates; here "
+                "they differ by feature. Leave `device` out: the processor fits them, in batches."
             )
         likelihood = on_device(projection, options.method, options.engine, plan.device)
         threads = None  # PyTorch has its own, and large batches suit it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,8 @@ from flashmm.progress import Progress, counted
 from flashmm.results import fixed_effects
 from flashmm.results.fitted import FittedModel
 from flashmm.results.refit import refit
-from flashmm.slips.answers import answer_calls
+from flashmm.slips.answers import answer_calls, no_index, no_such_attribute
+from flashmm.slips.attributes import INFLUENCE
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.algebra import without_groups
 from flashmm.stats.groups import grouped_by, known_groups
@@ -243,6 +244,14 @@ class Influence:
         self._fitted = fitted
         self._positions = positions
         self._stats = stats
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "Influence results", own=INFLUENCE)
+
+    __getitem__ = no_index("Influence", "groups are labels of `ds`: influence.ds.sel(group=...)")
+    __iter__ = None
 
     def __repr__(self) -> str:
         m, k = self.ds.sizes["feature"], self.ds.sizes["group"]

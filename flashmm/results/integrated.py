@@ -19,9 +19,10 @@ from flashmm.inference.integrated.integration import (
     Integration,
     Part,
     integrate,
-    learn,
 )
+from flashmm.inference.integrated.learning import learn
 from flashmm.inference.integrated.own_rows import OwnPart
+from flashmm.inference.integrated.shared import refuse_turned
 from flashmm.inference.margins import interval_tests
 from flashmm.inference.statistics import Alternative, TStatistics, check_alpha
 from flashmm.inference.variance_fractions import component_weights
@@ -252,6 +253,7 @@ def _integration(fitted: FittedModel, prior: Any, *, effects: bool = False) -> I
         prior.grid,
         prior.weights,
         prior.of_features(fitted.names, covariate),
+        prior.following,
     )
 
 
@@ -275,6 +277,7 @@ def _parts(fitted: FittedModel, *, effects: bool = False) -> tuple[AnyPart, ...]
         projection: Any = fitted.projection
         return (Part(projection, np.arange(stats.m)),)
     whole: Any = fitted.projection
+    refuse_turned(whole.turn)
     together = not effects and whole.layout is not None
     kept = "parts" if together else "parts by pattern"
     if kept not in fitted.kept:

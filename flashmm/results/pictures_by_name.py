@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from flashmm.exceptions import InputError
+from flashmm.slips.answers import no_such_attribute
+from flashmm.slips.attributes import PICTURES
 
 __all__ = ["PicturesByName"]
 
@@ -19,6 +21,11 @@ class PicturesByName:
         """Refuse ``result.plot()``, which says too little, and name the pictures."""
         kinds = ", ".join(f"{self.place}.{name}(...)" for name in self._names())
         raise InputError(f"Say which picture: {kinds}.")
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "Pictures", own=PICTURES)
 
     def __repr__(self) -> str:
         return f"<pictures of {self.subject}: {', '.join(self._names())}>"

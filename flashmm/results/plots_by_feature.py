@@ -8,10 +8,12 @@ from flashmm.arrays.blas import hold_methods
 from flashmm.results.fitted import FittedModel
 from flashmm.results.pictures_by_name import PicturesByName
 from flashmm.results.plots_of_one_feature import FeaturePlots
+from flashmm.slips.answers import answer_calls
 
 __all__ = ["PicturesByFeature"]
 
 
+@answer_calls
 @hold_methods
 class PicturesByFeature(PicturesByName):
     """Pictures of one feature; part of `ResultPlots`."""

@@ -12,10 +12,12 @@ from flashmm.results.fitted import FittedModel
 from flashmm.results.moderation import feature_means
 from flashmm.results.plots_by_feature import PicturesByFeature
 from flashmm.results.plots_of_one_feature import of_contrasts
+from flashmm.slips.answers import answer_calls
 
 __all__ = ["ResultPlots"]
 
 
+@answer_calls
 @hold_methods
 class ResultPlots(PicturesByFeature):
     """Pictures of a fit; each method draws one and returns the Axes of matplotlib.

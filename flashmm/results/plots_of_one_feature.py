@@ -13,10 +13,12 @@ from flashmm.results import fixed_effects, pictures, residuals
 from flashmm.results.contrast_results import TTestResults
 from flashmm.results.fitted import FittedModel
 from flashmm.results.pictures_by_name import PicturesByName
+from flashmm.slips.answers import answer_calls
 
 __all__ = ["FeaturePlots", "of_contrasts"]
 
 
+@answer_calls
 @hold_methods
 class FeaturePlots(PicturesByName):
     """Pictures of one feature; each method draws one and returns the Axes of matplotlib.

@@ -16,6 +16,7 @@ from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError, listing
 from flashmm.plots import intervals, many_tests
 from flashmm.results.pictures_by_name import PicturesByName
+from flashmm.slips.answers import answer_calls
 
 __all__ = ["Picturable", "TestPlots"]
 
@@ -56,6 +57,7 @@ class _OneContrast:
     status: NDArray[Any] | None
 
 
+@answer_calls
 @hold_methods
 class TestPlots(PicturesByName):
     """Pictures of tests; each method draws one and returns the Axes.

@@ -30,6 +30,7 @@ from flashmm.results.methods.terms import TermMethods
 from flashmm.results.pages import SummaryPage
 from flashmm.results.plots_of_fits import ResultPlots
 from flashmm.slips.answers import answer_calls, no_such_attribute
+from flashmm.slips.attributes import RESULTS
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -99,7 +100,7 @@ class MultiLMMResults(
     if not TYPE_CHECKING:  # which would believe in every attribute
 
         def __getattr__(self, name: str) -> Any:
-            return no_such_attribute(self, name, "Results")
+            return no_such_attribute(self, name, "Results", own=RESULTS)
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()

@@ -22,7 +22,8 @@ from flashmm.arrays.types import IntArray
 from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, listing
-from flashmm.slips.answers import answer_calls
+from flashmm.slips.answers import answer_calls, no_index, no_such_attribute
+from flashmm.slips.attributes import STATS
 from flashmm.stats.algebra import added, column_positions, refuse_others, subtracted
 from flashmm.stats.fields import Shift
 from flashmm.stats.own_designs import (
@@ -89,6 +90,14 @@ class PatternedStats:
     designs: DesignSums
     pattern: IntArray
     own: OwnColumns
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "Statistics", own=STATS)
+
+    __getitem__ = no_index("A set of statistics", "features are chosen by stats.take(features)")
+    __iter__ = None
 
     def __repr__(self) -> str:
         s, counts = self.sums, self.nobs

@@ -19,7 +19,8 @@ from flashmm.arrays.types import FloatArray
 from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design
 from flashmm.designs.from_arrays import as_matrix, design_and_source, matched_columns, weights_of
 from flashmm.exceptions import InputError
-from flashmm.slips.answers import answer_calls
+from flashmm.slips.answers import answer_calls, no_index, no_such_attribute
+from flashmm.slips.attributes import STATS
 from flashmm.sources import Source, Transform
 from flashmm.stats.algebra import added, subtracted, without_groups
 from flashmm.stats.fields import Sums
@@ -100,6 +101,14 @@ class SummaryStats(Sums):
     >>> stats
     <SummaryStats: n=6 samples, m=4 features, p=1 fixed effects, q=3 random effects>
     """
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "Statistics", own=STATS)
+
+    __getitem__ = no_index("A set of statistics", "features are chosen by stats.take(features)")
+    __iter__ = None
 
     def __repr__(self) -> str:
         by = "" if self.groups is None else f", {self.groups.k} groups of {self.groups.name!r}"
@@ -266,6 +275,12 @@ class SummaryStats(Sums):
         >>> fm.SummaryStats.from_design(source, design_from_arrays(X, Z))
         <SummaryStats: n=6 samples, m=4 features, p=1 fixed effects, q=3 random effects>
         """
+        if not (isinstance(source, Source) and isinstance(design, Design)):
+            raise InputError(
+                "SummaryStats.from_design takes what flashmm has read of Y and of the design. Of "
+                "formulas, AnnData or matrices make a model, MultiLMM.from_arrays(Y, X, Z), and "
+                "take its `stats`."
+            )
         return sum_design(
             cls,
             source,
