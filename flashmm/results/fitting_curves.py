@@ -158,13 +158,7 @@ class CurvedSearch:
         Of shapes in order only local maxima count, the ratio at its best for each.
         """
         points, ordered = self._grid(features)
-        height = np.empty(points.shape[:2])
-        for g, u in enumerate(points):
-            found = self.likelihood.evaluate(u, features)
-            height[g] = found.loglik
-            if known_residual_of(self.likelihood.inner) is None:
-                points[g], gain = self._scaled(u, found.score, features)
-                height[g] += gain
+        height = np.stack([self._height(points[g], features) for g in range(points.shape[0])])
         ratios, each = len(_RATIOS), np.arange(features.size)
         height = np.where(np.isfinite(height), height, -np.inf)
         ridge = height.reshape(-1, ratios, features.size)
@@ -178,16 +172,27 @@ class CurvedSearch:
         starts[~summit[order, each]] = np.nan
         return starts
 
-    def _scaled(
-        self, u: FloatArray, score: FloatArray, features: IntArray
-    ) -> tuple[FloatArray, FloatArray]:
-        """Own parameters with all variances times their best common factor, and what that gains."""
+    def _height(self, u: FloatArray, features: IntArray) -> FloatArray:
+        """Log-likelihoods (B,) of points (B, k) of the grid, their scale put at its best, in place.
+
+        What a point shares between the features is computed once, where the engine can.
+        """
         df = self.df[features] if self.df.ndim else np.broadcast_to(self.df, features.shape)
         weight = self.likelihood.curved.degrees
-        total = 2.0 * (u * score * weight).sum(axis=1) + df
+        estimated = known_residual_of(self.likelihood.inner) is None
+        shared = getattr(self.likelihood.inner, "at_one", None) if estimated else None
+        if shared is not None and (one := shared(self.likelihood.curved.theta(u[:1]), features)):
+            log_det, total = one
+            height = -0.5 * (df * np.log(2.0 * np.pi) + log_det + total)
+        else:
+            found = self.likelihood.evaluate(u, features)
+            height = found.loglik
+            if not estimated:
+                return height
+            total = 2.0 * (u * found.score * weight).sum(axis=1) + df
         c = np.clip(total / df, 1e-3, 1e3)
-        gain = -0.5 * (df * np.log(c) + total * (1.0 / c - 1.0))
-        return u * c[:, None] ** weight, gain
+        u *= c[:, None] ** weight
+        return np.asarray(height - 0.5 * (df * np.log(c) + total * (1.0 / c - 1.0)))
 
     def _maximised(self, starts: FloatArray, features: IntArray) -> Solution:
         stages: tuple[Solver, ...] = (self.solver,)

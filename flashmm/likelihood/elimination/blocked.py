@@ -189,6 +189,27 @@ class BlockedLikelihood(OneDesign):
         evaluation = replace(evaluation, average=evaluation.average - 0.5 * bend)
         return evaluation, known
 
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    def at_one(self, theta: FloatArray, features: IntArray) -> tuple[float, FloatArray] | None:
+        """Log determinant and y'Py (B,) at one theta (1, k) for all features.
+
+        With these the log-likelihood is -1/2 (df log 2 pi + log determinant + y'Py), df = n - p or
+        n. None where eliminations lose digits.
+        """
+        blocks = self._blocks(theta)
+        border = trace_border = self._border(blocks, with_x=True)
+        log_det, distance = -self._log_det_scaled_XX, border.distance
+        if self.method == "ML":
+            trace_border = self._border(blocks, with_x=False)
+            log_det, distance = 0.0, np.minimum(distance, trace_border.distance)
+        lowest = min(float(blocks.distance[0]), float(distance[0]))
+        if self.indefinite or not lowest > SINGULAR:
+            return None
+        if bool(self._is_lossy(theta, blocks.distance, distance)[0]):
+            return None
+        total = log_det + float(blocks.log_det[0]) + float(trace_border.log_det[0])
+        return total, np.asarray(self._solve(blocks, border, features).value)
+
     @property
     def _is_small(self) -> bool:
         """Whether Z is small enough for the general likelihood."""
