@@ -16,6 +16,8 @@ from flashmm.exceptions import InputError
 from flashmm.formulas.build import build_design
 from flashmm.likelihood import ENGINES, make_likelihood
 from flashmm.likelihood.own_parameters import OwnParameters
+from flashmm.stats.stored import sums_to_dataset
+from flashmm.storage.schema import check_file
 
 methods = pytest.mark.parametrize("method", ["REML", "ML"])
 # Times of each structure; the lags of ar1 have a gap, the places of exp are irregular.
@@ -327,6 +329,35 @@ def test_files_keep_structures(fits, kind, tmp_path):
     again = fm.MultiLMM(back.stats).fit(parameter_space="psd", theta0=back)
     assert_allclose(again.llf, result.llf, atol=1e-9)
     assert (again.n_iter <= 2).sum() >= 3
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda ds: ds.drop_vars("term_positions"), "has 0 times or places"),
+        (
+            lambda ds: ds.assign(term_positions=ds["term_positions"] * np.nan),
+            "not ascending",
+        ),
+        (lambda ds: ds.assign(term_positions=-ds["term_positions"]), "not ascending"),
+        (
+            lambda ds: ds.assign(term_covariance=ds["term_covariance"].str.upper()),
+            "covariance",
+        ),
+        (
+            lambda ds: ds.assign(
+                term_covariance=ds["term_covariance"].str.replace("ar1", "csh"),
+                term_effects=ds["term_effects"] * 10,
+            ),
+            "too few or many",
+        ),
+    ],
+)
+def test_files_that_were_changed_are_refused(fits, change, match):
+    ds = sums_to_dataset(fits["ar1", "REML"].stats)
+    check_file(ds, "SummaryStats")
+    with pytest.raises(InputError, match=match):
+        check_file(change(ds), "SummaryStats")
 
 
 @kinds
