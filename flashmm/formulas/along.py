@@ -95,10 +95,12 @@ def _places(
         return codes.astype(np.float64), labels
     if values.dtype.kind not in "iuf":
         kind = "whole numbers or an ordered categorical" if structure == "ar1" else "numbers"
-        raise InputError(
-            f"{source}: {column!r} must hold {kind}, not {values.dtype}: text has no order in time "
-            "or space."
+        why = (
+            "text has no order in time or space."
+            if values.dtype.kind == "O"
+            else "count steps, such as days since the first."
         )
+        raise InputError(f"{source}: {column!r} must hold {kind}, not {values.dtype}: {why}")
     at = np.unique(values.to_numpy(dtype=np.float64))
     labels = [f"{x:.10g}" for x in at]
     if structure == "ar1" and not (at == np.round(at)).all():
