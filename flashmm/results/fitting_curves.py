@@ -218,15 +218,20 @@ class CurvedSearch:
 
     def _off_zero(self, at: Solution, features: IntArray) -> tuple[IntArray, FloatArray]:
         """Where a variance of zero would grow with some correlation: rows, and starts there."""
-        theta = self.likelihood.curved.theta(at.theta)
-        score = self.likelihood.inner.evaluate(theta, features).score
-        starts, rising = at.theta.copy(), np.zeros(features.size, dtype=bool)
-        for curve, linear, own in self.likelihood.curved.parts():
-            if curve is None:
-                continue
-            cone = np.flatnonzero(curve.is_cone)
-            zero = (at.theta[:, own][:, cone] <= 0).all(axis=1)
-            if not zero.any():
+        curved, u = self.likelihood.curved, at.theta
+        zeros = [
+            np.zeros(features.size, dtype=bool)
+            if curve is None
+            else (u[:, own][:, curve.is_cone] <= 0).all(axis=1)
+            for curve, _, own in curved.parts()
+        ]
+        rows = np.flatnonzero(np.any(zeros, axis=0) & np.isfinite(at.evaluation.loglik))
+        if rows.size == 0:
+            return rows, u[rows]
+        score = self.likelihood.inner.evaluate(curved.theta(u[rows]), features[rows]).score
+        starts, rising = u[rows].copy(), np.zeros(rows.size, dtype=bool)
+        for zero, (curve, linear, own) in zip(zeros, curved.parts(), strict=True):
+            if curve is None or not zero[rows].any():
                 continue
             lower, upper = (bound[-1] for bound in curve.bounds)
             rhos = lower + (upper - lower) * 0.5 * (1.0 + _DIRECTIONS)
@@ -236,12 +241,11 @@ class CurvedSearch:
                 slopes.append((score[:, linear] * direction).sum(axis=1))
             slope = np.array(slopes)
             top = slope.argmax(axis=0)
-            up = zero & (slope.max(axis=0) > 1e-6)
-            new = curve.at(np.full(features.size, _SMALL), rhos[top])
+            up = zero[rows] & (slope.max(axis=0) > 1e-6)
+            new = curve.at(np.full(rows.size, _SMALL), rhos[top])
             starts[:, own] = np.where(up[:, None], new, starts[:, own])
             rising |= up
-        rows = np.flatnonzero(rising & np.isfinite(at.evaluation.loglik))
-        return rows, starts[rows]
+        return rows[rising], starts[rising]
 
 
 def _improve(best: Solution, other: Solution, rows: IntArray) -> None:
