@@ -45,7 +45,7 @@ from flashmm.stats.fields import GroupSums
 __all__ = ["ResidualGroups"]
 
 # Bytes of the arrays of features that are evaluated at once.
-_CACHE = 2**19
+_CACHE = 2**21
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,13 @@ class ResidualGroups:
             XY, ZY, sums, at = part.centred()
             change = np.nan_to_num(projection.beta_ols - at)
             left_X, left_Z = XY - part.XX @ change, ZY - part.ZX @ change
-            s[:, h, :] = 0.0
-            s[:, h, here] = (left_Z / size[:, None] / unit).T
+            left_Z /= size[:, None]
+            left_Z /= unit
+            if np.array_equal(here, np.arange(q)):
+                s[:, h, :q] = left_Z.T
+            else:
+                s[:, h, :q] = 0.0
+                s[:, h, here] = left_Z.T
             s[:, h, q:] = (W.T @ left_X / unit).T
             yy[:, h] = (sums - ((XY + left_X) * change).sum(axis=0)) / projection.scale
         lost = ~projection.varies
@@ -143,6 +148,9 @@ class ResidualGroups:
     def perfect_fit(self) -> BoolArray:
         """Features of which a group's samples are explained exactly by X and Z, shape (m,)."""
         p = self.projection
+        if self.diagonal is not None:
+            rss = self.diagonal.least_squares(self.s, self.yy)
+            return np.asarray((rss.min(axis=1) <= p.rounding) & p.varies)
         rss = np.full(self.m, np.inf)
         for h in range(self.H):
             values, vectors = np.linalg.eigh(self.S[h])
@@ -157,7 +165,7 @@ class ResidualGroups:
         """How many features may be evaluated at once within ``memory`` bytes."""
         a = int(self.S.shape[1])
         if self.diagonal is not None:
-            return max(1, memory // (8 * a * (self.H + 4) * (self.projection.p + 4)))
+            return max(1, memory // (8 * (6 * self.H * a + self.diagonal.numbers)))
         return max(1, min(memory, 2**28) // (8 * a * a * (3 * self.n_params + 12)))
 
     @cached_property
@@ -170,7 +178,12 @@ class ResidualGroups:
         if not alone or np.count_nonzero(ZZ) != np.count_nonzero(d):
             return None
         d, U, X = (np.array(part) for part in (d, self.S[:, :q, q:], self.S[:, q:, q:]))
-        return DiagonalSums(d, U, X, self.n)
+        return DiagonalSums.make(d, U, X, self.n)
+
+    @cached_property
+    def first_start(self) -> FloatArray | None:
+        """Where searches begin, shape (m, k + H); None for zero variances and equal residuals."""
+        return None if self.diagonal is None else self.diagonal.moments(self.s, self.yy)
 
     def _at(self, theta: FloatArray, *, trace: str | None = None) -> _At:
         """The matrices at theta (B, k + H)."""
@@ -211,9 +224,10 @@ class ResidualGroups:
         result = Evaluation.empty(features.size, self.n_params)
         inside = np.isfinite(theta).all(axis=1) & (theta[:, k:] > 0).all(axis=1)
         rows = np.flatnonzero(inside)
-        # A few at a time: their arrays are gone through often, and fit a core's cache.
-        size = max(1, _CACHE // (8 * self.S.shape[1] * self.H * (self.projection.p + 1)))
-        size = rows.size if self.diagonal is None else size
+        size = rows.size
+        if self.diagonal is not None:
+            # A few at a time: their arrays are gone through often, and fit a core's cache.
+            size = _CACHE // (8 * (self.H * self.S.shape[1] + self.diagonal.numbers))
         for start in range(0, rows.size, max(size, 1)):
             here = rows[start : start + size]
             with np.errstate(all="ignore"):
@@ -290,7 +304,7 @@ class ResidualGroups:
         """Generalised least squares at theta, shape (B, p)."""
         p, q = self.projection, self.projection.structure.q
         if self.diagonal is not None:
-            b = DiagonalAt.of(self.diagonal, theta).solution(self.s[features])[1]
+            b = DiagonalAt.of(self.diagonal, theta).fixed(self.s[features])
         else:
             at = self._at(theta)
             total = (at.c[:, :, None] * self.s[features]).sum(axis=1)
