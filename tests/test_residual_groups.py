@@ -248,7 +248,6 @@ REFUSED = {
     "influence": lambda r: r.influence(),
     "robust": lambda r: r.t_test(cov="CR2"),
     "profile": lambda r: r.conf_int(method="profile"),
-    "save": lambda r: r.save("never.nc"),
     "scale": lambda r: r.sel("gene0").scale,
 }
 
