@@ -141,7 +141,7 @@ def test_families_are_clusters(form):
     result = known.fit(parameter_space="psd")
     for kind in ("CR0", "CR2"):
         mine, other = (r.t_test("x", cov=kind, cluster="family") for r in (result, plain))
-        assert_allclose(mine.bse, other.bse, rtol=1e-6)
+        assert_allclose(mine.ds["se"], other.ds["se"], rtol=1e-6)
         assert_allclose(mine.pvalue, other.pvalue, rtol=1e-4)
     related = pd.DataFrame(0.5 * np.eye(8) + 0.5, levels, levels)
     everyone = fm.MultiLMM.from_formula("~ x + (1 | g)", covariances={"g": related}, **options)
