@@ -2,7 +2,7 @@
 
 ``python -m tests.benchmarks growth`` measures how time and memory grow instead, ``own-rows``
 features with missing values, weights and covariates of their own, ``groups`` what sums by group
-give, ``known`` known covariances between levels.
+give, ``known`` known covariances between levels, ``residual-by`` residual variances by group.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .known import known_table, measure_known
 from .own_rows import measure_own_rows, own_rows_table
 from .peers import PEERS
 from .report import environment_table, growth_table, peer_table, slopes_table, target_table
+from .residual_by import measure_residual_by, residual_by_table
 from .run import run_case
 
 PACKAGES = list(dict.fromkeys(peer.installed_as for peer in PEERS.values()))
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("cases", "growth", "own-rows", "groups", "known"),
+        choices=("cases", "growth", "own-rows", "groups", "known", "residual-by"),
         default="cases",
         help="cases by default",
     )
@@ -105,6 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measured["known"] = measure_known(options.size)
         _write(measured, options.out)
         print(known_table(measured), environment_table(measured), sep="\n\n")
+        return 0
+    if options.what == "residual-by":
+        measured["residual_by"] = measure_residual_by(options.size)
+        _write(measured, options.out)
+        print(residual_by_table(measured), environment_table(measured), sep="\n\n")
         return 0
     measured |= {"rounds": rounds, "cases": []}
     if options.flashmm_r is not None and measured["environment"]["r"] is not None:
