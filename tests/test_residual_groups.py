@@ -237,7 +237,7 @@ def test_coarser_and_crossed_groups():
 
 
 REFUSED = {
-    "moderate": lambda r: r.moderate(),
+    "dream": lambda r: r.moderate(df="dream"),
     "integrated": lambda r: r.t_test(df="integrated"),
     "icc": lambda r: r.icc(),
     "fractions": lambda r: r.variance_fractions(),

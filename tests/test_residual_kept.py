@@ -53,7 +53,7 @@ def test_a_saved_fit_is_the_same(by, suffix, tmp_path):
     assert_allclose(*ranges, rtol=1e-10)
     assert str(again.summary()) == str(result.summary())
     with pytest.raises(fm.InputError, match="one for each group of"):
-        again.moderate()
+        again.icc()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fm.ConvergenceWarning)
         plain = fm.MultiLMM.from_summary_stats(again.stats).fit(parameter_space="psd")
@@ -99,6 +99,34 @@ def test_prediction_finds_the_groups_of_a_mapping():
         nameless.predict(new, interval="prediction")
     found = nameless.predict(new.assign(group=new["batch"]), interval="prediction")
     assert_allclose(found["se"], fitted().predict(new, interval="prediction")["se"], rtol=1e-6)
+
+
+def test_each_group_is_moderated_by_its_own():
+    """Without random effects the groups' fits are separate, and so are limma's of each."""
+    rng = np.random.default_rng(6)
+    data = pd.DataFrame({"batch": np.repeat(list("uvw"), [5, 8, 12]), "x": rng.normal(size=25)})
+    noise = np.sqrt(np.repeat([0.5, 1.0, 4.0], [5, 8, 12]))
+    spread = np.sqrt(8.0 / rng.chisquare(8.0, size=(60, 3)))[:, np.repeat([0, 1, 2], [5, 8, 12])]
+    Y = pd.DataFrame(noise * spread * rng.normal(size=(60, 25)))
+    model = fm.MultiLMM.from_formula("~ 0 + batch + batch:x", data=data, Y=Y, sums_by="batch")
+    result = model.fit(residual_by="batch")
+    table = result.moderate()
+    assert table["sigma2"].dims == ("feature", "param")
+    tests = result.t_test(["batch[u]", "batch[v]:x"], moderated=True)
+    for label, column in (("u", "Intercept"), ("v", "x")):
+        here = (data["batch"] == label).to_numpy()
+        alone = fm.MultiLMM.from_formula("~ x", data=data[here], Y=Y.loc[:, here]).fit()
+        other = alone.moderate()
+        mine = table.sel(param=f"Residual[{label}]")
+        for name in ("sigma2", "df", "sigma2_prior", "df_prior", "sigma2_moderated"):
+            assert_allclose(mine[name], other[name], rtol=1e-6)
+        expected = alone.t_test(column, moderated=True)
+        position = 0 if label == "u" else 1
+        for name in ("t", "df", "p"):
+            assert_allclose(tests.ds[name][:, position], expected.ds[name][:, 0], rtol=1e-5)
+    with pytest.raises(fm.InputError, match="other residual variances"):
+        fitted().t_test("x", moderated=other)
+    assert (fitted().t_test("x", moderated=True).pvalue.to_numpy() > 0).all()
 
 
 def test_residuals_about_the_mean_have_the_variance_of_their_level():
