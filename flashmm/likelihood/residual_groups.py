@@ -46,6 +46,7 @@ __all__ = ["ResidualGroups"]
 
 # Bytes of the arrays of features that are evaluated at once.
 _CACHE = 2**21
+_EPS = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -195,19 +196,27 @@ class ResidualGroups:
         D = np.zeros((B, q, q))
         for i in range(k):
             D += theta[:, i, None, None] * apply_G(structure, i, np.eye(q))
+        # Far outside the domain rounding and overflow leave matrices that have no inverse.
+        finite = np.asarray(np.isfinite(C).all(axis=(1, 2)) & np.isfinite(D).all(axis=(1, 2)))
+        C, D = (np.where(finite[:, None, None], part, 0.0) for part in (C, D))
         values, vectors = np.linalg.eigh(C[:, :q, :q])
         root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
         inner = np.eye(q) + np.swapaxes(root, 1, 2) @ D @ root
+        finite &= np.isfinite(inner).all(axis=(1, 2))
+        inner = np.where(finite[:, None, None], inner, np.eye(q))
         eigen = np.linalg.eigvalsh(inner) if q else np.ones((B, 1))
         share = sigma2.min(axis=1) / np.abs(sigma2).max(axis=1)
-        lowest = np.minimum(eigen.min(axis=1), share)
+        lowest = np.where(finite, np.minimum(eigen.min(axis=1), share), -1.0)
+        singular = np.abs(eigen).min(axis=1) <= 1e-300 + _EPS * np.abs(eigen).max(axis=1)
+        inner = np.where(singular[:, None, None], np.eye(q), inner)
+        lowest = np.where(singular, np.minimum(lowest, 0.0), lowest)
         F = D - D @ root @ np.linalg.solve(inner, np.swapaxes(root, 1, 2) @ D)
         g = np.concatenate(
             [-F @ C[:, :q, q:], np.broadcast_to(np.eye(a - q), (B, a - q, a - q))], axis=1
         )
         K = C[:, q:, q:] + C[:, q:, :q] @ g[:, :q]
         K = 0.5 * (K + np.swapaxes(K, 1, 2))
-        K_inverse = np.linalg.inv(K) if a > q else K
+        K_inverse = _inverse(K)
         N_ml = np.zeros((B, a, a))
         N_ml[:, :q, :q] = F
         N = N_ml + g @ K_inverse @ np.swapaxes(g, 1, 2)
@@ -407,3 +416,16 @@ class ResidualGroups:
                 else:
                     result[rows] = DiagonalAt.of(self.diagonal, theta[rows]).lowest
         return result
+
+
+def _inverse(matrices: FloatArray) -> FloatArray:
+    """Inverses of symmetric matrices (B, p, p), NaN for one that has none."""
+    good = np.asarray(np.isfinite(matrices).all(axis=(1, 2)))
+    safe = np.where(good[:, None, None], matrices, np.eye(matrices.shape[1]))
+    try:
+        result = np.linalg.inv(safe)
+    except np.linalg.LinAlgError:  # numpy says this of all where it holds for one
+        values, vectors = np.linalg.eigh(safe)
+        values = np.where(values == 0.0, np.nan, values)
+        result = np.matmul(vectors / values[:, None, :], np.swapaxes(vectors, 1, 2))
+    return np.asarray(np.where(good[:, None, None], result, np.nan))
