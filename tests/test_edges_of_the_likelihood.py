@@ -92,20 +92,29 @@ def test_maxima_between_the_rays_of_the_coarse_grid(case, llf):
         (2029, 42, True, "ML", 1, [2.5558, 0.0312, 4.6563, 0.0264]),
         (2029, 132, True, "REML", 11, [0.0, 0.7448, 1.3679, 0.4725]),
         (2029, 147, True, "REML", 7, [0.3169, 0.0685, -0.1473, 3.3193, 0.0169]),
+        (2030, 134, False, "ML", 0, [1.28944258, 0.0]),
+        (6101, 137, False, "REML", 0, [8.3355, 0.4397, 4.6684, 1.1632, 0.025]),
+        (6101, 148, False, "ML", 0, [0.0, 0.8333]),
     ],
 )
 def test_maxima_that_share_a_summit_of_the_grid(seed, index, small, method, feature, higher):
-    """Lower by 0.003 to 2.6 before parts of the grid were starts; above: where it is higher."""
+    """Lower by 0.003 to 2.6 before parts of the grid counted; the last three were found later.
+
+    At sigma2 = 0; between rays of a grid that lies 3.8 below the maximum that was found; at no
+    variances, in a dip of 0.0006, where `no maximum` was the verdict.
+    """
     problem, Y = drawn(seed, index, small)
-    fitted = fm.MultiLMM.from_arrays(Y, problem.X, problem.Z, components=problem.structure)
+    fitted = fm.MultiLMM.from_arrays(
+        Y[[feature]], problem.X, problem.Z, components=problem.structure
+    )
     likelihood = estimator_of(fitted.stats, method)
-    features, projection = np.array([feature]), fitted.projection
+    features, projection = np.array([0]), fitted.projection
     llf = projection.natural_loglik(
         likelihood.evaluate(np.array([higher]), features).loglik, method, features
     )
     found = fitted.fit(method, parameter_space="psd")
-    assert found.converged.iloc[feature]
-    assert found.llf.iloc[feature] > llf[0] - 1e-4
+    assert found.converged.item()
+    assert found.llf.item() > llf[0] - 1e-4
 
 
 def test_a_grid_knows_which_points_are_next_to_each_other():
@@ -375,15 +384,79 @@ def test_what_no_centred_basis_can_help_names_the_variable_to_centre():
     Y = np.vstack([data["y"], np.cos(np.arange(len(data)))])
     with pytest.raises(fm.InputError, match=r"yr of p.*centre it"):
         model("~ yr + (yr + I(yr**2) | p)", data, Y).fit()
-    Y[0, 3] = np.nan
-    with pytest.raises(fm.InputError, match=r"yr of p.*centre it.*lack samples"):
-        fm.MultiLMM.from_formula("~ yr", "(yr | p)", data, Y, missing="feature").fit()
     data["c"], data["z"] = data["yr"] - data["yr"].mean(), np.sin(np.arange(len(data)))
     Y = np.vstack([data["y"], np.cos(np.arange(len(data)))])
     years, centred = (
         model(f"~ {v} + ({v} * z | p)", data, Y).fit(parameter_space="psd") for v in ("yr", "c")
     )
     np.testing.assert_allclose(years.llf, centred.llf, rtol=1e-8)
+
+
+@pytest.mark.parametrize("engine", ["auto", "general", "blocked"])
+def test_degrees_of_freedom_do_not_hang_on_the_rounding_of_scores(engine):
+    """A score of 1e-8 made the curvature indefinite: 15.82 and 8.50 for 15.44 and 9.71."""
+    rng = np.random.default_rng(3)
+    data = pd.DataFrame({"p": np.repeat(np.arange(20), 5), "c": np.tile(np.arange(5.0), 20)})
+    data["g"], data["x"] = np.tile(np.arange(10), 10), data["c"] + 1e5
+    b = rng.normal(size=(20, 2))
+    Y = [b[data.p, 0] + 0.3 * b[data.p, 1] * data.c + rng.normal(size=100) for _ in range(4)]
+    fits = [
+        model(f"~ {v} + ({v} | p) + (1 | g)", data, np.array(Y)).fit(
+            parameter_space="psd", engine=engine
+        )
+        for v in ("x", "c")
+    ]
+    found, right = (r.t_test(df="satterthwaite").df.iloc[:, 1] for r in fits)
+    np.testing.assert_allclose(found, right, rtol=1e-6)
+    np.testing.assert_allclose(right, [19.0, 15.438111, 19.0, 9.705135], rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["REML", "ML"])
+def test_calendar_years_of_features_that_lack_samples(method, tmp_path):
+    """Refused before; weights of their own, rare patterns and ones that many features share."""
+    data = calendar_years()
+    data["c"], n = data["yr"] - 2004.0, len(data)
+    rng = np.random.default_rng(1)
+    Y = data["y"].to_numpy() + rng.normal(size=(14, n))
+    for j in range(14):
+        Y[j, [0, 5, 9] if j > 4 else rng.choice(n, j, replace=False)] = np.nan
+    weights = np.vstack([rng.uniform(0.5, 2.0, (5, n)), np.ones((9, n))])
+    options = {"missing": "feature", "weights": weights}
+    result, centred = (
+        fm.MultiLMM.from_formula(f"~ {v}", f"({v} | p)", data, Y, **options).fit(
+            method, parameter_space="psd"
+        )
+        for v in ("yr", "c")
+    )
+    assert result.converged.all()
+    np.testing.assert_allclose(result.llf, centred.llf, rtol=1e-8)
+    np.testing.assert_allclose(result.theta["Residual"], centred.theta["Residual"], rtol=1e-6)
+    A = np.array([[1.0, -2004.0], [0.0, 1.0]])
+    for j in range(14):
+        turned = A @ matrix(centred.theta.to_numpy()[j]) @ A.T
+        np.testing.assert_allclose(matrix(result.theta.to_numpy()[j]), turned, rtol=1e-6)
+    both = [r.blup().to_numpy().reshape(14, -1, 2) for r in (result, centred)]
+    np.testing.assert_allclose(both[0], both[1] @ A.T, rtol=1e-4, atol=1e-6)
+    pair = [r.blup(se="prediction")["se"].to_numpy().reshape(14, -1, 2) for r in (result, centred)]
+    np.testing.assert_allclose(pair[0][..., 1], pair[1][..., 1], rtol=1e-5)
+    slopes = [r.bse_theta.iloc[:, [1, 3]] for r in (result, centred)]
+    np.testing.assert_allclose(*slopes, rtol=1e-5)
+    for df in ("satterthwaite", "kenward-roger")[: 1 + (method == "REML")]:
+        tables = [r.t_test(df=df).ds.isel(contrast=1) for r in (result, centred)]
+        for name in ("t", "df", "p"):
+            np.testing.assert_allclose(tables[0][name], tables[1][name], rtol=1e-5)
+    one, other = (r.predict(data.head(7), se=True) for r in (result, centred))
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-6)
+    tests = [r.variance_test()["statistic"].to_numpy()[:, 1] for r in (result, centred)]
+    np.testing.assert_allclose(*tests, rtol=1e-4, atol=1e-6)
+    assert np.isfinite(result.variance_test()["statistic"]).all()
+    np.testing.assert_allclose(result.icc()["estimate"], centred.icc()["estimate"], rtol=1e-5)
+    with pytest.raises(fm.InputError, match="centre"):
+        result.t_test(df="integrated")
+    result.save(tmp_path / "years.nc")
+    again = fm.MultiLMMResults.load(tmp_path / "years.nc")
+    np.testing.assert_array_equal(again.blup(), result.blup())
 
 
 def small_residuals(m: int = 16):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -585,6 +587,41 @@ def test_special_methods_of_python_are_refused(call):
     """`k.__xor__(2)` is what `k^2` may not mean."""
     with pytest.raises(InputError, match=r"__ in .* is no method for columns; write the operator"):
         build(f"~ {call}", data=samples())
+
+
+@pytest.mark.parametrize("name", ["1", "."])
+def test_columns_whose_names_mean_something_else(name):
+    """`1` in backticks was the intercept: the column was left out without a word."""
+    data = samples().assign(**{name: samples().z})
+    for fixed, random in ((f"~ `{name}`", "(1 | g)"), ("~ k", f"(`{name}` | g)")):
+        with pytest.raises(InputError, match=r"column named '[1.]' is read as .* Rename it"):
+            build(fixed, random, data)
+    np.testing.assert_array_equal(build(f"~ Q('{name}')", data=data).X[:, 1], data.z)
+
+
+@pytest.mark.parametrize(
+    "call", ["I(k > 1 and z > 0)", "I(not treated)", "I(1 < k < 3)", "I(z if k else 1)"]
+)
+def test_questions_to_a_whole_column_say_how_to_ask_each_sample(call):
+    with pytest.raises(InputError, match="asks one question of a whole column"):
+        build(f"~ {call}")
+
+
+def test_numbers_of_every_kind_in_object_columns_are_numbers():
+    """Fractions, and decimals beside floats, were levels."""
+    k = samples().k
+    thirds = [Fraction(int(value), 3) for value in k]
+    mixed = [Decimal(int(value)) if value % 2 else float(value) for value in k]
+    data = samples().assign(u=pd.Series(thirds, dtype=object), v=pd.Series(mixed, dtype=object))
+    np.testing.assert_allclose(build("~ u + v", data=data).X[:, 1:], np.column_stack([k / 3, k]))
+    data["v"] = pd.Series([complex(value, 1) for value in k], dtype=object)
+    with pytest.raises(InputError, match="complex"):
+        build("~ v", data=data)
+
+
+def test_a_group_that_is_called_as_the_residual_variance_is():
+    with pytest.raises(InputError, match="name 'Residual', which is that of the residual"):
+        build("~ k", "(1 | Residual)", samples().assign(Residual=samples().g))
 
 
 def test_anndata_keeps_booleans():

@@ -64,6 +64,7 @@ KINDS = {
     "csc_array float32": lambda Y: sp.csc_array(Y.astype(np.float32)),
     "coo_array": sp.coo_array,
     "lil": sp.lil_array,
+    "dok": sp.dok_matrix,  # of a class that is a mapping too
     "DataFrame": lambda Y: pd.DataFrame(Y, FEATURES, SAMPLES),
     "DataFrame of objects": lambda Y: pd.DataFrame(Y, FEATURES, SAMPLES, dtype=object),
     "DataFrame Int64": lambda Y: pd.DataFrame(Y, FEATURES, SAMPLES).astype("Int64"),

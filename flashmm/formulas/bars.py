@@ -264,7 +264,14 @@ def _parsed(text: str) -> Formula:
 
 
 def _parse_plain(text: str, source: str) -> SimpleFormula:
-    text = with_powers(text, _tokens(text, source), source)
+    tokens = _tokens(text, source)
+    for token in tokens:
+        if token.kind is Token.Kind.NAME and token.token in ("1", "."):
+            raise InputError(
+                f"{source}: a column named {token.token!r} is read as what {token.token} means in "
+                f"a formula. Rename it, or write Q({token.token!r})."
+            )
+    text = with_powers(text, tokens, source)
     try:
         parsed = _parsed(text)
     except SyntaxError as error:

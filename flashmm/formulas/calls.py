@@ -205,6 +205,14 @@ def refuse_bitwise(tree: ast.AST, is_condition: Callable[[ast.AST], bool], sourc
                 f"{source}: ~ in {ast.unparse(tree)!r} is a formula in R and acts on bits in "
                 "Python. Write a negation as (a == False), or store it as a column of data."
             )
+        chained = isinstance(node, ast.Compare) and len(node.ops) > 1
+        negated = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
+        if chained or negated or isinstance(node, (ast.BoolOp, ast.IfExp)):
+            raise InputError(
+                f"{source}: {ast.unparse(node)!r} asks one question of a whole column. Sample by "
+                "sample it is (a > 0) & (b > 0), (a > 0) | (b > 0), (a == False) for `not a`, and "
+                "np.where(a > 0, b, c) for `b if a > 0 else c`."
+            )
         if isinstance(node, ast.Compare) and any(
             isinstance(operator, (ast.In, ast.NotIn)) for operator in node.ops
         ):

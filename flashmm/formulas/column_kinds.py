@@ -40,6 +40,8 @@ def absent_values(values: pd.Series[Any], column: str) -> BoolArray:
             f"Column {column!r} of `data` holds records ({values.dtype}); a column must hold one "
             "number or one level for each sample."
         )
+    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "iubf":
+        return np.asarray(np.isnan(values.to_numpy()))
     # np.asarray(series) would make the index of data build a hash table of its labels.
     absent: BoolArray = values.isna().to_numpy(dtype=bool)
     return absent
@@ -54,7 +56,10 @@ def usual_type(values: pd.Series[Any], column: str) -> pd.Series[Any]:
         If the values are neither numbers nor levels: lists, structs, complex numbers.
     """
     dtype = values.dtype
-    if dtype.kind == "c":
+    complexes = (complex, np.complexfloating)
+    if dtype.kind == "c" or (
+        pd.api.types.is_object_dtype(dtype) and any(isinstance(v, complexes) for v in values)
+    ):
         raise InputError(f"Column {column!r} of `data` holds complex numbers; take a real part.")
     if isinstance(dtype, pd.ArrowDtype):
         return _from_arrow(values, column)

@@ -45,14 +45,21 @@ class Face:
     free: BoolArray
 
 
-def root_of_block(D: FloatArray) -> FloatArray:
-    """F with F F' = D (B, s, s), its columns of zero where D is singular."""
+def root_of_block(D: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """F with F F' = D (B, s, s), its columns of zero where D is singular, and what D lacks.
+
+    The second, N (B, s, s), maps matrices S of derivatives to N'S N, their part across what F
+    spans: at a maximum S F = 0, and what is left of it is rounding.
+    """
     variance = np.diagonal(D, axis1=1, axis2=2)
     length = np.sqrt(np.where(variance > 0, variance, 0.0))
     safe = np.where(length > 0, length, 1.0)
     values, vectors = np.linalg.eigh(D / (safe[:, :, None] * safe[:, None, :]))
-    root = np.sqrt(np.where(values > _SINGULAR, values, 0.0))
-    return np.asarray(length[:, :, None] * vectors * root[:, None, :])
+    lost = ~(values > _SINGULAR)
+    root = np.sqrt(np.where(lost, 0.0, values))
+    across = np.matmul(vectors * lost[:, None, :], np.swapaxes(vectors, 1, 2))
+    across = safe[:, :, None] * across / safe[:, None, :]
+    return np.asarray(length[:, :, None] * vectors * root[:, None, :]), np.asarray(across)
 
 
 def face(
@@ -87,8 +94,9 @@ def face(
             J[:, i, start] = 1.0
             free[:, start] = theta[:, i] > 0
         else:
-            F = root_of_block(theta[:, block])
+            F, N = root_of_block(theta[:, block])
             S = score[:, block] * np.where(np.eye(s) > 0, 1.0, 0.5)
+            S = np.matmul(np.matmul(np.swapaxes(N, 1, 2), S), N)
             for a in range(s):
                 for c in range(s):
                     at = start + a * s + c

@@ -171,7 +171,6 @@ def _gain_by_refit(
 ) -> Gain:
     """The same by a fit of the smaller model, where its parameters have other coordinates."""
     smaller = fitted.stats.drop(random=hypothesis.label)
-    assert not isinstance(smaller, PatternedStats)
     residual = fitted.ds["theta"].to_numpy()[:, -1]
     ds, _ = refit(smaller, replace(fitted.options, engine="auto"), residual=residual)
     found = ds["status"].to_numpy()[positions[known]] <= Status.INDEFINITE

@@ -17,6 +17,7 @@ from flashmm.likelihood.base import Likelihood
 from flashmm.likelihood.profile_grid import ProfileGrid
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
+from flashmm.solvers.gains import GAIN, is_higher
 from flashmm.solvers.space import ParameterSpace
 from flashmm.solvers.verdict_texts import Status
 
@@ -26,6 +27,9 @@ __all__ = ["Landscape", "search_other_maxima"]
 _COARSENESS = 1.0
 # A point of the grid this far below the maximum that was found may belong to another one.
 _FLAT = 0.5
+# The maximum of the grid beside the one that was found may lie this far below it, and other points
+# of the grid as far below maxima of their own: the grid is coarser where there are more variances.
+_MOST_LACKING = 6.0
 # Starts that a feature may have.
 _STARTS = 2
 # With so few error contrasts maxima are many and close to each other: every start is worth it,
@@ -36,11 +40,6 @@ _STARTS_OF_FEW = 4
 # Random effects and variances up to which each variance by itself makes a start.
 _SMALL = 60
 _MOST_AT_A_TIME = 4
-# Gains in log-likelihood that are worth another answer.
-_GAIN = 1e-6
-_MOST_ROUNDING = 1e-2
-# The bound on rounding is infinite at sigma2 = 0, where a likelihood may be exact all the same.
-_ROUNDING_AT_ZERO = 1e-4
 
 
 @dataclass(frozen=True)
@@ -112,18 +111,19 @@ class Landscape:
             values, sigma2 = grid.profile(self.u[features], self.rss[features])
         else:
             values, sigma2 = values[:, doubtful], sigma2[:, doubtful]
-        top = (values > loglik - _COARSENESS) & grid.summits(values)
         every = np.arange(doubtful.size)
         own = _climbed(grid, theta, values)
+        level = loglik if self.make_fine is None else loglik - _lacking(loglik, values, own)
+        top = (values > level - _COARSENESS) & grid.summits(values)
         # The maximum of the grid above the one that was found is that one, unless it is higher or
         # another variance is zero there.
-        top[own, every] &= (values[own, every] > loglik + _GAIN) | _traded(theta, grid.theta[own])
+        top[own, every] &= (values[own, every] > loglik + GAIN) | _traded(theta, grid.theta[own])
         most = _STARTS_OF_FEW if self.few else _STARTS
         order = np.argsort(np.where(top, -values, np.inf), axis=0)[:most]
         rank, which = np.nonzero(np.take_along_axis(top, order, axis=0))
         point = order[rank, which]
         if self.few:
-            best, high = _best_of_parts(grid, values, loglik)
+            best, high = _best_of_parts(grid, values, level)
             point = np.concatenate([point, best[high]])
             which = np.concatenate([which, np.nonzero(high)[1]])
             point, which = np.unique(np.column_stack([point, which]), axis=0).T
@@ -137,12 +137,14 @@ class Landscape:
         """
         grid, every = self.grid, np.arange(theta.shape[0])
         # A lone maximum of the grid is the one that was found, unless it is higher.
-        doubt: BoolArray = ((values > loglik - _COARSENESS) & grid.summits(values)).sum(axis=0) > 1
-        doubt |= values.max(axis=0) > loglik + _GAIN
+        doubt: BoolArray = values.max(axis=0) > loglik + GAIN
+        top = grid.summits(values)
         if self.make_fine is None:
-            return np.asarray(doubt)
-        high = values > loglik - (_FLAT_OF_FEW if self.few else _FLAT)
+            return np.asarray(doubt | (((values > loglik - _COARSENESS) & top).sum(axis=0) > 1))
         own = _climbed(grid, theta, values)
+        level = loglik - _lacking(loglik, values, own)
+        doubt |= ((values > level - _COARSENESS) & top).sum(axis=0) > 1
+        high = values > level - (_FLAT_OF_FEW if self.few else _FLAT)
         near = grid.neighbours[own]
         beside = high[own, every] + (high[near.T, every] & (own != near.T)).sum(axis=0)
         return np.asarray(doubt | (high.sum(axis=0) > beside) | _traded(theta, grid.theta[own]))
@@ -150,7 +152,8 @@ class Landscape:
     def summits(self, features: IntArray, most: int) -> FloatArray:
         """Where proper maxima may lie beside an edge at which the likelihood has no bound.
 
-        Maxima of the grid, the highest first, then each of a few variances by itself.
+        Maxima of the grid, the highest first, no variances, then each of a few by itself: at no
+        variances there may be a maximum that is narrower than the grid's steps.
 
         Returns
         -------
@@ -162,6 +165,8 @@ class Landscape:
         order = np.argsort(np.where(top, -values, np.inf), axis=0)[:most]
         theta = self.grid.theta[order] * np.take_along_axis(sigma2, order, axis=0)[:, :, None]
         starts = np.where(np.take_along_axis(top, order, axis=0)[:, :, None], theta, np.nan)
+        none = self.grid.theta[-1] * sigma2[-1][:, None]
+        starts = np.concatenate([starts, none[None]])
         if self.few:
             best = _best_of_parts(self.grid, values, np.full(features.size, -np.inf))[0]
             parts = self.grid.theta[best] * np.take_along_axis(sigma2, best, axis=0)[:, :, None]
@@ -212,6 +217,12 @@ def _best_of_parts(
     )
     height = np.take_along_axis(values, best, axis=0)
     return best, np.asarray(np.isfinite(height) & (height > loglik - _FLAT))
+
+
+def _lacking(loglik: FloatArray, values: FloatArray, own: IntArray) -> FloatArray:
+    """How far the grid's maxima ``own`` (B,) lie below those that were found beside them, (B,)."""
+    lacking = loglik - values[own, np.arange(own.size)]
+    return np.asarray(np.clip(lacking, 0.0, _MOST_LACKING))
 
 
 def _traded(theta: FloatArray, point: FloatArray) -> BoolArray:
@@ -279,12 +290,7 @@ def search_other_maxima(
         stages = stages[:1]
     again = maximise_in_stages(likelihood, space, stages, start, features[rows], max_iter=max_iter)
     np.add.at(solution.n_iter, rows, again.n_iter)
-    rounding = solution.evaluation.rounding[rows] + again.evaluation.rounding
-    rounding = np.where(
-        np.isfinite(rounding), np.minimum(rounding, _MOST_ROUNDING), _ROUNDING_AT_ZERO
-    )
-    enough = solution.evaluation.loglik[rows] + _GAIN + rounding
-    higher = (again.evaluation.loglik > enough) & (again.status <= Status.BOUNDARY)
+    higher = is_higher(solution.take(rows), again) & (again.status <= Status.BOUNDARY)
     better = np.flatnonzero(higher)
     # The highest of a feature comes last, and is what stays.
     better = better[np.argsort(again.evaluation.loglik[better], kind="stable")]

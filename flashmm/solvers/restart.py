@@ -16,15 +16,12 @@ from flashmm.arrays.types import FloatArray
 from flashmm.likelihood.base import Likelihood
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
+from flashmm.solvers.gains import is_higher
 from flashmm.solvers.space import ParameterSpace
 from flashmm.solvers.start import Starts
 from flashmm.solvers.verdict_texts import Status
 
 __all__ = ["searched_again", "second_starts"]
-
-# Gains in log-likelihood that are worth another answer.
-_GAIN = 1e-6
-_MOST_ROUNDING = 1e-2
 
 
 def second_starts(first: Starts, is_variance: NDArray[np.bool_]) -> FloatArray:
@@ -86,12 +83,8 @@ def searched_again(
         likelihood, space, stages, take(start, rows), take(features, rows), max_iter=max_iter
     )
     put(solution.n_iter, rows, take(solution.n_iter, rows) + again.n_iter)
-    before = take(solution.evaluation.loglik, rows)
-    rounding = take(solution.evaluation.rounding, rows) + again.evaluation.rounding
-    # The bound on rounding is infinite at sigma2 = 0, where a likelihood may be exact all the same.
-    enough = before + _GAIN + xp.clip(rounding, max=_MOST_ROUNDING)
+    higher = is_higher(solution.take(rows), again)
     finished = again.status <= int(Status.BOUNDARY)
-    higher = again.evaluation.loglik > enough
     better = flatnonzero(higher & (finished | take(boundary, rows)))
     if better.shape[0]:
         where = take(rows, better)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+import scipy.sparse as sp
 import xarray as xr
 
 from flashmm.arrays.foreign_frames import is_foreign
@@ -103,7 +104,8 @@ def _of_dict(Y: dict[Any, Any]) -> pd.DataFrame:
 
 def labelled(Y: Any, samples: pd.Index | None, n: int | None, transposed: bool) -> Labelled:
     """Y with its labels, whatever kind it is of; ``transposed``: its rows are the samples."""
-    if isinstance(Y, Mapping) and not is_on_disk(Y):  # a group of HDF5 is a mapping too
+    # A group of HDF5 is a mapping too, and so is one kind of scipy's sparse matrices.
+    if isinstance(Y, Mapping) and not is_on_disk(Y) and not sp.issparse(Y):
         Y = _of_dict(dict(Y))
     if is_foreign(Y):
         Y = labelled_frame(as_pandas(Y))

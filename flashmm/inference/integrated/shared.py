@@ -21,9 +21,17 @@ import scipy.linalg
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError
 from flashmm.inference.integrated.grid import Line, RatioGrid
+from flashmm.likelihood.centring import Turn
 from flashmm.likelihood.projection import DENSE_LIMIT, Projection
 
-__all__ = ["UNKNOWN", "LinearFunctions", "SharedDesign", "Turned", "share_design"]
+__all__ = [
+    "UNKNOWN",
+    "LinearFunctions",
+    "SharedDesign",
+    "Turned",
+    "refuse_turned",
+    "share_design",
+]
 
 # The largest ratio looked at where no feature tells one, in ratios that double the variance of a
 # typical random effect's estimate.
@@ -256,11 +264,7 @@ def share_design(projection: Projection, grid: RatioGrid, memory: int) -> Shared
             f"Integrated tests take up to {DENSE_LIMIT} random effects; this model has {q}. "
             "With so many levels use df='satterthwaite'."
         )
-    if projection.turn is not None:
-        raise InputError(
-            "Integrated tests need random effects that are not almost collinear: centre the "
-            "variable of the slope (calendar years, say), or use another `df`."
-        )
+    refuse_turned(projection.turn)
     lines, r = grid.lines(), projection.r
     if 8 * r * r * len(lines) > memory and len(projection.structure.parameters) > 1:
         raise InputError(
@@ -294,3 +298,12 @@ def _factor(projection: Projection, line: Line) -> _Factor:
 
 def _log_det(values: FloatArray, steps: FloatArray) -> FloatArray:
     return np.asarray(np.log1p(values[:, None] * steps).sum(axis=0))
+
+
+def refuse_turned(turn: Turn | None) -> None:
+    """Raise where other effects are fitted than those of the model; see `centring`."""
+    if turn is not None:
+        raise InputError(
+            "Integrated tests need random effects that are not almost collinear: centre the "
+            "variable of the slope (calendar years, say), or use another `df`."
+        )

@@ -25,7 +25,7 @@ from flashmm.likelihood.base import (
     StandardErrorKind,
     rows_of,
 )
-from flashmm.likelihood.centring import advice
+from flashmm.likelihood.centring import Turn, advice, centring
 from flashmm.likelihood.design_checks import check_sample_size
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
 from flashmm.likelihood.own_rows.layout import OwnLayout, find_layout
@@ -36,6 +36,7 @@ from flashmm.likelihood.own_rows.stacked_designs import (
     StackedProjection,
     weight_units,
 )
+from flashmm.likelihood.own_rows.turned import in_coordinates
 from flashmm.likelihood.projection import (
     ROUNDING,
     UNDERFLOW,
@@ -90,7 +91,7 @@ class PatternedProjection(InUnits):
         Shape (p, m).
     zero_variance, non_finite, not_estimable
         Shape (m,).
-    roots
+    turn, roots
         As in `Projection`.
     """
 
@@ -110,6 +111,7 @@ class PatternedProjection(InUnits):
     zero_variance: BoolArray
     non_finite: BoolArray
     not_estimable: BoolArray
+    turn: Turn | None = None
     roots: RootMap | None = None
 
     @property
@@ -142,6 +144,9 @@ def project_patterns(stats: PatternedStats, *, known_residual: bool = False) -> 
     check_sample_size(stats.n, stats.p)
     stats, roots = in_roots(stats)
     structure, m, p = stats.structure, stats.m, stats.p
+    turn = centring(stats.sums.ZZ, structure)
+    if turn is not None:
+        stats = in_coordinates(stats, turn)
     column_scale = scale_of_columns(stats.sums.ZZ.diagonal(), structure)
     root_weight = np.sqrt(weight_units(stats))
     param_scale = np.tile(parameter_scale(structure, column_scale), (m, 1))
@@ -163,6 +168,7 @@ def project_patterns(stats: PatternedStats, *, known_residual: bool = False) -> 
         np.zeros(m, dtype=bool),
         np.zeros(m, dtype=bool),
         np.zeros(m, dtype=bool),
+        turn,
         roots,
     )
     counts = np.bincount(stats.pattern, minlength=stats.n_patterns)
@@ -187,10 +193,7 @@ def project_patterns(stats: PatternedStats, *, known_residual: bool = False) -> 
         _fill(total, group)
     near = advice(stats.sums.ZZ, structure) if total.not_estimable.all() and m else ""
     if near:
-        raise InputError(
-            f"No feature can be estimated. {near} Where features lack samples or have weights or "
-            "covariates of their own, models are not fitted in a centred basis."
-        )
+        raise InputError(f"No feature can be estimated. {near}")
     if total.not_estimable.all() and m and not stats.own.names:
         # Says what is wrong where nothing can be estimated at all.
         project(stats.sums, known_residual=known_residual)
@@ -361,6 +364,19 @@ class PatternedLikelihood(OfProjection):
             result.put(where, estimator.evaluate(theta[where], local))
         return result
 
+    def fixed_effects(self, theta: FloatArray, features: IntArray) -> tuple[FloatArray, FloatArray]:
+        """`beta` and the variances of the fixed effects at theta, each shape (B, p)."""
+        p = self.projection.p
+        beta, variance = np.empty((features.size, p)), np.empty((features.size, p))
+        for where, local, estimator in self.split(features):
+            if isinstance(estimator, OwnRowsLikelihood):
+                beta[where], C = estimator.fixed_effects(theta[where], local)
+                variance[where] = np.diagonal(C, axis1=1, axis2=2)
+                continue
+            beta[where] = estimator.beta(theta[where], local)
+            variance[where] = estimator.contrast_variance(theta[where], local, np.eye(p))
+        return beta, variance
+
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Fixed effects at theta, shape (B, p)."""
         result = np.empty((features.size, self.projection.p))
@@ -433,11 +449,18 @@ class FeatureRows:
                 XX_inverse[where] = estimator.projection.XX_inverse
         return _DesignRows(p.structure, H, XX_inverse)
 
+    @cached_property
+    def _groups(self) -> list[tuple[IntArray, Any]]:
+        """Which features are in each group, and their likelihoods there."""
+        groups = self.likelihood.split(self.features)
+        return [(where, rows_of(estimator, local)) for where, local, estimator in groups]
+
     def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
         """T v with T = Z'PZ at theta for the rows of vectors (B, c, q), same shape."""
+        if len(self._groups) == 1 and self._groups[0][0].size == self.features.size:
+            return np.asarray(self._groups[0][1].apply_T(theta, vectors))
         result = np.empty_like(vectors)
-        for where, local, estimator in self.likelihood.split(self.features):
-            one = rows_of(estimator, local)
+        for where, one in self._groups:
             result[where] = one.apply_T(theta[where], vectors[where])
         return result
 
