@@ -199,9 +199,7 @@ class ResidualGroups:
         # Far outside the domain rounding and overflow leave matrices that have no inverse.
         finite = np.asarray(np.isfinite(C).all(axis=(1, 2)) & np.isfinite(D).all(axis=(1, 2)))
         C, D = (np.where(finite[:, None, None], part, 0.0) for part in (C, D))
-        values, vectors = np.linalg.eigh(C[:, :q, :q])
-        root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
-        inner = np.eye(q) + np.swapaxes(root, 1, 2) @ D @ root
+        inner, left = self._inner(C[:, :q, :q], D)
         finite &= np.isfinite(inner).all(axis=(1, 2))
         inner = np.where(finite[:, None, None], inner, np.eye(q))
         eigen = np.linalg.eigvalsh(inner) if q else np.ones((B, 1))
@@ -210,7 +208,9 @@ class ResidualGroups:
         singular = np.abs(eigen).min(axis=1) <= 1e-300 + _EPS * np.abs(eigen).max(axis=1)
         inner = np.where(singular[:, None, None], np.eye(q), inner)
         lowest = np.where(singular, np.minimum(lowest, 0.0), lowest)
-        F = D - D @ root @ np.linalg.solve(inner, np.swapaxes(root, 1, 2) @ D)
+        F = left @ np.linalg.solve(inner, np.swapaxes(left, 1, 2))
+        others = ~self._is_root(D)
+        F[others] = D[others] - F[others]
         g = np.concatenate(
             [-F @ C[:, :q, q:], np.broadcast_to(np.eye(a - q), (B, a - q, a - q))], axis=1
         )
@@ -226,6 +226,32 @@ class ResidualGroups:
         if reml:
             log_det += np.linalg.slogdet(K)[1]
         return _At(c, C, D, N, N if reml else N_ml, g, K, K_inverse, log_det, lowest)
+
+    def _is_root(self, D: FloatArray) -> BoolArray:
+        """Of which D (B, q, q) roots are taken: diagonal ones without a negative variance."""
+        structure = self.projection.structure
+        diagonal = np.diagonal(D, axis1=1, axis2=2)
+        alone = all(parameter.is_variance for parameter in structure.parameters)
+        return np.asarray((diagonal >= 0).all(axis=1) & alone)
+
+    def _inner(self, C: FloatArray, D: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """A matrix M with |M| = |V| |R|^-1 and B with F = B M^-1 B', or D - B M^-1 B'; (B, q, q).
+
+        The first form, of a root of D, keeps its digits where D is large beside the residual
+        variances; the second, of a root of C (B, q, q), needs no positive semi-definite D.
+        """
+        one, rooted = np.eye(C.shape[1]), self._is_root(D)
+        inner, left = np.empty_like(C), np.empty_like(C)
+        root = np.sqrt(np.where(rooted[:, None, None], D, 0.0))
+        inner[rooted] = (one + root @ C @ root)[rooted]
+        left[rooted] = root[rooted]
+        others = np.flatnonzero(~rooted)
+        if others.size:
+            values, vectors = np.linalg.eigh(C[others])
+            root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
+            inner[others] = one + np.swapaxes(root, 1, 2) @ D[others] @ root
+            left[others] = D[others] @ root
+        return inner, left
 
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and informations at theta (B, k + H) for chosen features."""
