@@ -59,8 +59,10 @@ KINDS = {
         (0.001, "spread"),
         (0.3, "spread"),
     ),
-    2: ((0.02, "half zero"), (0.3, "spread")),
+    2: ((0.02, "half zero"), (0.3, "spread"), (0.02, "independent")),
 }
+# Features drawn by number of components.
+FEATURES = {1: 50_000, 2: 20_000}
 PRIOR_DF = 8.0
 EFFECT = (
     6.0  # standard deviations of a subject's mean (or difference), in this share of the features:
@@ -346,7 +348,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     choose.add_argument("--components", type=int, nargs="+", choices=(1, 2), default=(1, 2))
     choose.add_argument("--ratios", type=float, nargs="+", choices=ratios, default=ratios)
     choose.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
-    parser.add_argument("--features", type=int, default=50_000)
+    parser.add_argument("--features", type=int, help=f"by components: {FEATURES}")
     parser.add_argument("--seed", type=int, nargs="+", default=[20260101])
     parser.add_argument("--methods", nargs="+", choices=(*METHODS, DREAM), default=METHODS)
     parser.add_argument(
@@ -372,10 +374,11 @@ def chosen(arguments: argparse.Namespace) -> list[Setting]:
 def main(command: Sequence[str] | None = None) -> None:
     """Run what the table lacks and write one row per design, seed, method and effect."""
     arguments = parse(command)
-    out, m = arguments.out, arguments.features
+    out = arguments.out
     table = pd.read_csv(out) if out.exists() else None
     for seed in arguments.seed:
         for setting in chosen(arguments):
+            m = arguments.features or FEATURES[setting.components]
             methods = todo(table, setting, m, seed, arguments.methods)
             if not methods:
                 continue
