@@ -33,6 +33,7 @@ from flashmm.likelihood import (
 from flashmm.progress import Progress
 from flashmm.results import FitOptions, MultiLMMResults, at_theta
 from flashmm.results.fitting import FitPlan, fit_features
+from flashmm.results.fitting_curves import check_curved
 from flashmm.results.on_workers import fit_on_workers
 from flashmm.results.trust import doubt
 from flashmm.slips.answers import answer_calls, no_such_attribute
@@ -371,6 +372,8 @@ class MultiLMM(ModelData):
         _check_em(solver, parameter_space)
         residual = known_residual_variance(residual_variance, self.stats.feature_names)
         stats, by, finer = self.stats, "", ""
+        if stats.structure.curved is not None:
+            check_curved(stats.structure, parameter_space, solver, device)
         if residual_by is not None:
             stats, by, finer = self._by_residual(residual_by, residual, device, client)
         with one_blas_thread(self.stats.q):

@@ -143,5 +143,6 @@ def _check_recipe(recipe: DesignRecipe, stats: SummaryStats | PatternedStats) ->
         if own is None:
             raise InputError(f"Its recipe makes no random term {term.name!r:.80}.")
         made = own.effects.names if own.group else term.effects
-        if not set(term.effects) <= set(made):
+        fits = set(term.effects) <= set(made)
+        if not (len(made) == len(term.effects) if term.positions else fits):  # with own names
             raise InputError(f"Its recipe makes other effects of {term.name!r:.80}.")

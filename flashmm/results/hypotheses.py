@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError
+from flashmm.inference.curved_covariance import covariance_along
 from flashmm.inference.degrees_of_freedom import (
     FIXED_DF,
     KNAPP_HARTUNG,
@@ -232,6 +233,13 @@ class Hypotheses:
     ) -> Iterator[tuple[IntArray, slice, ContrastMoments, FloatArray]]:
         """Moments of hypotheses L (g, r, p) and the covariance of theta, batch by batch."""
         request, (g, r, _) = self.request, L.shape
+        if df == "kenward-roger" and request.projection.structure.curved is not None:
+            raise InputError(
+                "df='kenward-roger' expands the covariance of the estimates in parameters that V "
+                "is linear in (Kenward & Roger 1997; other structures need the terms of their 2009 "
+                "paper). Here a structure (ar1, exp or cs with hom=FALSE) is not: use "
+                "df='satterthwaite'."
+            )
         k, adjust = request.theta.shape[1], df == "kenward-roger"
         # Per hypothesis and feature: vectors of length q, and a few (k, k, r, r) arrays.
         size = 8 * r * ((2 * k + 4) * request.projection.structure.q + 4 * k * k * r)
@@ -317,6 +325,10 @@ class Hypotheses:
         positive definite the expected one stands in. NaN where the likelihood does not exist, as
         where a fit stalled at the edge of its domain.
         """
+        structure = self.request.projection.structure
+        if structure.curved is not None:
+            sharp = df == "satterthwaite"
+            return covariance_along(structure, theta, at, observed=sharp)[0]
         if df != "satterthwaite":
             return scaled_inverse(at.expected)
         known = np.isfinite(at.score).all(axis=1) & np.isfinite(at.observed).all(axis=(1, 2))

@@ -96,6 +96,8 @@ def run_design(
                 blame(("", ""), "", "refused", what, figure)
             return tally
         for method, space in settings:
+            if problem.structure.curved is not None and space != "psd":
+                continue
             where = (method, space)
             counts = tally.verdicts.setdefault((kind, method, space), Counter())
             try:
