@@ -7,7 +7,7 @@ give NaN. Labels are put on by `flashmm.results`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -78,14 +78,19 @@ class OnRequest:
             result[:, -1, :], result[:, :, -1] = 0.0, 0.0
         return result
 
-    def theta_covariance(self, positions: IntArray) -> FloatArray:
-        """Inverse of the expected information of theta in the units of Y, shape (B, k, k)."""
-        k = self.theta.shape[1]
+    def theta_covariance(self, positions: IntArray, *, relative: bool = False) -> FloatArray:
+        """Inverse of the expected information of theta in the units of Y, shape (B, k, k).
+
+        ``relative``: of theta over the feature's ``scale``, for the squares of which there is room.
+        """
+        k, projection = self.theta.shape[1], self.projection
+        if relative:
+            projection = replace(projection, scale=np.ones_like(projection.scale))
         result = np.full((positions.size, k, k), np.nan)
         for here, batch in self.batches(positions):
             expected = self.likelihood.evaluate(self.theta[batch], batch).expected
             inverse = without_known(scaled_inverse(expected), self.likelihood)
-            result[here] = self.projection.natural_covariance(inverse, batch)
+            result[here] = projection.natural_covariance(inverse, batch)
         return result
 
     def information(self, positions: IntArray) -> Information:
