@@ -4,26 +4,15 @@ One linear mixed model per gene, 1,267 genes, 1,556 cells, four samples:
 
     python examples/quickstart.py [results.nc]
 
-The data and their source are described in examples/README.md.
+The data come with flashmm: fm.datasets.kang().source says whose they are, .licence on what terms.
 """
 
 import sys
 from pathlib import Path
 
 import pandas as pd
-import scipy.sparse as sp
 
 import flashmm as fm
-
-DATA = Path(__file__).parent / "data" / "kang"
-
-
-def load() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Cells (one row each) and counts (genes x cells), labelled."""
-    cells = pd.read_csv(DATA / "cells.csv.gz", index_col="cell")
-    genes = (DATA / "genes.txt").read_text("utf-8").split()
-    matrix = sp.load_npz(DATA / "counts.npz")
-    return cells, pd.DataFrame.sparse.from_spmatrix(matrix, index=genes, columns=cells.index)
 
 
 def fit(cells: pd.DataFrame, counts: pd.DataFrame) -> fm.MultiLMMResults:
@@ -42,8 +31,9 @@ def fit(cells: pd.DataFrame, counts: pd.DataFrame) -> fm.MultiLMMResults:
 
 
 def main(path: Path) -> None:
-    cells, counts = load()
-    result = fit(cells, counts)
+    kang = fm.datasets.kang()  # cells, one row each, and counts, genes x cells, labelled
+    cells = kang.data
+    result = fit(cells, kang.Y)
     print(result.summary())
 
     # Stimulated against control cells, in each of the five cell types.

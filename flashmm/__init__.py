@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from flashmm.arrays.lazy import lazy
 
 if TYPE_CHECKING:
-    from flashmm import simulate
+    from flashmm import datasets, simulate
+    from flashmm.citation import cite
     from flashmm.counts.voom import Voom, voom
     from flashmm.designs.covariances import Covariance
     from flashmm.designs.pedigrees import pedigree_covariance, relationship_matrix
@@ -69,7 +70,9 @@ __all__ = [
     "TTestResults",
     "Voom",
     "adjust_pvalues",
+    "cite",
     "contrast_matrix",
+    "datasets",
     "from_long",
     "load",
     "pedigree_covariance",
@@ -83,6 +86,7 @@ __all__ = [
 
 # Where a public name is defined: it is imported when it is first used, and so is what it needs.
 _HOMES = {
+    "cite": "citation",
     **dict.fromkeys(("Voom", "voom"), "counts.voom"),
     **dict.fromkeys(
         (
@@ -127,12 +131,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name, or a room of the house, with its first use (PEP 562)."""
     value: Any
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415  (slow)
-
-        try:
-            value = version("flashmm")
-        except PackageNotFoundError:  # a source tree that was not installed
-            value = "0+unknown"
+        value = import_module(f"{__name__}.citation").installed_version()
     elif name in _HOMES:
         value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     elif name in _MOVED:
@@ -142,7 +141,11 @@ def __getattr__(name: str) -> Any:
     else:
         cures = import_module(f"{__name__}.slips.cures")
         cure = cures.known(cures.PACKAGE, name)
-        more = f"; {cure}" if cure else ""
+        if not cure and not name.startswith("_"):
+            results = import_module(f"{__name__}.results").MultiLMMResults
+            cure = f"it is a method of results: result.{name}" if hasattr(results, name) else ""
+        near = import_module(f"{__name__}.exceptions").nearest(name, __all__)
+        more = f"; {cure}" if cure else f". {near}" * (not name.startswith("_"))
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{more}")
     globals()[name] = value
     return value

@@ -325,6 +325,10 @@ class ModelData:
         <MultiLMM: fixed='~ 0 + log(libsize) + cls + cls:trt', random='~ 0 + sam', n=300, m=20, \
 p=5, q=6>
         """
+        if isinstance(adata, str) and "~" in adata:
+            raise InputError(
+                "`adata` and `fixed` are swapped: write from_anndata(adata, '~ x + (1 | g)')."
+            )
         adata = part_of(adata, modality)
         opened = open_anndata(adata, layer)
         handling = Handling(

@@ -6,6 +6,7 @@ import difflib
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 __all__ = [
@@ -56,10 +57,15 @@ class SlowWarning(UserWarning):
     """What was asked for takes long; the message says why, and what is faster."""
 
 
+def _module(frame: FrameType) -> str:
+    """Name of the module whose code a frame runs; code run by ``exec`` may have none."""
+    return str(frame.f_globals.get("__name__") or "")
+
+
 def warn(message: str, category: type[Warning]) -> None:
     """Warn about the line outside of flashmm that called it, however deep this is."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] == "flashmm":
+    while frame.f_back is not None and _module(frame).split(".")[0] == "flashmm":
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
 
@@ -103,5 +109,8 @@ def check_names(what: str, given: Any, values: str) -> dict[str, Any]:
 
 def check_option(name: str, value: object, options: Sequence[str]) -> None:
     """Refuse what is none of an argument's options, and suggest the nearest."""
+    if not isinstance(value, str) and (len(repr(value)) > 60 or "\n" in repr(value)):
+        kind = type(value).__name__
+        raise InputError(f"`{name}` must be one of {listing(options, 10)}, not a {kind}.")
     if not (isinstance(value, str) and value in options):
         raise InputError(f"Unknown {name}={value!r}. {nearest(str(value), options)}")

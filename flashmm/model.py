@@ -36,6 +36,7 @@ from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.results.on_workers import fit_on_workers
 from flashmm.results.trust import doubt
 from flashmm.slips.answers import answer_calls, no_such_attribute
+from flashmm.slips.attributes import MODELS
 from flashmm.slips.cures import ATTRIBUTES, UNFITTED, known
 from flashmm.solvers import EM, SOLVERS
 from flashmm.solvers.base import Solver
@@ -93,7 +94,7 @@ class MultiLMM(ModelData):
         def __getattr__(self, name: str) -> Any:
             of_results = hasattr(MultiLMMResults, name) or known(ATTRIBUTES, name)
             cure = UNFITTED if of_results and not hasattr(type(self), name) else ""
-            return no_such_attribute(self, name, "Models", cure)
+            return no_such_attribute(self, name, "Models", cure, own=MODELS)
 
     def drop(self, *, fixed: Any = None, random: Any = None, features: Any = None) -> MultiLMM:
         """A smaller model of the same data, which are not needed again.
@@ -132,7 +133,16 @@ class MultiLMM(ModelData):
         return self._smaller(self.stats.drop(**self._names(fixed, random, features)))
 
     def keep(self, *, fixed: Any = None, random: Any = None, features: Any = None) -> MultiLMM:
-        """A smaller model with only what is named; arguments as in `drop`, None for all."""
+        """A smaller model with only what is named; arguments as in `drop`, None for all.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> model.keep(fixed="Intercept", features=["gene2", "gene5"]).fit().params.shape
+        (2, 1)
+        """
         return self._smaller(self.stats.keep(**self._names(fixed, random, features)))
 
     def _names(self, fixed: Any, random: Any, features: Any) -> dict[str, Any]:
@@ -300,7 +310,8 @@ class MultiLMM(ModelData):
         device
             Where the likelihood is computed: None (default), here with numpy; ``"cuda"``,
             ``"cpu"`` or another device of PyTorch (the extra ``torch``), to which the projected
-            statistics are moved in float64. Results are numpy's in any case.
+            statistics are moved in float64. Results are numpy's in any case. Not for features
+            that lack samples or have weights or covariates of their own.
         engine
             How the likelihood is computed: ``"spectral"`` (one variance component),
             ``"bordered"`` (several, one with most of the columns), ``"blocked"`` (slopes, very
@@ -387,13 +398,13 @@ class MultiLMM(ModelData):
         plan = FitPlan(options, chosen, fallback, threads, device, known, told)
         if client is None:
             with one_blas_thread(self.stats.q if device is None else LARGE):
-                ds = fit_features(stats, projection, likelihood, plan, theta0, residual)
+                found: Any = fit_features(stats, projection, likelihood, plan, theta0, residual)
         else:
-            ds = fit_on_workers(client, self.stats, plan, theta0, residual)
-        results = MultiLMMResults(ds, stats, options, projection, self.recipe)
+            found = fit_on_workers(client, self.stats, plan, theta0, residual)
+        results = MultiLMMResults(found, stats, options, projection, self.recipe)
         results.fitted.know(likelihood)
-        _warn_about(results.ds["status"].to_numpy())
-        if reason := doubt(results.fitted):
+        _warn_about(results.fitted.array("status"))
+        if log.isEnabledFor(logging.INFO) and (reason := doubt(results.fitted)):
             log.info(reason)
         return results
 
@@ -485,6 +496,8 @@ def _check_em(solver: str | Solver, parameter_space: str) -> None:
 
 def _warn_about(status: np.ndarray[Any, Any]) -> None:
     """One counted warning for all features whose verdict is not a good one."""
+    if bool(((status == Status.CONVERGED) | (status == Status.BOUNDARY)).all()):
+        return
     counts = {
         verdict: int((status == verdict).sum())
         for verdict in Status

@@ -85,6 +85,6 @@ def _bar(
     except ImportError:
         if show is None:
             return None
-        raise InputError("progress=True needs tqdm: pip install 'flashmm[progress]'.") from None
+        raise InputError("progress=True needs tqdm: pip install 'multilmm[progress]'.") from None
     total = total() if callable(total) else total
     return tqdm(items, total=total, unit=unit, desc=desc, delay=0.0 if show else DELAY)

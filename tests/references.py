@@ -1,6 +1,6 @@
-"""Loaders of the reference data in tests/reference and of the cells in examples/data.
+"""Loaders of the reference data in tests/reference and of the cells in flashmm/datasets.
 
-Sources, versions and units are in tests/reference/README.md and examples/README.md. Row
+Sources, versions and units are in tests/reference/README.md and `flashmm.datasets`. Row
 and column labels are R's, unchanged. Every call reads afresh, so a test may alter what
 it gets.
 """
@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 REFERENCE = Path(__file__).parent / "reference"
-KANG = Path(__file__).parents[1] / "examples" / "data" / "kang"
+KANG = Path(__file__).parents[1] / "flashmm" / "datasets" / "files" / "kang"
 
 Lme4Data = Literal["sleepstudy", "penicillin", "pastes", "dyestuff", "dyestuff2"]
 SimulatedFit = Literal["1comp_reml", "1comp_ml", "2comp_reml", "2comp_ml"]
@@ -256,7 +256,7 @@ def simulated_lmmtest(alternative: Alternative) -> LmmTest:
 
 
 def kang() -> Kang:
-    """The cells of Kang et al. (2018) that the project ships in examples/data/kang."""
+    """The cells of Kang et al. (2018), as `flashmm.datasets.kang` reads them."""
     return Kang(
         cells=_read(KANG / "cells.csv.gz", "cell"),
         counts=sp.csr_array(sp.load_npz(KANG / "counts.npz")),

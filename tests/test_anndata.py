@@ -204,7 +204,7 @@ def test_a_missing_package_is_named(cells, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
             extra = package.split(".")[0]
-            with pytest.raises(InputError, match=rf"pip install 'flashmm\[{extra}\]'"):
+            with pytest.raises(InputError, match=rf"pip install 'multilmm\[{extra}\]'"):
                 build(tmp_path / path)
 
 

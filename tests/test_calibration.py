@@ -152,6 +152,45 @@ def test_limma_on_means_is_a_moderated_t_test_of_means():
     assert_allclose(found["within"], expected)
 
 
+def test_a_few_subjects_study_goes_on_where_it_was(tmp_path):
+    """What the table has is neither run nor written again; methods and seeds join it."""
+    out = tmp_path / "rates.csv"
+    command = ["--subjects", "4", "--designs", "balanced", "--components", "1", "--ratios", "0.02"]
+    command += ["--kinds", "spread", "--features", "40", "--out", str(out), "--methods"]
+    few.main([*command, "limma on means"])
+    first = out.read_text()
+    few.main([*command, "limma on means", "satterthwaite"])
+    both = out.read_text()
+    assert both.startswith(first)
+    few.main([*command, "limma on means", "satterthwaite"])
+    assert out.read_text() == both
+    few.main([*command, "satterthwaite", "--seed", "20260101", "7"])
+    table = pd.read_csv(out)
+    keys = ["method", "effect", "seed"]
+    assert not table.duplicated(keys).any()
+    assert table.groupby("seed")["method"].value_counts().to_dict() == {
+        (7, "satterthwaite"): 2,
+        (20260101, "limma on means"): 1,
+        (20260101, "satterthwaite"): 2,
+    }
+    # Each method alone sees the data that it sees beside the others.
+    again = few.study(few.Setting(4, True, 1, 0.02, "spread"), 40, 20260101, ["satterthwaite"])
+    beside = table[(table["seed"] == 20260101) & (table["method"] == "satterthwaite")]
+    assert [row["rejected 0.05"] for row in again] == beside["rejected 0.05"].tolist()
+
+
+@pytest.mark.parametrize("components", [1, 2])
+def test_the_cells_that_dream_fits_have_the_statistics(components):
+    setting = few.Setting(6, False, components, 0.3, few.KINDS[components][0][1])
+    statistics = few.simulate(setting, 5, np.random.default_rng(1), affected=2)
+    table, random = few.samples(setting), few.RANDOM[components]
+    Y = load("dream_default").responses(table, statistics, random, np.random.default_rng(2))
+    design = build_design("~ group + condition", random, table).design
+    assert_allclose(Y @ design.X, statistics.XY.T, rtol=1e-9, atol=1e-8)
+    assert_allclose(Y @ design.Z.toarray(), statistics.ZY.T, rtol=1e-9, atol=1e-8)
+    assert_allclose((Y * Y).sum(axis=1), statistics.yy, rtol=1e-10)
+
+
 @pytest.fixture(scope="module")
 def few_rates():
     return pd.read_csv(FOLDER / "few-subjects.csv")
@@ -163,6 +202,8 @@ def test_integrated_tests_hold_every_level_in_every_design(few_rates):
     keys = ["subjects", "design", "components", "ratio", "kind", "effect"]
     assert not null.duplicated(keys).any()
     assert len(null) == 2 * len(few.settings())
+    assert (null.loc[null["components"] == 1, "features"] == 50_000).all()
+    assert null["features"].min() >= 20_000
     assert (null["tested"] == null["features"]).all()
     for level in few.LEVELS:
         over = null[f"rejected {level:g}"] / null["features"] / level
@@ -171,13 +212,57 @@ def test_integrated_tests_hold_every_level_in_every_design(few_rates):
 
 
 def test_integrated_tests_have_the_power(few_rates):
-    """Of limma on means but for 0.011 at worst; and of Satterthwaite where that is calibrated."""
+    """Of limma on means but in one design; and of Satterthwaite where that is calibrated."""
     keys = ["subjects", "design", "components", "ratio", "kind", "effect"]
     power = few_rates.pivot_table(index=keys, columns="method", values="power")
     beside = power.dropna(subset=["limma on means"])
-    assert (beside["integrated"] >= beside["limma on means"] - 0.0111).all()
     gain = beside["integrated"] - beside["limma on means"]
-    assert (gain < 0).sum() <= 3
+    assert (gain.drop((8, "balanced", 1, 0.3, "half zero", "between")) >= -0.001).all(), gain.min()
+    assert gain.min() > -0.01
     assert gain.groupby("subjects").max().loc[4] > 0.2
     many = power[power.index.get_level_values("subjects") == 25]
     assert (many["integrated"] >= 0.97 * many["satterthwaite"]).all()
+
+
+def test_what_limma_on_means_finds_more_no_prior_could_find():
+    """On paired draws: one design of the closest, where the true prior does no better; and there
+    limma finds less where fewer false discoveries are allowed."""
+    table = pd.read_csv(FOLDER / "power.csv")
+    keys = ["ratio", "kind", "subjects", "design"]
+    wide = table.pivot_table(index=[*keys, "seed"], columns="method")
+    gain = wide["power"]["integrated"] - wide["power"]["limma on means"]
+    assert gain.groupby(level=[0, 1, 2, 3]).size().min() >= 10
+    mean, error = (getattr(gain.groupby(level=[0, 1, 2, 3]), x)() for x in ("mean", "sem"))
+    less = mean[mean < -2 * error]
+    where = (0.3, "half zero", 8, "balanced")
+    assert list(less.index) == [where]
+    true = wide["power"]["integrated, true prior"] - wide["power"]["integrated"]
+    assert true.xs(where, level=(0, 1, 2, 3)).mean() < 0.002
+    strict = wide["power at 0.01"]
+    strict = (strict["integrated"] - strict["limma on means"]).xs(where, level=(0, 1, 2, 3))
+    assert strict.mean() > 0
+
+
+def test_integrated_tests_hold_their_level_on_data_that_the_model_did_not_draw():
+    """At 0.05, within 0.15 and three standard errors between repeats; the one exchange of labels
+    that Kang's two patients allow tests an interaction, and rejects too little."""
+    table = pd.read_csv(FOLDER / "permuted.csv")
+    table = table[table["method"] == "integrated"].set_index("data")
+    rate = table["rejected 0.05"] / table["tests"] / 0.05
+    several = table["repeats"] > 1
+    assert several.sum() >= 10
+    assert ((rate - 1).abs()[several] <= 0.15 + 3 * table["error"][several]).all(), rate
+    assert (rate[~several] < 0.3).all()
+    assert (table["rejected 0.001"] / table["tests"] / 0.001 < 1.3).all()
+
+
+def test_the_one_exchange_of_labels_is_compared_with_real_effects():
+    """Why Kang's row rejects too little; the studies are those of the table."""
+    module = load("permuted")
+    squares = module.between_samples()
+    assert (squares["interaction"] < 2).all()
+    assert squares.loc["CD14+ Monocytes", "interferon"] > 30
+    assert (squares["interferon"] > squares["interaction"]).all()
+    assert (squares["patient"] > squares["interaction"] - 0.1).all()
+    table = pd.read_csv(FOLDER / "permuted.csv")
+    assert list(table["data"].unique()) == list(module.studies())

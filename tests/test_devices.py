@@ -56,7 +56,7 @@ def test_pytorch_that_is_absent_is_named(monkeypatch):
         return original(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without_torch)
-    with pytest.raises(InputError, match=r"device='cuda' needs PyTorch.*flashmm\[torch\]"):
+    with pytest.raises(InputError, match=r"device='cuda' needs PyTorch.*multilmm\[torch\]"):
         model("intercept").fit(device="cuda")
 
 

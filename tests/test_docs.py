@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -31,6 +32,9 @@ FLASHMM_OUTPUTS = (
     "summary_data"
 )
 SECTIONS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+PARTS = ["start", "how-to", "theory", "reference"]
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -82,18 +86,85 @@ def test_local_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
-def test_every_page_is_in_the_table_of_contents():
-    index = (DOCS / "index.md").read_text("utf-8")
-    listed = re.findall(r"^[\w-]+$", blocks(index, "{toctree}")[0], re.MULTILINE)
-    assert sorted(listed) == sorted(page.stem for page in DOCS.glob("*.md") if page.stem != "index")
+def toctree(page: str) -> list[str]:
+    """Pages in the tables of contents of a page, in order."""
+    text = (DOCS / f"{page}.md").read_text("utf-8")
+    return re.findall(r"^[\w-]+$", "\n".join(blocks(text, "{toctree}")), re.MULTILINE)
+
+
+def below(page: str) -> list[str]:
+    """All pages under a page."""
+    return [name for child in toctree(page) for name in [child, *below(child)]]
+
+
+def code_cells(page: Path) -> list[str]:
+    return blocks(page.read_text("utf-8"), "{code-cell} ipython3")
+
+
+def test_every_page_is_in_exactly_one_part():
+    assert toctree("index") == PARTS
+    listed = [*PARTS, *(name for part in PARTS for name in below(part))]
+    pages = [page.stem for page in DOCS.glob("*.md") if page.stem != "index"]
+    assert sorted(listed) == sorted(pages)
+
+
+def test_users_do_not_meet_the_inside():
+    inside = {"engines", "writing-a-solver", "architecture", "api-inside"}
+    assert not inside & {*below("start"), *below("how-to")}
+    api = (DOCS / "api.md").read_text("utf-8")
+    assert not re.search(r"^   (solvers|likelihood|storage)\.", api, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", ["tutorial", "which-test", "faq", *toctree("how-to")])
+def test_every_page_of_instructions_runs(page):
+    path = DOCS / f"{page}.md"
+    assert path.read_text("utf-8").startswith("---\nfile_format: mystnb\n")
+    assert len(code_cells(path)) >= 2
+
+
+def test_the_start_page_has_a_picture_and_three_doors():
+    text = (DOCS / "index.md").read_text("utf-8")
+    assert "plt.subplots" in code_cells(DOCS / "index.md")[0]
+    doors = re.findall(r"^:::\{container\} door\n(.*?)^:::$", text, re.MULTILINE | re.DOTALL)
+    assert len(doors) == 3
+    assert all(len(re.findall(r"\]\(", door)) >= 3 for door in doors)
+
+
+def test_the_site_takes_nothing_from_elsewhere():
+    """No script, style or font of another host, and no list of links that a build would fetch."""
+    conf = (DOCS / "conf.py").read_text("utf-8")
+    assert '"sphinx.ext.mathjax"' not in conf
+    assert 'html_math_renderer = "mathml"' in conf
+    names = re.search(r"intersphinx_mapping = \{.*?^\}", conf, re.MULTILINE | re.DOTALL)[0]
+    for name in re.findall(r'"(\w+)": "https://', names):
+        lines = (DOCS / "inventories" / f"{name}.txt").read_text("utf-8").splitlines()
+        assert lines[0] == "# Sphinx inventory version 1"
+        assert all(len(line.split()) == 3 for line in lines[3:])
+    for path in [*(DOCS / "_static").iterdir(), *(DOCS / "_templates").rglob("*.*")]:
+        assert "//" not in re.sub(r"^//.*$", "", path.read_text("utf-8"), flags=re.MULTILINE), path
+
+
+def test_every_formula_can_be_written_as_mathml():
+    latex2mathml = pytest.importorskip("docutils.utils.math.latex2mathml")
+    count = 0
+    for page in DOCS.glob("*.md"):
+        text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+        text = re.sub(r"`[^`\n]+`", "", text)
+        for formula in re.findall(r"\$\$(.+?)\$\$|(?<!\\)\$([^$]+?)\$", text, re.DOTALL):
+            source = "".join(formula).strip().replace(r"\dots", r"\ldots")
+            latex2mathml.tex2mathml(source)
+            count += 1
+    assert count > 300
 
 
 def test_api_reference_lists_every_public_name():
-    api = (DOCS / "api.md").read_text("utf-8")
+    pages = ("api.md", "api-inside.md")
+    api = "".join((DOCS / page).read_text("utf-8") for page in pages)
     listed = re.findall(r"^   ([\w.]+)$", api, re.MULTILINE)
-    modules = {"simulate"}
+    modules = {"datasets", "simulate"}
     assert set(fm.__all__) - modules <= set(listed)
     assert {f"simulate.{name}" for name in fm.simulate.__all__} <= set(listed)
+    assert {f"datasets.{name}" for name in fm.datasets.__all__} <= set(listed)
     solvers = {f"solvers.{solver.__name__}" for solver in SOLVERS.values()}
     assert solvers | {"solvers.Solver", "solvers.State"} <= set(listed)
 
@@ -123,6 +194,16 @@ def test_names_in_the_pages_for_other_users_exist():
         for owner, attribute in used:
             known = hasattr(results[owner], attribute)
             assert known or attribute in ("ds", "stats", "options"), f"{owner}.{attribute}"
+
+
+def test_readme_has_the_measured_ratios_to_flash_mm():
+    text = (DOCS / "benchmarks" / "flash_mm.json").read_text("utf-8")
+    peers = [case["peers"]["FLASH-MM"] for case in json.loads(text)["cases"]]
+    assert all(peer["agreement"]["agrees"] for peer in peers)
+    ratios = sorted(peer["ratio"] for peer in peers)
+    said = re.search(r"was (\d+) to\s+(\d+) times as fast per feature", README)
+    assert said
+    assert [int(said[1]), int(said[2])] == [round(ratios[0]), round(ratios[-1])]
 
 
 def test_changelog_keeps_the_format():

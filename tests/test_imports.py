@@ -20,6 +20,7 @@ PACKAGE = Path(flashmm.__file__).parent
 FLOORS = [
     ("exceptions",),
     ("progress", "slips"),
+    ("citation",),
     ("arrays", "storage"),
     ("sources",),
     ("designs",),
@@ -30,7 +31,7 @@ FLOORS = [
     ("inference",),
     ("plots",),
     ("results",),
-    ("simulate", "constructors"),
+    ("datasets", "simulate", "constructors"),
     ("counts",),
     ("model",),
     ("__init__",),
@@ -40,7 +41,7 @@ FLOOR_OF = {name: depth for depth, names in enumerate(FLOORS) for name in names}
 # Rooms (or single modules) that may use a heavy package.
 EDGE = {
     "pandas": {
-        *("formulas", "sources", "results", "constructors", "simulate", "counts"),
+        *("formulas", "sources", "results", "constructors", "simulate", "counts", "datasets"),
         *("arrays.numeric", "arrays.labels", "arrays.foreign_frames"),
         *("designs.from_arrays", "designs.per_sample"),
         *("designs.covariances", "designs.pedigrees", "designs.relationship_files"),
@@ -283,7 +284,7 @@ def test_public_names_are_those_of_their_homes():
     assert {name: f"flashmm.{home}" for name, home in flashmm._HOMES.items()} == {
         name: home for name, home in typed.items() if name != "lazy"
     }
-    assert set(flashmm._HOMES) | {"simulate"} == set(flashmm.__all__)
+    assert set(flashmm._HOMES) | {"datasets", "simulate"} == set(flashmm.__all__)
 
 
 def test_slow_packages_wait_in_every_module():

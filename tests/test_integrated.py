@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from problems import PROBLEMS, random_problem
 from scipy import stats
+from scipy.integrate import quad
 
 import flashmm as fm
 from flashmm.exceptions import InputError
 from flashmm.inference.integrated.grid import RatioGrid, covering_grid, flat_in_logarithm
-from flashmm.inference.integrated.integration import Integration, Part, learn
+from flashmm.inference.integrated.integration import Integration, Part
+from flashmm.inference.integrated.learning import learn
 from flashmm.inference.integrated.shared import share_design
 from flashmm.inference.integrated.student import f_tail, student_cdf, student_density
 from flashmm.inference.moderation import VariancePrior
@@ -197,6 +199,53 @@ def test_two_equal_groups_and_large_ratios_flat_in_the_logarithm_are_pseudobulk(
     means = Y.reshape(m, k, r).mean(axis=2)
     p = stats.ttest_ind(means[:, 1::2], means[:, ::2], axis=1).pvalue
     assert_allclose(found.p[:, 0], p, rtol=2e-3)
+
+
+def test_without_moderation_and_flat_each_feature_is_by_itself():
+    """d0 = 0, ratios flat in log(1 + gamma r): the mean over a feature's own restricted likelihood.
+
+    By quadrature of its closed form in balanced groups, where the mean square between subjects has
+    variance sigma2 (1 + gamma r); whatever the other features are.
+    """
+    k, r, m = 6, 8, 12
+    rng = np.random.default_rng(4)
+    group = np.repeat(np.arange(k), r)
+    X = np.column_stack([np.ones(k * r), group % 2])
+    Y = rng.normal(size=(m, k))[:, group] * rng.uniform(0, 1, size=(m, 1))
+    Y += rng.normal(size=(m, k * r))
+    top = 1e4
+    # Equal steps of the logarithm of growth, each point in the middle of its step.
+    growth = np.exp((np.arange(4000) + 0.5) / 4000 * np.log(top))
+    ratio = (growth - 1.0) / r
+    grid = RatioGrid(ratio[:, None], np.zeros(4000, int), np.zeros(4000))
+    contrast = np.array([[0.0, 1.0]])
+
+    def tested(Y):
+        where = at_points(fm.SummaryStats.from_arrays(Y, X, np.eye(k)[group]), grid)
+        return where.contrasts(np.arange(len(Y)), contrast, np.zeros(1), "two-sided").p[:, 0]
+
+    p = tested(Y)
+    means = Y.reshape(m, k, r).mean(axis=2)
+    sides = np.stack([means[:, ::2], means[:, 1::2]])
+    between = r * ((sides - sides.mean(axis=2, keepdims=True)) ** 2).sum(axis=(0, 2))
+    inside = ((Y - means[:, group]) ** 2).sum(axis=1)
+    effect = sides[1].mean(axis=1) - sides[0].mean(axis=1)
+    df = k * r - 2
+
+    def parts(x, j):
+        """Restricted likelihood and p-value at growth exp(x), the likelihood near one."""
+        Q = inside[j] + between[j] * np.exp(-x)
+        likelihood = np.exp(-0.5 * (k - 2) * x - 0.5 * df * np.log(Q / inside[j]))
+        t = effect[j] / np.sqrt(Q / df * 4.0 * np.exp(x) / (k * r))
+        return likelihood, 2.0 * stats.t.sf(np.abs(t), df)
+
+    for j in range(m):
+        options = {"epsabs": 0, "epsrel": 1e-9, "limit": 200}
+        total = quad(lambda x, j=j: parts(x, j)[0], 0, np.log(top), **options)[0]
+        mean = quad(lambda x, j=j: np.prod(parts(x, j)), 0, np.log(top), **options)[0] / total
+        assert_allclose(p[j], mean, rtol=1e-5)
+    others = np.vstack([Y[:1], 100.0 * rng.normal(size=(5, k * r))])
+    assert_allclose(tested(others)[0], p[0], rtol=1e-10)
 
 
 def test_the_prototype_is_reproduced():

@@ -442,7 +442,7 @@ def test_every_picture_of_a_failed_feature_says_so(result, data, Y):
 def test_without_matplotlib_every_picture_says_what_to_install(result, data, Y, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     for picture in every_picture(result, data, Y, Y.index[0]).values():
-        with pytest.raises(fm.InputError, match=r"flashmm\[plot\]"):
+        with pytest.raises(fm.InputError, match=r"multilmm\[plot\]"):
             picture(None)
     for picture in (
         lambda: result.plot_residuals(Y.index[0], Y, data),
@@ -451,7 +451,7 @@ def test_without_matplotlib_every_picture_says_what_to_install(result, data, Y, 
         result.influence("g").plot,
         lambda: fm.plots.voom_trend([1.0], [1.0], [1.0]),
     ):
-        with pytest.raises(fm.InputError, match=r"flashmm\[plot\]"):
+        with pytest.raises(fm.InputError, match=r"multilmm\[plot\]"):
             picture()
 
 

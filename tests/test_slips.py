@@ -226,7 +226,8 @@ def test_parts_of_mudata_and_spatialdata():
     rna = rna[:50].copy()
     whole = s.d[["x", "g"]].assign(other=1)
     rna.obs = rna.obs[["t"]]
-    mudata = SimpleNamespace(mod={"rna": rna, "protein": anndata()}, obs=whole)
+    # MuData itself has an X, of None, since 0.3.
+    mudata = SimpleNamespace(mod={"rna": rna, "protein": anndata()}, obs=whole, X=None)
     model = fm.MultiLMM.from_anndata(mudata, "~ x + t + (1 | g)", modality="rna")
     data = s.d.loc[rna.obs_names]
     right = s.F("~ x + t + (1 | g)", data=data, Y=s.Y[data.index])
@@ -247,6 +248,16 @@ def test_parts_of_mudata_and_spatialdata():
     mudata.obs = whole.iloc[:5]
     with pytest.raises(fm.InputError, match="lacks cells"):
         fm.MultiLMM.from_anndata(mudata, "~ x", modality="rna")
+
+
+def test_mudata_itself():
+    mudata = pytest.importorskip("mudata")
+    s, whole = things(), anndata()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        object_ = mudata.MuData({"rna": whole[::-1].copy(), "protein": whole.copy()})
+    model = fm.MultiLMM.from_anndata(object_, "~ x + t + (1 | g)", modality="rna")
+    np.testing.assert_allclose(model.stats.XY, s.m.stats.XY)
 
 
 def test_no_internal_class_is_named_in_a_message():

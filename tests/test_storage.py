@@ -295,7 +295,7 @@ def test_hdf5_without_its_reader_says_what_to_install(tmp_path, monkeypatch):
     pytest.importorskip("h5netcdf")
     model().stats.save(tmp_path / "s.nc")
     monkeypatch.setattr(storage, "_has_hdf5", lambda: False)
-    with pytest.raises(InputError, match=r"pip install 'flashmm\[io\]'"):
+    with pytest.raises(InputError, match=r"pip install 'multilmm\[io\]'"):
         SummaryStats.load(tmp_path / "s.nc")
 
 

@@ -81,7 +81,7 @@ def test_a_zarr_directory_is_never_replaced(tmp_path):
 
 def test_zarr_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zarr", None)
-    with pytest.raises(InputError, match=r"pip install 'flashmm\[zarr\]'"):
+    with pytest.raises(InputError, match=r"pip install 'multilmm\[zarr\]'"):
         model().stats.save(tmp_path / "s.zarr")
     assert os.listdir(tmp_path) == []
 

@@ -472,7 +472,7 @@ def test_progress_is_silent_without_a_terminal_and_counts_on_one(capsys, monkeyp
 def test_progress_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
-    with pytest.raises(InputError, match=r"pip install 'flashmm\[progress\]'"):
+    with pytest.raises(InputError, match=r"pip install 'multilmm\[progress\]'"):
         stats_of(counts(), progress=True)
 
 

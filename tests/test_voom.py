@@ -152,7 +152,7 @@ def test_a_column_named_tmm_is_taken():
 
 def test_tmm_without_rnanorm_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "rnanorm", None)
-    with pytest.raises(InputError, match=r"needs rnanorm: pip install 'flashmm\[tmm\]'"):
+    with pytest.raises(InputError, match=r"needs rnanorm: pip install 'multilmm\[tmm\]'"):
         fm.voom(table("counts"), "~ Disease", data=samples(), norm_factors="TMM")
 
 

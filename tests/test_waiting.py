@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import pickle
 import sys
 import threading
 import types
@@ -9,11 +12,14 @@ import types
 import numpy as np
 import pandas as pd
 import pytest
+from formulaic import Formula
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import flashmm as fm
 from flashmm.arrays import blas
 from flashmm.arrays.blas import LARGE, one_blas_thread
+from flashmm.formulas.materializer import Materializer
+from flashmm.formulas.plain_numbers import plain_numbers
 from flashmm.solvers import batches
 from flashmm.stats import streaming
 
@@ -216,6 +222,61 @@ def test_bars_wait_a_few_seconds_unless_asked_for(bars, data, result):
     assert bars[0][:2] == ("summary statistics", 3.0)
 
 
+LONG = {
+    "influence": (lambda r, p: r.influence(progress=p), "influence", 12),
+    "flip_test": (lambda r, p: r.flip_test(["x", "Intercept"], progress=p), "sign flips", 2),
+    "conf_int": (
+        lambda r, p: r.conf_int(method="profile", features=[0, 1], progress=p), "profiles", 4,
+    ),
+    "conf_int_theta": (
+        lambda r, p: r.conf_int_theta(method="profile", params="Residual", progress=p),
+        "profiles", 1,
+    ),
+    "bootstrap": (lambda r, p: r.bootstrap(2, rng=1, progress=p), "replicates", 10),
+    "bootstrap_test": (
+        lambda r, p: r.bootstrap_test("x", n=2, rng=1, progress=p), "replicates", 10,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def grouped(data):
+    model = fm.MultiLMM.from_formula("~ x", "(1 | g)", *data, sums_by="g", progress=False)
+    return model.fit(parameter_space="psd", progress=False)
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_methods_have_a_bar_and_tell_a_function(name, bars, grouped):
+    call, desc, total = LONG[name]
+    call(grouped, None)
+    assert [bar for bar in bars if isinstance(bar, tuple)] == [(desc, 3.0, total)]
+    bars.clear()
+    call(grouped, False)
+    assert not bars
+    told = []
+    call(grouped, lambda done, of: told.append((done, of)))
+    assert told[-1] == (total, total)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+
+
+def test_every_public_method_that_counts_passes_progress_on():
+    """Whatever the package counts for a user is asked for, or not, where the user calls it."""
+    counting = {
+        "from_formula", "from_anndata", "fit", "influence", "flip_test", "conf_int",
+        "conf_int_theta", "bootstrap", "bootstrap_test",
+    }  # fmt: skip
+    for owner in (fm.MultiLMM, fm.MultiLMMResults):
+        for name in dir(owner):
+            method = inspect.getattr_static(owner, name)
+            method = getattr(method, "__func__", method)
+            if name.startswith("_") or not callable(method):
+                continue
+            has = "progress" in inspect.signature(method).parameters
+            assert has == (name in counting), name
+    for function in (fm.power, fm.voom, fm.SummaryStats.from_design):
+        assert "progress" in inspect.signature(function).parameters
+
+
 def test_no_bar_without_a_terminal_or_without_its_package(bars, data, monkeypatch):
     model = fm.MultiLMM.from_formula("~ x", "(x | g)", *data, progress=False)
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
@@ -226,3 +287,46 @@ def test_no_bar_without_a_terminal_or_without_its_package(bars, data, monkeypatc
     model.fit(parameter_space="psd", progress=True)
     assert not bars
     assert streaming.worker_count(3) == 3
+
+
+@pytest.mark.parametrize("output", ["numpy", "sparse"])
+@pytest.mark.parametrize("text", ["1", "1 + x", "0 + x", "k + x", "x + k - 1", "0", "x + f"])
+def test_plain_formulas_make_what_formulaic_makes(text, output):
+    """The spec field by field, and the columns to the bit; others are left to formulaic."""
+    data = pd.DataFrame({"x": [0.5, 0.0, -2.0], "k": [3, 0, 1], "f": ["a", "b", "a"]})
+    formula = Formula(text)
+    made = plain_numbers(data, formula, output)
+    if "f" in text:
+        assert made is None
+        return
+    right = Materializer(data, context={}).get_model_matrix(
+        formula, output=output, na_action="ignore"
+    )
+    for field in dataclasses.fields(right.model_spec):
+        mine, theirs = (getattr(spec, field.name) for spec in (made[1], right.model_spec))
+        assert repr(mine) == repr(theirs), field.name
+    assert repr(made[1].factor_variables) == repr(right.model_spec.factor_variables)
+    dense = right.toarray() if output == "sparse" else right
+    np.testing.assert_array_equal(made[0], np.asarray(dense).reshape(3, -1))
+
+
+def test_expressions_and_booleans_are_left_to_formulaic():
+    data = pd.DataFrame({"x": [0.5, 0.0], "b": [True, False]})
+    for text in ("np.log(x)", "x:b", "b", "I(x)", "C(x)", "{x + 1}", "2:x", "x:x + b"):
+        made = plain_numbers(data, Formula(text), "numpy")
+        assert made is None, text
+
+
+def test_datasets_are_made_when_they_are_asked_for(data):
+    model = fm.MultiLMM.from_formula("~ x", "(x | g)", *data)
+    result = model.fit()
+    tests = result.t_test("x")
+    assert not result.fitted.estimates.is_made
+    assert np.isfinite(tests.to_frame()["p"]).all()
+    assert result.ds is result.ds
+    assert result.ds["beta"].dims == ("feature", "coef")
+    result.ds["loglik"] = result.ds["loglik"] + 1.0  # what a user changes is what counts
+    np.testing.assert_array_equal(result.llf, result.ds["loglik"])
+    np.testing.assert_array_equal(result.fitted.array("loglik"), result.ds["loglik"])
+    again = pickle.loads(pickle.dumps(tests))
+    np.testing.assert_array_equal(again.pvalue, tests.pvalue)

@@ -2,6 +2,15 @@
 
     python docs/calibration/few_subjects.py                  # the study of docs/few-subjects.md
     python docs/calibration/few_subjects.py --features 1000 --out short.csv
+    python docs/calibration/few_subjects.py --subjects 4 --kinds spread --seed 1 2 3 --out seeds.csv
+
+What the table has already (design, features, seed, method) is not run again, and new rows are added at
+its end: a run that was stopped goes on where it was, and further designs, seeds or methods join it.
+dream of variancePartition fits every cell of every feature in R, which takes minutes per 1,000
+features; it is run on request, with the library that R shall find it in:
+
+    python docs/calibration/few_subjects.py --methods dream integrated --features 1000 \\
+        --subjects 4 8 --kinds spread --r-library LIBRARY --out few-subjects-dream.csv
 
 Cells of subjects in two groups, under two conditions; features as summary statistics, drawn as in
 `run.py`. What differs from it: as many cells as in single-cell studies, small ratios that are
@@ -13,8 +22,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +38,9 @@ from scipy import stats
 import flashmm as fm
 from flashmm.formulas.build import build_design
 from flashmm.inference.moderation import moderate, variance_prior
+
+sys.path.insert(0, str(Path(__file__).parent))
+from dream_default import dream_p_values
 
 FloatArray = NDArray[np.float64]
 
@@ -42,6 +56,8 @@ KINDS = {
         (0.3, "half zero"),
         (0.02, "heavy tail"),
         (0.02, "independent"),
+        (0.001, "spread"),
+        (0.3, "spread"),
     ),
     2: ((0.02, "half zero"), (0.3, "spread")),
 }
@@ -185,59 +201,77 @@ def _moderated_t(y: FloatArray, X: FloatArray, column: int) -> FloatArray:
     return np.asarray(2.0 * stats.t.sf(np.abs(t), post.df))
 
 
-METHODS = {
+# Tests of the fit in the psd space; the others are run by functions of their own.
+TESTS = {
     "integrated": {"df": "integrated"},
     "satterthwaite": {"df": "satterthwaite"},
     "kenward-roger": {"df": "kenward-roger"},
     "residual": {"df": "residual"},
 }
+UNCONSTRAINED, LIMMA, DREAM = "satterthwaite, unconstrained", "limma on means", "dream"
+METHODS = (*TESTS, UNCONSTRAINED, LIMMA)
+EFFECTS = {"between": "group[T.B]", "within": "condition"}
 
 
-def p_values(setting: Setting, statistics: fm.SummaryStats) -> dict[tuple[str, str], FloatArray]:
+def p_values(
+    setting: Setting,
+    statistics: fm.SummaryStats,
+    methods: Sequence[str] = METHODS,
+    r_library: Sequence[str] = (),
+) -> dict[tuple[str, str], FloatArray]:
     """Two-sided p-values (m,) by method and effect; fits in the psd space and, of one component,
     without constraint."""
-    effects = {"between": "group[T.B]", "within": "condition"}
     found: dict[tuple[str, str], FloatArray] = {}
+
+    def add(method: str, p: FloatArray) -> None:
+        for position, effect in enumerate(EFFECTS):
+            found[method, effect] = p[:, position]
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fm.ConvergenceWarning)
         engine = "auto" if setting.components == 1 else "blocked"
         model = fm.MultiLMM(statistics)
         fit = model.fit(parameter_space="psd", engine=engine)
+        for method in methods:
+            if method in TESTS:
+                tests = fit.t_test(list(EFFECTS.values()), **TESTS[method])
+                add(method, tests.pvalue.to_numpy())
         # Of two components most features have no maximum without a boundary.
-        free = model.fit(engine=engine) if setting.components == 1 else None
-    for method, options in METHODS.items():
-        p = fit.t_test(list(effects.values()), **options).pvalue.to_numpy()
-        for position, effect in enumerate(effects):
-            found[method, effect] = p[:, position]
-    if free is not None:
-        p = free.t_test(list(effects.values())).pvalue.to_numpy()
-        for position, effect in enumerate(effects):
-            found["satterthwaite, unconstrained", effect] = p[:, position]
-    for effect, p in limma_on_means(setting, statistics).items():
-        found["limma on means", effect] = p
+        if UNCONSTRAINED in methods and setting.components == 1:
+            free = model.fit(engine=engine)
+            add(UNCONSTRAINED, free.t_test(list(EFFECTS.values())).pvalue.to_numpy())
+    if LIMMA in methods:
+        for effect, p in limma_on_means(setting, statistics).items():
+            found[LIMMA, effect] = p
+    if DREAM in methods:
+        random = RANDOM[setting.components]
+        add(DREAM, dream_p_values(samples(setting), statistics, random, r_library))
     return found
 
 
-def study(setting: Setting, m: int, seed: int) -> list[dict[str, Any]]:
+def study(
+    setting: Setting,
+    m: int,
+    seed: int,
+    methods: Sequence[str] = METHODS,
+    r_library: Sequence[str] = (),
+) -> list[dict[str, Any]]:
     """One row per method and effect: rejections of true nulls by level; power and FDP at 5 %."""
     kind = KINDS[setting.components].index((setting.ratio, setting.kind))
     rng = np.random.default_rng(
         [seed, setting.subjects, setting.balanced, setting.components, kind]
     )
-    null = p_values(setting, simulate(setting, m, rng))
+    null = p_values(setting, simulate(setting, m, rng), methods, r_library)
     affected = int(SHARE * m)
-    mixed = p_values(setting, simulate(setting, m, rng, affected))
+    mixed = p_values(setting, simulate(setting, m, rng, affected), methods, r_library)
     rows = []
     for (method, effect), p in null.items():
-        row: dict[str, Any] = {
-            "subjects": setting.subjects,
-            "design": setting.design,
-            "components": setting.components,
-            "ratio": setting.ratio,
-            "kind": setting.kind,
+        row = {
+            **design_of(setting),
             "effect": effect,
             "method": method,
             "features": m,
+            "seed": seed,
             "tested": int(np.isfinite(p).sum()),
         }
         for level in LEVELS:
@@ -247,6 +281,30 @@ def study(setting: Setting, m: int, seed: int) -> list[dict[str, Any]]:
         row["fdp"] = round(float(found[affected:].sum() / max(found.sum(), 1)), 4)
         rows.append(row)
     return rows
+
+
+def design_of(setting: Setting) -> dict[str, Any]:
+    """The columns of the table that name a design."""
+    return {
+        "subjects": setting.subjects,
+        "design": setting.design,
+        "components": setting.components,
+        "ratio": setting.ratio,
+        "kind": setting.kind,
+    }
+
+
+def todo(
+    table: pd.DataFrame | None, setting: Setting, m: int, seed: int, methods: Sequence[str]
+) -> list[str]:
+    """The methods that a table has no rows of, for this design, number of features and seed."""
+    wanted = [x for x in methods if x != UNCONSTRAINED or setting.components == 1]
+    if table is None:
+        return wanted
+    key = {**design_of(setting), "features": m, "seed": seed}
+    here = np.logical_and.reduce([table[name] == value for name, value in key.items()])
+    done = set(table.loc[here, "method"])
+    return [method for method in wanted if method not in done]
 
 
 def settings() -> list[Setting]:
@@ -260,22 +318,70 @@ def settings() -> list[Setting]:
     ]
 
 
-def main() -> None:
-    """Run every setting and write one row per method and effect."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--features", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=20260101)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "few-subjects.csv")
-    arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    for setting in settings():
-        start = time.process_time()
-        rows += study(setting, arguments.features, arguments.seed)
-        print(setting, f"{time.process_time() - start:.1f} s", flush=True)
-        with arguments.out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows at the end of a table, which is begun where there is none."""
+    begun = path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        if not begun:
             writer.writeheader()
-            writer.writerows(rows)
+        writer.writerows(rows)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = sorted({kind for each in KINDS.values() for _, kind in each})
+    ratios = sorted({ratio for each in KINDS.values() for ratio, _ in each})
+    choose = parser.add_argument_group("which designs; all where not given")
+    choose.add_argument("--subjects", type=int, nargs="+", choices=SUBJECTS, default=SUBJECTS)
+    choose.add_argument(
+        "--designs",
+        nargs="+",
+        choices=("balanced", "unbalanced"),
+        default=("balanced", "unbalanced"),
+    )
+    choose.add_argument("--components", type=int, nargs="+", choices=(1, 2), default=(1, 2))
+    choose.add_argument("--ratios", type=float, nargs="+", choices=ratios, default=ratios)
+    choose.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--features", type=int, default=50_000)
+    parser.add_argument("--seed", type=int, nargs="+", default=[20260101])
+    parser.add_argument("--methods", nargs="+", choices=(*METHODS, DREAM), default=METHODS)
+    parser.add_argument(
+        "--r-library", nargs="+", default=[], help="folders in which R finds variancePartition"
+    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "few-subjects.csv")
+    return parser.parse_args(arguments)
+
+
+def chosen(arguments: argparse.Namespace) -> list[Setting]:
+    """The designs that the command line asks for."""
+    return [
+        each
+        for each in settings()
+        if each.subjects in arguments.subjects
+        and each.design in arguments.designs
+        and each.components in arguments.components
+        and each.ratio in arguments.ratios
+        and each.kind in arguments.kinds
+    ]
+
+
+def main(command: Sequence[str] | None = None) -> None:
+    """Run what the table lacks and write one row per design, seed, method and effect."""
+    arguments = parse(command)
+    out, m = arguments.out, arguments.features
+    table = pd.read_csv(out) if out.exists() else None
+    for seed in arguments.seed:
+        for setting in chosen(arguments):
+            methods = todo(table, setting, m, seed, arguments.methods)
+            if not methods:
+                continue
+            start = time.process_time()
+            append(out, study(setting, m, seed, methods, arguments.r_library))
+            print(setting, seed, f"{time.process_time() - start:.1f} s", flush=True)
 
 
 if __name__ == "__main__":

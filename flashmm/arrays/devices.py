@@ -28,7 +28,7 @@ def example_on(device: Any) -> Array:
     except ImportError:
         raise InputError(
             f"device={device!r} needs PyTorch, which is not installed: "
-            "pip install 'flashmm[torch]', or leave `device` out."
+            "pip install 'multilmm[torch]', or leave `device` out."
         ) from None
     if not isinstance(device, (str, torch.device)):
         raise InputError(

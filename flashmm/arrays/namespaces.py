@@ -41,6 +41,10 @@ IntArray: TypeAlias = Any  # of int64
 BoolArray: TypeAlias = Any
 Namespace: TypeAlias = Any
 
+# numpy names its functions as the standard does from 2.1 on: a wrapper around each of a thousand
+# calls is what a fit of one feature would wait for.
+_NUMPY: Namespace = np if np.lib.NumpyVersion(np.__version__) >= "2.1.0" else array_api_compat.numpy
+
 # Triangular matrices up to this size are inverted row by row.
 _SMALL = 8
 # Stacks of so few are inverted one by one.
@@ -66,7 +70,7 @@ def namespace(array: Array) -> Namespace:
     3.0
     """
     if type(array) is np.ndarray:  # asked a thousand times in a fit of few features
-        return array_api_compat.numpy
+        return _NUMPY
     return array_api_compat.array_namespace(array)
 
 

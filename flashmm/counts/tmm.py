@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["tmm_factors"]
 
-_ADVICE = "pip install 'flashmm[tmm]', or pass the factors of edgeR's calcNormFactors."
+_ADVICE = "pip install 'multilmm[tmm]', or pass the factors of edgeR's calcNormFactors."
 
 
 def tmm_factors(counts: FloatArray, samples: pd.Index) -> FloatArray:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,8 @@ from flashmm.plots.variances import voom_trend
 from flashmm.progress import Progress
 from flashmm.results import FitOptions, MultiLMMResults
 from flashmm.results.fitting import FitPlan, fit_features
-from flashmm.slips.answers import answered
+from flashmm.slips.answers import answered, no_such_attribute
+from flashmm.slips.attributes import VOOM
 from flashmm.solvers import EM, FisherScoring
 from flashmm.solvers.batches import usable_cores
 from flashmm.sources import Source, make_source
@@ -62,6 +63,14 @@ class Voom:
         Effective total of each sample: its sum of counts times its normalisation factor.
     span
         Share of the features in each local line of the trend.
+
+    Examples
+    --------
+    >>> import flashmm as fm
+    >>> sim = fm.simulate.rnaseq(n_genes=20, n_cells=60, n_samples=6, n_clusters=2, rng=1)
+    >>> weighted = fm.voom(sim.counts, "~ trt", data=sim.metadata)
+    >>> weighted.weights.shape
+    (20, 60)
     """
 
     log2cpm: pd.DataFrame
@@ -69,6 +78,11 @@ class Voom:
     trend: pd.DataFrame
     lib_size: pd.Series[Any]
     span: float
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "What voom returns", own=VOOM)
 
     def __repr__(self) -> str:
         m, n = self.log2cpm.shape
@@ -90,6 +104,13 @@ class Voom:
         ------
         InputError
             If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> sim = fm.simulate.rnaseq(n_genes=20, n_cells=60, n_samples=6, n_clusters=2, rng=1)
+        >>> ax = fm.voom(sim.counts, "~ trt", data=sim.metadata).plot()
+        >>> plt.close()
         """
         trend = self.trend
         return voom_trend(trend["x"], trend["y"], trend["fitted"], ax=ax)
@@ -127,7 +148,7 @@ def voom(
     norm_factors
         Normalisation factors of the samples: shape (n,), a Series matched by label, or the name of
         a column of ``data``. ``"TMM"``, where no column has that name: edgeR's trimmed mean of
-        M-values, through rnanorm (``pip install "flashmm[tmm]"``). None for ones.
+        M-values, through rnanorm (``pip install "multilmm[tmm]"``). None for ones.
     lib_size
         Totals of the samples before ``norm_factors``, likewise; the sums of ``counts`` by default.
         Give them where features were filtered out and the totals were to stay.
@@ -290,10 +311,10 @@ def _mixed_model(
     )
     plan = FitPlan(options, FisherScoring(), EM(), usable_cores(), progress=progress)
     with one_blas_thread(model.stats.q):
-        ds = fit_features(model.stats, projection, likelihood, plan)
+        found = fit_features(model.stats, projection, likelihood, plan)
     # Features without a regular fit have NaN here: they are not in the trend.
-    sigma2 = ds["theta"].to_numpy()[:, -1]
+    sigma2 = found.arrays["theta"][:, -1]
     sigma = np.sqrt(np.where(sigma2 > 0, sigma2, np.nan))
-    results = MultiLMMResults(ds, model.stats, options, projection, model.recipe)
+    results = MultiLMMResults(found, model.stats, options, projection, model.recipe)
     fitted = results.fittedvalues(data, context=context)
     return sigma, np.asarray(fitted.transpose("feature", "sample").to_numpy())

@@ -295,7 +295,8 @@ class _Parts:
         self.table = np.empty((0, self.in_table.size))
         # Equal rows have equal images under a fixed projection; that unequal ones differ is
         # checked.
-        self.projection = np.random.default_rng(0).normal(size=self.in_table.size)
+        size = self.in_table.size
+        self.projection = np.random.default_rng(0).normal(size=size) if size else np.empty(0)
         self.images, self.image_codes = np.empty(0), np.empty(0, dtype=np.int32)
 
     def add(self, here: slice, rows: FloatArray) -> bool:

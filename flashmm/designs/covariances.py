@@ -137,7 +137,15 @@ class Covariance:
         return int(self.matrix.shape[0])
 
     def root(self, order: IntArray, name: str) -> KnownRoot:
-        """The root for the levels at some positions, all of them, in that order."""
+        """The root for the levels at some positions, all of them, in that order.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> K = fm.Covariance(np.diag([1.0, 4.0]), levels=["a", "b"])
+        >>> K.root(np.array([1, 0]), "g")
+        <root of a known covariance, 2 x 2>
+        """
         if self.kind == "root":
             return KnownRoot(self.matrix[order])
         ordered = self.matrix[order][:, order]

@@ -261,9 +261,16 @@ class CovarianceStructure:
 
     def columns(self, parameter: CovarianceParameter) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Rows and columns of the ones of G_i in its upper block triangle, each shape (L,)."""
+        pairs = self.slices(parameter)
+        if len(pairs) == 1:
+            first, second = pairs[0]
+            rows = np.arange(first.start, first.stop, first.step)
+            if second == first:
+                return rows, rows
+            return rows, np.arange(second.start, second.stop, second.step)
         rows, columns = (
             np.concatenate([np.arange(s.start, s.stop, s.step) for s in side])
-            for side in zip(*self.slices(parameter), strict=True)
+            for side in zip(*pairs, strict=True)
         )
         return rows, columns
 

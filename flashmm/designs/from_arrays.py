@@ -168,6 +168,12 @@ def row_labels(X: Any, Z: Any) -> pd.Index | None:
 
 def as_matrix(values: Any) -> Any:
     """What carries labels as a DataFrame, everything else as it is."""
+    if isinstance(values, list | tuple) and any(np.ndim(part) == 2 for part in values):
+        raise InputError(
+            "X and Z are one matrix each. Put the blocks of Z side by side, "
+            "numpy.hstack([Z1, Z2]), and say where they end: components=[10, 5], or a dict of "
+            "their names."
+        )
     values = as_pandas(values)
     return values.to_frame() if isinstance(values, pd.Series) else values
 
@@ -192,7 +198,15 @@ def _finite_matrix(values: Any, name: str) -> FloatArray:
     columns = list(values.columns) if isinstance(values, pd.DataFrame) else None
     if isinstance(values, pd.DataFrame):
         values = values.to_numpy(dtype=object if _has_extension(values) else None)
-    matrix = float_array(values, name)
+    try:
+        matrix = float_array(values, name)
+    except InputError as error:
+        if "must be numeric" not in str(error):
+            raise
+        raise InputError(
+            f"{error} Make indicator columns of levels, pandas.get_dummies(...), or write a "
+            "formula: MultiLMM.from_formula."
+        ) from None
     if matrix.ndim == 1:
         matrix = matrix[:, None]
     if matrix.ndim != 2:

@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from formulaic import Formula, SimpleFormula
+from formulaic.parser.types import Factor
+from numpy.typing import NDArray
 
 from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.designs.compact import CompactMatrix, LayeredMatrix, LayerStack, compacted, many, steps
@@ -154,7 +156,7 @@ def build_design(
     rows = ~dropped if dropped.any() else slice(None)
     labels = table.index[rows]
     kept = pd.DataFrame(  # a copy: functions of the formulas may not reach the caller's data
-        {column: clean(table[column].iloc[rows], column) for column in names.columns},
+        {column: clean(table[column].iloc[rows], column).array for column in names.columns},
         index=range(len(labels)),
     )
     refuse_infinite(kept, labels)
@@ -216,7 +218,8 @@ def _random_matrix(blocks: list[Rows], n: int, q: int) -> sp.csr_array | Layered
     def rows(here: slice) -> sp.csr_array:
         if not blocks:
             return sp.csr_array((len(range(n)[here]), 0))
-        Z = sp.csr_array(sp.hstack([block(here) for block in blocks], format="csr"))
+        parts = [block(here) for block in blocks]
+        Z = sp.csr_array(sp.hstack(parts, format="csr") if len(parts) > 1 else parts[0])
         Z.eliminate_zeros()
         return Z
 
@@ -242,8 +245,10 @@ def _recipe(
         used = Names(data, dict(context))
         used.add_formula(parsed, "")
         names = tuple(str(name) for name in spec.column_names)
-        own = Columns(data[used.columns], dict(context), data.index)
-        together = own.of_many_samples(parsed, spec)
+        together: tuple[str, ...] = ()
+        if any(f.eval_method is Factor.EvalMethod.PYTHON for term in parsed for f in term.factors):
+            own = Columns(data[used.columns], dict(context), data.index)
+            together = own.of_many_samples(parsed, spec)
         return FormulaRecipe(
             terms_text(parsed), tuple(used.columns), names, spec, output, together=together
         )
@@ -335,6 +340,8 @@ def _bar_columns(term: BarTerm, columns: Columns) -> _Block:
     turn = None if random_term.turn is None else sp.csr_array(random_term.turn)
 
     def rows(samples: slice) -> sp.csr_array:
+        if effects.dense is not None and turn is None:
+            return _by_level(effects.dense[samples], codes[samples], len(levels))
         own = effects.rows(samples)
         entries = (own if turn is None else sp.csr_array(own) @ turn).tocoo()
         position = codes[samples][entries.row] * len(names) + entries.col
@@ -344,6 +351,14 @@ def _bar_columns(term: BarTerm, columns: Columns) -> _Block:
         )
 
     return _Block(random_term, rows, term.effects, spec, term.group)
+
+
+def _by_level(effects: FloatArray, codes: NDArray[np.int32], levels: int) -> sp.csr_array:
+    """Rows of Z for dense effects (n_b, s) of samples whose levels are ``codes`` (n_b,)."""
+    n, s = effects.shape
+    position = codes[:, None] * s + np.arange(s, dtype=codes.dtype)
+    start = np.arange(0, n * s + 1, s, dtype=codes.dtype)
+    return sp.csr_array((effects.ravel(), position.ravel(), start), shape=(n, levels * s))
 
 
 def _covariance(

@@ -40,6 +40,8 @@ def absent_values(values: pd.Series[Any], column: str) -> BoolArray:
             f"Column {column!r} of `data` holds records ({values.dtype}); a column must hold one "
             "number or one level for each sample."
         )
+    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "iubf":
+        return np.asarray(np.isnan(values.to_numpy()))
     # np.asarray(series) would make the index of data build a hash table of its labels.
     absent: BoolArray = values.isna().to_numpy(dtype=bool)
     return absent

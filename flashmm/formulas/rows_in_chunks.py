@@ -19,11 +19,12 @@ import scipy.sparse as sp
 from formulaic import ModelSpec, SimpleFormula
 from formulaic.materializers.types import EvaluatedFactor, FactorValues
 
-from flashmm.arrays.types import IntArray
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.compact import many, steps
 from flashmm.exceptions import InputError
 from flashmm.formulas.column_kinds import explained, refuse_as_numbers
 from flashmm.formulas.materializer import Materializer
+from flashmm.formulas.plain_numbers import plain_numbers
 from flashmm.formulas.sample_table import Columns, evaluating, numbers
 
 __all__ = ["FormulaRows", "formula_rows"]
@@ -41,10 +42,13 @@ class FormulaRows:
         formulaic's model spec.
     rows
         Gives the columns of some samples, finite float64: dense (n_b, c), or sparse CSR.
+    dense
+        All columns, shape (n, c), where they are at hand; None elsewhere.
     """
 
     spec: Any
     rows: Callable[[slice | IntArray], Any]
+    dense: FloatArray | None = None
 
 
 def formula_rows(
@@ -74,10 +78,18 @@ def formula_rows(
                 return _by_rows(columns, formula, source, output)
             except _NotByRowsError as factor:
                 log.info("%s: %s is evaluated for all samples at once", source, factor)
+        elif plain := plain_numbers(columns.data, formula, output):
+            return _of_numbers(*plain, output)
         values, spec = columns.build(formula, source, output)
     except InputError as error:
         raise explained(error, columns.data, source) from error
     return FormulaRows(spec, (values if output == "numpy" else sp.csr_array(values)).__getitem__)
+
+
+def _of_numbers(values: FloatArray, spec: Any, output: Literal["numpy", "sparse"]) -> FormulaRows:
+    if output == "numpy":
+        return FormulaRows(spec, values.__getitem__, values)
+    return FormulaRows(spec, lambda samples: sp.csr_array(values[samples]), values)
 
 
 class _NotByRowsError(Exception):

@@ -47,6 +47,9 @@ __all__ = [
 # Types that expressions such as I(x.astype(float)) name.
 _VALUE_BUILTINS = frozenset({"float", "int", "bool", "str"})
 
+# Types that formulaic reads as they are meant.
+_PLAIN = (np.dtype(np.float64), np.dtype(np.int64))
+
 
 def check_data(data: object) -> pd.DataFrame:
     """Return the table of samples, a dict of columns converted; refuse what is not one."""
@@ -58,14 +61,15 @@ def check_data(data: object) -> pd.DataFrame:
         except ValueError as error:
             raise InputError(f"`data` does not form a table: {error}.") from error
     if not isinstance(data, pd.DataFrame):
+        cure = " Pass its `data`." if isinstance(getattr(data, "data", None), pd.DataFrame) else ""
         raise InputError(
             "`data` must be a table with one row per sample (a DataFrame of pandas or polars, a "
-            f"pyarrow Table, a dict of columns), not {_kind(data)}."
+            f"pyarrow Table, a dict of columns), not {_kind(data)}.{cure}"
         )
     if len(data) == 0:
         raise InputError("`data` has no rows.")
-    repeated = data.columns[data.columns.duplicated()].unique()
-    if len(repeated):
+    if not data.columns.is_unique:
+        repeated = data.columns[data.columns.duplicated()].unique()
         raise InputError(f"`data` has several columns called {listing(repeated)}. Rename them.")
     return data
 
@@ -244,6 +248,8 @@ def clean(values: pd.Series[Any], column: str) -> pd.Series[Any]:
     Unused categories go, and nullable, sparse and object numbers become plain ones; formulaic
     would take the last for categories. The result may share the memory of ``values``.
     """
+    if values.dtype in _PLAIN:
+        return pd.Series(values.array)
     values = usual_type(values, column)
     dtype = values.dtype
     if isinstance(dtype, pd.CategoricalDtype):

@@ -118,6 +118,7 @@ class _Parser:
         """Return the weights and the hypothesised value."""
         left = self.sum()
         if self.take("="):
+            self.take("=")  # as Python and R's multcomp have it
             right = self.sum()
             if self.peek() == "=":
                 raise self.error("has more than one '='; separate hypotheses by commas")

@@ -13,6 +13,7 @@ __all__ = ["adjust_pvalues"]
 _METHODS = {
     "bh": "bh",
     "fdr_bh": "bh",
+    "fdr": "bh",
     "by": "by",
     "fdr_by": "by",
     "holm": "holm",
@@ -33,7 +34,7 @@ def adjust_pvalues(
         Raw p-values in [0, 1]. NaN (a feature without a test) stays NaN and does not count
         as a test.
     method : str
-        ``"bh"`` or ``"fdr_bh"`` (Benjamini and Hochberg, 1995), ``"by"`` or ``"fdr_by"``
+        ``"bh"``, ``"fdr_bh"`` or ``"fdr"`` (Benjamini and Hochberg, 1995), ``"by"`` or ``"fdr_by"``
         (Benjamini and Yekutieli, 2001), ``"holm"`` (Holm, 1979), ``"bonferroni"``, or ``"none"``.
         Upper case is understood.
     axis : int or None

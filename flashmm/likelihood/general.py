@@ -251,10 +251,8 @@ def _traces(A: FloatArray, L: FloatArray, W: FloatArray) -> Forms:
     xp, (k, r, _) = namespace(W), A.shape
     count = W.shape[0]
     log_det = 2.0 * xp.sum(xp.log(xp.linalg.diagonal(L)), axis=-1)
-    products = [*(xp.matmul(W, A[i, :, :]) for i in range(k)), W]
-    first = xp.stack([xp.linalg.trace(product) for product in products], axis=1)
-    flat = xp.stack([xp.reshape(product, (count, r * r)) for product in products], axis=1)
-    transposed = xp.stack(
-        [xp.reshape(xp.matrix_transpose(product), (count, r * r)) for product in products], axis=1
-    )
-    return Forms(log_det, first, xp.matmul(flat, xp.matrix_transpose(transposed)))
+    products = xp.concat([xp.matmul(W[:, None, :, :], A), W[:, None, :, :]], axis=1)
+    flat = xp.reshape(products, (count, k + 1, r * r))
+    transposed = xp.reshape(xp.matrix_transpose(products), (count, k + 1, r * r))
+    second = xp.matmul(flat, xp.matrix_transpose(transposed))
+    return Forms(log_det, xp.linalg.trace(products), second)

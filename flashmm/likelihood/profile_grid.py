@@ -11,18 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import combinations, product
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-import scipy.linalg
+from numpy.typing import NDArray
 
+from flashmm.arrays.eigen import divide_and_conquer
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.projection import Projection
 
 __all__ = ["ProfileGrid", "fine_grid", "profile_grid"]
+
+Shared = TypeVar("Shared", bound=NDArray[Any])
 
 # Random effects up to which the grid has all its rays, and up to which it has some: each costs an
 # eigendecomposition for all features and a rotation for each.
@@ -31,6 +34,8 @@ _SOME_RAYS = 300
 # Rank of Z'RZ up to which there is a finer grid.
 _FINE = 60
 _RADII = 20
+# Features up to which all neighbours of a point are looked at together.
+_FEW = 8
 # Shares of the largest variance that the others have on the rays, by the number of variances.
 _SHARES = {1: (1.0,), 2: (1.0, 1 / 8, 1 / 64, 0.0), 3: (1.0, 1 / 16, 0.0), 4: (1.0, 0.0)}
 _FINE_SHARES = {
@@ -98,6 +103,9 @@ class ProfileGrid:
 
     def summits(self, values: FloatArray) -> BoolArray:
         """Points that no neighbour is above, shape (g, B), of log-likelihoods (g, B)."""
+        if values.shape[1] <= _FEW:
+            around = values[self.neighbours].max(axis=1)
+            return np.asarray(np.isfinite(values) & (values >= around))
         rays, _, radii = self.weight.shape
         by_ray = values[:-1].reshape(rays, radii, -1)
         top = np.isfinite(values)
@@ -117,25 +125,38 @@ class ProfileGrid:
     def neighbours(self) -> IntArray:
         """Positions of the points next to each, each once, itself besides, shape (g, c)."""
         rays, _, radii = self.weight.shape
-        here = np.arange(rays * radii)
-        ray, radius = np.divmod(here, radii)
-        near = np.column_stack([ray, _by_ray(self.beside, rays)[ray]]) * radii
-        found = [
-            np.where(
-                ((radius + step >= 0) & (radius + step < radii))[:, None], near + at, here[:, None]
-            )
-            for step in (-1, 0, 1)
-            for at in [(radius + step)[:, None]]
-        ]
-        centre = np.where(radius == 0, here.size, here)
-        table = np.hstack([*found, centre[:, None]])
-        last = np.full((1, max(table.shape[1], rays)), here.size)
-        last[0, :rays] = np.arange(rays) * radii
-        table = np.hstack([table, np.tile(here[:, None], last.shape[1] - table.shape[1])])
-        table = np.sort(np.vstack([table, last]), axis=1)
-        again = np.zeros(table.shape, dtype=bool)
-        again[:, 1:] = table[:, 1:] == table[:, :-1]
-        return np.where(again, np.arange(here.size + 1)[:, None], table)
+        return _neighbours(tuple(map(tuple, self.beside.tolist())), rays, radii)
+
+
+@lru_cache(maxsize=8)
+def _neighbours(pairs: tuple[tuple[int, int], ...], rays: int, radii: int) -> IntArray:
+    """Of each point of a grid; the same for all designs with such terms."""
+    here = np.arange(rays * radii)
+    ray, radius = np.divmod(here, radii)
+    beside = np.array(pairs, dtype=np.intp).reshape(-1, 2)
+    near = np.column_stack([ray, _by_ray(beside, rays)[ray]]) * radii
+    found = [
+        np.where(
+            ((radius + step >= 0) & (radius + step < radii))[:, None], near + at, here[:, None]
+        )
+        for step in (-1, 0, 1)
+        for at in [(radius + step)[:, None]]
+    ]
+    centre = np.where(radius == 0, here.size, here)
+    table = np.hstack([*found, centre[:, None]])
+    last = np.full((1, max(table.shape[1], rays)), here.size)
+    last[0, :rays] = np.arange(rays) * radii
+    table = np.hstack([table, np.tile(here[:, None], last.shape[1] - table.shape[1])])
+    table = np.sort(np.vstack([table, last]), axis=1)
+    again = np.zeros(table.shape, dtype=bool)
+    again[:, 1:] = table[:, 1:] == table[:, :-1]
+    return _fixed(np.where(again, np.arange(here.size + 1)[:, None], table))
+
+
+def _fixed(array: Shared) -> Shared:
+    """An array that is shared, and so not to be changed."""
+    array.flags.writeable = False
+    return array
 
 
 def _by_ray(beside: IntArray, rays: int) -> IntArray:
@@ -188,14 +209,15 @@ def profile_grid(projection: Projection, method: Literal["REML", "ML"]) -> Profi
         return None
     count = sum(p.is_variance for p in structure.parameters)
     shares = _SHARES.get(count) if q <= _ALL_RAYS else None
-    found = _few_directions(structure, pairs=q <= _ALL_RAYS)
-    if shares is not None:
+    if shares is None:
+        found = _few_directions(structure, pairs=q <= _ALL_RAYS)
+    else:
         found = _directions(structure, shares, fine=False)
     return _grid(projection, method, *found)
 
 
 def _grid(
-    projection: Projection, method: Literal["REML", "ML"], directions: FloatArray, steps: IntArray
+    projection: Projection, method: Literal["REML", "ML"], directions: FloatArray, beside: IntArray
 ) -> ProfileGrid:
     """The grid on some rays."""
     A = np.tensordot(directions, projection.A, axes=1)
@@ -215,7 +237,7 @@ def _grid(
     log_det = np.log1p(of_trace[:, :, None] * radii).sum(axis=1).reshape(-1)
     return ProfileGrid(
         theta,
-        _beside(steps),
+        beside,
         rotation,
         1.0 / (1.0 + scaled),
         np.append(log_det, 0.0),
@@ -230,7 +252,7 @@ def _eigen(A: FloatArray) -> tuple[FloatArray, FloatArray]:
     # In the basis of Z'RZ all variances alike make a diagonal matrix.
     off = np.abs(A).sum(axis=(1, 2)) - np.abs(diagonal).sum(axis=1)
     for i in np.flatnonzero(off > 1e-7 * np.abs(diagonal).sum(axis=1)):
-        values[i], vectors[i] = scipy.linalg.eigh(A[i], driver="evd")
+        values[i], vectors[i] = divide_and_conquer(A[i])
     return np.maximum(values, 0.0), vectors
 
 
@@ -244,27 +266,34 @@ def _few_directions(structure: CovarianceStructure, *, pairs: bool) -> tuple[Flo
     steps = np.array([[0 if i in s else 1 for i in range(count)] for s in sets], dtype=np.intp)
     rays = np.zeros((len(sets), len(structure.parameters)))
     rays[:, variances] = 1.0 - steps
-    return rays, steps
+    return rays, _beside(steps)
 
 
 def _directions(
     structure: CovarianceStructure, shares: tuple[float, ...], *, fine: bool
 ) -> tuple[FloatArray, IntArray]:
-    """Rays (d, k) and their places on a lattice (d, c): those a step apart are neighbours.
+    """Rays (d, k) and pairs of neighbours (pairs, 2): those a step apart on a lattice.
 
     One variance is the largest, the others have all shares of it; one pair of effects at a time
     may be correlated: where both are as large as any, alone, or on a fine grid all that there are.
     """
-    parameters = structure.parameters
-    variances = [i for i, p in enumerate(parameters) if p.is_variance]
-    covariances = [i for i, p in enumerate(parameters) if not p.is_variance]
+    return _lattice(tuple((p.term, p.row, p.column) for p in structure.parameters), shares, fine)
+
+
+@lru_cache(maxsize=8)
+def _lattice(
+    parameters: tuple[tuple[int, int, int], ...], shares: tuple[float, ...], fine: bool
+) -> tuple[FloatArray, IntArray]:
+    """The same of parameters by their term, row and column: those of all designs alike."""
+    variances = [i for i, (_, row, column) in enumerate(parameters) if row == column]
+    covariances = [i for i, (_, row, column) in enumerate(parameters) if row != column]
     lattice = np.array(
         [c for c in product(range(len(shares)), repeat=len(variances)) if 0 in c], dtype=np.intp
     )
     plain = np.zeros((len(lattice), len(parameters)))
     plain[:, variances] = np.array(shares)[lattice]
     unsigned = np.zeros((len(lattice), len(covariances)), dtype=np.intp)
-    pairs = [_pair(structure, i) for i in covariances]
+    pairs = [_pair(parameters, i) for i in covariances]
     alone = (plain > 0).sum(axis=1) == 2
     turned = [np.flatnonzero((plain[:, pair] > 0).all(axis=1)) for pair in pairs]
     signed = [
@@ -281,16 +310,16 @@ def _directions(
             rays[-1][:, i] = correlation * np.sqrt(plain[these][:, pair].prod(axis=1))
             steps.append(steps[0][these])
             steps[-1][:, len(variances) + number] = step
-    return np.concatenate(rays), np.concatenate(steps)
+    return _fixed(np.concatenate(rays)), _fixed(_beside(np.concatenate(steps)))
 
 
-def _pair(structure: CovarianceStructure, covariance: int) -> list[int]:
+def _pair(parameters: tuple[tuple[int, int, int], ...], covariance: int) -> list[int]:
     """Positions of the two variances that a covariance belongs to."""
-    parameters, p = structure.parameters, structure.parameters[covariance]
+    term, *effects = parameters[covariance]
     return [
         j
-        for j, other in enumerate(parameters)
-        if other.is_variance and other.term == p.term and other.row in (p.row, p.column)
+        for j, (of, row, column) in enumerate(parameters)
+        if row == column and of == term and row in effects
     ]
 
 

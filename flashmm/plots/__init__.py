@@ -1,9 +1,12 @@
 """Pictures: each function takes numbers and the Axes of matplotlib, and returns the Axes.
 
 ``result.plot``, ``tests.plot`` and ``feature.plot`` call them with the numbers of a fit. They need
-matplotlib, ``pip install 'flashmm[plot]'``, which nothing else imports.
+matplotlib, ``pip install 'multilmm[plot]'``, which nothing else imports.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from flashmm.exceptions import nearest
 from flashmm.plots.groups import cooks_distances, hits_without_groups
 from flashmm.plots.intervals import caterpillar, dots, forest
 from flashmm.plots.many_tests import mean_difference, pvalue_histogram, qq, volcano
@@ -36,3 +39,11 @@ __all__ = [
     "volcano",
     "voom_trend",
 ]
+
+
+if not TYPE_CHECKING:  # which would believe in every attribute
+
+    def __getattr__(name: str) -> Any:
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}. {nearest(name, __all__)}"
+        )

@@ -19,10 +19,12 @@ from flashmm.plots.style import (
     plain,
     plain_all,
 )
+from flashmm.slips.answers import answered
 
 __all__ = ["cooks_distances", "hits_without_groups"]
 
 
+@answered
 def cooks_distances(
     distance: ArrayLike, groups: Sequence[Any], *, ylabel: str = "group", ax: Any = None
 ) -> Any:
@@ -75,6 +77,7 @@ def cooks_distances(
     return ax
 
 
+@answered
 def hits_without_groups(
     lost: ArrayLike,
     gained: ArrayLike,

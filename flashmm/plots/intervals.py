@@ -24,6 +24,7 @@ from flashmm.plots.style import (
     slanted,
     titled,
 )
+from flashmm.slips.answers import answered
 
 __all__ = ["caterpillar", "dots", "forest"]
 
@@ -31,6 +32,7 @@ _MARKERS = "osD^vPX"
 _NAMED_LEVELS = 60  # more names than that cannot be read
 
 
+@answered
 def forest(
     estimate: ArrayLike,
     lower: ArrayLike,
@@ -122,6 +124,7 @@ def forest(
     return ax
 
 
+@answered
 def caterpillar(
     estimate: ArrayLike,
     lower: ArrayLike,
@@ -191,6 +194,7 @@ def caterpillar(
     return ax
 
 
+@answered
 def dots(
     estimate: ArrayLike,
     p: ArrayLike,

@@ -25,6 +25,7 @@ from flashmm.plots.style import (
     plain,
     titled,
 )
+from flashmm.slips.answers import answered
 
 __all__ = ["mean_difference", "pvalue_histogram", "qq", "volcano"]
 
@@ -33,6 +34,7 @@ _MANY = 5000
 _NO_TESTS = "no feature has a test"
 
 
+@answered
 def volcano(
     estimate: ArrayLike,
     p: ArrayLike,
@@ -108,6 +110,7 @@ def volcano(
     return ax
 
 
+@answered
 def mean_difference(
     mean: ArrayLike,
     estimate: ArrayLike,
@@ -173,6 +176,7 @@ def mean_difference(
     return ax
 
 
+@answered
 def pvalue_histogram(
     p: ArrayLike,
     *,
@@ -247,6 +251,7 @@ def pvalue_histogram(
     return ax
 
 
+@answered
 def qq(
     p: ArrayLike,
     *,

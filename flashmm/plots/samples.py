@@ -24,10 +24,12 @@ from flashmm.plots.style import (
     plain_all,
     titled,
 )
+from flashmm.slips.answers import answered
 
 __all__ = ["predictions", "residuals"]
 
 
+@answered
 def residuals(
     fitted: ArrayLike,
     raw: ArrayLike,
@@ -110,6 +112,7 @@ def _quantiles(panel: Any, values: FloatArray, label: str, dot: dict[str, Any]) 
     panel.set(xlabel="normal quantile", ylabel=label)
 
 
+@answered
 def predictions(
     x: ArrayLike,
     mean: ArrayLike,

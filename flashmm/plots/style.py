@@ -51,7 +51,7 @@ def pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt  # noqa: PLC0415  (an extra)
     except ImportError:
-        raise InputError("`plot` needs matplotlib: pip install 'flashmm[plot]'.") from None
+        raise InputError("`plot` needs matplotlib: pip install 'multilmm[plot]'.") from None
     return plt
 
 

@@ -25,12 +25,14 @@ from flashmm.plots.style import (
     slanted,
     titled,
 )
+from flashmm.slips.answers import answered
 
 __all__ = ["fractions", "profile", "ratio_prior", "theta", "variance_trend", "voom_trend"]
 
 _HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "oo", "++")
 
 
+@answered
 def fractions(
     shares: ArrayLike,
     components: Sequence[Any],
@@ -138,6 +140,7 @@ def _bars(
     return ax
 
 
+@answered
 def theta(
     x: ArrayLike,
     y: ArrayLike,
@@ -235,6 +238,7 @@ def theta(
     return ax
 
 
+@answered
 def profile(
     value: ArrayLike,
     fall: ArrayLike,
@@ -300,6 +304,7 @@ def profile(
     return ax
 
 
+@answered
 def variance_trend(
     mean: ArrayLike,
     sd: ArrayLike,
@@ -382,6 +387,7 @@ def _text_of_number(value: float, _: Any, first: tuple[int, ...] = (1,)) -> str:
     return text if text.lstrip("0.")[:1] in {str(digit) for digit in first} else ""
 
 
+@answered
 def voom_trend(x: ArrayLike, y: ArrayLike, fitted: ArrayLike, *, ax: Any = None) -> Any:
     """The mean-variance trend that voom's weights follow.
 
@@ -421,6 +427,7 @@ def voom_trend(x: ArrayLike, y: ArrayLike, fitted: ArrayLike, *, ax: Any = None)
     return ax
 
 
+@answered
 def ratio_prior(
     ratios: ArrayLike, weights: ArrayLike, names: Sequence[Any], *, ax: Any = None
 ) -> Any:

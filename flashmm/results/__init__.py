@@ -8,11 +8,12 @@ their public names in `MultiLMMResults`, `feature_results` for one feature. `con
 """
 
 from flashmm.results.bootstrap_results import BootstrapResults
-from flashmm.results.contrast_results import FTestResults, TTestResults
+from flashmm.results.contrast_results import TTestResults
 from flashmm.results.feature_results import FeatureResults
 from flashmm.results.fitted import FitOptions
 from flashmm.results.flip_tests import FlipTestResults
 from flashmm.results.influence import Influence
+from flashmm.results.joint_results import FTestResults
 from flashmm.results.ratio_prior import RatioPrior
 from flashmm.results.results import MultiLMMResults
 

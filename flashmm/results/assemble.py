@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +17,8 @@ from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection
 from flashmm.likelihood.base import rows_of
 from flashmm.likelihood.elimination.indefinite import covariance_is_definite
 from flashmm.likelihood.known_residual import known_residual_of
+from flashmm.likelihood.own_rows.patterned import PatternedLikelihood
+from flashmm.results.deferred import Deferred
 from flashmm.results.fitted import FitOptions, attributes
 from flashmm.results.on_request import scaled_inverse
 from flashmm.solvers.base import Solution
@@ -23,7 +28,7 @@ from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.stored import feature_coordinate
 from flashmm.stats.summary_stats import SummaryStats
 
-__all__ = ["assemble_dataset", "without_maximum"]
+__all__ = ["assemble", "without_maximum"]
 
 # An unfinished fit this close to the edge of the likelihood's domain may be on its way to an
 # infinite likelihood: where the matrix turns singular in a direction that y does not have (under
@@ -37,7 +42,7 @@ _RESOLVED = 1e-12
 _STEADY = 0.9
 
 
-def assemble_dataset(
+def assemble(
     stats: SummaryStats | PatternedStats,
     projection: AnyProjection,
     likelihood: AnyEstimator,
@@ -45,8 +50,8 @@ def assemble_dataset(
     options: FitOptions,
     *,
     n_jobs: int | None = 1,
-) -> xr.Dataset:
-    """Scale a solution back, add the fixed effects, settle the verdicts and label all of it."""
+) -> Deferred:
+    """Scale a solution back, add the fixed effects and settle the verdicts, to be labelled."""
     known_residual = known_residual_of(likelihood)
     se_theta = _standard_errors(solution.evaluation.expected)
     spoilt = np.asarray(~np.isfinite(se_theta).all(axis=1))
@@ -73,25 +78,36 @@ def assemble_dataset(
     if known_residual is not None:
         se_theta[:, -1], score[:, -1] = np.nan, np.nan  # nothing that was estimated
 
-    nobs = {"nobs": (("feature",), stats.nobs)} if isinstance(stats, PatternedStats) else {}
-    coefs, params = list(stats.coef_names), list(stats.structure.param_names)
-    dims = ("feature", "coef"), ("feature", "param")
+    nobs = {"nobs": stats.nobs} if isinstance(stats, PatternedStats) else {}
+    arrays = {
+        "beta": beta,
+        "se_beta": se_beta,
+        "theta": natural,
+        "se_theta": se_theta,
+        "score": score,
+        "loglik": loglik,
+        "n_iter": solution.n_iter,
+        "status": status,
+        **nobs,
+    }
+    return Deferred(arrays, partial(_labelled, arrays, stats, options))
+
+
+def _labelled(
+    arrays: Mapping[str, NDArray[Any]], stats: SummaryStats | PatternedStats, options: FitOptions
+) -> xr.Dataset:
+    second = dict.fromkeys(("beta", "se_beta"), "coef") | dict.fromkeys(
+        ("theta", "se_theta", "score"), "param"
+    )
     return xr.Dataset(
         {
-            "beta": (dims[0], beta),
-            "se_beta": (dims[0], se_beta),
-            "theta": (dims[1], natural),
-            "se_theta": (dims[1], se_theta),
-            "score": (dims[1], score),
-            "loglik": (("feature",), loglik),
-            "n_iter": (("feature",), solution.n_iter),
-            "status": (("feature",), status),
-            **nobs,
+            name: (("feature", second[name]) if name in second else ("feature",), values)
+            for name, values in arrays.items()
         },
         coords={
             "feature": pd.Index(feature_coordinate(stats.feature_names)),
-            "coef": pd.Index(coefs),
-            "param": pd.Index(params),
+            "coef": pd.Index(list(stats.coef_names)),
+            "param": pd.Index(list(stats.structure.param_names)),
         },
         attrs=attributes(stats, options),
     )
@@ -140,8 +156,11 @@ def _fixed_effects(
     not_positive = 0.0 if options.parameter_space == "psd" else np.nan
 
     def estimate(batch: IntArray) -> None:
-        beta[batch] = likelihood.beta(theta[batch], batch)
-        variance = likelihood.contrast_variance(theta[batch], batch, identity)
+        if isinstance(likelihood, PatternedLikelihood):
+            beta[batch], variance = likelihood.fixed_effects(theta[batch], batch)
+        else:
+            beta[batch] = likelihood.beta(theta[batch], batch)
+            variance = likelihood.contrast_variance(theta[batch], batch, identity)
         se[batch] = np.sqrt(np.where(variance > 0, variance, not_positive))
         definite = covariance_is_definite(stats.structure.blocks(), theta[batch])
         suspects = batch[negative[batch] | ~definite]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -11,7 +11,8 @@ import xarray as xr
 from flashmm.exceptions import check_option
 from flashmm.inference.statistics import check_alpha
 from flashmm.inference.tails import norm_isf
-from flashmm.slips.answers import answer_calls
+from flashmm.slips.answers import answer_calls, no_index, no_such_attribute
+from flashmm.slips.attributes import BOOTSTRAP
 
 __all__ = ["BootstrapResults"]
 
@@ -42,6 +43,14 @@ class BootstrapResults:
     """
 
     ds: xr.Dataset
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "Bootstrap results", own=BOOTSTRAP)
+
+    __getitem__ = no_index("A bootstrap", "features are labels: boot.ds.sel(feature=...)")
+    __iter__ = None
 
     def __repr__(self) -> str:
         sizes = self.ds.sizes
@@ -99,6 +108,16 @@ class BootstrapResults:
         ------
         InputError
             If the method is unknown or alpha is not between 0 and 1.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> result = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit()
+        >>> boot = result.bootstrap(50, rng=1)
+        >>> limits = boot.conf_int(method="percentile").sel(statistic="Days")
+        >>> limits.round(1).values.tolist()
+        [[6.9, 14.3]]
         """
         check_option("method", method, METHODS)
         check_alpha(alpha)

@@ -8,6 +8,7 @@ different fixed effects are not comparable; lme4 takes the same for its REML fit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from flashmm.inference.names import coefficients_of
 from flashmm.inference.roots import profile_roots
 from flashmm.inference.statistics import check_alpha
 from flashmm.inference.tails import norm_isf
+from flashmm.progress import Progress, counted
 from flashmm.results.cluster_robust import MODEL
 from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.fixed_effects import t_test
@@ -46,6 +48,7 @@ def conf_int(
     cluster: Any = None,
     method: str = "wald",
     coefs: Any = None,
+    progress: Progress = None,
 ) -> xr.DataArray:
     """Limits of the fixed effects; see `MultiLMMResults.conf_int`."""
     check_option("method", method, METHODS)
@@ -66,7 +69,7 @@ def conf_int(
     quantile = float(norm_isf(alpha / 2.0)) ** 2
 
     def of_design(one: FittedModel, here: IntArray) -> xr.Dataset:
-        limits = _profile_limits(one, here, chosen, quantile)
+        limits = _profile_limits(one, here, chosen, quantile, done)
         coords = {
             "feature": one.features[here],
             "coef": pd.Index(fitted.coefs[chosen]),
@@ -74,12 +77,14 @@ def conf_int(
         }
         return xr.Dataset({"limits": (("feature", "coef", "bound"), limits)}, coords=coords)
 
-    if isinstance(fitted.stats, PatternedStats):
-        if fitted.stats.own.names:
-            fitted.one_design("A profile of a fixed effect")
-        ds = fitted.by_pattern(positions, of_design)
-    else:
-        ds = of_design(fitted, positions)
+    total = positions.size * chosen.size
+    with counted(progress, total, unit="profile", desc="profiles") as done:
+        if isinstance(fitted.stats, PatternedStats):
+            if fitted.stats.own.names:
+                fitted.one_design("A profile of a fixed effect")
+            ds = fitted.by_pattern(positions, of_design)
+        else:
+            ds = of_design(fitted, positions)
     limits = ds["limits"].rename(None)
     known = fitted.on_request.known[positions] & fitted.converged[positions]
     lost = int(np.isnan(limits.to_numpy()[known]).any(axis=(1, 2)).sum())
@@ -93,11 +98,16 @@ def conf_int(
 
 
 def _profile_limits(
-    fitted: FittedModel, positions: IntArray, coefs: IntArray, quantile: float
+    fitted: FittedModel,
+    positions: IntArray,
+    coefs: IntArray,
+    quantile: float,
+    done: Callable[[int], None],
 ) -> FloatArray:
     """Limits of some coefficients, (B, c, 2), of features that share one design."""
     limits = np.full((positions.size, coefs.size, 2), np.nan)
     known = np.flatnonzero(fitted.on_request.known[positions] & fitted.converged[positions])
+    done((positions.size - known.size) * coefs.size)
     if known.size == 0:
         return limits
     fitted.one_residual("A profile of a fixed effect")
@@ -112,6 +122,7 @@ def _profile_limits(
         first = sides * goal * centre.se[:, j, None]
         found = profile_roots(held.distance, first.ravel(), goal).reshape(first.shape)
         limits[known, column] = centre.beta[:, j, None] + found
+        done(known.size)
     return limits
 
 

@@ -18,6 +18,7 @@ from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.exceptions import InputError, check_option, nearest
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.statistics import check_alpha, confidence_limits
+from flashmm.results.deferred import Deferred, dataset_of
 from flashmm.results.plots_of_tests import TestPlots
 from flashmm.results.simultaneous import (
     JointContrasts,
@@ -25,8 +26,9 @@ from flashmm.results.simultaneous import (
     two_stage_tests,
 )
 from flashmm.slips.answers import answer_calls, no_such_attribute
+from flashmm.slips.attributes import TESTS
 
-__all__ = ["FTestResults", "FeatureTests", "TTestResults"]
+__all__ = ["FeatureTests", "TTestResults"]
 
 log = logging.getLogger("flashmm")
 
@@ -70,10 +72,15 @@ class FeatureTests:
     statistic = "p"
     _noun = "tests"
 
-    def __init__(self, ds: xr.Dataset, *, df_method: str) -> None:
-        self.ds = ds
+    def __init__(self, ds: xr.Dataset | Deferred, *, df_method: str) -> None:
+        self._ds = ds
         self.df_method = df_method
         self._told = False
+
+    @property
+    def ds(self) -> xr.Dataset:
+        """What the tests found, as an xarray Dataset."""
+        return dataset_of(self._ds)
 
     @property
     def contrasts(self) -> list[str]:
@@ -110,6 +117,15 @@ class FeatureTests:
         ------
         InputError
             If an option is unknown.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.adjusted("holm").min().round(2).to_dict()
+        {'Age': 1.0}
         """
         p = self.pvalue
         values = p.to_numpy()
@@ -164,6 +180,18 @@ class FeatureTests:
         ------
         InputError
             If the contrast or an option is unknown.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.top_table("Age", n=2)[["estimate", "p", "p_adjusted"]].round(3)
+                 estimate      p  p_adjusted
+        feature
+        gene10     -0.029  0.195       0.952
+        gene15      0.022  0.205       0.952
         """
         position = self._position(contrast)
         self._tell()
@@ -207,6 +235,17 @@ class FeatureTests:
             As in `top_table`.
         layout
             ``"long"``, or ``"wide"``: a row per feature, columns (contrast, quantity).
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.to_frame().shape
+        (20, 7)
+        >>> tests.to_frame(layout="wide").columns[:2].tolist()
+        [('Age', 'estimate'), ('Age', 'se')]
         """
         check_option("layout", layout, ("long", "wide"))
         adjusted = self.adjusted(adjust, over=adjust_over).to_numpy()
@@ -225,6 +264,15 @@ class FeatureTests:
         ----------
         adjust, adjust_over
             As in `top_table`.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.summary_frame().columns[:4].tolist()
+        ['estimate', 'se', 't', 'df']
         """
         return self.to_frame(adjust, adjust_over=adjust_over)
 
@@ -278,7 +326,7 @@ class FeatureTests:
     if not TYPE_CHECKING:  # which would believe in every attribute
 
         def __getattr__(self, name: str) -> Any:
-            return no_such_attribute(self, name, "Tests")
+            return no_such_attribute(self, name, "Tests", own=TESTS)
 
     def _repr_html_(self) -> str:
         table = self.to_frame().to_html(max_rows=_ROWS, float_format=_short)
@@ -366,6 +414,20 @@ class TTestResults(FeatureTests):
         limit, where they are not estimate -/+ t se.
     joint
         What is known of the contrasts together, for `simultaneous`.
+
+    Examples
+    --------
+    >>> import flashmm as fm
+    >>> genes = fm.datasets.varpart()
+    >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+    >>> tests = model.fit().t_test("Age")
+    >>> tests.contrasts, tests.pvalue.shape
+    (['Age'], (20, 1))
+    >>> tests.top_table(n=2)[["estimate", "se", "p"]].round(3)
+             estimate     se      p
+    feature
+    gene10     -0.029  0.022  0.195
+    gene15      0.022  0.018  0.205
     """
 
     columns = ("estimate", "se", "t", "df", "p")
@@ -374,7 +436,7 @@ class TTestResults(FeatureTests):
 
     def __init__(
         self,
-        ds: xr.Dataset,
+        ds: xr.Dataset | Deferred,
         *,
         alternative: str,
         df_method: str,
@@ -407,7 +469,17 @@ class TTestResults(FeatureTests):
         return self._frame("df")
 
     def conf_int(self, alpha: float = 0.05) -> xr.DataArray:
-        """Two-sided confidence limits, dims feature, contrast, bound."""
+        """Two-sided confidence limits, dims feature, contrast, bound.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.conf_int(0.1).sel(feature="gene1").values.round(3).tolist()
+        [[-0.025, 0.034]]
+        """
         ds = self.ds
         if self.limits is not None:
             check_alpha(alpha)
@@ -530,37 +602,3 @@ class TTestResults(FeatureTests):
         20
         """
         return two_stage_tests(self.ds, screen, alpha, within)
-
-
-@answer_calls
-@hold_methods
-class FTestResults(FeatureTests):
-    """Joint tests of several contrasts of the fixed effects, for every feature.
-
-    Parameters
-    ----------
-    ds
-        Dataset with dims feature and contrast (a hypothesis): F, df_num, df_denom, p; and, if
-        known, status (feature).
-    df_method
-        How the denominator's degrees of freedom were found.
-    """
-
-    columns = ("F", "df_num", "df_denom", "p")
-    statistic = "F"
-    _noun = "F tests"
-
-    @property
-    def fvalue(self) -> pd.DataFrame:
-        """F statistics, features x hypotheses."""
-        return self._frame("F")
-
-    @property
-    def df_num(self) -> pd.DataFrame:
-        """Numerator degrees of freedom, features x hypotheses."""
-        return self._frame("df_num")
-
-    @property
-    def df_denom(self) -> pd.DataFrame:
-        """Denominator degrees of freedom, features x hypotheses."""
-        return self._frame("df_denom")

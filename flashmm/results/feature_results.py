@@ -18,14 +18,16 @@ from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError
 from flashmm.inference.conditional_covariance import conditional_covariance, covariance_of_effects
 from flashmm.inference.statistics import confidence_limits, t_statistics
-from flashmm.results import fixed_effects, predictions, random_effects, residuals, summary
-from flashmm.results.contrast_results import FTestResults, TTestResults
+from flashmm.results import predictions, random_effects, summary
+from flashmm.results.contrast_results import TTestResults
 from flashmm.results.fitted import FittedModel
 from flashmm.results.methods.one_feature import OneFeatureTables
+from flashmm.results.methods.one_feature_tests import OneFeatureTests
 from flashmm.results.pages import SummaryPage
 from flashmm.results.plots_of_one_feature import FeaturePlots
 from flashmm.results.statsmodels_check import StatsmodelsCheck, check_with_statsmodels
-from flashmm.slips.answers import answer_calls, no_such_attribute
+from flashmm.slips.answers import answer_calls, no_index, no_such_attribute
+from flashmm.slips.attributes import FEATURE
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,7 +37,7 @@ __all__ = ["FeatureResults"]
 
 @answer_calls
 @hold_methods
-class FeatureResults(OneFeatureTables):
+class FeatureResults(OneFeatureTables, OneFeatureTests):
     """One feature of a fit.
 
     Parameters
@@ -53,6 +55,16 @@ class FeatureResults(OneFeatureTables):
     divided by the residual variance (`scale`); `fe_params` and `theta` hold each in the units
     of Y. statsmodels' properties fittedvalues and resid are methods here, because the results
     hold no samples.
+
+    Examples
+    --------
+    >>> import flashmm as fm
+    >>> sleep = fm.datasets.sleepstudy()
+    >>> one = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit().sel("Reaction")
+    >>> one.fe_params.round(2).to_dict()
+    {'Intercept': 251.41, 'Days': 10.47}
+    >>> round(one.scale, 1)  # the residual variance
+    654.9
     """
 
     def __init__(
@@ -162,6 +174,14 @@ class FeatureResults(OneFeatureTables):
         ----------
         alpha
             One minus the coverage.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> one = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit().sel("Reaction")
+        >>> one.conf_int().loc["Days"].round(2).tolist()
+        [7.21, 13.73]
         """
         limits = confidence_limits(
             self.params.to_numpy(), self.bse.to_numpy(), self.df.to_numpy(), alpha
@@ -169,7 +189,16 @@ class FeatureResults(OneFeatureTables):
         return pd.DataFrame(limits, index=self.params.index, columns=[0, 1])
 
     def cov_params(self) -> pd.DataFrame:
-        """Covariance matrix of `params`; fixed effects and variances are uncorrelated."""
+        """Covariance matrix of `params`; fixed effects and variances are uncorrelated.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> one = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit().sel("Reaction")
+        >>> one.cov_params().loc["Days", "Days"].round(3).item()
+        2.389
+        """
         p, names = self.fe_params.size, self.params.index
         matrix = np.zeros((names.size, names.size))
         matrix[:p, :p] = self._fitted.on_request.covariance(self._positions)[0]
@@ -286,12 +315,33 @@ class FeatureResults(OneFeatureTables):
         return roots.blocks(whole, D, columns)
 
     def coef(self) -> dict[str, xr.DataArray]:
-        """Fixed plus predicted random effects of each group; see `MultiLMMResults.coef`."""
+        """Fixed plus predicted random effects of each group; see `MultiLMMResults.coef`.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> one = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit().sel("Reaction")
+        >>> one.coef()["Subject"].sel(coef="Days").values[:3].round(2).tolist()
+        [19.67, 1.85, 5.02]
+        """
         found = random_effects.coefficients_by_group(self._fitted, self._positions)
         return {group: table.isel(feature=0) for group, table in found.items()}
 
     def ranef(self) -> dict[str, pd.DataFrame]:
-        """Predicted effects of each random term: levels x effects, as lme4's ranef."""
+        """Predicted effects of each random term: levels x effects, as lme4's ranef.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> one = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit().sel("Reaction")
+        >>> one.ranef()["Subject"].head(2).round(2)
+                 Intercept  Days
+        Subject
+        308           2.26  9.20
+        309         -40.40 -8.62
+        """
         values, structure = self._blup(), self._fitted.stats.structure
         return {
             term.name: pd.DataFrame(
@@ -305,21 +355,6 @@ class FeatureResults(OneFeatureTables):
     def _blup(self) -> FloatArray:
         values, _ = self._fitted.on_request.level_effects(self._positions, None)
         return np.asarray(values[0])
-
-    def predict(self, newdata: Any = None, **options: Any) -> xr.DataArray | xr.Dataset:
-        """Predict new samples; see `MultiLMMResults.predict`."""
-        found = predictions.predict(self._fitted, self._positions, newdata, **options)
-        return found.isel(feature=0)
-
-    def fittedvalues(self, data: Any = None, **options: Any) -> pd.Series[Any]:
-        """Fitted values, the samples' table given again; `MultiLMMResults.fittedvalues`."""
-        found = predictions.fittedvalues(*self._in_whole, data, **options)
-        return found.isel(feature=0).to_series().rename("fittedvalues")
-
-    def resid(self, Y: Any = None, data: Any = None, **options: Any) -> pd.Series[Any]:
-        """Residuals, Y and the samples' table given again; see `MultiLMMResults.resid`."""
-        found = residuals.resid(*self._in_whole, Y, data, **options)
-        return found.isel(feature=0).to_series().rename("resid")
 
     def to_statsmodels(
         self,
@@ -356,6 +391,15 @@ class FeatureResults(OneFeatureTables):
         InputError
             If statsmodels is not installed, cannot express the model (slopes beside a second
             grouping factor), or gives up on its own fit.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> one = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit().sel("Reaction")
+        >>> check = one.to_statsmodels(sleep.data["Reaction"], sleep.data)
+        >>> check.largest_difference < 0.01  # in standard errors
+        True
         """
         Y = as_pandas(Y)
         if dimensions(Y) == 1 and not isinstance(Y, pd.Series):
@@ -424,20 +468,20 @@ class FeatureResults(OneFeatureTables):
         """Tests use Student's t; True."""
         return True
 
-    def t_test(self, contrast: Any = None, **options: Any) -> TTestResults:
-        """Test contrasts of the fixed effects; see `MultiLMMResults.t_test`."""
-        return fixed_effects.t_test(self._fitted, self._positions, contrast, **options)
-
-    def f_test(self, contrast: Any = None, **options: Any) -> FTestResults:
-        """Test contrasts together; see `MultiLMMResults.f_test`."""
-        return fixed_effects.f_test(self._fitted, self._positions, contrast, **options)
-
-    def wald_test(self, contrast: Any = None, **options: Any) -> FTestResults:
-        """Wald tests of contrasts together; see `MultiLMMResults.wald_test`."""
-        return fixed_effects.wald_test(self._fitted, self._positions, contrast, **options)
-
     def summary(self) -> SummaryPage:
-        """The page that statsmodels' MixedLM prints."""
+        """The page that statsmodels' MixedLM prints.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> one = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit().sel("Reaction")
+        >>> print(one.summary())
+                            Mixed Linear Model Regression Results
+        ==============================================================================
+        Fixed:   ~ Days
+        ...
+        """
         p, limits = self.k_fe, self.conf_int()
         columns = (self.df, self.tvalues, self.pvalues, limits[0], limits[1])
         fixed = [self.fe_params, self.bse_fe, *(column.iloc[:p] for column in columns)]
@@ -498,13 +542,16 @@ class FeatureResults(OneFeatureTables):
         """Iterations taken."""
         return int(self._one["n_iter"])
 
+    __getitem__ = no_index("One feature", "coefficients are params['x'], variances theta")
+    __iter__ = None
+
     def __repr__(self) -> str:
         return f"<FeatureResults: {self.name!r}, {self.status}>"
 
     if not TYPE_CHECKING:  # which would believe in every attribute
 
         def __getattr__(self, name: str) -> Any:
-            return no_such_attribute(self, name, "Results of one feature")
+            return no_such_attribute(self, name, "Results of one feature", own=FEATURE)
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()

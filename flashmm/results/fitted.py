@@ -48,6 +48,7 @@ from flashmm.exceptions import InputError
 from flashmm.formulas.new_data_recipe import DesignRecipe
 from flashmm.likelihood import AnyEstimator, AnyProjection, make_likelihood, project_any
 from flashmm.likelihood.known_residual import hold_residual
+from flashmm.results.deferred import Deferred, array_of, dataset_of
 from flashmm.results.on_request import OnRequest
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.known_levels import in_roots
@@ -93,8 +94,9 @@ class FittedModel:
 
     Parameters
     ----------
-    ds
-        Estimates, as an xarray Dataset; its variables are listed in `flashmm.storage.schema`.
+    estimates
+        Estimates, as an xarray Dataset, or what makes it; its variables are listed in
+        `flashmm.storage.schema`.
     stats
         The summary statistics that were fitted.
     options
@@ -109,7 +111,7 @@ class FittedModel:
         Their positions in the whole; None for a whole fit.
     """
 
-    ds: xr.Dataset
+    estimates: xr.Dataset | Deferred
     stats: SummaryStats | PatternedStats
     options: FitOptions
     projected: AnyProjection | None = None
@@ -120,6 +122,15 @@ class FittedModel:
     kept: dict[str, Any] = field(default_factory=dict, init=False)
 
     # ---- the model in numbers --------------------------------------------------------------
+
+    @property
+    def ds(self) -> xr.Dataset:
+        """Estimates, as an xarray Dataset."""
+        return dataset_of(self.estimates)
+
+    def array(self, name: str) -> NDArray[Any]:
+        """A variable of the Dataset without its labels."""
+        return array_of(self.estimates, name)
 
     @cached_property
     def projection(self) -> AnyProjection:
@@ -142,7 +153,7 @@ class FittedModel:
         """A likelihood of these features, its residual variance held where it is known."""
         if not self.options.known_residual:
             return likelihood
-        return hold_residual(likelihood, self.projection, self.ds["theta"].to_numpy()[:, -1])
+        return hold_residual(likelihood, self.projection, self.array("theta")[:, -1])
 
     @cached_property
     def likelihood(self) -> AnyEstimator:
@@ -153,21 +164,21 @@ class FittedModel:
     @cached_property
     def on_request(self) -> OnRequest:
         """The likelihood at the estimates, for what is too large to store."""
-        theta = self.projection.to_internal(self.ds["theta"].to_numpy())
-        varies = self.ds["status"].to_numpy() != Status.ZERO_VARIANCE
+        theta = self.projection.to_internal(self.array("theta"))
+        varies = self.array("status") != Status.ZERO_VARIANCE
         known = varies & np.isfinite(theta).all(axis=1)
         return OnRequest(self.likelihood, self.projection, theta, known, self.options.memory)
 
     @property
     def converged(self) -> BoolArray:
         """Whether each feature ended at a stationary point, shape (m,)."""
-        return np.asarray(self.ds["status"].to_numpy() <= Status.INDEFINITE)
+        return np.asarray(self.array("status") <= Status.INDEFINITE)
 
     @property
     def verdicts(self) -> NDArray[Any]:
         """The verdicts as text, shape (m,)."""
         labels = np.array([status.label for status in Status], dtype=object)
-        return np.asarray(labels[self.ds["status"].to_numpy()])
+        return np.asarray(labels[self.array("status")])
 
     @property
     def nobs(self) -> int | NDArray[np.int64]:
@@ -177,11 +188,11 @@ class FittedModel:
     @property
     def n_estimated(self) -> int:
         """Parameters of one feature: p and the variance parameters."""
-        return self.stats.p + self.ds.sizes["param"] - self.options.known_residual
+        return self.stats.p + int(self.array("theta").shape[1]) - self.options.known_residual
 
     def values(self, name: str, positions: IntArray) -> FloatArray:
         """Estimates of the features at some positions: a variable of the Dataset."""
-        return np.asarray(self.ds[name].to_numpy()[positions])
+        return np.asarray(self.array(name)[positions])
 
     # ---- labels ------------------------------------------------------------------------------
 
@@ -191,7 +202,7 @@ class FittedModel:
         For public methods alone: functions of a fitted model take positions.
         """
         if features is None:
-            return np.arange(self.names.size)
+            return np.arange(len(self.array("status")))
         return feature_positions(self.names, features)
 
     @property
@@ -247,7 +258,7 @@ class FittedModel:
     @property
     def _not_estimable(self) -> BoolArray:
         """Features whose samples cannot carry the model, shape (m,)."""
-        return np.asarray(self.ds["status"].to_numpy() == Status.NOT_ESTIMABLE)
+        return np.asarray(self.array("status") == Status.NOT_ESTIMABLE)
 
     def around(self, position: int) -> tuple[FittedModel, int]:
         """The fitted models of the features with the samples of one, and its position there."""

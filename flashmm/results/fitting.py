@@ -19,7 +19,8 @@ from flashmm.likelihood import (
 from flashmm.likelihood.known_residual import KnownResidual, hold_residual, known_residual_of
 from flashmm.likelihood.profile_grid import fine_grid, profile_grid
 from flashmm.progress import Progress
-from flashmm.results.assemble import assemble_dataset, without_maximum
+from flashmm.results.assemble import assemble, without_maximum
+from flashmm.results.deferred import Deferred
 from flashmm.results.fitted import FitOptions
 from flashmm.solvers.base import Solution, Solver, maximise
 from flashmm.solvers.batches import maximise_in_batches, over_batches
@@ -32,7 +33,7 @@ from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
 if TYPE_CHECKING:
-    import xarray as xr
+    pass
 
 __all__ = ["FitPlan", "fit_features"]
 
@@ -85,7 +86,7 @@ def fit_features(
     plan: FitPlan,
     theta0: Any = None,
     residual: FloatArray | None = None,
-) -> xr.Dataset:
+) -> Deferred:
     """Fit all features of some statistics, without warnings.
 
     Parameters
@@ -110,7 +111,8 @@ def fit_features(
     if plan.device is not None:
         if isinstance(projection, PatternedProjection):
             raise InputError(
-                "`device` needs features that have the same samples, weights and covariates."
+                "`device` needs features that have the same samples, weights and covariates; here "
+                "they differ by feature. Leave `device` out: the processor fits them, in batches."
             )
         likelihood = on_device(projection, options.method, options.engine, plan.device)
         threads = None  # PyTorch has its own, and large batches suit it
@@ -139,7 +141,7 @@ def fit_features(
         else:
             psd = make_space("psd", structure.blocks(), start.theta.shape[1])
             _restart_inside(search, psd, space, start, solution, lost)
-    return assemble_dataset(stats, projection, likelihood, solution, options, n_jobs=threads)
+    return assemble(stats, projection, likelihood, solution, options, n_jobs=threads)
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,15 @@ from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve
 from flashmm.inference.margins import interval_tests, one_sided_of
 from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_alternative, t_statistics
 from flashmm.results.cluster_robust import MODEL, RobustCovarianceOf, Sandwich, sandwich_of
-from flashmm.results.contrast_results import FTestResults, TTestResults
+from flashmm.results.contrast_results import TTestResults
+from flashmm.results.deferred import Deferred
 from flashmm.results.estimability import Hypothesis, estimable_contrasts, estimable_rows
 from flashmm.results.fitted import FittedModel
 from flashmm.results.hypotheses import CovarianceOf
 from flashmm.results.integrated import integrated_f_tests, integrated_t_tests
 from flashmm.results.interval_nulls import interval_null, with_interval
 from flashmm.results.joint_hypotheses import joint_hypotheses, refuse_terms
+from flashmm.results.joint_results import FTestResults
 from flashmm.results.moderation import moderated_hypotheses
 from flashmm.results.simultaneous import Family, JointContrasts
 from flashmm.results.trust import doubt
@@ -83,30 +85,31 @@ def t_test(
     shown = method if moderated is False else f"{method}, moderated"
     shown = shown if sandwich is None else sandwich.name
     dims = ("feature", "contrast")
-    ds = xr.Dataset(
-        {
-            "estimate": (dims, estimate),
-            "se": (dims, se),
-            "t": (dims, table.t),
-            "df": (dims, freedom),
-            "p": (dims, table.p),
-            "value": (("contrast",), contrasts.values),
-            "estimable": (("contrast",), read.estimable),
-            "status": (("feature",), fitted.verdicts[positions]),
-        },
-        coords={
-            "feature": fitted.features[positions],
-            "contrast": pd.Index(contrasts.labels),
-        },
-        attrs={
-            "alternative": side,
-            "df": shown,
-            "note": "" if sandwich is not None else doubt(fitted, method, L),
-        },
-    )
+    arrays = {"estimate": estimate, "se": se, "t": table.t, "df": freedom, "p": table.p}
+
+    def labelled() -> xr.Dataset:
+        ds = xr.Dataset(
+            {
+                **{name: (dims, values) for name, values in arrays.items()},
+                "value": (("contrast",), contrasts.values),
+                "estimable": (("contrast",), read.estimable),
+                "status": (("feature",), fitted.verdicts[positions]),
+            },
+            coords={
+                "feature": fitted.features[positions],
+                "contrast": pd.Index(contrasts.labels),
+            },
+            attrs={
+                "alternative": side,
+                "df": shown,
+                "note": "" if sandwich is not None else doubt(fitted, method, L),
+            },
+        )
+        return with_interval(ds, interval)
+
     joint = JointContrasts(L, covariance, (Family(np.arange(len(L))),))
-    ds = with_interval(ds, interval)
-    return TTestResults(ds, alternative=side, df_method=shown, joint=joint)
+    found = Deferred(arrays, labelled)
+    return TTestResults(found, alternative=side, df_method=shown, joint=joint)
 
 
 def _is_integrated(method: str, moderated: Moderated, prior: Any) -> bool:

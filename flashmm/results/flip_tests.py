@@ -14,6 +14,7 @@ from flashmm.exceptions import InputError
 from flashmm.inference.cluster_robust import scores
 from flashmm.inference.sign_flips import Contributions, contributions, flip_tests, sign_flips
 from flashmm.inference.statistics import resolve_alternative
+from flashmm.progress import Progress, counted
 from flashmm.results.cluster_robust import Clusters, clusters_of
 from flashmm.results.contrast_results import FeatureTests
 from flashmm.results.estimability import estimable_contrasts
@@ -33,6 +34,20 @@ class FlipTestResults(FeatureTests):
         Dataset with dims feature and contrast: estimate, t, p, p_fwer; and status (feature).
     df_method
         What took the place of degrees of freedom.
+
+    Examples
+    --------
+    >>> import flashmm as fm
+    >>> genes = fm.datasets.varpart()
+    >>> model = fm.MultiLMM.from_formula(
+    ...     "~ Age", "(1 | Individual)", genes.data, genes.Y[:20], sums_by="Individual"
+    ... )
+    >>> tests = model.fit(parameter_space="psd").flip_test("Age", rng=1)
+    >>> tests.top_table(n=2)[["estimate", "t"]].round(3)
+             estimate      t
+    feature
+    gene6      -0.039 -1.519
+    gene16      0.013  1.234
     """
 
     columns = ("estimate", "t", "p", "p_fwer")
@@ -64,6 +79,7 @@ def flip_test(
     rng: Any,
     alternative: str,
     statistic: Callable[[FloatArray], FloatArray] | None,
+    progress: Progress = None,
 ) -> FlipTestResults:
     """Tests by sign flips; see `MultiLMMResults.flip_test`."""
     fitted.one_residual("flip_test")
@@ -84,15 +100,17 @@ def flip_test(
     found = {name: np.full(estimate.shape, np.nan) for name in ("t", "p", "p_fwer")}
     wanted = np.flatnonzero(read.estimable)
     parts = _contributions(clusters, positions, L[wanted], difference[:, wanted])
-    for column, part in zip(wanted, parts, strict=True):
-        try:
-            tests = flip_tests(part, signs, side, statistic)
-        except ValueError as error:
-            if statistic is None:
-                raise
-            raise InputError(f"`statistic` failed: what it gives is {error}.") from error
-        found["t"][:, column], found["p"][:, column] = tests.statistic, tests.p
-        found["p_fwer"][:, column] = tests.adjusted
+    with counted(progress, wanted.size, unit="contrast", desc="sign flips") as done:
+        for column, part in zip(wanted, parts, strict=True):
+            try:
+                tests = flip_tests(part, signs, side, statistic)
+            except ValueError as error:
+                if statistic is None:
+                    raise
+                raise InputError(f"`statistic` failed: what it gives is {error}.") from error
+            found["t"][:, column], found["p"][:, column] = tests.statistic, tests.p
+            found["p_fwer"][:, column] = tests.adjusted
+            done(1)
     dims = ("feature", "contrast")
     shown = f"{signs.shape[0]} sign flips by {clusters.groups.name}"
     ds = xr.Dataset(

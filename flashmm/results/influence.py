@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,10 +18,12 @@ from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.inference.statistics import check_alpha
 from flashmm.plots import groups as pictures
+from flashmm.progress import Progress, counted
 from flashmm.results import fixed_effects
 from flashmm.results.fitted import FittedModel
 from flashmm.results.refit import refit
-from flashmm.slips.answers import answer_calls
+from flashmm.slips.answers import answer_calls, no_index, no_such_attribute
+from flashmm.slips.attributes import INFLUENCE
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.algebra import without_groups
 from flashmm.stats.groups import grouped_by, known_groups
@@ -60,7 +62,11 @@ class _Refit:
 
 
 def influence(
-    fitted: FittedModel, positions: IntArray, by: Any, exact: bool | None = None
+    fitted: FittedModel,
+    positions: IntArray,
+    by: Any,
+    exact: bool | None = None,
+    progress: Progress = None,
 ) -> Influence:
     """Refits without each group; see `MultiLMMResults.influence`."""
     fitted.one_residual("influence")
@@ -93,17 +99,19 @@ def influence(
     covariance = fitted.on_request.covariance(positions[here])
     failed: list[tuple[str, str]] = []
     log.info("influence: %d refits of %d features", k, here.size)
-    for one in _refits(known, fitted, theta[here], exact):
-        status[here, one.group] = np.int8(Status.NOT_ESTIMABLE)
-        if one.ds is None:
-            failed.append((groups.labels[one.group], one.why))
-            continue
-        new = one.ds["beta"].to_numpy()
-        found["params"][here, one.group] = new
-        found["se"][here, one.group] = one.ds["se_beta"].to_numpy()
-        found["theta"][here, one.group] = one.ds["theta"].to_numpy()
-        found["cooks_distance"][here, one.group] = cooks_distance(beta[here] - new, covariance)
-        status[here, one.group] = one.ds["status"].to_numpy()
+    with counted(progress, k, unit="group", desc="influence") as done:
+        for one in _refits(known, fitted, theta[here], exact):
+            done(1)
+            status[here, one.group] = np.int8(Status.NOT_ESTIMABLE)
+            if one.ds is None:
+                failed.append((groups.labels[one.group], one.why))
+                continue
+            new = one.ds["beta"].to_numpy()
+            found["params"][here, one.group] = new
+            found["se"][here, one.group] = one.ds["se_beta"].to_numpy()
+            found["theta"][here, one.group] = one.ds["theta"].to_numpy()
+            found["cooks_distance"][here, one.group] = cooks_distance(beta[here] - new, covariance)
+            status[here, one.group] = one.ds["status"].to_numpy()
     ds = _labelled(stats, found, status, fitted, exact)
     _warn_of(failed, status[here], groups.name, exact)
     return Influence(ds, fitted, positions, stats)
@@ -237,6 +245,14 @@ class Influence:
         self._positions = positions
         self._stats = stats
 
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "Influence results", own=INFLUENCE)
+
+    __getitem__ = no_index("Influence", "groups are labels of `ds`: influence.ds.sel(group=...)")
+    __iter__ = None
+
     def __repr__(self) -> str:
         m, k = self.ds.sizes["feature"], self.ds.sizes["group"]
         return (
@@ -288,6 +304,17 @@ class Influence:
         ------
         InputError
             If the contrast cannot be read, or df is integrated.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "Reaction ~ Days + (1 | Subject)", data=sleep.data, sums_by="Subject"
+        ... )
+        >>> found = model.fit().influence()
+        >>> dict(found.t_test("Days")["p"].sizes)
+        {'feature': 1, 'group': 18, 'contrast': 1}
         """
         if df == INTEGRATED:
             raise InputError(
@@ -415,6 +442,20 @@ class Influence:
             ``largest`` Cook's distance over the features; ``driven``, features at or above the
             threshold; ``first``, features whose most influential group it is; ``refitted``,
             features with a regular fit without it.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "Reaction ~ Days + (1 | Subject)", data=sleep.data, sums_by="Subject"
+        ... )
+        >>> found = model.fit().influence()
+        >>> found.summary()[["n", "median", "driven"]].head(2).round(3)
+                  n  median  driven
+        Subject
+        335      10   0.526       1
+        308      10   0.382       1
         """
         D = self.ds["cooks_distance"].to_numpy()
         limit = 4.0 / D.shape[1] if threshold is None else threshold
@@ -465,6 +506,17 @@ class Influence:
         ------
         InputError
             If matplotlib is not installed, or the contrast cannot be read.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "Reaction ~ Days + (1 | Subject)", data=sleep.data, sums_by="Subject"
+        ... )
+        >>> found = model.fit().influence()
+        >>> ax = found.plot()
+        >>> plt.close()
         """
         if contrast is None and options:
             raise InputError(f"{listing(options)} belong to tests: name a contrast.")

@@ -19,8 +19,8 @@ from flashmm.inference.integrated.integration import (
     Integration,
     Part,
     integrate,
-    learn,
 )
+from flashmm.inference.integrated.learning import learn
 from flashmm.inference.integrated.own_rows import OwnPart
 from flashmm.inference.integrated.shared import refuse_turned
 from flashmm.inference.margins import interval_tests
@@ -29,10 +29,11 @@ from flashmm.inference.variance_fractions import component_weights
 from flashmm.likelihood import PatternedProjection, project
 from flashmm.likelihood.own_rows.own_rows import OwnRowsLikelihood
 from flashmm.likelihood.own_rows.stacked_designs import StackedProjection
-from flashmm.results.contrast_results import FTestResults, TTestResults
+from flashmm.results.contrast_results import TTestResults
 from flashmm.results.estimability import EstimableContrasts, Hypothesis
 from flashmm.results.fitted import FittedModel
 from flashmm.results.interval_nulls import IntervalNull, with_interval
+from flashmm.results.joint_results import FTestResults
 from flashmm.results.moderation import feature_means, trend_values
 from flashmm.results.ratio_prior import RatioPrior, prior_of
 from flashmm.results.simultaneous import Family, JointContrasts
@@ -252,6 +253,7 @@ def _integration(fitted: FittedModel, prior: Any, *, effects: bool = False) -> I
         prior.grid,
         prior.weights,
         prior.of_features(fitted.names, covariate),
+        prior.following,
     )
 
 

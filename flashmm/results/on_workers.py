@@ -52,7 +52,7 @@ def fit_on_workers(
     """
     if not (hasattr(client, "submit") and hasattr(client, "nthreads")):
         raise InputError(
-            "`client` must be a distributed.Client (pip install 'flashmm[dask]'), not "
+            "`client` must be a distributed.Client (pip install 'multilmm[dask]'), not "
             f"{type(client).__name__}."
         )
     if isinstance(stats, SummaryStats):
@@ -148,4 +148,4 @@ def _fit(
     with one_blas_thread():
         projection = project_any(stats, known_residual=plan.options.known_residual)
         likelihood = make_likelihood(projection, plan.options.method, plan.options.engine)
-        return fit_features(stats, projection, likelihood, plan, theta0, residual)
+        return fit_features(stats, projection, likelihood, plan, theta0, residual).dataset

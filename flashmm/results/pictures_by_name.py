@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from flashmm.exceptions import InputError
+from flashmm.slips.answers import no_such_attribute
+from flashmm.slips.attributes import PICTURES
 
 __all__ = ["PicturesByName"]
 
@@ -20,9 +22,15 @@ class PicturesByName:
         kinds = ", ".join(f"{self.place}.{name}(...)" for name in self._names())
         raise InputError(f"Say which picture: {kinds}.")
 
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "Pictures", own=PICTURES)
+
     def __repr__(self) -> str:
         return f"<pictures of {self.subject}: {', '.join(self._names())}>"
 
     def _names(self) -> list[str]:
-        own = vars(type(self)).items()
+        classes = [cls for cls in type(self).__mro__ if issubclass(cls, PicturesByName)]
+        own = [item for cls in classes for item in vars(cls).items()]
         return [name for name, value in own if callable(value) and not name.startswith("_")]

@@ -10,17 +10,19 @@ from flashmm.results import fixed_effects, influence, integrated, pictures
 from flashmm.results.contrast_results import TTestResults
 from flashmm.results.fitted import FittedModel
 from flashmm.results.moderation import feature_means
-from flashmm.results.pictures_by_name import PicturesByName
-from flashmm.results.plots_of_one_feature import FeaturePlots, of_contrasts
+from flashmm.results.plots_by_feature import PicturesByFeature
+from flashmm.results.plots_of_one_feature import of_contrasts
+from flashmm.slips.answers import answer_calls
 
 __all__ = ["ResultPlots"]
 
 
+@answer_calls
 @hold_methods
-class ResultPlots(PicturesByName):
+class ResultPlots(PicturesByFeature):
     """Pictures of a fit; each method draws one and returns the Axes of matplotlib.
 
-    They need matplotlib: ``pip install 'flashmm[plot]'``. The functions that draw, which take
+    They need matplotlib: ``pip install 'multilmm[plot]'``. The functions that draw, which take
     numbers, are those of `flashmm.plots`.
 
     Parameters
@@ -87,6 +89,16 @@ class ResultPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or there is no such contrast.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> result.plot.volcano("Age").get_xlabel()
+        'Age'
+        >>> plt.close("all")
         """
         return self._tests(contrast, features, options).plot.volcano(
             alpha=alpha, adjust=adjust, label=label, ax=ax
@@ -119,6 +131,16 @@ class ResultPlots(PicturesByName):
         InputError
             If matplotlib is not installed, there is no such contrast, or the means do not follow
             from the statistics.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> result.plot.ma("Age").get_ylabel()
+        'Age'
+        >>> plt.close("all")
         """
         means = feature_means(self.fitted)[self.fitted.positions(features)]
         return self._tests(contrast, features, options).plot.ma(
@@ -154,6 +176,16 @@ class ResultPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or there is no such contrast.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> len(result.plot.pvalues("Age", bins=10).patches)
+        10
+        >>> plt.close("all")
         """
         return self._tests(contrast, features, options).plot.pvalues(bins=bins, ax=ax)
 
@@ -176,6 +208,15 @@ class ResultPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or there is no such contrast.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> ax = result.plot.qq("Age")
+        >>> plt.close("all")
         """
         return self._tests(contrast, features, options).plot.qq(ax=ax)
 
@@ -213,6 +254,16 @@ class ResultPlots(PicturesByName):
         InputError
             If matplotlib is not installed, a contrast cannot be read, or more than 7 contrasts of
             several features are to be drawn.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> result.plot.forest("Age", features=["gene1", "gene2"]).get_xlabel()
+        'Age'
+        >>> plt.close("all")
         """
         tests = self._tests(contrasts, features, options)
         every = None if features is None else slice(None)
@@ -251,6 +302,16 @@ class ResultPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or a contrast cannot be read.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> result.plot.dots(features=["gene1", "gene2"]).get_xticklabels()[0].get_text()
+        'Age'
+        >>> plt.close("all")
         """
         tests = self._tests(contrasts, None, options)
         return of_contrasts(tests, "dots", contrasts)(
@@ -293,6 +354,16 @@ class ResultPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or an option is unknown.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> result.plot.fractions(["gene1", "gene2"]).get_xlabel()
+        'share of the variance'
+        >>> plt.close("all")
         """
         return pictures.fractions(
             self.fitted,
@@ -335,6 +406,16 @@ class ResultPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or a parameter is unknown.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> result.plot.theta().get_xlabel()
+        'variance, Individual'
+        >>> plt.close("all")
         """
         return pictures.theta(self.fitted, self.fitted.positions(features), x, y, log=log, ax=ax)
 
@@ -358,6 +439,16 @@ class ResultPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or the means do not follow from the statistics.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> result.plot.trend().get_ylabel()
+        'residual standard deviation'
+        >>> plt.close("all")
         """
         return pictures.trend(self.fitted, self.fitted.positions(features), robust, ax)
 
@@ -377,6 +468,16 @@ class ResultPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or nothing can be learned of such a fit.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> result.plot.ratio_prior().get_xlabel()
+        'variance over the residual variance'
+        >>> plt.close("all")
         """
         return integrated.default_ratio_prior(self.fitted).plot(ax=ax)
 
@@ -418,78 +519,20 @@ class ResultPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or no sums were kept by group.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "Reaction ~ Days + (1 | Subject)", data=sleep.data, sums_by="Subject"
+        ... )
+        >>> model.fit().plot.influence().get_xlabel()
+        "Cook's distance"
+        >>> plt.close("all")
         """
         found = influence.influence(self.fitted, self.fitted.positions(features), by, exact)
         return found.plot(contrast, alpha, ax=ax, **options)
-
-    # ---- one feature ---------------------------------------------------------------------------
-
-    def caterpillar(self, feature: Any, term: str | None = None, **options: Any) -> Any:
-        """Predicted random effects of one feature; see `FeaturePlots.caterpillar`.
-
-        Parameters
-        ----------
-        feature
-            Name of the feature; or its position, if no feature is called by a number.
-        term, **options
-            As in `FeaturePlots.caterpillar`.
-
-        Returns
-        -------
-        Axes
-        """
-        return self._one(feature).caterpillar(term, **options)
-
-    def profile(self, feature: Any, param: str | None = None, **options: Any) -> Any:
-        """Profile of one variance parameter of one feature; see `FeaturePlots.profile`.
-
-        Parameters
-        ----------
-        feature
-            Name of the feature; or its position, if no feature is called by a number.
-        param, **options
-            As in `FeaturePlots.profile`.
-
-        Returns
-        -------
-        Axes
-        """
-        return self._one(feature).profile(param, **options)
-
-    def residuals(self, feature: Any, Y: Any = None, data: Any = None, **options: Any) -> Any:
-        """The classic panels of one feature's residuals; see `FeaturePlots.residuals`.
-
-        Parameters
-        ----------
-        feature
-            Name of the feature; or its position, if no feature is called by a number.
-        Y, data, **options
-            As in `FeaturePlots.residuals`.
-
-        Returns
-        -------
-        ndarray of Axes
-        """
-        return self._one(feature).residuals(Y, data, **options)
-
-    def predictions(self, feature: Any, x: str, data: Any, Y: Any = None, **options: Any) -> Any:
-        """Predictions of one feature over its data; see `FeaturePlots.predictions`.
-
-        Parameters
-        ----------
-        feature
-            Name of the feature; or its position, if no feature is called by a number.
-        x, data, Y, **options
-            As in `FeaturePlots.predictions`.
-
-        Returns
-        -------
-        Axes
-        """
-        return self._one(feature).predictions(x, data, Y, **options)
-
-    def _one(self, feature: Any) -> FeaturePlots:
-        return FeaturePlots(self.fitted, self.fitted.positions([feature]))
 
     def _tests(self, contrast: Any, features: Any, options: Mapping[str, Any]) -> TTestResults:
         positions = self.fitted.positions(features)

@@ -13,15 +13,17 @@ from flashmm.results import fixed_effects, pictures, residuals
 from flashmm.results.contrast_results import TTestResults
 from flashmm.results.fitted import FittedModel
 from flashmm.results.pictures_by_name import PicturesByName
+from flashmm.slips.answers import answer_calls
 
 __all__ = ["FeaturePlots", "of_contrasts"]
 
 
+@answer_calls
 @hold_methods
 class FeaturePlots(PicturesByName):
     """Pictures of one feature; each method draws one and returns the Axes of matplotlib.
 
-    They need matplotlib: ``pip install 'flashmm[plot]'``. A feature without estimates gives empty
+    They need matplotlib: ``pip install 'multilmm[plot]'``. A feature without estimates gives empty
     Axes that say so.
 
     Parameters
@@ -73,6 +75,16 @@ class FeaturePlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or a contrast cannot be read.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
+        >>> one = model.fit().sel("Reaction")
+        >>> one.plot.forest().get_title()
+        'Reaction'
+        >>> plt.close()
         """
         tests = fixed_effects.t_test(self.fitted, self.position, contrasts, **options)
         return of_contrasts(tests, "forest", contrasts)(alpha=alpha, ax=ax)
@@ -111,6 +123,16 @@ class FeaturePlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or the model has no such random effects.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
+        >>> one = model.fit().sel("Reaction")
+        >>> one.plot.caterpillar("Subject", effect="Days").get_xlabel()
+        'predicted random effect, Days'
+        >>> plt.close()
         """
         return pictures.caterpillar(
             self.fitted, self.position, term, effect, se=se, alpha=alpha, sort=sort, ax=ax
@@ -140,6 +162,16 @@ class FeaturePlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or an option is unknown.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
+        >>> one = model.fit().sel("Reaction")
+        >>> one.plot.fractions().get_xlabel()
+        'share of the variance'
+        >>> plt.close()
         """
         return pictures.fractions(
             self.fitted, self.position, "bars", of=of, column_means=column_means, ax=ax
@@ -167,6 +199,16 @@ class FeaturePlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or the parameter is unknown.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
+        >>> one = model.fit().sel("Reaction")
+        >>> one.plot.profile("Subject[Days]").get_xlabel()
+        'variance, Subject[Days]'
+        >>> plt.close()
         """
         return pictures.profile(self.fitted, self.position, param, alpha, ax)
 
@@ -195,6 +237,16 @@ class FeaturePlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, there are not four Axes, or data do not fit.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
+        >>> one = model.fit().sel("Reaction")
+        >>> len(one.plot.residuals(data=sleep.data))
+        2
+        >>> plt.close()
         """
         return residuals.residual_panels(self.fitted, self.position, Y, data, axes, **options)
 
@@ -250,6 +302,16 @@ class FeaturePlots(PicturesByName):
         InputError
             If matplotlib is not installed, the model was built from matrices, or a column is
             absent.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> model = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data)
+        >>> one = model.fit().sel("Reaction")
+        >>> one.plot.predictions("Days", sleep.data).get_xlabel()
+        'Days'
+        >>> plt.close()
         """
         return pictures.predictions(
             self.fitted,

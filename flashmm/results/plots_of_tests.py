@@ -16,6 +16,7 @@ from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError, listing
 from flashmm.plots import intervals, many_tests
 from flashmm.results.pictures_by_name import PicturesByName
+from flashmm.slips.answers import answer_calls
 
 __all__ = ["Picturable", "TestPlots"]
 
@@ -26,7 +27,9 @@ SHOWN = 20
 class Picturable(Protocol):
     """Tests of the same hypotheses for every feature, as far as pictures need them."""
 
-    ds: xr.Dataset
+    @property
+    def ds(self) -> xr.Dataset:
+        """What the tests found."""
 
     @property
     def contrasts(self) -> list[str]:
@@ -54,11 +57,12 @@ class _OneContrast:
     status: NDArray[Any] | None
 
 
+@answer_calls
 @hold_methods
 class TestPlots(PicturesByName):
     """Pictures of tests; each method draws one and returns the Axes.
 
-    They need matplotlib: ``pip install 'flashmm[plot]'``.
+    They need matplotlib: ``pip install 'multilmm[plot]'``.
 
     Parameters
     ----------
@@ -117,6 +121,16 @@ class TestPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, the tests are joint ones, or an option is unknown.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.plot.volcano().get_xlabel()
+        'Age'
+        >>> plt.close()
         """
         one = self._one(contrast, adjust, "A volcano plot")
         return many_tests.volcano(
@@ -159,6 +173,16 @@ class TestPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, the tests are joint ones, or features have no mean.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.plot.ma(genes.Y[:20].mean(axis=1)).get_xlabel()
+        'mean of the feature'
+        >>> plt.close()
         """
         one = self._one(contrast, adjust, "An MA plot")
         means = np.asarray(in_order(mean, one.features, "`mean`", of="features", by_text=True))
@@ -200,6 +224,16 @@ class TestPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or the contrast is unknown.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> len(tests.plot.pvalues(bins=10).patches)
+        10
+        >>> plt.close()
         """
         one = self._one(contrast, "none")
         return many_tests.pvalue_histogram(
@@ -225,6 +259,15 @@ class TestPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, or the contrast is unknown.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> ax = tests.plot.qq()
+        >>> plt.close()
         """
         one = self._one(contrast, "none")
         return many_tests.qq(one.p, status=one.status, title=one.name, ax=ax)
@@ -262,6 +305,16 @@ class TestPlots(PicturesByName):
         InputError
             If matplotlib is not installed, the tests are joint ones or without limits, or more
             than 7 contrasts of several features are to be drawn.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.plot.forest(features=["gene1", "gene2"]).get_xlabel()
+        'Age'
+        >>> plt.close()
         """
         if not hasattr(self.tests, "conf_int"):
             raise InputError("A forest needs estimates with confidence limits; see `t_test`.")
@@ -310,6 +363,16 @@ class TestPlots(PicturesByName):
         ------
         InputError
             If matplotlib is not installed, the tests are joint ones, or a name is unknown.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> tests = model.fit().t_test("Age")
+        >>> tests.plot.dots(features=["gene1", "gene2"]).get_xticklabels()[0].get_text()
+        'Age'
+        >>> plt.close()
         """
         self._need_estimates("A dot plot")
         columns = self._columns(contrasts)

@@ -17,11 +17,12 @@ from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, listing
 from flashmm.inference.integrated.grid import RatioGrid
 from flashmm.inference.integrated.integration import Integration
+from flashmm.inference.integrated.scaling import NOT_FOLLOWING, Following
 from flashmm.inference.moderation import VariancePrior
 from flashmm.plots import variances
 from flashmm.slips.answers import answer_calls
 from flashmm.storage.files import load_dataset, reading, save_dataset
-from flashmm.storage.format_version import FORMAT, marked
+from flashmm.storage.format_version import FOLLOWING_FORMAT, FORMAT, marked
 
 __all__ = ["RatioPrior", "prior_of"]
 
@@ -44,7 +45,8 @@ class RatioPrior:
         the grid is laid out and the weights that say little. ``sigma2_df``, d0, and
         ``sigma2_location``, s0^2 in squared units of Y: the residual variance is s0^2 d0 over a
         chi-square on d0. With a trend, ``trend_at`` and ``trend_location`` (knot). Where d0 or
-        s0^2 differ by feature, ``feature_df`` and ``feature_location`` (feature).
+        s0^2 differ by feature, ``feature_df`` and ``feature_location`` (feature). Where ratios
+        follow the residual variance, ``residual_slope`` and ``residual_at``.
 
     Notes
     -----
@@ -52,6 +54,12 @@ class RatioPrior:
     of Y; s0^2 is in squared units of Y, and the ratio of a slope in those of its covariate. A fit
     of other features takes s0^2 from the trend at its own means, if there is one, and d0 of
     regular features.
+
+    From 200 features on it is also learned whether ratios follow the residual variance: the prior
+    of a feature's ratio is then that of the grid times (s^2 / ``residual_at``)^``residual_slope``,
+    with s^2 its moderated residual variance; a slope of -1 says that the variance of the random
+    effects has nothing to do with the residual variance. What is shown is the prior at
+    ``residual_at``. No slope is taken where the features do not say so clearly.
 
     Examples
     --------
@@ -99,8 +107,25 @@ class RatioPrior:
         """Features that it was learned from."""
         return int(self.ds.attrs["n_features"])
 
+    @property
+    def residual_slope(self) -> float:
+        """Slope of the logarithm of ratios on that of the residual variance; 0 for none."""
+        return self.following.slope
+
     def quantile(self, q: Any) -> pd.DataFrame:
-        """Quantiles of the ratios, each by itself: parameters x q."""
+        """Quantiles of the ratios, each by itself: parameters x q.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> result.ratio_prior.quantile([0.1, 0.5, 0.9]).round(1)
+                    0.1  0.5  0.9
+        param
+        Individual  0.6  5.5  8.3
+        """
         q = np.atleast_1d(np.asarray(q, dtype=np.float64))
         values = np.empty((len(self.params), q.size))
         for i, column in enumerate(self.ratios.to_numpy().T):
@@ -113,9 +138,10 @@ class RatioPrior:
     def __repr__(self) -> str:
         median = self.quantile(0.5).iloc[:, 0]
         shown = ", ".join(f"{name} {value:.3g}" for name, value in median.items()) or "none"
+        slope = f", to the power {self.residual_slope:g} in ratios" if self.residual_slope else ""
         return (
             f"<RatioPrior: {self.n_features} features, {self.weights.size} points; median ratio "
-            f"{shown}; residual variance {self.variance:.3g}, df {self.df:.3g}>"
+            f"{shown}; residual variance {self.variance:.3g}, df {self.df:.3g}{slope}>"
         )
 
     def plot(self, ax: Any = None) -> Any:
@@ -135,6 +161,15 @@ class RatioPrior:
         ------
         InputError
             If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> ax = result.ratio_prior.plot()
+        >>> plt.close()
         """
         return variances.ratio_prior(self.ratios.to_numpy(), self.weights, self.params, ax=ax)
 
@@ -147,8 +182,20 @@ class RatioPrior:
         ----------
         path
             File to write; ``.nc`` for netCDF, ``.zarr`` or ``.zarr.zip`` for zarr.
+
+        Examples
+        --------
+        >>> import tempfile, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result.ratio_prior.save(f"{folder}/prior.nc")
+        ...     fm.RatioPrior.load(f"{folder}/prior.nc").params
+        ['Individual']
         """
-        save_dataset(marked(self.ds, _KIND, FORMAT), path)
+        version = FOLLOWING_FORMAT if self.residual_slope else FORMAT
+        save_dataset(marked(self.ds, _KIND, version), path)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> RatioPrior:
@@ -158,6 +205,19 @@ class RatioPrior:
         ------
         InputError
             If the file holds something else.
+
+        Examples
+        --------
+        >>> import tempfile, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result.ratio_prior.save(f"{folder}/prior.nc")
+        ...     again = fm.RatioPrior.load(f"{folder}/prior.nc")
+        >>> tests = result.t_test("Age", df="integrated", prior=again)
+        >>> tests.df_method
+        'integrated'
         """
         ds = load_dataset(path, kind=_KIND)
         weights, line, points = ds["weight"].to_numpy(), ds["line"].to_numpy(), ds.sizes["point"]
@@ -166,6 +226,10 @@ class RatioPrior:
                 raise InputError("Its weights are no probabilities.")
             if not np.isfinite(ds["ratio"]).all() or (line < 0).any():
                 raise InputError("Its grid of ratios is none.")
+            if "residual_at" in ds and not (
+                np.isfinite(ds["residual_slope"]) & (ds["residual_at"] > 0)
+            ):
+                raise InputError("Its slope on the residual variance is none.")
         return cls(ds)
 
     # ---- in numbers ------------------------------------------------------------------------
@@ -180,8 +244,29 @@ class RatioPrior:
             ds["base"].to_numpy().astype(np.float64),
         )
 
+    @cached_property
+    def following(self) -> Following:
+        """How ratios follow the residual variance, in numbers."""
+        if "residual_slope" not in self.ds:
+            return NOT_FOLLOWING
+        return Following(float(self.ds["residual_slope"]), float(self.ds["residual_at"]))
+
     def check(self, params: tuple[str, ...]) -> None:
-        """Raise unless it is a prior of these parameters, the residual not counted."""
+        """Raise unless it is a prior of these parameters, the residual not counted.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> result.ratio_prior.check(("Individual",))
+        >>> result.ratio_prior.check(("Batch",))
+        Traceback (most recent call last):
+        ...
+        flashmm.exceptions.InputError: `prior` is one of the ratios of 'Individual', but this model
+        has 'Batch': a prior comes from a fit with the same random terms.
+        """
         if tuple(self.params) != params:
             raise InputError(
                 f"`prior` is one of the ratios of {listing(self.params)}, but this model has "
@@ -189,7 +274,18 @@ class RatioPrior:
             )
 
     def of_features(self, names: NDArray[Any], covariate: FloatArray | None) -> VariancePrior:
-        """Prior of the residual variance of some features, by name; covariate for the trend."""
+        """Prior of the residual variance of some features, by name; covariate for the trend.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> prior = result.ratio_prior.of_features(np.array(["gene3", "gene1"]), None)
+        >>> prior.variance.round(2).tolist(), prior.df.round(1).tolist()
+        ([1.95, 1.95], [7.5, 7.5])
+        """
         location = np.full(names.size, self.variance)
         df = np.full(names.size, self.df)
         if "trend_at" in self.ds and covariate is not None:
@@ -246,5 +342,8 @@ def prior_of(
         data["feature_df"] = (("feature",), sigma2.df)
         data["feature_location"] = (("feature",), sigma2.variance)
         coords["feature"] = names
+    if integration.following.slope:
+        data["residual_slope"] = ((), integration.following.slope)
+        data["residual_at"] = ((), integration.following.at)
     attrs = {"n_features": int(integration.known.sum()), "trend": trend}
     return RatioPrior(xr.Dataset(data, coords=coords, attrs=attrs))

@@ -93,7 +93,8 @@ def refit(
     if one_step:
         once = replace(options, max_iter=1)
         plan = replace(plan, options=once, fallback=None, second_search=False)
-    return fit_features(stats, projection, likelihood, plan, theta0, residual), projection
+    found = fit_features(stats, projection, likelihood, plan, theta0, residual)
+    return found.dataset, projection
 
 
 def replicate_fits(

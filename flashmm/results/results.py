@@ -15,6 +15,7 @@ from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.likelihood import AnyProjection
 from flashmm.results import anndata_out, comparison, files, summary, tidy
 from flashmm.results.contrast_results import TTestResults
+from flashmm.results.deferred import Deferred
 from flashmm.results.feature_results import FeatureResults
 from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.methods.fixed_effects import FixedEffectMethods
@@ -29,6 +30,7 @@ from flashmm.results.methods.terms import TermMethods
 from flashmm.results.pages import SummaryPage
 from flashmm.results.plots_of_fits import ResultPlots
 from flashmm.slips.answers import answer_calls, no_such_attribute
+from flashmm.slips.attributes import RESULTS
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -79,7 +81,7 @@ class MultiLMMResults(
 
     def __init__(
         self,
-        ds: xr.Dataset,
+        ds: xr.Dataset | Deferred,
         stats: SummaryStats | PatternedStats,
         options: FitOptions,
         projection: AnyProjection | None = None,
@@ -98,7 +100,7 @@ class MultiLMMResults(
     if not TYPE_CHECKING:  # which would believe in every attribute
 
         def __getattr__(self, name: str) -> Any:
-            return no_such_attribute(self, name, "Results")
+            return no_such_attribute(self, name, "Results", own=RESULTS)
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
@@ -261,6 +263,20 @@ class MultiLMMResults(
         -------
         MultiLMMResults
             Nothing is fitted again. These results themselves where no sample is missing.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> Y = genes.Y[:3].copy()
+        >>> Y.iloc[0, :7] = float("nan")  # gene1 lacks seven samples
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "~ Age", "(1 | Individual)", genes.data, Y, missing="feature"
+        ... )
+        >>> model.fit().of_pattern("gene1")
+        <MultiLMMResults: REML, 1 features, 1 converged; n=93, p=2, q=25>
+        >>> model.fit().of_pattern("gene2")
+        <MultiLMMResults: REML, 2 features, 2 converged; n=100, p=2, q=25>
         """
         fitted, _ = self.fitted.around(int(self.fitted.positions([feature])[0]))
         return self if fitted is self.fitted else self._of(fitted)
@@ -277,6 +293,17 @@ class MultiLMMResults(
         -------
         SummaryPage
             Prints as text, shows as HTML in a notebook.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> result = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit()
+        >>> print(result.summary())
+                            Mixed Linear Model Regression Results
+        ==============================================================================
+        Fixed:   ~ Days
+        ...
         """
         if feature is not None or self.stats.m == 1:
             feature = slice(None) if feature is None else [feature]
@@ -333,7 +360,7 @@ class MultiLMMResults(
     def plot(self) -> ResultPlots:
         """Pictures: ``result.plot.volcano("trt")``, ``qq``, ``forest``, ``fractions``, ``theta``.
 
-        They need matplotlib: ``pip install 'flashmm[plot]'``.
+        They need matplotlib: ``pip install 'multilmm[plot]'``.
         """
         return ResultPlots(self.fitted)
 
@@ -418,6 +445,16 @@ class MultiLMMResults(
         path
             File to write, ``.nc``, ``.zarr`` or ``.zarr.zip``; an existing file is replaced once
             the new one is complete, the target of a link in its place.
+
+        Examples
+        --------
+        >>> import tempfile, flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> result = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result.save(f"{folder}/fit.nc")
+        ...     fm.load(f"{folder}/fit.nc")
+        <MultiLMMResults: REML, 1 features, 1 converged; n=180, p=2, q=36>
         """
         files.save_results(self.fitted, path)
 
@@ -434,5 +471,16 @@ class MultiLMMResults(
         ------
         InputError
             If the file holds something else or comes from a later format.
+
+        Examples
+        --------
+        >>> import tempfile, flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> result = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result.save(f"{folder}/fit.nc")
+        ...     again = fm.MultiLMMResults.load(f"{folder}/fit.nc")
+        >>> again.params.equals(result.params)
+        True
         """
         return cls._of(files.load_results(path))

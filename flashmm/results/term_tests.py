@@ -16,10 +16,10 @@ from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve
 from flashmm.inference.tails import chi2_sf
 from flashmm.inference.variance_tests import ZeroHypothesis, asymptotic_null, zero_hypotheses
 from flashmm.results.cluster_robust import MODEL, sandwich_of
-from flashmm.results.contrast_results import FTestResults
 from flashmm.results.estimability import Hypothesis
 from flashmm.results.fitted import FittedModel
 from flashmm.results.fixed_effects import f_tests, type3_terms
+from flashmm.results.joint_results import FTestResults
 from flashmm.results.refit import refit
 from flashmm.results.variance_tests import gain
 from flashmm.solvers.verdict_texts import Status

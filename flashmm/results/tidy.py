@@ -186,7 +186,7 @@ def to_excel(
                 _as_text(writer.sheets[name])
     except ImportError:
         raise InputError(
-            "Writing Excel needs openpyxl: pip install 'flashmm[excel]' (or 'pandas[excel]')."
+            "Writing Excel needs openpyxl: pip install 'multilmm[excel]' (or 'pandas[excel]')."
         ) from None
 
 

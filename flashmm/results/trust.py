@@ -30,7 +30,7 @@ def doubt(fitted: FittedModel, df: str = DEFAULT_DF, L: FloatArray | None = None
     """
     if df in (INTEGRATED, KNAPP_HARTUNG):
         return ""
-    status = fitted.ds["status"].to_numpy()
+    status = fitted.array("status")
     found = []
     terms = fitted.stats.structure.terms
     fewest = min(terms, key=lambda term: len(term.levels), default=None)

@@ -48,6 +48,15 @@ class SimulatedRNASeq:
         ``gene``, ``beta`` (natural log fold change) and the ``cluster`` where it applies.
     treatment : str
         The condition that carries the effects.
+
+    Examples
+    --------
+    >>> import flashmm as fm
+    >>> sim = fm.simulate.rnaseq(n_genes=20, n_cells=300, n_samples=6, n_clusters=2, rng=1)
+    >>> sim.counts.shape, list(sim.metadata)
+    ((20, 300), ['sam', 'cls', 'trt', 'libsize'])
+    >>> sim.de_genes.columns.tolist()
+    ['gene', 'beta', 'cluster']
     """
 
     ref_mean_dispersion: pd.DataFrame

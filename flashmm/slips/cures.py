@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from flashmm.slips.arguments import MORE, OF_FUNCTION
 
 __all__ = [
     "ATTRIBUTES",
@@ -256,6 +259,23 @@ PACKAGE: dict[str, str] = {
     **dict.fromkeys(("makeContrasts", "contrasts"), "it is flashmm.contrast_matrix"),
     "anova": "it is a method of results: result.anova(), result.compare_lr_test(other)",
     "emmeans": "it is a method of results: result.marginal_means(specs)",
+    **dict.fromkeys(
+        ("read_h5ad", "read_anndata", "read_zarr"),
+        "files are read by MultiLMM.from_anndata('cells.h5ad', '~ x + (1 | g)')",
+    ),
+    **dict.fromkeys(("save", "write"), "it is a method: result.save(path)"),
+    **dict.fromkeys(
+        ("pl", "plot", "plotting", "volcano", "volcano_plot"),
+        "pictures are result.plot.volcano(contrast), ..., and functions in flashmm.plots",
+    ),
+    **dict.fromkeys(("tl", "pp", "tools", "get"), "write MultiLMM.from_anndata(adata, '~ ...')"),
+    **dict.fromkeys(("Results", "LMMResults"), "it is flashmm.MultiLMMResults"),
+    **dict.fromkeys(("Model", "LMM", "MultiLmm", "Lmm"), "it is flashmm.MultiLMM"),
+    **dict.fromkeys(
+        ("de", "DE", "test", "differential_expression", "rank_genes_groups"),
+        "fit a model, and test contrasts: result.t_test(contrast).top_table()",
+    ),
+    **dict.fromkeys(("TMM", "calcNormFactors"), "see flashmm.voom(norm_factors='TMM')"),
 }
 
 
@@ -271,10 +291,25 @@ def _criterion(value: Any) -> str:
     return "REML" if value else "ML"
 
 
-def argument_cure(name: str, value: Any) -> str:
-    """What to write in place of an argument that there is none of; empty where it is not known."""
-    cure = _ARGUMENTS.get(name)
-    return "" if cure is None else cure(value)
+def argument_cure(name: str, value: Any, function: str = "", names: Sequence[str] = ()) -> str:
+    """What to write in place of an argument that there is none of; empty where it is not known.
+
+    Parameters
+    ----------
+    name, value
+        The argument.
+    function, names
+        What it was passed to, and the arguments of that: one that it does not have is no cure.
+    """
+    if own := OF_FUNCTION.get(function, {}).get(name):
+        return own
+    for table in (_ARGUMENTS, MORE):
+        if name in table:
+            cure = table[name](value)
+            called = re.search(r"called `(\w+)`(?! in\b)", cure)
+            if called is None or not names or called[1] in names:
+                return cure
+    return ""
 
 
 def known(table: Mapping[str, str], name: str) -> str:

@@ -138,7 +138,8 @@ def maximise_in_batches(
         total.put(batch, part)
 
     features = np.flatnonzero(usable)
-    if features.size:  # makes what features share, before threads need it
+    if features.size > likelihood.batch_size(memory // SHARES):
+        # Makes what features share, before threads need it.
         likelihood.evaluate(theta0[features[:1]], features[:1])
     with counted(progress, features.size, unit="feature", desc="fit") as done:
         over_batches(fit, likelihood, features, memory=memory, n_jobs=n_jobs, done=done)

@@ -11,6 +11,17 @@ class Status(IntEnum):
     """How the fit of one feature ended.
 
     Codes up to ``INDEFINITE`` are stationary points and count as converged.
+
+    Examples
+    --------
+    >>> import flashmm as fm
+    >>> sleep = fm.datasets.sleepstudy()
+    >>> result = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit()
+    >>> status = fm.Status["CONVERGED"]
+    >>> status.label, status.is_converged
+    ('converged', True)
+    >>> result.status.tolist()
+    ['converged']
     """
 
     CONVERGED = 0

@@ -157,7 +157,7 @@ def _open_group(group: Any, layer: str | None, name: str) -> OpenedAnnData:
         from anndata.io import read_elem  # noqa: PLC0415  (an optional package)
     except ImportError:
         raise InputError(
-            f"Reading {name!r} needs anndata: pip install 'flashmm[anndata]'."
+            f"Reading {name!r} needs anndata: pip install 'multilmm[anndata]'."
         ) from None
     if hasattr(group, "shape"):
         raise InputError(f"{name!r} is an array, not an AnnData table.")

@@ -50,7 +50,8 @@ def _parts(adata: Any) -> Mapping[str, Any] | None:
     """The AnnData objects inside, by name; None for another object."""
     for attribute in ("mod", "tables"):
         parts = getattr(adata, attribute, None)
-        if isinstance(parts, Mapping) and not hasattr(adata, "X"):
+        # MuData has an X too, but no AnnData has parts.
+        if isinstance(parts, Mapping) and all(hasattr(part, "obs") for part in parts.values()):
             return parts
     return None
 

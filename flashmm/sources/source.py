@@ -265,7 +265,7 @@ class Source:
         if factors is not None:
             values = _divide_samples(values, factors)
         values = apply_transform(values, self.transform)
-        if missing is not None and missing.any():
+        if missing is not None and values is not before and missing.any():
             values = _zero_where(values, missing)
         stored = values.data if sp.issparse(values) else values
         with np.errstate(over="ignore", invalid="ignore"):

@@ -87,7 +87,7 @@ def _open_hdf5(path: Path) -> Any:
     try:
         import h5py  # noqa: PLC0415  (an optional package, which anndata requires)
     except ImportError:
-        raise InputError(f"Reading {path.name!r} needs h5py: pip install 'flashmm[io]'.") from None
+        raise InputError(f"Reading {path.name!r} needs h5py: pip install 'multilmm[io]'.") from None
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -99,7 +99,7 @@ def _open_zarr(path: Path) -> Any:
         import zarr  # noqa: PLC0415  (an optional package)
     except ImportError:
         raise InputError(
-            f"Reading {path.name!r} needs zarr: pip install 'flashmm[zarr]'."
+            f"Reading {path.name!r} needs zarr: pip install 'multilmm[zarr]'."
         ) from None
     try:
         store = zarr.storage.ZipStore(path, mode="r") if path.suffix == ".zip" else path

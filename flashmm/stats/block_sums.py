@@ -22,6 +22,9 @@ from flashmm.sources import Block
 from flashmm.sources.source import per_element
 from flashmm.sources.transforms import with_data
 
+# Elements of a dense block that are worked on together.
+_CACHED = 2**16
+
 __all__ = [
     "BlockSums",
     "DesignColumns",
@@ -59,7 +62,8 @@ class DesignColumns:
     @cached_property
     def transposed_Z(self) -> sp.csr_array:
         """Z', by rows."""
-        return sp.csr_array(self.Z[:].T)
+        Z = self.Z[:] if isinstance(self.Z, LayeredMatrix) else self.Z
+        return Z.T.tocsr()
 
     def transposed_Z_of(self, samples: slice | IntArray) -> sp.csr_array:
         """The columns of Z' of some samples."""
@@ -250,14 +254,30 @@ def block_sums(
         if sp.issparse(values):
             _add_sparse(values, samples, design, here, into, groups)
         else:
-            weighted = values if here is None else values * here
-            if isinstance(design.X, CompactMatrix):
-                into.XY[:] += design.X.transposed_times(samples, weighted.T)
-            else:
-                into.XY[:] += (weighted @ design.X[samples]).T
-            into.ZY[:] += np.asarray(design.transposed_Z_of(samples) @ weighted.T)
-            into.yy[:] += (weighted * values).sum(axis=1)
+            _add_dense(values, samples, design, here, into)
     return into
+
+
+def _add_dense(
+    values: FloatArray,
+    samples: slice | IntArray,
+    design: DesignColumns,
+    weights: FloatArray | None,
+    into: BlockSums,
+) -> None:
+    weighted = values if weights is None else values * weights
+    if isinstance(design.X, CompactMatrix):
+        into.XY[:] += design.X.transposed_times(samples, weighted.T)
+    else:
+        into.XY[:] += (weighted @ design.X[samples]).T
+    Z = design.transposed_Z_of(samples)
+    # What is copied, the transposed and the squares, stays in the processor's cache.
+    step = max(16, _CACHED // max(values.shape[1], 1))
+    for start in range(0, values.shape[0], step):
+        slots = slice(start, start + step)
+        some = weighted[slots]
+        into.ZY[:, slots] += np.asarray(Z @ some.T)
+        into.yy[slots] += (some * values[slots]).sum(axis=1)
 
 
 def _add_by_group(

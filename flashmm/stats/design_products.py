@@ -6,13 +6,15 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm.arrays.types import FloatArray
-from flashmm.designs.compact import Layer, steps
+from flashmm.designs.compact import CompactMatrix, Layer, LayeredMatrix, steps
 from flashmm.stats.block_sums import DesignColumns
 
 __all__ = ["design_products"]
 
 # Pairs of codes up to which they are counted in a dense table.
 _PAIRS = 2**22
+# Samples at a time.
+_ROWS = 2**14
 
 
 def design_products(
@@ -90,8 +92,14 @@ def _by_rows(
     """Some samples at a time."""
     X, Z = columns.X, columns.Z
     p, q = X.shape[1], Z.shape[1]
+    if weights is None and X.shape[0] <= _ROWS and not isinstance(X, CompactMatrix):
+        transposed_Z = columns.transposed_Z
+        ZZ = transposed_Z @ (Z[:] if isinstance(Z, LayeredMatrix) else Z)
+        ZZ.eliminate_zeros()
+        ZZ.sort_indices()
+        return X.T @ X, transposed_Z @ X, ZZ
     XX, ZX, ZZ = np.zeros((p, p)), np.zeros((q, p)), sp.csr_array((q, q))
-    for here in steps(X.shape[0], 2**14):
+    for here in steps(X.shape[0], _ROWS):
         part_X, part_Z = X[here], Z[here]
         weighted_X, weighted_Z = part_X, part_Z
         if weights is not None:

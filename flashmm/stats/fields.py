@@ -144,13 +144,15 @@ class Sums:
         fields["yy"] = np.atleast_1d(fields["yy"])
         if sp.issparse(self.ZZ):
             check_sparse(self.ZZ, "ZZ")
-            fields["ZZ"] = sp.csr_array(self.ZZ).astype(np.float64)
+            ready = type(self.ZZ) is sp.csr_array and self.ZZ.dtype == np.float64
+            fields["ZZ"] = self.ZZ.copy() if ready else sp.csr_array(self.ZZ).astype(np.float64)
         else:
             fields["ZZ"] = float_array(self.ZZ, "ZZ")
         for name in ("XX", "XY", "ZX", "ZY", "ZZ"):
             if fields[name].ndim != 2:
                 raise InputError(f"{name} must be a matrix; it has {fields[name].ndim} dimensions.")
-        fields["ZZ"] = sp.csr_array(fields["ZZ"])
+        if not sp.issparse(fields["ZZ"]):
+            fields["ZZ"] = sp.csr_array(fields["ZZ"])
         p, m = fields["XY"].shape
         q = fields["ZZ"].shape[0]
         check_shapes(fields, p, q, m)
@@ -193,11 +195,29 @@ class Sums:
         return int(self.ZZ.shape[0])
 
     def noting(self, aliased: Aliasing | None) -> Self:
-        """The same with a note of columns of X that were left out."""
+        """The same with a note of columns of X that were left out.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> model.stats.noting(None).aliased is None
+        True
+        """
         return replace(self, aliased=aliased)
 
     def at(self, positions: IntArray) -> Self:
-        """The sums of the features at some positions, in that order."""
+        """The sums of the features at some positions, in that order.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> model.stats.at(np.array([6, 1])).feature_names.tolist()
+        ['gene7', 'gene2']
+        """
         return replace(
             self,
             XY=self.XY[:, positions],
@@ -209,11 +229,31 @@ class Sums:
         )
 
     def of_groups(self, change: Callable[[Any], Any]) -> GroupSums | None:
-        """The sums by group with something done to each; None where there are none."""
+        """The sums by group with something done to each; None where there are none.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "~ Age", "(1 | Individual)", genes.data, genes.Y[:20], sums_by="Individual"
+        ... )
+        >>> model.stats.of_groups(lambda sums: sums.n).parts[:3]
+        (4, 4, 4)
+        """
         return None if self.groups is None else self.groups.each(change)
 
     def centred_at(self, positions: IntArray) -> CentredSums:
-        """X'(y - X a), Z'(y - X a) and a of some features alone."""
+        """X'(y - X a), Z'(y - X a) and a of some features alone.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> model.stats.centred_at(np.array([6, 1])).XY.shape
+        (2, 2)
+        """
         XY, ZY, a = self.XY[:, positions], self.ZY[:, positions], np.zeros((self.p, positions.size))
         shift = None if self.shift is None else self.shift.at(positions, self.m)
         if shift is not None:
@@ -225,6 +265,15 @@ class Sums:
         """X'y, Z'y and y'y after subtracting X a, and a, shapes (p, m), (q, m), (m,), (p, m).
 
         a is zero for all features but those in ``shift``.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> XY, ZY, yy, a = model.stats.centred()
+        >>> XY.shape, ZY.shape, yy.shape, a.any().item()  # no feature needs it here
+        ((2, 20), (25, 20), (20,), False)
         """
         a = np.zeros_like(self.XY)
         XY, ZY, yy = self.XY, self.ZY, self.yy

@@ -9,13 +9,14 @@ from functools import partial
 
 import numpy as np
 
-from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.compact import CompactMatrix, steps
 from flashmm.designs.design import CovarianceStructure, Design
 from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
 from flashmm.sources import Block, Source
 from flashmm.sources.dask_arrays import DaskReader
+from flashmm.sources.scans import missing_values
 from flashmm.stats import grouping as groups
 from flashmm.stats.algebra import added, without_levels
 from flashmm.stats.block_sums import (
@@ -100,9 +101,15 @@ def first_sums(
     block_bytes: int,
     workers: int | None,
     progress: bool | None,
+    absent: BoolArray | None = None,
 ) -> PassSums:
-    """One pass over a source that can be read again, where its blocks are."""
+    """One pass over a source that can be read again, where its blocks are.
+
+    Where values are missing is put into ``absent`` (m, n), if it is given.
+    """
     if isinstance(source.reader, DaskReader):
+        if absent is not None:
+            absent[:] = missing_values(source, block_bytes)
         return sum_parts(
             source, columns, weights, block_bytes=block_bytes, threads=workers, progress=progress
         )
@@ -113,6 +120,7 @@ def first_sums(
         workers=_threads(source, workers),
         block_bytes=block_bytes,
         progress=progress,
+        absent=absent,
     )
 
 

@@ -15,12 +15,12 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
-from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 
 __all__ = ["DesignSums", "OwnColumns", "RowProducts", "add_design_sums", "pairs_of_columns"]
 
-# Sums of so many bytes are made at once.
-_CHUNK_BYTES = 2**25
+# Sums of so many bytes are made at once: few enough that weights stay in the cache meanwhile.
+_CHUNK_BYTES = 2**21
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,12 @@ class DesignSums:
         """Some of the designs."""
         own = (field.name for field in fields(self) if field.name not in ("rows", "columns"))
         return replace(self, **{name: getattr(self, name)[index] for name in own})
+
+    def put(self, index: IntArray, some: DesignSums) -> None:
+        """Overwrite some of the designs, in place."""
+        for field in fields(self):
+            if field.name not in ("rows", "columns"):
+                getattr(self, field.name)[index] = getattr(some, field.name)
 
     def selected(self, coefs: IntArray, columns: IntArray) -> DesignSums:
         """With only some columns of X and of Z, in that order."""
@@ -269,14 +275,26 @@ class RowProducts:
         return sp.csr_array(self.Z.T)
 
     @cached_property
+    def noise_columns(self) -> list[FloatArray]:
+        """The columns of ``noise``, each in one piece."""
+        return [np.ascontiguousarray(column) for column in self.noise.T]
+
+    @cached_property
     def XX(self) -> dict[tuple[tuple[int, ...], tuple[int, ...]], FloatArray]:
-        """Products of the columns of two groups, each shape (n, p_u p_v)."""
+        """Products of the columns of two groups, each shape (n, p_u p_v).
+
+        Of a group with itself only those of the upper triangle, row by row.
+        """
         groups, found = self.own.groups, {}
         keys = list(groups)
         for i, u in enumerate(keys):
             for v in keys[i:]:
                 left, right = self.X[:, groups[u]], self.X[:, groups[v]]
-                found[u, v] = (left[:, :, None] * right[:, None, :]).reshape(left.shape[0], -1)
+                if u == v:
+                    rows, columns = np.triu_indices(left.shape[1])
+                    found[u, v] = left[:, rows] * left[:, columns]
+                else:
+                    found[u, v] = (left[:, :, None] * right[:, None, :]).reshape(left.shape[0], -1)
         return found
 
     @cached_property
@@ -324,7 +342,7 @@ def add_design_sums(
     into: DesignSums,
     slots: IntArray,
     products: RowProducts,
-    weights: FloatArray,
+    weights: FloatArray | BoolArray,
     values: Sequence[FloatArray] = (),
 ) -> None:
     """Add the sums over some samples to those of some designs, in place.
@@ -338,58 +356,82 @@ def add_design_sums(
     products
         Products of the rows of the samples.
     weights
-        Their weights, shape (f, n); zero for a sample that is not there.
+        Their weights, shape (f, n); zero for a sample that is not there. Booleans where each is
+        there or not.
     values
         The covariates that are features' own, each of that shape; finite.
     """
     p, q = into.p, into.q
     width = 8 * (max(q * p, into.rows.size) + 4 * weights.shape[1] + p * p)
     step = max(16, _CHUNK_BYTES // max(width, 1))
+    together = slots.size > 0 and bool((np.diff(slots) == 1).all())
     for start in range(0, slots.size, step):
-        here = slice(start, start + step)
-        _add_some(into, slots[here], products, weights[here], [part[here] for part in values])
+        stop = min(start + step, slots.size)
+        here = slice(start, stop)
+        if together:
+            some = into.at(slice(int(slots[start]), int(slots[stop - 1]) + 1))  # views
+            _add_some(some, products, weights[here], [part[here] for part in values])
+            continue
+        some = into.at(slots[here])
+        _add_some(some, products, weights[here], [part[here] for part in values])
+        into.put(slots[here], some)
 
 
 def _add_some(
     into: DesignSums,
-    slots: IntArray,
     products: RowProducts,
-    weights: FloatArray,
+    given: FloatArray | BoolArray,
     values: Sequence[FloatArray],
 ) -> None:
-    own, q, f = products.own, into.q, slots.size
-    there = weights > 0
-    into.n[slots] += there.sum(axis=1)
-    if there.all():
-        logs = np.log(weights)
+    """The same for all the designs of ``into``."""
+    own, q, f = products.own, into.q, into.count
+    there = given > 0
+    count = np.count_nonzero(there, axis=1)
+    into.n[:] += count
+    plain = given.dtype == bool
+    seen = np.ascontiguousarray(there, dtype=np.float64)
+    weights = seen if plain else np.ascontiguousarray(given, dtype=np.float64)
+    if plain:
+        into.total[:] += count
     else:
         logs = np.log(weights, out=np.zeros_like(weights), where=there)
-    into.log_weights[slots] += logs.sum(axis=1)
-    into.total[slots] += weights.sum(axis=1)
-    signed = weights.copy()
+        into.log_weights[:] += logs.sum(axis=1)
+        into.total[:] += weights.sum(axis=1)
+    signed = weights
     for number, part in enumerate(values):
-        signed += weights * part * (number + 2)
-    into.signature[slots] += np.stack(
-        [(signed * noise).sum(axis=1) for noise in products.noise.T], axis=1
-    )
+        signed = signed + weights * part * (number + 2)
+    for k in range(products.noise.shape[1]):
+        # Row by row, so that equal weights have equal signatures wherever they stand.
+        into.signature[:, k] += np.einsum("fn,n->f", signed, products.noise_columns[k])
     factors = {u: own.factor(u, values) for u in own.groups}
-    seen, turned = there.astype(np.float64), np.ascontiguousarray(weights.T)
+    turned = np.ascontiguousarray(weights.T)
     for u, columns in own.groups.items():
         factor = factors[u]
+        X = products.X[:, columns]
         mine = seen if factor is None else seen * factor
-        into.X_sums[np.ix_(slots, columns)] += mine @ products.X[:, columns]
+        X_sums = mine @ X
+        into.X_sums[:, columns] += X_sums
         weighted = weights if factor is None else weights * factor
-        into.WX_sums[np.ix_(slots, columns)] += weighted @ products.X[:, columns]
+        into.WX_sums[:, columns] += X_sums if plain else weighted @ X
         by_sample = turned if factor is None else np.ascontiguousarray(weighted.T)
         ZX = (products.ZX[u] @ by_sample).T.reshape(f, q, columns.size)
-        into.ZX[np.ix_(slots, np.arange(q), columns)] += ZX
+        if columns.size == into.p:
+            into.ZX[:] += ZX
+        else:
+            into.ZX[:, :, columns] += ZX
     for (u, v), outer in products.XX.items():
         weighted = weights
         for factor in (factors[u], factors[v]):
             weighted = weighted if factor is None else weighted * factor
         left, right = own.groups[u], own.groups[v]
-        XX = (weighted @ outer).reshape(f, left.size, right.size)
-        into.XX[np.ix_(slots, left, right)] += XX
-        if u != v:
-            into.XX[np.ix_(slots, right, left)] += np.swapaxes(XX, 1, 2)
-    into.ZZ[slots] += (products.ZZ @ turned).T
+        XX = weighted @ outer
+        if u == v:
+            rows, cols = np.triu_indices(left.size)
+            into.XX[:, left[rows], left[cols]] += XX
+            off = rows != cols
+            into.XX[:, left[cols[off]], left[rows[off]]] += XX[:, off]
+        else:
+            XX = XX.reshape(f, left.size, right.size)
+            into.XX[:, left[:, None], right] += XX
+            into.XX[:, right[:, None], left] += np.swapaxes(XX, 1, 2)
+    into.ZZ[:] += (products.ZZ @ turned).T

@@ -22,7 +22,8 @@ from flashmm.arrays.types import IntArray
 from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, listing
-from flashmm.slips.answers import answer_calls
+from flashmm.slips.answers import answer_calls, no_index, no_such_attribute
+from flashmm.slips.attributes import STATS
 from flashmm.stats.algebra import added, column_positions, refuse_others, subtracted
 from flashmm.stats.fields import Shift
 from flashmm.stats.own_designs import (
@@ -70,12 +71,33 @@ class PatternedStats:
         Design of each feature, shape (m,).
     own
         The covariates that are features' own, and the coefficients that they belong to.
+
+    Examples
+    --------
+    >>> import flashmm as fm
+    >>> genes = fm.datasets.varpart()
+    >>> Y = genes.Y[:3].copy()
+    >>> Y.iloc[0, :7] = float("nan")  # gene1 lacks seven samples
+    >>> model = fm.MultiLMM.from_formula(
+    ...     "~ Age", "(1 | Individual)", genes.data, Y, missing="feature"
+    ... )
+    >>> model.stats
+    <PatternedStats: n=93 to 100 of 100 samples in 2 patterns, m=3 features, p=2 fixed effects, q=25
+    random effects>
     """
 
     sums: SummaryStats
     designs: DesignSums
     pattern: IntArray
     own: OwnColumns
+
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "Statistics", own=STATS)
+
+    __getitem__ = no_index("A set of statistics", "features are chosen by stats.take(features)")
+    __iter__ = None
 
     def __repr__(self) -> str:
         s, counts = self.sums, self.nobs
@@ -130,7 +152,20 @@ class PatternedStats:
         return self.sums.aliased
 
     def noting(self, aliased: Aliasing | None) -> PatternedStats:
-        """The same with a note of columns of X that were left out."""
+        """The same with a note of columns of X that were left out.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> Y = genes.Y[:3].copy()
+        >>> Y.iloc[0, :7] = float("nan")  # gene1 lacks seven samples
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "~ Age", "(1 | Individual)", genes.data, Y, missing="feature"
+        ... )
+        >>> model.stats.noting(None).aliased is None
+        True
+        """
         return replace(self, sums=self.sums.noting(aliased))
 
     @property
@@ -146,7 +181,20 @@ class PatternedStats:
     # ---- keeping it --------------------------------------------------------------------------
 
     def to_dataset(self) -> xr.Dataset:
-        """The statistics, the designs and the patterns as an xarray Dataset."""
+        """The statistics, the designs and the patterns as an xarray Dataset.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> Y = genes.Y[:3].copy()
+        >>> Y.iloc[0, :7] = float("nan")  # gene1 lacks seven samples
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "~ Age", "(1 | Individual)", genes.data, Y, missing="feature"
+        ... )
+        >>> dict(model.stats.to_dataset()["pattern"].sizes)
+        {'feature': 3}
+        """
         designs = self.designs
         ds = self.sums.to_dataset().assign(
             {f"own_{name}": (dims, getattr(designs, name)) for name, dims in _DESIGN_FIELDS.items()}
@@ -170,7 +218,20 @@ class PatternedStats:
 
     @classmethod
     def from_dataset(cls, ds: xr.Dataset) -> PatternedStats:
-        """The inverse of `to_dataset`; also of the format that held the rows of X and Z."""
+        """The inverse of `to_dataset`; also of the format that held the rows of X and Z.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> Y = genes.Y[:3].copy()
+        >>> Y.iloc[0, :7] = float("nan")  # gene1 lacks seven samples
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "~ Age", "(1 | Individual)", genes.data, Y, missing="feature"
+        ... )
+        >>> fm.PatternedStats.from_dataset(model.stats.to_dataset()).pattern.tolist()
+        [0, 1, 1]
+        """
         sums = SummaryStats.from_dataset(ds)
         pattern = ds["pattern"].to_numpy().astype(np.intp)
         own = OwnColumns.none(sums.p)
@@ -188,12 +249,42 @@ class PatternedStats:
         return cls(sums, designs, pattern, own)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the statistics, the designs and the patterns; as `SummaryStats.save`."""
+        """Write the statistics, the designs and the patterns; as `SummaryStats.save`.
+
+        Examples
+        --------
+        >>> import tempfile, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> Y = genes.Y[:3].copy()
+        >>> Y.iloc[0, :7] = float("nan")  # gene1 lacks seven samples
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "~ Age", "(1 | Individual)", genes.data, Y, missing="feature"
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.stats.save(f"{folder}/sums.nc")
+        ...     fm.PatternedStats.load(f"{folder}/sums.nc").m
+        3
+        """
         save_dataset(self.to_dataset(), path)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> PatternedStats:
-        """Read statistics that `save` wrote; checked as `SummaryStats.load` does."""
+        """Read statistics that `save` wrote; checked as `SummaryStats.load` does.
+
+        Examples
+        --------
+        >>> import tempfile, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> Y = genes.Y[:3].copy()
+        >>> Y.iloc[0, :7] = float("nan")  # gene1 lacks seven samples
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "~ Age", "(1 | Individual)", genes.data, Y, missing="feature"
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.stats.save(f"{folder}/sums.nc")
+        ...     fm.PatternedStats.load(f"{folder}/sums.nc").pattern.tolist()
+        [0, 1, 1]
+        """
         ds = load_dataset(path, kind="PatternedStats")
         with reading(path):
             return cls.from_dataset(ds)
@@ -304,11 +395,37 @@ class PatternedStats:
         return np.split(order, np.cumsum(counts)[:-1])
 
     def members(self, pattern: int) -> IntArray:
-        """Positions of the features with a pattern, ascending."""
+        """Positions of the features with a pattern, ascending.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> Y = genes.Y[:3].copy()
+        >>> Y.iloc[0, :7] = float("nan")  # gene1 lacks seven samples
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "~ Age", "(1 | Individual)", genes.data, Y, missing="feature"
+        ... )
+        >>> model.stats.pattern.tolist(), model.stats.members(1).tolist()
+        ([0, 1, 1], [1, 2])
+        """
         return self._members[pattern]
 
     def of_pattern(self, pattern: int) -> SummaryStats:
-        """Ordinary statistics of the features with a pattern, over their samples."""
+        """Ordinary statistics of the features with a pattern, over their samples.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> Y = genes.Y[:3].copy()
+        >>> Y.iloc[0, :7] = float("nan")  # gene1 lacks seven samples
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "~ Age", "(1 | Individual)", genes.data, Y, missing="feature"
+        ... )
+        >>> model.stats.of_pattern(0)
+        <SummaryStats: n=93 samples, m=1 features, p=2 fixed effects, q=25 random effects>
+        """
         designs = self.designs
         return replace(
             self.sums.at(self.members(pattern)),
@@ -321,7 +438,21 @@ class PatternedStats:
         )
 
     def at(self, positions: IntArray) -> PatternedStats:
-        """The same for the features at some positions, in that order."""
+        """The same for the features at some positions, in that order.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> Y = genes.Y[:3].copy()
+        >>> Y.iloc[0, :7] = float("nan")  # gene1 lacks seven samples
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "~ Age", "(1 | Individual)", genes.data, Y, missing="feature"
+        ... )
+        >>> import numpy as np
+        >>> model.stats.at(np.array([2, 0])).feature_names.tolist()
+        ['gene3', 'gene1']
+        """
         kept, pattern = np.unique(self.pattern[positions], return_inverse=True)
         return replace(
             self,
@@ -331,20 +462,59 @@ class PatternedStats:
         )
 
     def take(self, features: Any) -> PatternedStats:
-        """The same for some of the features, as `SummaryStats.take`."""
+        """The same for some of the features, as `SummaryStats.take`.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> Y = genes.Y[:3].copy()
+        >>> Y.iloc[0, :7] = float("nan")  # gene1 lacks seven samples
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "~ Age", "(1 | Individual)", genes.data, Y, missing="feature"
+        ... )
+        >>> model.stats.take(["gene2", "gene1"]).pattern.tolist()
+        [1, 0]
+        """
         return self.at(feature_positions(self.feature_names, features))
 
     def keep(
         self, *, fixed: Any = None, random: Any = None, features: Any = None
     ) -> PatternedStats:
-        """With only the coefficients, random terms and features that are named."""
+        """With only the coefficients, random terms and features that are named.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> Y = genes.Y[:3].copy()
+        >>> Y.iloc[0, :7] = float("nan")  # gene1 lacks seven samples
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "~ Age", "(1 | Individual)", genes.data, Y, missing="feature"
+        ... )
+        >>> model.stats.keep(fixed="Intercept").coef_names
+        ('Intercept',)
+        """
         chosen = self if features is None else self.take(features)
         return chosen._selected(lambda stats: stats.keep(fixed=fixed, random=random))
 
     def drop(
         self, *, fixed: Any = None, random: Any = None, features: Any = None
     ) -> PatternedStats:
-        """Without the coefficients, random terms and features that are named."""
+        """Without the coefficients, random terms and features that are named.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> Y = genes.Y[:3].copy()
+        >>> Y.iloc[0, :7] = float("nan")  # gene1 lacks seven samples
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "~ Age", "(1 | Individual)", genes.data, Y, missing="feature"
+        ... )
+        >>> model.stats.drop(features="gene1").feature_names.tolist()
+        ['gene2', 'gene3']
+        """
         chosen = self
         if features is not None:
             gone = feature_positions(self.feature_names, features)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from flashmm.arrays.compiled import in_place
-from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.design import Design
 from flashmm.exceptions import InputError
 from flashmm.progress import progress_bar
@@ -103,8 +103,12 @@ def sum_source(
     workers: int = 1,
     block_bytes: int,
     progress: bool | None = None,
+    absent: BoolArray | None = None,
 ) -> PassSums:
-    """Sum all blocks of a source; the order of the additions does not depend on ``workers``."""
+    """Sum all blocks of a source; the order of the additions does not depend on ``workers``.
+
+    Where values are missing is put into ``absent`` (m, n), if it is given.
+    """
     largest = max(columns.layers, key=lambda layer: layer.count, default=None)
     if largest is not None and 8 * largest.count * source.m <= _CACHE:
         largest = None
@@ -136,6 +140,8 @@ def sum_source(
         for portion in portions(raw, codes, least):
             block = source.finish(portion)
             block_sums(block, columns, weights, into=part.sums, groups=by_row)
+            if absent is not None and block.missing is not None:
+                _put_block(absent, raw.slots, block.samples, block.missing)
             if block.totals is not None and block.detected is not None:
                 part.totals[:] += block.totals
                 part.detected[:] += block.detected
@@ -157,6 +163,15 @@ def sum_source(
             total.detected[slots] += part.detected
     total.sums.gather(columns)
     return total
+
+
+def _put_block(
+    into: BoolArray, slots: slice | IntArray, samples: slice | IntArray, values: BoolArray
+) -> None:
+    if isinstance(slots, slice) or isinstance(samples, slice):
+        into[slots, samples] = values
+    else:
+        into[np.ix_(slots, samples)] = values
 
 
 def suitable_block_bytes(source: Source, design: Design) -> int:

@@ -19,7 +19,8 @@ from flashmm.arrays.types import FloatArray
 from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design
 from flashmm.designs.from_arrays import as_matrix, design_and_source, matched_columns, weights_of
 from flashmm.exceptions import InputError
-from flashmm.slips.answers import answer_calls
+from flashmm.slips.answers import answer_calls, no_index, no_such_attribute
+from flashmm.slips.attributes import STATS
 from flashmm.sources import Source, Transform
 from flashmm.stats.algebra import added, subtracted, without_groups
 from flashmm.stats.fields import Sums
@@ -101,6 +102,14 @@ class SummaryStats(Sums):
     <SummaryStats: n=6 samples, m=4 features, p=1 fixed effects, q=3 random effects>
     """
 
+    if not TYPE_CHECKING:  # which would believe in every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            return no_such_attribute(self, name, "Statistics", own=STATS)
+
+    __getitem__ = no_index("A set of statistics", "features are chosen by stats.take(features)")
+    __iter__ = None
+
     def __repr__(self) -> str:
         by = "" if self.groups is None else f", {self.groups.k} groups of {self.groups.name!r}"
         return (
@@ -143,6 +152,13 @@ class SummaryStats(Sums):
         ------
         InputError
             If the shapes or labels do not match, or a value is missing or infinite.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> X, Z = np.ones((6, 1)), np.kron(np.eye(3), np.ones((2, 1)))
+        >>> fm.SummaryStats.from_arrays(np.arange(24.0).reshape(4, 6), X, Z)
+        <SummaryStats: n=6 samples, m=4 features, p=1 fixed effects, q=3 random effects>
         """
         design, source, samples = design_and_source(
             Y, X, Z, components, coef_names, transform, feature_names
@@ -248,7 +264,23 @@ class SummaryStats(Sums):
         Returns
         -------
         SummaryStats
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> from flashmm.designs.from_arrays import design_from_arrays
+        >>> from flashmm.sources.make import make_source
+        >>> X, Z = np.ones((6, 1)), np.kron(np.eye(3), np.ones((2, 1)))
+        >>> source = make_source(np.arange(24.0).reshape(4, 6))
+        >>> fm.SummaryStats.from_design(source, design_from_arrays(X, Z))
+        <SummaryStats: n=6 samples, m=4 features, p=1 fixed effects, q=3 random effects>
         """
+        if not (isinstance(source, Source) and isinstance(design, Design)):
+            raise InputError(
+                "SummaryStats.from_design takes what flashmm has read of Y and of the design. Of "
+                "formulas, AnnData or matrices make a model, MultiLMM.from_arrays(Y, X, Z), and "
+                "take its `stats`."
+            )
         return sum_design(
             cls,
             source,
@@ -336,6 +368,15 @@ class SummaryStats(Sums):
         -------
         SummaryStats
             Of all samples; ``self`` stays as it is.
+
+        Examples
+        --------
+        >>> import numpy as np, flashmm as fm
+        >>> rng = np.random.default_rng(1)
+        >>> X, Z = np.ones((6, 1)), np.kron(np.eye(3), np.ones((2, 1)))
+        >>> stats = fm.SummaryStats.from_arrays(rng.normal(size=(4, 6)), X, Z)
+        >>> stats.update(rng.normal(size=(4, 2)), X[:2], Z[:2]).n
+        8
         """
         X, Z = as_matrix(X), as_matrix(Z)
         names = self.coef_names if axis_labels(X, 1) is None else None
@@ -390,7 +431,21 @@ class SummaryStats(Sums):
         return without_groups(self, group_positions(self, groups))
 
     def ungrouped(self) -> SummaryStats:
-        """The same without the sums by group."""
+        """The same without the sums by group.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula(
+        ...     "~ Age", "(1 | Individual)", genes.data, genes.Y[:20], sums_by="Individual"
+        ... )
+        >>> model.stats
+        <SummaryStats: n=100 samples, m=20 features, p=2 fixed effects, q=25 random effects, 25
+        groups of 'Individual'>
+        >>> model.stats.ungrouped()
+        <SummaryStats: n=100 samples, m=20 features, p=2 fixed effects, q=25 random effects>
+        """
         return replace(self, groups=None)
 
     def take(self, features: Any) -> SummaryStats:
@@ -412,6 +467,14 @@ class SummaryStats(Sums):
         ------
         InputError
             If a feature is unknown or asked for twice.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> model.stats.take(["gene7", "gene2"]).feature_names.tolist()
+        ['gene7', 'gene2']
         """
         return self.at(feature_positions(self.feature_names, features))
 
@@ -451,16 +514,43 @@ class SummaryStats(Sums):
         return kept(self, fixed, random, features)
 
     def drop(self, *, fixed: Any = None, random: Any = None, features: Any = None) -> SummaryStats:
-        """The statistics of a smaller model, by what leaves it; as `keep` otherwise."""
+        """The statistics of a smaller model, by what leaves it; as `keep` otherwise.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> model.stats.drop(fixed="Age").coef_names
+        ('Intercept',)
+        """
         return without(self, fixed, random, features)
 
     def to_dataset(self) -> xr.Dataset:
-        """The statistics as an xarray Dataset, labels included."""
+        """The statistics as an xarray Dataset, labels included.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> dict(model.stats.to_dataset()["XY"].sizes)
+        {'coef': 2, 'feature': 20}
+        """
         return sums_to_dataset(self)
 
     @classmethod
     def from_dataset(cls, ds: xr.Dataset) -> SummaryStats:
-        """The inverse of `to_dataset`."""
+        """The inverse of `to_dataset`.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> fm.SummaryStats.from_dataset(model.stats.to_dataset())
+        <SummaryStats: n=100 samples, m=20 features, p=2 fixed effects, q=25 random effects>
+        """
         return sums_from_dataset(cls, ds)
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -471,6 +561,16 @@ class SummaryStats(Sums):
         path
             File to write; an existing one is replaced only once the new one is complete.
             ``.zarr`` and ``.zarr.zip`` are written as zarr, everything else as netCDF.
+
+        Examples
+        --------
+        >>> import tempfile, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.stats.save(f"{folder}/sums.nc")
+        ...     fm.SummaryStats.load(f"{folder}/sums.nc").m
+        20
         """
         save_dataset(self.to_dataset(), path)
 
@@ -483,6 +583,17 @@ class SummaryStats(Sums):
         InputError
             If the file is damaged, was altered, holds something else, or comes from a later
             format.
+
+        Examples
+        --------
+        >>> import tempfile, flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.stats.save(f"{folder}/sums.nc")
+        ...     again = fm.SummaryStats.load(f"{folder}/sums.nc")
+        >>> fm.MultiLMM.from_summary_stats(again).fit().llf.equals(model.fit().llf)
+        True
         """
         ds = load_dataset(path, kind="SummaryStats")
         with reading(path):

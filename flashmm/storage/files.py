@@ -247,7 +247,7 @@ def _read(path: Path) -> xr.Dataset:
             if not _has_hdf5():
                 raise InputError(
                     f"{str(path)!r} is HDF5-based; reading it needs h5netcdf and h5py: "
-                    "pip install 'flashmm[io]'."
+                    "pip install 'multilmm[io]'."
                 )
             engine = "h5netcdf"
         else:

@@ -12,14 +12,24 @@ from flashmm.exceptions import InputError
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["FORMAT", "KNOWN_FORMAT", "NEWEST_FORMAT", "OWN_ROWS_FORMAT", "check_mark", "marked"]
+__all__ = [
+    "FOLLOWING_FORMAT",
+    "FORMAT",
+    "KNOWN_FORMAT",
+    "NEWEST_FORMAT",
+    "OWN_ROWS_FORMAT",
+    "check_mark",
+    "marked",
+]
 
 # 1 had no checksum. 3 held the rows of X and Z of features with rows of their own, 4 their sums.
 # 5 has known covariances between levels, which earlier readers would take for none.
+# 6 has priors of ratios that follow the residual variance, which they would take not to.
 FORMAT = 2
 OWN_ROWS_FORMAT = 4
 KNOWN_FORMAT = 5
-NEWEST_FORMAT = KNOWN_FORMAT
+FOLLOWING_FORMAT = 6
+NEWEST_FORMAT = FOLLOWING_FORMAT
 _KIND = "flashmm_kind"
 _FORMAT = "flashmm_format"
 

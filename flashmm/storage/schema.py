@@ -130,6 +130,7 @@ _RATIO_PRIOR = _variables(
 )
 _TREND = _variables({}, trend_at="knot", trend_location="knot")
 _OF_FEATURES = _variables({}, feature_df="feature", feature_location="feature")
+_FOLLOWING = _variables({}, residual_slope="", residual_at="")
 
 
 def check_file(ds: xr.Dataset, kind: str) -> None:
@@ -177,7 +178,7 @@ def _required(ds: xr.Dataset, kind: str) -> dict[str, Variable]:
     """The variables that a file of a kind must have, those that come together included."""
     if kind == "RatioPrior":
         parts = [_RATIO_PRIOR]
-        optional = [_TREND, _OF_FEATURES]
+        optional = [_TREND, _OF_FEATURES, _FOLLOWING]
     else:
         parts = [_STATISTICS]
         optional = [_SHIFTS, _ROOT, _KNOWN, _RECIPE, _PATTERNS, _GROUPS, _GROUP_SHIFTS]

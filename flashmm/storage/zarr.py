@@ -53,5 +53,5 @@ def _require_zarr(path: Path) -> Any:
     try:
         import zarr  # noqa: PLC0415  (an optional package)
     except ImportError:
-        raise InputError(f"{path.name!r} needs zarr: pip install 'flashmm[zarr]'.") from None
+        raise InputError(f"{path.name!r} needs zarr: pip install 'multilmm[zarr]'.") from None
     return zarr

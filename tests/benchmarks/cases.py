@@ -152,9 +152,9 @@ _ALL = (
         "one component, q = 259, p = 62",
         _cells,
         {
-            "quick": Size(1_160, 50_000, {"FLASHMM": 3}, (259,)),
-            "medium": Size(11_600, 100_000, {"FLASHMM": 10}, (259,)),
-            "full": Size(11_600, 500_000, {"FLASHMM": 40}, (259,)),
+            "quick": Size(1_160, 50_000, {"FLASHMM": 3, "FLASH-MM": 3}, (259,)),
+            "medium": Size(11_600, 100_000, {"FLASHMM": 10, "FLASH-MM": 10}, (259,)),
+            "full": Size(11_600, 500_000, {"FLASHMM": 40, "FLASH-MM": 40}, (259,)),
         },
         (Target("ratio", 1000, "FLASHMM"), Target("seconds", 1.0)),
     ),
@@ -166,19 +166,19 @@ _ALL = (
             "quick": Size(
                 2_000,
                 10_000,
-                {"lme-python": 40, "FLASHMM": 40, "lme4": 6, "statsmodels": 1},
+                {"lme-python": 40, "FLASHMM": 40, "FLASH-MM": 40, "lme4": 6, "statsmodels": 1},
                 (25,),
             ),
             "medium": Size(
                 10_000,
                 10_000,
-                {"lme-python": 100, "FLASHMM": 100, "lme4": 20, "statsmodels": 2},
+                {"lme-python": 100, "FLASHMM": 100, "FLASH-MM": 100, "lme4": 20, "statsmodels": 2},
                 (25,),
             ),
             "full": Size(
                 10_000,
                 10_000,
-                {"lme-python": 400, "FLASHMM": 400, "lme4": 50, "statsmodels": 5},
+                {"lme-python": 400, "FLASHMM": 400, "FLASH-MM": 400, "lme4": 50, "statsmodels": 5},
                 (25,),
             ),
         },
@@ -189,9 +189,9 @@ _ALL = (
         "two crossed, q = 259 + 20, p = 62",
         _cells,
         {
-            "quick": Size(200, 50_000, {"FLASHMM": 3}, (259, 20)),
-            "medium": Size(2_000, 100_000, {"FLASHMM": 10}, (259, 20)),
-            "full": Size(11_600, 500_000, {"FLASHMM": 40}, (259, 20)),
+            "quick": Size(200, 50_000, {"FLASHMM": 3, "FLASH-MM": 3}, (259, 20)),
+            "medium": Size(2_000, 100_000, {"FLASHMM": 10, "FLASH-MM": 10}, (259, 20)),
+            "full": Size(11_600, 500_000, {"FLASHMM": 40, "FLASH-MM": 40}, (259, 20)),
         },
         (Target("ratio", 60, "FLASHMM"),),
     ),
@@ -201,8 +201,15 @@ _ALL = (
         _groups,
         {
             "quick": Size(300, 50_000, {"lme-python": 3}, (250, 46)),
-            "medium": Size(2_000, 50_000, {"lme-python": 10, "lme4": 3, "FLASHMM": 5}, (250, 46)),
-            "full": Size(10_000, 50_000, {"lme-python": 30, "lme4": 8, "FLASHMM": 20}, (250, 46)),
+            "medium": Size(
+                2_000, 50_000, {"lme-python": 10, "lme4": 3, "FLASHMM": 5, "FLASH-MM": 5}, (250, 46)
+            ),
+            "full": Size(
+                10_000,
+                50_000,
+                {"lme-python": 30, "lme4": 8, "FLASHMM": 20, "FLASH-MM": 20},
+                (250, 46),
+            ),
         },
         (Target("ratio", 20, "lme-python"),),
     ),

@@ -19,7 +19,7 @@ import numpy as np
 __all__ = ["environment", "memory_now", "memory_peak", "reset_memory_peak", "threads"]
 
 PACKAGES = (
-    "flashmm",
+    "multilmm",
     "numpy",
     "scipy",
     "pandas",
@@ -27,6 +27,7 @@ PACKAGES = (
     "formulaic",
     "statsmodels",
     "lme-python",
+    "FLASH-MM",
 )
 R_PACKAGES = ("lme4", "Matrix", "lmerTest", "pbkrtest", "emmeans", "FLASHMM")
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_CORETYPE")

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     FloatArray = NDArray[np.float64]
 
+# Peers that fit from the statistics and need no samples.
+_FROM_SUMS = {"FLASHMM", "FLASH-MM"}
+
 __all__ = ["formula", "read_matrix", "read_timing", "write_counts", "write_for_peers"]
 
 
@@ -40,10 +43,10 @@ def write_for_peers(
         write(name, getattr(stats, name))
     if contrasts is not None:
         write("contrasts", contrasts)
-    if "FLASHMM" in features:
+    if _FROM_SUMS & set(features):
         write("ZZ", stats.ZZ.toarray())
     write("sizes", np.array([stats.n, *(term.n_columns for term in data.terms)]))
-    if set(features) - {"FLASHMM"}:
+    if set(features) - _FROM_SUMS:
         write("X", data.X)
         write("Y", data.Y)
         write("codes", np.column_stack([term.codes for term in data.terms]))

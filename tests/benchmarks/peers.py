@@ -112,6 +112,7 @@ PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
         Peer("FLASHMM", "lmm on the same statistics", "unconstrained", script="flashmm.R"),
+        Peer("FLASH-MM", "lmm on the same statistics", "unconstrained", module="flash_mm"),
         Peer(
             "FLASHMM from counts",
             "sslmm on the counts of all features, then lmm",

@@ -106,7 +106,7 @@ def _peer(
     """One run of a peer; the first may try how many threads suit it best."""
     peer = PEERS[name]
     cores = os.cpu_count() or 1
-    if name in threads or not peer.script or not try_threads:
+    if name in threads or not try_threads:
         count = threads.setdefault(name, cores)
         return run_peer(peer, folder, features, threads=count, flashmm_r=flashmm_r)
     tried = {

@@ -7,8 +7,10 @@ the same for all features up to sigma2. So a grid point is one factorisation for
 2. `shared`: what a design says at every point: quadratic forms, log-determinants, estimates and
    variances of linear functions of beta and b;
 3. `prior`: residual variances as limma has them, weights of the grid points by EM over features;
-4. `posterior`: each feature's weights of the grid points, its residual variance integrated out;
-5. `mixtures`: p-values and limits as means of Student and F tests over the posterior;
-6. `variances`: variances and their shares under the same posterior;
-7. `integration`: all of it for many features, a chunk at a time within a memory budget.
+4. `scaling`: where ratios follow the residual variance, the prior moved for each feature;
+5. `posterior`: each feature's weights of the grid points, its residual variance integrated out;
+6. `mixtures`: p-values and limits as means of Student and F tests over the posterior;
+7. `variances`: variances and their shares under the same posterior;
+8. `integration`: all of it for many features, a chunk at a time within a memory budget;
+9. `learning`: the prior learned from all of them.
 """

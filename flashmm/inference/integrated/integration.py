@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from flashmm.arrays.blas import one_blas_thread
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.design import CovarianceStructure
-from flashmm.inference.integrated.grid import RatioGrid, covering_grid
+from flashmm.inference.integrated.grid import RatioGrid
 from flashmm.inference.integrated.mixtures import (
     JointTests,
     MixtureTests,
@@ -28,23 +29,29 @@ from flashmm.inference.integrated.mixtures import (
 from flashmm.inference.integrated.own_rows import OwnDesigns, OwnPart
 from flashmm.inference.integrated.posterior import (
     Posterior,
-    log_evidence,
     posterior,
     share_of_prior,
 )
-from flashmm.inference.integrated.prior import ADDED_FEATURES, learn_weights
+from flashmm.inference.integrated.scaling import (
+    NOT_FOLLOWING,
+    Following,
+    moved_weights,
+)
 from flashmm.inference.integrated.shared import UNKNOWN, SharedDesign, share_design
 from flashmm.inference.integrated.variances import VarianceSummary, share_summary, variance_summary
-from flashmm.inference.moderation import VariancePrior, variance_prior
+from flashmm.inference.moderation import VariancePrior
 from flashmm.inference.statistics import Alternative
 from flashmm.likelihood.projection import Projection
 from flashmm.solvers.batches import usable_cores
 
-__all__ = ["Integration", "Part", "grid_of", "integrate", "learn", "within_variance"]
+__all__ = [
+    "Integration",
+    "Part",
+    "integrate",
+    "moderated_variance",
+    "within_variance",
+]
 
-# The largest ratios looked at are twice the largest estimate, within these multiples of the ratio
-# that doubles the variance of a typical random effect's estimate.
-_LEAST_HIGHEST, _MOST_HIGHEST = 30.0, 1e6
 # Features whose largest ratios are looked at together.
 _ROWS = 2048
 # Bytes of one chunk of features: arrays that a core's cache holds are fastest.
@@ -132,6 +139,8 @@ class Integration:
         Features that can be tested, shape (m,).
     memory
         Bytes to work in.
+    following
+        How ratios follow the residual variance.
     """
 
     parts: tuple[AnyPart, ...]
@@ -140,6 +149,20 @@ class Integration:
     sigma2: VariancePrior
     known: BoolArray
     memory: int
+    following: Following = NOT_FOLLOWING
+
+    @cached_property
+    def _moved(self) -> tuple[FloatArray, IntArray]:
+        """Weights (S, G) of the grid points, and which of these are those of each feature, (m,)."""
+        steps = self.following.steps(moderated_variance(self.parts, self.sigma2))
+        return moved_weights(self.shared[0].grid, self.weights, steps)
+
+    def priors(self, features: IntArray) -> FloatArray:
+        """Prior weights of the grid points of B features, shape (B, G), or (G,) of all."""
+        if self.following.slope == 0.0:
+            return self.weights
+        rows, which = self._moved
+        return np.asarray(rows[which[features]])
 
     # ---- questions ---------------------------------------------------------------------------
 
@@ -305,7 +328,7 @@ class Integration:
         place = np.full(self.known.size, -1, dtype=np.intp)
         place[part.members] = np.arange(part.members.size)
         here = np.flatnonzero(self.known[positions] & (place[positions] >= 0))
-        size = self._chunk(design, width)
+        size = self.chunk(design, width)
 
         def work(start: int) -> None:
             chosen = here[start : start + size]
@@ -319,14 +342,15 @@ class Integration:
                 design.degrees(data),
                 self.sigma2.df[everywhere],
                 self.sigma2.variance[everywhere] / scale,
-                self.weights,
+                self.priors(everywhere),
             )
             natural = Posterior(found.weights, found.variance * scale[:, None], found.df)
             call(design, chosen, data, natural)
 
         _on_cores(work, range(0, here.size, size))
 
-    def _chunk(self, design: AnyDesign, width: int) -> int:
+    def chunk(self, design: AnyDesign, width: int) -> int:
+        """Features that are worked on at once, ``width`` functions of each."""
         budget = min(self.memory // (2 * usable_cores()), _CHUNK)
         row = 8 * (_ALIVE * design.grid.size * max(width, 1) + design.data_size)
         return max(1, budget // row)
@@ -347,7 +371,24 @@ def _on_cores(work: Callable[[int], None], tasks: Sequence[int]) -> None:
         list(pool.map(work, tasks))
 
 
-# ---- learning the prior ------------------------------------------------------------------------
+def integrate(
+    parts: Sequence[AnyPart],
+    m: int,
+    memory: int,
+    grid: RatioGrid,
+    weights: FloatArray,
+    sigma2: VariancePrior,
+    following: Following = NOT_FOLLOWING,
+) -> Integration:
+    """The posterior under a prior: weights (G,) of a grid, and of the residual variances.
+
+    ``following`` says how ratios follow these.
+    """
+    known = np.zeros(m, dtype=bool)
+    for part in parts:
+        known[part.members[part.known]] = True
+    shared = tuple(part.on(grid, memory) for part in parts)
+    return Integration(tuple(parts), shared, weights, sigma2, known, memory, following)
 
 
 def within_variance(parts: Sequence[AnyPart], m: int) -> tuple[FloatArray, FloatArray]:
@@ -361,106 +402,8 @@ def within_variance(parts: Sequence[AnyPart], m: int) -> tuple[FloatArray, Float
     return variance, df
 
 
-def grid_of(parts: Sequence[AnyPart], sigma2: VariancePrior | None) -> RatioGrid:
-    """A grid that covers the ratios of all features.
-
-    The largest is twice the largest of the features' estimates u'A_iu / (tr(A_i^2) sigma2), which
-    are too large where there are several components.
-    """
-    structure = parts[0].structure
-    k = len(structure.parameters)
-    units, highest = np.full(k, np.inf), np.zeros(k)
-    for part in parts:
-        pooled, df = part.within()
-        if sigma2 is not None:
-            share = share_of_prior(sigma2.df[part.members], df)
-            pooled = share * sigma2.variance[part.members] + (1.0 - share) * pooled
-        typical, largest, unit = part.ratios(pooled / part.scale)
-        top = np.clip(largest, _LEAST_HIGHEST * typical, _MOST_HIGHEST * typical) * unit
-        units = np.minimum(units, np.atleast_2d(typical * unit).min(axis=0))
-        highest = np.maximum(highest, np.atleast_2d(top).max(axis=0))
-    return covering_grid(structure, units, highest)
-
-
-def learn(
-    parts: Sequence[AnyPart],
-    m: int,
-    memory: int,
-    *,
-    covariate: FloatArray | None = None,
-    robust: bool = False,
-    grid: RatioGrid | None = None,
-    added: float = ADDED_FEATURES,
-) -> Integration:
-    """Learn the prior from all features.
-
-    Parameters
-    ----------
-    parts
-        The designs with their features.
-    m
-        Number of features.
-    memory
-        Bytes to work in.
-    covariate, robust
-        As in `flashmm.inference.moderation.variance_prior`.
-    grid
-        Ratios; those that cover the features by default.
-    added
-        Features that the grid's base weights count as.
-
-    Raises
-    ------
-    InputError
-        If the model has too many parameters for a grid.
-    """
-    variance, df = within_variance(parts, m)
-    # Without residual degrees of freedom, or with one feature, sigma2 is not moderated.
-    sigma2 = VariancePrior(np.ones(m), np.zeros(m), 0.0)
-    if (np.isfinite(variance) & (df > 0)).sum() > 1:
-        sigma2 = variance_prior(variance, df, covariate=covariate, robust=robust)
-    grid = grid_of(parts, sigma2) if grid is None else grid
-    start = integrate(parts, m, memory, grid, grid.base, sigma2)
-    with one_blas_thread():
-        likelihood = list(_likelihoods(start))
-        weights = learn_weights(likelihood, grid.base, added=added)
-    return replace(start, weights=weights)
-
-
-def integrate(
-    parts: Sequence[AnyPart],
-    m: int,
-    memory: int,
-    grid: RatioGrid,
-    weights: FloatArray,
-    sigma2: VariancePrior,
-) -> Integration:
-    """The posterior under a prior: weights (G,) of a grid, and of the residual variances."""
-    known = np.zeros(m, dtype=bool)
-    for part in parts:
-        known[part.members[part.known]] = True
-    shared = tuple(part.on(grid, memory) for part in parts)
-    return Integration(tuple(parts), shared, weights, sigma2, known, memory)
-
-
-def _likelihoods(start: Integration) -> Iterator[FloatArray]:
-    """Likelihoods of the grid points in chunks; of every k-th feature where they would not fit."""
-    size = start.shared[0].grid.size
-    most = max(1, start.memory // 2 // (8 * size))
-    every = max(1, -(-int(start.known.sum()) // most))
-    designs: tuple[Any, ...] = start.shared
-    for part, design in zip(start.parts, designs, strict=True):
-        local = np.flatnonzero(part.known)[::every]
-        chunk = start._chunk(design, 1)
-        for begin in range(0, local.size, chunk):
-            here = local[begin : begin + chunk]
-            everywhere = part.members[here]
-            data = design.features(here)
-            log = log_evidence(
-                design.quadratic_forms(data),
-                design.log_dets(data),
-                design.degrees(data),
-                start.sigma2.df[everywhere],
-                start.sigma2.variance[everywhere] / part.scale[here],
-            )
-            yield np.exp(log)
+def moderated_variance(parts: Sequence[AnyPart], sigma2: VariancePrior) -> FloatArray:
+    """Residual variances on [X, Z], moderated, in the units of Y; NaN where unknown, shape (m,)."""
+    variance, df = within_variance(parts, sigma2.df.size)
+    share = share_of_prior(sigma2.df, df)
+    return share * sigma2.variance + (1.0 - share) * variance

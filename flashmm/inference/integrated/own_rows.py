@@ -254,14 +254,14 @@ _Found = tuple["FloatArray", "FloatArray", "FloatArray", "FloatArray"]
 
 def _one_component(pieces: el.Pieces, ratio: FloatArray) -> _Found:
     """Q, log determinants, moves and N of B features at their G ratios (B, G)."""
-    d, U = pieces.d[:, :, 0, 0], pieces.U[:, :, 0]
-    w = U.shape[2] - 1
+    d, U = pieces.d[:, 0, 0], pieces.U[:, :, 0]
+    w = U.shape[1] - 1
     growth = 1.0 + ratio[:, :, None] * d[:, None, :]  # (B, G, L)
     firsts = np.arange(0, d.shape[1], _TOGETHER)
     log_det = np.log(np.multiply.reduceat(growth, firsts, axis=2)).sum(axis=2)
     np.divide(ratio[:, :, None], growth, out=growth)
     rows, columns = np.triu_indices(w + 1)
-    outer = U[:, :, rows] * U[:, :, columns]
+    outer = np.swapaxes(U[:, rows] * U[:, columns], 1, 2)
     S = pieces.FF[:, rows, columns][:, None] - np.matmul(growth, outer)  # (B, G, pairs)
     return _solved(np.ascontiguousarray(np.moveaxis(S, 2, 0)), w, log_det)
 
@@ -304,8 +304,8 @@ def _point_by_point(owner: OwnRowsLikelihood, pieces: el.Pieces, ratios: FloatAr
     theta = np.ones((B, k + 1))
     for g in range(G):
         theta[:, :k] = ratios[:, g]
-        blocks = el.eliminate(layout, pieces, theta)
-        border = el.solve_border(blocks, p)
+        blocks, _ = el.eliminate(layout, pieces, theta)
+        border = el.solve_border(layout, blocks, p)
         load = blocks.S[:, :w, w:]
         found = np.matmul(border.Q, load)
         Q[:, g] = blocks.S[:, w, w] - (load * found).sum(axis=(1, 2))

@@ -6,8 +6,8 @@ stack takes over, feature by feature.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -26,6 +26,7 @@ from flashmm.likelihood.base import (
     standard_errors,
 )
 from flashmm.likelihood.own_rows import elimination as el
+from flashmm.likelihood.own_rows import forms as fo
 from flashmm.likelihood.own_rows.layout import OwnLayout
 from flashmm.likelihood.own_rows.stacked import StackedLikelihood
 from flashmm.likelihood.own_rows.stacked_designs import StackedProjection, told_apart
@@ -44,6 +45,10 @@ _CACHE_BYTES = 2**24
 # Pieces of all features are kept up to this size, else gathered anew at every evaluation.
 _KEPT_BYTES = 2**29
 _RANK_TOLERANCE = 1e-10
+_Solved = tuple[IntArray, el.Eliminated, el.Effects, el.Border]
+# Blocks of one effect keep their digits longer than other fast likelihoods: here, with variances a
+# thousand times as large, within 1e-10 of the stack's information (measured: 8e-11).
+_LEAST_RESIDUAL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,12 @@ class OwnRowsLikelihood(OfProjection):
         return max(1, memory // per_feature)
 
     @property
+    def _least_residual(self) -> float:
+        """The residual variance, in internal units, from which on features go to the stack."""
+        least = small_residual(self.projection.structure.q)
+        return min(least, _LEAST_RESIDUAL) if self.layout.s == 1 else least
+
+    @property
     def _step(self) -> int:
         """Features of one pass."""
         each = (4 + 2 * len(self.layout.fine_params)) * self._bytes
@@ -91,29 +102,44 @@ class OwnRowsLikelihood(OfProjection):
         return kept[0].take(features)
 
     def _gathered(self, features: IntArray) -> el.Pieces:
+        """Gather pieces, few features at a time."""
+        layout, w = self.layout, self._width
+        B, L, s = features.size, layout.L, layout.s
+        found = el.Pieces(
+            np.empty((B, s, s, L)),
+            np.empty((B, w, s, L)),
+            np.zeros((B, w, w)),
+            self.projection.designs.n[features],
+        )
+        for here in self._passes(B):
+            self._gather(features[here], found.take(here))
+        return found
+
+    def _gather(self, features: IntArray, into: el.Pieces) -> None:
+        """Put the pieces of features in their place."""
         p, layout = self.projection, self.layout
-        B, q2, w = features.size, layout.q2, self._width - 1
+        q2, w = layout.q2, self._width - 1
         stack = p.designs
-        entries = np.empty((B, stack.sums.rows.size + 1))
-        entries[:, :-1] = stack.sums.ZZ[stack.index[features]] / stack.entry_scale
+        entries = np.zeros((features.size, stack.sums.rows.size + 1))
+        np.divide(stack.sums.ZZ[stack.index[features]], stack.entry_scale, out=entries[:, :-1])
         entries[:, :-1] /= stack.root_weight[features, None] ** 2
-        entries[:, -1] = 0.0
-        ZXW = np.matmul(stack.ZX(features), p.whitening[features])
-        ZRy = p.ZY[features] - np.matmul(ZXW, p.WXY[features][:, :, None])[:, :, 0]
-        ZRy /= np.sqrt(p.scale[features])[:, None]
-        U = np.empty((B, layout.L, layout.s, w + 1))
-        U[..., :q2] = entries[:, layout.coupling]
-        U[..., q2:w] = ZXW[:, layout.fine]
-        U[..., w] = ZRy[:, layout.fine]
-        FF = np.zeros((B, w + 1, w + 1))
+        XWZ = stack.whitened_ZX(features, p.whitening[features])
+        yRZ = p.ZY[features] - np.matmul(p.WXY[features][:, None], XWZ)[:, 0]
+        yRZ /= np.sqrt(p.scale[features])[:, None]
+        # Blocks of Z'Z are symmetric.
+        into.d[:] = entries[:, layout.blocks.transpose(1, 2, 0)]
+        U, fine = into.U, layout.fine.T  # (s, L)
+        U[:, :q2] = entries[:, layout.coupling.transpose(2, 1, 0)]
+        U[:, q2:w] = XWZ[:, :, fine]
+        U[:, w] = yRZ[:, fine]
+        FF, border = into.FF, layout.border
         FF[:, :q2, :q2] = entries[:, layout.corner]
-        FF[:, :q2, q2:w] = ZXW[:, layout.border]
-        FF[:, q2:w, :q2] = np.swapaxes(ZXW[:, layout.border], 1, 2)
-        FF[:, :q2, w] = FF[:, w, :q2] = ZRy[:, layout.border]
+        FF[:, q2:w, :q2] = XWZ[:, :, border]
+        FF[:, :q2, q2:w] = np.swapaxes(XWZ[:, :, border], 1, 2)
+        FF[:, :q2, w] = FF[:, w, :q2] = yRZ[:, border]
         index = np.arange(q2, w)
         FF[:, index, index] = 1.0
-        FF[:, w, w] = stack.n[features] - p.p
-        return el.Pieces(entries[:, layout.blocks], U, FF, stack.n[features])
+        FF[:, w, w] = into.n - p.p
 
     def _passes(self, count: int) -> Iterator[slice]:
         step = self._step
@@ -145,20 +171,23 @@ class OwnRowsLikelihood(OfProjection):
     ) -> BoolArray:
         """Put the evaluations of a pass into the result; features to hand to the stack."""
         p, ml = self.projection, self.method == "ML"
-        usable = theta[:, -1] > small_residual(p.structure.q)
+        given = theta[:, -1]
+        usable = given > self._least_residual
         pieces = self.pieces(features)
         if not usable.all():
             theta = np.where(usable[:, None], theta, self._origin())
-        blocks = el.eliminate(self.layout, pieces, theta)
+        layout = self.layout
+        blocks, effects = el.eliminate(layout, pieces, theta)
+        found = fo.products(layout, effects)
         trusted, outside = self._trusted(blocks)
-        border = el.solve_border(blocks, p.p)
-        found = el.products(blocks)
+        border = el.solve_border(layout, blocks, p.p)
         df = pieces.n - (0.0 if ml else float(p.p))
         log_det = blocks.log_det + border.log_det + (0.0 if ml else border.log_det_X)
         Q = border.Q_whole if ml else border.Q
+        coupled = fo.coupling(blocks.S, border.Q, layout.q2) if layout.q2 else None
         evaluation = assembled(
-            el.quadratic_forms(blocks, border, found),
-            el.traces(blocks, Q, found, log_det, df),
+            fo.quadratic_forms(layout, blocks, border, found, coupled),
+            fo.traces(layout, blocks, Q, found, log_det, df, None if ml else coupled),
             theta[:, -1],
             n=pieces.n,
             df=df,
@@ -168,7 +197,9 @@ class OwnRowsLikelihood(OfProjection):
         inside = usable & trusted & border.regular & np.isfinite(evaluation.loglik)
         where = np.flatnonzero(inside)
         result.put(start + where, evaluation.take(where))
-        return ~inside & ~(usable & outside)
+        # Without a residual variance V is singular where samples outnumber the effects.
+        nothing = (given <= 0) & (pieces.n > p.structure.q + p.p)
+        return ~inside & ~(usable & outside) & ~nothing
 
     def _origin(self) -> FloatArray:
         origin = np.zeros(self.n_params)
@@ -187,15 +218,7 @@ class OwnRowsLikelihood(OfProjection):
         if q2:
             rows = np.flatnonzero(good & ~self._border_is_psd(blocks.theta))
             if rows.size:
-                some = el.Eliminated(
-                    blocks.layout,
-                    *(
-                        getattr(blocks, name)[rows]
-                        for name in blocks.__match_args__
-                        if name != "layout"
-                    ),
-                )
-                positive, count = el.positive_border(some)
+                positive, count = el.positive_border(self.layout, blocks.take(rows))
                 good[rows] = positive
                 outside[rows] = count > (0 if self.method == "ML" else p)
         return good, outside
@@ -215,58 +238,56 @@ class OwnRowsLikelihood(OfProjection):
 
     # ---- what theta implies ------------------------------------------------------------------
 
-    def _solved(
-        self, theta: FloatArray, features: IntArray
-    ) -> Iterator[tuple[IntArray, el.Eliminated, el.Border]]:
-        """Blocks and border of the features whose elimination is to be trusted, by passes.
+    def _solved(self, theta: FloatArray, features: IntArray) -> Iterator[_Solved]:
+        """Blocks, effects and border of the features to be trusted with that, by passes.
 
         Those of the others are None: the stack has to tell.
         """
-        limit = small_residual(self.projection.structure.q)
+        limit = self._least_residual
         for here in self._passes(features.size):
             usable = theta[here, -1] > limit
             where = here.start + np.flatnonzero(usable)
             if where.size == 0:
                 continue
             with np.errstate(all="ignore"):
-                blocks = el.eliminate(self.layout, self.pieces(features[where]), theta[where])
-                good, _ = self._trusted(blocks)
-                if not good.all():
-                    where = where[good]
+                layout = self.layout
+                blocks, effects = el.eliminate(layout, self.pieces(features[where]), theta[where])
+                good = np.flatnonzero(self._trusted(blocks)[0])
+                if good.size < where.size:
+                    where, blocks = where[good], blocks.take(good)
                     if where.size == 0:
                         continue
-                    blocks = el.eliminate(self.layout, self.pieces(features[where]), theta[where])
-                yield where, blocks, el.solve_border(blocks, self.projection.p)
+                    effects = el.Effects(effects.t[good], effects.R[good])
+                yield where, blocks, effects, el.solve_border(layout, blocks, self.projection.p)
+
+    def fixed_effects(self, theta: FloatArray, features: IntArray) -> tuple[FloatArray, FloatArray]:
+        """`beta` and `covariance`, of one elimination."""
+        p, q2 = self.projection, self.layout.q2
+        beta, left = np.empty((features.size, p.p)), np.ones(features.size, dtype=bool)
+        covariance = np.empty((features.size, p.p, p.p))
+        for where, blocks, _, border in self._solved(theta, features):
+            here, w = features[where], blocks.S.shape[1] - 1
+            W = p.whitening[here]
+            moved = np.matmul(border.Q[:, q2:], blocks.S[:, :w, w:])
+            change = np.matmul(W, moved)[:, :, 0]
+            beta[where] = p.beta_ols[here] + np.sqrt(p.scale[here])[:, None] * change
+            C = np.matmul(np.matmul(W, border.N), np.swapaxes(W, 1, 2))
+            covariance[where] = 0.5 * (C + np.swapaxes(C, 1, 2)) * p.scale[here][:, None, None]
+            left[where] = False
+        if left.any():
+            rest = np.flatnonzero(left)
+            stack, everything = self.stack(features[rest]), np.arange(rest.size)
+            beta[rest] = stack.beta(theta[rest], everything)
+            covariance[rest] = stack.covariance(theta[rest], everything)
+        return beta, covariance
 
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Generalised least squares at theta, shape (B, p)."""
-        p, q2 = self.projection, self.layout.q2
-        result, left = np.empty((features.size, p.p)), np.ones(features.size, dtype=bool)
-        for where, blocks, border in self._solved(theta, features):
-            here, w = features[where], blocks.S.shape[1] - 1
-            moved = np.matmul(border.Q[:, q2:], blocks.S[:, :w, w:])
-            change = np.matmul(p.whitening[here], moved)[:, :, 0]
-            result[where] = p.beta_ols[here] + np.sqrt(p.scale[here])[:, None] * change
-            left[where] = False
-        if left.any():
-            rest = np.flatnonzero(left)
-            result[rest] = self.stack(features[rest]).beta(theta[rest], np.arange(rest.size))
-        return result
+        return self.fixed_effects(theta, features)[0]
 
     def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Covariance matrices of the fixed effects, shape (B, p, p)."""
-        p = self.projection
-        result, left = np.empty((features.size, p.p, p.p)), np.ones(features.size, dtype=bool)
-        for where, _, border in self._solved(theta, features):
-            here = features[where]
-            W = p.whitening[here]
-            C = np.matmul(np.matmul(W, border.N), np.swapaxes(W, 1, 2))
-            result[where] = 0.5 * (C + np.swapaxes(C, 1, 2)) * p.scale[here][:, None, None]
-            left[where] = False
-        if left.any():
-            rest = np.flatnonzero(left)
-            result[rest] = self.stack(features[rest]).covariance(theta[rest], np.arange(rest.size))
-        return result
+        return self.fixed_effects(theta, features)[1]
 
     def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
         """Variances l'Cl of the rows of L (c, p), shape (B, c)."""
@@ -281,18 +302,18 @@ class OwnRowsLikelihood(OfProjection):
         q, q2 = p.structure.q, layout.q2
         blup, left = np.empty((features.size, q)), np.ones(features.size, dtype=bool)
         errors = None if se is None else np.empty((features.size, q))
-        for where, blocks, border in self._solved(theta, features):
+        for where, blocks, effects, border in self._solved(theta, features):
             here, w, at = features[where], blocks.S.shape[1] - 1, theta[where]
             unit = np.sqrt(p.scale[here])[:, None] / p.designs.units[here]
             phi = np.matmul(border.Q, blocks.S[:, :w, w:])
             psi = np.concatenate([-phi, np.ones((where.size, 1, 1))], axis=1)
             r = np.empty((where.size, q))
-            r[:, layout.fine] = np.matmul(blocks.R, psi[:, None])[..., 0]
+            r[:, layout.fine.T] = el.combined(np.swapaxes(psi, 1, 2), effects.R)[:, 0]
             r[:, layout.border] = np.matmul(blocks.S[:, :q2], psi)[:, :, 0]
             blup[where] = p.structure.multiply(at, r) * unit
             if errors is not None:
                 Q = border.Q if se == "prediction" else border.Q_whole
-                errors[where] = standard_errors(self._left_over(blocks, Q)) * unit
+                errors[where] = standard_errors(self._left_over(blocks, effects, Q)) * unit
             left[where] = False
         if left.any():
             rest = np.flatnonzero(left)
@@ -302,19 +323,17 @@ class OwnRowsLikelihood(OfProjection):
                 errors[rest] = part.se
         return RandomEffects(blup, errors)
 
-    def _left_over(self, blocks: el.Eliminated, Q: FloatArray) -> FloatArray:
+    def _left_over(self, blocks: el.Eliminated, effects: el.Effects, Q: FloatArray) -> FloatArray:
         """Diagonal of D - D T D for the T of Q, shape (B, q)."""
         layout, w = self.layout, blocks.S.shape[1] - 1
         result = np.empty((Q.shape[0], self.projection.structure.q))
-        R = blocks.R[..., :w]
-        DT = blocks.t - np.matmul(np.matmul(R, Q[:, None]), np.swapaxes(R, 2, 3))
-        D1 = blocks.D1[:, None]
-        lost = np.matmul(np.matmul(D1, DT), D1)
-        diagonal = np.einsum("bss->bs", blocks.D1)[:, None, :] - np.einsum("blss->bls", lost)
-        result[:, layout.fine] = diagonal
+        R = np.ascontiguousarray(effects.R[:, :w])
+        DT = effects.t - np.einsum("bwal,bwcl->bacl", el.combined(Q, R), R)
+        lost = np.einsum("bkal,bka->bal", el.times(blocks.D1[..., None], DT), blocks.D1)
+        result[:, layout.fine.T] = np.einsum("bss->bs", blocks.D1)[:, :, None] - lost
         if layout.q2:
             D2 = el.covariance_of_border(layout, blocks.theta)
-            _, T22 = el.coupling(blocks, Q)
+            _, T22 = fo.coupling(blocks.S, Q, layout.q2)
             lost = np.matmul(np.matmul(D2, T22), D2)
             result[:, layout.border] = np.einsum("bss->bs", D2 - lost)
         return result
@@ -327,8 +346,7 @@ class OwnRowsLikelihood(OfProjection):
         """Z'X (X'X)^-1 of some features, shape (B, q, p)."""
         p = self.projection
         W = p.whitening[features]
-        ZXW = np.matmul(p.designs.ZX(features), W)
-        return np.asarray(np.matmul(ZXW, np.swapaxes(W, 1, 2)))
+        return np.swapaxes(np.matmul(W, p.designs.whitened_ZX(features, W)), 1, 2)
 
     @cached_property
     def perfect_fit(self) -> BoolArray:
@@ -343,14 +361,14 @@ def within_samples(likelihood: OwnRowsLikelihood) -> tuple[FloatArray, FloatArra
     rss, rank = np.empty(likelihood.m), np.empty(likelihood.m)
     for here in likelihood._passes(likelihood.m):
         pieces = likelihood.pieces(np.arange(here.start, here.stop))
-        if likelihood.layout.s == 1:
-            values, vectors = pieces.d[..., 0], np.ones((1, 1, 1, 1))
-        else:
-            values, vectors = np.linalg.eigh(pieces.d)
+        values, along = pieces.d[:, 0], pieces.U
+        if likelihood.layout.s > 1:
+            spectra, vectors = np.linalg.eigh(np.moveaxis(pieces.d, 3, 1))
+            values = np.moveaxis(spectra, 1, 2)  # (B, s, L)
+            along = el.times(np.moveaxis(np.swapaxes(vectors, 2, 3), 1, 3), along)
         held = values > _RANK_TOLERANCE * np.maximum(values.max(axis=(1, 2), keepdims=True), 1.0)
         inverse = np.divide(1.0, values, out=np.zeros_like(values), where=held)
-        along = np.matmul(np.swapaxes(vectors, 2, 3), pieces.U)
-        A = pieces.FF - el.inner(along, along * inverse[..., None])
+        A = pieces.FF - el.inner(along, along * inverse[:, None])
         rss[here], rank[here] = el.left_by_border(A, _RANK_TOLERANCE)
         rank[here] += held.sum(axis=(1, 2))
     return rss, rank
@@ -363,18 +381,19 @@ class _Origin:
     pieces: el.Pieces
     blocks: el.Eliminated
     border: el.Border
-    found: el.Products
+    found: fo.Products
     traces: Forms
 
     @classmethod
     def of(cls, likelihood: OwnRowsLikelihood, features: IntArray) -> _Origin:
         pieces = likelihood.pieces(features)
         theta = np.tile(likelihood._origin(), (features.size, 1))
-        blocks = el.eliminate(likelihood.layout, pieces, theta)
-        border = el.solve_border(blocks, likelihood.projection.p)
-        found = el.products(blocks)
+        layout = likelihood.layout
+        blocks, effects = el.eliminate(layout, pieces, theta)
+        found = fo.products(layout, effects)
+        border = el.solve_border(layout, blocks, likelihood.projection.p)
         df = pieces.n - likelihood.projection.p
-        traces = el.traces(blocks, border.Q, found, np.zeros(features.size), df)
+        traces = fo.traces(layout, blocks, border.Q, found, np.zeros(features.size), df)
         return cls(pieces, blocks, border, found, traces)
 
 
@@ -389,7 +408,9 @@ def at_zero_ratios(likelihood: OwnRowsLikelihood) -> tuple[FloatArray, FloatArra
         at = _Origin.of(likelihood, np.arange(here.start, here.stop))
         first[here] = at.traces.first[:, :k]
         second[here] = np.einsum("bii->bi", at.traces.second)[:, :k]
-        forms[here] = el.quadratic_forms(at.blocks, at.border, at.found).first[:, :k]
+        forms[here] = fo.quadratic_forms(likelihood.layout, at.blocks, at.border, at.found).first[
+            :, :k
+        ]
     return first, second, forms
 
 
@@ -398,8 +419,8 @@ def _one_variance_posed(
 ) -> BoolArray:
     """`well_posed` of a single variance of blocks of one effect: Z'RZ is diag(d) - U U'."""
     p, pieces = likelihood.projection, likelihood.pieces(features)
-    d, U = pieces.d[:, :, 0, 0], pieces.U[:, :, 0, : likelihood.projection.p]
-    lost, inside = (U * U).sum(axis=2), np.matmul(np.swapaxes(U, 1, 2), U)
+    d, U = pieces.d[:, 0, 0], pieces.U[:, : likelihood.projection.p]
+    lost, inside = np.einsum("bpl,bpl->bl", U[:, :, 0], U[:, :, 0]), el.inner(U, U)
     first, second = np.zeros((features.size, 2)), np.zeros((features.size, 2, 2))
     first[:, 0] = (d - lost).sum(axis=1)
     second[:, 0, 0] = (d * (d - 2.0 * lost)).sum(axis=1) + (inside * inside).sum(axis=(1, 2))
@@ -425,7 +446,7 @@ def well_posed(likelihood: OwnRowsLikelihood, *, known_residual: bool = False) -
         corner = np.einsum("bss->bs", pieces.FF)[:, : layout.q2]
         for i, pairs in layout.fine_params:
             if structure.parameters[i].is_variance:
-                totals[:, i] = sum(pieces.d[:, :, a, a].sum(axis=1) for a, _ in pairs)
+                totals[:, i] = sum(pieces.d[:, a, a].sum(axis=1) for a, _ in pairs)
         for i, ones in layout.border_params:
             if structure.parameters[i].is_variance:
                 totals[:, i] = corner[:, ones[0][0]].sum(axis=1)
@@ -442,29 +463,38 @@ class OwnRowsRows:
 
     likelihood: OwnRowsLikelihood
     features: IntArray
+    # What was eliminated last, and at which theta: tests ask for several products at one.
+    _last: list[tuple[FloatArray, list[_Solved]]] = field(default_factory=list)
+
+    def _solved(self, theta: FloatArray) -> Iterable[_Solved]:
+        """As `OwnRowsLikelihood._solved`; kept for the next call where that takes little room."""
+        owner = self.likelihood
+        if owner._bytes * self.features.size > _KEPT_BYTES:
+            return owner._solved(theta, self.features)
+        if not (self._last and np.array_equal(self._last[0][0], theta)):
+            self._last[:] = [(theta.copy(), list(owner._solved(theta, self.features)))]
+        return self._last[0][1]
 
     def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
         """T v with T = Z'PZ at theta for the rows of vectors (B, c, q), same shape."""
         owner = self.likelihood
         layout, q2 = owner.layout, owner.layout.q2
         result, left = np.empty_like(vectors), np.ones(self.features.size, dtype=bool)
-        for where, blocks, border in owner._solved(theta, self.features):
+        for where, blocks, effects, border in self._solved(theta):
             w, v = blocks.S.shape[1] - 1, vectors[where]
-            R = np.ascontiguousarray(blocks.R[..., :w])
-            inside = np.moveaxis(v[:, :, layout.fine], 1, 3)  # (B, L, s, c)
-            load = el.inner(R, np.ascontiguousarray(inside))
+            R = np.ascontiguousarray(effects.R[:, :w])
+            inside = v[:, :, layout.fine.T]  # (B, c, s, L)
+            load = el.inner(R, inside)
             turned = -np.matmul(border.Q, load)
             part = np.empty(v.shape)
             if q2:
-                Phi, T22 = el.coupling(blocks, border.Q)
+                Phi, T22 = fo.coupling(blocks.S, border.Q, q2)
                 outer = np.swapaxes(v[:, :, layout.border], 1, 2)
                 turned += np.matmul(Phi, outer)
                 found = np.matmul(np.swapaxes(Phi, 1, 2), load) + np.matmul(T22, outer)
                 part[:, :, layout.border] = np.swapaxes(found, 1, 2)
-            B, L, s, c = inside.shape
-            first = el.times(blocks.t, inside)
-            first += np.matmul(R.reshape(B, L * s, w), turned).reshape(B, L, s, c)
-            part[:, :, layout.fine] = np.moveaxis(first, 3, 1)
+            first = el.times(effects.t, inside) + el.combined(np.swapaxes(turned, 1, 2), R)
+            part[:, :, layout.fine.T] = first
             result[where] = part
             left[where] = False
         if left.any():
@@ -477,7 +507,7 @@ class OwnRowsRows:
         """Whether V is positive definite, shape (B,)."""
         owner = self.likelihood
         result = np.zeros(self.features.size, dtype=bool)
-        for where, _, _ in owner._solved(theta, self.features):
+        for where, *_ in self._solved(theta):
             result[where] = True
         rest = np.flatnonzero(~result)
         if rest.size:

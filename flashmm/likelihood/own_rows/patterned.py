@@ -364,6 +364,19 @@ class PatternedLikelihood(OfProjection):
             result.put(where, estimator.evaluate(theta[where], local))
         return result
 
+    def fixed_effects(self, theta: FloatArray, features: IntArray) -> tuple[FloatArray, FloatArray]:
+        """`beta` and the variances of the fixed effects at theta, each shape (B, p)."""
+        p = self.projection.p
+        beta, variance = np.empty((features.size, p)), np.empty((features.size, p))
+        for where, local, estimator in self.split(features):
+            if isinstance(estimator, OwnRowsLikelihood):
+                beta[where], C = estimator.fixed_effects(theta[where], local)
+                variance[where] = np.diagonal(C, axis1=1, axis2=2)
+                continue
+            beta[where] = estimator.beta(theta[where], local)
+            variance[where] = estimator.contrast_variance(theta[where], local, np.eye(p))
+        return beta, variance
+
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Fixed effects at theta, shape (B, p)."""
         result = np.empty((features.size, self.projection.p))
@@ -436,11 +449,18 @@ class FeatureRows:
                 XX_inverse[where] = estimator.projection.XX_inverse
         return _DesignRows(p.structure, H, XX_inverse)
 
+    @cached_property
+    def _groups(self) -> list[tuple[IntArray, Any]]:
+        """Which features are in each group, and their likelihoods there."""
+        groups = self.likelihood.split(self.features)
+        return [(where, rows_of(estimator, local)) for where, local, estimator in groups]
+
     def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
         """T v with T = Z'PZ at theta for the rows of vectors (B, c, q), same shape."""
+        if len(self._groups) == 1 and self._groups[0][0].size == self.features.size:
+            return np.asarray(self._groups[0][1].apply_T(theta, vectors))
         result = np.empty_like(vectors)
-        for where, local, estimator in self.likelihood.split(self.features):
-            one = rows_of(estimator, local)
+        for where, one in self._groups:
             result[where] = one.apply_T(theta[where], vectors[where])
         return result
 

@@ -135,6 +135,13 @@ class DesignStack:
         unit = self.root_weight[features, None] * self.column_scale
         return np.asarray(self.sums.ZX[self.index[features]] / unit[:, :, None])
 
+    def whitened_ZX(self, features: IntArray, W: FloatArray) -> FloatArray:
+        """W'X'WZ of some features and their matrices W (B, p, p), shape (B, p, q)."""
+        ZX = self.sums.ZX[self.index[features]]
+        result = np.matmul(np.swapaxes(W, 1, 2), np.swapaxes(ZX, 1, 2))
+        result /= (self.root_weight[features, None] * self.column_scale)[:, None]
+        return np.asarray(result)
+
     @cached_property
     def entry_scale(self) -> FloatArray:
         """What the entries of Z'WZ are divided by, but for the weight, shape (nnz,)."""
@@ -305,8 +312,13 @@ def told_apart(
     # Of features without samples to spare this is zero, or by rounding less.
     length = np.sqrt(np.maximum(np.diagonal(information, axis1=1, axis2=2), 0.0))
     length = np.where(good[:, None] & (length > 0), length, 1.0)
-    values = np.linalg.eigvalsh(information / (length[:, :, None] * length[:, None, :]))
-    return np.asarray(good & (values[:, 0] >= CONFOUNDED))
+    information /= length[:, :, None] * length[:, None, :]
+    if information.shape[1] == 2:  # LAPACK takes as long as a step of the fit
+        a, b, c = information[:, 0, 0], information[:, 0, 1], information[:, 1, 1]
+        lowest = np.asarray(0.5 * (a + c) - np.hypot(0.5 * (a - c), b), dtype=np.float64)
+    else:
+        lowest = np.asarray(np.linalg.eigvalsh(information)[:, 0], dtype=np.float64)
+    return np.asarray(good & (lowest >= CONFOUNDED))
 
 
 def entry_sums(structure: CovarianceStructure, T: FloatArray) -> Forms:

@@ -9,10 +9,12 @@ from numpy.typing import ArrayLike
 
 from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
+from flashmm.progress import Progress
 from flashmm.results import coefficient_limits, fixed_effects, moderation
 from flashmm.results.cluster_robust import MODEL
-from flashmm.results.contrast_results import FTestResults, TTestResults
+from flashmm.results.contrast_results import TTestResults
 from flashmm.results.fitted import OfFittedModel
+from flashmm.results.joint_results import FTestResults
 from flashmm.slips.answers import answer_calls
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class FixedEffectMethods(OfFittedModel):
         method: Literal["wald", "profile"] = "wald",
         coefs: Any = None,
         features: Any = None,
+        progress: Progress = None,
     ) -> xr.DataArray:
         """Confidence limits of the fixed effects.
 
@@ -67,6 +70,8 @@ class FixedEffectMethods(OfFittedModel):
             Names of coefficients, or terms; all by default.
         features
             Names, a mask or a slice; all by default.
+        progress
+            Of profiles: a bar on a terminal, as in `fit`; None for one after a few seconds.
 
         Returns
         -------
@@ -103,6 +108,7 @@ class FixedEffectMethods(OfFittedModel):
             cluster=cluster,
             method=method,
             coefs=coefs,
+            progress=progress,
         )
 
     def cov_params(
@@ -121,6 +127,14 @@ class FixedEffectMethods(OfFittedModel):
         -------
         DataArray
             Dims ``feature``, ``coef`` and ``coef_``.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> result = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit()
+        >>> result.cov_params().sel(feature="Reaction").values.round(2).tolist()
+        [[46.57, -1.45], [-1.45, 2.39]]
         """
         return fixed_effects.cov_params(
             self.fitted, self.fitted.positions(features), cov=cov, cluster=cluster
@@ -287,6 +301,16 @@ class FixedEffectMethods(OfFittedModel):
         ------
         InputError
             If a name is unknown, or the contrasts contradict each other.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> model.fit().f_test("Age").top_table(n=1)[["F", "p"]].round(3)
+                     F      p
+        feature
+        gene10   1.711  0.195
         """
         return fixed_effects.f_test(
             self.fitted,
@@ -332,6 +356,16 @@ class FixedEffectMethods(OfFittedModel):
         FTestResults
             For a chi-square test F is the chi-square divided by its degrees of freedom, and the
             denominator's are infinite.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> model.fit().wald_test("Age").top_table(n=1)[["F", "p"]].round(3)
+                     F      p
+        feature
+        gene10   1.711  0.191
         """
         return fixed_effects.wald_test(
             self.fitted,
@@ -359,6 +393,18 @@ class FixedEffectMethods(OfFittedModel):
         -------
         DataFrame
             Indexed by feature: estimate, se, t, df, p, p_adjusted, status (the verdict).
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> result.top_table("Age", n=2)[["estimate", "p", "p_adjusted"]].round(3)
+                 estimate      p  p_adjusted
+        feature
+        gene10     -0.029  0.195       0.952
+        gene15      0.022  0.205       0.952
         """
         named = ("alternative", "df", "moderated", "prior", "margin", "null", "cov", "cluster")
         testing = {key: options.pop(key) for key in (*named, "features") if key in options}
@@ -440,6 +486,15 @@ class FixedEffectMethods(OfFittedModel):
             ``FIM_theta``, dims ``feature``, ``param``, ``param_``: expected information of theta
             (FLASHMM's FIM.theta); ``FIM_beta``, dims ``feature``, ``coef``, ``coef_``: X'V^-1X
             (FLASHMM's FIM.beta).
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> result = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit()
+        >>> fim = result.fim()
+        >>> dict(fim["FIM_theta"].sizes), dict(fim["FIM_beta"].sizes)
+        ({'feature': 1, 'param': 4, 'param_': 4}, {'feature': 1, 'coef': 2, 'coef_': 2})
         """
         return fixed_effects.fim(self.fitted, self.fitted.positions(features))
 
@@ -463,6 +518,17 @@ class FixedEffectMethods(OfFittedModel):
             Degrees of freedom and covariances, as in `t_test`.
         layout
             ``"long"``, or ``"wide"``: a row per feature, columns (coef, quantity).
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> result = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit()
+        >>> result.to_frame()[["estimate", "se", "df"]].round(2)
+                            estimate    se    df
+        feature  coef
+        Reaction Intercept    251.41  6.82  17.0
+                 Days          10.47  1.55  17.0
         """
         tests = self.t_test(df=df, prior=prior, cov=cov, cluster=cluster)
         table = tests.to_frame(adjust, layout=layout)

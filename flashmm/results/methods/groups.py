@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flashmm.arrays.blas import hold_methods
+from flashmm.progress import Progress
 from flashmm.results import flip_tests, influence
 from flashmm.results.fitted import OfFittedModel
 from flashmm.results.flip_tests import FlipTestResults
@@ -24,7 +25,12 @@ class GroupMethods(OfFittedModel):
     """What groups of samples do to a fit; part of `MultiLMMResults`."""
 
     def influence(
-        self, by: Any = None, *, features: Any = None, exact: bool | None = None
+        self,
+        by: Any = None,
+        *,
+        features: Any = None,
+        exact: bool | None = None,
+        progress: Progress = None,
     ) -> Influence:
         """Fit all features again without each group of samples.
 
@@ -42,6 +48,8 @@ class GroupMethods(OfFittedModel):
             True for refits to convergence; False for one scoring step from the full theta, with
             the coefficients that follow from it. None: one step where every sample is a group of
             its own and there are more than a million refits; ``ds.attrs["refits"]`` says which.
+        progress
+            A bar on a terminal, as in `fit`; None for one after a few seconds.
 
         Returns
         -------
@@ -72,7 +80,9 @@ class GroupMethods(OfFittedModel):
         >>> dict(found.ds["params"].sizes)
         {'feature': 3, 'group': 8, 'coef': 2}
         """
-        return influence.influence(self.fitted, self.fitted.positions(features), by, exact)
+        return influence.influence(
+            self.fitted, self.fitted.positions(features), by, exact, progress
+        )
 
     def flip_test(
         self,
@@ -84,6 +94,7 @@ class GroupMethods(OfFittedModel):
         alternative: str = "two-sided",
         statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
         features: Any = None,
+        progress: Progress = None,
     ) -> FlipTestResults:
         """Test contrasts by flipping the signs of groups' scores, with family-wise error control.
 
@@ -114,6 +125,8 @@ class GroupMethods(OfFittedModel):
             estimate are 0 in it.
         features
             Names, a mask or a slice; all by default.
+        progress
+            A bar on a terminal, as in `fit`; None for one after a few seconds.
 
         Returns
         -------
@@ -152,4 +165,5 @@ class GroupMethods(OfFittedModel):
             rng,
             alternative,
             statistic,
+            progress,
         )

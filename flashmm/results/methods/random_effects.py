@@ -338,6 +338,17 @@ class RandomEffectMethods(OfFittedModel):
         DataArray or Dataset
             Dims feature, level; the coordinates term, group, group_level and effect tell the
             levels apart. With ``se`` a Dataset with the variables blup and se.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> result = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit()
+        >>> effects = result.blup(se="conditional")
+        >>> effects.sel(level="Subject[308]")["blup"].values.round(2).tolist()
+        [2.26]
+        >>> effects.sel(level="Subject[308]")["se"].values.round(2).tolist()
+        [12.07]
         """
         return random_effects.blup(self.fitted, self.fitted.positions(features), se)
 

@@ -204,6 +204,16 @@ class ResidualMethods(OfFittedModel):
             Residuals by fitted values; normal quantiles of the standardised residuals; the root of
             their size by fitted values; normal quantiles of the predicted random effects (without
             any a histogram of the residuals).
+
+        Examples
+        --------
+        >>> import matplotlib.pyplot as plt, flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> result = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit()
+        >>> axes = result.plot_residuals("Reaction", data=sleep.data)
+        >>> len(axes)
+        2
+        >>> plt.close()
         """
         position = self.fitted.positions([feature])
         return residuals.residual_panels(self.fitted, position, Y, data, axes, **options)

@@ -183,6 +183,14 @@ class SampleMethods(OfFittedModel):
         ------
         InputError
             If a column is absent, or a level is not one the model was fitted on.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> result = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit()
+        >>> result.fittedvalues(sleep.data).values[0, :3].round(1).tolist()
+        [253.7, 273.3, 293.0]
         """
         return predictions.fittedvalues(
             self.fitted,

@@ -57,7 +57,8 @@ class SharedPriorMethods(OfFittedModel):
         -----
         The weights of the grid maximise the likelihood of all features (Kiefer & Wolfowitz 1956),
         with ten features' worth of a prior that says little mixed in: with few features the tests
-        err on the safe side.
+        err on the safe side. From 200 features on it is learned too whether ratios follow the
+        residual variance (`RatioPrior.residual_slope`).
 
         Examples
         --------

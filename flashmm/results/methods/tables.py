@@ -98,6 +98,18 @@ class TableMethods(OfFittedModel):
         DataFrame
             Indexed by feature: nobs, sigma (residual standard deviation), loglik, aic, bic,
             df_resid, n_iter, converged, status.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> result.glance()[["nobs", "sigma", "status"]].head(2).round(2)
+                 nobs  sigma     status
+        feature
+        gene1     100   1.12  converged
+        gene2     100   1.40  converged
         """
         return tidy.glance(self.fitted, self.fitted.positions(features))
 
@@ -121,6 +133,17 @@ class TableMethods(OfFittedModel):
         -------
         DataFrame
             Columns feature, sample, y (transformed), fixed (X beta), fitted (X beta + Z b), resid.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> genes = fm.datasets.varpart()
+        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
+        >>> result = model.fit()
+        >>> result.augment(genes.Y[:20], genes.data)[["feature", "y", "resid"]].head(2).round(2)
+          feature      y  resid
+        0   gene1  -7.67   1.10
+        1   gene1 -19.11  -0.47
         """
         return tidy.augment(self.fitted, self.fitted.positions(features), Y, data, options)
 
@@ -147,6 +170,13 @@ class TableMethods(OfFittedModel):
         InputError
             If openpyxl is absent, a table has more rows than a sheet can, or a sheet cannot have
             such a name.
+
+        Examples
+        --------
+        >>> import flashmm as fm
+        >>> sleep = fm.datasets.sleepstudy()
+        >>> result = fm.MultiLMM.from_formula(sleep.formula, data=sleep.data).fit()
+        >>> result.to_excel("sleep.xlsx")  # doctest: +SKIP
         """
         given = {} if tests is None else tests if isinstance(tests, Mapping) else {"Tests": tests}
         tidy.to_excel(self.fitted, path, given, df=df)

@@ -10,8 +10,8 @@ from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.results import explained, term_tests
 from flashmm.results.cluster_robust import MODEL
-from flashmm.results.contrast_results import FTestResults
 from flashmm.results.fitted import OfFittedModel
+from flashmm.results.joint_results import FTestResults
 from flashmm.slips.answers import answer_calls
 
 if TYPE_CHECKING:

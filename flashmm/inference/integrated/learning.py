@@ -1,0 +1,132 @@
+"""The prior that the features of a fit share, learned from all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from flashmm.arrays.blas import one_blas_thread
+from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.inference.integrated.grid import RatioGrid, covering_grid
+from flashmm.inference.integrated.integration import (
+    AnyPart,
+    Integration,
+    integrate,
+    moderated_variance,
+    within_variance,
+)
+from flashmm.inference.integrated.posterior import log_evidence, share_of_prior
+from flashmm.inference.integrated.prior import ADDED_FEATURES, learn_weights
+from flashmm.inference.integrated.scaling import learn_slope, moved_likelihood
+from flashmm.inference.moderation import VariancePrior, variance_prior
+
+__all__ = ["grid_of", "learn"]
+
+# The largest ratios looked at are twice the largest estimate, within these multiples of the ratio
+# that doubles the variance of a typical random effect's estimate.
+_LEAST_HIGHEST, _MOST_HIGHEST = 30.0, 1e6
+
+
+def grid_of(parts: Sequence[AnyPart], sigma2: VariancePrior | None) -> RatioGrid:
+    """A grid that covers the ratios of all features.
+
+    The largest is twice the largest of the features' estimates u'A_iu / (tr(A_i^2) sigma2), which
+    are too large where there are several components.
+    """
+    structure = parts[0].structure
+    k = len(structure.parameters)
+    units, highest = np.full(k, np.inf), np.zeros(k)
+    for part in parts:
+        pooled, df = part.within()
+        if sigma2 is not None:
+            share = share_of_prior(sigma2.df[part.members], df)
+            pooled = share * sigma2.variance[part.members] + (1.0 - share) * pooled
+        typical, largest, unit = part.ratios(pooled / part.scale)
+        top = np.clip(largest, _LEAST_HIGHEST * typical, _MOST_HIGHEST * typical) * unit
+        units = np.minimum(units, np.atleast_2d(typical * unit).min(axis=0))
+        highest = np.maximum(highest, np.atleast_2d(top).max(axis=0))
+    return covering_grid(structure, units, highest)
+
+
+def learn(
+    parts: Sequence[AnyPart],
+    m: int,
+    memory: int,
+    *,
+    covariate: FloatArray | None = None,
+    robust: bool = False,
+    grid: RatioGrid | None = None,
+    added: float = ADDED_FEATURES,
+) -> Integration:
+    """Learn the prior from all features.
+
+    Parameters
+    ----------
+    parts
+        The designs with their features.
+    m
+        Number of features.
+    memory
+        Bytes to work in.
+    covariate, robust
+        As in `flashmm.inference.moderation.variance_prior`.
+    grid
+        Ratios; those that cover the features by default.
+    added
+        Features that the grid's base weights count as.
+
+    Raises
+    ------
+    InputError
+        If the model has too many parameters for a grid.
+    """
+    variance, df = within_variance(parts, m)
+    # Without residual degrees of freedom, or with one feature, sigma2 is not moderated.
+    sigma2 = VariancePrior(np.ones(m), np.zeros(m), 0.0)
+    if (np.isfinite(variance) & (df > 0)).sum() > 1:
+        sigma2 = variance_prior(variance, df, covariate=covariate, robust=robust)
+    grid = grid_of(parts, sigma2) if grid is None else grid
+    start = integrate(parts, m, memory, grid, grid.base, sigma2)
+    with one_blas_thread():
+        chunks = list(_likelihoods(start))
+        likelihood = [values for _, values in chunks]
+        order = np.concatenate([features for features, _ in chunks] or [np.zeros(0, np.intp)])
+        del chunks
+        variance = moderated_variance(parts, sigma2)[order]
+        following = learn_slope(grid, likelihood, variance, added)
+        if following.slope != 0.0:
+            ends = np.cumsum([len(values) for values in likelihood])
+            steps = np.split(following.steps(variance), ends[:-1])
+            for chunk, here in enumerate(steps):  # in place: there may be no room for two
+                likelihood[chunk] = moved_likelihood(grid, likelihood[chunk], here)
+        weights = learn_weights(likelihood, grid.base, added=added)
+    return replace(start, weights=weights, following=following)
+
+
+def _likelihoods(start: Integration) -> Iterator[tuple[IntArray, FloatArray]]:
+    """Features in chunks, with the likelihoods of the grid points.
+
+    Of every k-th feature where they would not fit.
+    """
+    size = start.shared[0].grid.size
+    most = max(1, start.memory // 2 // (8 * size))
+    every = max(1, -(-int(start.known.sum()) // most))
+    designs: tuple[Any, ...] = start.shared
+    for part, design in zip(start.parts, designs, strict=True):
+        local = np.flatnonzero(part.known)[::every]
+        chunk = start.chunk(design, 1)
+        for begin in range(0, local.size, chunk):
+            here = local[begin : begin + chunk]
+            everywhere = part.members[here]
+            data = design.features(here)
+            log = log_evidence(
+                design.quadratic_forms(data),
+                design.log_dets(data),
+                design.degrees(data),
+                start.sigma2.df[everywhere],
+                start.sigma2.variance[everywhere] / part.scale[here],
+            )
+            yield everywhere, np.exp(log)
