@@ -117,6 +117,17 @@ def test_maxima_that_share_a_summit_of_the_grid(seed, index, small, method, feat
     assert found.llf.item() > llf[0] - 1e-4
 
 
+def test_a_maximum_at_a_negative_variance_beside_a_lower_one_at_a_positive():
+    """Lower by 0.64 where the grid had no negative ratios."""
+    problem, Y = drawn(6103, 1, False)
+    fitted = fm.MultiLMM.from_arrays(Y[[1]], problem.X, problem.Z, components=problem.structure)
+    found = fitted.fit()
+    scale = fitted.projection.scale[0]
+    theta = found.theta.to_numpy()[0] / scale / fitted.projection.param_scale
+    np.testing.assert_allclose(theta, [-1.1423, 2.0128], atol=1e-4)
+    assert fitted.fit(parameter_space="psd").llf.item() < found.llf.item() - 0.6
+
+
 def test_a_grid_knows_which_points_are_next_to_each_other():
     data = pd.read_csv(EDGES / "d114.csv")
     crossed = model("~ 1 + (1 | f1) + (x1 | f2)", data, np.cos(np.arange(len(data)))[None])
