@@ -72,6 +72,12 @@ class Problem:
                 # The eigenvalues of the constant vector and of those orthogonal to it.
                 constant = np.full((s, s), 1.0 / s)
                 matrix += value * (constant if parameter.row == 0 else np.eye(s) - constant)
+            elif term.positions:  # a covariance at each distance, in the order of the distances
+                at = np.array(term.positions)
+                apart = np.abs(at[:, None] - at)
+                number = -3 - parameter.row if parameter.row < -2 else 0
+                known = np.unique(np.round(apart, 9))
+                matrix += value * np.isclose(apart, known[number], atol=1e-8)
             else:
                 matrix[parameter.row, parameter.column] = value
                 matrix[parameter.column, parameter.row] = value

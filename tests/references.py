@@ -295,3 +295,8 @@ def structured_levels() -> pd.DataFrame:
 def empty_cell() -> pd.DataFrame:
     """y by a, b, x and id, with no sample at a = r, b = l."""
     return pd.read_csv(REFERENCE / "formulas" / "empty_cell.csv")
+
+
+def structured_places() -> pd.DataFrame:
+    """Records at irregular places of groups, one each."""
+    return pd.read_csv(REFERENCE / "structured" / "places.csv")

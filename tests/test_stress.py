@@ -9,11 +9,12 @@ import pytest
 from flashmm.results.assemble import _standard_errors
 from flashmm.solvers.space import PSD
 from tests.stress.checks import VERDICTS, Fit, check_refusal, check_search
-from tests.stress.designs import KINDS, LATER, draw
+from tests.stress.designs import GROUPED, KINDS, LATER, LATEST, draw
 from tests.stress.report import ALLOWED, report
 from tests.stress.run import SETTINGS, Tally, run_design
 
 DESIGNS = 20
+PSD_SETTINGS = [(method, space) for method, space in SETTINGS if space == "psd"]
 
 
 def fit(kind: str = "crossed", method: str = "REML", space: str = "psd") -> Fit:
@@ -69,6 +70,10 @@ def test_a_slice_of_the_suite():
         total.add(run_design(1, index, [setting], every=3))
     for index in range(4):
         total.add(run_design(1, LATER + index, [SETTINGS[index]], every=4))
+    for index in range(4):
+        total.add(run_design(1, LATEST + index, [PSD_SETTINGS[index % 2]], every=6))
+    for index in range(4):
+        total.add(run_design(1, GROUPED + index, [SETTINGS[index]]))
     violations = [v for v in total.violations if v.what not in ALLOWED]
     assert not violations, report(total, DESIGNS)
     assert len(total.verdicts) > len(KINDS)
@@ -94,6 +99,13 @@ def test_a_slice_of_the_suite():
 def test_designs_that_failed_once(seed, index, setting):
     tally = run_design(seed, index, [setting])
     assert not [v for v in tally.violations if v.what not in ALLOWED], report(tally, 1)
+
+
+@pytest.mark.parametrize("index", [2_000_003, 2_000_012])
+def test_matrices_without_an_inverse_do_not_end_a_fit_by_group(index):
+    """Next to the domain's edge numpy raised, for all features of the batch."""
+    tally = run_design(7, index, [("ML", "unconstrained")])
+    assert not tally.violations, report(tally, 1)
 
 
 def test_a_residual_variance_of_zero_is_on_the_boundary():

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from flashmm.arrays.namespaces import Array, namespace
 from flashmm.arrays.types import FloatArray
 from flashmm.designs.compact import CompactMatrix, LayeredMatrix
+from flashmm.designs.curves import CURVED, CurvedParameters, Decay, Heterogeneous, distances
 from flashmm.designs.known_root import KnownRoot
 from flashmm.exceptions import InputError, listing
 
@@ -46,17 +47,23 @@ class RandomTerm:
         ``"diagonal"``: one variance per effect, no covariances;
         ``"identity"``: one variance for all columns of the term;
         ``"cs"``: one variance and one covariance for all pairs of effects (compound symmetry). The
-        columns of Z are those of the effects times `turn`, in which the covariance is diagonal.
+        columns of Z are those of the effects times `turn`, in which the covariance is diagonal;
+        ``"ar1"``, ``"exp"``: one variance and a correlation that falls with the distance between
+        the positions of two effects, see `flashmm.designs.curves`; theta holds the covariances at
+        each distance; ``"csh"``: compound symmetry with a variance per effect; theta as ``"full"``.
     root
         Root of the known covariance between the levels; None where they are independent.
+    positions
+        Where the effects of ``"ar1"`` (times) and ``"exp"`` lie, ascending; empty for others.
     """
 
     name: str
     group: str
     levels: tuple[str, ...]
     effects: tuple[str, ...] = (INTERCEPT,)
-    covariance: Literal["full", "diagonal", "identity", "cs"] = "full"
+    covariance: Literal["full", "diagonal", "identity", "cs", "ar1", "exp", "csh"] = "full"
     root: KnownRoot | None = None
+    positions: tuple[float, ...] = ()
 
     @property
     def turn(self) -> FloatArray | None:
@@ -72,6 +79,27 @@ class RandomTerm:
         u = np.full(s, -1.0 / np.sqrt(s))
         u[0] += 1.0
         return np.asarray(np.eye(s) - 2.0 * np.outer(u, u) / (u @ u))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the effects belong together, so that none can go alone."""
+        return self.covariance in ("identity", "cs", *CURVED)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether theta holds a whole covariance matrix of the effects."""
+        return self.covariance in ("full", "csh")
+
+    @property
+    def curve(self) -> Decay | Heterogeneous | None:
+        """How theta follows from the term's own parameters; None where they are theta."""
+        if self.covariance not in CURVED:
+            return None
+        if self.covariance == "csh":
+            return Heterogeneous(len(self.effects))
+        apart, _ = distances(self.positions)
+        lowest = -1.0 if self.covariance == "ar1" else 0.0
+        return Decay(tuple((apart / apart[1]).tolist()), lowest)
 
     @property
     def n_columns(self) -> int:
@@ -104,7 +132,8 @@ class CovarianceParameter:
         Position of the term in the model.
     row, column
         Positions of the two effects within the term; -1, -1 stands for all of them
-        (an identity covariance), -2, -2 for all but the first (the deviations of a ``"cs"`` term).
+        (an identity covariance), -2, -2 for all but the first (the deviations of a ``"cs"`` term),
+        -3 - d, -3 for all pairs of effects with the d-th distance of ``"ar1"`` and ``"exp"``.
     """
 
     name: str
@@ -133,6 +162,16 @@ def _term_parameters(position: int, term: RandomTerm) -> list[CovarianceParamete
             CovarianceParameter(f"{term.name}[cs:mean]", position, 0, 0),
             CovarianceParameter(f"{term.name}[cs:deviation]", position, -2, -2),
         ]
+    if term.covariance in ("ar1", "exp"):
+        what = "lag" if term.covariance == "ar1" else "distance"
+        apart, _ = distances(term.positions)
+        return [
+            CovarianceParameter(term.name, position, -1, -1),
+            *(
+                CovarianceParameter(f"{term.name}[{what} {apart[d]:.6g}]", position, -3 - d, -3)
+                for d in range(1, apart.size)
+            ),
+        ]
     if effects == (INTERCEPT,):
         return [CovarianceParameter(term.name, position, 0, 0)]
     prefix = _prefix(term)
@@ -140,7 +179,7 @@ def _term_parameters(position: int, term: RandomTerm) -> list[CovarianceParamete
         CovarianceParameter(f"{prefix}[{effect}]", position, a, a)
         for a, effect in enumerate(effects)
     ]
-    if term.covariance == "full":
+    if term.is_full:
         parameters += [
             CovarianceParameter(f"{prefix}[{effects[a]},{effects[b]}]", position, a, b)
             for a in range(len(effects))
@@ -224,6 +263,12 @@ class CovarianceStructure:
         )
 
     @property
+    def level_of_columns(self) -> NDArray[np.intp]:
+        """Number of the level, counted over all terms, that each column of Z is of, shape (q,)."""
+        sizes = [len(term.effects) for term in self.terms for _ in term.levels]
+        return np.repeat(np.arange(len(sizes)), sizes)
+
+    @property
     def has_roots(self) -> bool:
         """Whether a term has a known covariance between its levels."""
         return any(term.root is not None for term in self.terms)
@@ -255,6 +300,12 @@ class CovarianceStructure:
             return [(slice(start, stop), slice(start, stop))]
         if parameter.row == -2:
             return [(own, own) for own in (slice(start + e, stop, s) for e in range(1, s))]
+        if parameter.row < -2:
+            _, which = distances(term.positions)
+            return [
+                (slice(start + a, stop, s), slice(start + b, stop, s))
+                for a, b in zip(*np.nonzero(np.triu(which == -3 - parameter.row)), strict=True)
+            ]
         return [
             (slice(start + parameter.row, stop, s), slice(start + parameter.column, stop, s)),
         ]
@@ -309,7 +360,10 @@ class CovarianceStructure:
         for i, parameter in enumerate(self.parameters):
             if parameter.term != position:
                 continue
-            if parameter.row < 0:
+            if parameter.row < -2:
+                here = distances(term.positions)[1] == -3 - parameter.row
+                result[..., here] = theta[..., i, None]
+            elif parameter.row < 0:
                 own = every if parameter.row == -1 else every[1:]
                 result[..., own, own] = theta[..., i, None]
             else:
@@ -327,7 +381,9 @@ class CovarianceStructure:
         blocks: list[NDArray[np.intp]] = []
         for position, term in enumerate(self.terms):
             owned = [(i, p) for i, p in enumerate(self.parameters) if p.term == position]
-            if term.covariance == "full" and len(term.effects) > 1:
+            if term.covariance in ("ar1", "exp"):
+                blocks.append(owned[0][0] + distances(term.positions)[1])
+            elif term.is_full and len(term.effects) > 1:
                 block = np.full((len(term.effects),) * 2, -1, dtype=np.intp)
                 for i, p in owned:
                     block[p.row, p.column] = block[p.column, p.row] = i
@@ -338,12 +394,78 @@ class CovarianceStructure:
         blocks += [np.array([[first + h]], dtype=np.intp) for h in range(len(self.residuals) - 1)]
         return blocks
 
+    def block_columns(self) -> list[list[NDArray[np.intp]]]:
+        """Per covariance block of D the columns of Z of each of its effects."""
+        found = []
+        for block in self.blocks():
+            if block[0, 0] >= len(self.parameters):
+                continue
+            first = self.parameters[block[0, 0]]
+            if self.terms[first.term].positions:
+                start, stop = self.offsets[first.term], self.offsets[first.term + 1]
+                s = block.shape[0]
+                found.append([np.arange(start + effect, stop, s) for effect in range(s)])
+            else:
+                found.append([self.columns(self.parameters[i])[0] for i in np.diag(block)])
+        return found
+
     def block_levels(self) -> list[int]:
         """How often each of the `blocks` is repeated along the diagonal of D."""
         k = len(self.parameters)
         of_D = [block[0, 0] for block in self.blocks() if block[0, 0] < k]
         sizes = [int(self.columns(self.parameters[i])[0].size) for i in of_D]
         return sizes + list(self.residual_sizes[:-1])
+
+    @property
+    def curved(self) -> CurvedParameters | None:
+        """The own parameters of the terms; None where theta is all of them."""
+        curves = tuple(term.curve for term in self.terms)
+        if all(curve is None for curve in curves):
+            return None
+        owners = Counter(parameter.term for parameter in self.parameters)
+        sizes = tuple(owners[position] for position in range(len(self.terms)))
+        return CurvedParameters(curves, sizes, len(self.residuals))
+
+    def own_blocks(self) -> list[NDArray[np.intp]]:
+        """Positive semi-definite blocks of own parameters, as `blocks`; correlations are in none.
+
+        The last residual variance is among them.
+        """
+        curved = self.curved
+        assert curved is not None
+        place: dict[int, int] = {}
+        blocks: list[NDArray[np.intp]] = []
+        for curve, linear, own in curved.parts():
+            if curve is None:
+                pairs = zip(
+                    range(linear.start, linear.stop), range(own.start, own.stop), strict=True
+                )
+                place |= dict(pairs)
+            else:
+                blocks += [np.array([[own.start + i]]) for i in np.flatnonzero(curve.is_cone)]
+        for block in self.blocks():
+            if int(block[0, 0]) in place:
+                blocks.append(np.array([[place[int(i)] for i in row] for row in block]))
+        return [*blocks, np.array([[curved.k - 1]])]
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """Names of the own parameters, residual variances last."""
+        names: list[str] = []
+        for position, term in enumerate(self.terms):
+            own = [p.name for p in self.parameters if p.term == position]
+            if isinstance(term.curve, Decay):
+                own = own[:1]
+            elif term.curve is not None:
+                own = own[: len(term.effects)]
+            names += own if term.curve is None else [*own, f"{term.name}[rho]"]
+        return (*names, *self.residuals)
+
+    @property
+    def n_own(self) -> int:
+        """Number of own parameters, residual variances included."""
+        curved = self.curved
+        return len(self.param_names) if curved is None else curved.k
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from formulaic import Formula, SimpleFormula
 from formulaic.errors import FormulaicError
@@ -20,34 +20,19 @@ from formulaic.parser.types import Token
 
 from flashmm.exceptions import InputError
 from flashmm.formulas.calls import refuse_powers, with_powers
+from flashmm.formulas.structures import (
+    ALONG,
+    FOREIGN_WRAPPERS,
+    KNOWN,
+    OPTIONS,
+    STRUCTURES,
+    WRAPPED,
+    Structure,
+)
 from flashmm.slips.cures import FUNCTIONS, known
 
 __all__ = ["BarTerm", "PlainTerm", "parse_formula", "parse_random", "quote_name", "terms_text"]
 
-Structure: TypeAlias = Literal["full", "diagonal", "identity", "cs", "csh"]
-
-# Structures by name and by `hom`, the default first; glmmTMB has two further names.
-_STRUCTURES: dict[str, dict[bool, Structure]] = {
-    "us": {False: "full"},
-    "diag": {False: "diagonal", True: "identity"},
-    "homdiag": {True: "identity"},
-    "cs": {True: "cs", False: "csh"},
-    "homcs": {True: "cs"},
-}
-# Structures of lme4, glmmTMB and nlme that have no meaning here.
-_FOREIGN_WRAPPERS = frozenset(
-    {
-        *("ar1", "hetar1", "homar1", "toep", "homtoep", "ou", "exp", "gau", "mat", "rr", "un"),
-        *("propto", "equalto", "dcs", "csh", "ar1h", "arma", "id", "idh", "iid", "ident"),
-        *("pdSymm", "pdDiag", "pdIdent", "pdCompSymm", "corAR1", "corCAR1", "corExp"),
-    }
-)
-_KNOWN = (
-    "us(x | g), the same as (x | g); diag(x | g), one variance per effect; diag(x | g, hom=TRUE), "
-    "one variance for all effects; cs(0 + f | g), one variance and one correlation"
-)
-_WRAPPED = {"full": "", "diagonal": "diag", "identity": "diag", "cs": "cs", "csh": "cs"}
-_OPTIONS = {"identity": ", hom=TRUE", "csh": ", hom=FALSE"}
 _TIGHT = frozenset({":", "**", "^"})
 
 
@@ -62,14 +47,16 @@ class BarTerm:
     group
         Columns of data whose observed combinations are the levels.
     covariance
-        ``"full"``, ``"diagonal"``, ``"identity"`` (one variance), ``"cs"`` (compound symmetry), or
-        ``"csh"`` (the same with a variance per effect).
+        ``"full"``, ``"diagonal"``, ``"identity"`` (one variance), ``"cs"`` (compound symmetry),
+        ``"csh"`` (the same with a variance per effect), ``"ar1"`` or ``"exp"``.
     source
         The bar as the user wrote it, for messages.
     split
         Whether the term comes from ``||``, which wants one numeric column per term.
     name
         Name given by the user; empty for the default.
+    along
+        The column of times or positions of ``"ar1"`` and ``"exp"``, whose values are the effects.
     """
 
     effects: SimpleFormula
@@ -78,6 +65,7 @@ class BarTerm:
     source: str
     split: bool = False
     name: str = ""
+    along: str = ""
 
     @property
     def group_text(self) -> str:
@@ -86,13 +74,14 @@ class BarTerm:
 
     @property
     def effects_text(self) -> str:
-        """The effects with the intercept spelt out: ``1 + x`` or ``0 + x``."""
-        return terms_text(self.effects)
+        """The effects with the intercept spelt out: ``1 + x`` or ``0 + x``; the times of ar1."""
+        return self.along or terms_text(self.effects)
 
     @property
     def text(self) -> str:
         """Canonical form: ``(1 + x | batch:cask)``."""
-        wrapper, option = _WRAPPED[self.covariance], _OPTIONS.get(self.covariance, "")
+        wrapper = WRAPPED.get(self.covariance, self.covariance)
+        option = OPTIONS.get(self.covariance, "")
         group = ":".join(quote_name(name) for name in self.group)
         return f"{wrapper}({self.effects_text} | {group}{option})"
 
@@ -340,11 +329,11 @@ def _closing(tokens: list[Token], start: int, source: str) -> int:
 
 def _known_wrapper(name: str, source: str) -> str | None:
     """The name of a structure, None for what names none; refuses those of other packages."""
-    if name in _FOREIGN_WRAPPERS:
+    if name in FOREIGN_WRAPPERS:
         raise InputError(
-            f"{source}: the covariance {name}(...) is not available. Known are {_KNOWN}."
+            f"{source}: the covariance {name}(...) is not available. Known are {KNOWN}."
         )
-    return name if name in _STRUCTURES else None
+    return name if name in STRUCTURES else None
 
 
 def _wrapped_bar(token: Token, source: str, strict: bool) -> tuple[list[Token] | None, str]:
@@ -356,7 +345,7 @@ def _wrapped_bar(token: Token, source: str, strict: bool) -> tuple[list[Token] |
     if known is None:
         if strict and _bars_at_top(_tokens(match[2], source)):
             raise InputError(
-                f"{source}: {match[1]}(...) is no covariance of random effects. Known are {_KNOWN}."
+                f"{source}: {match[1]}(...) is no covariance of random effects. Known are {KNOWN}."
             )
         return None, ""
     return _tokens(match[2], source), known
@@ -365,7 +354,7 @@ def _wrapped_bar(token: Token, source: str, strict: bool) -> tuple[list[Token] |
 def _structure(tokens: list[Token], wrapper: str, source: str) -> tuple[list[Token], Structure]:
     """The tokens of a bar without ``, hom=TRUE``, and the structure that it has."""
     commas = [i for i, token in enumerate(tokens) if _is_operator(token) and token.token == ","]
-    kinds = _STRUCTURES[wrapper or "us"]
+    kinds = STRUCTURES[wrapper or "us"]
     if not commas:
         return tokens, next(iter(kinds.values()))
     written = _render(tokens[commas[0] + 1 :])
@@ -378,7 +367,7 @@ def _structure(tokens: list[Token], wrapper: str, source: str) -> tuple[list[Tok
     hom = match[1][0] == "T"
     if hom not in kinds or wrapper in ("", "us"):
         has = f"{wrapper}(...) has no option hom={match[1]}" if wrapper else "a bar has no options"
-        raise InputError(f"{source}: {has}. Known are {_KNOWN}.")
+        raise InputError(f"{source}: {has}. Known are {KNOWN}.")
     return tokens[: commas[0]], kinds[hom]
 
 
@@ -415,14 +404,39 @@ def _expand_bar(tokens: list[Token], wrapper: str, source: str) -> list[BarTerm]
     if len(effects) == 0:
         raise InputError(f"{source}: {written} has no effects left. Write (1 | group).")
     groups = _parse_group(tokens[bars[0] + 1 :], written, source)
+    along = ""
+    if structure in ALONG:
+        along = _column_along(effects, structure, f"{wrapper}{written}", source)
+        effects = _parse_plain(f"0 + C({along})", source)
     if operator == "|":
         parts = [(effects, False)]
     else:
         parts = [(SimpleFormula([term]), term.degree > 0) for term in effects]
-    label = f"{wrapper}{written[:-1]}{_OPTIONS.get(structure, '')})"
+    label = f"{wrapper}{written[:-1]}{OPTIONS.get(structure, '')})"
     return [
-        BarTerm(part, group, structure, label, split) for group in groups for part, split in parts
+        BarTerm(part, group, structure, label, split, along=along)
+        for group in groups
+        for part, split in parts
     ]
+
+
+def _column_along(effects: SimpleFormula, structure: str, written: str, source: str) -> str:
+    """The column of times or positions in what stands before the bar: ``t`` or ``0 + t``."""
+    terms = [term for term in effects if term.degree > 0]
+    factors: tuple[Any, ...] = tuple(terms[0].factors) if len(terms) == 1 else ()
+    name = factors[0].expr if len(factors) == 1 else ""
+    if len(factors) != 1 or factors[0].eval_method.value != "lookup":
+        what = "times" if structure == "ar1" else "positions"
+        raise InputError(
+            f"{source}: {written} needs the column of {what}, {structure}(column | group). Store "
+            f"computed {what} as a column of data first."
+        )
+    if quote_name(name) != name:
+        raise InputError(
+            f"{source}: rename the column {name!r}, which stands in {written}, to letters, digits "
+            "and `_`."
+        )
+    return str(name)
 
 
 def _parse_group(tokens: list[Token], written: str, source: str) -> list[tuple[str, ...]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -22,6 +22,7 @@ from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.designs.compact import CompactMatrix, LayeredMatrix, LayerStack, compacted, many, steps
 from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design, RandomTerm
 from flashmm.exceptions import InputError, check_names, listing, nearest
+from flashmm.formulas.along import MOST_EFFECTS, along_a_column
 from flashmm.formulas.bars import (
     BarTerm,
     PlainTerm,
@@ -47,6 +48,7 @@ from flashmm.formulas.sample_table import (
     missing_rows,
     refuse_infinite,
 )
+from flashmm.formulas.structures import Structure
 
 __all__ = ["DesignBuild", "build_design"]
 
@@ -173,7 +175,9 @@ def build_design(
         )
 
     built = [
-        _bar_columns(term, columns) if isinstance(term, BarTerm) else _plain_columns(term, columns)
+        _bar_columns(term, columns, table)
+        if isinstance(term, BarTerm)
+        else _plain_columns(term, columns)
         for term in terms
     ]
     structure = CovarianceStructure(_name_terms(terms, [block.term for block in built], known))
@@ -303,7 +307,7 @@ def _offset(columns: Columns, offsets: SimpleFormula, source: str) -> FormulaRow
     return made
 
 
-def _bar_columns(term: BarTerm, columns: Columns) -> _Block:
+def _bar_columns(term: BarTerm, columns: Columns, given: pd.DataFrame) -> _Block:
     """Build the columns of ``(effects | group)``, level by level, shape (n, L * s)."""
     source = f"Random term {term.source!r}"
     effects = formula_rows(columns, term.effects, source, "sparse")
@@ -337,6 +341,9 @@ def _bar_columns(term: BarTerm, columns: Columns) -> _Block:
         effects=names,
         covariance=_covariance(term, len(names), source),
     )
+    if term.along:
+        values = columns.data[term.along]
+        random_term = along_a_column(random_term, values, given[term.along], term.along, source)
     turn = None if random_term.turn is None else sp.csr_array(random_term.turn)
 
     def rows(samples: slice) -> sp.csr_array:
@@ -361,17 +368,16 @@ def _by_level(effects: FloatArray, codes: NDArray[np.int32], levels: int) -> sp.
     return sp.csr_array((effects.ravel(), position.ravel(), start), shape=(n, levels * s))
 
 
-def _covariance(
-    term: BarTerm, effects: int, source: str
-) -> Literal["full", "diagonal", "identity", "cs"]:
+def _covariance(term: BarTerm, effects: int, source: str) -> Structure:
     """The structure of a term with so many effects; of one effect all are the same."""
+    if term.along:
+        return term.covariance
     if effects == 1 or (effects == 2 and term.covariance == "csh"):
         return "full"
-    if term.covariance == "csh":
+    if term.covariance == "csh" and effects > MOST_EFFECTS:
         raise InputError(
-            f"{source}: compound symmetry with a variance for each of {effects} effects is not "
-            "available. Write cs(... | g) for one variance, or (... | g) for a covariance of every "
-            "pair."
+            f"{source} has {effects} effects with variances of their own; up to {MOST_EFFECTS} are "
+            "possible. Write cs(... | g) for one variance."
         )
     return term.covariance
 
@@ -445,7 +451,7 @@ def _name_terms(
         if isinstance(source, BarTerm) and not source.name and shared[term.group] > 1:
             label = source.effects_text.removeprefix("0 + ")
             name = term.group if label == "1" else f"{term.group}[{label}]"
-        named.append(RandomTerm(name, term.group, term.levels, term.effects, term.covariance))
+        named.append(replace(term, name=name))
     repeated = [name for name, count in Counter(t.name for t in named).items() if count > 1]
     if repeated:
         raise InputError(

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.compact import steps
-from flashmm.designs.design import CovarianceStructure
+from flashmm.designs.curves import distances
+from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, check_names, listing, nearest
 from flashmm.formulas.column_kinds import absent_values
 from flashmm.formulas.loaded import LoadedFormula
@@ -240,7 +241,8 @@ class DesignRecipe:
             codes = np.full(c, -1, dtype=np.intp)
             if recipe.group:
                 # A model from which an effect was dropped has fewer than the formula makes.
-                rows = rows[:, [recipe.effects.names.index(name) for name in term.effects]]
+                if not term.positions:  # whose effects have names of their own, and are all there
+                    rows = rows[:, [recipe.effects.names.index(name) for name in term.effects]]
                 s = len(term.effects)
                 if term.turn is not None:
                     rows = sp.csr_array(rows @ sp.csr_array(term.turn))
@@ -264,7 +266,8 @@ class DesignRecipe:
                 of_unknown = term.root.mean_diagonal
             for i, parameter in enumerate(structure.parameters):
                 if parameter.term == position:
-                    new[:, i] = np.where(codes < 0, of_unknown * _weight(effects, parameter), 0.0)
+                    weight = _weight(effects, parameter, term)
+                    new[:, i] = np.where(codes < 0, of_unknown * weight, 0.0)
             blocks.append(block)
         Z = sp.hstack(blocks, format="csr") if blocks else sp.csr_array((c, 0))
         return RandomRows(sp.csr_array(Z), new, unknown)
@@ -379,8 +382,11 @@ class DesignRecipe:
         return labels
 
 
-def _weight(effects: FloatArray, parameter: Any) -> FloatArray:
+def _weight(effects: FloatArray, parameter: Any, term: RandomTerm) -> FloatArray:
     """What theta_i is multiplied by in e'D e for the effects e of one level, shape (c,)."""
+    if parameter.row < -2:
+        apart = distances(term.positions)[1] == -3 - parameter.row
+        return np.asarray(((effects @ apart) * effects).sum(axis=1))
     if parameter.row < 0:
         own = effects if parameter.row == -1 else effects[:, 1:]
         return np.asarray((own * own).sum(axis=1))

@@ -158,8 +158,7 @@ class Sampler:
         We = sigma * (g @ self._root.T)
         b = np.empty_like(z)
         structure = self._structure
-        for block, root in zip(structure.blocks(), roots, strict=True):
-            columns = [structure.columns(structure.parameters[i])[0] for i in np.diag(block)]
+        for columns, root in zip(structure.block_columns(), roots, strict=True):
             for a, own in enumerate(columns):
                 total = root[:, a, 0, None, None] * z[..., columns[0]]
                 for c in range(1, len(columns)):

@@ -79,6 +79,7 @@ def nesting(large: SummaryStats, small: SummaryStats) -> Nesting:
             f"{listing(extra)}. Coefficients are the same if their names are. The test is "
             "called on the fit of the larger model."
         )
+    _refuse_curves(large.structure, small.structure)
     mine, theirs = _parameters(large.structure), _parameters(small.structure)
     unknown = [name for key, name in theirs.items() if key not in mine]
     several = [name for name in small.structure.residuals if len(small.structure.residuals) > 1]
@@ -103,6 +104,27 @@ def nesting(large: SummaryStats, small: SummaryStats) -> Nesting:
         one,
         len(large.structure.residuals) - len(small.structure.residuals),
     )
+
+
+def _refuse_curves(large: CovarianceStructure, small: CovarianceStructure) -> None:
+    """Raise where the models differ in a structure that is not linear in its parameters."""
+
+    def curved(structure: CovarianceStructure) -> dict[str, object]:
+        return {
+            term.name: (term.covariance, term.group, term.effects, term.positions)
+            for term in structure.terms
+            if term.curve is not None
+        }
+
+    mine, theirs = curved(large), curved(small)
+    if mine != theirs:
+        names = [n for n in {**mine, **theirs} if mine.get(n) != theirs.get(n)]
+        raise InputError(
+            f"The models differ in the structure of {listing(names)}, whose correlation means "
+            "nothing where its variance is zero: the likelihood ratio has no chi-square "
+            "distribution (Davies 1977). Compare their AIC or BIC, or fit both to what `draw` "
+            "gives of the smaller one, a parametric bootstrap."
+        )
 
 
 def check_same_data(large: SummaryStats, small: SummaryStats) -> None:
@@ -159,12 +181,15 @@ def _parameters(structure: CovarianceStructure) -> dict[Key, str]:
     keys = {}
     for parameter in structure.parameters:
         term = structure.terms[parameter.term]
-        if parameter.row < 0:
-            pair: tuple[str, ...] = ("", "")
+        if parameter.row < -2:
+            pair: tuple[str, ...] = (parameter.name, "")
+        elif parameter.row < 0:
+            pair = ("", "")
         else:
             pair = tuple(sorted((term.effects[parameter.row], term.effects[parameter.column])))
         cs = term.covariance == "cs"
-        name = _kind(term) if parameter.row < 0 or cs or term.root is not None else ""
+        own = parameter.row < 0 or cs or term.root is not None or term.curve is not None
+        name = _kind(term) if own else ""
         name += "[mean]" if cs and parameter.row == 0 else ""
         known = () if term.root is None else (f"known, {term.root.mean_diagonal:.9g}",)
         keys[(name, term.group, *term.levels, *known, *pair)] = parameter.name
@@ -173,14 +198,15 @@ def _parameters(structure: CovarianceStructure) -> dict[Key, str]:
 
 def _kind(term: RandomTerm) -> str:
     """Name of a term whose columns or parameters are no single effects."""
-    return f"{term.name}[cs]" if term.covariance == "cs" else term.name
+    special = term.covariance == "cs" or term.curve is not None
+    return f"{term.name}[{term.covariance}]" if special else term.name
 
 
 def _columns(structure: CovarianceStructure) -> list[Key]:
     """Columns of Z by group, level and effect."""
     keys: list[Key] = []
     for term in structure.terms:
-        own = term.covariance in ("identity", "cs") or term.root is not None
+        own = term.is_whole or term.root is not None
         name = _kind(term) if own else ""
         keys += [
             (name, term.group, level, effect) for level in term.levels for effect in term.effects

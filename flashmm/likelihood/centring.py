@@ -75,8 +75,8 @@ def centring(ZZ: sp.csr_array, structure: CovarianceStructure) -> Turn | None:
     for number, term in enumerate(structure.terms):
         s, start = len(term.effects), structure.offsets[number]
         full = term.covariance == "full" and s > 1
-        single = {"identity": 1, "cs": 2}.get(term.covariance, s)
-        own = [next(blocks) for _ in range(1 if full else single)]
+        single = {"identity": 1, "cs": 2, "diagonal": s}.get(term.covariance, 1)
+        own = [next(blocks) for _ in range(single)]
         root = np.eye(s)
         if full:
             root = _orthogonal(_gram(ZZ, start, len(term.levels), s))

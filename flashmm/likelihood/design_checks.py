@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.designs.curves import CurvedParameters
 from flashmm.designs.design import CovarianceParameter, CovarianceStructure
 from flashmm.exceptions import InputError, PrecisionWarning, listing, warn
 from flashmm.likelihood.centring import advice
@@ -157,7 +158,11 @@ def check_components(
     information = _information_at_zero(ZX, H, ZZ, df, structure)
     if known_residual:
         information = information[:-1, :-1]
-    for i, parameter in enumerate(structure.parameters):
+    names = structure.param_names
+    curved = structure.curved
+    if curved is not None:
+        information, names = _along_curves(information, curved), structure.own_names
+    for i, parameter in enumerate(structure.parameters if curved is None else ()):
         own = [j for j, each in enumerate(structure.parameters) if each.term == parameter.term]
         most = np.diag(information)[own].max()
         if not parameter.is_variance and information[i, i] <= _NOTHING * most:
@@ -170,8 +175,7 @@ def check_components(
     length = np.sqrt(np.diag(information))
     values, vectors = np.linalg.eigh(information / np.outer(length, length))
     if values.size and values[0] < CONFOUNDED:
-        names = np.array(structure.param_names)[: values.size]
-        involved = names[np.abs(vectors[:, 0]) > 1e-3]
+        involved = np.array(names)[: values.size][np.abs(vectors[:, 0]) > 1e-3]
         near = advice(ZZ, structure)
         if near:
             raise InputError(
@@ -184,6 +188,18 @@ def check_components(
             "have the same effects and groups (an intercept beside all categories of a factor, "
             "say), or where a slope is constant. Remove one of them."
         )
+
+
+def _along_curves(information: FloatArray, curved: CurvedParameters) -> FloatArray:
+    """Information on theta, (k, k), as that on own parameters at usual values of these."""
+    u = np.ones((1, curved.k))
+    for curve, _, own in curved.parts():
+        if curve is not None:
+            u[:, own] = curve.starts()[0][2]
+    J = curved.jacobian(u)[0, : information.shape[0]]
+    if information.shape[0] < sum(curved.sizes) + curved.residuals:
+        J = J[:, :-1]  # the residual variance is known
+    return np.asarray(J.T @ information @ J)
 
 
 def _information_at_zero(

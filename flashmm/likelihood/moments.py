@@ -54,11 +54,11 @@ class Projected(Protocol):
 def apply_G(structure: CovarianceStructure, position: int, vectors: FloatArray) -> FloatArray:
     """G_i v for the rows of vectors (..., q), same shape."""
     parameter = structure.parameters[position]
-    rows, columns = structure.columns(parameter)
     result = np.zeros_like(vectors)
-    result[..., rows] = vectors[..., columns]
-    if not parameter.is_variance:
-        result[..., columns] = vectors[..., rows]
+    for rows, columns in structure.slices(parameter):  # an effect may have several partners
+        result[..., rows] += vectors[..., columns]
+        if not parameter.is_variance:
+            result[..., columns] += vectors[..., rows]
     return result
 
 

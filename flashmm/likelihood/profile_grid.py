@@ -233,7 +233,7 @@ def negative_grid(projection: Projection, method: Literal["REML", "ML"]) -> Prof
     if method == "ML":
         of_trace, df = _eigen(projection.A_full[variances])[0], projection.n
     # Shares of the way to the edge, most of them beside it.
-    shares = 1.0 - np.geomspace(0.95, 1e-3, _RADII)
+    shares = 1.0 - np.geomspace(0.95, 1e-6, _RADII)
     radii = shares / of_trace.max(axis=1)[:, None]
     theta = np.zeros((variances.size * _RADII + 1, structure.is_variance.size))
     theta[:, -1] = 1.0

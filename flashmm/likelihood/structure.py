@@ -61,8 +61,10 @@ def partitions(
                 continue
             coarse = max(choices, key=lambda terms: graph.components(terms)[0])
         key = (frozenset(fine), frozenset(coarse))
+        border = sorted(set(every) - set(fine) - set(coarse))
+        if any(structure.terms[t].positions for t in border):
+            continue  # a border knows one partner of each effect, not those at some distance
         if key not in found:
-            border = sorted(set(every) - set(fine) - set(coarse))
             second = graph.blocks(coarse, blocks) if coarse else np.empty((0, 0), dtype=np.intp)
             found[key] = Partition(blocks, second, graph.columns(border))
     return list(found.values())
@@ -74,10 +76,15 @@ def _by_size(structure: CovarianceStructure, terms: set[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class _Graph:
-    """Columns of Z, joined where Z'Z or D is not zero: ``edges`` (q, q); columns of each term."""
+    """Columns of Z, joined where Z'Z or D is not zero: ``edges`` (q, q); columns of each term.
+
+    ``most``: columns that a block with a term may have. With a covariance at each distance few
+    parameters make a large block worth its while.
+    """
 
     edges: sp.csr_array
     of_term: tuple[IntArray, ...]
+    most: tuple[int, ...]
 
     @classmethod
     def of(cls, ZZ: sp.csr_array, structure: CovarianceStructure) -> _Graph:
@@ -94,6 +101,10 @@ class _Graph:
         return cls(
             edges,
             tuple(np.arange(a, b) for a, b in pairwise(offsets)),
+            tuple(
+                max(MAX_EFFECTS, len(term.effects) + 1) if term.curve else MAX_EFFECTS
+                for term in structure.terms
+            ),
         )
 
     def columns(self, terms: list[int]) -> IntArray:
@@ -126,7 +137,7 @@ class _Graph:
         for term in candidates:
             more = [*chosen, term]
             _, labels = self.components(more, through)
-            if np.bincount(labels).max() > MAX_EFFECTS:
+            if np.bincount(labels).max() > max(self.most[t] for t in more):
                 continue
             start, apart = 0, True
             for t in more:

@@ -13,6 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.inference.curved_covariance import covariance_along
 from flashmm.likelihood import AnyEstimator, AnyProjection, PatternedProjection
 from flashmm.likelihood.base import rows_of
 from flashmm.likelihood.elimination.indefinite import covariance_is_definite
@@ -53,7 +54,12 @@ def assemble(
 ) -> Deferred:
     """Scale a solution back, add the fixed effects and settle the verdicts, to be labelled."""
     known_residual = known_residual_of(likelihood)
-    se_theta = _standard_errors(solution.evaluation.expected)
+    spread = None
+    if stats.structure.curved is None:
+        se_theta = _standard_errors(solution.evaluation.expected)
+    else:
+        spread, _ = covariance_along(stats.structure, solution.theta, solution.evaluation)
+        se_theta = _roots_of_diagonal(spread)
     spoilt = np.asarray(~np.isfinite(se_theta).all(axis=1))
     status = _verdicts(projection, likelihood, solution, spoilt)
     theta = solution.theta.copy()
@@ -72,7 +78,9 @@ def assemble(
         )
     se_theta = np.where(known[:, None], se_theta * projection.units(), np.nan)
     if projection.turn is not None:
-        se_theta = _turned_errors(projection, solution.evaluation.expected, known)
+        if spread is None:
+            spread = scaled_inverse(solution.evaluation.expected)
+        se_theta = _turned_errors(projection, spread, known)
     natural = projection.to_natural(theta)
     natural[status == Status.ZERO_VARIANCE] = 0.0
     if known_residual is not None:
@@ -113,14 +121,18 @@ def _labelled(
     )
 
 
-def _turned_errors(projection: AnyProjection, expected: FloatArray, known: BoolArray) -> FloatArray:
+def _turned_errors(projection: AnyProjection, spread: FloatArray, known: BoolArray) -> FloatArray:
     """Standard errors of theta in the units of Y, (m, k), where the effects have been turned."""
     features = np.flatnonzero(known)
-    covariance = projection.natural_covariance(scaled_inverse(expected[features]), features)
-    result = np.full(expected.shape[:2], np.nan)
-    with np.errstate(invalid="ignore"):
-        result[features] = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
+    result = np.full(spread.shape[:2], np.nan)
+    result[features] = _roots_of_diagonal(projection.natural_covariance(spread[features], features))
     return result
+
+
+def _roots_of_diagonal(covariance: FloatArray) -> FloatArray:
+    """Standard errors (B, k) from covariances (B, k, k)."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.sqrt(np.diagonal(covariance, axis1=1, axis2=2)))
 
 
 def _standard_errors(expected: FloatArray) -> FloatArray:

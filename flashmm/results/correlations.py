@@ -75,7 +75,7 @@ def _pairs(structure: CovarianceStructure) -> list[tuple[str, Correlated]]:
     return [
         (p.name, Correlated(i, variances[p.term, p.row], variances[p.term, p.column]))
         for i, p in enumerate(structure.parameters)
-        if not p.is_variance
+        if not p.is_variance and structure.terms[p.term].curve is None
     ]
 
 

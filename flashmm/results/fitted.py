@@ -76,6 +76,8 @@ class FitOptions:
     residual_variance: str = "estimated"
     # What groups have residual variances of their own; empty for one variance.
     residual_by: str = ""
+    # Where a mapping made these of finer ones: which, as `flashmm.stats.groups.coarser_of` writes.
+    residual_groups: str = ""
 
     @property
     def known_residual(self) -> bool:
@@ -188,7 +190,10 @@ class FittedModel:
     @property
     def n_estimated(self) -> int:
         """Parameters of one feature: p and the variance parameters."""
-        return self.stats.p + int(self.array("theta").shape[1]) - self.options.known_residual
+        own = int(self.array("theta").shape[1])
+        if self.stats.structure.curved is not None:
+            own += self.stats.structure.n_own - len(self.stats.structure.param_names)
+        return self.stats.p + own - self.options.known_residual
 
     def values(self, name: str, positions: IntArray) -> FloatArray:
         """Estimates of the features at some positions: a variable of the Dataset."""
@@ -325,6 +330,16 @@ class FittedModel:
             raise InputError(
                 f"{what} takes one residual variance; this fit has one for each group of "
                 f"{self.options.residual_by!r}. {instead}".rstrip()
+            )
+
+    def linear(self, what: str, instead: str) -> None:
+        """Raise where structures are not linear in their parameters, which ``what`` needs."""
+        terms = self.stats.structure.terms
+        names = [f"{term.name!r} ({term.covariance})" for term in terms if term.curve is not None]
+        if names:
+            raise InputError(
+                f"{what} is there for covariances that are linear in their parameters; that of "
+                f"{', '.join(names)} is not. {instead}"
             )
 
     def of_groups(self, what: str) -> SummaryStats:

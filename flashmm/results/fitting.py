@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,23 +18,22 @@ from flashmm.likelihood import (
     on_device,
 )
 from flashmm.likelihood.known_residual import KnownResidual, hold_residual, known_residual_of
+from flashmm.likelihood.own_parameters import OwnParameters
 from flashmm.likelihood.profile_grid import fine_grid, negative_grid, profile_grid
 from flashmm.progress import Progress
 from flashmm.results.assemble import assemble, without_maximum
 from flashmm.results.deferred import Deferred
 from flashmm.results.fitted import FitOptions
+from flashmm.results.fitting_curves import CurvedSearch, in_theta, own_space
 from flashmm.solvers.base import Solution, Solver, maximise
 from flashmm.solvers.batches import maximise_in_batches, over_batches
 from flashmm.solvers.other_maxima import Landscape
 from flashmm.solvers.restart import second_starts
 from flashmm.solvers.space import ParameterSpace, make_space
-from flashmm.solvers.start import Starts, starting_values
+from flashmm.solvers.start import Starts, starting_rows, starting_values
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["FitPlan", "fit_features"]
 
@@ -102,6 +101,8 @@ def fit_features(
         Known residual variances in the units of Y, shape (m,); None to estimate them.
     """
     options, structure = plan.options, stats.structure
+    if structure.curved is not None:
+        return _fit_curved(stats, projection, likelihood, plan, theta0, residual)
     space = make_space(
         options.parameter_space,
         structure.blocks(),
@@ -143,6 +144,45 @@ def fit_features(
             psd = make_space("psd", structure.blocks(), start.theta.shape[1])
             _restart_inside(search, psd, space, start, solution, lost)
     return assemble(stats, projection, likelihood, solution, options, n_jobs=threads)
+
+
+def _fit_curved(
+    stats: SummaryStats | PatternedStats,
+    projection: AnyProjection,
+    likelihood: AnyEstimator,
+    plan: FitPlan,
+    theta0: Any,
+    residual: FloatArray | None,
+) -> Deferred:
+    """The same where structures are not linear in their parameters."""
+    structure, options, curved = stats.structure, plan.options, stats.structure.curved
+    assert curved is not None
+    usable = projection.varies
+    if residual is not None:
+        likelihood = cast("AnyEstimator", hold_residual(likelihood, projection, residual))
+        usable = usable | (projection.zero_variance & ~projection.non_finite)
+    own = OwnParameters(likelihood, curved)
+    given = None
+    if theta0 is not None:
+        names, params = stats.feature_names, structure.param_names
+        rows = projection.to_internal(starting_rows(theta0, stats.m, params, names))
+        given = curved.own(rows)
+        exists = own_space(structure).contains(given)
+        given[~exists] = np.nan
+    search = CurvedSearch(
+        own,
+        own_space(structure),
+        structure,
+        plan.solver,
+        np.asarray(projection.n - (projection.p if options.method == "REML" else 0), dtype=float),
+        options.max_iter,
+        options.memory,
+        plan.threads,
+        options.epsilon,
+    )
+    solution = search.run(usable & ~likelihood.perfect_fit, given, plan.progress)
+    found = in_theta(own, solution)
+    return assemble(stats, projection, likelihood, found, options, n_jobs=plan.threads)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.exceptions import InputError
+from flashmm.inference.curved_covariance import covariance_along
 from flashmm.inference.degrees_of_freedom import (
     FIXED_DF,
     KNAPP_HARTUNG,
@@ -55,7 +56,7 @@ class Hypotheses:
         n - p of each feature, shape (m,).
     residual
         Moderated residual variances, in internal units, and their degrees of freedom, shape
-        (m, 2); None for those of the fit.
+        (m, H, 2) with H residual variances; None for those of the fit.
     dream
         What variances of contrasts are multiplied by, and the degrees of freedom that they gain,
         shape (m, 2): moderation as in limma and dream. None for none.
@@ -232,6 +233,13 @@ class Hypotheses:
     ) -> Iterator[tuple[IntArray, slice, ContrastMoments, FloatArray]]:
         """Moments of hypotheses L (g, r, p) and the covariance of theta, batch by batch."""
         request, (g, r, _) = self.request, L.shape
+        if df == "kenward-roger" and request.projection.structure.curved is not None:
+            raise InputError(
+                "df='kenward-roger' expands the covariance of the estimates in parameters that V "
+                "is linear in (Kenward & Roger 1997; other structures need the terms of their 2009 "
+                "paper). Here a structure (ar1, exp or cs with hom=FALSE) is not: use "
+                "df='satterthwaite'."
+            )
         k, adjust = request.theta.shape[1], df == "kenward-roger"
         # Per hypothesis and feature: vectors of length q, and a few (k, k, r, r) arrays.
         size = 8 * r * ((2 * k + 4) * request.projection.structure.q + 4 * k * k * r)
@@ -247,10 +255,9 @@ class Hypotheses:
                 moments = rows.contrast_moments(theta, L[chosen], adjustment=adjust)
                 spread = covariance
                 if self.residual is not None:
-                    variance, freedom = self.residual[batch].T
-                    moments, spread = moderate_moments(
-                        moments, covariance, theta[:, -1], variance, freedom
-                    )
+                    variance, freedom = np.moveaxis(self.residual[batch], -1, 0)
+                    own = theta[:, -variance.shape[1] :]
+                    moments, spread = moderate_moments(moments, covariance, own, variance, freedom)
                 yield here, chosen, moments, spread
 
     def mean_square(self, positions: IntArray) -> FloatArray:
@@ -276,21 +283,23 @@ class Hypotheses:
         found = self.df_resid[positions, None]
         return np.full_like(found, np.inf) if df == "normal" else found
 
-    def residual_variance(self) -> tuple[FloatArray, FloatArray]:
-        """Residual variances in internal units and their degrees of freedom, both (m,).
+    def residual_variances(self) -> tuple[FloatArray, FloatArray]:
+        """Residual variances in internal units and their degrees of freedom, both (m, H).
 
         2 theta^2 / var(theta), with the variance that `satterthwaite` uses; NaN where unknown.
         """
         request, m = self.request, self.request.theta.shape[0]
-        variance, df = np.full(m, np.nan), np.full(m, np.nan)
+        several = len(request.projection.structure.residuals)
+        variance, df = np.full((m, several), np.nan), np.full((m, several), np.nan)
         limit = max(1, request.memory // (32 * max(1, request.projection.structure.q)))
         for here, batch in request.batches(np.arange(m), limit):
             theta = request.theta[batch]
             at = request.likelihood.evaluate(theta, batch)
-            spread = self._covariance(theta, at, "satterthwaite")[:, -1, -1]
-            variance[here] = theta[:, -1]
+            covariance = self._covariance(theta, at, "satterthwaite")
+            spread = np.diagonal(covariance, axis1=1, axis2=2)[:, -several:]
+            variance[here] = theta[:, -several:]
             with np.errstate(divide="ignore", invalid="ignore"):
-                df[here] = 2.0 * theta[:, -1] ** 2 / spread
+                df[here] = 2.0 * theta[:, -several:] ** 2 / spread
         return variance, df
 
     def hat_df(self) -> FloatArray:
@@ -316,6 +325,10 @@ class Hypotheses:
         positive definite the expected one stands in. NaN where the likelihood does not exist, as
         where a fit stalled at the edge of its domain.
         """
+        structure = self.request.projection.structure
+        if structure.curved is not None:
+            sharp = df == "satterthwaite"
+            return covariance_along(structure, theta, at, observed=sharp)[0]
         if df != "satterthwaite":
             return scaled_inverse(at.expected)
         known = np.isfinite(at.score).all(axis=1) & np.isfinite(at.observed).all(axis=(1, 2))

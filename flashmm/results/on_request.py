@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.inference.curved_covariance import covariance_along
 from flashmm.likelihood import AnyEstimator, AnyProjection
 from flashmm.likelihood.base import RandomEffects, StandardErrorKind, rows_of
 from flashmm.likelihood.known_residual import known_residual_of
@@ -84,14 +85,45 @@ class OnRequest:
         ``relative``: of theta over the feature's ``scale``, for the squares of which there is room.
         """
         k, projection = self.theta.shape[1], self.projection
+        curved = projection.structure.curved
         if relative:
             projection = replace(projection, scale=np.ones_like(projection.scale))
         result = np.full((positions.size, k, k), np.nan)
         for here, batch in self.batches(positions):
-            expected = self.likelihood.evaluate(self.theta[batch], batch).expected
-            inverse = without_known(scaled_inverse(expected), self.likelihood)
+            at = self.likelihood.evaluate(self.theta[batch], batch)
+            if curved is None:
+                inverse = scaled_inverse(at.expected)
+            else:
+                inverse, _ = covariance_along(self.projection.structure, self.theta[batch], at)
+            inverse = without_known(inverse, self.likelihood)
             result[here] = projection.natural_covariance(inverse, batch)
         return result
+
+    def own_parameters(self, positions: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Own parameters of structures in the units of Y, (B, k), and their covariances (B, k, k).
+
+        Of a model in which theta is all of them, theta and `theta_covariance`.
+        """
+        structure = self.projection.structure
+        curved, k = structure.curved, structure.n_own
+        values = np.full((positions.size, k), np.nan)
+        spread = np.full((positions.size, k, k), np.nan)
+        if curved is None:
+            for here, batch in self.batches(positions):
+                values[here] = self.projection.natural_theta(self.theta[batch], batch)
+            return values, self.theta_covariance(positions)
+        for here, batch in self.batches(positions):
+            theta = self.theta[batch]
+            _, own = covariance_along(structure, theta, self.likelihood.evaluate(theta, batch))
+            inside = curved.own(theta)
+            values[here] = curved.own(self.projection.natural_theta(theta, batch))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                unit = np.where(inside == 0, 0.0, values[here] / inside)
+            for curve, _, at in curved.parts():  # correlations have no unit
+                if curve is not None:
+                    unit[:, at] = np.where(curve.is_cone, unit[:, at], 1.0)
+            spread[here] = own * unit[:, :, None] * unit[:, None, :]
+        return values, spread
 
     def information(self, positions: IntArray) -> Information:
         """Expected information of theta, and X'V^-1X."""

@@ -59,9 +59,11 @@ def wanted_effects(fitted: FittedModel, random: Any, level: str) -> Wanted:
     params = np.zeros(len(structure.param_names), dtype=bool)
     for position, effect in chosen:
         term, start = structure.terms[position], structure.offsets[position]
-        step = 1 if term.covariance in ("identity", "cs") else len(term.effects)
+        step = 1 if term.is_whole else len(term.effects)
         columns[start + effect : start + term.n_columns : step] = True
     for i, parameter in enumerate(structure.parameters):
-        ends = {(parameter.term, max(parameter.row, 0)), (parameter.term, max(parameter.column, 0))}
+        effects = (parameter.row, parameter.column)
+        whole = structure.terms[parameter.term].is_whole
+        ends = {(parameter.term, 0 if whole else max(effect, 0)) for effect in effects}
         params[i] = ends <= chosen
     return Wanted(columns, params, frozenset(position for position, _ in chosen))

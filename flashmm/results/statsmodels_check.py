@@ -65,6 +65,11 @@ def check_with_statsmodels(
     if stats.log_weights != 0.0:
         raise InputError("The samples are weighted, which statsmodels' MixedLM cannot do.")
     structure = stats.structure
+    if structure.curved is not None:
+        raise InputError(
+            "A random term is ar1, exp or cs with hom=FALSE, which statsmodels' MixedLM does not "
+            "have."
+        )
     if structure.has_roots:
         raise InputError(
             "A random term has a known covariance between its levels, which statsmodels' MixedLM "

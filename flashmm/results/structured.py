@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.designs.curves import CURVED
 from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import check_option
 from flashmm.inference.correlations import CommonCorrelation, CommonVariance
@@ -21,6 +22,7 @@ from flashmm.inference.statistics import check_alpha
 from flashmm.inference.tails import norm_isf
 from flashmm.results.correlations import profiled, random_correlations
 from flashmm.results.fitted import FittedModel
+from flashmm.results.own_parameters import own_estimates, shown_own
 from flashmm.results.variance_components import conf_int_theta
 
 __all__ = ["CommonParameters", "common_parameters", "random_parameters", "shown_parameters"]
@@ -70,7 +72,7 @@ def shown_parameters(
         names[common.mean], names[common.deviation] = common.name, f"{common.name}[rho]"
         values[:, common.mean] = common.variance(theta)
         values[:, common.deviation] = common.correlation(theta)
-    return names, values
+    return shown_own(structure, names, values)
 
 
 def random_parameters(
@@ -79,6 +81,8 @@ def random_parameters(
     """Standard deviations and correlations; see `MultiLMMResults.random_parameters`."""
     check_option("method", method, ("delta", "profile"))
     check_alpha(alpha)
+    if method == "profile":
+        fitted.linear("method='profile'", "Use method='delta'.")
     columns = [
         *_deviations(fitted, positions, alpha, method),
         *_pairs(fitted, positions, alpha, method),
@@ -86,6 +90,10 @@ def random_parameters(
     structure = fitted.stats.structure
     for common in common_parameters(structure):
         columns += _common(fitted, positions, alpha, method, common)
+    columns += [
+        _Column(own.name, own.kind, own.term, own.values)
+        for own in own_estimates(fitted, positions, alpha)
+    ]
     residual = [column for column in columns if not column.term]
     order = {term.name: i for i, term in enumerate(structure.terms)}
     columns = sorted((column for column in columns if column.term), key=lambda c: order[c.term])
@@ -124,7 +132,7 @@ def _deviations(
     own = [
         i
         for i, p in enumerate(structure.parameters)
-        if p.is_variance and structure.terms[p.term].covariance != "cs"
+        if p.is_variance and structure.terms[p.term].covariance not in ("cs", *CURVED)
     ]
     of_effects = len(own)
     own += range(len(structure.parameters), len(fitted.params))  # residual variances, by group
@@ -149,7 +157,8 @@ def _pairs(
 ) -> Iterator[_Column]:
     """Correlations of the pairs of effects of unstructured terms."""
     structure = fitted.stats.structure
-    covariances = [p for p in structure.parameters if not p.is_variance]
+    linear = [p for p in structure.parameters if structure.terms[p.term].curve is None]
+    covariances = [p for p in linear if not p.is_variance]
     if not covariances:
         return
     found = random_correlations(fitted, positions, alpha, method=method)

@@ -13,6 +13,7 @@ from flashmm.exceptions import listing
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.results.fitted import FitOptions, FittedModel
+from flashmm.results.own_parameters import own_estimates
 from flashmm.results.pages import WIDTH, SummaryPage, Table
 from flashmm.results.structured import common_parameters, shown_parameters
 from flashmm.results.trust import doubt
@@ -248,7 +249,7 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
     coefficients, notes = _truncated(rows, "coefficients", "results.sel(...).fe_params")
     variances, more = _truncated(
         _variance_rows(one["theta"].to_numpy(), one["se_theta"].to_numpy(), stats.structure)
-        if not stats.structure.turned
+        if not stats.structure.turned and stats.structure.curved is None
         else _with_common(fitted, position),
         "parameters",
         "results.sel(...).theta",
@@ -314,7 +315,9 @@ def _variance_rows(
         if parameter is None or parameter.is_variance:
             deviation = _number(np.sqrt(theta[i])) if theta[i] >= 0 else "-"
         else:
-            pair = [variance_of[parameter.term, j] for j in (parameter.row, parameter.column)]
+            ends = (parameter.row, parameter.column)
+            ends = (-1, -1) if parameter.row < -2 else ends  # all effects have one variance
+            pair = [variance_of[parameter.term, j] for j in ends]
             correlation = f"{theta[i] / np.sqrt(pair[0] * pair[1]):.3f}" if min(pair) > 0 else "-"
         kind = "Var" if parameter is None or parameter.is_variance else "Cov"
         rows.append(
@@ -330,7 +333,7 @@ def _variance_rows(
 
 
 def _with_common(fitted: FittedModel, position: int) -> list[list[str]]:
-    """The same where terms are compound symmetric: their variance and covariance."""
+    """The same where terms have other parameters: those of their structures."""
     structure = fitted.stats.structure
     theta = fitted.ds["theta"].to_numpy()[[position]]
     rows = _variance_rows(theta[0], fitted.ds["se_theta"].to_numpy()[position], structure)
@@ -347,7 +350,32 @@ def _with_common(fitted: FittedModel, position: int) -> list[list[str]]:
         name = _label(at.name)
         rows[at.mean] = [f"{name} Var", _number(v), _number(errors[0]), deviation, ""]
         rows[at.deviation] = [f"{name} Cov", _number(c), _number(errors[1]), "", correlation]
-    return rows
+    return rows if structure.curved is None else _with_own(fitted, position, rows)
+
+
+def _with_own(fitted: FittedModel, position: int, rows: list[list[str]]) -> list[list[str]]:
+    """Rows with own parameters in the place of the theta of structures with few of them."""
+    structure = fitted.stats.structure
+    assert structure.curved is not None
+    found = list(own_estimates(fitted, np.array([position]), 0.05))
+    result: list[list[str]] = []
+    parts = zip([*structure.terms, None], structure.curved.parts(), strict=True)
+    for term, (curve, linear, _) in parts:
+        if curve is None or term is None:
+            result += rows[linear]
+            continue
+        variances = iter(rows[linear])
+        for own in found:
+            value, error = own.values[0, :2]
+            if own.term == term.name and own.kind == "sd":
+                result.append(next(variances))
+            elif own.term == term.name:
+                correlation = own.kind == "correlation"
+                shown = f"{value:.3f}" if correlation else _number(value)
+                kind = "Corr" if correlation else "Range"
+                name = own.name.rpartition("[")[0]
+                result.append([f"{_label(name)} {kind}", shown, _number(error), "", ""])
+    return result
 
 
 def _group_counts(structure: CovarianceStructure) -> str:

@@ -136,6 +136,10 @@ def _exact_by_pattern(
 
 def maximiser(fitted: FittedModel) -> Maximiser:
     """What fits again with some of theta held."""
+    fitted.linear(
+        "A fit with some parameters held, as tests of variances and profiles need,",
+        "`random_parameters()` has limits by the delta method, and AIC or BIC compare structures.",
+    )
     options, structure = fitted.options, fitted.stats.structure
     # Refits start near their maximum, where the observed information serves from the start.
     solver = FisherScoring(epsilon=options.epsilon, newton_within=10.0)

@@ -320,7 +320,10 @@ def _united(left: CovarianceStructure, right: CovarianceStructure) -> Covariance
     theirs = {term.name: term for term in right.terms}
     shapes = [
         {
-            term.name: (term.group, term.effects, term.covariance, term.root is not None)
+            term.name: (
+                *(term.group, term.effects, term.covariance, term.positions),
+                term.root is not None,
+            )
             for term in structure.terms
         }
         for structure in (left, right)

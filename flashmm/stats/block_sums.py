@@ -155,7 +155,11 @@ def design_columns(X: FloatArray | CompactMatrix, Z: sp.csr_array | LayeredMatri
 
 
 def grouped_columns(
-    design: DesignColumns, codes: IntArray, k: int, columns: tuple[IntArray, ...] | None = None
+    design: DesignColumns,
+    codes: IntArray,
+    k: int,
+    columns: tuple[IntArray, ...] | None = None,
+    levels: IntArray | None = None,
 ) -> DesignColumns:
     """The design with its rows by group of samples too.
 
@@ -169,6 +173,9 @@ def grouped_columns(
         Number of groups.
     columns
         Columns of Z that each group has, if its samples here are not all that it has.
+    levels
+        Which level each column of Z is of, shape (q,): a group has all columns of its levels, those
+        of effects that none of its samples has too. Each column by itself if not given.
     """
     order = np.argsort(codes, kind="stable")
     edges = np.searchsorted(codes[order], np.arange(k + 1))
@@ -180,6 +187,8 @@ def grouped_columns(
         part = sp.csr_array(design.Z[here])
         part.eliminate_zeros()
         mine = np.unique(part.indices).astype(np.intp) if columns is None else columns[i]
+        if columns is None and levels is not None:
+            mine = np.flatnonzero(np.isin(levels, levels[mine]))
         part = sp.csr_array(part[:, mine])
         X = _rows_of(design.parts, here)
         dense = X if isinstance(design.X, CompactMatrix) else design.X[here]

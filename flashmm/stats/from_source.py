@@ -69,7 +69,7 @@ def sum_design(
     if source.reader.one_pass:
         stats, totals, detected = _fold(cls, source, design, weights, progress, grouping)
         return stats.at(passing(totals, detected, stats.n, min_count, min_fraction))
-    columns = _columns_of(design_columns(design.X, design.Z), grouping, source.m)
+    columns = _columns_of(design_columns(design.X, design.Z), grouping, source.m, design.structure)
     total = first_sums(
         source, columns, weights, block_bytes=block_bytes, workers=workers, progress=progress
     )
@@ -81,11 +81,14 @@ def sum_design(
     return shifted_sums(stats, again)
 
 
-def _columns_of(columns: DesignColumns, grouping: Grouping | None, m: int) -> DesignColumns:
+def _columns_of(
+    columns: DesignColumns, grouping: Grouping | None, m: int, structure: CovarianceStructure
+) -> DesignColumns:
     """The design, by group too where sums are kept by group."""
     if grouping is None:
         return columns
-    columns = grouped_columns(columns, grouping.codes, grouping.k)
+    levels = structure.level_of_columns
+    columns = grouped_columns(columns, grouping.codes, grouping.k, levels=levels)
     assert columns.by_group is not None
     entries = sum(own.size for own in columns.by_group.columns)
     size = check_room(grouping, entries, columns.X.shape[1], m, groups.GROUP_BYTES)
@@ -223,7 +226,7 @@ def _fold(
     for block in progress_bar(source.blocks(), None, show=progress):
         columns = design_columns(design.X[block.samples], design.Z[block.samples])
         here_by = None if grouping is None else grouping.of(block.samples)
-        columns = _columns_of(columns, here_by, source.m)
+        columns = _columns_of(columns, here_by, source.m, design.structure)
         here = replace(block, samples=slice(0, columns.X.shape[0]))
         part_weights = None if weights is None else weights[block.samples]
         sums = block_sums(here, columns, part_weights)

@@ -61,11 +61,17 @@ def known_structure(structure: CovarianceStructure, covariances: Any) -> Covaria
     made: dict[tuple[int, tuple[str, ...]], RandomTerm] = {}
     for position, covariance in _by_term(structure, given).items():
         term = terms[position]
-        if term.covariance == "cs":
+        if term.covariance == "cs" or term.curve is not None:
+            kind = {"ar1": "ar1", "exp": "exp"}.get(term.covariance, "cs")
+            instead = (
+                "(1 | g) + (1 | g:f) with the covariance of g"
+                if kind == "cs"
+                else "(1 | g) instead"
+            )
             raise InputError(
-                f"The random term {term.name!r} is compound symmetric, cs(...), which is not "
-                "available with a known covariance between its levels. Write (1 | g) + (1 | g:f) "
-                "with the covariance of g, or drop it from `covariances`."
+                f"The random term {term.name!r} has the structure {kind}(...), which is not "
+                f"available with a known covariance between its levels. Write {instead}, or drop "
+                "it from `covariances`."
             )
         key = (id(covariance), term.levels)
         if key not in made:

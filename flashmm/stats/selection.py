@@ -84,8 +84,8 @@ def _with_fixed(stats: AnySums, positions: IntArray) -> AnySums:
 
 
 def _effects(term: RandomTerm) -> range:
-    """Effects of a term that can go alone: none of an identity covariance or of "cs" can."""
-    return range(1 if term.covariance in ("identity", "cs") else len(term.effects))
+    """Effects of a term that can go alone: none of a term that belongs together can."""
+    return range(1 if term.is_whole else len(term.effects))
 
 
 def random_positions(structure: CovarianceStructure, names: Any) -> set[tuple[int, int]]:
@@ -95,7 +95,9 @@ def random_positions(structure: CovarianceStructure, names: Any) -> set[tuple[in
         known[term.name] = {(position, effect) for effect in _effects(term)}
     for parameter in structure.parameters:
         if parameter.is_variance:
-            known.setdefault(parameter.name, {(parameter.term, max(parameter.row, 0))})
+            whole = structure.terms[parameter.term].is_whole
+            effect = 0 if whole else max(parameter.row, 0)
+            known.setdefault(parameter.name, {(parameter.term, effect)})
     asked = _as_list(names)
     unknown = [name for name in asked if not (isinstance(name, str) and name in known)]
     if unknown:
@@ -115,7 +117,7 @@ def _with_random(stats: AnySums, wanted: set[tuple[int, int]]) -> AnySums:
             continue
         start, stop = structure.offsets[position : position + 2]
         of_term = np.arange(start, stop).reshape(len(term.levels), len(term.effects))
-        if term.covariance in ("identity", "cs"):
+        if term.is_whole:
             terms.append(term)
         else:
             of_term = of_term[:, effects]

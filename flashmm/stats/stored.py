@@ -11,6 +11,7 @@ import xarray as xr
 
 from flashmm.arrays.labels import counts_up
 from flashmm.designs.aliasing import Aliasing
+from flashmm.designs.curves import ALONG
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError
 from flashmm.stats.fields import AnySums, Shift, Sums
@@ -46,6 +47,9 @@ def sums_to_dataset(stats: Sums) -> xr.Dataset:
             np.array([t.n_columns for t in structure.terms], np.int32),
         ),
     }
+    positions = np.concatenate([np.zeros(0), *(term.positions for term in structure.terms)])
+    if positions.size:
+        data["term_positions"] = (("along",), positions)
     if stats.shift is not None:
         shift = stats.shift
         data |= {
@@ -81,12 +85,16 @@ def sums_to_dataset(stats: Sums) -> xr.Dataset:
 def sums_from_dataset(cls: type[AnySums], ds: xr.Dataset) -> AnySums:
     """The inverse of `sums_to_dataset`."""
     q = ds.sizes["level"]
-    terms, start = [], 0
+    terms, start, placed = [], 0, 0
+    positions = ds["term_positions"].to_numpy() if "term_positions" in ds else np.zeros(0)
     for i in range(ds.sizes["random_term"]):
         s, stop = int(ds["term_effects"][i]), start + int(ds["term_columns"][i])
         levels = [str(x) for x in ds["group_level"].to_numpy()[start:stop:s]]
         effects = [str(x) for x in ds["effect"].to_numpy()[start : start + s]]
         covariance: Any = str(ds["term_covariance"].to_numpy()[i])
+        along = s if covariance in ALONG else 0
+        at = tuple(float(x) for x in positions[placed : placed + along])
+        placed += along
         terms.append(
             RandomTerm(
                 str(ds["term_name"].to_numpy()[i]),
@@ -94,6 +102,7 @@ def sums_from_dataset(cls: type[AnySums], ds: xr.Dataset) -> AnySums:
                 tuple(levels),
                 tuple(effects),
                 covariance,
+                positions=at,
             )
         )
         start = stop

@@ -121,6 +121,7 @@ _KNOWN = _variables(
     term_root="random_term",
     **dict.fromkeys(("root_term", "root_row", "root_column", "root_value"), "root_entry"),
 )
+_POSITIONS = _variables({}, term_positions="along")
 _PATTERNS = _variables({"pattern": "i"}, pattern="feature")
 _RECIPE = _variables({"recipe": "O"}, recipe="recipes")
 _RATIO_PRIOR = _variables(
@@ -182,7 +183,7 @@ def _required(ds: xr.Dataset, kind: str) -> dict[str, Variable]:
     else:
         parts = [_STATISTICS]
         optional = [_SHIFTS, _ROOT, _KNOWN, _RECIPE, _PATTERNS, _GROUPS, _GROUP_SHIFTS]
-        optional.append(_OWN_COVARIATES)
+        optional += [_OWN_COVARIATES, _POSITIONS]
         if kind == "PatternedStats":
             parts.append(_PATTERNS)
         if "observed" not in ds and (kind == "PatternedStats" or "pattern" in ds):
@@ -199,6 +200,9 @@ _DESIGN = (
     *("sums_XX", "sums_ZX", "sums_ZZ_value", "sums_log_weights"),
 )
 _LARGEST = 1e300
+_STRUCTURES = {"full", "diagonal", "identity", "cs", "ar1", "exp", "csh"}
+# What formulas allow: flashmm/formulas/along.py. Different places have as many distances at least.
+_MOST_EFFECTS, _MOST_PLACES = 9, 50
 
 # numpy's kinds of text and whole numbers; formats differ in width.
 _ALIKE = {"f": "f", "i": "iu", "O": "OUT"}
@@ -217,11 +221,28 @@ def _check_sizes(ds: xr.Dataset) -> None:
         raise InputError("Its random terms have no whole number of effects at each level.")
     if columns.sum() != sizes["level"]:
         raise InputError(f"Its random terms own {columns.sum()} of {sizes['level']} columns of Z.")
-    wrong = set(ds["term_covariance"].to_numpy().tolist()) - {"full", "diagonal", "identity", "cs"}
+    structures = ds["term_covariance"].to_numpy()
+    wrong = set(structures.tolist()) - _STRUCTURES
     if wrong:
         raise InputError(f"It has a random term with the covariance {sorted(wrong)[0]!r:.80}.")
-    if ((ds["term_covariance"].to_numpy() == "cs") & (effects < 2)).any():
+    if ((structures == "cs") & (effects < 2)).any():
         raise InputError("It has a compound symmetric random term with a single effect.")
+    if ((structures == "csh") & ((effects < 3) | (effects > _MOST_EFFECTS))).any():
+        raise InputError("It has a compound symmetric random term with too few or many effects.")
+    _check_along(ds, effects[np.isin(structures, ("ar1", "exp"))])
+
+
+def _check_along(ds: xr.Dataset, effects: np.ndarray[Any, Any]) -> None:
+    """Raise unless random terms along times or places have these, ascending."""
+    at = ds["term_positions"].to_numpy() if "term_positions" in ds else np.zeros(0)
+    if (effects < 2).any() or (effects > _MOST_PLACES).any() or effects.sum() != at.size:
+        raise InputError(
+            f"It has {at.size} times or places for random terms along {effects.sum()}."
+        )
+    for places in np.split(at, np.cumsum(effects)[:-1]) if effects.size else []:
+        steps = np.diff(places)
+        if not ((np.abs(places) < _LARGEST).all() and (steps > 0).all()):
+            raise InputError("The times or places of a random term are not ascending numbers.")
 
 
 def _check_finite(ds: xr.Dataset) -> None:

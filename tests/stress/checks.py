@@ -12,6 +12,7 @@ import problems as pb
 import scipy.optimize
 
 from flashmm import MultiLMM, SummaryStats
+from flashmm.likelihood.own_parameters import OwnParameters
 from flashmm.solvers.base import maximise
 from flashmm.solvers.batches import maximise_in_batches
 from flashmm.solvers.em import EM
@@ -118,6 +119,9 @@ def _check_good(fit: Fit, j: int) -> Iterator[Finding]:
     if wrong:
         yield "not finite under a good verdict", ", ".join(wrong)
         return
+    if fit.problem.structure.curved is not None:
+        yield from check_curved(fit, j)
+        return
     unit = np.sqrt(np.diag(at.expected[j]))
     # What cancels in y'Py leaves an error of this size in a score in standard errors.
     allowance = 10.0 * fit.rounding(j)
@@ -183,6 +187,9 @@ def check_dense(fit: Fit, j: int) -> Iterator[Finding]:
 
 def check_search(fit: Fit, j: int, rng: np.random.Generator) -> Iterator[Finding]:
     """No search from other starts finds a higher likelihood."""
+    if fit.problem.structure.curved is not None:
+        yield from search_curved(fit, j, rng)
+        return
     likelihood, theta = fit.alone(j)
     ours = float(likelihood.evaluate(theta, np.array([0])).loglik[0])
     edge = 1.0
@@ -231,6 +238,74 @@ def search_domain(
     return best, where
 
 
+def check_curved(fit: Fit, j: int) -> Iterator[Finding]:
+    """Stationary in own parameters, or held by their bounds; a maximum where nothing holds them."""
+    likelihood, theta = fit.alone(j)
+    u, lower, upper, own = _own(fit, likelihood, theta)
+    at = own.evaluate(u[None], np.array([0]))
+    unit, allowance = np.sqrt(np.diag(at.expected[0])), 10.0 * fit.rounding(j)
+    score, most = at.score[0] / unit, 3.0 * EPSILON + allowance
+    near = np.where(np.isfinite(upper), 1e-8, 1e-12)  # of correlations, and of variances
+    low, high = u <= lower + near, u >= upper - near
+    wrong = np.where(low, score > most, np.where(high, score < -most, np.abs(score) > most))
+    if wrong.any() or (u < lower - 1e-9).any() or (u > upper + 1e-9).any():
+        yield "score above epsilon", f"{np.abs(score[wrong]).max(initial=0.0):.1e}"
+    difference = abs(float(fit.plain.loglik[j]) - float(fit.result.llf.iloc[j]))
+    if not difference < 1e-8 * (1 + abs(float(fit.result.llf.iloc[j]))) + allowance:
+        yield "log-likelihood differs from the plain one", f"{difference:.1e}"
+    if not (low | high).any():
+        lowest = float(np.linalg.eigvalsh(at.observed[0] / np.outer(unit, unit))[0])
+        if lowest < -1e-6 - allowance:
+            yield "not a maximum but a saddle", f"{lowest:.1e}"
+    elif fit.status[j] == "converged":
+        yield "converged at a bound", ""
+
+
+def _own(
+    fit: Fit, likelihood: Any, theta: pb.FloatArray
+) -> tuple[pb.FloatArray, pb.FloatArray, pb.FloatArray, OwnParameters]:
+    """Own parameters at theta, their bounds, and the plain likelihood of them."""
+    structure = fit.problem.structure
+    curved = structure.curved
+    assert curved is not None
+    lower, upper = np.zeros(curved.k), np.full(curved.k, np.inf)
+    for curve, _, own in curved.parts():
+        if curve is not None:
+            lower[own], upper[own] = curve.bounds
+    u = np.nan_to_num(curved.own(theta)[0])
+    return u, lower, upper, OwnParameters(likelihood, curved)
+
+
+def search_curved(fit: Fit, j: int, rng: np.random.Generator, starts: int = 4) -> Iterator[Finding]:
+    """No search of scipy's over own parameters, from random starts, finds more."""
+    likelihood, theta = fit.alone(j)
+    _, lower, upper, own = _own(fit, likelihood, theta)
+    ours = float(likelihood.evaluate(theta, np.array([0])).loglik[0])
+    lower = np.where(np.arange(lower.size) == lower.size - 1, 1e-9, lower)
+
+    def objective(u: pb.FloatArray) -> tuple[float, pb.FloatArray]:
+        at = own.evaluate(u[None], np.array([0]))
+        if not (np.isfinite(at.loglik[0]) and np.isfinite(at.score[0]).all()):
+            return 1e10, np.zeros_like(u)
+        return -float(at.loglik[0]), -np.asarray(at.score[0])
+
+    best = -np.inf
+    with np.errstate(all="ignore"):
+        for _ in range(starts):
+            boxed = np.isfinite(upper)
+            inside = np.where(
+                boxed, rng.uniform(np.where(boxed, lower, 0), np.where(boxed, upper, 1)), 0
+            )
+            start = np.where(boxed, inside, rng.exponential(size=lower.size) + 1e-3)
+            run = scipy.optimize.minimize(
+                objective, start, jac=True, method="L-BFGS-B",
+                bounds=list(zip(lower, upper, strict=True)),
+            )  # fmt: skip
+            best = max(best, -float(run.fun))
+    if best > ours + 1e-5 + 10 * fit.rounding(j):
+        yield "a higher likelihood exists", f"by {best - ours:.1e}"
+
+
 def check_company(fit: Fit, j: int) -> Iterator[Finding]:
     """The same verdict and estimate for the feature alone."""
     result = MultiLMM(fit.problem.stats(fit.Y[[j]])).fit(fit.method, parameter_space=fit.space)
@@ -241,6 +316,8 @@ def check_company(fit: Fit, j: int) -> Iterator[Finding]:
         yield "another verdict alone", f"{label}, in company {fit.status[j]}"
     elif label in GOOD:
         se = fit.result.ds["se_theta"].to_numpy()[j]
+        if fit.problem.structure.curved is not None:  # what a bound holds has no error
+            se = np.maximum(se, 1e-6 * np.abs(fit.theta[j]).max())
         change = float((np.abs(result.theta.to_numpy()[0] - fit.theta[j]) / se).max())
         if not change < 1e-7 + 10 * fit.rounding(j):
             yield "another estimate alone", f"{change:.1e} standard errors"
@@ -272,6 +349,8 @@ def check_no_maximum(fit: Fit, j: int) -> Iterator[Finding]:
     Where V turns singular in a direction that y does not have, log |V| alone counts, and each
     factor of ten in the distance from the edge adds at least 1/2 log 10 = 1.15.
     """
+    if fit.problem.structure.curved is not None:
+        return  # on the way to a residual variance of zero; not followed here
     likelihood = pb.estimator_of(fit.stats, fit.method)
     start = np.append(np.zeros(fit.problem.n_params - 1), 1.0)
     end, feature = fit.ends[j], np.full(4, j)

@@ -140,6 +140,24 @@ def _structured(rng: Rng) -> Draw:
     return Draw("~ x", str(rng.choice(choices)), data)
 
 
+def _curved(rng: Rng) -> Draw:
+    """Structures that are not linear in their parameters."""
+    n = int(rng.integers(50, 90))
+    data = _table(rng, n, g=_labels(rng, n, 8, 3.0), h=_labels(rng, n, 4, 3.0))
+    data["t"] = rng.choice([0, 1, 2, 3, 5][: int(rng.integers(3, 6))], size=n)
+    data["at"] = rng.choice(rng.uniform(0.0, 4.0, size=4), size=n)
+    data["k"] = _labels(rng, n, 3, 3.0)
+    choices = [
+        "ar1(t | g)",
+        "exp(at | g)",
+        "cs(0 + k | g, hom=FALSE)",
+        "ar1(t | g) + (1 | h)",
+        "exp(at | g) + (1 | h)",
+        "cs(0 + k | g, hom=FALSE) + (0 + w | h)",
+    ]
+    return Draw("~ x", str(rng.choice(choices)), data)
+
+
 def _known(rng: Rng) -> Draw:
     """Levels that covary as a known matrix says, which `draw` makes up."""
     return [_unbalanced, _crossed, _correlated, _within_treatment][rng.integers(4)](rng)
@@ -172,14 +190,23 @@ DRAWS: dict[str, Callable[[Rng], Draw]] = {
 KINDS = (*DRAWS, "any Z")
 # Kinds that came later are drawn from this index on, so that those before stay what they were.
 LATER = 1_000_000
+# And from this one on those of `tests.stress.residual_groups`.
+GROUPED = 2_000_000
 LATER_DRAWS: dict[str, Callable[[Rng], Draw]] = {
     "structured effects": _structured,
     "known covariance": _known,
 }
+# And from this one on, kinds that are fitted in the psd space alone.
+LATEST = 3_000_000
+LATEST_DRAWS: dict[str, Callable[[Rng], Draw]] = {"curved structures": _curved}
 
 
 def kind_of(index: int) -> str:
     """The kind of design number ``index``: all kinds take turns."""
+    if index >= LATEST:
+        return tuple(LATEST_DRAWS)[index % len(LATEST_DRAWS)]
+    if index >= GROUPED:
+        return "residual variances by group"
     if index >= LATER:
         return tuple(LATER_DRAWS)[index % len(LATER_DRAWS)]
     return KINDS[index % len(KINDS)]
@@ -195,7 +222,7 @@ def draw(seed: int, index: int) -> pb.Problem:
         Z = rng.normal(size=(n, sizes.sum()))
         structure = as_structure(sizes.tolist(), Z.shape[1])
     else:
-        model = {**DRAWS, **LATER_DRAWS}[kind](rng)
+        model = {**DRAWS, **LATER_DRAWS, **LATEST_DRAWS}[kind](rng)
         design = build_design(model.fixed, model.random, model.data).design
         if kind == "structured effects":
             return pb.of_design(kind, design, index)

@@ -103,6 +103,8 @@ def flat_in_logarithm(ratio: FloatArray, unit: float) -> FloatArray:
 
 def is_covered(structure: CovarianceStructure) -> bool:
     """Whether a grid can cover the ratios of a model."""
+    if structure.curved is not None:
+        return False
     blocks = [block.shape[0] for block in structure.blocks()]
     return blocks == [2] or (max(blocks, default=1) == 1 and len(blocks) <= max(_POINTS))
 

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray, namespace, put, take
+from flashmm.designs.curves import CurvedParameters
 from flashmm.likelihood.base import (
     SINGULAR,
     Evaluation,
@@ -27,6 +28,7 @@ from flashmm.likelihood.base import (
     small_residual,
     standard_errors,
 )
+from flashmm.likelihood.elimination.directions import in_directions
 from flashmm.likelihood.elimination.eliminate import Border, Eliminated, eliminate, eliminate_border
 from flashmm.likelihood.elimination.exact import perfect_fits
 from flashmm.likelihood.elimination.indefinite import (
@@ -41,6 +43,7 @@ from flashmm.likelihood.elimination.traces import (
     apply,
     derivative_times,
     inner_products,
+    linear_score,
     prior_less_known,
     solve,
     traces,
@@ -143,6 +146,69 @@ class BlockedLikelihood(OneDesign):
                 ~known, evaluate_in_parts(self.beyond, theta[~known], take(features, ~known))
             )
         return result
+
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    def evaluate_along(
+        self, curved: CurvedParameters, u: FloatArray, features: IntArray
+    ) -> tuple[Evaluation, BoolArray] | None:
+        """The likelihood by own parameters u (B, k), and where it is to be had this way, (B,).
+
+        Derivatives are taken in the directions of u alone, of which there are few. None where a
+        structure's effects are in no finest block.
+        """
+        layout, theta = self.layout, curved.theta(u)
+        directed = in_directions(layout, curved, u)
+        if self.indefinite or directed is None:
+            return None
+        blocks = self._blocks(theta)
+        border = trace_border = self._border(blocks, with_x=True)
+        log_det, distance = -self._log_det_scaled_XX, border.distance
+        if self.method == "ML":
+            trace_border = self._border(blocks, with_x=False)
+            log_det, distance = 0.0, np.minimum(distance, trace_border.distance)
+        known = (blocks.distance > SINGULAR) & (distance > SINGULAR)
+        known &= ~self._is_lossy(theta, blocks.distance, distance)
+        log_det = log_det + blocks.log_det + trace_border.log_det
+        solved = self._solve(blocks, border, features)
+        # sum_i d_i u_i V_i = V with d the power of u_i that variances grow with.
+        blocks = replace(blocks, theta=curved.degrees * u)
+        left = derivative_times(directed, solved.r, curved.k - 1)
+        right = apply(layout, blocks, border, left)
+        first = inner_products(left, solved.r)[:, :, 0]
+        forms = _with_residual(
+            blocks.theta, solved.value, solved.value, first, inner_products(left, right)
+        )
+        found = traces(directed, blocks, trace_border)
+        total = 0.0 * log_det + float(self.df)
+        spread = _with_residual(blocks.theta, log_det, total, found.first, found.second)
+        evaluation = assembled(
+            forms, spread, u[:, -1], n=self.projection.n, df=self.df, rss=None, df_trace=0
+        )
+        score = linear_score(layout, blocks, trace_border, solved.r, theta.shape[1])
+        bend = curved.bend(u, score)
+        evaluation = replace(evaluation, average=evaluation.average - 0.5 * bend)
+        return evaluation, known
+
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    def at_one(self, theta: FloatArray, features: IntArray) -> tuple[float, FloatArray] | None:
+        """Log determinant and y'Py (B,) at one theta (1, k) for all features.
+
+        With these the log-likelihood is -1/2 (df log 2 pi + log determinant + y'Py), df = n - p or
+        n. None where eliminations lose digits.
+        """
+        blocks = self._blocks(theta)
+        border = trace_border = self._border(blocks, with_x=True)
+        log_det, distance = -self._log_det_scaled_XX, border.distance
+        if self.method == "ML":
+            trace_border = self._border(blocks, with_x=False)
+            log_det, distance = 0.0, np.minimum(distance, trace_border.distance)
+        lowest = min(float(blocks.distance[0]), float(distance[0]))
+        if self.indefinite or not lowest > SINGULAR:
+            return None
+        if bool(self._is_lossy(theta, blocks.distance, distance)[0]):
+            return None
+        total = log_det + float(blocks.log_det[0]) + float(trace_border.log_det[0])
+        return total, np.asarray(self._solve(blocks, border, features).value)
 
     @property
     def _is_small(self) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from flashmm.arrays.namespaces import Array, namespace
 from flashmm.likelihood.elimination import small
 from flashmm.likelihood.elimination.eliminate import (
@@ -32,6 +34,7 @@ __all__ = [
     "apply",
     "derivative_times",
     "inner_products",
+    "linear_score",
     "prior_less_known",
     "solve",
     "traces",
@@ -299,19 +302,23 @@ class _Contraction:
 
     def __init__(self, blocks: Blocks) -> None:
         xp = namespace(blocks.bases)
-        k, count, L = blocks.bases.shape
+        k, count, L, *each = blocks.bases.shape
         twice = [1.0 if a == b else 2.0 for a, b in small.pairs(blocks.s)]
         scaled = [blocks.bases[:, i, :] * twice[i] for i in range(count)]
-        self.weights = xp.reshape(xp.stack(scaled, axis=1), (k, count * L))
+        self.weights = xp.reshape(xp.stack(scaled, axis=1), (k, count * L, *each))
 
     def __call__(self, matrix: Symmetric) -> Array:
         """Shape (k, B) for planes of shape (L, B)."""
         xp = namespace(self.weights)
+        if len(self.weights.shape) == 3:  # each feature has bases of its own
+            return xp.sum(self.weights * xp.concat(matrix), axis=1)
         return xp.matmul(self.weights, xp.concat(matrix))
 
 
 def _basis(blocks: Blocks, i: int) -> Symmetric:
-    """Planes (L, 1) of one parameter's basis."""
+    """Planes (L, 1) of one parameter's basis, (L, B) where each feature has its own."""
+    if len(blocks.bases.shape) == 4:
+        return [blocks.bases[i, j] for j in range(blocks.bases.shape[1])]
     return [blocks.bases[i, j, :, None] for j in range(blocks.bases.shape[1])]
 
 
@@ -334,6 +341,21 @@ def _dot(left: list[Array], right: list[Array]) -> Array:
 def _trace(left: Array, right: Array) -> Array:
     """tr(L R) of stacks of matrices, shape (B,)."""
     return namespace(left).sum(left * _transposed(right), axis=(1, 2))
+
+
+def linear_score(
+    layout: Layout, blocks: Eliminated, border: Border, r: Directions, k: int
+) -> Array:
+    """Derivatives of the log-likelihood by theta (B, k) of the finest blocks, zero for others."""
+    X, _ = _diagonal_blocks(layout, blocks, border)
+    first = _Contraction(layout.fine)([a - b for a, b in zip(blocks.inverse, X, strict=True)])
+    planes = [plane[:, 0, :] for plane in r.fine]
+    s = layout.fine.s
+    outer = [planes[a] * planes[b] for a, b in small.pairs(s)]
+    forms = _Contraction(layout.fine)(outer)
+    score = np.zeros((r.border.shape[0], k))
+    score[:, list(layout.fine.parameters)] = 0.5 * (forms - first).T
+    return score
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,8 @@ def quadratic_forms(
         Phi, T22 = coupling(S, border.Q, q2) if coupled is None else coupled
         turned = np.zeros((B, len(layout.border_params), q2))
         for number, (i, pairs) in enumerate(layout.border_params):
-            for rows, columns in pairs:
-                turned[:, number, rows] += r2[:, columns]
+            for rows, columns in pairs:  # a row may have several partners
+                np.add.at(turned[:, number].T, rows, r2[:, columns].T)
             first[:, i] = (turned[:, number] * r2).sum(axis=1)
         inside = np.matmul(np.matmul(turned, T22), np.swapaxes(turned, 1, 2))
         at = np.array([i for i, _ in layout.border_params], dtype=np.intp)

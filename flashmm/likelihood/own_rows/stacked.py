@@ -294,8 +294,10 @@ def _quadratic_forms(
     r = np.matmul(root.K, w[:, :, None])[:, :, 0]
     turned = np.zeros((w.shape[0], len(structure.parameters), r.shape[1]))
     for i, parameter in enumerate(structure.parameters):
-        for rows, columns in pairs_of(structure, parameter):
-            turned[:, i, rows] = r[:, columns]
+        for rows, columns in structure.slices(parameter):
+            turned[:, i, rows] += r[:, columns]
+            if not parameter.is_variance:
+                turned[:, i, columns] += r[:, rows]
     V = np.concatenate([np.matmul(turned, root.K), w[:, None, :]], axis=1)
     first = np.matmul(V, w[:, :, None])[:, :, 0]
     second = np.matmul(np.matmul(V, W), np.swapaxes(V, 1, 2))

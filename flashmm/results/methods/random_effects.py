@@ -440,7 +440,8 @@ class RandomEffectMethods(OfFittedModel):
 
         They are the parameters of each term's structure: a standard deviation for each effect and
         a correlation of each pair of ``us``, the standard deviations of ``diag`` (one with
-        ``hom=TRUE``), one of each of ``cs``, called after the term and ``"term[rho]"``.
+        ``hom=TRUE``), one of each of ``cs`` and ``ar1``, called after the term and ``"term[rho]"``,
+        ``"term[range]"`` of ``exp`` in units of its positions.
 
         Parameters
         ----------
@@ -449,25 +450,25 @@ class RandomEffectMethods(OfFittedModel):
         method
             ``"delta"``: the delta method, symmetric in the logarithm of a standard deviation and
             in Fisher's z = artanh(rho), for ``cs`` of s effects in
-            log((1 + (s - 1) rho) / (1 - rho)); NaN limits for a standard deviation of zero or a
-            correlation at the end of its range. ``"profile"``: where the log-likelihood that was
-            fitted (restricted for REML), maximised over everything else, has fallen by half the
-            chi-square quantile.
+            log((1 + (s - 1) rho) / (1 - rho)), and in the logarithm of a range; NaN limits for a
+            standard deviation of zero or a correlation at the end of its range.
+            ``"profile"``: where the log-likelihood that was fitted (restricted for REML), maximised
+            over everything else, has fallen by half the chi-square quantile.
         features
             Names, a mask or a slice; all by default.
 
         Returns
         -------
         Dataset
-            Dims feature, param (the residual last; the coordinate ``kind`` is "sd" or
-            "correlation"): ``estimate``, ``se`` (delta method), ``lower``, ``upper``, standard
+            Dims feature, param (the residual last; the coordinate ``kind`` is "sd", "correlation"
+            or "range"): ``estimate``, ``se`` (delta method), ``lower``, ``upper``, standard
             deviations in units of Y. NaN where a variance is negative.
 
         Raises
         ------
         InputError
             If an option is unknown, or a profile is asked for of an unstructured term with more
-            than two effects.
+            than two effects, or of ``ar1``, ``exp`` and ``cs`` with ``hom=FALSE``.
 
         Examples
         --------
