@@ -8,6 +8,8 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from numpydoc.xref import DEFAULT_LINKS
+
 if TYPE_CHECKING:
     from docutils import nodes
     from sphinx.addnodes import pending_xref
@@ -74,6 +76,23 @@ autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 88
 # The class template lists the members; numpydoc would list them a second time.
 numpydoc_show_class_members = False
+# Types that methods return are links; other words of such a line stay words.
+numpydoc_xref_param_type = True
+numpydoc_xref_ignore = "all"
+DEFAULT_LINKS.clear()  # to entries of glossaries, which the lists of links do not have
+numpydoc_xref_aliases = {
+    name: f"{package}.{name}"
+    for package, names in {
+        "pandas": "DataFrame Series Index Categorical",
+        "xarray": "Dataset DataArray",
+        "numpy": "ndarray",
+        "anndata": "AnnData",
+        "matplotlib.axes": "Axes",
+        "flashmm": "MultiLMM SummaryStats MultiLMMResults FeatureResults TTestResults FTestResults "
+        "FlipTestResults Influence BootstrapResults RatioPrior Covariance Voom",
+    }.items()
+    for name in names.split()
+}
 # Unknown or misordered sections, parameters that do not exist or are out of order.
 numpydoc_validation_checks = {"GL06", "GL07", "PR02", "PR03"}
 

@@ -25,6 +25,7 @@ from flashmm.sources.make import source_of
 from flashmm.sources.readers import Labelled
 from flashmm.stats.from_formulas import Handling, Summed, sum_formulas
 from flashmm.stats.from_matrices import relabelled, sum_matrices
+from flashmm.stats.groups import without_residual_groups
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -49,7 +50,8 @@ class ModelData:
     ) -> None:
         if not isinstance(stats, (SummaryStats, PatternedStats)):
             raise InputError(CONSTRUCTORS["MultiLMM"])
-        self.stats = stats
+        # Which variances are estimated is said anew by each fit.
+        self.stats = without_residual_groups(stats)
         self.fixed = fixed
         self.random = random
         self.n_dropped = n_dropped

@@ -44,7 +44,7 @@ from flashmm.solvers.base import Solver
 from flashmm.solvers.batches import usable_cores
 from flashmm.solvers.fallback import fallback_of
 from flashmm.solvers.verdict_texts import Status
-from flashmm.stats.groups import with_residual_groups
+from flashmm.stats.groups import coarser_of, with_residual_groups
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -168,8 +168,8 @@ class MultiLMM(ModelData):
 
     def _by_residual(
         self, by: Any, residual: FloatArray | None, device: Any, client: Any
-    ) -> tuple[SummaryStats, str]:
-        """The statistics with residual variances by group, and what the groups are called."""
+    ) -> tuple[SummaryStats, str, str]:
+        """The statistics with residual variances by group, the groups' name and `coarser_of`."""
         if residual is not None:
             raise InputError("Pass `residual_variance` or `residual_by`, one of the two.")
         if device is not None or client is not None:
@@ -182,7 +182,7 @@ class MultiLMM(ModelData):
             )
         stats = with_residual_groups(self.stats, by)
         assert stats.groups is not None
-        return stats, stats.groups.name
+        return stats, stats.groups.name, coarser_of(self.stats, by)
 
     @cached_property
     def _with_known_residual(self) -> AnyProjection:
@@ -371,11 +371,11 @@ class MultiLMM(ModelData):
         chosen = _make_solver(solver, epsilon)
         _check_em(solver, parameter_space)
         residual = known_residual_variance(residual_variance, self.stats.feature_names)
-        stats, by = self.stats, ""
+        stats, by, finer = self.stats, "", ""
         if stats.structure.curved is not None:
             check_curved(stats.structure, parameter_space, solver, device)
         if residual_by is not None:
-            stats, by = self._by_residual(residual_by, residual, device, client)
+            stats, by, finer = self._by_residual(residual_by, residual, device, client)
         with one_blas_thread(self.stats.q):
             projection = self.projection if residual is None else self._with_known_residual
             if by:
@@ -395,6 +395,7 @@ class MultiLMM(ModelData):
             n_dropped=self.n_dropped,
             residual_variance="estimated" if residual is None else "known",
             residual_by=by,
+            residual_groups=finer,
         )
         fallback = fallback_of(solver, parameter_space, epsilon)
         known, told = isinstance(solver, str), progress if client is None else False

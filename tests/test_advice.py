@@ -28,6 +28,7 @@ ADVISING = (
     "model",
     "moderation",
     "tutorial",
+    "which-test",
 )
 
 

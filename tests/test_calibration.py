@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
+from scipy import stats
 
 import flashmm as fm
 from flashmm.formulas.build import build_design
@@ -266,3 +267,12 @@ def test_the_one_exchange_of_labels_is_compared_with_real_effects():
     assert (squares["patient"] > squares["interaction"] - 0.1).all()
     table = pd.read_csv(FOLDER / "permuted.csv")
     assert list(table["data"].unique()) == list(module.studies())
+
+
+def test_dream_with_its_defaults_rejects_too_often_with_four_subjects():
+    """As the pages say; the integrated tests of the same features do not."""
+    table = pd.read_csv(FOLDER / "few-subjects-dream.csv")
+    rejected = table[table["effect"] == "between"].set_index("method")["rejected 0.01"]
+    features = table["features"].iloc[0]
+    assert stats.binomtest(int(rejected["dream"]), features, 0.01).pvalue < 1e-6
+    assert stats.binomtest(int(rejected["integrated"]), features, 0.01).pvalue > 0.1

@@ -122,6 +122,15 @@ def test_every_page_of_instructions_runs(page):
     assert len(code_cells(path)) >= 2
 
 
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_files_that_a_page_reads_are_in_the_repository(page):
+    """Else the page runs where it was written, and nowhere else."""
+    for path in re.findall(
+        r"""["']((?:\.\./|calibration/|benchmarks/)[\w./-]*\.\w+)["']""", "".join(code_cells(page))
+    ):
+        assert (DOCS / path).exists(), path
+
+
 def test_the_start_page_has_a_picture_and_three_doors():
     text = (DOCS / "index.md").read_text("utf-8")
     assert "plt.subplots" in code_cells(DOCS / "index.md")[0]
@@ -141,7 +150,9 @@ def test_the_site_takes_nothing_from_elsewhere():
         assert lines[0] == "# Sphinx inventory version 1"
         assert all(len(line.split()) == 3 for line in lines[3:])
     for path in [*(DOCS / "_static").iterdir(), *(DOCS / "_templates").rglob("*.*")]:
-        assert "//" not in re.sub(r"^//.*$", "", path.read_text("utf-8"), flags=re.MULTILINE), path
+        assert "//" not in re.sub(r"^\s*//.*$", "", path.read_text("utf-8"), flags=re.MULTILINE), (
+            path
+        )
 
 
 def test_every_formula_can_be_written_as_mathml():

@@ -177,10 +177,10 @@ def test_moderated_tests():
     )
     table = result.moderate()
     parts = [fit_alone(frame, Y, name, RANDOM["one"], parameter_space="psd") for name in Y.index]
-    found = [hypotheses(part.fitted).residual_variance() for part in parts]
-    variance, df = (np.concatenate([one[i] for one in found]) for i in (0, 1))
+    found = [hypotheses(part.fitted).residual_variances() for part in parts]
+    variance, df = (np.concatenate([one[i][:, 0] for one in found]) for i in (0, 1))
     variance = variance * np.concatenate([part.fitted.projection.scale for part in parts])
-    mine, mine_df = hypotheses(result.fitted).residual_variance()
+    mine, mine_df = (one[:, 0] for one in hypotheses(result.fitted).residual_variances())
     assert_allclose(mine * result.fitted.projection.scale, variance, rtol=1e-7)
     assert_allclose(mine_df, df, rtol=1e-6)
     tests = result.t_test("age", moderated=True)

@@ -107,3 +107,19 @@ def test_a_device_is_refused_with_what_to_do(given):
     model = fm.MultiLMM.from_formula("~ x", "(1|subject)", samples, Y[:9], missing="feature")
     with pytest.raises(InputError, match=r"differ by feature. Leave `device` out"):
         model.fit(device="cpu")
+
+
+def test_a_search_that_runs_to_the_edge_ends_where_the_stacks_does():
+    """V turns singular in the border: the elimination's domain ended at 1e-10, "stalled"."""
+    rng = np.random.default_rng(326)
+    subjects, each = int(rng.integers(4, 14)), int(rng.integers(2, 6))
+    n = subjects * each
+    batch = {"x": rng.normal(size=n), "g": np.repeat(range(subjects), each)}
+    samples = pd.DataFrame(batch | {"b": rng.integers(0, int(rng.integers(2, 5)), n)})
+    rng.integers(0, 2)
+    Y = rng.normal(size=(12, n))
+    Y[rng.random(Y.shape) < 0.15] = np.nan
+    model = fm.MultiLMM.from_formula("~ x", "(1|g) + (1|b)", samples, Y[11:], missing="feature")
+    with pytest.warns(fm.exceptions.ConvergenceWarning):
+        ours, stack = (model.fit(method="ML", engine=engine) for engine in ("auto", "general"))
+    assert ours.status.tolist() == stack.status.tolist() == ["no maximum"]

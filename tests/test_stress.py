@@ -9,7 +9,7 @@ import pytest
 from flashmm.results.assemble import _standard_errors
 from flashmm.solvers.space import PSD
 from tests.stress.checks import VERDICTS, Fit, check_refusal, check_search
-from tests.stress.designs import KINDS, LATER, LATEST, draw
+from tests.stress.designs import GROUPED, KINDS, LATER, LATEST, draw
 from tests.stress.report import ALLOWED, report
 from tests.stress.run import SETTINGS, Tally, run_design
 
@@ -72,6 +72,8 @@ def test_a_slice_of_the_suite():
         total.add(run_design(1, LATER + index, [SETTINGS[index]], every=4))
     for index in range(4):
         total.add(run_design(1, LATEST + index, [PSD_SETTINGS[index % 2]], every=6))
+    for index in range(4):
+        total.add(run_design(1, GROUPED + index, [SETTINGS[index]]))
     violations = [v for v in total.violations if v.what not in ALLOWED]
     assert not violations, report(total, DESIGNS)
     assert len(total.verdicts) > len(KINDS)
@@ -97,6 +99,13 @@ def test_a_slice_of_the_suite():
 def test_designs_that_failed_once(seed, index, setting):
     tally = run_design(seed, index, [setting])
     assert not [v for v in tally.violations if v.what not in ALLOWED], report(tally, 1)
+
+
+@pytest.mark.parametrize("index", [2_000_003, 2_000_012])
+def test_matrices_without_an_inverse_do_not_end_a_fit_by_group(index):
+    """Next to the domain's edge numpy raised, for all features of the batch."""
+    tally = run_design(7, index, [("ML", "unconstrained")])
+    assert not tally.violations, report(tally, 1)
 
 
 def test_a_residual_variance_of_zero_is_on_the_boundary():

@@ -9,4 +9,8 @@ document.addEventListener("DOMContentLoaded", () => {
       [...row.children].forEach((cell, i) => { cell.dataset.heading = headings[i] || ""; });
     }
   }
+  // What code prints with more columns than that is set smaller.
+  for (const table of document.querySelectorAll(".bd-article div.output.text_html table")) {
+    if ((table.querySelector("tbody tr")?.children.length ?? 0) > 9) table.classList.add("many");
+  }
 });

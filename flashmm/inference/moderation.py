@@ -118,7 +118,7 @@ def moderate_moments(
     moderated: FloatArray,
     df: FloatArray,
 ) -> tuple[ContrastMoments, FloatArray]:
-    """Variances of contrasts, and the covariance of theta, once the residual variance is moderated.
+    """Variances of contrasts, and the covariance of theta, once residual variances are moderated.
 
     What is known of the residual variance s changes all of theta by its regression on s: with W
     the covariance of theta and w its column of s,
@@ -130,30 +130,43 @@ def moderate_moments(
     that sum is l C X'V^-1 V(theta~) V^-1 X C l'. Satterthwaite's df follow from W~. So a contrast
     that is judged by the residual variance gains all of the prior df, and one that is judged by
     the variance between subjects none. Where s is at its bound of zero, W_ss is zero too and
-    nothing is moderated.
+    nothing is moderated. Several residual variances, each moderated by those of its group, are a
+    vector s; they keep their correlations.
 
     Parameters
     ----------
     moments
         Of the hypotheses, at theta.
     covariance
-        W, shape (B, k, k), the residual last.
+        W, shape (B, k, k), the H residual variances last.
     residual, moderated, df
-        s, s~ and the degrees of freedom of s~, shape (B,).
+        s, s~ and the degrees of freedom of s~, shape (B, H).
 
     Returns
     -------
     moments, covariance
         With the variances and W replaced.
     """
-    own = covariance[:, -1, -1]
-    known = own != 0.0  # at its bound of zero a residual variance tells, and is told, nothing
+    first = covariance.shape[1] - residual.shape[1]
+    own = covariance[:, first:, first:]
+    length = np.sqrt(np.abs(np.diagonal(own, axis1=1, axis2=2)))
+    # At its bound of zero a residual variance tells, and is told, nothing.
+    known = np.asarray(np.isfinite(covariance).all(axis=(1, 2)) & (length > 0).all(axis=1))
+    unit = np.where(known[:, None], length, 1.0)
+    correlation = np.where(
+        known[:, None, None], own / (unit[:, :, None] * unit[:, None, :]), np.eye(unit.shape[1])
+    )
+    gain = covariance[:, :, first:] / unit[:, None, :]
+    gain = np.matmul(gain, np.linalg.inv(correlation)) / unit[:, None, :]
+    gain = np.where(known[:, None, None], gain, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        gain = np.where(known[:, None], covariance[:, :, -1] / own[:, None], 0.0)
-        saved = np.where(known, own - 2.0 * moderated**2 / df, 0.0)
-    step = gain * np.where(known, moderated - residual, 0.0)[:, None]
+        spread = np.sqrt(2.0 / df) * np.abs(moderated)
+        after = correlation * spread[:, :, None] * spread[:, None, :]
+        saved = np.where(known[:, None, None], own - after, 0.0)
+    change = np.where(known[:, None], moderated - residual, 0.0)
+    step = np.matmul(gain, change[:, :, None])[:, :, 0]
     variance = moments.variance + (step[:, None, :, None, None] * moments.gradient).sum(axis=2)
-    updated = covariance - saved[:, None, None] * gain[:, :, None] * gain[:, None, :]
+    updated = covariance - np.matmul(np.matmul(gain, saved), np.swapaxes(gain, 1, 2))
     return replace(moments, variance=variance), updated
 
 

@@ -45,7 +45,8 @@ from flashmm.stats.fields import GroupSums
 __all__ = ["ResidualGroups"]
 
 # Bytes of the arrays of features that are evaluated at once.
-_CACHE = 2**19
+_CACHE = 2**21
+_EPS = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,13 @@ class ResidualGroups:
             XY, ZY, sums, at = part.centred()
             change = np.nan_to_num(projection.beta_ols - at)
             left_X, left_Z = XY - part.XX @ change, ZY - part.ZX @ change
-            s[:, h, :] = 0.0
-            s[:, h, here] = (left_Z / size[:, None] / unit).T
+            left_Z /= size[:, None]
+            left_Z /= unit
+            if np.array_equal(here, np.arange(q)):
+                s[:, h, :q] = left_Z.T
+            else:
+                s[:, h, :q] = 0.0
+                s[:, h, here] = left_Z.T
             s[:, h, q:] = (W.T @ left_X / unit).T
             yy[:, h] = (sums - ((XY + left_X) * change).sum(axis=0)) / projection.scale
         lost = ~projection.varies
@@ -143,6 +149,9 @@ class ResidualGroups:
     def perfect_fit(self) -> BoolArray:
         """Features of which a group's samples are explained exactly by X and Z, shape (m,)."""
         p = self.projection
+        if self.diagonal is not None:
+            rss = self.diagonal.least_squares(self.s, self.yy)
+            return np.asarray((rss.min(axis=1) <= p.rounding) & p.varies)
         rss = np.full(self.m, np.inf)
         for h in range(self.H):
             values, vectors = np.linalg.eigh(self.S[h])
@@ -157,7 +166,7 @@ class ResidualGroups:
         """How many features may be evaluated at once within ``memory`` bytes."""
         a = int(self.S.shape[1])
         if self.diagonal is not None:
-            return max(1, memory // (8 * a * (self.H + 4) * (self.projection.p + 4)))
+            return max(1, memory // (8 * (6 * self.H * a + self.diagonal.numbers)))
         return max(1, min(memory, 2**28) // (8 * a * a * (3 * self.n_params + 12)))
 
     @cached_property
@@ -170,7 +179,12 @@ class ResidualGroups:
         if not alone or np.count_nonzero(ZZ) != np.count_nonzero(d):
             return None
         d, U, X = (np.array(part) for part in (d, self.S[:, :q, q:], self.S[:, q:, q:]))
-        return DiagonalSums(d, U, X, self.n)
+        return DiagonalSums.make(d, U, X, self.n)
+
+    @cached_property
+    def first_start(self) -> FloatArray | None:
+        """Where searches begin, shape (m, k + H); None for zero variances and equal residuals."""
+        return None if self.diagonal is None else self.diagonal.moments(self.s, self.yy)
 
     def _at(self, theta: FloatArray, *, trace: str | None = None) -> _At:
         """The matrices at theta (B, k + H)."""
@@ -182,19 +196,27 @@ class ResidualGroups:
         D = np.zeros((B, q, q))
         for i in range(k):
             D += theta[:, i, None, None] * apply_G(structure, i, np.eye(q))
-        values, vectors = np.linalg.eigh(C[:, :q, :q])
-        root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
-        inner = np.eye(q) + np.swapaxes(root, 1, 2) @ D @ root
+        # Far outside the domain rounding and overflow leave matrices that have no inverse.
+        finite = np.asarray(np.isfinite(C).all(axis=(1, 2)) & np.isfinite(D).all(axis=(1, 2)))
+        C, D = (np.where(finite[:, None, None], part, 0.0) for part in (C, D))
+        inner, left = self._inner(C[:, :q, :q], D)
+        finite &= np.isfinite(inner).all(axis=(1, 2))
+        inner = np.where(finite[:, None, None], inner, np.eye(q))
         eigen = np.linalg.eigvalsh(inner) if q else np.ones((B, 1))
         share = sigma2.min(axis=1) / np.abs(sigma2).max(axis=1)
-        lowest = np.minimum(eigen.min(axis=1), share)
-        F = D - D @ root @ np.linalg.solve(inner, np.swapaxes(root, 1, 2) @ D)
+        lowest = np.where(finite, np.minimum(eigen.min(axis=1), share), -1.0)
+        singular = np.abs(eigen).min(axis=1) <= 1e-300 + _EPS * np.abs(eigen).max(axis=1)
+        inner = np.where(singular[:, None, None], np.eye(q), inner)
+        lowest = np.where(singular, np.minimum(lowest, 0.0), lowest)
+        F = left @ np.linalg.solve(inner, np.swapaxes(left, 1, 2))
+        others = ~self._is_root(D)
+        F[others] = D[others] - F[others]
         g = np.concatenate(
             [-F @ C[:, :q, q:], np.broadcast_to(np.eye(a - q), (B, a - q, a - q))], axis=1
         )
         K = C[:, q:, q:] + C[:, q:, :q] @ g[:, :q]
         K = 0.5 * (K + np.swapaxes(K, 1, 2))
-        K_inverse = np.linalg.inv(K) if a > q else K
+        K_inverse = _inverse(K)
         N_ml = np.zeros((B, a, a))
         N_ml[:, :q, :q] = F
         N = N_ml + g @ K_inverse @ np.swapaxes(g, 1, 2)
@@ -205,15 +227,42 @@ class ResidualGroups:
             log_det += np.linalg.slogdet(K)[1]
         return _At(c, C, D, N, N if reml else N_ml, g, K, K_inverse, log_det, lowest)
 
+    def _is_root(self, D: FloatArray) -> BoolArray:
+        """Of which D (B, q, q) roots are taken: diagonal ones without a negative variance."""
+        structure = self.projection.structure
+        diagonal = np.diagonal(D, axis1=1, axis2=2)
+        alone = all(parameter.is_variance for parameter in structure.parameters)
+        return np.asarray((diagonal >= 0).all(axis=1) & alone)
+
+    def _inner(self, C: FloatArray, D: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """A matrix M with |M| = |V| |R|^-1 and B with F = B M^-1 B', or D - B M^-1 B'; (B, q, q).
+
+        The first form, of a root of D, keeps its digits where D is large beside the residual
+        variances; the second, of a root of C (B, q, q), needs no positive semi-definite D.
+        """
+        one, rooted = np.eye(C.shape[1]), self._is_root(D)
+        inner, left = np.empty_like(C), np.empty_like(C)
+        root = np.sqrt(np.where(rooted[:, None, None], D, 0.0))
+        inner[rooted] = (one + root @ C @ root)[rooted]
+        left[rooted] = root[rooted]
+        others = np.flatnonzero(~rooted)
+        if others.size:
+            values, vectors = np.linalg.eigh(C[others])
+            root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
+            inner[others] = one + np.swapaxes(root, 1, 2) @ D[others] @ root
+            left[others] = D[others] @ root
+        return inner, left
+
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and informations at theta (B, k + H) for chosen features."""
         k = len(self.projection.structure.parameters)
         result = Evaluation.empty(features.size, self.n_params)
         inside = np.isfinite(theta).all(axis=1) & (theta[:, k:] > 0).all(axis=1)
         rows = np.flatnonzero(inside)
-        # A few at a time: their arrays are gone through often, and fit a core's cache.
-        size = max(1, _CACHE // (8 * self.S.shape[1] * self.H * (self.projection.p + 1)))
-        size = rows.size if self.diagonal is None else size
+        size = rows.size
+        if self.diagonal is not None:
+            # A few at a time: their arrays are gone through often, and fit a core's cache.
+            size = _CACHE // (8 * (self.H * self.S.shape[1] + self.diagonal.numbers))
         for start in range(0, rows.size, max(size, 1)):
             here = rows[start : start + size]
             with np.errstate(all="ignore"):
@@ -290,7 +339,7 @@ class ResidualGroups:
         """Generalised least squares at theta, shape (B, p)."""
         p, q = self.projection, self.projection.structure.q
         if self.diagonal is not None:
-            b = DiagonalAt.of(self.diagonal, theta).solution(self.s[features])[1]
+            b = DiagonalAt.of(self.diagonal, theta).fixed(self.s[features])
         else:
             at = self._at(theta)
             total = (at.c[:, :, None] * self.s[features]).sum(axis=1)
@@ -393,3 +442,16 @@ class ResidualGroups:
                 else:
                     result[rows] = DiagonalAt.of(self.diagonal, theta[rows]).lowest
         return result
+
+
+def _inverse(matrices: FloatArray) -> FloatArray:
+    """Inverses of symmetric matrices (B, p, p), NaN for one that has none."""
+    good = np.asarray(np.isfinite(matrices).all(axis=(1, 2)))
+    safe = np.where(good[:, None, None], matrices, np.eye(matrices.shape[1]))
+    try:
+        result = np.linalg.inv(safe)
+    except np.linalg.LinAlgError:  # numpy says this of all where it holds for one
+        values, vectors = np.linalg.eigh(safe)
+        values = np.where(values == 0.0, np.nan, values)
+        result = np.matmul(vectors / values[:, None, :], np.swapaxes(vectors, 1, 2))
+    return np.asarray(np.where(good[:, None, None], result, np.nan))

@@ -24,6 +24,7 @@ from flashmm.inference.cluster_robust import (
     robust_t,
 )
 from flashmm.results.fitted import FittedModel
+from flashmm.stats.families import by_family
 from flashmm.stats.fields import GroupSums, Sums
 from flashmm.stats.groups import grouped_by, known_groups, shared_columns
 
@@ -114,7 +115,7 @@ def clusters_of(fitted: FittedModel, cluster: Any, what: str, option: str) -> Cl
         If there are no sums by group, or random effects reach from one cluster to another.
     """
     fitted.one_residual(what, "Robust tests hold without it: fit without `residual_by`.")
-    stats = grouped_by(fitted.of_groups(what), cluster, what, option)
+    stats = by_family(grouped_by(fitted.of_groups(what), cluster, what, option))
     groups = known_groups(stats)
     if groups.k < 2:
         raise InputError(f"{what} needs several clusters; {groups.name!r} has one.")
@@ -123,7 +124,8 @@ def clusters_of(fitted: FittedModel, cluster: Any, what: str, option: str) -> Cl
         raise InputError(
             f"{what} needs clusters that are independent of each other, but random effects reach "
             f"from one group of {groups.name!r} to another: {listing(shared)}. Take clusters that "
-            f"hold all samples of each level of the random effects, or leave those out."
+            f"hold all samples of each level of the random effects, and of levels that a known "
+            f"covariance relates (whole families), or leave those out."
         )
     designs = tuple(
         cluster_design(part.XX, part.ZX, part.ZZ.toarray(), part.structure) for part in groups.parts

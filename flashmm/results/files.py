@@ -17,6 +17,7 @@ from flashmm.formulas.recipe_text import recipe_from_text, recipe_to_text
 from flashmm.likelihood import ENGINES
 from flashmm.results.fitted import FitOptions, FittedModel, attributes
 from flashmm.solvers.verdict_texts import Status
+from flashmm.stats.groups import finer_groups, with_residual_groups
 from flashmm.stats.own_rows import PatternedStats, any_from_dataset
 from flashmm.stats.summary_stats import SummaryStats
 from flashmm.storage.files import load_dataset, reading, save_dataset
@@ -26,12 +27,11 @@ __all__ = ["load_results", "save_results"]
 
 
 # Options that earlier files lack.
-_LATER = {"residual_variance": "estimated", "residual_by": ""}
+_LATER = {"residual_variance": "estimated", "residual_by": "", "residual_groups": ""}
 
 
 def save_results(fitted: FittedModel, path: str | PathLike[str]) -> None:
     """Write a fitted model; see `MultiLMMResults.save`."""
-    fitted.one_residual("Saving results", "Fit again from saved statistics (`stats.save`).")
     stats = fitted.stats.to_dataset()
     ds = xr.merge([fitted.ds, stats], join="exact", compat="no_conflicts")
     ds.attrs = {**stats.attrs, **fitted.ds.attrs}
@@ -54,6 +54,8 @@ def load_results(path: str | PathLike[str]) -> FittedModel:
 def _fitted_model(merged: xr.Dataset) -> FittedModel:
     stats = any_from_dataset(merged)
     options = _options(merged.attrs)
+    if options.residual_by:
+        stats = _with_residual_groups(stats, options)
     names = [*RESULTS, *(name for name in OPTIONAL if name in merged)]
     ds = merged[names]
     ds = ds.drop_vars([name for name in ds.coords if name not in ("feature", "coef", "param")])
@@ -79,13 +81,30 @@ def _fitted_model(merged: xr.Dataset) -> FittedModel:
     return FittedModel(ds, stats, options, recipe=recipe)
 
 
+def _with_residual_groups(
+    stats: SummaryStats | PatternedStats, options: FitOptions
+) -> SummaryStats:
+    """The statistics with a residual variance for each of their groups, as they were fitted."""
+    groups = None if isinstance(stats, PatternedStats) else stats.groups
+    if isinstance(stats, PatternedStats) or groups is None or groups.name != options.residual_by:
+        raise InputError(
+            "It has residual variances by the groups of "
+            f"{options.residual_by[:80]!r}, and no sums by them."
+        )
+    if options.residual_groups:
+        within = finer_groups(options.residual_groups)[1]
+        if set(within.values()) != set(groups.labels):
+            raise InputError("Its groups with a residual variance are made of others.")
+    return with_residual_groups(stats, options.residual_by)
+
+
 def _options(attrs: dict[Any, Any]) -> FitOptions:
     """The options of a fit, each of the type and among the values that it can have."""
     known: dict[str, Any] = {
         "method": ("REML", "ML"),
         "parameter_space": ("psd", "unconstrained"),
         "residual_variance": ("estimated", "known"),
-        "engine": ("auto", "patterned", *ENGINES),
+        "engine": ("auto", "groups", "patterned", *ENGINES),
     }
     values: dict[str, Any] = {}
     for field in fields(FitOptions):

@@ -76,6 +76,8 @@ class FitOptions:
     residual_variance: str = "estimated"
     # What groups have residual variances of their own; empty for one variance.
     residual_by: str = ""
+    # Where a mapping made these of finer ones: which, as `flashmm.stats.groups.coarser_of` writes.
+    residual_groups: str = ""
 
     @property
     def known_residual(self) -> bool:

@@ -56,7 +56,7 @@ class Hypotheses:
         n - p of each feature, shape (m,).
     residual
         Moderated residual variances, in internal units, and their degrees of freedom, shape
-        (m, 2); None for those of the fit.
+        (m, H, 2) with H residual variances; None for those of the fit.
     dream
         What variances of contrasts are multiplied by, and the degrees of freedom that they gain,
         shape (m, 2): moderation as in limma and dream. None for none.
@@ -255,10 +255,9 @@ class Hypotheses:
                 moments = rows.contrast_moments(theta, L[chosen], adjustment=adjust)
                 spread = covariance
                 if self.residual is not None:
-                    variance, freedom = self.residual[batch].T
-                    moments, spread = moderate_moments(
-                        moments, covariance, theta[:, -1], variance, freedom
-                    )
+                    variance, freedom = np.moveaxis(self.residual[batch], -1, 0)
+                    own = theta[:, -variance.shape[1] :]
+                    moments, spread = moderate_moments(moments, covariance, own, variance, freedom)
                 yield here, chosen, moments, spread
 
     def mean_square(self, positions: IntArray) -> FloatArray:
@@ -284,21 +283,23 @@ class Hypotheses:
         found = self.df_resid[positions, None]
         return np.full_like(found, np.inf) if df == "normal" else found
 
-    def residual_variance(self) -> tuple[FloatArray, FloatArray]:
-        """Residual variances in internal units and their degrees of freedom, both (m,).
+    def residual_variances(self) -> tuple[FloatArray, FloatArray]:
+        """Residual variances in internal units and their degrees of freedom, both (m, H).
 
         2 theta^2 / var(theta), with the variance that `satterthwaite` uses; NaN where unknown.
         """
         request, m = self.request, self.request.theta.shape[0]
-        variance, df = np.full(m, np.nan), np.full(m, np.nan)
+        several = len(request.projection.structure.residuals)
+        variance, df = np.full((m, several), np.nan), np.full((m, several), np.nan)
         limit = max(1, request.memory // (32 * max(1, request.projection.structure.q)))
         for here, batch in request.batches(np.arange(m), limit):
             theta = request.theta[batch]
             at = request.likelihood.evaluate(theta, batch)
-            spread = self._covariance(theta, at, "satterthwaite")[:, -1, -1]
-            variance[here] = theta[:, -1]
+            covariance = self._covariance(theta, at, "satterthwaite")
+            spread = np.diagonal(covariance, axis1=1, axis2=2)[:, -several:]
+            variance[here] = theta[:, -several:]
             with np.errstate(divide="ignore", invalid="ignore"):
-                df[here] = 2.0 * theta[:, -1] ** 2 / spread
+                df[here] = 2.0 * theta[:, -several:] ** 2 / spread
         return variance, df
 
     def hat_df(self) -> FloatArray:

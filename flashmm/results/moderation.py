@@ -32,35 +32,45 @@ def moderated_variances(
     legacy: bool | None = None,
 ) -> xr.Dataset:
     """Residual variances moderated by those of all features; see `MultiLMMResults.moderate`."""
-    fitted.one_residual("Moderation")
     fitted.estimated_residual("Moderation", "Tests with df='normal' or 'knapp-hartung' need none.")
     check_option("df", df_method, ("satterthwaite", "dream"))
     if legacy is not None and not isinstance(legacy, bool | np.bool_):
         raise InputError(f"`legacy` must be True, False or None, not {legacy!r}.")
-    internal, df = hypotheses(fitted).residual_variance()
-    sigma2 = internal * fitted.projection.scale
+    internal, df = hypotheses(fitted).residual_variances()
+    sigma2 = internal * fitted.projection.scale[:, None]
     if df_method == "dream":
+        fitted.one_residual(
+            "df='dream', which counts degrees of freedom of the whole fit,",
+            "Use df='satterthwaite'.",
+        )
         if fitted.options.method != "REML":
             raise InputError("df='dream' counts degrees of freedom of a REML fit; this is ML.")
-        df = np.where(np.isfinite(sigma2), hypotheses(fitted).hat_df(), np.nan)
-        sigma2 = sigma2 / _mean_weights(fitted)
+        df = np.where(np.isfinite(sigma2), hypotheses(fitted).hat_df()[:, None], np.nan)
+        sigma2 = sigma2 / _mean_weights(fitted)[:, None]
     if legacy is None:
-        legacy = _same_samples(fitted, np.isfinite(sigma2))
+        legacy = _same_samples(fitted, np.asarray(np.isfinite(sigma2).all(axis=1)))
     at = trend_values(fitted, trend)
-    prior = variance_prior(sigma2, df, covariate=at, robust=robust, legacy=legacy)
-    moderated = moderate(sigma2, df, prior)
-    values = (sigma2, df, prior.variance, prior.df, moderated.variance, moderated.df)
-    return xr.Dataset(
-        {name: ("feature", value) for name, value in zip(_VARIABLES, values, strict=True)},
-        coords={"feature": fitted.features},
-        attrs={
-            "df_prior": prior.df_common,
-            "trend": int(trend is not False),
-            "robust": int(robust),
-            "df": df_method,
-            "legacy": int(legacy),
-        },
-    )
+    columns = []
+    for own, own_df in zip(sigma2.T, df.T, strict=True):  # each group has a prior of its own
+        prior = variance_prior(own, own_df, covariate=at, robust=robust, legacy=legacy)
+        found = moderate(own, own_df, prior)
+        columns.append((own, own_df, prior.variance, prior.df, found.variance, found.df))
+    attrs = {
+        "df_prior": prior.df_common,
+        "trend": int(trend is not False),
+        "robust": int(robust),
+        "df": df_method,
+        "legacy": int(legacy),
+    }
+    coords: dict[str, Any] = {"feature": fitted.features}
+    if not fitted.options.residual_by:
+        values = dict(zip(_VARIABLES, columns[0], strict=True))
+        return xr.Dataset({name: ("feature", v) for name, v in values.items()}, coords, attrs)
+    del attrs["df_prior"]  # one for each group: the variable
+    coords["param"] = list(fitted.stats.structure.residuals)
+    stacked = (np.stack(parts, axis=1) for parts in zip(*columns, strict=True))
+    data = {name: (("feature", "param"), v) for name, v in zip(_VARIABLES, stacked, strict=True)}
+    return xr.Dataset(data, coords, attrs)
 
 
 def _same_samples(fitted: FittedModel, known: BoolArray) -> bool:
@@ -89,6 +99,13 @@ def moderated_hypotheses(fitted: FittedModel, moderated: bool | xr.Dataset, df: 
     table = moderated_variances(fitted) if moderated is True else moderated
     if not isinstance(table, xr.Dataset) or any(name not in table for name in _VARIABLES):
         raise InputError("`moderated` must be True, False or what `moderate` returns.")
+    residuals = list(fitted.stats.structure.residuals)
+    if ("param" in table.dims) != (len(residuals) > 1) or (
+        "param" in table.dims and set(residuals) != set(table["param"].to_numpy())
+    ):
+        raise InputError("`moderated` is of other residual variances than this fit has.")
+    if "param" in table.dims:
+        table = table.sel(param=residuals).transpose("feature", "param")
     if table.sizes["feature"] != fitted.names.size:
         raise InputError("`moderated` has other features than this fit.")
     here = label_positions(
@@ -99,10 +116,12 @@ def moderated_hypotheses(fitted: FittedModel, moderated: bool | xr.Dataset, df: 
         ratio = table["sigma2_moderated"].to_numpy() / table["sigma2"].to_numpy()
         gained = table["df_moderated"].to_numpy() - table["df"].to_numpy()
         return replace(hypotheses(fitted), dream=np.stack([ratio, gained], -1))
-    variance = table["sigma2_moderated"].to_numpy() / fitted.projection.scale
-    return replace(
-        hypotheses(fitted), residual=np.stack([variance, table["df_moderated"].to_numpy()], -1)
+    variance, df_moderated = (
+        table[name].to_numpy().reshape(fitted.names.size, -1)
+        for name in ("sigma2_moderated", "df_moderated")
     )
+    variance = variance / fitted.projection.scale[:, None]
+    return replace(hypotheses(fitted), residual=np.stack([variance, df_moderated], -1))
 
 
 def trend_values(fitted: FittedModel, trend: Any) -> FloatArray | None:

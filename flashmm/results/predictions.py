@@ -36,6 +36,7 @@ from flashmm.results.samples_again import OwnValues, own_values, values_of
 from flashmm.results.some_effects import Wanted, wanted_effects
 from flashmm.slips.answers import answered
 from flashmm.sources import Transform, make_source
+from flashmm.stats.groups import finer_groups
 from flashmm.stats.own_rows import PatternedStats
 
 __all__ = ["NewRows", "complete_rows", "fittedvalues", "new_rows", "predict", "resid"]
@@ -172,15 +173,27 @@ def residual_groups_of(fitted: FittedModel, newdata: Any) -> FloatArray:
     by, structure = fitted.options.residual_by, fitted.stats.structure
     labels = [name[len(RESIDUAL) + 1 : -1] for name in structure.residuals]
     table = pd.DataFrame() if newdata is None else pd.DataFrame(newdata)
+    within: dict[str, str] | None = None
+    if fitted.options.residual_groups and by not in table:
+        by, within = finer_groups(fitted.options.residual_groups)
     columns = [by] if by in table else by.split(":")
     absent = [name for name in columns if name not in table]
     if absent:
         raise InputError(
             f"Prediction intervals of new samples need their groups of {by!r}, whose residual "
-            f"variances differ: a table with {listing(absent)}."
+            f"variances differ: a table with {listing(absent)}. (Groups are called by the column, "
+            "or by the name of the Series, that `sums_by` was; 'group' where that had no name.)"
         )
     parts = [table[name].astype(str) for name in columns]
     found = parts[0].str.cat(parts[1:], sep=":") if len(parts) > 1 else parts[0]
+    if within is not None:
+        strange = [value for value in dict.fromkeys(found) if value not in within]
+        if strange:
+            raise InputError(
+                f"No residual variance is known of the groups {listing(strange)} of {by!r}; the "
+                f"fit has {listing(within)}."
+            )
+        found = found.map(within)
     unknown = [value for value in dict.fromkeys(found) if value not in labels]
     if unknown:
         raise InputError(

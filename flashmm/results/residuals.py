@@ -109,6 +109,12 @@ class _Rows:
         known = level == "conditional"
         rows = new_rows(fitted, data, X, Z, context, known=known, need_random=True)
         between = None if known or rows.random is None else rows.random.new
+        roots = fitted.projection.roots
+        if between is not None and roots is not None:
+            # These samples are those of the fit: each level has its own variance, K_ll theta.
+            of_levels = new_rows(fitted, data, X, Z, context, known=True, need_random=True).random
+            assert of_levels is not None
+            between = roots.prior(of_levels.Z) + of_levels.new
         return cls(rows, between)
 
     def variance(

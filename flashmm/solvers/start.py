@@ -47,12 +47,15 @@ def starting_values(
     """Starting values of all features.
 
     The default has no random-effect variance and the residual variance of the fixed effects
-    alone; zero lies in both spaces. Given values outside the space, or where the likelihood
-    does not exist, fall back to it feature by feature.
+    alone; zero lies in both spaces. A likelihood may have a better one. Given values outside the
+    space, or where the likelihood does not exist, fall back to it feature by feature.
     """
     m, k = likelihood.m, likelihood.n_params
     default = np.zeros((m, k))
     default[:, -len(projection.structure.residuals) :] = 1.0
+    first = getattr(likelihood, "first_start", None)
+    if first is not None:
+        default = np.where(np.isfinite(first).all(axis=1, keepdims=True), first, default)
     if theta0 is None:
         return Starts(default, np.zeros(m, dtype=bool))
     params = projection.structure.param_names

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -17,12 +18,19 @@ from flashmm.stats.algebra import column_positions, merged_groups
 from flashmm.stats.fields import AnySums, GroupSums, Sums
 
 __all__ = [
+    "coarser_of",
+    "finer_groups",
     "group_positions",
     "grouped_by",
     "known_groups",
     "shared_columns",
     "with_residual_groups",
+    "without_residual_groups",
 ]
+
+
+# Statistics of any kind.
+Stats = TypeVar("Stats", bound=Any)
 
 
 def known_groups(stats: Sums, what: str = "This") -> GroupSums:
@@ -107,6 +115,47 @@ def _of_mapping(groups: GroupSums, by: Any, option: str) -> tuple[IntArray, list
     name = getattr(by, "name", None)
     codes = np.array([labels.index(label) for label in found], dtype=np.intp)
     return codes, labels, name if isinstance(name, str) else "group"
+
+
+def coarser_of(stats: Sums, by: Any) -> str:
+    """As text which groups of the sums lie in which of those that a mapping makes, for new samples.
+
+    Empty where ``by`` is a name, which is then that of a column.
+    """
+    groups, mapping = known_groups(stats), None if isinstance(by, str) else by_name(as_pandas(by))
+    if mapping is None:
+        return ""
+    known = {str(key): str(value) for key, value in mapping.items()}
+    within = {label: known[label] for label in groups.labels}
+    return json.dumps({"by": groups.name, "groups": within}, ensure_ascii=False)
+
+
+def finer_groups(text: str) -> tuple[str, dict[str, str]]:
+    """What `coarser_of` wrote: the name of the finer groups, and the coarser one of each.
+
+    Raises
+    ------
+    InputError
+        If the text is something else.
+    """
+    try:
+        found = json.loads(text)
+        by, within = found["by"], found["groups"]
+        good = isinstance(by, str) and all(isinstance(value, str) for value in within.values())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        good = False
+    if not good:
+        raise InputError(f"The groups of its residual variances cannot be read: {text[:80]!r}.")
+    return by, dict(within)
+
+
+def without_residual_groups(stats: Stats) -> Stats:
+    """The statistics with one residual variance; their sums by group stay."""
+    if len(stats.structure.residuals) == 1:
+        return stats
+    assert isinstance(stats, Sums)
+    structure = replace(stats.structure, residuals=(RESIDUAL,), residual_sizes=())
+    return replace(stats, structure=structure)
 
 
 def with_residual_groups(stats: AnySums, by: Any) -> AnySums:

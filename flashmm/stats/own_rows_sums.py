@@ -38,6 +38,9 @@ from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["OwnTables", "sum_by_pattern", "sum_own_rows"]
 
+# Elements of a block that are worked on together.
+_CACHED = 2**16
+
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
@@ -359,10 +362,29 @@ class _OwnSums:
         values: FloatArray = given.toarray() if sp.issparse(given) else given
         weights, covariates = self._beside(block, slots, samples, values.shape)
         products = self._products(block.samples)
-        own = self.tables.own
         if self.about is None:
             add_design_sums(self.designs, slots, products, weights, covariates)
-        else:
+        # What is copied, weighted and transposed, stays in the processor's cache.
+        step = max(16, _CACHED // max(samples.size, 1))
+        for start in range(0, slots.size, step):
+            here = slice(start, start + step)
+            some = [part[here] for part in covariates]
+            self._add_products(slots[here], products, values[here], weights[here], some)
+        if block.totals is not None and block.detected is not None:
+            self.totals[slots] += block.totals
+            self.detected[slots] += block.detected
+
+    def _add_products(
+        self,
+        slots: IntArray,
+        products: RowProducts,
+        values: FloatArray,
+        weights: FloatArray,
+        covariates: Sequence[FloatArray],
+    ) -> None:
+        """Add to X'y, Z'y and y'y of some features."""
+        own = self.tables.own
+        if self.about is not None:
             features, a = self.about
             values = values - self._fitted(
                 a[:, np.searchsorted(features, slots)], products, covariates
@@ -371,12 +393,9 @@ class _OwnSums:
         for u, columns in own.groups.items():
             factor = own.factor(u, covariates)
             part = weighted if factor is None else weighted * factor
-            self.Y.XY[np.ix_(columns, slots)] += products.X[:, columns].T @ part.T
+            self.Y.XY[np.ix_(columns, slots)] += (part @ products.X[:, columns]).T
         self.Y.ZY[:, slots] += products.transposed_Z @ np.ascontiguousarray(weighted.T)
         self.Y.yy[slots] += (weighted * values).sum(axis=1)
-        if block.totals is not None and block.detected is not None:
-            self.totals[slots] += block.totals
-            self.detected[slots] += block.detected
 
     def _fitted(
         self, a: FloatArray, products: RowProducts, covariates: Sequence[FloatArray]
@@ -396,8 +415,9 @@ class _OwnSums:
         table = self.tables.weights
         if isinstance(table, Beside):
             weights = table.read(slots, samples)
-            bad = ~(np.isfinite(weights) & (weights >= 0))
-            if bad.any():
+            total = weights.sum() if weights.size and weights.min() >= 0 else np.nan
+            bad = None if np.isfinite(total) else ~(np.isfinite(weights) & (weights >= 0))
+            if bad is not None and bad.any():
                 row, column = (int(x) for x in np.argwhere(bad)[0])
                 raise InputError(
                     f"`weights` must be zero or positive, and finite; it is "

@@ -2,7 +2,8 @@
 
 ``python -m tests.benchmarks growth`` measures how time and memory grow instead, ``own-rows``
 features with missing values, weights and covariates of their own, ``groups`` what sums by group
-give, ``known`` known covariances between levels, ``structured`` structures of a level's effects.
+give, ``known`` known covariances between levels, ``structured`` structures of a level's effects,
+``residual-by`` residual variances by group.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .known import known_table, measure_known
 from .own_rows import measure_own_rows, own_rows_table
 from .peers import PEERS
 from .report import environment_table, growth_table, peer_table, slopes_table, target_table
+from .residual_by import measure_residual_by, residual_by_table
 from .run import run_case
 from .structured import measure_structured, structured_table
 
@@ -46,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("cases", "growth", "own-rows", "groups", "known", "structured"),
+        choices=("cases", "growth", "own-rows", "groups", "known", "structured", "residual-by"),
         default="cases",
         help="cases by default",
     )
@@ -111,6 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measured["structured"] = measure_structured(options.size)
         _write(measured, options.out)
         print(structured_table(measured), environment_table(measured), sep="\n\n")
+        return 0
+    if options.what == "residual-by":
+        measured["residual_by"] = measure_residual_by(options.size)
+        _write(measured, options.out)
+        print(residual_by_table(measured), environment_table(measured), sep="\n\n")
         return 0
     measured |= {"rounds": rounds, "cases": []}
     if options.flashmm_r is not None and measured["environment"]["r"] is not None:

@@ -190,12 +190,14 @@ DRAWS: dict[str, Callable[[Rng], Draw]] = {
 KINDS = (*DRAWS, "any Z")
 # Kinds that came later are drawn from this index on, so that those before stay what they were.
 LATER = 1_000_000
+# And from this one on those of `tests.stress.residual_groups`.
+GROUPED = 2_000_000
 LATER_DRAWS: dict[str, Callable[[Rng], Draw]] = {
     "structured effects": _structured,
     "known covariance": _known,
 }
 # And from this one on, kinds that are fitted in the psd space alone.
-LATEST = 2_000_000
+LATEST = 3_000_000
 LATEST_DRAWS: dict[str, Callable[[Rng], Draw]] = {"curved structures": _curved}
 
 
@@ -203,6 +205,8 @@ def kind_of(index: int) -> str:
     """The kind of design number ``index``: all kinds take turns."""
     if index >= LATEST:
         return tuple(LATEST_DRAWS)[index % len(LATEST_DRAWS)]
+    if index >= GROUPED:
+        return "residual variances by group"
     if index >= LATER:
         return tuple(LATER_DRAWS)[index % len(LATER_DRAWS)]
     return KINDS[index % len(KINDS)]

@@ -22,7 +22,8 @@ from .checks import (
     check_refusal,
     check_search,
 )
-from .designs import draw, kind_of
+from .designs import GROUPED, draw, kind_of
+from .residual_groups import draw_grouped, findings
 from .responses import responses
 
 SPACES = ("unconstrained", "psd")
@@ -71,6 +72,8 @@ def run_design(
     seed: int, index: int, settings: Sequence[tuple[str, str]] = tuple(SETTINGS), every: int = 1
 ) -> Tally:
     """Fit every so many features of a design by each method in each space, check the fits."""
+    if index >= GROUPED:
+        return _run_grouped(seed, index, settings)
     kind, tally = kind_of(index), Tally()
 
     def blame(where: tuple[str, str], feature: str, verdict: str, what: str, figure: str) -> None:
@@ -110,6 +113,34 @@ def run_design(
                 counts.update(fit.status)
             except Exception as error:
                 blame(where, "", "", "raised", f"{type(error).__name__}: {str(error)[:80]}")
+    return tally
+
+
+def _run_grouped(seed: int, index: int, settings: Sequence[tuple[str, str]]) -> Tally:
+    """The same of a design with residual variances by group."""
+    kind, tally = kind_of(index), Tally()
+    for method, space in settings:
+        counts = tally.verdicts.setdefault((kind, method, space), Counter())
+        rng = np.random.default_rng([seed, index, 2])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                one = draw_grouped(seed, index)
+            for j, verdict, what, figure in findings(one, method, space, rng):
+                if not what:
+                    counts[verdict] += 1
+                    tally.checked["verdicts"] += 1
+                    continue
+                tally.violations.append(
+                    Violation(seed, index, kind, method, space, str(j), verdict, what, figure)
+                )
+        except InputError:
+            tally.refused[kind] += 1
+        except Exception as error:
+            figure = f"{type(error).__name__}: {str(error)[:80]}"
+            tally.violations.append(
+                Violation(seed, index, kind, method, space, "", "", "raised", figure)
+            )
     return tally
 
 

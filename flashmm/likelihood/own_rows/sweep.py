@@ -48,7 +48,7 @@ def sweep(
     met = np.empty((len(pivots), B))
     least = np.maximum([SAFE_PIVOT * A[k, k] for k in pivots], 0.0).reshape(len(pivots), B)
     none = None if dependent is None else dependent / SAFE_PIVOT * least
-    step = max(_FEW, _CACHE_BYTES // (8 * c * c))
+    step = max(_FEW, _CACHE_BYTES // (8 * max(c, 1) ** 2))
     with np.errstate(all="ignore"):
         for start in range(0, B, step):
             here = slice(start, start + step)

@@ -452,7 +452,8 @@ class FixedEffectMethods(OfFittedModel):
         Dataset
             Dim feature: ``sigma2`` and its Satterthwaite degrees of freedom ``df``,
             2 sigma2^2 / var(sigma2); ``sigma2_prior``, ``df_prior``; ``sigma2_moderated``,
-            ``df_moderated``. `t_test` and `f_test` take it as ``moderated``.
+            ``df_moderated``. `t_test` and `f_test` take it as ``moderated``. With residual
+            variances by group there is a dim ``param`` too: each group has a prior of its own.
 
         Raises
         ------
