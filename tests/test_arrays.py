@@ -15,6 +15,7 @@ from flashmm.arrays.namespaces import (
     like,
     namespace,
     put,
+    solved,
     take,
     to_numpy,
 )
@@ -111,3 +112,9 @@ def test_triangles_pack_and_unpack(example, width):
     # tr(M M) is the sum of squares of all entries
     weighted = to_numpy(triangle.multiplicity) * to_numpy(packed) ** 2
     assert_allclose(weighted.sum(axis=1), (M * M).sum(axis=(1, 2)), rtol=1e-13)
+
+
+def test_a_singular_matrix_has_no_solution_and_stops_no_other(example):
+    M = np.stack([np.eye(2), np.zeros((2, 2)), 4.0 * np.eye(2)])
+    found = to_numpy(solved(like(M, example), like(np.ones((3, 2, 1)), example)))
+    assert_array_equal(found[:, :, 0], [[1.0, 1.0], [np.nan, np.nan], [0.25, 0.25]])

@@ -117,6 +117,18 @@ def test_maxima_that_share_a_summit_of_the_grid(seed, index, small, method, feat
     assert found.llf.item() > llf[0] - 1e-4
 
 
+def test_a_maximum_at_a_negative_variance_beside_a_lower_one_at_a_positive():
+    """Lower by 0.64 where the grid had no negative ratios."""
+    problem, Y = drawn(6103, 1, False)
+    fitted = fm.MultiLMM.from_arrays(Y[[1]], problem.X, problem.Z, components=problem.structure)
+    with pytest.warns(fm.ConvergenceWarning, match="1 indefinite"):
+        found = fitted.fit()
+    scale = fitted.projection.scale[0]
+    theta = found.theta.to_numpy()[0] / scale / fitted.projection.param_scale
+    np.testing.assert_allclose(theta, [-1.1423, 2.0128], atol=1e-4)
+    assert fitted.fit(parameter_space="psd").llf.item() < found.llf.item() - 0.6
+
+
 def test_a_grid_knows_which_points_are_next_to_each_other():
     data = pd.read_csv(EDGES / "d114.csv")
     crossed = model("~ 1 + (1 | f1) + (x1 | f2)", data, np.cos(np.arange(len(data)))[None])
@@ -255,6 +267,37 @@ def test_units_change_nothing_or_the_verdict_says_so(power, missing):
     ratio = plain.theta["g"] / plain.theta["Residual"]
     np.testing.assert_allclose(scaled.theta["g"] / scaled.theta["Residual"], ratio, rtol=1e-9)
     np.testing.assert_allclose(scaled.params, plain.params * 10.0**power, rtol=1e-9)
+
+
+@pytest.mark.parametrize("random", ["(x | g)", "cs(0 + t | g)"])
+@pytest.mark.parametrize("missing", [False, True])
+def test_shares_and_correlations_have_no_units(random, missing):
+    """Squares of theta had no room: errors of zero at 1e-100, NaN and raw warnings at 1e150."""
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"g": np.repeat(list("abcdefghij"), 6), "x": rng.normal(size=60)})
+    data["t"] = np.tile(["u", "v"], 30)
+    units = np.array([1.0, 1e-40, 1e-100, 1e-150, 1e80, 1e150])
+    y = rng.normal(size=60) + np.repeat(rng.normal(size=10), 6) * (1.0 + data.x.to_numpy())
+    if missing:
+        y[3] = np.nan
+    Y, options = units[:, None] * y, {"missing": "feature" if missing else "raise"}
+    model = fm.MultiLMM.from_formula("~ x", random, data, Y, **options)
+    result = model.fit(parameter_space="psd")
+    assert result.converged.all()
+    shares = [result.icc(), result.variance_fractions()]
+    found = [*shares, result.r_squared()[["marginal", "conditional", "marginal_se"]]]
+    parameters = result.random_parameters()
+    found += [parameters[["estimate"]].isel(param=[0]) ** 2 / units[:, None] ** 2]
+    if random == "(x | g)":
+        found += [result.random_correlations()[["estimate", "se"]]]
+    else:
+        found += [parameters[["se"]].isel(param=[0]) / units[:, None]]
+    for each in found:
+        for values in each.data_vars.values():
+            assert np.isfinite(values).all()
+            np.testing.assert_allclose(
+                values, np.tile(values[:1], (6,) + (1,) * (values.ndim - 1)), rtol=1e-8
+            )
 
 
 # ---- profiles --------------------------------------------------------------------------------

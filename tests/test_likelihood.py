@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import pandas as pd
 import problems as pb
 import pytest
 from numpy.testing import assert_allclose
@@ -295,3 +296,23 @@ def test_statistics_stay_as_they_are(kind):
     for engine in pb.engines(problem):
         fm.MultiLMM(stats).fit(parameter_space="psd", engine=engine)
         np.testing.assert_array_equal(stats.ZZ.toarray(), before)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_singular_covariance_stops_no_other_feature(missing):
+    """Standard errors given beta where V is singular, at a residual variance of zero."""
+    rng = np.random.default_rng(1)
+    data = pd.DataFrame({"g": np.repeat(list("abcdef"), 2), "x": np.tile([0.0, 1.0], 6)})
+    Y = rng.normal(size=(3, 12)) + 0.0 * data.x.to_numpy()
+    options = {}
+    if missing:
+        Y[0, 3], options["missing"] = np.nan, "feature"
+    model = fm.MultiLMM.from_formula("~ x", "(1 | g)", data, Y, **options)
+    result = model.fit(parameter_space="psd", engine="general")
+    likelihood, theta = result.fitted.likelihood, np.array([[1.0, 0.0], [0.5, 1.0], [0.0, 0.0]])
+    features = np.arange(3)
+    alone = likelihood.random_effects(theta[1:2], features[1:2], "conditional")
+    joint = likelihood.random_effects(theta, features, "conditional")
+    np.testing.assert_array_equal(joint.se[1], alone.se[0])
+    assert np.isfinite(likelihood.covariance(theta, features)[1]).all()
+    assert np.isfinite(likelihood.beta(theta, features)[1]).all()

@@ -194,6 +194,11 @@ RESULTS = {
     ),
     "other coefficients": put("coef", "other"),
     "other parameters": put("param", "other"),
+    "no variances at all": lambda ds: ds.assign(theta=0.0 * ds["theta"]),
+    "infinite variances": lambda ds: ds.assign(theta=np.inf * ds["theta"]),
+    "a negative residual variance": lambda ds: ds.assign(theta=-ds["theta"]).assign_attrs(
+        parameter_space="psd"
+    ),
     "two recipes": lambda ds: ds.drop_vars("recipe").assign(
         recipe=(("recipes",), np.array(["{}", "{}"], dtype=object))
     ),

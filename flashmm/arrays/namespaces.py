@@ -29,6 +29,7 @@ __all__ = [
     "like",
     "namespace",
     "put",
+    "solved",
     "take",
     "to_numpy",
 ]
@@ -200,6 +201,31 @@ def cholesky(M: Array) -> tuple[Array, Array]:
         L, ok = (xp.concat(parts) for parts in zip(*halves, strict=True))
         return L, ok
     return L, xp.all(xp.isfinite(xp.linalg.diagonal(L)), axis=-1)
+
+
+def solved(M: Array, right: Array) -> Array:
+    """M^-1 R for a stack of square matrices, NaN where one is singular.
+
+    Parameters
+    ----------
+    M
+        Shape (B, r, r).
+    right
+        Shape (B, r, c).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> solved(np.array([[[4.0]], [[0.0]]]), np.ones((2, 1, 1)))[:, 0, 0]
+    array([0.25,  nan])
+    """
+    xp = namespace(M)
+    try:
+        return xp.linalg.solve(M, right)
+    except (np.linalg.LinAlgError, RuntimeError):  # the latter is PyTorch's
+        lost = (xp.linalg.slogdet(M)[0] == 0)[:, None, None]
+        ones = xp.eye(M.shape[-1], dtype=M.dtype, device=array_api_compat.device(M))
+        return xp.where(~lost, xp.linalg.solve(xp.where(lost, ones, M), right), xp.nan)
 
 
 def inverse_of_triangular(L: Array) -> Array:

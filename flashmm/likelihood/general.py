@@ -27,6 +27,7 @@ from flashmm.arrays.namespaces import (
     cholesky,
     inverse_of_triangular,
     namespace,
+    solved,
     take,
 )
 from flashmm.designs.design import CovarianceStructure
@@ -111,7 +112,7 @@ class GeneralLikelihood(OneDesign):
         """Generalised least squares at theta, shape (B, p)."""
         p = self.projection
         xp = namespace(theta)
-        w = xp.linalg.solve(_combine(p.A, theta), take(p.u, features)[:, :, None])
+        w = solved(_combine(p.A, theta), take(p.u, features)[:, :, None])
         correction = xp.matmul(xp.matrix_transpose(self._loadings(theta)), w)[:, :, 0]
         return take(p.beta_ols.T, features) - take(p.unit, features)[:, None] * correction
 
@@ -122,7 +123,7 @@ class GeneralLikelihood(OneDesign):
         F = self._loadings(theta)
         C = weighted_sum(theta[:, :-1], HGH)
         C += theta[:, -1, None, None] * p.XX_inverse
-        C -= xp.matmul(xp.matrix_transpose(F), xp.linalg.solve(_combine(p.A, theta), F))
+        C -= xp.matmul(xp.matrix_transpose(F), solved(_combine(p.A, theta), F))
         return 0.5 * (C + xp.matrix_transpose(C)) * take(p.scale, features)[:, None, None]
 
     def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
@@ -138,13 +139,13 @@ class GeneralLikelihood(OneDesign):
         p = self.projection
         xp, structure = namespace(theta), p.structure
         unit = take(p.unit, features)[:, None] / p.column_scale
-        w = xp.linalg.solve(_combine(p.A, theta), take(p.u, features)[:, :, None])[:, :, 0]
+        w = solved(_combine(p.A, theta), take(p.u, features)[:, :, None])[:, :, 0]
         blup = structure.multiply(theta, w @ p.K.T) * unit
         if se is None:
             return RandomEffects(blup, None)
         A, K = (p.A, p.K) if se == "prediction" else (p.A_full, p.K_full)
         variance, DK = root_and_diagonal(structure, theta, K)
-        W = xp.linalg.inv(_combine(A, theta))
+        W = solved(_combine(A, theta), _identities(theta, A.shape[1]))
         variance -= xp.sum(xp.matmul(DK, W) * DK, axis=2)
         return RandomEffects(blup, standard_errors(variance) * unit)
 
@@ -153,7 +154,7 @@ class GeneralLikelihood(OneDesign):
         p = self.projection
         xp = namespace(theta)
         u = xp.matrix_transpose(xp.matmul(vectors, p.K))
-        w = xp.linalg.solve(_combine(p.A, theta), u)
+        w = solved(_combine(p.A, theta), u)
         return xp.matmul(xp.matrix_transpose(w), p.K.T)
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
@@ -211,6 +212,12 @@ def _combine(A: FloatArray, theta: FloatArray) -> FloatArray:
     M = theta[:, :k] @ xp.reshape(A, (k, r * r))
     M[:, :: r + 1] += theta[:, -1:]
     return xp.reshape(M, (theta.shape[0], r, r))
+
+
+def _identities(theta: FloatArray, r: int) -> FloatArray:
+    """One for each row of theta (B, k), shape (B, r, r)."""
+    xp, device = namespace(theta), array_api_compat.device(theta)
+    return xp.broadcast_to(xp.eye(r, dtype=xp.float64, device=device), (theta.shape[0], r, r))
 
 
 def factored(M: FloatArray) -> tuple[BoolArray, FloatArray]:

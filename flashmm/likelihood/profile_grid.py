@@ -23,7 +23,7 @@ from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.projection import Projection
 
-__all__ = ["ProfileGrid", "fine_grid", "profile_grid"]
+__all__ = ["ProfileGrid", "fine_grid", "negative_grid", "profile_grid"]
 
 Shared = TypeVar("Shared", bound=NDArray[Any])
 
@@ -89,7 +89,7 @@ class ProfileGrid:
         count, (rays, _, radii) = u.shape[0], self.weight.shape
         sigma2 = np.empty((rays * radii + 1, count))
         for i in range(rays):
-            turned = self.rotation[i].T @ u.T
+            turned = u.T if self._plain[i] else self.rotation[i].T @ u.T
             np.matmul(self.weight[i].T, turned * turned, out=sigma2[i * radii : (i + 1) * radii])
         sigma2[-1] = (u * u).sum(axis=1)
         sigma2 += rss
@@ -100,6 +100,12 @@ class ProfileGrid:
         values *= -0.5 * self.df
         values[~(sigma2 > 0)] = -np.inf
         return values, sigma2
+
+    @cached_property
+    def _plain(self) -> list[bool]:
+        """Whether the rotation of each ray is none."""
+        r = self.rotation.shape[1]
+        return [np.count_nonzero(R) == r and bool((np.diag(R) == 1.0).all()) for R in self.rotation]
 
     def summits(self, values: FloatArray) -> BoolArray:
         """Points that no neighbour is above, shape (g, B), of log-likelihoods (g, B)."""
@@ -214,6 +220,34 @@ def profile_grid(projection: Projection, method: Literal["REML", "ML"]) -> Profi
     else:
         found = _directions(structure, shares, fine=False)
     return _grid(projection, method, *found)
+
+
+def negative_grid(projection: Projection, method: Literal["REML", "ML"]) -> ProfileGrid | None:
+    """Rays of each variance by itself below zero, to the edge of the domain; as `profile_grid`."""
+    structure = projection.structure
+    variances = np.flatnonzero(structure.is_variance[:-1])
+    if projection.r == 0 or structure.q > _SOME_RAYS or projection.ZZ.shape[0] > 3000:
+        return None
+    spectra, rotation = _eigen(projection.A[variances])
+    of_trace, df = spectra, projection.n - projection.p
+    if method == "ML":
+        of_trace, df = _eigen(projection.A_full[variances])[0], projection.n
+    # Shares of the way to the edge, most of them beside it.
+    shares = 1.0 - np.geomspace(0.95, 1e-6, _RADII)
+    radii = shares / of_trace.max(axis=1)[:, None]
+    theta = np.zeros((variances.size * _RADII + 1, structure.is_variance.size))
+    theta[:, -1] = 1.0
+    rows = np.arange(variances.size * _RADII)
+    theta[rows, np.repeat(variances, _RADII)] = -radii.reshape(-1)
+    log_det = np.log1p(-of_trace[:, :, None] * radii[:, None, :]).sum(axis=1).reshape(-1)
+    return ProfileGrid(
+        theta,
+        np.empty((0, 2), dtype=np.intp),
+        rotation,
+        1.0 / (1.0 - spectra[:, :, None] * radii[:, None, :]),
+        np.append(log_det, 0.0),
+        df,
+    )
 
 
 def _grid(

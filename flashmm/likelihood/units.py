@@ -61,7 +61,8 @@ class InUnits:
 
     def natural_score(self, score: FloatArray) -> FloatArray:
         """Internal derivatives by theta (m, k + 1) as those by theta in the units of Y."""
-        score = score / self.units()
+        with np.errstate(over="ignore"):  # scores where a search ran to the edge
+            score = score / self.units()
         return score if self.turn is None else score @ self.turn.T
 
     def natural_information(self, information: FloatArray, features: IntArray) -> FloatArray:

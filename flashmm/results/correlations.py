@@ -37,11 +37,15 @@ def random_correlations(
             'with more. Use method="delta".'
         )
     theta = fitted.values("theta", positions)
-    covariance = fitted.on_request.theta_covariance(positions) if pairs else np.zeros(0)
+    # Correlations have no units, and squares of theta no room.
+    relative = theta / fitted.projection.scale[positions, None]
+    covariance = np.zeros(0)
+    if pairs:
+        covariance = fitted.on_request.theta_covariance(positions, relative=True)
     shape = positions.size, len(pairs)
     estimate, se, limits = (np.full((*shape, *more), np.nan) for more in ((), (), (2,)))
     for column, (_, at) in enumerate(pairs):
-        found = correlation(theta, covariance, at)
+        found = correlation(relative, covariance, at)
         estimate[:, column], se[:, column] = found.estimate, found.se
         if method == "delta":
             limits[:, column] = delta_limits(found, alpha)

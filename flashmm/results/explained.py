@@ -42,7 +42,9 @@ def r_squared(
         n = n[positions] if n.ndim else n
         with np.errstate(divide="ignore", invalid="ignore"):
             S = S * (n / (n - 1.0))[..., None, None]
-    beta, theta = fitted.values("beta", positions), fitted.values("theta", positions)
+    scale = fitted.projection.scale[positions]  # ratios have no units, squares of theta no room
+    beta = fitted.values("beta", positions) / np.sqrt(scale)[:, None]
+    theta = fitted.values("theta", positions) / scale[:, None]
     S = np.broadcast_to(S, (positions.size, *S.shape[-2:]))
     gradient = 2.0 * np.matmul(S, beta[:, :, None])[:, :, 0]
     _, weights = weights_of_components(fitted, positions)
@@ -52,10 +54,11 @@ def r_squared(
     parts[:, 0] = 0.5 * (gradient * beta).sum(axis=1)
     parts[:, 1:] = np.matmul(own, theta[:, :, None])[:, :, 0]
     covariance = np.zeros((positions.size, 3, 3))
-    random = fitted.on_request.theta_covariance(positions)
+    random = fitted.on_request.theta_covariance(positions, relative=True)
     covariance[:, 1:, 1:] = np.matmul(np.matmul(own, random), np.swapaxes(own, 1, 2))
     for rows in chunks(positions.size, fitted.stats.p**2, fitted.options.memory):
-        C, g = fitted.on_request.covariance(positions[rows]), gradient[rows]
+        C = fitted.on_request.covariance(positions[rows]) / scale[rows, None, None]
+        g = gradient[rows]
         covariance[rows, 0, 0] = np.matmul(np.matmul(g[:, None, :], C), g[:, :, None])[:, 0, 0]
     found = fractions(parts, covariance, np.ones(3))
     values = {
@@ -63,9 +66,7 @@ def r_squared(
         "conditional": 1.0 - found.estimate[:, 2],
         "marginal_se": found.se[:, 0],
         "conditional_se": found.se[:, 2],
-        "fixed": parts[:, 0],
-        "random": parts[:, 1],
-        "residual": parts[:, 2],
+        **dict(zip(("fixed", "random", "residual"), parts.T * scale, strict=True)),
     }
     return xr.Dataset(
         {name: (("feature",), value) for name, value in values.items()},

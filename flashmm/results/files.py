@@ -70,6 +70,7 @@ def _fitted_model(merged: xr.Dataset) -> FittedModel:
         raise InputError(f"'status' holds a verdict that is none: {int(ds['status'].max())}.")
     if (ds["n_iter"] < 0).any():
         raise InputError("'n_iter' holds a negative number of iterations.")
+    _check_theta(ds, options)
     ds["n_iter"], ds["status"] = ds["n_iter"].astype(np.int64), ds["status"].astype(np.int8)
     ds.attrs = attributes(stats, options)
     recipe = None
@@ -79,6 +80,15 @@ def _fitted_model(merged: xr.Dataset) -> FittedModel:
     if "nobs" in ds:
         ds["nobs"] = ds["nobs"].astype(np.int64)
     return FittedModel(ds, stats, options, recipe=recipe)
+
+
+def _check_theta(ds: xr.Dataset, options: FitOptions) -> None:
+    """Raise for a theta that no fit ends at."""
+    theta = ds["theta"].to_numpy()[ds["status"].to_numpy() <= Status.INDEFINITE]
+    if not np.isfinite(theta).all() or not (theta != 0).any(axis=1).all():
+        raise InputError("'theta' is missing, infinite or zero where there is a fit.")
+    if options.parameter_space == "psd" and (theta[:, -1] < 0).any():
+        raise InputError("'theta' holds a negative residual variance in the psd space.")
 
 
 def _with_residual_groups(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +19,7 @@ from flashmm.likelihood import (
 )
 from flashmm.likelihood.known_residual import KnownResidual, hold_residual, known_residual_of
 from flashmm.likelihood.own_parameters import OwnParameters
-from flashmm.likelihood.profile_grid import fine_grid, profile_grid
+from flashmm.likelihood.profile_grid import fine_grid, negative_grid, profile_grid
 from flashmm.progress import Progress
 from flashmm.results.assemble import assemble, without_maximum
 from flashmm.results.deferred import Deferred
@@ -368,4 +369,5 @@ def _landscape(
     variances = np.flatnonzero(projection.structure.is_variance[:-1])
     chosen = np.ones(host.m, dtype=bool) if start is None else ~start.given
     fine = fine_grid(host, options.method)
-    return Landscape(grid, host.u, host.rss, chosen, variances, fine)
+    below = partial(negative_grid, host, options.method)
+    return Landscape(grid, host.u, host.rss, chosen, variances, fine, below)

@@ -7,7 +7,7 @@ give NaN. Labels are put on by `flashmm.results`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -79,9 +79,15 @@ class OnRequest:
             result[:, -1, :], result[:, :, -1] = 0.0, 0.0
         return result
 
-    def theta_covariance(self, positions: IntArray) -> FloatArray:
-        """Inverse of the expected information of theta in the units of Y, shape (B, k, k)."""
-        k, curved = self.theta.shape[1], self.projection.structure.curved
+    def theta_covariance(self, positions: IntArray, *, relative: bool = False) -> FloatArray:
+        """Inverse of the expected information of theta in the units of Y, shape (B, k, k).
+
+        ``relative``: of theta over the feature's ``scale``, for the squares of which there is room.
+        """
+        k, projection = self.theta.shape[1], self.projection
+        curved = projection.structure.curved
+        if relative:
+            projection = replace(projection, scale=np.ones_like(projection.scale))
         result = np.full((positions.size, k, k), np.nan)
         for here, batch in self.batches(positions):
             at = self.likelihood.evaluate(self.theta[batch], batch)
@@ -90,7 +96,7 @@ class OnRequest:
             else:
                 inverse, _ = covariance_along(self.projection.structure, self.theta[batch], at)
             inverse = without_known(inverse, self.likelihood)
-            result[here] = self.projection.natural_covariance(inverse, batch)
+            result[here] = projection.natural_covariance(inverse, batch)
         return result
 
     def own_parameters(self, positions: IntArray) -> tuple[FloatArray, FloatArray]:

@@ -174,12 +174,16 @@ def _common(
     fitted: FittedModel, positions: IntArray, alpha: float, method: str, at: CommonParameters
 ) -> list[_Column]:
     """The standard deviation and the correlation of a compound symmetric term."""
-    theta = fitted.values("theta", positions)
+    scale = fitted.projection.scale[positions]
+    theta = fitted.values("theta", positions) / scale[:, None]  # squares of theta may have no room
     places = [at.mean, at.deviation]
-    covariance = fitted.on_request.theta_covariance(positions)[:, places][:, :, places]
+    covariance = fitted.on_request.theta_covariance(positions, relative=True)
+    covariance = covariance[:, places][:, :, places]
     s = at.s
     v, rho = at.variance(theta), at.correlation(theta)
     sd, se = _root(v, _error(np.broadcast_to([1.0 / s, (s - 1.0) / s], (v.size, 2)), covariance))
+    unit = np.sqrt(scale)
+    sd, se = sd * unit, se * unit
     with np.errstate(invalid="ignore", divide="ignore"):
         # Of rho = c / v: (dc - rho dv) / v.
         gradient = np.stack([(1.0 - rho) / s / v, (-1.0 - (s - 1.0) * rho) / s / v], axis=1)

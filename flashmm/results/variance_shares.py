@@ -34,8 +34,10 @@ def icc(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
     fitted.one_residual("icc")
     names, weights = weights_of_components(fitted, positions)
     transposed = np.swapaxes(weights, -1, -2)
-    parts = np.matmul(fitted.values("theta", positions)[:, None, :], transposed)[:, 0]
-    spread = fitted.on_request.theta_covariance(positions)
+    scale = fitted.projection.scale[positions]  # shares have no units, squares of theta no room
+    theta = fitted.values("theta", positions) / scale[:, None]
+    parts = np.matmul(theta[:, None, :], transposed)[:, 0]
+    spread = fitted.on_request.theta_covariance(positions, relative=True)
     covariance = np.matmul(np.matmul(weights, spread), transposed)
     shares = fractions(parts, covariance, np.ones(len(names)))
     return _shares(fitted, positions, names, shares.estimate, shares.se)
@@ -60,18 +62,20 @@ def variance_fractions(
     transposed = np.swapaxes(weights, -1, -2)
     repeated = set(names) & set(terms)
     labels = [f"{name} (fixed)" if name in repeated else name for name in terms]
-    theta = fitted.values("theta", positions)
-    fixed = fixed_shares(fitted.values("beta", positions), S, list(terms.values()))
+    scale = fitted.projection.scale[positions]  # shares have no units, squares of theta no room
+    theta = fitted.values("theta", positions) / scale[:, None]
+    beta = fitted.values("beta", positions) / np.sqrt(scale)[:, None]
+    fixed = fixed_shares(beta, S, list(terms.values()))
     parts = np.concatenate([fixed.value, np.matmul(theta[:, None, :], transposed)[:, 0]], axis=1)
     c, t, p = parts.shape[1], len(terms), fitted.stats.p
     covariance = np.zeros((positions.size, c, c))
     random = np.matmul(
-        np.matmul(weights, fitted.on_request.theta_covariance(positions)), transposed
+        np.matmul(weights, fitted.on_request.theta_covariance(positions, relative=True)), transposed
     )
     covariance[:, t:, t:] = random
     for rows in chunks(positions.size, p**2 + t * p, fitted.options.memory):
         g = fixed.gradient[rows]
-        C = fitted.on_request.covariance(positions[rows])
+        C = fitted.on_request.covariance(positions[rows]) / scale[rows, None, None]
         covariance[rows, :t, :t] = np.matmul(np.matmul(g, C), np.swapaxes(g, 1, 2))
     shares = fractions(parts, covariance, np.ones(c))
     return _shares(fitted, positions, (*labels, *names), shares.estimate, shares.se)

@@ -58,6 +58,8 @@ class Landscape:
         Positions in theta of the random effects' variances.
     make_fine
         Makes a finer grid for features that the grid leaves in doubt; None for large designs.
+    make_negative
+        Makes a grid of negative variances, for the unconstrained space.
     """
 
     grid: ProfileGrid
@@ -66,6 +68,7 @@ class Landscape:
     chosen: BoolArray
     variances: IntArray
     make_fine: Callable[[], ProfileGrid] | None = None
+    make_negative: Callable[[], ProfileGrid | None] = lambda: None
 
     @property
     def replaces_second_start(self) -> bool:
@@ -178,6 +181,27 @@ class Landscape:
         alone[:, :, -1] = 1.0
         return np.concatenate([starts, alone])
 
+    @cached_property
+    def negative(self) -> ProfileGrid | None:
+        """The grid of negative variances."""
+        return self.make_negative()
+
+    def below_zero(
+        self, theta: FloatArray, loglik: FloatArray, features: IntArray
+    ) -> tuple[IntArray, FloatArray]:
+        """Starts at a negative variance for features that have none, as `starts`."""
+        grid = self.negative
+        chosen = np.flatnonzero((theta[:, self.variances] >= 0).all(axis=1))
+        if grid is None or chosen.size == 0:
+            return np.empty(0, dtype=np.intp), np.empty((0, theta.shape[1]))
+        features = features[chosen]
+        values, sigma2 = grid.profile(self.u[features], self.rss[features])
+        top = grid.summits(values) & (values > loglik[chosen] - _COARSENESS)
+        top[-1] = False  # no variances: where the fit began
+        top[grid.weight.shape[2] - 1 : -1 : grid.weight.shape[2]] = False  # upwards to the edge
+        point, which = np.nonzero(top)
+        return chosen[which], grid.theta[point] * sigma2[point, which][:, None]
+
     def one_at_a_time(self, theta: FloatArray) -> tuple[IntArray, FloatArray]:
         """More starts where variances are negative, which the grid does not have, as `starts`.
 
@@ -281,8 +305,14 @@ def search_other_maxima(
         solution.theta[looked], solution.evaluation.loglik[looked], features[looked]
     )
     if space.name != "psd":
-        also, alone = landscape.one_at_a_time(solution.theta[looked])
-        rows, start = np.concatenate([rows, also]), np.concatenate([start, alone])
+        further = (
+            landscape.one_at_a_time(solution.theta[looked]),
+            landscape.below_zero(
+                solution.theta[looked], solution.evaluation.loglik[looked], features[looked]
+            ),
+        )
+        rows = np.concatenate([rows, *(each for each, _ in further)])
+        start = np.concatenate([start, *(each for _, each in further)])
     if rows.size == 0:
         return solution
     rows = looked[rows]

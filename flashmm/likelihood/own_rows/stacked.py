@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from flashmm.arrays.namespaces import cholesky
+from flashmm.arrays.namespaces import cholesky, solved
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.base import (
@@ -52,12 +52,13 @@ class _Rows:
 
     def inverse(self, theta: FloatArray) -> FloatArray:
         """M^-1, shape (B, r, r)."""
-        return np.asarray(np.linalg.inv(self.M(theta)))
+        M = self.M(theta)
+        return np.asarray(solved(M, np.broadcast_to(np.eye(M.shape[1]), M.shape)))
 
     def T_times(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
         """T v for the rows of vectors (B, c, q)."""
         u = np.swapaxes(np.matmul(vectors, self.root.K), 1, 2)
-        w = np.linalg.solve(self.M(theta), u)
+        w = solved(self.M(theta), u)
         return np.asarray(np.matmul(np.swapaxes(w, 1, 2), np.swapaxes(self.root.K, 1, 2)))
 
 
@@ -178,7 +179,7 @@ class StackedLikelihood(OfProjection):
     def _residual(self, theta: FloatArray, features: IntArray, rows: _Rows) -> FloatArray:
         """R = Z'Py, shape (B, q)."""
         u = self.projection.coordinates(features, rows.ZXW, rows.root)
-        w = np.linalg.solve(rows.M(theta), u[:, :, None])
+        w = solved(rows.M(theta), u[:, :, None])
         return np.asarray(np.matmul(rows.root.K, w)[:, :, 0])
 
     def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
