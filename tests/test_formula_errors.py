@@ -42,7 +42,7 @@ from flashmm.formulas.build import build_design
         ("~ x", "(1 | g + f)", r"column names joined with `:` or `/`.*\(1 \| a\) \+ \(1 \| b\)"),
         ("~ x", "(1 | C(g))", "column names joined.*store a computed group as a column"),
         ("~ x", "(1 | g:g)", "names a column twice"),
-        ("~ x", "ar1(x | g)", "must hold whole numbers or an ordered"),
+        ("~ x", "ar1(x | g)", "the times of ar1 are whole numbers"),
         ("~ x", "x + (1 | g)", "mixes bars with 'x'.*`fixed`"),
         ("~ x", "g", r"ambiguous.*\(1 \| g\).*~ 0 \+ g"),
         ("~ x", "(f || g)", r"'\(f \|\| g\)'.*correlations.*diag\(0 \+ f \| g\)"),

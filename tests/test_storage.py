@@ -262,9 +262,9 @@ def test_the_wrong_kind_is_refused(kind, tmp_path):
 
 
 def test_a_later_format_is_refused(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("flashmm.stats.stored.FORMAT", 6)
+    monkeypatch.setattr("flashmm.stats.stored.FORMAT", 7)
     model().stats.save(tmp_path / "s.nc")
-    with pytest.raises(InputError, match=r"has format 6, but this flashmm reads up to 5.*Update"):
+    with pytest.raises(InputError, match=r"has format 7, but this flashmm reads up to 6.*Update"):
         SummaryStats.load(tmp_path / "s.nc")
 
 

@@ -248,7 +248,8 @@ def clean(values: pd.Series[Any], column: str) -> pd.Series[Any]:
     Unused categories go, and nullable, sparse and object numbers become plain ones; formulaic
     would take the last for categories. The result may share the memory of ``values``.
     """
-    if values.dtype in _PLAIN:
+    # A categorical type would write out its levels to be compared.
+    if isinstance(values.dtype, np.dtype) and values.dtype in _PLAIN:
         return pd.Series(values.array)
     values = usual_type(values, column)
     dtype = values.dtype

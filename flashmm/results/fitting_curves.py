@@ -32,7 +32,7 @@ from flashmm.solvers.verdict_texts import Status
 __all__ = ["CurvedSearch", "check_curved", "in_theta", "own_space"]
 
 # Variances of the starts over the residual variance.
-_RATIOS = (0.05, 0.3, 2.0)
+_RATIOS = (0.05, 0.3, 2.0, 20.0, 200.0)
 # Points of the grid from which the search goes, at most.
 _FROM = 3
 # Correlations at which a variance of zero is looked at, and the variance from which it grows.
