@@ -196,7 +196,9 @@ class Landscape:
             return np.empty(0, dtype=np.intp), np.empty((0, theta.shape[1]))
         features = features[chosen]
         values, sigma2 = grid.profile(self.u[features], self.rss[features])
-        top = grid.summits(values) & (values > loglik[chosen] - _COARSENESS)
+        # Of several variances the others are zero here: summits are many, and of no maximum.
+        below = _COARSENESS if self.variances.size == 1 else 0.0
+        top = grid.summits(values) & (values > loglik[chosen] - below)
         top[-1] = False  # no variances: where the fit began
         top[grid.weight.shape[2] - 1 : -1 : grid.weight.shape[2]] = False  # upwards to the edge
         point, which = np.nonzero(top)
