@@ -270,7 +270,7 @@ def test_duplicate_names():
         fm.MultiLMM.from_summary_stats(stats, coef_names=["a"])
     with refused("sizes [3, 4], which must be positive and sum to the 8 columns of Z"):
         fm.MultiLMM.from_summary_stats(stats, components=[3, 4])
-    with refused("the same variance component more than once: 'Residual'"):
+    with refused("has the name 'Residual', which is that of the residual variance"):
         fm.MultiLMM.from_summary_stats(stats, components={"Z1": 3, "Residual": 5})
 
 

@@ -525,7 +525,7 @@ T_TESTS = {
 }
 STYLES = ("scanpy", "pertpy")
 F_TESTS = {**TESTS, **of("df_denom", "df_num", "fvalue")}
-TESTS_APART = {"plot", "columns", "contrasts", "statistic"}
+TESTS_APART = {"plot", "columns", "contrasts", "statistic", "ds"}
 
 FLIPS = {**TESTS, **of("effect", "tvalue", "pvalue_fwer")}
 INFLUENCE: dict[str, Case] = {

@@ -164,10 +164,10 @@ def test_an_archive_cut_short_is_refused(tmp_path):
 
 
 def test_later_and_first_formats(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("flashmm.stats.stored.FORMAT", 6)
+    monkeypatch.setattr("flashmm.stats.stored.FORMAT", 7)
     model().stats.save(tmp_path / name)
     monkeypatch.undo()
-    with pytest.raises(InputError, match=r"has format 6, but this flashmm reads up to 5.*Update"):
+    with pytest.raises(InputError, match=r"has format 7, but this flashmm reads up to 6.*Update"):
         SummaryStats.load(tmp_path / name)
     first = model().stats.to_dataset().assign_attrs(flashmm_format=1)
     first.to_netcdf(tmp_path / "first.nc")

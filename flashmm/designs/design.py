@@ -226,8 +226,8 @@ class CovarianceStructure:
         taken = [name for name in repeated if name in self.residuals]
         if taken:
             raise InputError(
-                f"`random` has a component of the name {taken[0]!r}, which is that of the residual "
-                "variance. Rename the column, or name the components with a dict."
+                f"A random component has the name {taken[0]!r}, which is that of the residual "
+                "variance. Rename the column it is made of, or give the components other names with a dict."
             )
         if repeated:
             raise InputError(

@@ -4,7 +4,7 @@
 that every capability is a function of, and how to add one. The functions stand in modules by
 subject (`fixed_effects`, `variance_tests`, `predictions`, ...); `results` and `methods` give them
 their public names in `MultiLMMResults`, `feature_results` for one feature. `contrast_results`,
-`bootstrap_results` and `pages` are what users are handed.
+`joint_results`, `bootstrap_results` and `pages` are what users are handed.
 """
 
 from flashmm.results.bootstrap_results import BootstrapResults

@@ -16,8 +16,8 @@ from flashmm.inference.sign_flips import Contributions, contributions, flip_test
 from flashmm.inference.statistics import resolve_alternative
 from flashmm.progress import Progress, counted
 from flashmm.results.cluster_robust import Clusters, clusters_of
-from flashmm.results.contrast_results import FeatureTests
 from flashmm.results.estimability import estimable_contrasts
+from flashmm.results.feature_tests import FeatureTests
 from flashmm.results.fitted import FittedModel
 from flashmm.slips.answers import answer_calls
 

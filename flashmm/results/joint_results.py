@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from flashmm.arrays.blas import hold_methods
-from flashmm.results.contrast_results import FeatureTests
+from flashmm.results.feature_tests import FeatureTests
 from flashmm.slips.answers import answer_calls
 
 __all__ = ["FTestResults"]
