@@ -227,7 +227,8 @@ class CovarianceStructure:
         if taken:
             raise InputError(
                 f"A random component has the name {taken[0]!r}, which is that of the residual "
-                "variance. Rename the column it is made of, or give the components other names with a dict."
+                "variance. Rename the column it is made of, or give the components other names "
+                "with a dict."
             )
         if repeated:
             raise InputError(
