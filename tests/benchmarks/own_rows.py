@@ -128,7 +128,8 @@ def measure_own_rows(level: str) -> list[dict[str, Any]]:
         return lambda: fm.MultiLMM.from_formula(FIXED, random, data, Y, missing="feature", **more)
 
     some = samples(400, 100, 5, rng)
-    missing(responses(9, some, 0.1, rng), some, "(1 | subject)")().fit()  # imports
+    first = missing(responses(9, some, 0.1, rng), some, "(1 | subject)")().fit()
+    _ = first.t_test("age").pvalue  # what fits and tests import
     for name, n, subjects, random, m, times, few in (
         ("10 % missing, 400 x (1 | 100)", 400, 100, "(1 | subject)", 2000, 30.0, 60),
         ("10 % missing, 200 x (1 | 50) + (1 | 8)", 200, 50, CROSSED, 5000, 8.0, 60),
