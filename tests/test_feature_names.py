@@ -225,7 +225,7 @@ def assert_same(left: Any, right: Any, path: str = "") -> None:
         assert list(left) == list(right), path
         for key in left:
             assert_same(left[key], right[key], f"{path}/{key}")
-    elif isinstance(left, list) and left and not isinstance(left[0], str | int | float):
+    elif isinstance(left, list) and left and not isinstance(left[0], str | int):
         assert len(left) == len(right), path
         for i, pair in enumerate(zip(left, right, strict=True)):
             assert_same(*pair, f"{path}/{i}")

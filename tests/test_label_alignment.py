@@ -274,7 +274,7 @@ def written(tests: Any, names: list[str] | None = None) -> pd.DataFrame:
 
 def voomed(counts: Any, **options: Any) -> pd.DataFrame:
     made = fm.voom(counts, "~ x", data=parts().data, **options)
-    return pd.concat([made.log2cpm, made.weights], keys="ab")
+    return pd.concat([made.log2cpm, made.weights], keys=["a", "b"])
 
 
 def reversed_fit() -> Any:
