@@ -55,6 +55,7 @@ EDGE = {
         *("sources.dataarrays", "sources.make"),
         "stats.stored",
         "stats.stored_groups",
+        "stats.stored_own_rows",
     },
 }
 
@@ -125,7 +126,7 @@ def room(module: str) -> str:
 
 def test_the_reader_of_imports_reads():
     assert {"designs.design", "exceptions"} <= internal("formulas.build")
-    assert "storage.files" in internal("stats.summary_stats")
+    assert "storage.files" in internal("stats.manners")
     assert "xarray" in imports("stats.summary_stats", typing=True)  # for type checking only
     assert "xarray" not in imports("stats.summary_stats")
 

@@ -23,7 +23,7 @@ from flashmm.arrays.labels import (
 from flashmm.arrays.numeric import float_array
 from flashmm.arrays.sparse import check_sparse
 from flashmm.arrays.types import FloatArray
-from flashmm.designs.design import CovarianceStructure, Design, RandomTerm
+from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design, RandomTerm
 from flashmm.designs.per_sample import positive
 from flashmm.exceptions import InputError, listing
 from flashmm.sources import Source, Transform, make_source
@@ -32,6 +32,7 @@ __all__ = [
     "as_matrix",
     "as_structure",
     "check_rows_are_known",
+    "columns_like",
     "design_and_source",
     "design_from_arrays",
     "matched_columns",
@@ -141,6 +142,21 @@ def matched_columns(Z: Any, structure: CovarianceStructure) -> Any:
             f"are {listing(wanted, 3)}."
         )
     return Z.iloc[:, label_positions(columns, wanted, "Z", of="columns of the model", by_text=True)]
+
+
+def columns_like(Z: Any, structure: CovarianceStructure) -> tuple[Any, CovarianceStructure]:
+    """Z with its columns as some random terms have them, and the terms that they make.
+
+    The columns of a single component may be new levels; others are matched by label.
+    """
+    columns, terms = axis_labels(Z, 1), structure.terms
+    if columns is None:
+        return Z, structure
+    if len(terms) == 1 and terms[0].covariance == "identity" and terms[0].effects == (INTERCEPT,):
+        own = dict(zip(terms[0].column_names, terms[0].levels, strict=True))
+        levels = tuple(own.get(str(name), str(name)) for name in columns)
+        return Z, CovarianceStructure((replace(terms[0], levels=levels),))
+    return matched_columns(Z, structure), structure
 
 
 def _check_same_rows(X: Any, Z: Any) -> None:

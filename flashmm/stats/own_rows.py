@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from flashmm.arrays.labels import feature_positions
@@ -22,19 +20,13 @@ from flashmm.arrays.types import IntArray
 from flashmm.designs.aliasing import Aliasing
 from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, listing
-from flashmm.slips.answers import answer_calls, no_index, no_such_attribute
-from flashmm.slips.attributes import STATS
+from flashmm.slips.answers import answer_calls
 from flashmm.stats.algebra import added, column_positions, refuse_others, subtracted
 from flashmm.stats.fields import Shift
-from flashmm.stats.own_designs import (
-    DesignSums,
-    OwnColumns,
-    RowProducts,
-    add_design_sums,
-    pairs_of_columns,
-)
+from flashmm.stats.manners import StatisticsManners
+from flashmm.stats.own_designs import DesignSums, OwnColumns
+from flashmm.stats.stored_own_rows import own_rows_from_dataset, own_rows_to_variables
 from flashmm.stats.summary_stats import SummaryStats
-from flashmm.storage.files import load_dataset, reading, save_dataset, text
 from flashmm.storage.format_version import KNOWN_FORMAT, OWN_ROWS_FORMAT, marked
 
 if TYPE_CHECKING:
@@ -42,22 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ["PatternedStats", "any_from_dataset", "joined_shift", "over_columns", "same_rows"]
 
-_DESIGN_FIELDS = {
-    "n": ("design",),
-    "log_weights": ("design",),
-    "total": ("design",),
-    "signature": ("design", "signature_"),
-    "X_sums": ("design", "coef"),
-    "WX_sums": ("design", "coef"),
-    "XX": ("design", "coef", "coef_"),
-    "ZX": ("design", "level", "coef"),
-    "ZZ": ("design", "pair"),
-}
-
 
 @answer_calls
 @dataclass(frozen=True)
-class PatternedStats:
+class PatternedStats(StatisticsManners):
     """Summary statistics of features with samples, weights or covariates of their own.
 
     Parameters
@@ -90,14 +70,6 @@ class PatternedStats:
     designs: DesignSums
     pattern: IntArray
     own: OwnColumns
-
-    if not TYPE_CHECKING:  # which would believe in every attribute
-
-        def __getattr__(self, name: str) -> Any:
-            return no_such_attribute(self, name, "Statistics", own=STATS)
-
-    __getitem__ = no_index("A set of statistics", "features are chosen by stats.take(features)")
-    __iter__ = None
 
     def __repr__(self) -> str:
         s, counts = self.sums, self.nobs
@@ -195,23 +167,8 @@ class PatternedStats:
         >>> dict(model.stats.to_dataset()["pattern"].sizes)
         {'feature': 3}
         """
-        designs = self.designs
-        ds = self.sums.to_dataset().assign(
-            {f"own_{name}": (dims, getattr(designs, name)) for name, dims in _DESIGN_FIELDS.items()}
-        )
-        ds = ds.assign(
-            own_row=(("pair",), designs.rows.astype(np.int32)),
-            own_column=(("pair",), designs.columns.astype(np.int32)),
-            pattern=(("feature",), self.pattern.astype(np.int32)),
-        )
-        if self.own.names:
-            table = np.array(
-                [[i in of for i in range(len(self.own.names))] for of in self.own.of], np.int8
-            )
-            ds = ds.assign(
-                own_covariate=(("covariate",), text(list(self.own.names))),
-                own_of=(("coef", "covariate"), table),
-            )
+        rows = own_rows_to_variables(self.designs, self.pattern, self.own)
+        ds = self.sums.to_dataset().assign(rows)
         # Readers that do not know of patterns would take the sums for those of all samples.
         version = KNOWN_FORMAT if self.structure.has_roots else OWN_ROWS_FORMAT
         return marked(ds, "PatternedStats", version)
@@ -233,71 +190,13 @@ class PatternedStats:
         [0, 1, 1]
         """
         sums = SummaryStats.from_dataset(ds)
-        pattern = ds["pattern"].to_numpy().astype(np.intp)
-        own = OwnColumns.none(sums.p)
-        if "observed" in ds:
-            return cls(sums, _designs_of_rows(ds, sums.q), pattern, own)
-        if "own_covariate" in ds:
-            names = tuple(str(name) for name in ds["own_covariate"].to_numpy())
-            table = ds["own_of"].to_numpy().astype(bool)
-            own = OwnColumns(names, tuple(tuple(np.flatnonzero(row).tolist()) for row in table))
-        designs = DesignSums(
-            **{name: ds[f"own_{name}"].to_numpy() for name in _DESIGN_FIELDS},
-            rows=ds["own_row"].to_numpy().astype(np.intp),
-            columns=ds["own_column"].to_numpy().astype(np.intp),
-        )
-        return cls(sums, designs, pattern, own)
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the statistics, the designs and the patterns; as `SummaryStats.save`.
-
-        Examples
-        --------
-        >>> import tempfile, flashmm as fm
-        >>> genes = fm.datasets.varpart()
-        >>> Y = genes.Y[:3].copy()
-        >>> Y.iloc[0, :7] = float("nan")  # gene1 lacks seven samples
-        >>> model = fm.MultiLMM.from_formula(
-        ...     "~ Age", "(1 | Individual)", genes.data, Y, missing="feature"
-        ... )
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     model.stats.save(f"{folder}/sums.nc")
-        ...     fm.PatternedStats.load(f"{folder}/sums.nc").m
-        3
-        """
-        save_dataset(self.to_dataset(), path)
-
-    @classmethod
-    def load(cls, path: str | PathLike[str]) -> PatternedStats:
-        """Read statistics that `save` wrote; checked as `SummaryStats.load` does.
-
-        Examples
-        --------
-        >>> import tempfile, flashmm as fm
-        >>> genes = fm.datasets.varpart()
-        >>> Y = genes.Y[:3].copy()
-        >>> Y.iloc[0, :7] = float("nan")  # gene1 lacks seven samples
-        >>> model = fm.MultiLMM.from_formula(
-        ...     "~ Age", "(1 | Individual)", genes.data, Y, missing="feature"
-        ... )
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     model.stats.save(f"{folder}/sums.nc")
-        ...     fm.PatternedStats.load(f"{folder}/sums.nc").pattern.tolist()
-        [0, 1, 1]
-        """
-        ds = load_dataset(path, kind="PatternedStats")
-        with reading(path):
-            return cls.from_dataset(ds)
+        return cls(sums, *own_rows_from_dataset(ds, sums.p, sums.q))
 
     # ---- more and fewer samples --------------------------------------------------------------
 
     def __add__(self, other: object) -> PatternedStats:
         """Statistics of the union of two disjoint sets of samples; see `add`."""
         return self.add(other) if isinstance(other, PatternedStats) else NotImplemented
-
-    def __radd__(self, other: object) -> PatternedStats:
-        """Let ``sum(parts)`` work: it starts from 0."""
-        return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def __sub__(self, other: object) -> PatternedStats:
         """Statistics without the samples of ``other``, which were added before."""
@@ -538,25 +437,6 @@ class PatternedStats:
     def _shifted_patterns(self) -> list[int]:
         shift = self.sums.shift
         return [] if shift is None else np.unique(self.pattern[shift.features]).tolist()
-
-
-def _designs_of_rows(ds: xr.Dataset, q: int) -> DesignSums:
-    """Sums of designs that were kept as rows of X and Z, weighted, and who has which."""
-    n = ds.sizes["sample"]
-    entries: Any = (ds["Z_row"].to_numpy(), ds["Z_column"].to_numpy())
-    Z = sp.csr_array((ds["Z_value"].to_numpy(), entries), shape=(n, q))
-    log_weight = ds["log_weight"].to_numpy()
-    root = np.exp(-0.5 * log_weight)[:, None]
-    packed = ds["observed"].to_numpy().astype(np.int8).view(np.uint8)
-    observed = np.unpackbits(packed, axis=1, count=n).astype(np.float64)
-    X = ds["X"].to_numpy() * root
-    pairs = pairs_of_columns(Z)
-    own = OwnColumns.none(X.shape[1])
-    products = RowProducts.of(X, sp.csr_array(Z * root), own, pairs, slice(0, n), n)
-    designs = DesignSums.zeros(observed.shape[0], X.shape[1], q, pairs)
-    weights = observed * np.exp(log_weight)
-    add_design_sums(designs, np.arange(designs.count), products, weights)
-    return designs
 
 
 def joined_shift(stats: PatternedStats, parts: Mapping[int, Shift | None]) -> Shift | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,20 +15,19 @@ from numpy.typing import ArrayLike
 
 from flashmm.arrays.labels import axis_labels, feature_positions
 from flashmm.arrays.types import FloatArray
-from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design
-from flashmm.designs.from_arrays import as_matrix, design_and_source, matched_columns, weights_of
+from flashmm.designs.design import Design
+from flashmm.designs.from_arrays import as_matrix, columns_like, design_and_source, weights_of
 from flashmm.exceptions import InputError
-from flashmm.slips.answers import answer_calls, no_index, no_such_attribute
-from flashmm.slips.attributes import STATS
+from flashmm.slips.answers import answer_calls
 from flashmm.sources import Source, Transform
 from flashmm.stats.algebra import added, subtracted, without_groups
 from flashmm.stats.fields import Sums
 from flashmm.stats.from_source import sum_design
 from flashmm.stats.grouping import Grouping, grouping_of
 from flashmm.stats.groups import group_positions
+from flashmm.stats.manners import StatisticsManners
 from flashmm.stats.selection import kept, without
 from flashmm.stats.stored import sums_from_dataset, sums_to_dataset
-from flashmm.storage.files import load_dataset, reading, save_dataset
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -38,7 +36,7 @@ __all__ = ["SummaryStats"]
 
 
 @answer_calls
-class SummaryStats(Sums):
+class SummaryStats(StatisticsManners, Sums):
     """Cross-products of X, Z and Y: all that a fit needs, of a size free of n.
 
     ``a + b`` joins the samples of two sets of statistics (and ``sum`` those of many);
@@ -101,14 +99,6 @@ class SummaryStats(Sums):
     >>> stats
     <SummaryStats: n=6 samples, m=4 features, p=1 fixed effects, q=3 random effects>
     """
-
-    if not TYPE_CHECKING:  # which would believe in every attribute
-
-        def __getattr__(self, name: str) -> Any:
-            return no_such_attribute(self, name, "Statistics", own=STATS)
-
-    __getitem__ = no_index("A set of statistics", "features are chosen by stats.take(features)")
-    __iter__ = None
 
     def __repr__(self) -> str:
         by = "" if self.groups is None else f", {self.groups.k} groups of {self.groups.name!r}"
@@ -380,7 +370,7 @@ class SummaryStats(Sums):
         """
         X, Z = as_matrix(X), as_matrix(Z)
         names = self.coef_names if axis_labels(X, 1) is None else None
-        Z, components = _columns_like(Z, self.structure)
+        Z, components = columns_like(Z, self.structure)
         design, source, samples = design_and_source(Y, X, Z, components, names, transform, None)
         if source.numbered and source.m == self.m:
             source = source.renamed(self.feature_names)
@@ -391,10 +381,6 @@ class SummaryStats(Sums):
             grouping = grouping_of(sums_by, name, np.ones(design.n, dtype=bool), samples)
         block = SummaryStats.from_design(source, design, weights=precision, grouping=grouping)
         return self + block
-
-    def __radd__(self, other: object) -> SummaryStats:
-        """Let ``sum(parts)`` work: it starts from 0."""
-        return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def without(self, groups: Any) -> SummaryStats:
         """The statistics of all samples but those of some groups (``sums_by``).
@@ -552,64 +538,3 @@ class SummaryStats(Sums):
         <SummaryStats: n=100 samples, m=20 features, p=2 fixed effects, q=25 random effects>
         """
         return sums_from_dataset(cls, ds)
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the statistics with a checksum, under a temporary name first.
-
-        Parameters
-        ----------
-        path
-            File to write; an existing one is replaced only once the new one is complete.
-            ``.zarr`` and ``.zarr.zip`` are written as zarr, everything else as netCDF.
-
-        Examples
-        --------
-        >>> import tempfile, flashmm as fm
-        >>> genes = fm.datasets.varpart()
-        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     model.stats.save(f"{folder}/sums.nc")
-        ...     fm.SummaryStats.load(f"{folder}/sums.nc").m
-        20
-        """
-        save_dataset(self.to_dataset(), path)
-
-    @classmethod
-    def load(cls, path: str | PathLike[str]) -> SummaryStats:
-        """Read statistics that `save` wrote.
-
-        Raises
-        ------
-        InputError
-            If the file is damaged, was altered, holds something else, or comes from a later
-            format.
-
-        Examples
-        --------
-        >>> import tempfile, flashmm as fm
-        >>> genes = fm.datasets.varpart()
-        >>> model = fm.MultiLMM.from_formula("~ Age", "(1 | Individual)", genes.data, genes.Y[:20])
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     model.stats.save(f"{folder}/sums.nc")
-        ...     again = fm.SummaryStats.load(f"{folder}/sums.nc")
-        >>> fm.MultiLMM.from_summary_stats(again).fit().llf.equals(model.fit().llf)
-        True
-        """
-        ds = load_dataset(path, kind="SummaryStats")
-        with reading(path):
-            return cls.from_dataset(ds)
-
-
-def _columns_like(Z: Any, structure: CovarianceStructure) -> tuple[Any, CovarianceStructure]:
-    """Z with its columns as some random terms have them, and the terms that they make.
-
-    The columns of a single component may be new levels; others are matched by label.
-    """
-    columns, terms = axis_labels(Z, 1), structure.terms
-    if columns is None:
-        return Z, structure
-    if len(terms) == 1 and terms[0].covariance == "identity" and terms[0].effects == (INTERCEPT,):
-        own = dict(zip(terms[0].column_names, terms[0].levels, strict=True))
-        levels = tuple(own.get(str(name), str(name)) for name in columns)
-        return Z, CovarianceStructure((replace(terms[0], levels=levels),))
-    return matched_columns(Z, structure), structure

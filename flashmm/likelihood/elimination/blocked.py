@@ -119,14 +119,8 @@ class BlockedLikelihood(OneDesign):
         """Log-likelihood, score and information at theta (B, k) for chosen features."""
         p, xp = self.projection, namespace(theta)
         blocks = self._blocks(theta)
-        border = trace_border = self._border(blocks, with_x=True)
-        log_det, distance = -self._log_det_scaled_XX, border.distance
-        if self.method == "ML":
-            trace_border = self._border(blocks, with_x=False)
-            log_det = 0.0
-            distance = xp.minimum(distance, trace_border.distance)
+        border, trace_border, log_det, distance = self._borders(blocks)
         known = (blocks.distance > SINGULAR) & ~self._is_lossy(theta, blocks.distance, distance)
-        log_det = log_det + blocks.log_det + trace_border.log_det
         solved = self._solve(blocks, border, features)
         evaluation = assembled(
             self._quadratic(blocks, border, solved),
@@ -161,14 +155,9 @@ class BlockedLikelihood(OneDesign):
         if self.indefinite or directed is None:
             return None
         blocks = self._blocks(theta)
-        border = trace_border = self._border(blocks, with_x=True)
-        log_det, distance = -self._log_det_scaled_XX, border.distance
-        if self.method == "ML":
-            trace_border = self._border(blocks, with_x=False)
-            log_det, distance = 0.0, np.minimum(distance, trace_border.distance)
+        border, trace_border, log_det, distance = self._borders(blocks)
         known = (blocks.distance > SINGULAR) & (distance > SINGULAR)
         known &= ~self._is_lossy(theta, blocks.distance, distance)
-        log_det = log_det + blocks.log_det + trace_border.log_det
         solved = self._solve(blocks, border, features)
         # sum_i d_i u_i V_i = V with d the power of u_i that variances grow with.
         blocks = replace(blocks, theta=curved.degrees * u)
@@ -197,18 +186,23 @@ class BlockedLikelihood(OneDesign):
         n. None where eliminations lose digits.
         """
         blocks = self._blocks(theta)
-        border = trace_border = self._border(blocks, with_x=True)
-        log_det, distance = -self._log_det_scaled_XX, border.distance
-        if self.method == "ML":
-            trace_border = self._border(blocks, with_x=False)
-            log_det, distance = 0.0, np.minimum(distance, trace_border.distance)
+        border, _, log_det, distance = self._borders(blocks)
         lowest = min(float(blocks.distance[0]), float(distance[0]))
         if self.indefinite or not lowest > SINGULAR:
             return None
         if bool(self._is_lossy(theta, blocks.distance, distance)[0]):
             return None
-        total = log_det + float(blocks.log_det[0]) + float(trace_border.log_det[0])
-        return total, np.asarray(self._solve(blocks, border, features).value)
+        return float(log_det[0]), np.asarray(self._solve(blocks, border, features).value)
+
+    def _borders(self, blocks: Eliminated) -> tuple[Border, Border, FloatArray, FloatArray]:
+        """The border with X, that of traces, log determinants and distances from the edge (B,)."""
+        xp = namespace(blocks.theta)
+        border = traced = self._border(blocks, with_x=True)
+        log_det, distance = -self._log_det_scaled_XX, border.distance
+        if self.method == "ML":
+            traced = self._border(blocks, with_x=False)
+            log_det, distance = 0.0, xp.minimum(distance, traced.distance)
+        return border, traced, log_det + blocks.log_det + traced.log_det, distance
 
     @property
     def _is_small(self) -> bool:
