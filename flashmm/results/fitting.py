@@ -19,7 +19,8 @@ from flashmm.likelihood import (
 )
 from flashmm.likelihood.known_residual import KnownResidual, hold_residual, known_residual_of
 from flashmm.likelihood.own_parameters import OwnParameters
-from flashmm.likelihood.profile_grid import fine_grid, negative_grid, profile_grid
+from flashmm.likelihood.profile_grid import fine_grid, profile_grid
+from flashmm.likelihood.signed_grid import signed_grid
 from flashmm.progress import Progress
 from flashmm.results.assemble import assemble, without_maximum
 from flashmm.results.deferred import Deferred
@@ -27,6 +28,7 @@ from flashmm.results.fitted import FitOptions
 from flashmm.results.fitting_curves import CurvedSearch, in_theta, own_space
 from flashmm.solvers.base import Solution, Solver, maximise
 from flashmm.solvers.batches import maximise_in_batches, over_batches
+from flashmm.solvers.gains import GAIN
 from flashmm.solvers.other_maxima import Landscape
 from flashmm.solvers.restart import second_starts
 from flashmm.solvers.space import ParameterSpace, make_space
@@ -42,6 +44,8 @@ __all__ = ["FitPlan", "fit_features"]
 _LIFTS = (0.0, 0.1, 0.5, 2.0)
 # Maxima of the grid that are tried where a search runs to the edge.
 _SUMMITS = 3
+# The same of the signed grid, where many points are summits beside an edge alone.
+_SIGNED_SUMMITS = 10
 # Up to so many features and random effects the general engine is the fastest.
 _FEW = 50
 _SMALL = 60
@@ -294,16 +298,12 @@ def _restart_inside(
             good = np.flatnonzero(again.status <= Status.INDEFINITE)
             _put(solution, features[good], again, good)
             usable[features[good]] = False
-    if landscape is not None and landscape.few:
-        _restart_at_summits(stepwise, space, solution, lost[usable[lost]], landscape)
+    if landscape is not None:
+        _try_all(stepwise, space, solution, lost, landscape.signed_summits(lost, _SIGNED_SUMMITS))
 
 
 def _restart_at_summits(
-    search: _Search,
-    space: ParameterSpace,
-    solution: Solution,
-    lost: IntArray,
-    landscape: Landscape | None = None,
+    search: _Search, space: ParameterSpace, solution: Solution, lost: IntArray
 ) -> None:
     """Fit features that ran to the edge of the domain again, from maxima of the grid; in place.
 
@@ -312,16 +312,28 @@ def _restart_at_summits(
     several = len(search.projection.structure.residuals) > 1
     if lost.size == 0 or several or known_residual_of(search.likelihood) is not None:
         return  # the grid is one of ratios, for any residual variance
-    landscape = (
-        landscape or search.landscape or _landscape(search.projection, search.plan.options, None)
-    )
-    if landscape is None:
-        return
+    landscape = search.landscape or _landscape(search.projection, search.plan.options, None)
+    if landscape is not None:
+        _try_all(search, space, solution, lost, landscape.summits(lost, _SUMMITS))
+
+
+def _try_all(
+    search: _Search,
+    space: ParameterSpace,
+    solution: Solution,
+    lost: IntArray,
+    starts: FloatArray,
+) -> None:
+    """Put the highest of the maxima that starts (s, B, k) lead to in the place of features (B,).
+
+    Features that have a maximum keep it if none is higher.
+    """
     plain = replace(
         search, plan=replace(search.plan, fallback=None), again_from=None, landscape=None
     )
-    best = np.full(lost.size, -np.inf)
-    for again in plain.ends(space, landscape.summits(lost, _SUMMITS), lost):
+    good = solution.status[lost] <= Status.INDEFINITE
+    best = np.where(good, solution.evaluation.loglik[lost] + GAIN, -np.inf)
+    for again in plain.ends(space, starts, lost):
         solution.n_iter[lost] += again.n_iter
         height = again.evaluation.loglik
         found = np.flatnonzero((again.status <= Status.BOUNDARY) & (height > best))
@@ -369,5 +381,14 @@ def _landscape(
     variances = np.flatnonzero(projection.structure.is_variance[:-1])
     chosen = np.ones(host.m, dtype=bool) if start is None else ~start.given
     fine = fine_grid(host, options.method)
-    below = partial(negative_grid, host, options.method)
-    return Landscape(grid, host.u, host.rss, chosen, variances, fine, below)
+    signed = partial(signed_grid, host, options.method)
+    return Landscape(
+        grid,
+        host.u,
+        host.rss,
+        chosen,
+        variances,
+        fine,
+        partial(signed, "coarse"),
+        partial(signed, "fine"),
+    )

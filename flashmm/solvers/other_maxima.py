@@ -58,8 +58,9 @@ class Landscape:
         Positions in theta of the random effects' variances.
     make_fine
         Makes a finer grid for features that the grid leaves in doubt; None for large designs.
-    make_negative
-        Makes a grid of negative variances, for the unconstrained space.
+    make_signed, make_fine_signed
+        Make grids of ratios of either sign, for the unconstrained space: one that every feature is
+        looked at on, and one for few.
     """
 
     grid: ProfileGrid
@@ -68,7 +69,8 @@ class Landscape:
     chosen: BoolArray
     variances: IntArray
     make_fine: Callable[[], ProfileGrid] | None = None
-    make_negative: Callable[[], ProfileGrid | None] = lambda: None
+    make_signed: Callable[[], ProfileGrid | None] = lambda: None
+    make_fine_signed: Callable[[], ProfileGrid | None] = lambda: None
 
     @property
     def replaces_second_start(self) -> bool:
@@ -122,9 +124,7 @@ class Landscape:
         # another variance is zero there.
         top[own, every] &= (values[own, every] > loglik + GAIN) | _traded(theta, grid.theta[own])
         most = _STARTS_OF_FEW if self.few else _STARTS
-        order = np.argsort(np.where(top, -values, np.inf), axis=0)[:most]
-        rank, which = np.nonzero(np.take_along_axis(top, order, axis=0))
-        point = order[rank, which]
+        _, which, point = _highest(top, values, most)
         if self.few:
             best, high = _best_of_parts(grid, values, level)
             point = np.concatenate([point, best[high]])
@@ -182,27 +182,58 @@ class Landscape:
         return np.concatenate([starts, alone])
 
     @cached_property
-    def negative(self) -> ProfileGrid | None:
-        """The grid of negative variances."""
-        return self.make_negative()
+    def signed(self) -> ProfileGrid | None:
+        """The grid of ratios of either sign."""
+        return self.make_signed()
+
+    @cached_property
+    def fine_signed(self) -> ProfileGrid | None:
+        """The finer grid of ratios of either sign."""
+        return self.make_fine_signed()
 
     def below_zero(
         self, theta: FloatArray, loglik: FloatArray, features: IntArray
     ) -> tuple[IntArray, FloatArray]:
-        """Starts at a negative variance for features that have none, as `starts`."""
-        grid = self.negative
-        chosen = np.flatnonzero((theta[:, self.variances] >= 0).all(axis=1))
-        if grid is None or chosen.size == 0:
-            return np.empty(0, dtype=np.intp), np.empty((0, theta.shape[1]))
-        features = features[chosen]
+        """Starts where D is not positive semi-definite, as `starts`."""
+        none = np.empty(0, dtype=np.intp), np.empty((0, theta.shape[1]))
+        grid = self.signed
+        if grid is None or theta.shape[0] == 0:
+            return none
+        rows = np.arange(theta.shape[0])
+        top, values, sigma2 = self._inner_summits(grid, theta, loglik, features)
+        if self.few and self.fine_signed is not None:
+            rows = np.flatnonzero(top.any(axis=0))
+            if rows.size == 0:
+                return none
+            grid, theta, loglik = self.fine_signed, theta[rows], loglik[rows]
+            top, values, sigma2 = self._inner_summits(grid, theta, loglik, features[rows])
+        most = _STARTS_OF_FEW if self.few else _STARTS
+        rank, which, point = _highest(top, values, most)
+        return rows[which], grid.theta[point] * sigma2[point, which][:, None]
+
+    def _inner_summits(
+        self, grid: ProfileGrid, theta: FloatArray, loglik: FloatArray, features: IntArray
+    ) -> tuple[BoolArray, FloatArray, FloatArray]:
+        """Maxima of a signed grid but those of ``theta``; values and sigma2, each (g, B)."""
         values, sigma2 = grid.profile(self.u[features], self.rss[features])
-        # Of several variances the others are zero here: summits are many, and of no maximum.
-        below = _COARSENESS if self.variances.size == 1 else 0.0
-        top = grid.summits(values) & (values > loglik[chosen] - below)
-        top[-1] = False  # no variances: where the fit began
-        top[grid.weight.shape[2] - 1 : -1 : grid.weight.shape[2]] = False  # upwards to the edge
-        point, which = np.nonzero(top)
-        return chosen[which], grid.theta[point] * sigma2[point, which][:, None]
+        top = grid.summits(values) & (values > loglik - _COARSENESS)
+        top &= ~grid.outermost[:, None] & (grid.theta[:, :-1] < 0).any(axis=1)[:, None]
+        every = np.arange(theta.shape[0])
+        own = _climbed(grid, theta, values)
+        top[own, every] &= values[own, every] > loglik + GAIN
+        return top, values, sigma2
+
+    def signed_summits(self, features: IntArray, most: int) -> FloatArray:
+        """Where proper maxima may lie in the unconstrained space; (s, B, k), as `summits`."""
+        grid = self.fine_signed
+        if grid is None:
+            return np.empty((0, features.size, self.grid.theta.shape[1]))
+        values, sigma2 = grid.profile(self.u[features], self.rss[features])
+        top = grid.summits(values) & ~grid.outermost[:, None]
+        starts = np.full((most, features.size, grid.theta.shape[1]), np.nan)
+        rank, which, point = _highest(top, values, most)
+        starts[rank, which] = grid.theta[point] * sigma2[point, which][:, None]
+        return starts[: rank.max(initial=-1) + 1]
 
     def one_at_a_time(self, theta: FloatArray) -> tuple[IntArray, FloatArray]:
         """More starts where variances are negative, which the grid does not have, as `starts`.
@@ -217,6 +248,15 @@ class Landscape:
         start[np.arange(variances.size), variances] = 1.0
         start[:, -1] = 0.5
         return np.repeat(negative, variances.size), np.tile(start, (negative.size, 1))
+
+
+def _highest(
+    top: BoolArray, values: FloatArray, most: int
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Of the points ``top`` (g, B) the ``most`` highest of each feature: rank, feature, point."""
+    order = np.argsort(np.where(top, -values, np.inf), axis=0)[:most]
+    rank, which = np.nonzero(np.take_along_axis(top, order, axis=0))
+    return rank, which, order[rank, which]
 
 
 def _best_of_parts(
@@ -259,20 +299,17 @@ def _traded(theta: FloatArray, point: FloatArray) -> BoolArray:
 
 def _climbed(grid: ProfileGrid, theta: FloatArray, values: FloatArray) -> IntArray:
     """The maximum of the grid above each theta: upwards from the nearest point, (B,)."""
-    every = np.arange(theta.shape[0])
-    floor = grid.theta[:, :-1][grid.theta[:, :-1] > 0].min()
-    at = np.log(np.maximum(grid.theta[:, :-1], 0.0) + floor)
-    ratio = np.maximum(theta[:, :-1], 0.0) / np.maximum(theta[:, -1:], 1e-6)
-    here = np.log(np.minimum(ratio, grid.theta[:, :-1].max()) + floor)
+    ratios, floor = grid.theta[:, :-1], np.abs(grid.theta[:, :-1][grid.theta[:, :-1] != 0]).min()
+    at = _signed_log(ratios / floor)
+    ratio = theta[:, :-1] / np.maximum(theta[:, -1:], 1e-6)
+    here = _signed_log(np.clip(ratio, ratios.min(), ratios.max()) / floor)
     distance = (at**2).sum(axis=1) - 2.0 * here @ at.T  # (B, g), but for what all have
-    place = np.argmin(distance, axis=1)
-    for _ in range(at.shape[0]):
-        around = np.column_stack([place, grid.neighbours[place]])
-        best = np.argmax(values[around, every[:, None]], axis=1)
-        if (best == 0).all():
-            break
-        place = around[every, best]
-    return np.asarray(place)
+    return grid.climb(np.argmin(distance, axis=1), values)
+
+
+def _signed_log(x: FloatArray) -> FloatArray:
+    """log(1 + |x|) with the sign of x."""
+    return np.asarray(np.copysign(np.log1p(np.abs(x)), x))
 
 
 def search_other_maxima(
