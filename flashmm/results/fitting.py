@@ -42,10 +42,6 @@ __all__ = ["FitPlan", "fit_features"]
 # Shares of the residual variance that are added to variances of the psd estimate, one after the
 # other, where a search from there ends at the edge of the domain too.
 _LIFTS = (0.0, 0.1, 0.5, 2.0)
-# Maxima of the grid that are tried where a search runs to the edge.
-_SUMMITS = 3
-# The same of the signed grid, where many points are summits beside an edge alone.
-_SIGNED_SUMMITS = 10
 # Up to so many features and random effects the general engine is the fastest.
 _FEW = 50
 _SMALL = 60
@@ -141,7 +137,7 @@ def fit_features(
     usable = usable & ~likelihood.perfect_fit
     solution = search.run(space, start.theta, usable, plan.progress)
     if plan.second_search:
-        lost = without_maximum(likelihood, solution)
+        lost = _lost(search, solution)
         if space.name == "psd":
             _restart_at_summits(search, space, solution, lost)
         else:
@@ -251,6 +247,16 @@ class _Search:
         return [total.take(these) for these in each]
 
 
+def _lost(search: _Search, solution: Solution) -> IntArray:
+    """Features that ran to the edge of the domain; in small designs all that are unfinished."""
+    landscape = search.landscape
+    if landscape is not None and landscape.few:
+        return np.flatnonzero(
+            (solution.status == Status.ITERATION_LIMIT) | (solution.status == Status.STALLED)
+        )
+    return without_maximum(search.likelihood, solution)
+
+
 def _restart_inside(
     search: _Search,
     psd: ParameterSpace,
@@ -278,9 +284,7 @@ def _restart_inside(
         landscape = replace(landscape, chosen=np.ones_like(usable))
     stepwise = replace(search, plan=replace(search.plan, fallback=None), landscape=landscape)
     inner = stepwise.run(psd, zero, usable)
-    _restart_at_summits(
-        stepwise, psd, inner, np.intersect1d(lost, without_maximum(search.likelihood, inner))
-    )
+    _restart_at_summits(stepwise, psd, inner, np.intersect1d(lost, _lost(stepwise, inner)))
     solution.n_iter[lost] += inner.n_iter[lost]
     stepwise = replace(stepwise, again_from=None, landscape=None)
     variances = search.projection.structure.is_variance
@@ -299,7 +303,7 @@ def _restart_inside(
             _put(solution, features[good], again, good)
             usable[features[good]] = False
     if landscape is not None:
-        _try_all(stepwise, space, solution, lost, landscape.signed_summits(lost, _SIGNED_SUMMITS))
+        _try_all(stepwise, space, solution, lost, landscape.signed_summits(lost))
 
 
 def _restart_at_summits(
@@ -314,7 +318,7 @@ def _restart_at_summits(
         return  # the grid is one of ratios, for any residual variance
     landscape = search.landscape or _landscape(search.projection, search.plan.options, None)
     if landscape is not None:
-        _try_all(search, space, solution, lost, landscape.summits(lost, _SUMMITS))
+        _try_all(search, space, solution, lost, landscape.summits(lost))
 
 
 def _try_all(

@@ -32,6 +32,8 @@ _FLAT = 0.5
 _MOST_LACKING = 6.0
 # Starts that a feature may have.
 _STARTS = 2
+# Of a grid, where a search runs to an edge; of the signed grid many are summits beside one alone.
+_SUMMITS, _SUMMITS_OF_FEW, _SIGNED_SUMMITS = 3, 6, 10
 # With so few error contrasts maxima are many and close to each other: every start is worth it,
 # and so is a finer look at flatter likelihoods.
 _FEW_SAMPLES = 60
@@ -152,7 +154,7 @@ class Landscape:
         beside = high[own, every] + (high[near.T, every] & (own != near.T)).sum(axis=0)
         return np.asarray(doubt | (high.sum(axis=0) > beside) | _traded(theta, grid.theta[own]))
 
-    def summits(self, features: IntArray, most: int) -> FloatArray:
+    def summits(self, features: IntArray) -> FloatArray:
         """Where proper maxima may lie beside an edge at which the likelihood has no bound.
 
         Maxima of the grid, the highest first, no variances, then each of a few by itself: at no
@@ -163,20 +165,20 @@ class Landscape:
         ndarray
             Starts, shape (s, B, k), NaN beyond the last of a feature.
         """
-        values, sigma2 = self.grid.profile(self.u[features], self.rss[features])
-        top = self.grid.summits(values)
-        order = np.argsort(np.where(top, -values, np.inf), axis=0)[:most]
-        theta = self.grid.theta[order] * np.take_along_axis(sigma2, order, axis=0)[:, :, None]
-        starts = np.where(np.take_along_axis(top, order, axis=0)[:, :, None], theta, np.nan)
-        none = self.grid.theta[-1] * sigma2[-1][:, None]
-        starts = np.concatenate([starts, none[None]])
+        grid = self.fine if self.few else self.grid
+        values, sigma2 = grid.profile(self.u[features], self.rss[features])
+        most = _SUMMITS_OF_FEW if self.few else _SUMMITS
+        none = grid.theta[-1] * sigma2[-1][:, None]
+        starts = np.concatenate(
+            [_starting(grid, grid.summits(values), values, sigma2, most), none[None]]
+        )
         if self.few:
-            best = _best_of_parts(self.grid, values, np.full(features.size, -np.inf))[0]
-            parts = self.grid.theta[best] * np.take_along_axis(sigma2, best, axis=0)[:, :, None]
+            best = _best_of_parts(grid, values, np.full(features.size, -np.inf))[0]
+            parts = grid.theta[best] * np.take_along_axis(sigma2, best, axis=0)[:, :, None]
             starts = np.concatenate([starts, parts])
         if self.variances.size > _MOST_AT_A_TIME:
             return starts
-        alone = np.zeros((self.variances.size, features.size, theta.shape[2]))
+        alone = np.zeros((self.variances.size, features.size, grid.theta.shape[1]))
         alone[np.arange(self.variances.size), :, self.variances] = 1.0
         alone[:, :, -1] = 1.0
         return np.concatenate([starts, alone])
@@ -208,7 +210,7 @@ class Landscape:
             grid, theta, loglik = self.fine_signed, theta[rows], loglik[rows]
             top, values, sigma2 = self._inner_summits(grid, theta, loglik, features[rows])
         most = _STARTS_OF_FEW if self.few else _STARTS
-        rank, which, point = _highest(top, values, most)
+        _, which, point = _highest(top, values, most)
         return rows[which], grid.theta[point] * sigma2[point, which][:, None]
 
     def _inner_summits(
@@ -223,17 +225,14 @@ class Landscape:
         top[own, every] &= values[own, every] > loglik + GAIN
         return top, values, sigma2
 
-    def signed_summits(self, features: IntArray, most: int) -> FloatArray:
+    def signed_summits(self, features: IntArray) -> FloatArray:
         """Where proper maxima may lie in the unconstrained space; (s, B, k), as `summits`."""
         grid = self.fine_signed
         if grid is None:
             return np.empty((0, features.size, self.grid.theta.shape[1]))
         values, sigma2 = grid.profile(self.u[features], self.rss[features])
         top = grid.summits(values) & ~grid.outermost[:, None]
-        starts = np.full((most, features.size, grid.theta.shape[1]), np.nan)
-        rank, which, point = _highest(top, values, most)
-        starts[rank, which] = grid.theta[point] * sigma2[point, which][:, None]
-        return starts[: rank.max(initial=-1) + 1]
+        return _starting(grid, top, values, sigma2, _SIGNED_SUMMITS)
 
     def one_at_a_time(self, theta: FloatArray) -> tuple[IntArray, FloatArray]:
         """More starts where variances are negative, which the grid does not have, as `starts`.
@@ -250,13 +249,21 @@ class Landscape:
         return np.repeat(negative, variances.size), np.tile(start, (negative.size, 1))
 
 
-def _highest(
-    top: BoolArray, values: FloatArray, most: int
-) -> tuple[IntArray, IntArray, IntArray]:
+def _highest(top: BoolArray, values: FloatArray, most: int) -> tuple[IntArray, IntArray, IntArray]:
     """Of the points ``top`` (g, B) the ``most`` highest of each feature: rank, feature, point."""
     order = np.argsort(np.where(top, -values, np.inf), axis=0)[:most]
     rank, which = np.nonzero(np.take_along_axis(top, order, axis=0))
     return rank, which, order[rank, which]
+
+
+def _starting(
+    grid: ProfileGrid, top: BoolArray, values: FloatArray, sigma2: FloatArray, most: int
+) -> FloatArray:
+    """Theta at the ``most`` highest of points ``top`` (g, B), else NaN, shape (s, B, k)."""
+    rank, which, point = _highest(top, values, most)
+    starts = np.full((rank.max(initial=-1) + 1, values.shape[1], grid.theta.shape[1]), np.nan)
+    starts[rank, which] = grid.theta[point] * sigma2[point, which][:, None]
+    return starts
 
 
 def _best_of_parts(
