@@ -32,11 +32,13 @@ _SHARES = (
     (1.0, 1 / 8),
     (1.0,),
 )
+# Error contrasts up to which every feature is looked at on a lattice.
+_FEW_SAMPLES = 60
 # Work of eigendecompositions, rays x rank cubed, and rays that a lattice may take.
 _WORK = {"coarse": 5e6, "fine": 4e7}
 _RAYS = {"coarse": 40, "fine": 600}
 # A ratio further out than so many times the edge of each parameter by itself is infinite.
-_FAR = 1e3
+_FAR, _FARTHEST = 1e3, 1e4
 _NONE = 1e-9
 
 Fineness = Literal["coarse", "fine"]
@@ -68,7 +70,7 @@ def signed_grid(
     size = np.abs(eigenvectors_of(of_det)[0]).max(axis=1)
     if not (size > 0).all():
         return None
-    chosen = _affordable(k, r, fineness)
+    chosen = _affordable(k, r, fineness) if fineness == "fine" or df <= _FEW_SAMPLES else None
     if chosen is None:
         variances = np.flatnonzero(structure.is_variance[:-1])
         directions, beside = -np.eye(k)[variances], np.empty((0, 2), dtype=np.intp)
@@ -102,9 +104,11 @@ def _radii(lowest: FloatArray) -> FloatArray:
     """Points of rays by their lowest eigenvalue (d,): most of them next to an edge, (d, radii)."""
     ends = lowest < -_NONE
     edge = 1.0 / np.where(ends, -lowest, 1.0)
-    ends &= edge < _FAR
     bounded = edge[:, None] * (1.0 - np.geomspace(0.97, 1e-6, _RADII))
-    return np.where(ends[:, None], bounded, np.geomspace(0.1, 0.1 * _FAR * 100.0, _RADII))
+    # Where the edge is far the points have the distances of a ray without one.
+    farthest = np.where(ends, np.minimum(0.9 * edge, _FARTHEST), _FARTHEST)
+    unbounded = 0.1 * (farthest[:, None] / 0.1) ** np.linspace(0.0, 1.0, _RADII)
+    return np.where((ends & (edge < _FAR))[:, None], bounded, unbounded)
 
 
 @lru_cache(maxsize=8)

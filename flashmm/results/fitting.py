@@ -42,6 +42,8 @@ __all__ = ["FitPlan", "fit_features"]
 # Shares of the residual variance that are added to variances of the psd estimate, one after the
 # other, where a search from there ends at the edge of the domain too.
 _LIFTS = (0.0, 0.1, 0.5, 2.0)
+# Log-likelihoods that differ by more than this do so by more than rounding.
+_ROUNDING = 1e-4
 # Up to so many features and random effects the general engine is the fastest.
 _FEW = 50
 _SMALL = 60
@@ -287,6 +289,9 @@ def _restart_inside(
     _restart_at_summits(stepwise, psd, inner, np.intersect1d(lost, _lost(stepwise, inner)))
     solution.n_iter[lost] += inner.n_iter[lost]
     stepwise = replace(stepwise, again_from=None, landscape=None)
+    # A maximum below the psd estimate is none: a search from there climbs past it to the edge.
+    least = np.where(inner.status <= Status.BOUNDARY, inner.evaluation.loglik, -np.inf)
+    least -= GAIN + np.clip(np.nan_to_num(inner.evaluation.rounding), 0.0, _ROUNDING)
     variances = search.projection.structure.is_variance
     for lifts in (_LIFTS[:1], _LIFTS[1:]):
         usable &= np.isfinite(inner.theta).all(axis=1)
@@ -299,11 +304,13 @@ def _restart_inside(
         starts[:, :, -several:] = inner.theta[features, -several:]
         for again in reversed(stepwise.ends(space, starts, features)):  # the first counts
             solution.n_iter[features] += again.n_iter
-            good = np.flatnonzero(again.status <= Status.INDEFINITE)
+            high = again.evaluation.loglik >= least[features]
+            good = np.flatnonzero((again.status <= Status.INDEFINITE) & high)
             _put(solution, features[good], again, good)
             usable[features[good]] = False
     if landscape is not None:
-        _try_all(stepwise, space, solution, lost, landscape.signed_summits(lost))
+        starts = landscape.signed_summits(lost)
+        _try_all(stepwise, space, solution, lost, starts, least[lost])
 
 
 def _restart_at_summits(
@@ -327,16 +334,17 @@ def _try_all(
     solution: Solution,
     lost: IntArray,
     starts: FloatArray,
+    least: FloatArray | float = -np.inf,
 ) -> None:
     """Put the highest of the maxima that starts (s, B, k) lead to in the place of features (B,).
 
-    Features that have a maximum keep it if none is higher.
+    Features that have a maximum keep it if none is higher; one below ``least`` (B,) is none.
     """
     plain = replace(
         search, plan=replace(search.plan, fallback=None), again_from=None, landscape=None
     )
     good = solution.status[lost] <= Status.INDEFINITE
-    best = np.where(good, solution.evaluation.loglik[lost] + GAIN, -np.inf)
+    best = np.where(good, solution.evaluation.loglik[lost] + GAIN, least)
     for again in plain.ends(space, starts, lost):
         solution.n_iter[lost] += again.n_iter
         height = again.evaluation.loglik

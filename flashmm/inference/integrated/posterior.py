@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashmm.arrays.types import FloatArray
+from flashmm.likelihood.units import UNDERFLOW
 
 __all__ = ["Posterior", "log_evidence", "posterior", "share_of_prior"]
 
@@ -61,12 +62,16 @@ def log_evidence(
         fixes sigma2; d0 of zero leaves it flat.
     """
     known, flat = np.isinf(d0)[:, None], (d0 == 0)[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.where(known | flat, 1.0, d0[:, None] * s0[:, None])
+    # In units far from those of the features that the prior was learned from Q / s0 has no room.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        scale = np.where(known | flat, 1.0, np.maximum(d0[:, None] * s0[:, None], UNDERFLOW))
         power = 0.5 * (df[:, None] + np.where(known, 0.0, d0[:, None]))
-        form = np.where(flat, np.log(Q), np.log1p(Q / scale)) * power
-        log = -0.5 * log_det - np.where(known, 0.5 * Q / s0[:, None], form)
-    log -= log.max(axis=1, keepdims=True)
+        far = np.log(Q) - np.log(scale) + np.log1p(scale / Q)
+        form = np.where(flat, np.log(Q), np.where(scale > Q, np.log1p(Q / scale), far)) * power
+        above = Q - Q.min(axis=1, keepdims=True)
+        fixed = np.where(above > 0, 0.5 * above / np.maximum(s0[:, None], UNDERFLOW), 0.0)
+        log = -0.5 * log_det - np.where(known, fixed, form)
+        log -= log.max(axis=1, keepdims=True)
     return np.asarray(log)
 
 
