@@ -293,7 +293,9 @@ def _restart_inside(
     least = np.where(inner.status <= Status.BOUNDARY, inner.evaluation.loglik, -np.inf)
     least -= GAIN + np.clip(np.nan_to_num(inner.evaluation.rounding), 0.0, _ROUNDING)
     variances = search.projection.structure.is_variance
-    for lifts in (_LIFTS[:1], _LIFTS[1:]):
+    signed = None if landscape is None else landscape.fine_signed
+    # Larger variances are on the signed grid, where there is one.
+    for lifts in (_LIFTS[:1], _LIFTS[1:])[: 1 + (signed is None)]:
         usable &= np.isfinite(inner.theta).all(axis=1)
         features = np.flatnonzero(usable)
         if features.size == 0:
@@ -308,7 +310,7 @@ def _restart_inside(
             good = np.flatnonzero((again.status <= Status.INDEFINITE) & high)
             _put(solution, features[good], again, good)
             usable[features[good]] = False
-    if landscape is not None:
+    if landscape is not None and signed is not None:
         starts = landscape.signed_summits(lost)
         _try_all(stepwise, space, solution, lost, starts, least[lost])
 

@@ -228,8 +228,7 @@ class Landscape:
     def signed_summits(self, features: IntArray) -> FloatArray:
         """Where proper maxima may lie in the unconstrained space; (s, B, k), as `summits`."""
         grid = self.fine_signed
-        if grid is None:
-            return np.empty((0, features.size, self.grid.theta.shape[1]))
+        assert grid is not None
         values, sigma2 = grid.profile(self.u[features], self.rss[features])
         top = grid.summits(values) & ~grid.outermost[:, None]
         return _starting(grid, top, values, sigma2, _SIGNED_SUMMITS)
