@@ -18,6 +18,7 @@ from flashmm.likelihood.profile_grid import ProfileGrid
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
 from flashmm.solvers.gains import GAIN, is_higher
+from flashmm.solvers.restart import may_be_higher_above
 from flashmm.solvers.space import ParameterSpace
 from flashmm.solvers.verdict_texts import Status
 
@@ -129,6 +130,9 @@ class Landscape:
         _, which, point = _highest(top, values, most)
         if self.few:
             best, high = _best_of_parts(grid, values, level)
+            # Next to the maximum that was found the search most likely ends there again.
+            near = np.column_stack([own, grid.neighbours[own]])
+            high &= (best[:, :, None] != near).all(axis=2)
             point = np.concatenate([point, best[high]])
             which = np.concatenate([which, np.nonzero(high)[1]])
             point, which = np.unique(np.column_stack([point, which]), axis=0).T
@@ -325,6 +329,7 @@ def search_other_maxima(
     solution: Solution,
     features: IntArray,
     landscape: Landscape,
+    second: FloatArray | None = None,
     *,
     max_iter: int,
 ) -> Solution:
@@ -336,6 +341,8 @@ def search_other_maxima(
         As for `maximise_in_stages`, whose ``solution`` it is.
     landscape
         The grid.
+    second
+        Second starts as in `flashmm.solvers.restart.searched_again`, shape (B, k).
 
     Returns
     -------
@@ -346,32 +353,32 @@ def search_other_maxima(
     looked = np.flatnonzero((status <= Status.BOUNDARY) & landscape.chosen[features])
     if looked.size == 0:
         return solution
-    rows, start = landscape.starts(
-        solution.theta[looked], solution.evaluation.loglik[looked], features[looked]
-    )
+    theta, loglik = solution.theta[looked], solution.evaluation.loglik[looked]
+    found = [landscape.starts(theta, loglik, features[looked])]
     if space.name != "psd":
-        further = (
-            landscape.one_at_a_time(solution.theta[looked]),
-            landscape.below_zero(
-                solution.theta[looked], solution.evaluation.loglik[looked], features[looked]
-            ),
-        )
-        rows = np.concatenate([rows, *(each for each, _ in further)])
-        start = np.concatenate([start, *(each for _, each in further)])
+        found += [
+            landscape.one_at_a_time(theta),
+            landscape.below_zero(theta, loglik, features[looked]),
+        ]
+    if second is not None:
+        again = np.flatnonzero(may_be_higher_above(solution.take(looked), second[looked]))
+        found += [(again, second[looked[again]])]
+    rows = np.concatenate([each for each, _ in found])
+    start = np.concatenate([each for _, each in found])
     if rows.size == 0:
         return solution
     rows = looked[rows]
     if space.name != "psd":  # a search that is not finished is on its way to the domain's edge
         stages = stages[:1]
-    again = maximise_in_stages(likelihood, space, stages, start, features[rows], max_iter=max_iter)
-    np.add.at(solution.n_iter, rows, again.n_iter)
-    higher = is_higher(solution.take(rows), again) & (again.status <= Status.BOUNDARY)
+    ends = maximise_in_stages(likelihood, space, stages, start, features[rows], max_iter=max_iter)
+    np.add.at(solution.n_iter, rows, ends.n_iter)
+    higher = is_higher(solution.take(rows), ends) & (ends.status <= Status.BOUNDARY)
     better = np.flatnonzero(higher)
     # The highest of a feature comes last, and is what stays.
-    better = better[np.argsort(again.evaluation.loglik[better], kind="stable")]
+    better = better[np.argsort(ends.evaluation.loglik[better], kind="stable")]
     where = rows[better]
     last = where.size - 1 - np.unique(where[::-1], return_index=True)[1]
     better, where = better[last], where[last]
-    solution.theta[where], solution.status[where] = again.theta[better], again.status[better]
-    solution.evaluation.put(where, again.evaluation.take(better))
+    solution.theta[where], solution.status[where] = ends.theta[better], ends.status[better]
+    solution.evaluation.put(where, ends.evaluation.take(better))
     return solution
