@@ -155,13 +155,20 @@ def test_a_maximum_of_ratios_of_any_sign_beside_an_unbounded_edge(
     np.testing.assert_allclose(found.theta.to_numpy()[0] / scale, maximum, atol=2e-4)
 
 
-def test_a_maximum_below_that_of_the_psd_space_is_none():
-    """At [0.1647, -2.0083, 1.8297], 0.45 lower: from the psd maximum the way leads to the edge."""
-    problem, Y = drawn(6104, 1, True)
-    fitted = fm.MultiLMM.from_arrays(Y[[4]], problem.X, problem.Z, components=problem.structure)
-    assert fitted.fit(parameter_space="psd").llf.item() == pytest.approx(-7.615941, abs=1e-5)
+@pytest.mark.parametrize(
+    ("index", "feature", "method", "llf"),
+    [(1, 4, "REML", -7.615941), (15, 9, "ML", -52.839122)],
+)
+def test_a_maximum_below_that_of_the_psd_space_is_none(index, feature, method, llf):
+    """By 0.45 and 0.021 (`indefinite`, `converged`): from the psd maximum the way is to the edge."""
+    problem, Y = drawn(6104, index, True)
+    fitted = fm.MultiLMM.from_arrays(
+        Y[[feature]], problem.X, problem.Z, components=problem.structure
+    )
+    psd = fitted.fit(method, parameter_space="psd")
+    assert psd.llf.item() == pytest.approx(llf, abs=1e-5)
     with pytest.warns(fm.ConvergenceWarning, match="1 no maximum"):
-        assert np.isnan(fitted.fit().llf.item())
+        assert np.isnan(fitted.fit(method).llf.item())
 
 
 def test_a_signed_grid_ends_at_the_edge_of_the_domain():

@@ -152,7 +152,7 @@ class ProfileGrid:
     def outermost(self) -> BoolArray:
         """Points farthest out on their ray, shape (g,): beyond them it rises or falls further."""
         rays, _, radii = self.weight.shape
-        return np.arange(rays * radii + 1) % radii == radii - 1
+        return np.asarray(np.arange(rays * radii + 1) % radii == radii - 1)
 
     @cached_property
     def _beside(self) -> IntArray:

@@ -403,6 +403,7 @@ def _landscape(
         chosen,
         variances,
         fine,
+        make_space("psd", host.structure.blocks(), host.structure.is_variance.size),
         partial(signed, "coarse"),
         partial(signed, "fine"),
     )

@@ -61,6 +61,8 @@ class Landscape:
         Positions in theta of the random effects' variances.
     make_fine
         Makes a finer grid for features that the grid leaves in doubt; None for large designs.
+    psd
+        The psd space.
     make_signed, make_fine_signed
         Make grids of ratios of either sign, for the unconstrained space: one that every feature is
         looked at on, and one for few.
@@ -72,6 +74,7 @@ class Landscape:
     chosen: BoolArray
     variances: IntArray
     make_fine: Callable[[], ProfileGrid] | None = None
+    psd: ParameterSpace | None = None
     make_signed: Callable[[], ProfileGrid | None] = lambda: None
     make_fine_signed: Callable[[], ProfileGrid | None] = lambda: None
 
@@ -367,7 +370,7 @@ def search_other_maxima(
     start = np.concatenate([each for _, each in found])
     if rows.size == 0:
         return solution
-    rows = looked[rows]
+    rows, every = looked[rows], stages
     if space.name != "psd":  # a search that is not finished is on its way to the domain's edge
         stages = stages[:1]
     ends = maximise_in_stages(likelihood, space, stages, start, features[rows], max_iter=max_iter)
@@ -381,4 +384,59 @@ def search_other_maxima(
     better, where = better[last], where[last]
     solution.theta[where], solution.status[where] = ends.theta[better], ends.status[better]
     solution.evaluation.put(where, ends.evaluation.take(better))
+    if space.name != "psd" and landscape.psd is not None:
+        inside = (start[:, landscape.variances] >= 0).all(axis=1) & (ends.status > Status.BOUNDARY)
+        _leave_lower(
+            likelihood,
+            (space, landscape.psd),
+            every,
+            solution,
+            features,
+            (rows[inside], start[inside], ends.theta[inside]),
+            max_iter=max_iter,
+        )
     return solution
+
+
+def _leave_lower(
+    likelihood: Likelihood,
+    spaces: tuple[ParameterSpace, ParameterSpace],
+    stages: tuple[Solver, ...],
+    solution: Solution,
+    features: IntArray,
+    climbing: tuple[IntArray, FloatArray, FloatArray],
+    *,
+    max_iter: int,
+) -> None:
+    """Put ways to the edge in the place of maxima below those of the psd space; in place.
+
+    Parameters
+    ----------
+    likelihood, stages, solution, features, max_iter
+        As in `search_other_maxima`.
+    spaces
+        The unconstrained space and the psd space.
+    climbing
+        Rows of the solution (c,), starts in the psd space that ran to the edge of the domain, and
+        where they came to, each (c, k).
+    """
+    rows, start, theta = climbing
+    exists = spaces[1].contains(start)
+    rows, start, theta = rows[exists], start[exists], theta[exists]
+    if rows.size == 0:
+        return
+    inner = maximise_in_stages(
+        likelihood, spaces[1], stages[:1], start, features[rows], max_iter=max_iter
+    )
+    good = inner.status <= Status.BOUNDARY
+    lower = np.flatnonzero(is_higher(solution.take(rows), inner) & good)
+    lower = lower[np.unique(rows[lower], return_index=True)[1]]
+    if lower.size == 0:
+        return
+    edge = maximise_in_stages(
+        likelihood, spaces[0], stages, theta[lower], features[rows[lower]], max_iter=max_iter
+    )
+    rows = rows[lower]
+    solution.theta[rows], solution.status[rows] = edge.theta, edge.status
+    solution.evaluation.put(rows, edge.evaluation)
+    solution.n_iter[rows] += edge.n_iter
