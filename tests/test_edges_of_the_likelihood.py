@@ -160,7 +160,7 @@ def test_a_maximum_of_ratios_of_any_sign_beside_an_unbounded_edge(
     [(1, 4, "REML", -7.615941), (15, 9, "ML", -52.839122)],
 )
 def test_a_maximum_below_that_of_the_psd_space_is_none(index, feature, method, llf):
-    """By 0.45 and 0.021 (`indefinite`, `converged`): from the psd maximum the way is to the edge."""
+    """By 0.45 and 0.021 (both had a good verdict): from the psd maximum the way is to the edge."""
     problem, Y = drawn(6104, index, True)
     fitted = fm.MultiLMM.from_arrays(
         Y[[feature]], problem.X, problem.Z, components=problem.structure
