@@ -40,6 +40,8 @@ _SUMMITS, _SUMMITS_OF_FEW, _SIGNED_SUMMITS = 3, 6, 10
 _FEW_SAMPLES = 60
 _FLAT_OF_FEW = 2.0
 _STARTS_OF_FEW = 4
+# A residual variance below this, of one without random effects, is none.
+_NO_RESIDUAL = 1e-6
 # Random effects and variances up to which each variance by itself makes a start.
 _SMALL = 60
 _MOST_AT_A_TIME = 4
@@ -225,7 +227,7 @@ class Landscape:
     ) -> tuple[BoolArray, FloatArray, FloatArray]:
         """Maxima of a signed grid but those of ``theta``; values and sigma2, each (g, B)."""
         values, sigma2 = grid.profile(self.u[features], self.rss[features])
-        top = grid.summits(values) & (values > loglik - _COARSENESS)
+        top: BoolArray = grid.summits(values) & (values > loglik - _COARSENESS)
         top &= ~grid.outermost[:, None] & (grid.theta[:, :-1] < 0).any(axis=1)[:, None]
         every = np.arange(theta.shape[0])
         own = _climbed(grid, theta, values)
@@ -428,7 +430,8 @@ def _leave_lower(
     inner = maximise_in_stages(
         likelihood, spaces[1], stages[:1], start, features[rows], max_iter=max_iter
     )
-    good = inner.status <= Status.BOUNDARY
+    # Without a residual variance V may be singular: at the edge itself there is no maximum.
+    good = (inner.status <= Status.BOUNDARY) & (inner.theta[:, -1] > _NO_RESIDUAL)
     lower = np.flatnonzero(is_higher(solution.take(rows), inner) & good)
     lower = lower[np.unique(rows[lower], return_index=True)[1]]
     if lower.size == 0:
