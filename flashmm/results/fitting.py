@@ -29,7 +29,7 @@ from flashmm.results.fitting_curves import CurvedSearch, in_theta, own_space
 from flashmm.solvers.base import Solution, Solver, maximise
 from flashmm.solvers.batches import maximise_in_batches, over_batches
 from flashmm.solvers.gains import GAIN
-from flashmm.solvers.other_maxima import Landscape
+from flashmm.solvers.other_maxima import NO_RESIDUAL, Landscape
 from flashmm.solvers.restart import second_starts
 from flashmm.solvers.space import ParameterSpace, make_space
 from flashmm.solvers.start import Starts, starting_rows, starting_values
@@ -289,8 +289,9 @@ def _restart_inside(
     _restart_at_summits(stepwise, psd, inner, np.intersect1d(lost, _lost(stepwise, inner)))
     solution.n_iter[lost] += inner.n_iter[lost]
     stepwise = replace(stepwise, again_from=None, landscape=None)
-    # A maximum below the psd estimate is none: a search from there climbs past it to the edge.
-    least = np.where(inner.status <= Status.BOUNDARY, inner.evaluation.loglik, -np.inf)
+    # A maximum below a psd estimate inside the domain is none: a search from there climbs past it.
+    inside = (inner.status <= Status.BOUNDARY) & (inner.theta[:, -1] > NO_RESIDUAL)
+    least = np.where(inside, inner.evaluation.loglik, -np.inf)
     least -= GAIN + np.clip(np.nan_to_num(inner.evaluation.rounding), 0.0, _ROUNDING)
     variances = search.projection.structure.is_variance
     signed = None if landscape is None else landscape.fine_signed

@@ -22,7 +22,7 @@ from flashmm.solvers.restart import may_be_higher_above
 from flashmm.solvers.space import ParameterSpace
 from flashmm.solvers.verdict_texts import Status
 
-__all__ = ["Landscape", "search_other_maxima"]
+__all__ = ["NO_RESIDUAL", "Landscape", "search_other_maxima"]
 
 # A maximum of the grid may lie this far below the maximum of the likelihood beside it.
 _COARSENESS = 1.0
@@ -41,7 +41,7 @@ _FEW_SAMPLES = 60
 _FLAT_OF_FEW = 2.0
 _STARTS_OF_FEW = 4
 # A residual variance below this, of one without random effects, is none.
-_NO_RESIDUAL = 1e-6
+NO_RESIDUAL = 1e-6
 # Random effects and variances up to which each variance by itself makes a start.
 _SMALL = 60
 _MOST_AT_A_TIME = 4
@@ -227,8 +227,8 @@ class Landscape:
     ) -> tuple[BoolArray, FloatArray, FloatArray]:
         """Maxima of a signed grid but those of ``theta``; values and sigma2, each (g, B)."""
         values, sigma2 = grid.profile(self.u[features], self.rss[features])
-        top: BoolArray = grid.summits(values) & (values > loglik - _COARSENESS)
-        top &= ~grid.outermost[:, None] & (grid.theta[:, :-1] < 0).any(axis=1)[:, None]
+        top: BoolArray = np.asarray(grid.summits(values) & (values > loglik - _COARSENESS))
+        top &= (~grid.outermost & (grid.theta[:, :-1] < 0).any(axis=1))[:, None]
         every = np.arange(theta.shape[0])
         own = _climbed(grid, theta, values)
         top[own, every] &= values[own, every] > loglik + GAIN
@@ -431,7 +431,7 @@ def _leave_lower(
         likelihood, spaces[1], stages[:1], start, features[rows], max_iter=max_iter
     )
     # Without a residual variance V may be singular: at the edge itself there is no maximum.
-    good = (inner.status <= Status.BOUNDARY) & (inner.theta[:, -1] > _NO_RESIDUAL)
+    good = (inner.status <= Status.BOUNDARY) & (inner.theta[:, -1] > NO_RESIDUAL)
     lower = np.flatnonzero(is_higher(solution.take(rows), inner) & good)
     lower = lower[np.unique(rows[lower], return_index=True)[1]]
     if lower.size == 0:

@@ -3,7 +3,7 @@
 Every design is fitted in each space, then searched from random starts by the same solvers without
 second searches. Counted are features under a good verdict that have a higher maximum, or are lower
 than in the psd space, and features without a maximum that have one (in the unconstrained space: one
-no lower than the maximum of the psd space).
+no lower than the maximum of the psd space, if that has a residual variance).
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ def search(
     good &= (rounding < 0.1 * HIGHER) | (end.theta[:, -1] == 0.0)
     llf = projection.natural_loglik(np.asarray(end.evaluation.loglik), method, features)
     inner = found if space == "psd" else model.fit(method, parameter_space="psd")
-    floor = np.where(inner.converged, inner.llf, -np.inf)
+    residual = inner.theta.to_numpy()[:, -1] > 1e-6 * projection.scale
+    floor = np.where(inner.converged & residual, inner.llf, -np.inf)
     for j in usable:
         mine = np.flatnonzero(good & (features == j))
         status, ours = str(found.status.iloc[j]), float(found.llf.iloc[j])
