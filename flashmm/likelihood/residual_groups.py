@@ -362,6 +362,27 @@ class ResidualGroups:
         C = self.covariance(theta, features)
         return np.asarray((np.matmul(L, C) * L).sum(axis=2))
 
+    def fixed_effects(
+        self, theta: FloatArray, features: IntArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Coefficients and their variances at theta, each (B, p): of what the two share, once."""
+        p, q = self.projection, self.projection.structure.q
+        if self.diagonal is None:
+            return self.beta(theta, features), np.diagonal(
+                self.covariance(theta, features), axis1=1, axis2=2
+            )
+        beta, variance = np.empty((features.size, p.p)), np.empty((features.size, p.p))
+        size = max(1, _CACHE // (8 * (self.H * (p.p + q) + self.diagonal.numbers)))
+        for start in range(0, features.size, size):
+            here = slice(start, start + size)
+            at = DiagonalAt.of(self.diagonal, theta[here])
+            scale = p.scale[features[here], None]
+            b = np.sqrt(scale) * (at.fixed(self.s[features[here]]) @ p.whitening.T)
+            beta[here] = p.beta_ols.T[features[here]] + b
+            half = np.matmul(p.whitening, at.K_inverse)
+            variance[here] = scale * (half * p.whitening).sum(axis=2)
+        return beta, variance
+
     def random_effects(
         self, theta: FloatArray, features: IntArray, se: StandardErrorKind | None
     ) -> RandomEffects:

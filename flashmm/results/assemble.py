@@ -171,7 +171,7 @@ def _fixed_effects(
     not_positive = 0.0 if options.parameter_space == "psd" else np.nan
 
     def estimate(batch: IntArray) -> None:
-        if isinstance(likelihood, PatternedLikelihood):
+        if isinstance(likelihood, PatternedLikelihood | ResidualGroups):
             beta[batch], variance = likelihood.fixed_effects(theta[batch], batch)
         else:
             beta[batch] = likelihood.beta(theta[batch], batch)
