@@ -35,8 +35,6 @@ __all__ = ["CurvedSearch", "check_curved", "in_theta", "own_space"]
 _RATIOS = (0.05, 0.3, 2.0, 20.0, 200.0)
 # Points of the grid from which the search goes, at most.
 _FROM = 3
-# Gains of the first search that another one may make.
-_GAINS = 3.0
 # Correlations at which a variance of zero is looked at, and the variance from which it grows.
 _DIRECTIONS = np.linspace(-0.99, 0.99, 34)
 _SMALL = 1e-3
@@ -112,11 +110,11 @@ class CurvedSearch:
         total = Solution.empty(self.likelihood.m, self.likelihood.n_params)
 
         def fit(batch: IntArray) -> None:
-            starts, height = self._starts(batch)
+            starts = self._starts(batch)
             if given is not None:
                 chosen = np.isfinite(given[batch]).all(axis=1)
                 starts[0, chosen], starts[1:, chosen] = given[batch][chosen], np.nan
-            total.put(batch, self._best(batch, starts, height))
+            total.put(batch, self._best(batch, starts))
 
         features = np.flatnonzero(usable)
         if features.size:  # makes what features share, before threads need it
@@ -154,11 +152,10 @@ class CurvedSearch:
                     u[:, -1] = residual[features]
         return points, min(shape[1] for shape in shapes if shape is not None)
 
-    def _starts(self, features: IntArray) -> tuple[FloatArray, FloatArray]:
+    def _starts(self, features: IntArray) -> FloatArray:
         """The highest points of the grid, their scale at its best, (s, B, k); NaN for no more.
 
-        Of shapes in order only local maxima count, the ratio at its best for each. Their
-        log-likelihoods besides, (s, B).
+        Of shapes in order only local maxima count, the ratio at its best for each.
         """
         points, ordered = self._grid(features)
         height = np.stack([self._height(points[g], features) for g in range(points.shape[0])])
@@ -173,7 +170,7 @@ class CurvedSearch:
         order = np.argsort(-np.where(summit, top, -np.inf), axis=0, kind="stable")[:_FROM]
         starts: FloatArray = points[order * ratios + ratio[order, each], each]
         starts[~summit[order, each]] = np.nan
-        return starts, top[order, each]
+        return starts
 
     def _height(self, u: FloatArray, features: IntArray) -> FloatArray:
         """Log-likelihoods (B,) of points (B, k) of the grid, their scale put at its best, in place.
@@ -205,18 +202,11 @@ class CurvedSearch:
             self.likelihood, self.space, stages, starts, features, max_iter=self.max_iter
         )
 
-    def _best(self, features: IntArray, starts: FloatArray, height: FloatArray) -> Solution:
-        """The highest of the ends from some starts (s, B, k) with log-likelihoods (s, B).
-
-        A start is left out where even several times the gain of the first search would not take it
-        to where that ended.
-        """
+    def _best(self, features: IntArray, starts: FloatArray) -> Solution:
+        """The highest of the ends from some starts (s, B, k)."""
         best = self._maximised(starts[0], features)
-        with np.errstate(invalid="ignore"):
-            enough = best.evaluation.loglik - _GAINS * (best.evaluation.loglik - height[0] + 1.0)
-        enough = np.where(best.status <= Status.BOUNDARY, enough, -np.inf)
-        for start, level in zip(starts[1:], height[1:], strict=True):
-            rows = np.flatnonzero(np.isfinite(start).all(axis=1) & ~(level < enough))
+        for start in starts[1:]:
+            rows = np.flatnonzero(np.isfinite(start).all(axis=1))
             if rows.size:
                 _improve(best, self._maximised(start[rows], features[rows]), rows)
         for _ in range(2):
