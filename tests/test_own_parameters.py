@@ -10,6 +10,8 @@ import references
 import scipy.optimize
 import test_every_method
 from numpy.testing import assert_allclose
+from stress.designs import draw
+from stress.responses import responses
 
 import flashmm as fm
 from flashmm.exceptions import InputError
@@ -566,3 +568,12 @@ def test_no_level_with_two_effects(random):
         result = model.fit(parameter_space="psd")
     assert result.status.iloc[0] == "not estimable"
     assert result.theta.iloc[1].notna().all()
+
+
+def test_standard_deviations_next_to_zero_are_zero():
+    """The likelihood depends on their squares, so steps towards zero grew ever shorter: 1e-11."""
+    problem = draw(2912, 3_000_017)
+    Y = responses(problem, np.random.default_rng([2912, 3_000_017, 1]))["noise alone"]
+    result = fm.MultiLMM(problem.stats(Y[None])).fit("ML", parameter_space="psd")
+    assert (result.theta.iloc[0, :6] == 0.0).all()
+    assert result.status.tolist() == ["boundary"]

@@ -362,9 +362,7 @@ class ResidualGroups:
         C = self.covariance(theta, features)
         return np.asarray((np.matmul(L, C) * L).sum(axis=2))
 
-    def fixed_effects(
-        self, theta: FloatArray, features: IntArray
-    ) -> tuple[FloatArray, FloatArray]:
+    def fixed_effects(self, theta: FloatArray, features: IntArray) -> tuple[FloatArray, FloatArray]:
         """Coefficients and their variances at theta, each (B, p): of what the two share, once."""
         p, q = self.projection, self.projection.structure.q
         if self.diagonal is None:
