@@ -92,7 +92,8 @@ def _read_groups(sums_by: Any, data: Any) -> tuple[Any, str]:
 def _are_columns(sums_by: Any, data: pd.DataFrame) -> bool:
     """Whether it lists columns, such as ``["batch", "cask"]``, and no labels of the rows."""
     listed = isinstance(sums_by, list | tuple) and 0 < len(sums_by) != len(data)
-    return listed and all(isinstance(name, str) for name in sums_by)
+    strings = listed and all(isinstance(name, str) for name in sums_by)
+    return bool(strings and any(name in data.columns for name in sums_by))
 
 
 def _named(name: object) -> str:
