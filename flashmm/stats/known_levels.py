@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -115,7 +115,7 @@ def _by_term(structure: CovarianceStructure, given: Mapping[str, Any]) -> dict[i
     return found
 
 
-def _written_alike(levels: Sequence[str], own: Sequence[str]) -> Sequence[str]:
+def _written_alike(levels: tuple[str, ...], own: tuple[str, ...]) -> tuple[str, ...]:
     """Levels of whole numbers written as those of the data are: ``101`` for ``101.0``.
 
     An index of whole numbers is one of floats where it came with missing ones.
