@@ -240,6 +240,24 @@ def test_trend_and_robust_priors(table, robust, tmp_path):
     assert strangers.t_test("x", df="integrated", prior=prior).pvalue.notna().all().all()
 
 
+@pytest.mark.parametrize("unit", [1e3, 1e150, 1e-150])
+@pytest.mark.parametrize("robust", [False, True])
+def test_an_outlying_feature_does_not_stop_the_others(table, unit, robust):
+    Y = pd.DataFrame(np.random.default_rng(1).normal(size=(40, len(table))))
+    Y.index = [f"g{j}" for j in range(40)]
+    Y.iloc[3] *= unit
+    result = fitted(table, Y)
+    prior = result.learn_ratio_prior(robust=robust)
+    tests = result.t_test("group[T.B]", df="integrated", prior=prior)
+    assert np.isfinite(tests.pvalue.to_numpy()).all()
+    assert np.isfinite(result.posterior_variances(prior=prior)["share"]).all()
+    if robust and unit > 1:  # winsorised: the others' prior is as it is without the outlier
+        alone = fitted(table, Y.drop(index="g3"))
+        p = alone.t_test("group[T.B]", df="integrated", prior=alone.learn_ratio_prior(robust=True))
+        both = np.log([p.pvalue.to_numpy(), tests.pvalue.drop(index="g3").to_numpy()])
+        assert_allclose(both[0], both[1], atol=0.15)
+
+
 def test_posterior_variances(result):
     found = result.posterior_variances(0.1)
     mean = found["mean"].to_dataframe()["mean"].unstack()

@@ -59,7 +59,16 @@ KINDS = {
         (0.001, "spread"),
         (0.3, "spread"),
     ),
-    2: ((0.02, "half zero"), (0.3, "spread"), (0.02, "independent")),
+    2: (
+        (0.02, "half zero"),
+        (0.3, "spread"),
+        (0.02, "independent"),
+        (0.02, "heavy tail"),
+        (0.02, "spread"),
+        (0.001, "spread"),
+        (0.3, "half zero"),
+        (0.001, "half zero"),
+    ),
 }
 # Features drawn by number of components.
 FEATURES = {1: 50_000, 2: 20_000}
@@ -209,6 +218,7 @@ TESTS = {
     "satterthwaite": {"df": "satterthwaite"},
     "kenward-roger": {"df": "kenward-roger"},
     "residual": {"df": "residual"},
+    "moderated": {"df": "satterthwaite", "moderated": True},
 }
 UNCONSTRAINED, LIMMA, DREAM = "satterthwaite, unconstrained", "limma on means", "dream"
 METHODS = (*TESTS, UNCONSTRAINED, LIMMA)
