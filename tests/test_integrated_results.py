@@ -319,6 +319,34 @@ def test_doubtful_tests_say_so_once(result, caplog):
     assert "reject too little" in kr
 
 
+def test_the_page_of_one_feature_says_so_too(table, result):
+    page = " ".join(str(result.sel("g7").summary()).split())
+    assert "'subject' has 6 levels" in page
+    assert "df='integrated'" in page
+    assert "of 120 features" not in page
+    assert "(120 are few: with prior= of a larger fit" in page
+    of_pattern = responses(table, 30)
+    of_pattern.iloc[0, 3] = np.nan
+    some = fitted(table, of_pattern, missing="feature").sel("g0").summary()
+    assert "df='integrated'" in " ".join(str(some).split())
+
+
+@pytest.mark.parametrize(
+    ("space", "df", "said"),
+    [
+        ("psd", "satterthwaite", "parameter_space='unconstrained' if the design is balanced"),
+        ("unconstrained", "satterthwaite", "hold their level in balanced designs only"),
+        ("psd", "kenward-roger", "bootstrap_test"),
+        ("unconstrained", "residual", "reject too often"),
+    ],
+)
+def test_one_feature_alone_is_not_told_to_learn_from_others(table, space, df, said):
+    model = fm.MultiLMM.from_formula("~ group + (1 | subject)", data=table, Y=responses(table, 1))
+    note = model.fit(parameter_space=space).t_test("group[T.B]", df=df).ds.attrs["note"]
+    assert said in note
+    assert "integrated" not in note
+
+
 def test_tests_with_many_subjects_are_not_doubted(caplog):
     table = data(24)
     result = fitted(table, responses(table, 20))

@@ -9,6 +9,7 @@ import numpy as np
 from flashmm.arrays.types import FloatArray
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, KNAPP_HARTUNG
 from flashmm.inference.integrated.grid import is_covered
+from flashmm.inference.integrated.scaling import FEWEST_FOLLOWED
 from flashmm.results.fitted import FittedModel
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.summary_stats import SummaryStats
@@ -23,39 +24,71 @@ FEW_LEVELS = 20
 _CARRIED = 0.25
 
 
-def doubt(fitted: FittedModel, df: str = DEFAULT_DF, L: FloatArray | None = None) -> str:
+def doubt(
+    fitted: FittedModel,
+    df: str = DEFAULT_DF,
+    L: FloatArray | None = None,
+    position: int | None = None,
+) -> str:
     """Why tests of contrasts L (c, p), all coefficients by default, cannot be trusted.
 
-    One line with what to use instead; empty where nothing is amiss.
+    One line with what to use instead; empty where nothing is amiss. ``position``: of one feature.
     """
     if df in (INTEGRATED, KNAPP_HARTUNG):
         return ""
     status = fitted.array("status")
+    status = status if position is None else status[[position]]
     found = []
     terms = fitted.stats.structure.terms
     fewest = min(terms, key=lambda term: len(term.levels), default=None)
     if fewest and len(fewest.levels) < FEW_LEVELS and _is_carried(fitted, L):
         boundary = int((status == Status.BOUNDARY).sum())
-        amiss = "reject too little" if df == "kenward-roger" else "reject too often in the tail"
         at = f" ({boundary} of {status.size} features are at the boundary)" * (boundary > 0)
-        advice = "use df='integrated', which learns from all features how much levels differ"
-        if fitted.options.known_residual:
-            advice = "use df='knapp-hartung'"
-        elif fitted.options.residual_by:
-            advice = "use df='kenward-roger', or read them as a ranking"
-        elif not is_covered(fitted.stats.structure):
-            advice = "read them as a ranking"
+        at = " (this feature is at the boundary)" if at and position is not None else at
         found.append(
             f"{fewest.group!r} has {len(fewest.levels)} levels: with fewer than {FEW_LEVELS}, "
-            f"tests with df={df!r} of effects between them {amiss}{at}; {advice}"
+            f"tests with df={df!r} of effects between them {_amiss(fitted, df)}{at}; "
+            f"{_advice(fitted, df)}"
         )
     indefinite = int((status == Status.INDEFINITE).sum())
     if indefinite:
+        which = f"{indefinite} features have" if position is None else "This feature has"
+        tests = "their tests" if position is None else "its tests"
         found.append(
-            f"{indefinite} features have an indefinite V: do not rely on their tests; "
-            "parameter_space='psd' has none"
+            f"{which} an indefinite V: do not rely on {tests}; parameter_space='psd' has none"
         )
     return ". ".join(found) + "." * bool(found)
+
+
+def _amiss(fitted: FittedModel, df: str) -> str:
+    """What is wrong with such tests where levels are few: see docs/calibration.md."""
+    if df == "kenward-roger":
+        return "reject too little"
+    if df == "satterthwaite" and fitted.options.parameter_space == "unconstrained":
+        return "hold their level in balanced designs only"
+    return "reject too often in the tail"
+
+
+def _advice(fitted: FittedModel, df: str) -> str:
+    """What to use instead."""
+    if fitted.options.known_residual:
+        return "use df='knapp-hartung'"
+    if fitted.options.residual_by:
+        return "use df='kenward-roger', or read them as a ranking"
+    m = (fitted if fitted.whole is None else fitted.whole).stats.m
+    if m == 1:  # no other features to learn from
+        if df == "kenward-roger":
+            return "bootstrap_test is the alternative"
+        other = "df='kenward-roger', which rejects too little, or bootstrap_test"
+        if fitted.options.parameter_space == "unconstrained":
+            return f"in others use parameter_space='psd' with {other}"
+        return f"use parameter_space='unconstrained' if the design is balanced, otherwise {other}"
+    if not is_covered(fitted.stats.structure):
+        return "read them as a ranking"
+    learned = "use df='integrated', which learns from all features how much levels differ"
+    if m < FEWEST_FOLLOWED:
+        learned += f" ({m} are few: with prior= of a larger fit, if there is one)"
+    return learned
 
 
 def _is_carried(fitted: FittedModel, L: FloatArray | None) -> bool:
