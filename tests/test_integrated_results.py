@@ -258,6 +258,32 @@ def test_an_outlying_feature_does_not_stop_the_others(table, unit, robust):
         assert_allclose(both[0], both[1], atol=0.15)
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("weights", lambda ds: {"weight": 0.0 * ds["weight"]}),
+        ("weights", lambda ds: {"weight": 3.0 * ds["weight"]}),
+        ("grid", lambda ds: {"ratio": -ds["ratio"]}),
+        ("residual variance", lambda _: {"sigma2_df": -5.0}),
+        ("residual variance", lambda _: {"sigma2_df": np.nan}),
+        ("residual variance", lambda _: {"sigma2_location": -1.0}),
+        ("residual variance", lambda _: {"sigma2_location": np.nan}),
+        ("single features", lambda ds: {"feature_df": -ds["feature_df"]}),
+        ("single features", lambda ds: {"feature_location": -ds["feature_location"]}),
+        ("trend", lambda ds: {"trend_at": ds["trend_at"].copy(data=ds["trend_at"].values[::-1])}),
+        ("trend", lambda ds: {"trend_location": -ds["trend_location"]}),
+    ],
+)
+def test_a_prior_that_is_no_distribution_is_refused(result, name, change, tmp_path):
+    ds = result.learn_ratio_prior(trend=True, robust=True).ds
+    wrong = fm.RatioPrior(ds.assign(change(ds)))
+    with pytest.raises(InputError, match=name):
+        result.t_test("x", df="integrated", prior=wrong)
+    wrong.save(tmp_path / "wrong.nc")
+    with pytest.raises(InputError, match=f"wrong.nc.*{name}"):
+        fm.RatioPrior.load(tmp_path / "wrong.nc")
+
+
 def test_posterior_variances(result):
     found = result.posterior_variances(0.1)
     mean = found["mean"].to_dataframe()["mean"].unstack()
