@@ -284,6 +284,15 @@ def test_a_prior_that_is_no_distribution_is_refused(result, name, change, tmp_pa
         fm.RatioPrior.load(tmp_path / "wrong.nc")
 
 
+def test_priors_of_correlated_effects_hold_negative_covariances(table, tmp_path):
+    result = fitted(table, responses(table, 20), "~ x", "(0 + group | cls)")
+    prior = result.ratio_prior
+    assert (prior.ratios.to_numpy()[:, 2] < 0).any()
+    prior.save(tmp_path / "prior.nc")
+    again = fm.RatioPrior.load(tmp_path / "prior.nc")
+    assert result.t_test("x", df="integrated", prior=again).pvalue.notna().all().all()
+
+
 def test_posterior_variances(result):
     found = result.posterior_variances(0.1)
     mean = found["mean"].to_dataframe()["mean"].unstack()

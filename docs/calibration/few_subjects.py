@@ -3,6 +3,8 @@
     python docs/calibration/few_subjects.py                  # the study of docs/few-subjects.md
     python docs/calibration/few_subjects.py --features 1000 --out short.csv
     python docs/calibration/few_subjects.py --subjects 4 --kinds spread --seed 1 2 3 --out seeds.csv
+    python docs/calibration/few_subjects.py --subjects 25 --effect 1.6 --features 10000 \\
+        --methods integrated satterthwaite "limma on means" --out power-25.csv
 
 What the table has already (design, features, seed, method) is not run again, and new rows are added at
 its end: a run that was stopped goes on where it was, and further designs, seeds or methods join it.
@@ -136,10 +138,19 @@ def variances(
 
 
 def simulate(
-    setting: Setting, m: int, rng: np.random.Generator, affected: int = 0
+    setting: Setting,
+    m: int,
+    rng: np.random.Generator,
+    affected: int = 0,
+    *,
+    effect: float = EFFECT,
+    one_size: bool = False,
 ) -> fm.SummaryStats:
     """Statistics of m features; the first ``affected`` have effects, up or down, between
-    subjects and, where these respond differently, within."""
+    subjects and, where these respond differently, within.
+
+    Effects are in standard deviations of a mean of the feature's own, or of the median feature.
+    """
     design = build_design(
         "~ group + condition", RANDOM[setting.components], samples(setting)
     ).design
@@ -159,10 +170,15 @@ def simulate(
     inside += np.sqrt(sigma2) * rng.normal(size=(rank, m))
     each = n / setting.subjects
     size = np.zeros((p, m))
-    signs = EFFECT * rng.choice([-1.0, 1.0], size=affected)
-    size[1, :affected] = signs * np.sqrt(terms[0] + sigma2 / each)[:affected]
+    signs = effect * rng.choice([-1.0, 1.0], size=affected)
+
+    def unit(variance: FloatArray) -> FloatArray:
+        found = np.sqrt(variance)
+        return np.full(affected, np.median(found)) if one_size else found[:affected]
+
+    size[1, :affected] = signs * unit(terms[0] + sigma2 / each)
     if len(terms) > 1:
-        size[2, :affected] = signs * np.sqrt(terms[1] + 4.0 * sigma2 / each)[:affected]
+        size[2, :affected] = signs * unit(terms[1] + 4.0 * sigma2 / each)
     inside += root[:, :p] @ size
     W_y = root.T @ inside
     return fm.SummaryStats(
@@ -267,6 +283,7 @@ def study(
     seed: int,
     methods: Sequence[str] = METHODS,
     r_library: Sequence[str] = (),
+    size: float = EFFECT,
 ) -> list[dict[str, Any]]:
     """One row per method and effect: rejections of true nulls by level; power and FDP at 5 %."""
     kind = KINDS[setting.components].index((setting.ratio, setting.kind))
@@ -275,7 +292,7 @@ def study(
     )
     null = p_values(setting, simulate(setting, m, rng), methods, r_library)
     affected = int(SHARE * m)
-    mixed = p_values(setting, simulate(setting, m, rng, affected), methods, r_library)
+    mixed = p_values(setting, simulate(setting, m, rng, affected, effect=size), methods, r_library)
     rows = []
     for (method, effect), p in null.items():
         row = {
@@ -359,6 +376,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     choose.add_argument("--ratios", type=float, nargs="+", choices=ratios, default=ratios)
     choose.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--features", type=int, help=f"by components: {FEATURES}")
+    parser.add_argument(
+        "--effect", type=float, default=EFFECT, help="standard deviations; keep to one in a table"
+    )
     parser.add_argument("--seed", type=int, nargs="+", default=[20260101])
     parser.add_argument("--methods", nargs="+", choices=(*METHODS, DREAM), default=METHODS)
     parser.add_argument(
@@ -393,7 +413,8 @@ def main(command: Sequence[str] | None = None) -> None:
             if not methods:
                 continue
             start = time.process_time()
-            append(out, study(setting, m, seed, methods, arguments.r_library))
+            rows = study(setting, m, seed, methods, arguments.r_library, arguments.effect)
+            append(out, rows)
             print(setting, seed, f"{time.process_time() - start:.1f} s", flush=True)
 
 

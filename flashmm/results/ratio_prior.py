@@ -299,8 +299,8 @@ def _refuse_nonsense(ds: xr.Dataset, whose: str = "Its") -> None:
     weights, ratio = ds["weight"].to_numpy(), ds["ratio"].to_numpy()
     if not ((weights >= 0).all() and abs(weights.sum() - 1.0) < 1e-6):  # nor where one is NaN
         raise InputError(f"{whose} weights are no probabilities.")
-    variances = np.array(["," not in str(name).split("[")[-1] for name in ds["param"].to_numpy()])
-    if not np.isfinite(ratio).all() or (ratio[:, variances] < 0).any() or (ds["line"] < 0).any():
+    # The first two are variances, whatever the model: covariances follow those of their block.
+    if not np.isfinite(ratio).all() or (ratio[:, :2] < 0).any() or (ds["line"] < 0).any():
         raise InputError(f"{whose} grid of ratios is none.")
     if "residual_at" in ds and not (np.isfinite(ds["residual_slope"]) & (ds["residual_at"] > 0)):
         raise InputError(f"{whose} slope on the residual variance is none.")
