@@ -204,16 +204,40 @@ def limma_on_means(setting: Setting, statistics: fm.SummaryStats) -> dict[str, F
     group = (by["group"].first().reindex(order) == "B").to_numpy(float)
     k = order.size
     total = statistics.ZY[:k]
-    found = {
-        "between": _moderated_t(total / count[:, None], np.column_stack([np.ones(k), group]), 1)
+    on = by["condition"].apply(lambda x: (x > 0).sum()).reindex(order).to_numpy(float)
+    # half of (sum on - sum off)
+    slope = statistics.ZY[k:] if setting.components == 2 else slopes(data, statistics)
+    sum_on = 0.5 * total + slope
+    means = sum_on / on[:, None] - (total - sum_on) / (count - on)[:, None]
+    return {
+        "between": _moderated_t(total / count[:, None], np.column_stack([np.ones(k), group]), 1),
+        "within": _moderated_t(means, np.ones((k, 1)), 0),
     }
-    if setting.components == 2:
-        on = by["condition"].apply(lambda x: (x > 0).sum()).reindex(order).to_numpy(float)
-        slope = statistics.ZY[k:]  # half of (sum on - sum off)
-        sum_on = 0.5 * total + slope
-        means = sum_on / on[:, None] - (total - sum_on) / (count - on)[:, None]
-        found["within"] = _moderated_t(means, np.ones((k, 1)), 0)
-    return found
+
+
+def slopes(data: pd.DataFrame, statistics: fm.SummaryStats) -> FloatArray:
+    """Sums of y times the condition by subject (k, m), where the model of one component has none.
+
+    What [X, Z] span of y is told by the statistics; of the rest, whose length they tell, a part
+    is drawn: under the model nothing prefers a direction of it.
+    """
+    design = build_design("~ group + condition", RANDOM[1], data).design
+    W = np.hstack([design.X, design.Z.toarray()])
+    wanted = design.Z.toarray() * data["condition"].to_numpy()[:, None]
+    W_y = np.vstack([statistics.XY, statistics.ZY])
+    into = np.linalg.pinv(W.T @ W)
+    rank = np.linalg.matrix_rank(W)
+    shown = wanted.T @ W @ into
+    rest = wanted - W @ (into @ (W.T @ wanted))
+    _, length, right = np.linalg.svd(rest, full_matrices=False)
+    length = np.where(length > 1e-10 * length[0], length, 0.0)
+    free = int((length > 0).sum())
+    rng = np.random.default_rng(0)
+    rss = np.asarray(statistics.yy) - (W_y * (into @ W_y)).sum(axis=0)
+    z = rng.normal(size=(free, rss.size))
+    whole = (z * z).sum(axis=0) + rng.chisquare(statistics.n - rank - free, rss.size)
+    drawn = np.sqrt(rss / whole) * z
+    return np.asarray(shown @ W_y + right[:free].T @ (length[:free, None] * drawn))
 
 
 def _moderated_t(y: FloatArray, X: FloatArray, column: int) -> FloatArray:
