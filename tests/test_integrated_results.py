@@ -408,6 +408,26 @@ def test_one_or_two_features_are_tested_on_the_safe_side(table, m):
     assert result.posterior_variances()["mean"].notnull().all()
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_one_feature_whose_subjects_differ_a_lot_is_tested_as_its_means_are(weighted):
+    """Its own estimate may be far below its ratio, beyond which the grid must go on.
+
+    The grid once ended at twice the estimate: p-values down to a twelfth of those of the means.
+    """
+    subject, rng = np.repeat(np.arange(4), 12), np.random.default_rng(4)
+    Y = 1.5 * rng.normal(size=(10, 4))[:, subject] + rng.normal(size=(10, 48))
+    X = np.column_stack([np.ones(48), subject % 2])
+    more = {"weights": np.ones((1, 48))} if weighted else {}
+    p = np.empty(10)
+    for j in range(10):
+        model = fm.MultiLMM.from_arrays(Y[[j]], X, np.eye(4)[subject], **more)
+        tests = model.fit(parameter_space="psd").t_test(np.array([0.0, 1.0]), df="integrated")
+        p[j] = tests.pvalue.iloc[0, 0]
+    means = Y.reshape(10, 4, 12).mean(axis=2)
+    expected = stats.ttest_ind(means[:, 1::2], means[:, ::2], axis=1).pvalue
+    assert_allclose(p / expected, 1.0, atol=0.25)
+
+
 def test_features_without_any_fit_are_nan_not_an_error(table):
     Y = pd.DataFrame(np.zeros((2, len(table))), index=["a", "b"])
     with pytest.warns(fm.ConvergenceWarning):
