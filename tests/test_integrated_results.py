@@ -354,6 +354,36 @@ def test_doubtful_tests_say_so_once(result, caplog):
     assert "reject too little" in kr
 
 
+@pytest.mark.parametrize("missing", ["raise", "feature"])
+def test_only_levels_that_carry_a_contrast_count(missing):
+    """30 donors carry the group, 5 plates the machine, neither of them the rest."""
+    rng = np.random.default_rng(0)
+    donor, plate = np.repeat(np.arange(30), 10), np.tile(np.arange(5), 60)
+    table = pd.DataFrame(
+        {
+            "donor": donor.astype(str),
+            "plate": plate.astype(str),
+            "group": np.where(donor % 2, "B", "A"),
+            "machine": np.where(plate % 2, "B", "A"),
+            "x": rng.normal(size=300),
+        }
+    )
+    Y = rng.normal(size=(4, 300)) + rng.normal(size=(4, 30))[:, donor]
+    Y[0, 0] = np.nan if missing == "feature" else 0.0
+    random = ["(1 | donor)", "(1 | plate)"]
+    model = fm.MultiLMM.from_formula(
+        "~ group + machine + x", random, data=table, Y=Y, missing=missing
+    )
+    result = model.fit(parameter_space="psd")
+    notes = {name: result.t_test(name).ds.attrs["note"] for name in result.params.columns[1:]}
+    assert "'plate' has 5 levels" in notes["machine[T.B]"]
+    assert notes["group[T.B]"] == notes["x"] == ""
+    assert "'plate'" in " ".join(str(result.summary()).split())
+    # The intercept, which nobody tests, is no reason.
+    alone = fm.MultiLMM.from_formula("~ group + x", random, data=table, Y=Y, missing=missing)
+    assert "fewer than" not in " ".join(str(alone.fit(parameter_space="psd").summary()).split())
+
+
 def test_the_page_of_one_feature_says_so_too(table, result):
     page = " ".join(str(result.sel("g7").summary()).split())
     assert "'subject' has 6 levels" in page

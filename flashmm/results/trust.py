@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from flashmm.arrays.types import FloatArray
+from flashmm.designs.design import INTERCEPT
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, KNAPP_HARTUNG
 from flashmm.inference.integrated.grid import is_covered
 from flashmm.inference.integrated.scaling import FEWEST_FOLLOWED
@@ -39,9 +38,13 @@ def doubt(
     status = fitted.array("status")
     status = status if position is None else status[[position]]
     found = []
-    terms = fitted.stats.structure.terms
-    fewest = min(terms, key=lambda term: len(term.levels), default=None)
-    if fewest and len(fewest.levels) < FEW_LEVELS and _is_carried(fitted, L):
+    carrying = [
+        term
+        for term, carries in zip(fitted.stats.structure.terms, _carrying(fitted, L), strict=True)
+        if carries
+    ]
+    fewest = min(carrying, key=lambda term: len(term.levels), default=None)
+    if fewest and len(fewest.levels) < FEW_LEVELS:
         boundary = int((status == Status.BOUNDARY).sum())
         at = f" ({boundary} of {status.size} features are at the boundary)" * (boundary > 0)
         at = " (this feature is at the boundary)" if at and position is not None else at
@@ -91,12 +94,23 @@ def _advice(fitted: FittedModel, df: str) -> str:
     return learned
 
 
-def _is_carried(fitted: FittedModel, L: FloatArray | None) -> bool:
-    """Whether the variance of any contrast rests on the random effects."""
-    if not isinstance(fitted.stats, SummaryStats):
-        return True
-    projection: Any = fitted.projection
-    L = np.eye(fitted.stats.p) if L is None else L
-    w = np.asarray(projection.H @ L.T)
-    fixed = ((L @ projection.XX_inverse) * L).sum(axis=1)
-    return bool(((w * w).sum(axis=0) > _CARRIED * fixed).any())
+def _carrying(fitted: FittedModel, L: FloatArray | None) -> list[bool]:
+    """Whether the variance of any contrast rests on the effects of each random term.
+
+    Contrasts L (c, p); all coefficients but the intercept by default. Of features with rows of
+    their own the commonest design is looked at.
+    """
+    stats = fitted.stats
+    if not isinstance(stats, SummaryStats):
+        stats = stats.of_pattern(int(np.bincount(stats.pattern).argmax()))
+    if L is None:
+        L = np.eye(stats.p)[[name != INTERCEPT for name in stats.coef_names]]
+    inverse = np.linalg.pinv(stats.XX, hermitian=True)
+    fixed = ((L @ inverse) * L).sum(axis=1)
+    loads = np.asarray(stats.ZX @ (inverse @ L.T))  # of the random effects on the estimates
+    length = np.asarray(stats.ZZ.diagonal())[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = np.where(length > 0, loads * loads / length, 0.0)
+    ends = np.cumsum([term.n_columns for term in stats.structure.terms])[:-1]
+    parts = np.split(shares, ends) if stats.structure.terms else []
+    return [bool((part.sum(axis=0) > _CARRIED * fixed).any()) for part in parts]
