@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 import flashmm as fm
 
@@ -29,7 +28,7 @@ SETTINGS = (
     study.Setting(4, False, 2, 0.3, "spread"),
 )
 # Features fitted together, and how often.
-FITS = {1: 800, 2: 800, 5: 800, 20: 300, 50: 200, 100: 150, 200: 100, 1000: 20}
+FITS = {1: 400, 2: 400, 5: 300, 20: 150, 50: 100, 100: 80, 200: 60, 1000: 20}
 LEVELS = (0.05, 0.01, 1e-3)
 
 
@@ -58,12 +57,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "few-features.csv")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", fm.ConvergenceWarning)
-    rows: list[dict[str, Any]] = []
+    arguments.out.unlink(missing_ok=True)
     for setting in SETTINGS:
         for size, fits in FITS.items():
-            rows += rates(setting, size, fits, arguments.seed)
+            study.append(arguments.out, rates(setting, size, fits, arguments.seed))
         print(setting, flush=True)
-    pd.DataFrame(rows).to_csv(arguments.out, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":
