@@ -286,6 +286,17 @@ def test_what_limma_on_means_finds_more_is_the_price_of_a_level_that_holds_by_fe
     )
 
 
+def test_few_features_are_tested_on_the_safe_side():
+    """No rate exceeds its level by 0.15 of it and what three normal errors allow, counted exactly
+    since few rejections are expected; from one feature on."""
+    table = pd.read_csv(FOLDER / "few-features.csv")
+    module = load("few_features")
+    assert len(table) == 2 * len(module.SETTINGS) * len(module.FITS)
+    for level in module.LEVELS:
+        as_many = stats.binom.sf(table[f"rejected {level:g}"] - 1, table["tests"], 1.15 * level)
+        assert (as_many > stats.norm.sf(3)).all(), table[as_many <= stats.norm.sf(3)]
+
+
 def test_integrated_tests_hold_their_level_on_data_that_the_model_did_not_draw():
     """At 0.05, within 0.15 and three standard errors between repeats; the one exchange of labels
     that Kang's two patients allow tests an interaction, and rejects too little."""
