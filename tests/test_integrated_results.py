@@ -50,6 +50,11 @@ def result(table):
     return fitted(table, responses(table, 120))
 
 
+@pytest.fixture(scope="module")
+def with_trend(result):
+    return result.learn_ratio_prior(trend=True, robust=True)
+
+
 def at_one_ratio(result, ratio):
     """A prior with all its mass at one ratio and no moderation."""
     ds = result.ratio_prior.ds
@@ -274,8 +279,8 @@ def test_an_outlying_feature_does_not_stop_the_others(table, unit, robust):
         ("trend", lambda ds: {"trend_location": -ds["trend_location"]}),
     ],
 )
-def test_a_prior_that_is_no_distribution_is_refused(result, name, change, tmp_path):
-    ds = result.learn_ratio_prior(trend=True, robust=True).ds
+def test_a_prior_that_is_no_distribution_is_refused(result, with_trend, name, change, tmp_path):
+    ds = with_trend.ds
     wrong = fm.RatioPrior(ds.assign(change(ds)))
     with pytest.raises(InputError, match=name):
         result.t_test("x", df="integrated", prior=wrong)
