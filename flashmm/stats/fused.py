@@ -40,8 +40,8 @@ __all__ = ["is_fused", "sum_fused"]
 
 # Stored elements from which on it pays to import numba.
 LEAST = 2**22
-# Larger arrays are not kept by malloc for the next block.
-_BLOCK_BYTES = 60 * 2**20
+# Several blocks are held at a time, and memory that was not used before costs more than reading.
+_BLOCK_BYTES = 24 * 2**20
 # Elements of these types are read as they are stored.
 _NATIVE = ("float32", "float64", "int32", "int64")
 _NOTHING = np.empty(0)
@@ -103,34 +103,34 @@ def _terms(design: DesignColumns, weights: FloatArray | None, together: float) -
         *((layer, first) for layer in parts.layered.layers if parts.in_layers.size),
         *((layer, second) for layer in design.layers),
     ]
-    codes = np.empty((len(placed), n), dtype=np.int64)
-    factors = np.ones((len(placed), n))
-    unit = np.zeros(len(placed), dtype=bool)
-    for k, (layer, start) in enumerate(placed):
-        np.add(layer.codes, start, out=codes[k], casting="unsafe")
-        unit[k] = layer.weights is None and weights is None
-        factors[k] = 1.0 if layer.weights is None else layer.weights
     numbers = np.zeros((n, max(LANES, 2 + parts.in_dense.size)))
-    numbers[:, _squares_and_columns(parts.in_dense.size)] = np.column_stack(
-        [np.ones(n), parts.dense]
-    )
-    numbers[:, 3] = 1.0
+    for place, column in zip(_places(parts.in_dense.size), parts.dense.T, strict=True):
+        numbers[:, place] = column
+    numbers[:, [0, 3]] = 1.0
+    runs = np.full(n, third, dtype=np.int32)
+    counts = [layer.count for layer, _ in placed]
+    sorts = bool(counts) and _SAMPLES_OF_A_RUN * max(counts) <= together
+    if sorts:
+        layer, start = placed.pop(int(np.argmax(counts)))
+        runs[:] = layer.codes + start
+        if layer.weights is not None:
+            numbers[:, 3] = layer.weights
     if weights is not None:
         numbers *= weights[:, None]
-        factors *= weights
-    runs, sorts = np.full(n, third), False
-    counts = [layer.count for layer, _ in placed]
-    if counts and _SAMPLES_OF_A_RUN * max(counts) <= together:
-        run, sorts = int(np.argmax(counts)), True
-        runs, numbers[:, 3] = codes[run], factors[run]
-        codes, factors, unit = (np.delete(x, run, axis=0) for x in (codes, factors, unit))
-    factors = factors[:, :0] if unit.all() else factors
+    codes = np.empty((len(placed), n), dtype=np.int32)
+    unit = np.array([weights is None and layer.weights is None for layer, _ in placed], bool)
+    factors = np.ones((len(placed), 0 if unit.all() else n))
+    for k, (layer, start) in enumerate(placed):
+        codes[k] = layer.codes + start
+        if not unit[k]:
+            factors[k] = 1.0 if layer.weights is None else layer.weights
+            factors[k] *= 1.0 if weights is None else weights
     return _Terms(numbers, runs, sorts, codes, factors, unit, (first, second, third))
 
 
-def _squares_and_columns(columns: int) -> list[int]:
-    """Where the factors of the squares and of some columns of X are among the numbers."""
-    return [0, *(c + 1 if c < LANES - 2 else c + 2 for c in range(columns))]
+def _places(columns: int) -> list[int]:
+    """Where some columns of X are among the numbers."""
+    return [c + 1 if c < LANES - 2 else c + 2 for c in range(columns)]
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,10 @@ def sum_fused(
     block_bytes = min(block_bytes, _BLOCK_BYTES)
     per_sample = int(source.reader.indices.shape[0]) / max(1, source.n)
     terms = _terms(design, weights, block_bytes / 8 / max(1.0, per_sample))
-    m, where = source.m, _squares_and_columns(design.parts.in_dense.size)
-    columns, rows = np.zeros((terms.numbers.shape[1], m)), np.zeros((terms.ends[2] + 1, m))
-    total = PassSums(BlockSums.zeros(design, m), np.zeros(m), np.zeros(m))
+    columns = np.zeros((terms.numbers.shape[1], source.m))
+    rows = np.zeros((terms.ends[2] + 1, source.m))
+    totals, detected = np.zeros((2, source.m))
+    apart: list[_Ready] = []
     ready = partial(_ready, source, design, weights, terms)
     blocks = progress_bar(
         in_order(ready, _pieces(source, block_bytes), workers),
@@ -200,26 +201,34 @@ def sum_fused(
     )
     with np.errstate(over="ignore", invalid="ignore"), _Threads(workers) as threads:
         for block in blocks:
-            slots = block.slots
             if block.sums is not None:
-                total.sums.add(slots, block.sums)
+                apart.append(block)
             elif block.values.format == "csr":
                 _add_csr(block, threads, (columns, rows))
             else:
                 _add_csc(block, threads, (columns, rows))
             if block.totals is not None and block.detected is not None:
-                total.totals[slots] += block.totals
-                total.detected[slots] += block.detected
+                totals[block.slots] += block.totals
+                detected[block.slots] += block.detected
         threads.finish()
-        parts, (first, second, last) = design.parts, terms.ends
-        sums = total.sums
-        sums.yy[:] += columns[0]
-        sums.XY[parts.in_dense] += columns[where[1:]]
-        if parts.grouped is not None:
-            sums.XY[parts.in_table] += sp.csr_array(parts.table.T) @ rows[:first]
-        sums.XY[parts.in_layers] += rows[first:second]
-        sums.ZY[:] += rows[second:last]
-    return total
+        sums = _gathered(design, terms, columns, rows)
+        for block in apart:
+            assert block.sums is not None
+            sums.add(block.slots, block.sums)
+    return PassSums(sums, totals, detected)
+
+
+def _gathered(
+    design: DesignColumns, terms: _Terms, columns: FloatArray, rows: FloatArray
+) -> BlockSums:
+    """X'Y', Z'Y' and the sums of squares, of the sums that the loops make."""
+    parts, (first, second, third) = design.parts, terms.ends
+    XY = np.empty((design.X.shape[1], rows.shape[1]))
+    XY[parts.in_dense] = columns[_places(parts.in_dense.size)]
+    if parts.grouped is not None:
+        XY[parts.in_table] = sp.csr_array(parts.table.T) @ rows[:first]
+    XY[parts.in_layers] = rows[first:second]
+    return BlockSums(XY, rows[second:third], columns[0])
 
 
 def _pieces(source: Source, block_bytes: int) -> Iterator[RawBlock]:
