@@ -28,6 +28,7 @@ __all__ = ["passing", "suitable_block_bytes", "sum_source"]
 # samples of the same code are brought together first.
 _CACHE = 2**23
 
+
 def sum_source(
     source: Source,
     columns: DesignColumns,
