@@ -57,7 +57,7 @@ def inspected(data: Any, indices: IntArray, indptr: IntArray, width: int, larges
     return DISORDER * (falls != 0) + NOT_FINITE * (broken != 0) + FRACTIONS * (fractions != 0)
 
 
-def add_samples(
+def add_samples(  # noqa: PLR0915 (one loop over the elements is the point)
     data: Any,
     indices: IntArray,
     indptr: IntArray,
@@ -100,7 +100,7 @@ def add_samples(
         Sums by row to add to, shape (r, m).
     """
     m, more = rows.shape[1], numbers.shape[1] - LANES
-    values = np.empty(last - first)
+    values, tabled = np.empty(last - first), table.size > 0
     # Sums over all samples begin anew, for the sake of their last digits.
     lanes, others = np.zeros(LANES * m), np.zeros((m, more))
     run = np.int64(-1)
@@ -132,15 +132,10 @@ def add_samples(
             run = runs[i]
         size = max(0, high - low)
         here, given, value = indices[low : low + size], data[low : low + size], values[:size]
-        if table.size:
-            for e in range(size):
-                value[e] = table[np.uint32(np.int32(given[e]))]
-        else:
-            for e in range(size):
-                value[e] = given[e]
         square, one, two, three = numbers[i, 0], numbers[i, 1], numbers[i, 2], numbers[i, 3]
         for e in range(size):
-            x = value[e]
+            x = table[np.uint32(np.int32(given[e]))] if tabled else np.float64(given[e])
+            value[e] = x
             a = np.uint64(LANES) * np.uint64(here[e])
             b, c, d = a + np.uint64(1), a + np.uint64(2), a + np.uint64(3)
             sums = lanes[a], lanes[b], lanes[c], lanes[d]

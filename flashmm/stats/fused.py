@@ -8,11 +8,11 @@ samples whatever the number of threads. What the loops cannot take as it is goes
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,10 +41,13 @@ __all__ = ["is_fused", "sum_fused"]
 # Stored elements from which on it pays to import numba.
 LEAST = 2**22
 # Several blocks are held at a time, and memory that was not used before costs more than reading.
-_BLOCK_BYTES = 24 * 2**20
+_BLOCK_BYTES = 48 * 2**20
 # Elements of these types are read as they are stored.
 _NATIVE = ("float32", "float64", "int32", "int64")
 _NOTHING = np.empty(0)
+# Bytes of sums by row of which there may be two, and from which on a run is worth its sorting.
+_SHARE = 2**24
+_CACHE = 2**23
 # Adding up a run takes as long as adding a few samples.
 _SAMPLES_OF_A_RUN = 4
 
@@ -91,8 +94,8 @@ class _Terms:
         return order.astype(np.int64, copy=False)
 
 
-def _terms(design: DesignColumns, weights: FloatArray | None, together: float) -> _Terms:
-    """Terms of a design; ``together``: samples that a block brings together."""
+def _terms(design: DesignColumns, weights: FloatArray | None, m: int, together: float) -> _Terms:
+    """Terms of a design and m features; ``together``: samples that a block brings together."""
     parts, n = design.parts, design.X.shape[0]
     grouped = () if parts.grouped is None else (parts.grouped,)
     first = sum(layer.count for layer in grouped)
@@ -109,7 +112,8 @@ def _terms(design: DesignColumns, weights: FloatArray | None, together: float) -
     numbers[:, [0, 3]] = 1.0
     runs = np.full(n, third, dtype=np.int32)
     counts = [layer.count for layer, _ in placed]
-    sorts = bool(counts) and _SAMPLES_OF_A_RUN * max(counts) <= together
+    most = max(counts, default=0)
+    sorts = 8 * most * m > _CACHE and _SAMPLES_OF_A_RUN * most <= together
     if sorts:
         layer, start = placed.pop(int(np.argmax(counts)))
         runs[:] = layer.codes + start
@@ -188,10 +192,12 @@ def sum_fused(
     """Sum all blocks of a source; see `flashmm.stats.streaming.sum_source`."""
     block_bytes = min(block_bytes, _BLOCK_BYTES)
     per_sample = int(source.reader.indices.shape[0]) / max(1, source.n)
-    terms = _terms(design, weights, block_bytes / 8 / max(1.0, per_sample))
-    columns = np.zeros((terms.numbers.shape[1], source.m))
-    rows = np.zeros((terms.ends[2] + 1, source.m))
-    totals, detected = np.zeros((2, source.m))
+    terms = _terms(design, weights, source.m, block_bytes / 8 / max(1.0, per_sample))
+    k, r, m = terms.numbers.shape[1], terms.ends[2] + 1, source.m
+    # Threads share the samples where there is room for sums of each, else the features.
+    shares = 2 if 8 * r * m <= _SHARE else 1
+    columns, rows = np.zeros((shares, k, m)), np.zeros((shares, r, m))
+    totals, detected = np.zeros((2, m))
     apart: list[_Ready] = []
     ready = partial(_ready, source, design, weights, terms)
     blocks = progress_bar(
@@ -211,7 +217,9 @@ def sum_fused(
                 totals[block.slots] += block.totals
                 detected[block.slots] += block.detected
         threads.finish()
-        sums = _gathered(design, terms, columns, rows)
+        sums = _gathered(
+            design, terms, *(x[0] if shares == 1 else x.sum(0) for x in (columns, rows))
+        )
         for block in apart:
             assert block.sums is not None
             sums.add(block.slots, block.sums)
@@ -327,32 +335,34 @@ class _Threads:
 
 
 def _add_csc(block: _Ready, threads: _Threads, sums: tuple[FloatArray, ...]) -> None:
-    f = block.values.shape[0]
-    whole = f == sums[0].shape[1]
-    into = sums if whole else tuple(np.zeros((x.shape[0], f)) for x in sums)
-    edges = np.linspace(0, f, threads.workers + 1).astype(int).tolist()
+    f, shares = block.values.shape[0], sums[0].shape[0]
+    whole = f == sums[0].shape[2]
+    into = sums if whole else tuple(np.zeros((*x.shape[:2], f)) for x in sums)
+    ranges = max(1, threads.workers // shares)
+    edges = np.linspace(0, f, ranges + 1).astype(int).tolist()
     given, loop = _parts(block.values), compiled(add_samples)
     threads.start(
-        partial(loop, *given, block.order, first, last, block.table, *block.terms, *into)
-        for first, last in itertools.pairwise(edges)
+        partial(loop, *given, order, first, last, block.table, *block.terms, *(x[k] for x in into))
+        for k, order in enumerate(np.array_split(block.order, shares))
+        for first, last in pairwise(edges)
     )
     if not whole:
         threads.finish()
         for mine, theirs in zip(sums, into, strict=True):
-            mine[:, block.slots] += theirs
+            mine[:, :, block.slots] += theirs
 
 
 def _add_csr(block: _Ready, threads: _Threads, sums: tuple[FloatArray, ...]) -> None:
     f = block.values.shape[0]
-    into = tuple(np.zeros((f, x.shape[0])) for x in sums)
+    into = tuple(np.zeros((f, x.shape[1])) for x in sums)
     data, indices, indptr = _parts(block.values)
     shares = np.linspace(0, indptr[-1], threads.workers + 1)[1:-1]
     edges = [0, *np.searchsorted(indptr, shares).tolist(), f]
     loop = compiled(add_features)
     threads.start(
         partial(loop, data, indices, indptr, first, last, block.table, *block.terms, *into)
-        for first, last in itertools.pairwise(edges)
+        for first, last in pairwise(edges)
     )
     threads.finish()
     for mine, theirs in zip(sums, into, strict=True):
-        mine[:, block.slots] += theirs.T
+        mine[0][:, block.slots] += theirs.T
