@@ -51,8 +51,8 @@ def inspected(data: Any, indices: IntArray, indptr: IntArray, width: int, larges
     broken, fractions = 0, 0
     for e in range(data.size):
         x = data[e]
-        broken += x - x != 0
-        inside = min(max(x, 0), largest)  # what is larger has no int32
+        broken += not np.isfinite(x)
+        inside = x if 0 <= x <= largest else 0  # what is larger has no int32
         fractions += np.int32(inside) != x
     return DISORDER * (falls != 0) + NOT_FINITE * (broken != 0) + FRACTIONS * (fractions != 0)
 
@@ -136,13 +136,13 @@ def add_samples(  # noqa: PLR0915 (one loop over the elements is the point)
         for e in range(size):
             x = table[np.uint32(np.int32(given[e]))] if tabled else np.float64(given[e])
             value[e] = x
-            a = np.uint64(LANES) * np.uint64(here[e])
-            b, c, d = a + np.uint64(1), a + np.uint64(2), a + np.uint64(3)
-            sums = lanes[a], lanes[b], lanes[c], lanes[d]
-            lanes[a] = sums[0] + square * x * x
-            lanes[b] = sums[1] + one * x
-            lanes[c] = sums[2] + two * x
-            lanes[d] = sums[3] + three * x
+            at = np.uint64(LANES) * np.uint64(here[e])
+            beside, after, last_at = at + np.uint64(1), at + np.uint64(2), at + np.uint64(3)
+            sums = lanes[at], lanes[beside], lanes[after], lanes[last_at]
+            lanes[at] = sums[0] + square * x * x
+            lanes[beside] = sums[1] + one * x
+            lanes[after] = sums[2] + two * x
+            lanes[last_at] = sums[3] + three * x
         if more:
             for e in range(size):
                 into = others[here[e]]

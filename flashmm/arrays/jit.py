@@ -18,10 +18,10 @@ __all__ = ["compiled", "have_numba"]
 def have_numba() -> bool:
     """Whether numba is there and compiles; it is imported if it is."""
     try:
-        import numba  # noqa: PLC0415 (an extra)
+        from numba.core import config  # noqa: PLC0415 (an extra)
     except ImportError:  # absent, or not made for this numpy
         return False
-    return not numba.config.DISABLE_JIT
+    return not config.DISABLE_JIT
 
 
 @cache

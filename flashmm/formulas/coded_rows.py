@@ -136,8 +136,11 @@ def coded_rows(
     table = made[np.searchsorted(samples, _first_of(codes))][:, looked_up]
     numbers = np.hstack(columns)
     coded = CodedRows(
-        *(codes.astype(np.int32), table, np.array(looked_up, dtype=np.intp)),
-        *(np.asfortranarray(numbers), np.array(in_numbers, dtype=np.intp)),
+        codes.astype(np.int32),
+        table,
+        np.array(looked_up, dtype=np.intp),
+        np.asfortranarray(numbers),
+        np.array(in_numbers, dtype=np.intp),
     )
     same = np.array_equal(coded.dense(samples), made)
     return coded if same and np.isfinite(table).all() and np.isfinite(numbers).all() else None

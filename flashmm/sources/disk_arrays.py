@@ -131,7 +131,8 @@ class DiskArray:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the elements."""
-        return np.dtype(self.dataset.dtype)
+        dtype: np.dtype[Any] = self.dataset.dtype
+        return dtype
 
     def __getitem__(self, key: slice) -> NDArray[Any]:
         low, high, _ = key.indices(self.shape[0])

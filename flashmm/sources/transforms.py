@@ -67,7 +67,8 @@ def apply_transform(values: Any, transform: Transform) -> Any:
 @cache
 def transformed_counts(transform: str | None) -> FloatArray:
     """What a transform with a name makes of 0, 1, 2, ...; empty for None."""
-    return _elementwise(np.arange(0 if transform is None else 2**16), transform)
+    table: FloatArray = _elementwise(np.arange(0 if transform is None else 2**16), transform)
+    return table
 
 
 def with_data(values: Any, data: Any) -> Any:

@@ -110,7 +110,7 @@ def _terms(design: DesignColumns, weights: FloatArray | None, m: int, together: 
     for place, column in zip(_places(parts.in_dense.size), parts.dense.T, strict=True):
         numbers[:, place] = column
     numbers[:, [0, 3]] = 1.0
-    runs = np.full(n, third, dtype=np.int32)
+    runs: IntArray = np.full(n, third, dtype=np.int32)
     counts = [layer.count for layer, _ in placed]
     most = max(counts, default=0)
     sorts = 8 * most * m > _CACHE and _SAMPLES_OF_A_RUN * most <= together
@@ -121,7 +121,7 @@ def _terms(design: DesignColumns, weights: FloatArray | None, m: int, together: 
             numbers[:, 3] = layer.weights
     if weights is not None:
         numbers *= weights[:, None]
-    codes = np.empty((len(placed), n), dtype=np.int32)
+    codes: IntArray = np.empty((len(placed), n), dtype=np.int32)
     unit = np.array([weights is None and layer.weights is None for layer, _ in placed], bool)
     factors = np.ones((len(placed), 0 if unit.all() else n))
     for k, (layer, start) in enumerate(placed):
@@ -169,15 +169,19 @@ class _Ready:
 
 def is_fused(source: Source, design: DesignColumns) -> bool:
     """Whether compiled loops sum this source."""
-    reader = source.reader
     return (
-        isinstance(reader, CompressedReader)
-        and int(reader.indices.shape[0]) >= LEAST
+        _stored(source) >= LEAST
         and not source.densifies
         and not source.allow_missing
         and design.by_group is None
         and have_numba()
     )
+
+
+def _stored(source: Source) -> int:
+    """Stored elements of Y; -1 if it is not of a kind that says so."""
+    reader = source.reader
+    return int(reader.indices.shape[0]) if isinstance(reader, CompressedReader) else -1
 
 
 def sum_fused(
@@ -191,8 +195,8 @@ def sum_fused(
 ) -> PassSums:
     """Sum all blocks of a source; see `flashmm.stats.streaming.sum_source`."""
     block_bytes = min(block_bytes, _BLOCK_BYTES)
-    per_sample = int(source.reader.indices.shape[0]) / max(1, source.n)
-    terms = _terms(design, weights, source.m, block_bytes / 8 / max(1.0, per_sample))
+    per_sample = max(1.0, _stored(source) / max(1, source.n))
+    terms = _terms(design, weights, source.m, block_bytes / 8 / per_sample)
     k, r, m = terms.numbers.shape[1], terms.ends[2] + 1, source.m
     # Threads share the samples where there is room for sums of each, else the features.
     shares = 2 if 8 * r * m <= _SHARE else 1
@@ -258,8 +262,8 @@ def _as_stored(source: Source, raw: RawBlock) -> bool:
         and (raw.features is None or raw.features.size == raw.values.shape[0])
         and raw.values.data.dtype.name in _NATIVE
     )
-    return untouched and bool(
-        source.position is None or (source.positions(raw.piece.samples) >= 0).all()
+    return untouched and (
+        source.position is None or bool((source.position[raw.piece.samples] >= 0).all())
     )
 
 
