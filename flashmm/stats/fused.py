@@ -8,7 +8,7 @@ samples whatever the number of threads. What the loops cannot take as it is goes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -205,7 +205,7 @@ def sum_fused(
     apart: list[_Ready] = []
     ready = partial(_ready, source, design, weights, terms)
     blocks = progress_bar(
-        in_order(ready, _pieces(source, block_bytes), workers),
+        _all_ready(ready, _pieces(source, block_bytes), workers),
         lambda: source.count_blocks(block_bytes),
         show=progress,
     )
@@ -241,6 +241,17 @@ def _gathered(
         XY[parts.in_table] = sp.csr_array(parts.table.T) @ rows[:first]
     XY[parts.in_layers] = rows[first:second]
     return BlockSums(XY, rows[second:third], columns[0])
+
+
+def _all_ready(
+    ready: Callable[[RawBlock], _Ready], pieces: Iterator[RawBlock], workers: int
+) -> Iterator[_Ready]:
+    """Blocks ready to be added; several threads, and so more memory, where it is some work."""
+    for raw in pieces:
+        block = ready(raw)
+        yield block
+        if block.values is not raw.values:
+            yield from in_order(ready, pieces, workers)
 
 
 def _pieces(source: Source, block_bytes: int) -> Iterator[RawBlock]:
