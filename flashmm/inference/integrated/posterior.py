@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashmm.arrays.types import FloatArray
-from flashmm.likelihood.units import UNDERFLOW
 
 __all__ = ["Posterior", "log_evidence", "posterior", "share_of_prior"]
 
@@ -61,17 +60,16 @@ def log_evidence(
         Prior degrees of freedom and location of sigma2 in the units of Q, shape (B,). Infinite d0
         fixes sigma2; d0 of zero leaves it flat.
     """
-    known, flat = np.isinf(d0)[:, None], (d0 == 0)[:, None]
-    # In units far from those of the features that the prior was learned from Q / s0 has no room.
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        scale = np.where(known | flat, 1.0, np.maximum(d0[:, None] * s0[:, None], UNDERFLOW))
-        power = 0.5 * (df[:, None] + np.where(known, 0.0, d0[:, None]))
-        far = np.log(Q) - np.log(scale) + np.log1p(scale / Q)
-        form = np.where(flat, np.log(Q), np.where(scale > Q, np.log1p(Q / scale), far)) * power
-        above = Q - Q.min(axis=1, keepdims=True)
-        fixed = np.where(above > 0, 0.5 * above / np.maximum(s0[:, None], UNDERFLOW), 0.0)
+    d0, s0, known = d0[:, None], s0[:, None], np.isinf(d0)[:, None]
+    # Beside the smallest form: no unit, and no d0 however small or large, leaves the range.
+    least = Q.min(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+        own = np.where(known | (d0 == 0), 0.0, d0 * s0)
+        power = 0.5 * (df[:, None] + np.where(known, 0.0, d0))
+        form = np.log1p((Q - least) / (own + least)) * power
+        fixed = 0.5 * np.where(least < Q, (Q - least) / s0, 0.0)
         log = -0.5 * log_det - np.where(known, fixed, form)
-        log -= log.max(axis=1, keepdims=True)
+    log -= log.max(axis=1, keepdims=True)
     return np.asarray(log)
 
 
