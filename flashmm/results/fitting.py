@@ -300,12 +300,15 @@ def _restart_inside(
     least -= GAIN + np.clip(np.nan_to_num(inner.evaluation.rounding), 0.0, _ROUNDING)
     variances = search.projection.structure.is_variance
     signed = None if landscape is None else landscape.fine_signed
-    # Larger variances are on the signed grid, where there is one.
-    for lifts in (_LIFTS[:1], _LIFTS[1:])[: 1 + (signed is None)]:
+    for number, lifts in enumerate((_LIFTS[:1], _LIFTS[1:])):
+        if number == 1 and landscape is not None and signed is not None:
+            starts = landscape.signed_summits(lost)
+            _try_all(stepwise, space, solution, lost, starts, least[lost])
+            usable[lost[solution.status[lost] <= Status.INDEFINITE]] = False
         usable &= np.isfinite(inner.theta).all(axis=1)
         features = np.flatnonzero(usable)
         if features.size == 0:
-            break
+            continue
         lifted = np.array(lifts)[:, None, None] * inner.theta[features, -1:] * variances
         starts = inner.theta[features] + lifted
         several = len(search.projection.structure.residuals)
@@ -316,9 +319,6 @@ def _restart_inside(
             good = np.flatnonzero((again.status <= Status.INDEFINITE) & high)
             _put(solution, features[good], again, good)
             usable[features[good]] = False
-    if landscape is not None and signed is not None:
-        starts = landscape.signed_summits(lost)
-        _try_all(stepwise, space, solution, lost, starts, least[lost])
 
 
 def _restart_in_small_groups(
