@@ -47,6 +47,8 @@ _ROUNDING = 1e-4
 # Residual groups of fewer samples may have several maxima; how much smaller a start's is.
 _SMALL_GROUP = 20
 _QUIET = 0.03
+# Steps from a summit of a grid to the maximum beside it; most take ten.
+_SHORT = 20
 # Up to so many features and random effects the general engine is the fastest.
 _FEW = 50
 _SMALL = 60
@@ -226,6 +228,11 @@ class _Search:
             progress=progress,
         )
 
+    def shortly(self) -> _Search:
+        """The same, for starts beside a maximum: one that is far after so many steps is lost."""
+        options = replace(self.plan.options, max_iter=min(self.plan.options.max_iter, _SHORT))
+        return replace(self, plan=replace(self.plan, options=options))
+
     def ends(self, space: ParameterSpace, starts: FloatArray, features: IntArray) -> list[Solution]:
         """Where the solver alone ends from each of some starts (s, B, k), all at once.
 
@@ -303,7 +310,7 @@ def _restart_inside(
     for number, lifts in enumerate((_LIFTS[:1], _LIFTS[1:])):
         if number == 1 and landscape is not None and signed is not None:
             starts = landscape.signed_summits(lost)
-            _try_all(stepwise, space, solution, lost, starts, least[lost])
+            _try_all(stepwise.shortly(), space, solution, lost, starts, least[lost])
             usable[lost[solution.status[lost] <= Status.INDEFINITE]] = False
         usable &= np.isfinite(inner.theta).all(axis=1)
         features = np.flatnonzero(usable)
