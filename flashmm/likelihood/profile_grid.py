@@ -34,6 +34,8 @@ _SOME_RAYS = 300
 # Rank of Z'RZ up to which there is a finer grid.
 _FINE = 60
 _RADII = 20
+# Shares of the way to the edge of the domain of negative variances, most of them beside it.
+_TO_THE_EDGE = 1.0 - np.geomspace(0.95, 1e-6, _RADII)
 # Features up to which all neighbours of a point are looked at together.
 _FEW = 8
 # Shares of the largest variance that the others have on the rays, by the number of variances.
@@ -61,8 +63,16 @@ class ProfileGrid:
         The points with sigma2 = 1, shape (g, k); no random effects last.
     beside
         Pairs of neighbouring rays, shape (pairs, 2).
+    directions
+        Of each ray, shape (rays, k - 1).
+    spectra
+        Eigenvalues of each ray's matrix of the error contrasts, shape (rays, r).
+    of_trace
+        Those that log |V| is made of: the same under REML, of the samples under ML.
     rotation
         Eigenvectors of each ray, shape (rays, r, r).
+    plain
+        Whether the rotation of a ray is none.
     weight
         1 / (1 + rho lambda) of each ray's points, shape (rays, r, radii).
     log_det
@@ -73,7 +83,11 @@ class ProfileGrid:
 
     theta: FloatArray
     beside: IntArray
+    directions: FloatArray
+    spectra: FloatArray
+    of_trace: FloatArray
     rotation: FloatArray
+    plain: list[bool]
     weight: FloatArray
     log_det: FloatArray
     df: int
@@ -89,7 +103,7 @@ class ProfileGrid:
         count, (rays, _, radii) = u.shape[0], self.weight.shape
         sigma2 = np.empty((rays * radii + 1, count))
         for i in range(rays):
-            turned = u.T if self._plain[i] else self.rotation[i].T @ u.T
+            turned = u.T if self.plain[i] else self.rotation[i].T @ u.T
             np.matmul(self.weight[i].T, turned * turned, out=sigma2[i * radii : (i + 1) * radii])
         sigma2[-1] = (u * u).sum(axis=1)
         sigma2 += rss
@@ -100,12 +114,6 @@ class ProfileGrid:
         values *= -0.5 * self.df
         values[~(sigma2 > 0)] = -np.inf
         return values, sigma2
-
-    @cached_property
-    def _plain(self) -> list[bool]:
-        """Whether the rotation of each ray is none."""
-        r = self.rotation.shape[1]
-        return [np.count_nonzero(R) == r and bool((np.diag(R) == 1.0).all()) for R in self.rotation]
 
     def summits(self, values: FloatArray) -> BoolArray:
         """Points that no neighbour is above, shape (g, B), of log-likelihoods (g, B)."""
@@ -222,19 +230,30 @@ def profile_grid(projection: Projection, method: Literal["REML", "ML"]) -> Profi
     return _grid(projection, method, *found)
 
 
-def negative_grid(projection: Projection, method: Literal["REML", "ML"]) -> ProfileGrid | None:
-    """Rays of each variance by itself below zero, to the edge of the domain; as `profile_grid`."""
-    structure = projection.structure
+def negative_grid(grid: ProfileGrid, structure: CovarianceStructure) -> ProfileGrid | None:
+    """Rays of each variance by itself below zero, to the edge of the domain.
+
+    Parameters
+    ----------
+    grid
+        The grid of the design, whose rays hold those of each variance by itself.
+    structure
+        The structure of D.
+
+    Returns
+    -------
+    ProfileGrid or None
+        None where it would cost more than it is worth.
+    """
     variances = np.flatnonzero(structure.is_variance[:-1])
-    if projection.r == 0 or structure.q > _SOME_RAYS or projection.ZZ.shape[0] > 3000:
+    if structure.q > _SOME_RAYS:
         return None
-    spectra, rotation = _eigen(projection.A[variances])
-    of_trace, df = spectra, projection.n - projection.p
-    if method == "ML":
-        of_trace, df = _eigen(projection.A_full[variances])[0], projection.n
-    # Shares of the way to the edge, most of them beside it.
-    shares = 1.0 - np.geomspace(0.95, 1e-6, _RADII)
-    radii = shares / of_trace.max(axis=1)[:, None]
+    alone = (grid.directions[:, variances] == 1.0) & (
+        np.count_nonzero(grid.directions, axis=1) == 1
+    )[:, None]
+    rays = alone.argmax(axis=0)
+    spectra, of_trace = grid.spectra[rays], grid.of_trace[rays]
+    radii = _TO_THE_EDGE / of_trace.max(axis=1)[:, None]
     theta = np.zeros((variances.size * _RADII + 1, structure.is_variance.size))
     theta[:, -1] = 1.0
     rows = np.arange(variances.size * _RADII)
@@ -243,10 +262,14 @@ def negative_grid(projection: Projection, method: Literal["REML", "ML"]) -> Prof
     return ProfileGrid(
         theta,
         np.empty((0, 2), dtype=np.intp),
-        rotation,
+        grid.directions[rays],
+        spectra,
+        of_trace,
+        grid.rotation[rays],
+        [grid.plain[i] for i in rays],
         1.0 / (1.0 - spectra[:, :, None] * radii[:, None, :]),
         np.append(log_det, 0.0),
-        df,
+        grid.df,
     )
 
 
@@ -255,7 +278,7 @@ def _grid(
 ) -> ProfileGrid:
     """The grid on some rays."""
     A = np.tensordot(directions, projection.A, axes=1)
-    spectra, rotation = _eigen(A)
+    spectra, rotation, plain = _eigen(A)
     df = projection.n - projection.p
     of_trace = spectra
     if method == "ML":
@@ -272,22 +295,33 @@ def _grid(
     return ProfileGrid(
         theta,
         beside,
+        directions,
+        spectra,
+        of_trace,
         rotation,
+        plain,
         1.0 / (1.0 + scaled),
         np.append(log_det, 0.0),
         df,
     )
 
 
-def _eigen(A: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Eigenvalues (d, r), none negative, and eigenvectors of matrices (d, r, r)."""
-    diagonal = np.diagonal(A, axis1=1, axis2=2).copy()
-    values, vectors = diagonal, np.broadcast_to(np.eye(A.shape[1]), A.shape).copy()
+def _eigen(A: FloatArray) -> tuple[FloatArray, FloatArray, list[bool]]:
+    """Eigenvalues (d, r), none negative, and eigenvectors of matrices (d, r, r).
+
+    And whether a matrix is diagonal, so that they are the unit vectors.
+    """
+    values = np.diagonal(A, axis1=1, axis2=2).copy()
+    vectors = np.empty(A.shape)
+    size = np.abs(values).sum(axis=1)
     # In the basis of Z'RZ all variances alike make a diagonal matrix.
-    off = np.abs(A).sum(axis=(1, 2)) - np.abs(diagonal).sum(axis=1)
-    for i in np.flatnonzero(off > 1e-7 * np.abs(diagonal).sum(axis=1)):
-        values[i], vectors[i] = divide_and_conquer(A[i])
-    return np.maximum(values, 0.0), vectors
+    plain = (np.abs(A).sum(axis=(1, 2)) - size <= 1e-7 * size).tolist()
+    for i, diagonal in enumerate(plain):
+        if diagonal:
+            vectors[i] = np.eye(A.shape[1])
+        else:
+            values[i], vectors[i] = divide_and_conquer(A[i])
+    return np.maximum(values, 0.0), vectors, plain
 
 
 def _few_directions(structure: CovarianceStructure, *, pairs: bool) -> tuple[FloatArray, IntArray]:

@@ -369,5 +369,5 @@ def _landscape(
     variances = np.flatnonzero(projection.structure.is_variance[:-1])
     chosen = np.ones(host.m, dtype=bool) if start is None else ~start.given
     fine = fine_grid(host, options.method)
-    below = partial(negative_grid, host, options.method)
+    below = partial(negative_grid, grid, host.structure)
     return Landscape(grid, host.u, host.rss, chosen, variances, fine, below)
