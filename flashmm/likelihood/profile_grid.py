@@ -36,7 +36,7 @@ _FINE = 60
 _RADII = 20
 # Shares of the way to the edge of the domain of negative variances, most of them beside it.
 _TO_THE_EDGE = 1.0 - np.geomspace(0.95, 1e-6, _RADII)
-# Features up to which all neighbours of a point are looked at together.
+# Features up to which all rays, and all neighbours of a point, are looked at together.
 _FEW = 8
 # Shares of the largest variance that the others have on the rays, by the number of variances.
 _SHARES = {1: (1.0,), 2: (1.0, 1 / 8, 1 / 64, 0.0), 3: (1.0, 1 / 16, 0.0), 4: (1.0, 0.0)}
@@ -102,7 +102,11 @@ class ProfileGrid:
         """
         count, (rays, _, radii) = u.shape[0], self.weight.shape
         sigma2 = np.empty((rays * radii + 1, count))
-        for i in range(rays):
+        if count <= _FEW:
+            turned = np.matmul(self.rotation.transpose(0, 2, 1), u.T)
+            by_ray = sigma2[:-1].reshape(rays, radii, count)  # a view
+            np.matmul(self.weight.transpose(0, 2, 1), turned * turned, out=by_ray)
+        for i in range(rays if count > _FEW else 0):
             turned = u.T if self.plain[i] else self.rotation[i].T @ u.T
             np.matmul(self.weight[i].T, turned * turned, out=sigma2[i * radii : (i + 1) * radii])
         sigma2[-1] = (u * u).sum(axis=1)
