@@ -14,6 +14,15 @@ from flashmm.slips.cures import CLASSES, known
 __all__ = ["AnsweringClass", "no_call", "no_operator"]
 
 
+class _OperandError(InputError, TypeError):
+    """What Python says of operands that do not fit, with a cure."""
+
+
+# In a traceback it is what it is to whoever reads it.
+_OperandError.__name__ = _OperandError.__qualname__ = InputError.__name__
+_OperandError.__module__ = InputError.__module__
+
+
 def no_call(module: str, cure: str) -> None:
     """Let a module say what it holds when it is called like a function.
 
@@ -26,7 +35,7 @@ def no_call(module: str, cure: str) -> None:
     """
 
     def refuse(*_: object, **__: object) -> Any:
-        raise InputError(f"{module} is a module: {cure}.")
+        raise _OperandError(f"{module} is a module: {cure}.")
 
     sys.modules[module].__class__ = type("Module", (ModuleType,), {"__call__": refuse})
 
@@ -43,7 +52,8 @@ def no_operator(what: str, cure: str) -> Callable[[object, object], Any]:
     """
 
     def refuse(_: object, other: object) -> Any:
-        raise InputError(f"{what} and {_named(other)} have no sum, difference or product: {cure}.")
+        named = _named(other)
+        raise _OperandError(f"{what} and {named} have no sum, difference or product: {cure}.")
 
     return refuse
 
