@@ -48,7 +48,7 @@ class StatisticsManners(metaclass=AnsweringClass):
 
     __rsub__ = __mul__ = __rmul__ = __truediv__ = _NO_SUM
 
-    def same_kind(self, other: object) -> Self:
+    def _same_kind(self, other: object) -> Self:
         """What is to be added, if it is statistics of the same kind."""
         return other if isinstance(other, type(self)) else _NO_SUM(self, other)
 
