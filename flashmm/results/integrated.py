@@ -257,7 +257,7 @@ def _integration(
             )
     prior.check(fitted.stats.structure.param_names[:-1])
     covariate = None
-    if prior.ds.attrs["trend"] == "mean":
+    if prior.ds.attrs.get("trend") == "mean":
         covariate = feature_means(fitted)
     return integrate(
         _parts(fitted, effects=effects),

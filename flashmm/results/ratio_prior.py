@@ -27,6 +27,8 @@ from flashmm.storage.format_version import FOLLOWING_FORMAT, FORMAT, marked
 __all__ = ["RatioPrior", "prior_of"]
 
 _KIND = "RatioPrior"
+# What s0^2 may follow: nothing, the features' means, a covariate that was given.
+_TRENDS = ("", "mean", "given")
 
 
 @answer_calls
@@ -220,16 +222,8 @@ class RatioPrior:
         'integrated'
         """
         ds = load_dataset(path, kind=_KIND)
-        weights, line, points = ds["weight"].to_numpy(), ds["line"].to_numpy(), ds.sizes["point"]
         with reading(path):
-            if points == 0 or not (np.isfinite(weights) & (weights >= 0)).all():
-                raise InputError("Its weights are no probabilities.")
-            if not np.isfinite(ds["ratio"]).all() or (line < 0).any():
-                raise InputError("Its grid of ratios is none.")
-            if "residual_at" in ds and not (
-                np.isfinite(ds["residual_slope"]) & (ds["residual_at"] > 0)
-            ):
-                raise InputError("Its slope on the residual variance is none.")
+            _refuse_nonsense(ds)
         return cls(ds)
 
     # ---- in numbers ------------------------------------------------------------------------
@@ -267,6 +261,7 @@ class RatioPrior:
         flashmm.exceptions.InputError: `prior` is one of the ratios of 'Individual', but this model
         has 'Batch': a prior comes from a fit with the same random terms.
         """
+        _refuse_nonsense(self.ds, "The prior's")
         if tuple(self.params) != params:
             raise InputError(
                 f"`prior` is one of the ratios of {listing(self.params)}, but this model has "
@@ -297,6 +292,30 @@ class RatioPrior:
             location[known] = self.ds["feature_location"].to_numpy()[own[known]]
             df[known] = self.ds["feature_df"].to_numpy()[own[known]]
         return VariancePrior(location, df, self.df)
+
+
+def _refuse_nonsense(ds: xr.Dataset, whose: str = "Its") -> None:
+    """Raise where a Dataset, read from a file or made by hand, is no distribution."""
+    weights, ratio = ds["weight"].to_numpy(), ds["ratio"].to_numpy()
+    if not ((weights >= 0).all() and abs(weights.sum() - 1.0) < 1e-6):  # nor where one is NaN
+        raise InputError(f"{whose} weights are no probabilities.")
+    # The first two are variances, whatever the model: covariances follow those of their block.
+    if not np.isfinite(ratio).all() or (ratio[:, :2] < 0).any() or (ds["line"] < 0).any():
+        raise InputError(f"{whose} grid of ratios is none.")
+    if "residual_at" in ds and not (np.isfinite(ds["residual_slope"]) & (ds["residual_at"] > 0)):
+        raise InputError(f"{whose} slope on the residual variance is none.")
+    df, location = float(ds["sigma2_df"]), float(ds["sigma2_location"])
+    unknown = df == 0 or (np.isnan(location) and ds.attrs.get("n_features") == 0)
+    if not (df >= 0 and (unknown or 0 < location < np.inf)):
+        raise InputError(f"{whose} prior of the residual variance is none.")
+    if "feature_df" in ds and ((ds["feature_df"] < 0) | (ds["feature_location"] < 0)).any():
+        raise InputError(f"{whose} priors of single features' residual variances are none.")
+    if "trend_at" in ds:
+        at, along = ds["trend_at"].to_numpy(), ds["trend_location"].to_numpy()
+        if not ((np.diff(at) > 0).all() and (along > 0).all()):
+            raise InputError(f"{whose} trend of the residual variance is none.")
+    if ds.attrs.get("trend", "") not in _TRENDS:
+        raise InputError(f"{whose} trend is {str(ds.attrs['trend'])[:80]!r}, not one of {_TRENDS}.")
 
 
 def prior_of(

@@ -60,12 +60,15 @@ def log_evidence(
         Prior degrees of freedom and location of sigma2 in the units of Q, shape (B,). Infinite d0
         fixes sigma2; d0 of zero leaves it flat.
     """
-    known, flat = np.isinf(d0)[:, None], (d0 == 0)[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.where(known | flat, 1.0, d0[:, None] * s0[:, None])
-        power = 0.5 * (df[:, None] + np.where(known, 0.0, d0[:, None]))
-        form = np.where(flat, np.log(Q), np.log1p(Q / scale)) * power
-        log = -0.5 * log_det - np.where(known, 0.5 * Q / s0[:, None], form)
+    d0, s0, known = d0[:, None], s0[:, None], np.isinf(d0)[:, None]
+    # Beside the smallest form: no unit, and no d0 however small or large, leaves the range.
+    least = Q.min(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+        own = np.where(known | (d0 == 0), 0.0, d0 * s0)
+        power = 0.5 * (df[:, None] + np.where(known, 0.0, d0))
+        form = np.log1p((Q - least) / (own + least)) * power
+        fixed = 0.5 * np.where(least < Q, (Q - least) / s0, 0.0)
+        log = -0.5 * log_det - np.where(known, fixed, form)
     log -= log.max(axis=1, keepdims=True)
     return np.asarray(log)
 
