@@ -144,6 +144,8 @@ def __getattr__(name: str) -> Any:
         if not cure and not name.startswith("_"):
             results = import_module(f"{__name__}.results").MultiLMMResults
             cure = f"it is a method of results: result.{name}" if hasattr(results, name) else ""
+            asked = cures.known(cures.ATTRIBUTES, name)
+            cure = cure or (f"of results, {asked}" if asked else "")
         near = import_module(f"{__name__}.exceptions").nearest(name, __all__)
         more = f"; {cure}" if cure else f". {near}" * (not name.startswith("_"))
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{more}")

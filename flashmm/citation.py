@@ -6,8 +6,11 @@ from typing import Literal
 
 from flashmm.exceptions import InputError
 from flashmm.slips.answers import answered
+from flashmm.slips.refusals import no_call
 
 __all__ = ["DISTRIBUTION", "cite", "installed_version"]
+
+no_call(__name__, "a text to cite is flashmm.cite()")
 
 DISTRIBUTION = "multilmm"  # what pip installs; the import is flashmm
 

@@ -36,9 +36,10 @@ from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.results.fitting_curves import check_curved
 from flashmm.results.on_workers import fit_on_workers
 from flashmm.results.trust import doubt
-from flashmm.slips.answers import answer_calls, no_such_attribute
+from flashmm.slips.answers import answer_calls, no_index, no_such_attribute
 from flashmm.slips.attributes import MODELS
 from flashmm.slips.cures import ATTRIBUTES, UNFITTED, known
+from flashmm.slips.refusals import AnsweringClass, no_operator
 from flashmm.solvers import EM, SOLVERS
 from flashmm.solvers.base import Solver
 from flashmm.solvers.batches import usable_cores
@@ -60,7 +61,7 @@ SPACES = ("unconstrained", "psd")
 
 
 @answer_calls
-class MultiLMM(ModelData):
+class MultiLMM(ModelData, metaclass=AnsweringClass):
     """Linear mixed models of many features that share one design.
 
     For every feature j, ``y_j = X beta_j + Z b_j + e_j`` with ``b_j ~ N(0, D(theta_j))`` and
@@ -89,6 +90,14 @@ class MultiLMM(ModelData):
     >>> result.params.shape
     (20, 5)
     """
+
+    __getitem__ = no_index("A model", "features are those of its fit, model.fit()['GENE']")
+    __iter__ = None
+    __add__ = __radd__ = __sub__ = no_operator(
+        "Models",
+        "sums are added, MultiLMM.from_summary_stats(a.stats + b.stats), and a smaller model is "
+        "model.drop(fixed='x')",
+    )
 
     if not TYPE_CHECKING:  # which would believe in every attribute
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from flashmm.exceptions import InputError
 
-__all__ = ["Progress", "counted", "progress_bar", "wanted"]
+__all__ = ["Progress", "counted", "counting_on", "progress_bar", "wanted"]
 
 Item = TypeVar("Item")
 
@@ -58,6 +58,8 @@ def counted(
 
     def more(count: int) -> None:
         nonlocal done
+        if count == 0:
+            return
         done += count
         if bar is not None:
             bar.update(count)
@@ -69,6 +71,19 @@ def counted(
     finally:
         if bar is not None:
             bar.close()
+
+
+def counting_on(done: Callable[[int], None]) -> Progress:
+    """What is told of a part of some work, as `counted`'s function is told how many more."""
+    before = 0
+
+    def told(now: int, total: int) -> None:
+        nonlocal before
+        del total
+        done(now - before)
+        before = now
+
+    return told
 
 
 def _bar(

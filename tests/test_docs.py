@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -157,15 +159,27 @@ def test_the_site_takes_nothing_from_elsewhere():
 
 def test_every_formula_can_be_written_as_mathml():
     latex2mathml = pytest.importorskip("docutils.utils.math.latex2mathml")
+    sys.path.insert(0, str(DOCS / "_extensions"))
+    try:
+        mathml = importlib.import_module("mathml")
+    finally:
+        sys.path.pop(0)
     count = 0
     for page in DOCS.glob("*.md"):
         text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
         text = re.sub(r"`[^`\n]+`", "", text)
         for formula in re.findall(r"\$\$(.+?)\$\$|(?<!\\)\$([^$]+?)\$", text, re.DOTALL):
-            source = "".join(formula).strip().replace(r"\dots", r"\ldots")
-            latex2mathml.tex2mathml(source)
+            written = latex2mathml.tex2mathml(mathml.readable("".join(formula)))
+            # A half is one over two, not twelve over what follows.
+            halves = re.findall(r"frac\s*12", "".join(formula))
+            tight = re.sub(r"\s", "", written)
+            assert tight.count("<mn>1</mn><mn>2</mn></mfrac>") >= len(halves), formula
+            assert not re.search(r"<mfrac[^>]*><mn>12</mn>", tight), formula
+            assert "<munderover>" not in tight or "sum" in "".join(formula), formula
             count += 1
     assert count > 300
+    with pytest.raises(ValueError, match="braces"):
+        mathml.readable(r"\frac a b")
 
 
 def test_api_reference_lists_every_public_name():

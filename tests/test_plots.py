@@ -285,6 +285,7 @@ def test_shares_of_the_variance(result, Y):
     np.testing.assert_allclose(widths[::2], shares[0])
     assert not any(widths[1::2])
     assert "no estimate" in [text.get_text() for text in ax.texts]
+    assert ax.get_xlim() == (0.0, 1.0)  # with a label at zero
     ax = result.plot.fractions()
     medians = drawn(ax)[:, 1]
     np.testing.assert_allclose(medians, np.median(shares[:-1], axis=0))
@@ -348,6 +349,8 @@ def test_trend_and_prior(result, Y):
     np.testing.assert_allclose(np.sort(found[:, 1]), np.sort(sd))
     line = next(line for line in ax.lines if line.get_label() == "prior")
     assert len(line.get_xdata()) == M - 1
+    ax.figure.canvas.draw()
+    assert ax.get_legend().get_window_extent().y0 >= ax.bbox.y1 - 1  # above the points
     assert result.plot.ratio_prior().get_legend() is not None
     assert len(result.plot.influence("g").get_yticks()) == 12
     assert "hits" in result.plot.influence("g", "trt[T.B]", alpha=0.1).get_xlabel()
@@ -366,6 +369,7 @@ def test_predictions_over_the_data(result, data, Y):
     np.testing.assert_allclose(drawn(ax), np.column_stack([data["age"], Y.loc[name]]))
     lines = result.plot.predictions(name, "age", data, by="trt", at={"sex": "f"}, points=4)
     assert legend_of(lines) == ["A", "B"]
+    assert lines.get_legend().get_title().get_text() == "trt"
     new["sex"] = "f"
     np.testing.assert_allclose(lines.lines[0].get_ydata(), result.predict(new, features=[name])[0])
 

@@ -236,13 +236,27 @@ LONG = {
     "bootstrap_test": (
         lambda r, p: r.bootstrap_test("x", n=2, rng=1, progress=p), "replicates", 10,
     ),
+    "ranova": (lambda r, p: r.ranova(progress=p), "fits without a term", 5),
+    "variance_test": (lambda r, p: r.variance_test("g", progress=p), "fits without a term", 5),
+    "drop1": (lambda r, p: r.drop1(test="LRT", progress=p), "fits without a term", 10),
+    "learn_ratio_prior": (
+        lambda r, p: r.learn_ratio_prior(progress=p), "prior of the ratios", 5,
+    ),
+    "posterior_variances": (
+        lambda r, p: r.posterior_variances(prior=r.ratio_prior, progress=p), "integration", 5,
+    ),
+    "t_test": (
+        lambda r, p: r.t_test(df="integrated", prior=r.ratio_prior, progress=p), "integration", 5,
+    ),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def grouped(data):
     model = fm.MultiLMM.from_formula("~ x", "(1 | g)", *data, sums_by="g", progress=False)
-    return model.fit(parameter_space="psd", progress=False)
+    result = model.fit(parameter_space="psd", progress=False)
+    assert result.ratio_prior  # learned before anything is counted
+    return result
 
 
 @pytest.mark.parametrize("name", LONG)
@@ -259,11 +273,20 @@ def test_long_methods_have_a_bar_and_tell_a_function(name, bars, grouped):
     assert [done for done, _ in told] == sorted({done for done, _ in told})
 
 
+def test_limits_of_integrated_tests_are_as_silent_as_asked(bars, grouped):
+    grouped.conf_int(df="integrated")
+    assert [bar[0] for bar in bars if isinstance(bar, tuple)] == ["integration"] * 2
+    bars.clear()
+    grouped.conf_int(df="integrated", progress=False)
+    assert not bars
+
+
 def test_every_public_method_that_counts_passes_progress_on():
     """Whatever the package counts for a user is asked for, or not, where the user calls it."""
     counting = {
         "from_formula", "from_anndata", "fit", "influence", "flip_test", "conf_int",
-        "conf_int_theta", "bootstrap", "bootstrap_test",
+        "conf_int_theta", "bootstrap", "bootstrap_test", "ranova", "variance_test", "drop1",
+        "learn_ratio_prior", "posterior_variances", "t_test",
     }  # fmt: skip
     for owner in (fm.MultiLMM, fm.MultiLMMResults):
         for name in dir(owner):

@@ -114,6 +114,8 @@ def checked_labels(
         and len(names) == len(set(names)) == size  # as formulas give them
     ):
         return np.array(names, dtype=object)
+    if type(names) is np.ndarray and names.shape == (size,) and counts_up(names):
+        return names  # as features are called by default
     index = pd.Index(names)
     if index.size != size:
         raise InputError(f"There are {index.size} {what} names for {size} {what}s.")

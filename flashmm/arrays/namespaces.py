@@ -126,7 +126,7 @@ def take(array: Array, index: Array) -> Array:
     array([0., 2.])
     """
     if type(array) is np.ndarray:  # asked a hundred times in a fit of few features
-        return array[index] if index.dtype == bool else np.take(array, index, axis=0)
+        return array[index] if index.dtype == bool else array.take(index, axis=0)
     xp = namespace(array)
     if xp.isdtype(index.dtype, "bool"):
         return array[index]

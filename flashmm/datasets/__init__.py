@@ -5,8 +5,12 @@ from typing import Any
 from flashmm.datasets.dataset import Dataset
 from flashmm.datasets.packaged import kang, kimma, orthodont, penicillin, sleepstudy, varpart
 from flashmm.exceptions import listing
+from flashmm.slips.refusals import no_call
 
 __all__ = ["Dataset", "kang", "kimma", "orthodont", "penicillin", "sleepstudy", "varpart"]
+
+
+no_call(__name__, "a data set is datasets.sleepstudy(), ...")
 
 
 def __getattr__(name: str) -> Any:

@@ -239,10 +239,17 @@ def parse_formula(
         raise InputError(
             f"`{argument}` must be a formula such as '~ x + (1 | g)', not {type(formula).__name__}."
         )
+    plain, text, bars = _parsed_text(formula, argument)
+    return plain, text, [*bars]
+
+
+@lru_cache(maxsize=256)
+def _parsed_text(formula: str, argument: str) -> tuple[SimpleFormula, str, tuple[BarTerm, ...]]:
+    """The same of a text, once for all models that share it."""
     source = f"`{argument}` = {formula!r}"
     tokens = _without_tilde(_tokens(formula, source), formula, argument)
     kept, groups = _split_bars(tokens, source, strict=argument != "fixed")
-    bars = [bar for group, kind in groups for bar in _expand_bar(group, kind, source)]
+    bars = tuple(bar for group, kind in groups for bar in _expand_bar(group, kind, source))
     return _parse_plain(_render(kept) or "1", source), _render(kept), bars
 
 

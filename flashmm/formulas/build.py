@@ -52,7 +52,7 @@ from flashmm.formulas.sample_table import (
     Columns,
     Names,
     check_data,
-    clean,
+    cleaned,
     missing_rows,
     refuse_infinite,
 )
@@ -163,10 +163,13 @@ def build_design(
     names.check()
 
     dropped = missing_rows(table, names.columns, missing)
-    rows = ~dropped if dropped.any() else slice(None)
-    labels = table.index[rows]
+    used = {column: table[column] for column in names.columns}
+    labels = table.index
+    if dropped.any():
+        used = {column: values[~dropped] for column, values in used.items()}
+        labels = labels[~dropped]
     kept = pd.DataFrame(  # a copy: functions of the formulas may not reach the caller's data
-        {column: clean(table[column].iloc[rows], column).array for column in names.columns},
+        {column: cleaned(values, column) for column, values in used.items()},
         index=range(len(labels)),
     )
     refuse_infinite(kept, labels)

@@ -37,6 +37,7 @@ __all__ = [
     "Names",
     "check_data",
     "clean",
+    "cleaned",
     "evaluating",
     "missing_rows",
     "number_label",
@@ -243,14 +244,19 @@ def missing_rows(data: pd.DataFrame, columns: list[str], missing: str) -> BoolAr
 
 
 def clean(values: pd.Series[Any], column: str) -> pd.Series[Any]:
-    """Reduce a column without missing values to a type that formulaic reads as meant.
+    """`cleaned` with an index of its own."""
+    return pd.Series(cleaned(values, column))
+
+
+def cleaned(values: pd.Series[Any], column: str) -> Any:
+    """Reduce a column without missing values to a type that formulaic reads as meant, an array.
 
     Unused categories go, and nullable, sparse and object numbers become plain ones; formulaic
     would take the last for categories. The result may share the memory of ``values``.
     """
     # A categorical type would write out its levels to be compared.
     if isinstance(values.dtype, np.dtype) and values.dtype in _PLAIN:
-        return pd.Series(values.array)
+        return values.array
     values = usual_type(values, column)
     dtype = values.dtype
     if isinstance(dtype, pd.CategoricalDtype):
@@ -289,7 +295,7 @@ def clean(values: pd.Series[Any], column: str) -> pd.Series[Any]:
             f"Column {column!r} of `data` has different values that print alike: "
             f"{listing(alike)}. Convert it to one type, e.g. with .astype(str)."
         )
-    return pd.Series(values.array)
+    return values.array
 
 
 def _refuse_mixed_booleans(types: set[type], column: str) -> None:
@@ -305,8 +311,9 @@ def _refuse_mixed_booleans(types: set[type], column: str) -> None:
 def refuse_infinite(data: pd.DataFrame, labels: pd.Index[Any]) -> None:
     """Raise for an infinite number, which would spoil whole columns of scale(x) or poly(x, 2)."""
     for column in data.columns:
-        if data[column].dtype.kind == "f":
-            infinite = np.isinf(np.asarray(data[column]))
+        values = data[column]
+        if values.dtype.kind == "f":
+            infinite = np.isinf(np.asarray(values))
             if infinite.any():
                 raise InputError(
                     f"Column {column!r} of `data` is infinite in rows {listing(labels[infinite])}."

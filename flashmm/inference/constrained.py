@@ -70,6 +70,7 @@ class Maximiser:
         *,
         values: Sequence[int] = (),
         zeros: Sequence[int] = (),
+        done: Callable[[int], None] | None = None,
     ) -> Maximum:
         """Maximise with the parameters at ``values`` as in ``start`` and those at ``zeros`` zero.
 
@@ -81,6 +82,8 @@ class Maximiser:
             Position of the feature of each row, shape (B,); a feature may occur repeatedly.
         values, zeros
             Positions in theta, as in `Fixed.of`.
+        done
+            Told how many rows more are done.
 
         Returns
         -------
@@ -111,7 +114,7 @@ class Maximiser:
             result.loglik[rows], result.theta[rows] = found.evaluation.loglik, found.theta
             result.score[rows], result.status[rows] = found.evaluation.score, found.status
 
-        self._over(fit, count)
+        self._over(fit, count, done)
         return result
 
     def loglik(self, theta: FloatArray, features: IntArray) -> FloatArray:
@@ -124,7 +127,12 @@ class Maximiser:
         self._over(evaluate, features.size)
         return result
 
-    def _over(self, function: Callable[[IntArray], None], count: int) -> None:
+    def _over(
+        self,
+        function: Callable[[IntArray], None],
+        count: int,
+        done: Callable[[int], None] | None = None,
+    ) -> None:
         """Call a function for ``count`` rows, batch by batch and in threads."""
         over_batches(
             function,
@@ -132,6 +140,7 @@ class Maximiser:
             np.arange(count),
             memory=self.memory,
             n_jobs=usable_cores(),
+            done=done,
         )
 
     def _inside(

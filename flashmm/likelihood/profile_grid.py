@@ -40,6 +40,8 @@ _SOME_RAYS = 300
 # Rank of Z'RZ up to which there is a finer grid.
 _FINE = 60
 _RADII = 20
+# Features up to which all rays, and all neighbours of a point, are looked at together.
+_FEW = 8
 # Shares of the largest variance that the others have on the rays, by the number of variances.
 _SHARES = {1: (1.0,), 2: (1.0, 1 / 8, 1 / 64, 0.0), 3: (1.0, 1 / 16, 0.0), 4: (1.0, 0.0)}
 _FINE_SHARES = {
@@ -67,6 +69,8 @@ class ProfileGrid:
         Pairs of neighbouring rays, shape (pairs, 2).
     rotation
         Eigenvectors of each ray, shape (rays, r, r).
+    plain
+        Whether the rotation of a ray is none.
     weight
         1 / (1 + rho lambda) of each ray's points, shape (rays, r, radii).
     log_det
@@ -78,6 +82,7 @@ class ProfileGrid:
     theta: FloatArray
     beside: IntArray
     rotation: FloatArray
+    plain: list[bool]
     weight: FloatArray
     log_det: FloatArray
     df: int
@@ -92,8 +97,12 @@ class ProfileGrid:
         """
         count, (rays, _, radii) = u.shape[0], self.weight.shape
         sigma2 = np.empty((rays * radii + 1, count))
-        for i in range(rays):
-            turned = u.T if self._plain[i] else self.rotation[i].T @ u.T
+        if count <= _FEW:
+            turned = np.matmul(self.rotation.transpose(0, 2, 1), u.T)
+            by_ray = sigma2[:-1].reshape(rays, radii, count)  # a view
+            np.matmul(self.weight.transpose(0, 2, 1), turned * turned, out=by_ray)
+        for i in range(rays if count > _FEW else 0):
+            turned = u.T if self.plain[i] else self.rotation[i].T @ u.T
             np.matmul(self.weight[i].T, turned * turned, out=sigma2[i * radii : (i + 1) * radii])
         sigma2[-1] = (u * u).sum(axis=1)
         sigma2 += rss
@@ -104,12 +113,6 @@ class ProfileGrid:
         values *= -0.5 * self.df
         values[~(sigma2 > 0)] = -np.inf
         return values, sigma2
-
-    @cached_property
-    def _plain(self) -> list[bool]:
-        """Whether the rotation of each ray is none."""
-        r = self.rotation.shape[1]
-        return [np.count_nonzero(R) == r and bool((np.diag(R) == 1.0).all()) for R in self.rotation]
 
     def summits(self, values: FloatArray) -> BoolArray:
         """Points that no neighbour is above, shape (g, B), of log-likelihoods (g, B)."""
@@ -267,7 +270,7 @@ def _grid(
 ) -> ProfileGrid:
     """The grid on some rays."""
     A = np.tensordot(directions, projection.A, axes=1)
-    spectra, rotation = _eigen(A)
+    spectra, rotation, plain = _eigen(A)
     df = projection.n - projection.p
     of_trace = spectra
     if method == "ML":
@@ -285,27 +288,35 @@ def _grid(
         theta,
         beside,
         rotation,
+        plain,
         1.0 / (1.0 + scaled),
         np.append(log_det, 0.0),
         df,
     )
 
 
-def _eigen(A: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Eigenvalues (d, r), none negative, and eigenvectors of matrices (d, r, r)."""
-    values, vectors = eigenvectors_of(A)
-    return np.maximum(values, 0.0), vectors
+def _eigen(A: FloatArray) -> tuple[FloatArray, FloatArray, list[bool]]:
+    """As `eigenvectors_of`, with no eigenvalue negative."""
+    values, vectors, plain = eigenvectors_of(A)
+    return np.maximum(values, 0.0), vectors, plain
 
 
-def eigenvectors_of(A: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Eigenvalues (d, r) and eigenvectors of matrices (d, r, r); none are turned if diagonal."""
-    diagonal = np.diagonal(A, axis1=1, axis2=2).copy()
-    values, vectors = diagonal, np.broadcast_to(np.eye(A.shape[1]), A.shape).copy()
+def eigenvectors_of(A: FloatArray) -> tuple[FloatArray, FloatArray, list[bool]]:
+    """Eigenvalues (d, r) and eigenvectors of matrices (d, r, r).
+
+    And whether a matrix is diagonal, so that they are the unit vectors.
+    """
+    values = np.diagonal(A, axis1=1, axis2=2).copy()
+    vectors = np.empty(A.shape)
+    size = np.abs(values).sum(axis=1)
     # In the basis of Z'RZ all variances alike make a diagonal matrix.
-    off = np.abs(A).sum(axis=(1, 2)) - np.abs(diagonal).sum(axis=1)
-    for i in np.flatnonzero(off > 1e-7 * np.abs(diagonal).sum(axis=1)):
-        values[i], vectors[i] = divide_and_conquer(A[i])
-    return values, vectors
+    plain = (np.abs(A).sum(axis=(1, 2)) - size <= 1e-7 * size).tolist()
+    for i, diagonal in enumerate(plain):
+        if diagonal:
+            vectors[i] = np.eye(A.shape[1])
+        else:
+            values[i], vectors[i] = divide_and_conquer(A[i])
+    return values, vectors, plain
 
 
 def _few_directions(structure: CovarianceStructure, *, pairs: bool) -> tuple[FloatArray, IntArray]:

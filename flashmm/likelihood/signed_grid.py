@@ -77,7 +77,7 @@ def signed_grid(
     else:
         directions, beside = _signed_lattice(k, chosen)
     directions = directions / size
-    spectra, rotation = eigenvectors_of(np.tensordot(directions, A, axes=1))
+    spectra, rotation, plain = eigenvectors_of(np.tensordot(directions, A, axes=1))
     traces = spectra
     if method == "ML":
         traces = eigenvectors_of(np.tensordot(directions, of_det, axes=1))[0]
@@ -87,7 +87,7 @@ def signed_grid(
     theta[-1, :-1] = 0.0
     log_det = np.log1p(traces[:, :, None] * radii[:, None, :]).sum(axis=1).reshape(-1)
     weight = 1.0 / (1.0 + spectra[:, :, None] * radii[:, None, :])
-    return ProfileGrid(theta, beside, rotation, weight, np.append(log_det, 0.0), df)
+    return ProfileGrid(theta, beside, rotation, plain, weight, np.append(log_det, 0.0), df)
 
 
 def _affordable(k: int, r: int, fineness: Fineness) -> int | None:

@@ -19,6 +19,7 @@ from flashmm.plots.variances import (
     variance_trend,
     voom_trend,
 )
+from flashmm.slips.refusals import no_call
 
 __all__ = [
     "caterpillar",
@@ -39,6 +40,8 @@ __all__ = [
     "volcano",
     "voom_trend",
 ]
+
+no_call(__name__, "pictures are result.plot.volcano(contrast), ..., or plots.volcano(...)")
 
 
 if not TYPE_CHECKING:  # which would believe in every attribute

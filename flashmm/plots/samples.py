@@ -120,6 +120,7 @@ def predictions(
     upper: ArrayLike | None = None,
     *,
     lines: Sequence[Any] | None = None,
+    by: str = "",
     data_x: ArrayLike | None = None,
     data_y: ArrayLike | None = None,
     data_line: ArrayLike | None = None,
@@ -139,6 +140,8 @@ def predictions(
         Predictions and their limits, in the units of Y, shape (g,) or (l, g) for l lines.
     lines
         Names of the lines.
+    by
+        What tells the lines apart, the title of their legend.
     data_x, data_y
         The samples, shape (n,).
     data_line
@@ -205,7 +208,7 @@ def predictions(
     if levels is not None:
         ax.set_xticks(np.arange(len(levels)), labels=plain_all(levels))
     if lines is not None and count > 1:
-        legend(ax, place="beside")
+        legend(ax, title=plain(by), place="beside")
     return ax
 
 

@@ -143,7 +143,8 @@ def legend(
         return
     options: dict[str, Any] = {"fontsize": _SMALL, "title_fontsize": _SMALL, "frameon": False}
     if place == "above":
-        options |= {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": len(handles)}
+        options |= {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0)}
+        options["ncols"] = min(len(handles), 3)  # no wider than the picture
     elif place == "beside":
         options |= {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0}
     else:

@@ -136,6 +136,8 @@ def _bars(
     ax.set_ylim(count - 0.4, -0.6)
     if left.min(initial=0.0) < 0:
         ax.axvline(0.0, color=BLACK, linewidth=0.8)
+    else:
+        ax.set_xlim(0.0, max(1.0, right.max(initial=0.0)))
     legend(ax, place="beside")
     return ax
 
@@ -377,7 +379,7 @@ def variance_trend(
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(_text_of_number)
         ax.yaxis.set_minor_formatter(lambda value, _: _text_of_number(value, _, (2, 5)))
-    legend(ax)
+    legend(ax, place="above")  # points may be anywhere
     return ax
 
 

@@ -205,8 +205,10 @@ def _verdicts(
 
 def without_maximum(likelihood: AnyEstimator, solution: Solution) -> IntArray:
     """Which unfinished features end at the edge and still rise towards it as they came near."""
-    open_ended = (Status.ITERATION_LIMIT, Status.STALLED)
-    unfinished = np.flatnonzero(np.isin(solution.status, open_ended))
+    status = solution.status
+    unfinished = np.flatnonzero((status == Status.ITERATION_LIMIT) | (status == Status.STALLED))
+    if unfinished.size == 0:
+        return unfinished
     theta = solution.theta[unfinished]
     with np.errstate(all="ignore"):  # a fit without a maximum may have gone far
         distance = rows_of(likelihood, unfinished).distance_to_edge(theta)

@@ -58,7 +58,8 @@ def conf_int(
         asked = coefficients_of(coefs, fitted.stats.coef_names)
         chosen = np.array([names.index(str(name)) for name in asked], dtype=np.intp)
     if method == "wald":
-        tests = t_test(fitted, positions, None, df=df, prior=prior, cov=cov, cluster=cluster)
+        options: dict[str, Any] = {"cov": cov, "cluster": cluster, "progress": progress}
+        tests = t_test(fitted, positions, None, df=df, prior=prior, **options)
         found = tests.conf_int(alpha).rename({"contrast": "coef"}).isel(coef=chosen)
         return found.assign_attrs(method=method)
     check_alpha(alpha)

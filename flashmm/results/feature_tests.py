@@ -285,6 +285,11 @@ class FeatureTests:
         """The rows of `to_frame` of one feature, by contrast, or of several."""
         one = np.ndim(feature) == 0 and not isinstance(feature, slice)
         names = self.ds["feature"].to_numpy()
+        if isinstance(feature, str) and feature in self.contrasts and feature not in self:
+            raise InputError(
+                f"{feature!r} is a contrast, and tests[...] chooses features: its p-values are "
+                f"tests.pvalue[{feature!r}], its table tests.top_table({feature!r})."
+            )
         at = feature_positions(names, [feature] if one else feature)
         count, table = len(self.contrasts), self.to_frame()
         rows = (at[:, None] * count + np.arange(count)).ravel()

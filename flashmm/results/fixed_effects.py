@@ -16,6 +16,7 @@ from flashmm.formulas.fixed_terms import type3_hypotheses
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve_df
 from flashmm.inference.margins import interval_tests, one_sided_of
 from flashmm.inference.statistics import chi2_pvalues, f_pvalues, resolve_alternative, t_statistics
+from flashmm.progress import Progress
 from flashmm.results.cluster_robust import MODEL, RobustCovarianceOf, Sandwich, sandwich_of
 from flashmm.results.contrast_results import TTestResults
 from flashmm.results.deferred import Deferred
@@ -51,6 +52,7 @@ def t_test(
     null: str | None = None,
     cov: str = MODEL,
     cluster: Any = None,
+    progress: Progress = None,
 ) -> TTestResults:
     """Tests of linear contrasts; see `MultiLMMResults.t_test`."""
     side = resolve_alternative(alternative)
@@ -61,7 +63,7 @@ def t_test(
     interval = interval_null(margin, null, contrasts.labels)
     sandwich = sandwich_of(fitted, cov, cluster, method, moderated, prior)
     if _is_integrated(method, moderated, prior):
-        return integrated_t_tests(fitted, positions, read, side, prior, interval)
+        return integrated_t_tests(fitted, positions, read, side, prior, interval, progress)
     estimate = fitted.values("beta", positions) @ L.T
     found: Any
     covariance: CovarianceOf | RobustCovarianceOf

@@ -387,9 +387,8 @@ class Influence:
         >>> Y = rng.normal(size=(3, 40)) + 0.6 * data["x"].to_numpy()
         >>> model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=Y, sums_by="g")
         >>> found = model.fit(parameter_space="psd").influence()
-        >>> found.hits("x")[["n", "hits", "without", "lost", "gained"]].head(2).to_dict("index")
-        {'a': {'n': 5, 'hits': 3, 'without': 1, 'lost': 2, 'gained': 0}, \
-'b': {'n': 5, 'hits': 3, 'without': 1, 'lost': 2, 'gained': 0}}
+        >>> found.hits("x").head(2).loc[:, "n":"gained"].to_dict("list")
+        {'n': [5, 5], 'hits': [3, 3], 'without': [1, 1], 'lost': [2, 2], 'gained': [0, 0]}
         """
         check_alpha(alpha)
         tests = self.t_test(contrast, alternative=alternative, df=df)

@@ -6,6 +6,7 @@ The numbers are those of `flashmm.inference.integrated`.
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from flashmm.inference.variance_fractions import component_weights
 from flashmm.likelihood import PatternedProjection, project
 from flashmm.likelihood.own_rows.own_rows import OwnRowsLikelihood
 from flashmm.likelihood.own_rows.stacked_designs import StackedProjection
+from flashmm.progress import Progress
 from flashmm.results.contrast_results import TTestResults
 from flashmm.results.estimability import EstimableContrasts, Hypothesis
 from flashmm.results.fitted import FittedModel
@@ -52,7 +54,9 @@ __all__ = [
 _MANY_PATTERNS = 2000
 
 
-def learn_ratio_prior(fitted: FittedModel, trend: Any = False, robust: bool = False) -> RatioPrior:
+def learn_ratio_prior(
+    fitted: FittedModel, trend: Any = False, robust: bool = False, progress: Progress = None
+) -> RatioPrior:
     """The prior that the features share; see `MultiLMMResults.learn_ratio_prior`."""
     fitted.one_residual("df='integrated'", "Use df='satterthwaite' or 'kenward-roger'.")
     fitted.estimated_residual("df='integrated'", "Use df='satterthwaite' or 'knapp-hartung'.")
@@ -63,6 +67,7 @@ def learn_ratio_prior(fitted: FittedModel, trend: Any = False, robust: bool = Fa
         fitted.options.memory,
         covariate=covariate,
         robust=robust,
+        progress=progress,
     )
     kind = "" if covariate is None else "mean" if trend is True else "given"
     params = fitted.stats.structure.param_names[:-1]
@@ -76,9 +81,10 @@ def integrated_t_tests(
     side: Alternative,
     prior: Any = None,
     interval: IntervalNull | None = None,
+    progress: Progress = None,
 ) -> TTestResults:
     """T tests of contrasts; see `MultiLMMResults.t_test`."""
-    where, contrasts = _integration(fitted, prior), read.contrasts
+    where, contrasts = _integration(fitted, prior, progress), read.contrasts
     L, values = contrasts.matrix, contrasts.values
     found = where.contrasts(positions, L, values, side)
 
@@ -198,12 +204,17 @@ def integrated_predictions(
 
 
 def posterior_variances(
-    fitted: FittedModel, positions: IntArray, alpha: float = 0.05, prior: Any = None
+    fitted: FittedModel,
+    positions: IntArray,
+    alpha: float = 0.05,
+    prior: Any = None,
+    progress: Progress = None,
 ) -> xr.Dataset:
     """Variances and their shares; see `MultiLMMResults.posterior_variances`."""
     check_alpha(alpha)
-    where = _integration(fitted, prior)
+    where = _integration(fitted, prior, progress)
     theta = where.variances(positions, alpha)
+    where = replace(where, progress=False)  # the rest is a matter of moments
     stats = fitted.independent
     stats = stats.sums if isinstance(stats, PatternedStats) else stats
     components, weights = component_weights(stats)
@@ -232,10 +243,12 @@ def posterior_variances(
 # ---- the posterior of a fit -------------------------------------------------------------------
 
 
-def _integration(fitted: FittedModel, prior: Any, *, effects: bool = False) -> Integration:
+def _integration(
+    fitted: FittedModel, prior: Any, progress: Progress = None, *, effects: bool = False
+) -> Integration:
     """The posterior of a fit under its own prior or another; ``effects``: with random effects."""
-    if prior is None:
-        prior = default_ratio_prior(fitted)
+    if prior is None:  # a function is told of the question alone
+        prior = default_ratio_prior(fitted, None if callable(progress) else progress)
     elif not isinstance(prior, RatioPrior):
         prior = getattr(prior, "ratio_prior", None)
         if not isinstance(prior, RatioPrior):
@@ -254,15 +267,16 @@ def _integration(fitted: FittedModel, prior: Any, *, effects: bool = False) -> I
         prior.weights,
         prior.of_features(fitted.names, covariate),
         prior.following,
+        progress,
     )
 
 
-def default_ratio_prior(fitted: FittedModel) -> RatioPrior:
+def default_ratio_prior(fitted: FittedModel, progress: Progress = None) -> RatioPrior:
     """The prior of a fit, learned once; of features with one pattern of samples, that of all."""
     whole = fitted if fitted.whole is None else fitted.whole
     known = whole.kept.get(INTEGRATED)
     if known is None:
-        known = whole.kept[INTEGRATED] = learn_ratio_prior(whole)
+        known = whole.kept[INTEGRATED] = learn_ratio_prior(whole, progress=progress)
     assert isinstance(known, RatioPrior)
     return known
 

@@ -239,6 +239,7 @@ def predictions(
         middle.to_numpy()[0].reshape(shape),
         *limits,
         lines=lines,
+        by=by or "",
         levels=None if numeric else along,
         xlabel=x,
         ylabel=_name(fitted, position),

@@ -10,7 +10,7 @@ import xarray as xr
 
 from flashmm.arrays.types import IntArray
 from flashmm.designs.design import INTERCEPT
-from flashmm.exceptions import InputError, check_option
+from flashmm.exceptions import InputError, check_option, listing
 from flashmm.results.fitted import FittedModel
 from flashmm.stats.stored import level_coordinates
 
@@ -38,11 +38,23 @@ def blup(
     )
 
 
+class _ByTerm(dict[str, xr.DataArray]):
+    """Random effects by term, which says so to who asks for a level or a feature."""
+
+    def __missing__(self, name: object) -> xr.DataArray:
+        term = next(iter(self), "g")
+        raise KeyError(
+            f"{name!r} is no random term; those are {listing(list(self))}. A level is "
+            f"random_effects[{term!r}].sel(group_level=...), a feature "
+            "result['GENE'].random_effects."
+        )
+
+
 def random_effects(fitted: FittedModel) -> dict[str, xr.DataArray]:
     """Predictions by random term; see `MultiLMMResults.random_effects`."""
     values, _ = fitted.on_request.level_effects(fitted.positions(), None)
     structure = fitted.stats.structure
-    result = {}
+    result = _ByTerm()
     for term, start in zip(structure.terms, structure.offsets, strict=False):
         shape = (values.shape[0], len(term.levels), len(term.effects))
         result[term.name] = xr.DataArray(

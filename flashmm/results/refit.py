@@ -57,6 +57,7 @@ def refit(
     *,
     one_step: bool = False,
     residual: FloatArray | None = None,
+    progress: Progress = False,
 ) -> tuple[xr.Dataset, AnyProjection]:
     """Fit statistics the way others were fitted, without warnings.
 
@@ -74,6 +75,8 @@ def refit(
     residual
         Known residual variances, shape (m,), by default the last of ``theta0``. They count only
         where those of the earlier fit were known: else they are estimated.
+    progress
+        Told of every batch of features.
 
     Returns
     -------
@@ -89,7 +92,7 @@ def refit(
     name = options.solver if options.solver in SOLVERS else "fisher_scoring"
     solver = SOLVERS[name](epsilon=options.epsilon)
     fallback = fallback_of(name, options.parameter_space, options.epsilon)
-    plan = FitPlan(options, solver, fallback, threads=usable_cores())
+    plan = FitPlan(options, solver, fallback, threads=usable_cores(), progress=progress)
     if one_step:
         once = replace(options, max_iter=1)
         plan = replace(plan, options=once, fallback=None, second_search=False)

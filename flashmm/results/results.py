@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from flashmm.arrays.blas import hold_methods
+from flashmm.exceptions import InputError
 from flashmm.formulas.new_data_recipe import DesignRecipe
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.likelihood import AnyProjection
@@ -31,6 +32,7 @@ from flashmm.results.pages import SummaryPage
 from flashmm.results.plots_of_fits import ResultPlots
 from flashmm.slips.answers import answer_calls, no_such_attribute
 from flashmm.slips.attributes import RESULTS
+from flashmm.slips.refusals import AnsweringClass, no_operator
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -52,6 +54,7 @@ class MultiLMMResults(
     SharedPriorMethods,
     GroupMethods,
     TableMethods,
+    metaclass=AnsweringClass,
 ):
     """Fitted models of all features.
 
@@ -246,7 +249,18 @@ class MultiLMMResults(
         return self._of(tidy.subset(self.fitted, self.fitted.positions(feature)))
 
     def __getitem__(self, feature: Any) -> Any:
+        if isinstance(feature, str) and feature in set(self.fitted.coefs) and feature not in self:
+            raise InputError(
+                f"{feature!r} is a coefficient, and result[...] chooses features: its estimates "
+                f"are result.params[{feature!r}], its tests result.t_test({feature!r})."
+            )
         return self.sel(feature)
+
+    __add__ = __radd__ = __sub__ = no_operator(
+        "Results",
+        "fit the sums, MultiLMM.from_summary_stats(a.stats + b.stats).fit(), or compare fits by "
+        "compare_lr_test",
+    )
 
     def _one(self, position: int) -> FeatureResults:
         return FeatureResults(*self.fitted.around(position), whole=(self.fitted, position))

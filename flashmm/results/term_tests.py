@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +16,14 @@ from flashmm.formulas.sequential_terms import FixedTerm, fixed_terms, sequential
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve_df
 from flashmm.inference.tails import chi2_sf
 from flashmm.inference.variance_tests import ZeroHypothesis, asymptotic_null, zero_hypotheses
+from flashmm.progress import Progress, counted, counting_on
 from flashmm.results.cluster_robust import MODEL, sandwich_of
 from flashmm.results.estimability import Hypothesis
 from flashmm.results.fitted import FittedModel
 from flashmm.results.fixed_effects import f_tests, type3_terms
 from flashmm.results.joint_results import FTestResults
 from flashmm.results.refit import refit
-from flashmm.results.variance_tests import gain
+from flashmm.results.variance_tests import all_gains
 from flashmm.solvers.verdict_texts import Status
 
 __all__ = ["anova", "drop1", "ranova"]
@@ -98,6 +100,7 @@ def drop1(
     *,
     test: str = "F",
     df: str = DEFAULT_DF,
+    progress: Progress = None,
 ) -> FTestResults | xr.Dataset:
     """Tests of the terms that no other contains; see `MultiLMMResults.drop1`."""
     check_option("test", test, ("F", "LRT"))
@@ -117,23 +120,25 @@ def drop1(
         return _with_sums(tests, fitted, positions, plain=method != INTEGRATED)
     if df != DEFAULT_DF:
         raise InputError('`df` belongs to test="F": a likelihood-ratio test has none.')
-    return _likelihood_ratios(fitted, positions, alone)
+    return _likelihood_ratios(fitted, positions, alone, progress)
 
 
 def _likelihood_ratios(
-    fitted: FittedModel, positions: IntArray, terms: list[FixedTerm]
+    fitted: FittedModel, positions: IntArray, terms: list[FixedTerm], progress: Progress
 ) -> xr.Dataset:
     """ML fits with and without each term."""
     fitted.one_residual("A likelihood-ratio test of terms", "Use compare_lr_test of two fits.")
     options = replace(fitted.options, method="ML", engine="auto")
     stats = fitted.stats.at(positions)
     theta = fitted.values("theta", positions)
-    full = _loglik(stats, options, theta)
     shape = positions.size, len(terms)
     loglik = np.full(shape, np.nan)
-    for column, term in enumerate(terms):
-        smaller = stats.drop(fixed=[stats.coef_names[i] for i in term.columns])
-        loglik[:, column] = _loglik(smaller, options, theta)
+    total = positions.size * (1 + len(terms))
+    with counted(progress, total, unit="fit", desc="fits without a term") as done:
+        full = _loglik(stats, options, theta, done)
+        for column, term in enumerate(terms):
+            smaller = stats.drop(fixed=[stats.coef_names[i] for i in term.columns])
+            loglik[:, column] = _loglik(smaller, options, theta, done)
     statistic = np.maximum(2.0 * (full[:, None] - loglik), 0.0)
     count = np.array([term.columns.size for term in terms], dtype=np.intp)
     lost = int((np.isnan(statistic).any(axis=1) & fitted.converged[positions]).sum())
@@ -162,25 +167,39 @@ def _likelihood_ratios(
     )
 
 
-def _loglik(stats: Any, options: Any, theta: FloatArray) -> FloatArray:
+def _loglik(stats: Any, options: Any, theta: FloatArray, done: Callable[[int], None]) -> FloatArray:
     """Maximised log-likelihoods (B,); NaN without a regular fit."""
-    usable = np.isfinite(theta).all(axis=1)
+    usable, told = np.isfinite(theta).all(axis=1), 0
+
+    def more(count: int) -> None:
+        nonlocal told
+        told += count
+        done(count)
+
     found = np.full(usable.size, np.nan)
     if usable.any():
-        ds, _ = refit(stats.at(np.flatnonzero(usable)), options, theta[usable])
+        chosen = stats.at(np.flatnonzero(usable))
+        ds, _ = refit(chosen, options, theta[usable], progress=counting_on(more))
         good = ds["status"].to_numpy() <= Status.INDEFINITE
         found[usable] = np.where(good, ds["loglik"].to_numpy(), np.nan)
+    done(usable.size - told)  # what is not fitted at all
     return found
 
 
-def ranova(fitted: FittedModel, positions: IntArray, *, reduce_terms: bool = True) -> xr.Dataset:
+def ranova(
+    fitted: FittedModel,
+    positions: IntArray,
+    *,
+    reduce_terms: bool = True,
+    progress: Progress = None,
+) -> xr.Dataset:
     """Likelihood-ratio tests of the random terms; see `MultiLMMResults.ranova`."""
     hypotheses = _random_hypotheses(fitted, reduce_terms)
     shape = positions.size, len(hypotheses)
     statistic, p, mixed, loglik = (np.full(shape, np.nan) for _ in range(4))
     labels, removed, lost = [], [], 0
-    for column, hypothesis in enumerate(hypotheses):
-        found = gain(fitted, positions, hypothesis)
+    gains = all_gains(fitted, positions, hypotheses, progress)
+    for column, (hypothesis, found) in enumerate(zip(hypotheses, gains, strict=True)):
         statistic[:, column], loglik[:, column] = found.statistic, found.loglik_null
         df = len(hypothesis.zeros)
         null = asymptotic_null(hypothesis, fitted.options.parameter_space)

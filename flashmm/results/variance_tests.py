@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from flashmm.inference.variance_tests import (
     zero_hypotheses,
 )
 from flashmm.likelihood import Projection
+from flashmm.progress import Progress, counted
 from flashmm.results.fitted import FittedModel
 from flashmm.results.refit import refit
 from flashmm.solvers import FisherScoring
@@ -36,7 +37,7 @@ from flashmm.solvers.space import make_space
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 
-__all__ = ["exact_null", "gain", "maximiser", "variance_test"]
+__all__ = ["all_gains", "exact_null", "gain", "maximiser", "variance_test"]
 
 NULLS = ("asymptotic", "exact")
 # With more patterns of rows than so many a word of warning is due.
@@ -51,18 +52,19 @@ def variance_test(
     null: str = "asymptotic",
     n_sim: int = 10_000,
     rng: Any = None,
+    progress: Progress = None,
 ) -> xr.Dataset:
     """Tests that random effects are absent; see `MultiLMMResults.variance_test`."""
     hypotheses = zero_hypotheses(fitted.stats.structure, components)
     check_option("null", null, NULLS)
     if null == "exact" and isinstance(fitted.stats, PatternedStats):
-        return _exact_by_pattern(fitted, positions, components, n_sim, rng)
+        return _exact_by_pattern(fitted, positions, components, n_sim, rng, progress)
     exact = exact_null(fitted, n_sim, rng) if null == "exact" else None
     shape = (positions.size, len(hypotheses))
     statistic, p, p_se, loglik_null = (np.full(shape, np.nan) for _ in range(4))
     labels = []
-    for j, hypothesis in enumerate(hypotheses):
-        found = gain(fitted, positions, hypothesis)
+    gains = all_gains(fitted, positions, hypotheses, progress)
+    for j, (hypothesis, found) in enumerate(zip(hypotheses, gains, strict=True)):
         statistic[:, j], loglik_null[:, j] = found.statistic, found.loglik_null
         _warn_of_lost(hypothesis.label, found.lost, positions.size)
         if exact is not None:
@@ -104,6 +106,7 @@ def _exact_by_pattern(
     components: str | Sequence[str] | None,
     n_sim: int,
     rng: Any,
+    progress: Progress,
 ) -> xr.Dataset:
     """Exact tests, each pattern of rows with draws of its own."""
     stats = fitted.stats
@@ -124,9 +127,14 @@ def _exact_by_pattern(
         stream = streams[stats.pattern[one.members[0]]]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            return variance_test(one, own, components, null="exact", n_sim=n_sim, rng=stream)
+            found = variance_test(
+                one, own, components, null="exact", n_sim=n_sim, rng=stream, progress=False
+            )
+        done(own.size)
+        return found
 
-    found = fitted.by_pattern(positions, test)
+    with counted(progress, positions.size, unit="feature", desc="exact tests") as done:
+        found = fitted.by_pattern(positions, test)
     fitted_here = fitted.on_request.known[positions] & fitted.converged[positions]
     for component in found["component"].to_numpy():
         null = found["loglik_null"].sel(component=component).to_numpy()
@@ -152,22 +160,42 @@ def maximiser(fitted: FittedModel) -> Maximiser:
     )
 
 
-def gain(fitted: FittedModel, positions: IntArray, hypothesis: ZeroHypothesis) -> Gain:
+def all_gains(
+    fitted: FittedModel,
+    positions: IntArray,
+    hypotheses: Sequence[ZeroHypothesis],
+    progress: Progress,
+) -> list[Gain]:
+    """`gain` of several components, counted."""
+    total = positions.size * len(hypotheses)
+    with counted(progress, total, unit="fit", desc="fits without a term") as done:
+        return [gain(fitted, positions, hypothesis, done) for hypothesis in hypotheses]
+
+
+def gain(
+    fitted: FittedModel,
+    positions: IntArray,
+    hypothesis: ZeroHypothesis,
+    done: Callable[[int], None] = lambda _: None,
+) -> Gain:
     """What the features at ``positions`` gain by a component in log-likelihood."""
     request = fitted.on_request
     known = np.flatnonzero(request.known[positions] & fitted.converged[positions])
     chosen = positions[known]
     turn = getattr(fitted.projection, "turn", None)
     if turn is not None and not turn.keeps(np.array(hypothesis.zeros)):
-        return _gain_by_refit(fitted, positions, known, hypothesis)
-    null = maximiser(fitted).at(request.theta[chosen], chosen, zeros=hypothesis.zeros)
-    found = np.asarray(null.status <= Status.INDEFINITE) | (null.status == Status.STALLED)
+        found = _gain_by_refit(fitted, positions, known, hypothesis)
+        done(positions.size)
+        return found
+    done(positions.size - chosen.size)
+    null = maximiser(fitted).at(request.theta[chosen], chosen, zeros=hypothesis.zeros, done=done)
+    fine = np.asarray(null.status <= Status.INDEFINITE) | (null.status == Status.STALLED)
     natural = fitted.projection.natural_loglik(null.loglik, fitted.options.method, chosen)
-    loglik = np.where(found, natural, np.nan)
+    loglik = np.where(fine, natural, np.nan)
     statistic, loglik_null = np.full(positions.size, np.nan), np.full(positions.size, np.nan)
     statistic[known] = likelihood_ratio(fitted.ds["loglik"].to_numpy()[chosen], loglik)
     loglik_null[known] = loglik
-    return Gain(statistic, loglik_null, int((~found).sum()))
+    return Gain(statistic, loglik_null, int((~fine).sum()))
 
 
 def _gain_by_refit(

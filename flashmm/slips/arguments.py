@@ -33,11 +33,43 @@ OF_FUNCTION: Mapping[str, Mapping[str, str]] = {
             ("use_highly_variable", "hvg", "highly_variable", "use_hvg"),
             "Write mask_var='highly_variable', a boolean column of var.",
         ),
+        **dict.fromkeys(
+            ("gene_symbols", "gene_symbol", "var_key"),
+            "Features are called by var_names: set adata.var_names = adata.var['symbol'] before.",
+        ),
+        "key_added": "Results go into AnnData by result.to_anndata(adata, key_added=...).",
         **dict.fromkeys(("backed", "chunk_size"), "Pass the path of the file instead of adata."),
         "copy": "Nothing is changed in adata.",
         "inplace": "Nothing is changed in adata: results go there by result.to_anndata(adata).",
     },
+    "t_test": {
+        **dict.fromkeys(
+            ("adjust", "adjust_method", "p_adjust"),
+            "P-values are adjusted afterwards: tests.adjusted('bh') over features, "
+            "tests.simultaneous('tukey') over contrasts.",
+        ),
+        **dict.fromkeys(
+            ("level", "conf_level", "infer"),
+            "Limits are a method of what it returns: .conf_int(alpha=0.05).",
+        ),
+        **dict.fromkeys(("type", "transform", "regrid"), "Estimates are on the scale of Y."),
+        **dict.fromkeys(("ref", "base"), "It is called `reference`, of means and slopes."),
+        "specs": "Slopes at the levels of a factor are asked for by `by`.",
+        **dict.fromkeys(("var", "trend"), "Slopes are marginal_slopes(variable)."),
+        **dict.fromkeys(("method",), "It is called `contrast`: contrast='pairwise'."),
+        **dict.fromkeys(
+            ("cov_reduce", "cov_keep", "nesting"), "Numbers are held by `at`: at={'x': [0, 1]}."
+        ),
+    },
+    "marginal_slopes": {"var": "It is called `variable`.", "specs": "It is called `by`."},
+    "drop1": {
+        "scope": "All terms that no other contains are tested; others are f_test(term).",
+        "k": "AIC counts two for each parameter.",
+    },
     "from_formula": {
+        **dict.fromkeys(
+            ("contrasts", "coding"), "Coding stands in the formula: C(t, contr.sum)."
+        ),
         **dict.fromkeys(("formula", "design", "model"), _FORMULA),
         "offset": "Offsets stand in the formula: '~ x + offset(o)'.",
         **dict.fromkeys(

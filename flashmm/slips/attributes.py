@@ -33,13 +33,24 @@ TESTS: dict[str, str] = {
         ("padj", "qvalue", "qvalues", "fdr", "FDR", "pvals_adj", "p_adjusted", "p_adjust"),
         "adjusted p-values are `adjusted()`, and a column of to_frame()",
     ),
-    **dict.fromkeys(("summary", "print", "table", "results", "head", "show"), _TABLE),
+    **dict.fromkeys(("summary", "print", "table", "results", "head", "tail", "show"), _TABLE),
+    **dict.fromkeys(("adjust", "multipletests", "p_adjusted_"), "it is `adjusted(method)`"),
+    **dict.fromkeys(("sel", "get", "xs"), "one feature's tests are tests['GENE']"),
+    **dict.fromkeys(
+        ("to_anndata", "write"), "results go into AnnData: result.to_anndata(adata, tests=tests)"
+    ),
+    **dict.fromkeys(
+        ("cld", "multcomp", "glht"),
+        "p-values adjusted over contrasts are `simultaneous('tukey')`, of pairs of means say",
+    ),
+    **dict.fromkeys(("rank", "ranks"), "a ranking is `top_table(contrast, n=None)`"),
+    **dict.fromkeys(("B", "lods", "zscore", "z"), "the statistics are `tvalue`, and `pvalue`"),
     **dict.fromkeys(
         ("sort_values", "query", "loc", "iloc", "values"),
         "sort and select in a DataFrame: `to_frame()` or top_table(sort_by=...)",
     ),
     **dict.fromkeys(
-        ("significant", "hits", "reject"),
+        ("significant", "hits", "reject", "rejected", "decideTests", "decide_tests"),
         "hits are rows of `top_table(alpha=0.05)`, or adjusted() <= 0.05",
     ),
     **dict.fromkeys(
@@ -93,6 +104,20 @@ RESULTS: dict[str, str] = {
         "results go into AnnData by `to_anndata(adata)`, to a file by save(path)",
     ),
     **dict.fromkeys(
+        ("obs", "X", "Y", "uns", "layers", "obsm", "varm", "data"),
+        "results hold no samples, but the sums of them, `stats`; into AnnData they go by "
+        "to_anndata(adata)",
+    ),
+    "var": "names of features are `feature_names`, their tables glance() and to_frame()",
+    **dict.fromkeys(("n_vars", "n_features", "n_genes", "m"), "there are len(result) features"),
+    **dict.fromkeys(("n_obs", "n_samples", "n"), "numbers of samples are `nobs`"),
+    "copy": "nothing changes results: no copy is needed",
+    **dict.fromkeys(("head", "tail"), "tables are `to_frame()`, `tidy()` and top_table(contrast)"),
+    **dict.fromkeys(
+        ("plotMA", "plotMD", "plotSA", "plotVarPart", "plotPercentBars", "plotQQ"),
+        "pictures are methods of `plot`: result.plot.ma(contrast), fractions(), trend(), ...",
+    ),
+    **dict.fromkeys(
         ("plot_volcano", "volcano", "volcano_plot", "plot_residual", "qqplot", "hist"),
         "pictures are methods of `plot`: result.plot.volcano(contrast), ...",
     ),
@@ -130,7 +155,10 @@ PICTURES: dict[str, str] = {
     **dict.fromkeys(("qqplot", "qq_plot"), "it is `qq`"),
     **dict.fromkeys(("ranef", "random_effects", "blup"), "it is `caterpillar`"),
     **dict.fromkeys(("heatmap", "dotplot", "matrixplot"), "it is `dots`"),
-    **dict.fromkeys(("violin", "varpart", "variance_fractions"), "it is `fractions`"),
+    **dict.fromkeys(
+        ("violin", "varpart", "variance_fractions", "percent_bars", "bars", "barplot"),
+        "it is `fractions`",
+    ),
     **dict.fromkeys(("resid", "residual", "diagnostics", "resid_plot"), "it is `residuals`"),
     **dict.fromkeys(("mean_difference", "md", "plotMD", "maplot", "ma_plot"), "it is `ma`"),
     **dict.fromkeys(("effects", "coef", "coefs", "coefficients", "coefplot"), "it is `forest`"),

@@ -169,6 +169,19 @@ ATTRIBUTES: dict[str, str] = {
     "linearHypothesis": "it is `f_test(contrasts)`",
     **dict.fromkeys(("lrtest", "lr_test"), "it is `compare_lr_test(other)`"),
     "rand": "tests of random terms are `ranova()`",
+    **dict.fromkeys(
+        ("KRmodcomp", "SATmodcomp", "get_Lb_ddf", "get_ddf_Lb", "vcovAdj"),
+        "tests by Kenward and Roger are `f_test`(contrast, df='kenward-roger'), and anova(df=...)",
+    ),
+    **dict.fromkeys(("PBmodcomp", "bootMer"), "it is `bootstrap_test`(...), or bootstrap(n)"),
+    "score_test": "tests are `t_test`, `f_test`, and compare_lr_test(other)",
+    **dict.fromkeys(
+        ("get_prediction", "get_forecast", "predictInterval"), "it is `predict`(data, interval=...)"
+    ),
+    **dict.fromkeys(
+        ("varPart", "extractVarPart", "calcVarPart", "variance_partition", "vpc"),
+        "shares of the variance are `variance_fractions()`",
+    ),
     **dict.fromkeys(("eBayes", "ebayes", "treat"), "see `moderate()` and t_test(moderated=True)"),
     "simulate": "it is `draw(n)`",
     **dict.fromkeys(("random_effects_cov", "condVar"), "use blup(se='conditional')"),
@@ -198,6 +211,37 @@ CONSTRUCTORS: dict[str, str] = {
     ),
     "MultiLMMResults": "Results are made by model.fit(), or read by flashmm.load(path).",
     "FeatureResults": "One feature of a fit is result['GENE'].",
+}
+
+_OF_MODELS = "it is a constructor of models, MultiLMM.{name}(...), and model.stats holds the sums"
+
+# Asked of a class.
+CLASSES: dict[str, dict[str, str]] = {
+    "SummaryStats": {
+        **dict.fromkeys(("from_formula", "from_anndata"), _OF_MODELS),
+        "from_summary_stats": "it is a constructor of models: MultiLMM.from_summary_stats(stats)",
+        **dict.fromkeys(("read", "open"), "it is SummaryStats.load(path)"),
+        **dict.fromkeys(
+            ("from_matrices", "from_data", "from_numpy"),
+            "it is MultiLMM.from_arrays(Y, X, Z), and model.stats",
+        ),
+    },
+    "MultiLMM": {
+        **dict.fromkeys(
+            ("from_dataframe", "from_data", "from_frame", "from_pandas"),
+            "it is MultiLMM.from_formula('~ x + (1 | g)', data=data, Y=Y)",
+        ),
+        **dict.fromkeys(("from_matrix", "from_numpy", "from_matrices"), "it is from_arrays"),
+        **dict.fromkeys(
+            ("from_h5ad", "from_adata", "from_zarr", "read_h5ad"),
+            "it is MultiLMM.from_anndata(adata or path, '~ x + (1 | g)')",
+        ),
+        **dict.fromkeys(("from_stats", "from_sums"), "it is from_summary_stats"),
+        **dict.fromkeys(("load", "read"), "results are read by flashmm.load(path)"),
+    },
+    "MultiLMMResults": {
+        **dict.fromkeys(("read", "open", "from_file"), "it is flashmm.load(path)"),
+    },
 }
 
 # What a model lacks before it is fitted.
@@ -269,6 +313,31 @@ PACKAGE: dict[str, str] = {
         "pictures are result.plot.volcano(contrast), ..., and functions in flashmm.plots",
     ),
     **dict.fromkeys(("tl", "pp", "tools", "get"), "write MultiLMM.from_anndata(adata, '~ ...')"),
+    **dict.fromkeys(
+        ("lmerControl", "lmeControl", "control"),
+        "fit takes `max_iter`, `epsilon` and `solver` by themselves",
+    ),
+    **dict.fromkeys(("makeContrastsDream", "contrast", "L"), "it is flashmm.contrast_matrix"),
+    **dict.fromkeys(
+        ("voomWithDreamWeights", "voomLmFit", "voomWithQualityWeights"), "it is flashmm.voom"
+    ),
+    **dict.fromkeys(
+        ("fitExtractVarPartModel", "fitVarPartModel", "calcVarPart", "plotVarPart"),
+        "fit a model, and ask result.variance_fractions()",
+    ),
+    **dict.fromkeys(
+        ("duplicateCorrelation", "blocks", "dupcor"),
+        "blocks are random effects, '(1 | block)', with a variance for each feature",
+    ),
+    "arrayWeights": "weights of samples are from_formula(..., weights=w), or known from elsewhere",
+    **dict.fromkeys(
+        ("pseudobulk", "get_pseudobulk", "aggregate"),
+        "cells are fitted as they are, with a random effect for each sample: '~ x + (1 | sample)'",
+    ),
+    **dict.fromkeys(
+        ("version", "show_versions", "print_versions", "versions"), "it is flashmm.__version__"
+    ),
+    "citation": "it is flashmm.cite()",
     **dict.fromkeys(("Results", "LMMResults"), "it is flashmm.MultiLMMResults"),
     **dict.fromkeys(("Model", "LMM", "MultiLmm", "Lmm"), "it is flashmm.MultiLMM"),
     **dict.fromkeys(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from flashmm.slips.refusals import no_call
 from flashmm.solvers.base import Objective, Solution, Solver, State
 from flashmm.solvers.em import EM
 from flashmm.solvers.fisher_scoring import FisherScoring
@@ -31,3 +32,5 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "newton_raphson": NewtonRaphson,
     "em": EM,
 }
+
+no_call(__name__, "a solver is solvers.FisherScoring(), ..., or fit(solver='em')")

@@ -133,12 +133,7 @@ def maximise(
     running = xp.arange(count, device=device)
     objective = Objective(likelihood, space, features)
     state = solver.init(objective, theta0)
-    final = Solution(
-        xp.asarray(theta0, copy=True),
-        state.evaluation.take(running),
-        xp.zeros(count, dtype=xp.int64, device=device),
-        xp.full(count, int(Status.RUNNING), dtype=xp.int8, device=device),
-    )
+    final: Solution | None = None
     for iteration in range(max_iter + 1):
         # Next to the edge of the domain information overflows; no step that is not finite is taken.
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
@@ -149,7 +144,17 @@ def maximise(
         if iteration == max_iter:
             codes[codes == int(Status.RUNNING)] = int(Status.ITERATION_LIMIT)
         done = codes != int(Status.RUNNING)
+        if final is None and bool(xp.all(done)):  # all at once, as of one feature
+            steps = xp.full_like(running, iteration)
+            return Solution(moved.theta, moved.evaluation, steps, xp.astype(codes, xp.int8))
         if bool(xp.any(done)):
+            if final is None:
+                final = Solution(
+                    xp.asarray(moved.theta, copy=True),
+                    moved.evaluation.take(running),
+                    xp.zeros(count, dtype=xp.int64, device=device),
+                    xp.full(count, int(Status.RUNNING), dtype=xp.int8, device=device),
+                )
             ended = running[done]
             put(final.theta, ended, moved.theta[done])
             final.evaluation.put(ended, moved.evaluation.take(done))
@@ -158,6 +163,7 @@ def maximise(
         if bool(xp.all(done)):
             break
         state, running, objective = moved.take(~done), running[~done], objective.take(~done)
+    assert final is not None  # every feature ends, at the latest by the limit
     return final
 
 

@@ -60,6 +60,13 @@ def starting_values(
         return Starts(default, np.zeros(m, dtype=bool))
     params = projection.structure.param_names
     given = projection.to_internal(starting_rows(theta0, m, params, feature_names))
+    alone = is_one_vector(theta0)
+    if alone and m and not space.contains(given[:1]).all():
+        raise InputError(
+            f"`theta0` lies outside the {space.name} space: D must be positive semi-definite "
+            "there, with no variance below zero. Give other values, or fit with "
+            "parameter_space='unconstrained'."
+        )
     usable = np.isfinite(given).all(axis=1) & projection.varies
     usable &= space.contains(np.where(np.isfinite(given), given, 0.0))
     start = np.where(usable[:, None], given, default)
@@ -68,7 +75,19 @@ def starting_values(
         features = np.arange(first, min(first + step, m))
         exists = np.isfinite(likelihood.evaluate(start[features], features).loglik)
         usable[features[~exists]] = False
+    if alone and not usable.any() and projection.varies.any():
+        raise InputError(
+            "V is not positive definite at `theta0` for any feature. It holds variances in "
+            "squared units of Y, the residual variance last, which must be positive."
+        )
     return Starts(np.where(usable[:, None], start, default), np.asarray(usable))
+
+
+def is_one_vector(theta0: Any) -> bool:
+    """Whether theta0 is one vector for all features, and no table or fit of others."""
+    if hasattr(theta0, "theta"):
+        return False
+    return isinstance(theta0, Mapping) or np.ndim(as_pandas(theta0)) == 1
 
 
 def starting_rows(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from flashmm.slips.answers import answer_calls, no_index, no_such_attribute
 from flashmm.slips.attributes import STATS
+from flashmm.slips.refusals import AnsweringClass, no_operator
 from flashmm.storage.files import load_dataset, reading, save_dataset
 
 if TYPE_CHECKING:
@@ -14,9 +15,14 @@ if TYPE_CHECKING:
 
 __all__ = ["StatisticsManners"]
 
+_NO_SUM = no_operator(
+    "Statistics",
+    "those of other samples, of the same kind, are added by +, or `add`, and taken away by -",
+)
+
 
 @answer_calls
-class StatisticsManners:
+class StatisticsManners(metaclass=AnsweringClass):
     """Part of `SummaryStats` and of `PatternedStats`, each of which a file names as its kind."""
 
     if TYPE_CHECKING:
@@ -38,7 +44,13 @@ class StatisticsManners:
 
     def __radd__(self, other: object) -> Self:
         """Let ``sum(parts)`` work: it starts from 0."""
-        return self if isinstance(other, int) and other == 0 else NotImplemented
+        return self if isinstance(other, int) and other == 0 else _NO_SUM(self, other)
+
+    __rsub__ = __mul__ = __rmul__ = __truediv__ = _NO_SUM
+
+    def _same_kind(self, other: object) -> Self:
+        """What is to be added, if it is statistics of the same kind."""
+        return other if isinstance(other, type(self)) else _NO_SUM(self, other)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the statistics with a checksum, under a temporary name first.

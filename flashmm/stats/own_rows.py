@@ -196,13 +196,11 @@ class PatternedStats(StatisticsManners):
 
     def __add__(self, other: object) -> PatternedStats:
         """Statistics of the union of two disjoint sets of samples; see `add`."""
-        return self.add(other) if isinstance(other, PatternedStats) else NotImplemented
+        return self.add(self._same_kind(other))
 
     def __sub__(self, other: object) -> PatternedStats:
         """Statistics without the samples of ``other``, which were added before."""
-        if not isinstance(other, PatternedStats):
-            return NotImplemented
-        return self._combined(other, subtracted, -1.0)
+        return self._combined(self._same_kind(other), subtracted, -1.0)
 
     def add(
         self, other: PatternedStats, *, features: Literal["equal", "intersect"] = "equal"

@@ -286,7 +286,7 @@ class SummaryStats(StatisticsManners, Sums):
 
     def __add__(self, other: object) -> SummaryStats:
         """Statistics of the union of two disjoint sets of samples; see `add`."""
-        return added(self, other) if isinstance(other, SummaryStats) else NotImplemented
+        return added(self, self._same_kind(other))
 
     def __sub__(self, other: object) -> SummaryStats:
         """Statistics without the samples of ``other``, which were added before.
@@ -294,7 +294,7 @@ class SummaryStats(StatisticsManners, Sums):
         Levels of random effects that have no samples left are dropped. Digits that the sum of
         squares of all samples does not hold cannot come back.
         """
-        return subtracted(self, other) if isinstance(other, SummaryStats) else NotImplemented
+        return subtracted(self, self._same_kind(other))
 
     def add(
         self, other: SummaryStats, *, features: Literal["equal", "intersect"] = "equal"

@@ -3,7 +3,7 @@
 Four measurements, each in new processes that take turns with those of an earlier checkout
 (``--before``) and of peers, so that all have the same machine:
 
-* ``import``: CPU time of importing;
+* ``import``: CPU time of importing, bytecode at hand as after an installation;
 * ``single``: one response from formula to table of t tests, beside lme4's ``lmer`` alone;
 * ``stream``: all statistics of an uncompressed .h5ad, over h5py's reading of its three arrays;
   and of the same matrix in memory, nanoseconds per stored element;
@@ -240,6 +240,9 @@ def measure(size: str, trees: dict[str, Path], rounds: int, folder: Path) -> dic
     repeats, (m, own) = choice["repeats"], choice["features"]
     runs: dict[str, dict[str, list[dict[str, float]]]] = {tree: {} for tree in trees}
     peer = []
+    kept = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
+    for tree in trees.values():
+        staged("import", (), tree, **kept)  # writes the bytecode
     for _ in range(rounds):
         peer.append(lmer(repeats))
         for name, tree in trees.items():
@@ -248,7 +251,7 @@ def measure(size: str, trees: dict[str, Path], rounds: int, folder: Path) -> dic
                 found = staged(stage, given, tree, **variables)  # noqa: B023
                 runs[name].setdefault(what, []).append(found)  # noqa: B023
 
-            note("import", "import")
+            note("import", "import", **kept)
             note("single", "single", SLEEP, repeats)
             note("stream", "stream", file)
             note("memory", "memory", matrix)

@@ -46,6 +46,7 @@ from flashmm.inference.integrated.variances import VarianceSummary, share_summar
 from flashmm.inference.moderation import VariancePrior
 from flashmm.inference.statistics import Alternative
 from flashmm.likelihood.projection import Projection
+from flashmm.progress import Progress, counted
 from flashmm.solvers.batches import usable_cores
 
 __all__ = [
@@ -146,6 +147,8 @@ class Integration:
         Bytes to work in.
     following
         How ratios follow the residual variance.
+    progress
+        Told of the features of every question.
     """
 
     parts: tuple[AnyPart, ...]
@@ -155,6 +158,7 @@ class Integration:
     known: BoolArray
     memory: int
     following: Following = NOT_FOLLOWING
+    progress: Progress = None
 
     @cached_property
     def _moved(self) -> tuple[FloatArray, IntArray]:
@@ -188,9 +192,9 @@ class Integration:
             for k, name in enumerate(("estimate", "se", "df", "p")):
                 found[k][here, columns] = getattr(part, name)
 
-        for k, design, columns in self._pieces(positions, L.shape[0]):
+        for k, design, columns, done in self._pieces(positions, L.shape[0]):
             functions = design.functions(L[columns])
-            self._visit(k, positions, test, functions.X.shape[0])
+            self._visit(k, positions, test, functions.X.shape[0], done)
         return MixtureTests(*found)
 
     def covariance(self, positions: IntArray, L: FloatArray) -> FloatArray:
@@ -203,9 +207,9 @@ class Integration:
                 design.estimates(functions, data), design.covariance(functions, data), post
             )
 
-        for k, design, _ in self._pieces(positions, 1):
+        for k, design, _, done in self._pieces(positions, 1):
             functions = design.functions(L, joint=True)
-            self._visit(k, positions, fill, r)
+            self._visit(k, positions, fill, r, done)
         return found
 
     def limits(self, positions: IntArray, L: FloatArray, alpha: float | FloatArray) -> FloatArray:
@@ -229,9 +233,9 @@ class Integration:
                 design.estimates(functions, data), design.covariance(functions, data), post, level
             )
 
-        for k, design, columns in self._pieces(positions, X.shape[0]):
+        for k, design, columns, done in self._pieces(positions, X.shape[0]):
             functions = design.functions(X[columns], _rows(Z, columns), _rows(added, columns))
-            self._visit(k, positions, limit, functions.X.shape[0])
+            self._visit(k, positions, limit, functions.X.shape[0], done)
         return found
 
     def predictions(
@@ -254,9 +258,9 @@ class Integration:
             for k, name in enumerate(("estimate", "se", "df", "p")):
                 found[k][here, columns] = getattr(part, name)
 
-        for k, design, columns in self._pieces(positions, X.shape[0]):
+        for k, design, columns, done in self._pieces(positions, X.shape[0]):
             functions = design.functions(X[columns], _rows(Z, columns), _rows(added, columns))
-            self._visit(k, positions, predict, functions.X.shape[0])
+            self._visit(k, positions, predict, functions.X.shape[0], done)
         return MixtureTests(*found)
 
     def joint(self, positions: IntArray, L: FloatArray, values: FloatArray) -> JointTests:
@@ -270,9 +274,9 @@ class Integration:
             for k, name in enumerate(("F", "df", "p")):
                 found[k][here] = getattr(part, name)
 
-        for k, design, _ in self._pieces(positions, 1):
+        for k, design, _, done in self._pieces(positions, 1):
             functions = design.functions(L, joint=True)
-            self._visit(k, positions, test, L.shape[0])
+            self._visit(k, positions, test, L.shape[0], done)
         return JointTests(*found)
 
     def variances(self, positions: IntArray, alpha: float) -> VarianceSummary:
@@ -295,27 +299,35 @@ class Integration:
             found = summarise(values, post, alpha)
             mean[here], limits[here] = found.mean, found.limits
 
-        for k, _, _ in self._pieces(positions, 1):
-            self._visit(k, positions, fill, 1)
+        for k, _, _, done in self._pieces(positions, 1):
+            self._visit(k, positions, fill, 1, done)
         return VarianceSummary(mean, limits)
 
     # ---- a chunk at a time -------------------------------------------------------------------
 
-    def _pieces(self, positions: IntArray, c: int) -> Iterator[tuple[int, Any, slice]]:
-        """Designs of some features, and the functions that are worked on at once.
+    def _pieces(
+        self, positions: IntArray, c: int
+    ) -> Iterator[tuple[int, Any, slice, Callable[[int], None]]]:
+        """Designs of some features, the functions that are worked on at once, and what is told.
 
         BLAS has one thread meanwhile.
         """
         wanted = np.zeros(self.known.size, dtype=bool)
         wanted[positions] = True
-        with one_blas_thread():
-            for k, design in enumerate(self.shared):
-                if not wanted[self.parts[k].members].any():
-                    continue
-                each = 8 * 3 * design.rank * design.grid.size  # of their loadings
-                size = max(1, min(c, self.memory // 4 // max(each, 1)))
-                for start in range(0, c, size):
-                    yield k, design, slice(start, min(start + size, c))
+        pieces, total = [], 0
+        for k, design in enumerate(self.shared):
+            members = self.parts[k].members
+            if not wanted[members].any():
+                continue
+            each = 8 * 3 * design.rank * design.grid.size  # of their loadings
+            size = max(1, min(c, self.memory // 4 // max(each, 1)))
+            starts = range(0, c, size)
+            pieces += [(k, design, slice(start, min(start + size, c))) for start in starts]
+            total += int((wanted & self.known)[members].sum()) * len(starts)
+        counting = counted(self.progress, total, unit="feature", desc="integration")
+        with one_blas_thread(), counting as done:
+            for piece in pieces:
+                yield *piece, done
 
     def _visit(
         self,
@@ -323,10 +335,12 @@ class Integration:
         positions: IntArray,
         call: Callable[[Any, IntArray, Any, Posterior], None],
         width: int,
+        done: Callable[[int], None],
     ) -> None:
         """Call with chunks of the known features of a design: where they are asked for, their data.
 
-        ``width`` arrays of the size of the posterior are worked on for each feature.
+        ``width`` arrays of the size of the posterior are worked on for each feature; ``done`` is
+        told how many features more are done.
         """
         part = self.parts[k]
         design: Any = self.shared[k]
@@ -335,7 +349,7 @@ class Integration:
         here = np.flatnonzero(self.known[positions] & (place[positions] >= 0))
         size = self.chunk(design, width)
 
-        def work(start: int) -> None:
+        def work(start: int) -> int:
             chosen = here[start : start + size]
             everywhere = positions[chosen]
             local = place[everywhere]
@@ -351,8 +365,9 @@ class Integration:
             )
             natural = Posterior(found.weights, found.variance * scale[:, None], found.df)
             call(design, chosen, data, natural)
+            return int(chosen.size)
 
-        _on_cores(work, range(0, here.size, size))
+        _on_cores(work, range(0, here.size, size), done)
 
     def chunk(self, design: AnyDesign, width: int) -> int:
         """Features that are worked on at once, ``width`` functions of each."""
@@ -365,15 +380,18 @@ def _rows(values: FloatArray | None, chosen: slice) -> FloatArray | None:
     return None if values is None else values[chosen]
 
 
-def _on_cores(work: Callable[[int], None], tasks: Sequence[int]) -> None:
-    """Do tasks on the usable cores."""
+def _on_cores(
+    work: Callable[[int], int], tasks: Sequence[int], done: Callable[[int], None]
+) -> None:
+    """Do tasks on the usable cores, and tell what each did."""
     cores = min(usable_cores(), len(tasks))
     if cores <= 1:
         for task in tasks:
-            work(task)
+            done(work(task))
         return
     with ThreadPoolExecutor(cores, "flashmm") as pool:
-        list(pool.map(work, tasks))
+        for count in pool.map(work, tasks):
+            done(count)
 
 
 def integrate(
@@ -384,16 +402,17 @@ def integrate(
     weights: FloatArray,
     sigma2: VariancePrior,
     following: Following = NOT_FOLLOWING,
+    progress: Progress = None,
 ) -> Integration:
     """The posterior under a prior: weights (G,) of a grid, and of the residual variances.
 
-    ``following`` says how ratios follow these.
+    ``following`` says how ratios follow these; ``progress`` is told of every question.
     """
     known = np.zeros(m, dtype=bool)
     for part in parts:
         known[part.members[part.known]] = True
     shared = tuple(part.on(grid, memory) for part in parts)
-    return Integration(tuple(parts), shared, weights, sigma2, known, memory, following)
+    return Integration(tuple(parts), shared, weights, sigma2, known, memory, following, progress)
 
 
 def within_variance(parts: Sequence[AnyPart], m: int) -> tuple[FloatArray, FloatArray]:

@@ -23,6 +23,7 @@ from flashmm.inference.integrated.posterior import log_evidence, share_of_prior
 from flashmm.inference.integrated.prior import ADDED_FEATURES, learn_weights
 from flashmm.inference.integrated.scaling import learn_slope, moved_likelihood
 from flashmm.inference.moderation import VariancePrior, variance_prior
+from flashmm.progress import Progress, counted
 
 __all__ = ["grid_of", "learn"]
 
@@ -83,6 +84,7 @@ def learn(
     robust: bool = False,
     grid: RatioGrid | None = None,
     added: float = ADDED_FEATURES,
+    progress: Progress = None,
 ) -> Integration:
     """Learn the prior from all features.
 
@@ -100,6 +102,8 @@ def learn(
         Ratios; those that cover the features by default.
     added
         Features that the grid's base weights count as.
+    progress
+        Told of the features whose likelihoods are known; learning from them takes as long again.
 
     Raises
     ------
@@ -113,8 +117,14 @@ def learn(
         sigma2 = variance_prior(variance, df, covariate=covariate, robust=robust)
     grid = grid_of(parts, sigma2) if grid is None else grid
     start = integrate(parts, m, memory, grid, grid.base, sigma2)
-    with one_blas_thread():
-        chunks = list(_likelihoods(start))
+    every = _every(start)
+    total = sum(len(range(0, int(part.known.sum()), every)) for part in start.parts)
+    counting = counted(progress, total, unit="feature", desc="prior of the ratios")
+    with one_blas_thread(), counting as done:
+        chunks = []
+        for here, values in _likelihoods(start, every):
+            chunks.append((here, values))
+            done(here.size)
         likelihood = [values for _, values in chunks]
         order = np.concatenate([features for features, _ in chunks] or [np.zeros(0, np.intp)])
         del chunks
@@ -129,14 +139,14 @@ def learn(
     return replace(start, weights=weights, following=following)
 
 
-def _likelihoods(start: Integration) -> Iterator[tuple[IntArray, FloatArray]]:
-    """Features in chunks, with the likelihoods of the grid points.
+def _every(start: Integration) -> int:
+    """Likelihoods of every k-th feature fit into the memory: k."""
+    most = max(1, start.memory // 2 // (8 * start.shared[0].grid.size))
+    return max(1, -(-int(start.known.sum()) // most))
 
-    Of every k-th feature where they would not fit.
-    """
-    size = start.shared[0].grid.size
-    most = max(1, start.memory // 2 // (8 * size))
-    every = max(1, -(-int(start.known.sum()) // most))
+
+def _likelihoods(start: Integration, every: int) -> Iterator[tuple[IntArray, FloatArray]]:
+    """Every k-th feature, in chunks, with the likelihoods of the grid points."""
     designs: tuple[Any, ...] = start.shared
     for part, design in zip(start.parts, designs, strict=True):
         local = np.flatnonzero(part.known)[::every]

@@ -153,6 +153,7 @@ class FixedEffectMethods(OfFittedModel):
         cov: str = MODEL,
         cluster: Any = None,
         features: Any = None,
+        progress: Progress = None,
     ) -> TTestResults:
         """Test linear contrasts of the fixed effects, for every feature.
 
@@ -201,6 +202,8 @@ class FixedEffectMethods(OfFittedModel):
         features
             Names, a mask or a slice; all by default. Adjusted p-values then count these
             features alone.
+        progress
+            Of ``df="integrated"``, which may take a while, as in `MultiLMM.fit`.
 
         Returns
         -------
@@ -257,6 +260,7 @@ class FixedEffectMethods(OfFittedModel):
             null=null,
             cov=cov,
             cluster=cluster,
+            progress=progress,
         )
 
     def f_test(

@@ -73,6 +73,7 @@ class RandomEffectMethods(OfFittedModel):
         n_sim: int = 10_000,
         rng: Any = None,
         features: Any = None,
+        progress: Progress = None,
     ) -> xr.Dataset:
         """Likelihood-ratio tests that random effects are absent, for every feature.
 
@@ -95,6 +96,8 @@ class RandomEffectMethods(OfFittedModel):
             Random numbers for them: a Generator or a seed.
         features
             Names, a mask or a slice; all by default.
+        progress
+            Of the fits without a component, as in `MultiLMM.fit`.
 
         Returns
         -------
@@ -125,6 +128,7 @@ class RandomEffectMethods(OfFittedModel):
             null=null,
             n_sim=n_sim,
             rng=rng,
+            progress=progress,
         )
 
     def heterogeneity(self, *, features: Any = None) -> xr.Dataset:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import ArrayLike
 
 from flashmm.arrays.blas import hold_methods
+from flashmm.progress import Progress
 from flashmm.results import integrated
 from flashmm.results.fitted import OfFittedModel
 from flashmm.results.ratio_prior import RatioPrior
@@ -32,7 +33,11 @@ class SharedPriorMethods(OfFittedModel):
         return integrated.default_ratio_prior(self.fitted)
 
     def learn_ratio_prior(
-        self, *, trend: bool | ArrayLike = False, robust: bool = False
+        self,
+        *,
+        trend: bool | ArrayLike = False,
+        robust: bool = False,
+        progress: Progress = None,
     ) -> RatioPrior:
         """Learn the prior of variance ratios and residual variances from all features.
 
@@ -41,6 +46,8 @@ class SharedPriorMethods(OfFittedModel):
         trend, robust
             How residual variances are moderated, as in `moderate`; here on the n - p - r degrees
             of freedom that X and Z leave.
+        progress
+            As in `MultiLMM.fit`, of the features.
 
         Returns
         -------
@@ -69,10 +76,15 @@ class SharedPriorMethods(OfFittedModel):
         >>> model.fit(parameter_space="psd").learn_ratio_prior(robust=True).params
         ['Z1']
         """
-        return integrated.learn_ratio_prior(self.fitted, trend, robust)
+        return integrated.learn_ratio_prior(self.fitted, trend, robust, progress)
 
     def posterior_variances(
-        self, alpha: float = 0.05, *, prior: Any = None, features: Any = None
+        self,
+        alpha: float = 0.05,
+        *,
+        prior: Any = None,
+        features: Any = None,
+        progress: Progress = None,
     ) -> xr.Dataset:
         """Variances that learn from all features: posterior means and limits.
 
@@ -84,6 +96,8 @@ class SharedPriorMethods(OfFittedModel):
             As in `t_test`; by default `ratio_prior`.
         features
             Names, a mask or a slice; all by default.
+        progress
+            As in `MultiLMM.fit`, of the features.
 
         Returns
         -------
@@ -103,5 +117,5 @@ class SharedPriorMethods(OfFittedModel):
         (True, ['feature', 'param', 'component'])
         """
         return integrated.posterior_variances(
-            self.fitted, self.fitted.positions(features), alpha, prior
+            self.fitted, self.fitted.positions(features), alpha, prior, progress
         )

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from flashmm.arrays.blas import hold_methods
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
+from flashmm.progress import Progress
 from flashmm.results import explained, term_tests
 from flashmm.results.cluster_robust import MODEL
 from flashmm.results.fitted import OfFittedModel
@@ -100,7 +101,12 @@ class TermMethods(OfFittedModel):
         )
 
     def drop1(
-        self, *, test: Literal["F", "LRT"] = "F", df: str = DEFAULT_DF, features: Any = None
+        self,
+        *,
+        test: Literal["F", "LRT"] = "F",
+        df: str = DEFAULT_DF,
+        features: Any = None,
+        progress: Progress = None,
     ) -> FTestResults | xr.Dataset:
         """Tests of each fixed term that no other term contains, as R's drop1.
 
@@ -113,6 +119,8 @@ class TermMethods(OfFittedModel):
             Denominator degrees of freedom of the F tests, as in `f_test`.
         features
             Names, a mask or a slice; all by default.
+        progress
+            Of the fits for ``"LRT"``, as in `MultiLMM.fit`.
 
         Returns
         -------
@@ -136,9 +144,13 @@ class TermMethods(OfFittedModel):
         >>> result.drop1(test="LRT")["term"].values.tolist()
         ['log(libsize)', 'cls:trt']
         """
-        return term_tests.drop1(self.fitted, self.fitted.positions(features), test=test, df=df)
+        return term_tests.drop1(
+            self.fitted, self.fitted.positions(features), test=test, df=df, progress=progress
+        )
 
-    def ranova(self, *, reduce_terms: bool = True, features: Any = None) -> xr.Dataset:
+    def ranova(
+        self, *, reduce_terms: bool = True, features: Any = None, progress: Progress = None
+    ) -> xr.Dataset:
         """Likelihood-ratio tests of the random terms, as lmerTest's ranova.
 
         Every feature is fitted without the term by the method of the fit (the fixed effects stay,
@@ -151,6 +163,8 @@ class TermMethods(OfFittedModel):
             terms go whole.
         features
             Names, a mask or a slice; all by default.
+        progress
+            Of the fits without a term, as in `MultiLMM.fit`.
 
         Returns
         -------
@@ -170,7 +184,10 @@ class TermMethods(OfFittedModel):
         ['g']
         """
         return term_tests.ranova(
-            self.fitted, self.fitted.positions(features), reduce_terms=reduce_terms
+            self.fitted,
+            self.fitted.positions(features),
+            reduce_terms=reduce_terms,
+            progress=progress,
         )
 
     def r_squared(
