@@ -174,7 +174,7 @@ def test_a_signed_grid_ends_at_the_edge_of_the_domain():
     for method in ("REML", "ML"):
         likelihood = estimator_of(fitted.stats, method)
         for fineness in ("coarse", "fine")[: 1 + (method == "ML")]:
-            grid = signed_grid(host, method, fineness)
+            grid = signed_grid(host, method, profile_grid(host, method), fineness)
             values, sigma2 = grid.profile(host.u[:2], host.rss[:2])
             theta = grid.theta * sigma2[:, [1]]
             every = np.ones(len(theta), dtype=int)

@@ -67,6 +67,12 @@ class ProfileGrid:
         The points with sigma2 = 1, shape (g, k); no random effects last.
     beside
         Pairs of neighbouring rays, shape (pairs, 2).
+    directions
+        Of each ray, shape (rays, k - 1).
+    spectra
+        Eigenvalues of each ray's matrix of the error contrasts, shape (rays, r).
+    of_trace
+        Those that log |V| is made of: the same under REML, of the samples under ML.
     rotation
         Eigenvectors of each ray, shape (rays, r, r).
     plain
@@ -81,6 +87,9 @@ class ProfileGrid:
 
     theta: FloatArray
     beside: IntArray
+    directions: FloatArray
+    spectra: FloatArray
+    of_trace: FloatArray
     rotation: FloatArray
     plain: list[bool]
     weight: FloatArray
@@ -116,6 +125,9 @@ class ProfileGrid:
 
     def summits(self, values: FloatArray) -> BoolArray:
         """Points that no neighbour is above, shape (g, B), of log-likelihoods (g, B)."""
+        if values.shape[1] <= _FEW:
+            around = values[self.neighbours].max(axis=1)
+            return np.asarray(np.isfinite(values) & (values >= around))
         rays, _, radii = self.weight.shape
         by_ray = values[:-1].reshape(rays, radii, -1)
         top = np.isfinite(values)
@@ -287,6 +299,9 @@ def _grid(
     return ProfileGrid(
         theta,
         beside,
+        directions,
+        spectra,
+        of_trace,
         rotation,
         plain,
         1.0 / (1.0 + scaled),

@@ -45,7 +45,10 @@ Fineness = Literal["coarse", "fine"]
 
 
 def signed_grid(
-    projection: Projection, method: Literal["REML", "ML"], fineness: Fineness
+    projection: Projection,
+    method: Literal["REML", "ML"],
+    grid: ProfileGrid,
+    fineness: Fineness,
 ) -> ProfileGrid | None:
     """Rays of all parameters of D at once, of either sign; None for large designs.
 
@@ -57,6 +60,8 @@ def signed_grid(
         Projected statistics, in numpy arrays.
     method
         ``"REML"`` or ``"ML"``.
+    grid
+        The grid of the design, whose rays hold those of each variance by itself.
     fineness
         ``"coarse"`` for a look at every feature, ``"fine"`` for one at few.
     """
@@ -64,30 +69,69 @@ def signed_grid(
     if r == 0 or structure.q > _MOST_EFFECTS or projection.ZZ.shape[0] > _DENSE:
         return None
     k = len(structure.parameters)
-    A, of_det, df = projection.A, projection.A, projection.n - projection.p
-    if method == "ML":
-        of_det, df = projection.A_full, projection.n
+    chosen = _affordable(k, r, fineness) if fineness == "fine" or grid.df <= _FEW_SAMPLES else None
+    if chosen is None:
+        return _below_zero(grid, np.flatnonzero(structure.is_variance[:-1]))
+    of_det = projection.A_full if method == "ML" else projection.A
     size = np.abs(eigenvectors_of(of_det)[0]).max(axis=1)
     if not (size > 0).all():
         return None
-    chosen = _affordable(k, r, fineness) if fineness == "fine" or df <= _FEW_SAMPLES else None
-    if chosen is None:
-        variances = np.flatnonzero(structure.is_variance[:-1])
-        directions, beside = -np.eye(k)[variances], np.empty((0, 2), dtype=np.intp)
-    else:
-        directions, beside = _signed_lattice(k, chosen)
+    directions, beside = _signed_lattice(k, chosen)
     directions = directions / size
-    spectra, rotation, plain = eigenvectors_of(np.tensordot(directions, A, axes=1))
+    spectra, rotation, plain = eigenvectors_of(np.tensordot(directions, projection.A, axes=1))
     traces = spectra
     if method == "ML":
         traces = eigenvectors_of(np.tensordot(directions, of_det, axes=1))[0]
-    radii = _radii(traces.min(axis=1))
+    return _on_rays(beside, directions, spectra, traces, rotation, plain, grid.df)
+
+
+def _below_zero(grid: ProfileGrid, variances: IntArray) -> ProfileGrid | None:
+    """Rays of each variance by itself below zero, made of those above zero."""
+    among = grid.directions[:, variances] == 1.0
+    alone = among & (np.count_nonzero(grid.directions, axis=1) == 1)[:, None]
+    rays = alone.argmax(axis=0)
+    size = grid.of_trace[rays].max(axis=1)[:, None]
+    if not (size > 0).all():
+        return None
+    return _on_rays(
+        np.empty((0, 2), dtype=np.intp),
+        -grid.directions[rays] / size,
+        -grid.spectra[rays] / size,
+        -grid.of_trace[rays] / size,
+        grid.rotation[rays],
+        [grid.plain[i] for i in rays],
+        grid.df,
+    )
+
+
+def _on_rays(
+    beside: IntArray,
+    directions: FloatArray,
+    spectra: FloatArray,
+    of_trace: FloatArray,
+    rotation: FloatArray,
+    plain: list[bool],
+    df: int,
+) -> ProfileGrid:
+    """The grid on some rays, each to the edge of the domain or far out."""
+    radii = _radii(of_trace.min(axis=1))
+    k = directions.shape[1]
     theta = np.ones((directions.shape[0] * _RADII + 1, k + 1))
     theta[:-1, :-1] = (directions[:, None, :] * radii[:, :, None]).reshape(-1, k)
     theta[-1, :-1] = 0.0
-    log_det = np.log1p(traces[:, :, None] * radii[:, None, :]).sum(axis=1).reshape(-1)
-    weight = 1.0 / (1.0 + spectra[:, :, None] * radii[:, None, :])
-    return ProfileGrid(theta, beside, rotation, plain, weight, np.append(log_det, 0.0), df)
+    log_det = np.log1p(of_trace[:, :, None] * radii[:, None, :]).sum(axis=1).reshape(-1)
+    return ProfileGrid(
+        theta,
+        beside,
+        directions,
+        spectra,
+        of_trace,
+        rotation,
+        plain,
+        1.0 / (1.0 + spectra[:, :, None] * radii[:, None, :]),
+        np.append(log_det, 0.0),
+        df,
+    )
 
 
 def _affordable(k: int, r: int, fineness: Fineness) -> int | None:

@@ -440,7 +440,7 @@ def _landscape(
     variances = np.flatnonzero(projection.structure.is_variance[:-1])
     chosen = np.ones(host.m, dtype=bool) if start is None else ~start.given
     fine = fine_grid(host, options.method)
-    signed = partial(signed_grid, host, options.method)
+    signed = partial(signed_grid, host, options.method, grid)
     return Landscape(
         grid,
         host.u,

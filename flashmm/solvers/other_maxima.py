@@ -229,9 +229,10 @@ class Landscape:
         values, sigma2 = grid.profile(self.u[features], self.rss[features])
         top: BoolArray = np.asarray(grid.summits(values) & (values > loglik - _COARSENESS))
         top &= (~grid.outermost & (grid.theta[:, :-1] < 0).any(axis=1))[:, None]
-        every = np.arange(theta.shape[0])
-        own = _climbed(grid, theta, values)
-        top[own, every] &= values[own, every] > loglik + GAIN
+        some = np.flatnonzero(top.any(axis=0))
+        if some.size:
+            own = _climbed(grid, theta[some], values[:, some])
+            top[own, some] &= values[own, some] > loglik[some] + GAIN
         return top, values, sigma2
 
     def signed_summits(self, features: IntArray) -> FloatArray:
