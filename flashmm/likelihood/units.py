@@ -68,7 +68,8 @@ class InUnits:
     def natural_information(self, information: FloatArray, features: IntArray) -> FloatArray:
         """Internal information on theta (B, k + 1, k + 1) as that in the units of Y."""
         unit = self.units(features)
-        information = information / (unit[:, :, None] * unit[:, None, :])
+        with np.errstate(over="ignore", invalid="ignore"):  # values of 1e150
+            information = information / (unit[:, :, None] * unit[:, None, :])
         if self.turn is None:
             return information
         return np.asarray(self.turn.T.T @ information @ self.turn.T)
@@ -76,7 +77,8 @@ class InUnits:
     def natural_covariance(self, covariance: FloatArray, features: IntArray) -> FloatArray:
         """Internal covariances of theta (B, k + 1, k + 1) as those in the units of Y."""
         unit = self.units(features)
-        covariance = covariance * (unit[:, :, None] * unit[:, None, :])
+        with np.errstate(over="ignore", invalid="ignore"):
+            covariance = covariance * (unit[:, :, None] * unit[:, None, :])
         if self.turn is None:
             return covariance
         return np.asarray(self.turn.T_inverse @ covariance @ self.turn.T_inverse.T)

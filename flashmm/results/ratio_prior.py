@@ -220,16 +220,8 @@ class RatioPrior:
         'integrated'
         """
         ds = load_dataset(path, kind=_KIND)
-        weights, line, points = ds["weight"].to_numpy(), ds["line"].to_numpy(), ds.sizes["point"]
         with reading(path):
-            if points == 0 or not (np.isfinite(weights) & (weights >= 0)).all():
-                raise InputError("Its weights are no probabilities.")
-            if not np.isfinite(ds["ratio"]).all() or (line < 0).any():
-                raise InputError("Its grid of ratios is none.")
-            if "residual_at" in ds and not (
-                np.isfinite(ds["residual_slope"]) & (ds["residual_at"] > 0)
-            ):
-                raise InputError("Its slope on the residual variance is none.")
+            _check(ds)
         return cls(ds)
 
     # ---- in numbers ------------------------------------------------------------------------
@@ -297,6 +289,44 @@ class RatioPrior:
             location[known] = self.ds["feature_location"].to_numpy()[own[known]]
             df[known] = self.ds["feature_df"].to_numpy()[own[known]]
         return VariancePrior(location, df, self.df)
+
+
+def _check(ds: xr.Dataset) -> None:
+    """Raise unless a Dataset holds numbers that a prior can have."""
+    values = {name: ds[name].to_numpy() for name in ds.data_vars}
+    if ds.sizes["point"] == 0 or not all(_is_distribution(values[n]) for n in ("weight", "base")):
+        raise InputError("Its weights are no probabilities.")
+    ratio, line = values["ratio"], values["line"]
+    if not (np.abs(ratio) < _LARGEST).all() or (line < 0).any():
+        raise InputError("Its grid of ratios is none.")
+    for each in RatioGrid(ratio, line.astype(np.intp), values["base"]).lines():
+        on_it = each.base + each.steps[:, None] * each.direction
+        if not np.allclose(on_it, ratio[each.columns], rtol=1e-9, atol=1e-9 * np.abs(ratio).max()):
+            raise InputError("Its grid of ratios is not on lines.")
+    for name in ("sigma2_df", "feature_df"):
+        if not (values.get(name, np.zeros(1)) >= 0).all():
+            raise InputError(f"Its {name} is no number of degrees of freedom.")
+    for name in ("sigma2_location", "feature_location", "trend_location"):
+        found = values.get(name, np.ones(1))
+        unknown = np.isnan(found) & (name in ("sigma2_location", "feature_location"))
+        if not (unknown | (np.isfinite(found) & (found > 0))).all():
+            raise InputError(f"Its {name} is no variance.")
+    at = values.get("trend_at", np.zeros(0))
+    if not (np.isfinite(at).all() and (np.diff(at) > 0).all()):
+        raise InputError("Its trend is none.")
+    slope, middle = (values.get(f"residual_{name}", np.ones(1)) for name in ("slope", "at"))
+    if not (np.isfinite(slope).all() and np.isfinite(middle).all() and (middle > 0).all()):
+        raise InputError("Its slope on the residual variance is none.")
+    if ds.attrs["trend"] not in ("", "mean", "given"):
+        raise InputError("It does not say what it was learned from.")
+
+
+def _is_distribution(weights: FloatArray) -> bool:
+    return bool((weights >= 0).all() and abs(float(weights.sum()) - 1.0) < 1e-6)
+
+
+# A ratio beyond this leaves nothing of the residual variance.
+_LARGEST = 1e12
 
 
 def prior_of(

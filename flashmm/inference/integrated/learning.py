@@ -129,4 +129,5 @@ def _likelihoods(start: Integration) -> Iterator[tuple[IntArray, FloatArray]]:
                 start.sigma2.df[everywhere],
                 start.sigma2.variance[everywhere] / part.scale[here],
             )
-            yield everywhere, np.exp(log)
+            finite = np.isfinite(log).all(axis=1)
+            yield everywhere[finite], np.exp(log[finite])

@@ -17,6 +17,9 @@ from flashmm.arrays.types import FloatArray
 
 __all__ = ["Posterior", "log_evidence", "posterior", "share_of_prior"]
 
+# Least s0^2, in units of a feature's own residual variance.
+_LEAST = 1e-290
+
 
 @dataclass(frozen=True)
 class Posterior:
@@ -62,11 +65,13 @@ def log_evidence(
     """
     known, flat = np.isinf(d0)[:, None], (d0 == 0)[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
+        # In the units of a feature of 1e140 the s0^2 of the others is zero.
+        s0 = np.where(s0 < _LEAST, _LEAST, s0)
         scale = np.where(known | flat, 1.0, d0[:, None] * s0[:, None])
         power = 0.5 * (df[:, None] + np.where(known, 0.0, d0[:, None]))
         form = np.where(flat, np.log(Q), np.log1p(Q / scale)) * power
         log = -0.5 * log_det - np.where(known, 0.5 * Q / s0[:, None], form)
-    log -= log.max(axis=1, keepdims=True)
+        log -= log.max(axis=1, keepdims=True)  # NaN where all is lost, of values of 1e150 say
     return np.asarray(log)
 
 
