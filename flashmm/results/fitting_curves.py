@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.designs.curves import Heterogeneous
 from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, listing
 from flashmm.likelihood.base import Evaluation
@@ -39,6 +40,8 @@ _FROM = 3
 _DIRECTIONS = np.linspace(-0.99, 0.99, 34)
 _SMALL = 1e-3
 _GAIN = 1e-9
+# Standard deviations of effects, in internal units, that are zero.
+_ZERO = 1e-7
 
 
 def check_curved(
@@ -214,7 +217,30 @@ class CurvedSearch:
             if rows.size == 0:
                 break
             _improve(best, self._maximised(again, features[rows]), rows)
+        self._settle(best, features)
         return best
+
+    def _settle(self, best: Solution, features: IntArray) -> None:
+        """Make standard deviations next to zero zero, in place.
+
+        The likelihood depends on their squares: towards zero steps grow ever shorter.
+        """
+        settled = best.theta.copy()
+        for curve, _, own in self.likelihood.curved.parts():
+            if isinstance(curve, Heterogeneous):
+                part = settled[:, own]
+                part[:, curve.is_cone] *= part[:, curve.is_cone] > _ZERO
+        with np.errstate(invalid="ignore"):
+            rows = np.flatnonzero(
+                (settled != best.theta).any(axis=1) & (best.status <= Status.BOUNDARY)
+            )
+        if rows.size == 0:
+            return
+        at = self.likelihood.evaluate(settled[rows], features[rows])
+        kept = at.loglik >= best.evaluation.loglik[rows] - _GAIN
+        best.theta[rows[kept]] = settled[rows[kept]]
+        best.status[rows[kept]] = Status.BOUNDARY
+        best.evaluation.put(rows[kept], at.take(np.flatnonzero(kept)))
 
     def _off_zero(self, at: Solution, features: IntArray) -> tuple[IntArray, FloatArray]:
         """Where a variance of zero would grow with some correlation: rows, and starts there."""
