@@ -139,6 +139,11 @@ def test_type_2_where_terms_depend_on_terms():
             )
             np.testing.assert_allclose(found["F"].sel(contrast="AB"), F, rtol=1e-6)
         if fixed.startswith("~ x"):
+            alone = fm.MultiLMM.from_summary_stats(result.stats).fit(parameter_space="psd")
+            number = (
+                alone.anova(type=2).ds["df_num"].sel(feature="y", contrast=result.params.columns[1])
+            )
+            assert number == 0  # a term of its own, that the column left out spans
             with pytest.raises(InputError, match="left out of X because they depend on 'x"):
                 result.drop1(test="LRT")
         elif fixed == "~ A + AB":

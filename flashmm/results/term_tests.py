@@ -78,10 +78,16 @@ def _terms_of_fit(fitted: FittedModel) -> list[FixedTerm]:
     stats, recipe = fitted.stats, fitted.recipe
     if recipe is not None and recipe.fixed.names == fitted.columns:
         return fixed_terms(recipe.fixed.spec, stats.p, stats.aliased)
-    return [
+    terms = [
         FixedTerm("1" if name in ("Intercept", "(Intercept)") else name, np.array([i]))
         for i, name in enumerate(stats.coef_names)
     ]
+    if stats.aliased is not None:  # each column left out is a term too, of which nothing is tested
+        terms += [
+            FixedTerm("1", np.zeros(0, dtype=np.intp), left_out=weights[:, None])
+            for weights in stats.aliased.weights.T
+        ]
+    return terms
 
 
 def _hypotheses(fitted: FittedModel, kind: int) -> dict[str, Hypothesis]:
