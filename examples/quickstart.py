@@ -46,7 +46,7 @@ def main(path: Path) -> None:
     columns = ["estimate", "se", "t", "p", "p_adjusted"]
     for name in tests.contrasts:
         print(f"\n{name}: genes with the strongest response (log2 scale)")
-        print(tests.top_table(name, n=5)[columns].to_string(float_format="{:.3g}".format))
+        print(tests.top_table(name, n=6)[columns].to_string(float_format="{:.3g}".format))
 
     result.save(path)
     again = fm.MultiLMMResults.load(path)

@@ -176,10 +176,10 @@ class ModelData:
             in interactions. Where one is NaN, ``missing="feature"`` leaves the observation out.
         sums_by
             Groups of samples whose sums are kept beside the total, for `influence`, cluster-robust
-            tests, `flip_test` and ``stats.without``: a column of ``data`` or a label of each
-            sample, shape (n,). k groups take 8 k (p^2 + p m + m) bytes, and as much as Z'X and
-            Z'Y again, which is logged and bounded. Features must have the same samples and
-            weights.
+            tests, `flip_test`, ``fit(residual_by=)`` and ``stats.without``: a column of ``data``,
+            several (``"site:assay"`` or a list), or a label of each sample, shape (n,). k groups
+            take 8 k (p^2 + p m + m) bytes, and as much as Z'X and Z'Y again, which is logged and
+            bounded. Features must have the same samples and weights.
         covariances
             Known covariances between the levels of random terms, ``{"donor": K}`` by grouping
             factor or name of the term: D is then theta K in the place of theta I, Kronecker's

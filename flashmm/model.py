@@ -332,9 +332,10 @@ class MultiLMM(ModelData):
             features, see `MultiLMMResults.heterogeneity`. Default: estimated.
         residual_by
             Groups of samples with residual variances of their own: the name that the statistics
-            have sums by (``sums_by="Sex"``, or ``"Sex:Age"``), a factor or a mapping that makes
-            coarser groups of them. The parameters are then ``"Residual[Male]"`` and so on, and
-            `compare_lr_test` with a fit without it tests that they are equal. Default: one.
+            have sums by (``sums_by="Sex"``, or ``"Sex:Age"``), some of the factors that it joins,
+            or a mapping that makes coarser groups of them. The parameters are then
+            ``"Residual[Male]"`` and so on, and `compare_lr_test` with a fit without it tests that
+            they are equal. Default: one.
         progress
             Of a fit here: None (default) for a bar on a terminal once it has taken a few seconds
             (needs tqdm), True for one at once, False for none, or a function of the numbers of

@@ -153,6 +153,21 @@ def test_limma_on_means_is_a_moderated_t_test_of_means():
     assert_allclose(found["within"], expected)
 
 
+def test_slopes_of_subjects_are_drawn_as_samples_have_them():
+    """What [X, Z] tell of them is theirs; all of them have the moments of samples."""
+    setting = few.Setting(6, False, 1, 0.3, "spread")
+    table, rng = few.samples(setting), np.random.default_rng(5)
+    design = build_design("~ group + condition", few.RANDOM[1], table).design
+    Z, x = design.Z.toarray(), table["condition"].to_numpy()
+    Y = rng.normal(size=(3000, len(table))) + rng.normal(size=(3000, 6)) @ Z.T
+    statistics = fm.SummaryStats.from_arrays(Y, design.X, Z, components=design.structure)
+    drawn, own = few.slopes(table, statistics), ((Y * x) @ Z).T
+    assert_allclose(drawn.sum(axis=0), own.sum(axis=0), rtol=1e-8, atol=1e-8)
+    assert np.abs(drawn - own).max() > 1.0
+    unit = np.sqrt(np.outer(np.diag(np.cov(own)), np.diag(np.cov(own))))
+    assert_allclose(np.cov(drawn) / unit, np.cov(own) / unit, atol=0.1)
+
+
 def test_a_few_subjects_study_goes_on_where_it_was(tmp_path):
     """What the table has is neither run nor written again; methods and seeds join it."""
     out = tmp_path / "rates.csv"
@@ -171,7 +186,7 @@ def test_a_few_subjects_study_goes_on_where_it_was(tmp_path):
     assert not table.duplicated(keys).any()
     assert table.groupby("seed")["method"].value_counts().to_dict() == {
         (7, "satterthwaite"): 2,
-        (20260101, "limma on means"): 1,
+        (20260101, "limma on means"): 2,
         (20260101, "satterthwaite"): 2,
     }
     # Each method alone sees the data that it sees beside the others.
@@ -212,36 +227,74 @@ def test_integrated_tests_hold_every_level_in_every_design(few_rates):
         assert ((over - 1).abs() <= 0.15 + 3 * error).all(), null[(over - 1).abs() > 0.15 + error]
 
 
+def test_every_method_ran_in_every_design(few_rates):
+    keys = ["subjects", "design", "components", "ratio", "kind", "effect"]
+    count = few_rates.groupby("method")[keys].size()
+    for method in few.METHODS:
+        of_one = method == few.UNCONSTRAINED  # of two most features have no such maximum
+        expected = [x for x in few.settings() if not of_one or x.components == 1]
+        assert count[method] == 2 * len(expected), method
+    assert not few_rates.duplicated([*keys, "method"]).any()
+
+
 def test_integrated_tests_have_the_power(few_rates):
-    """Of limma on means but in one design; and of Satterthwaite where that is calibrated."""
+    """Of limma on means but in one kind of design; of Satterthwaite where that is calibrated."""
     keys = ["subjects", "design", "components", "ratio", "kind", "effect"]
     power = few_rates.pivot_table(index=keys, columns="method", values="power")
-    beside = power.dropna(subset=["limma on means"])
-    gain = beside["integrated"] - beside["limma on means"]
-    assert (gain.drop((8, "balanced", 1, 0.3, "half zero", "between")) >= -0.001).all(), gain.min()
-    assert gain.min() > -0.01
+    gain = (power["integrated"] - power["limma on means"]).dropna()
+    less = [(8, "balanced", components, 0.3, "half zero", "between") for components in (1, 2)]
+    assert (gain.drop(less) >= -0.001).all(), gain.min()
+    assert gain.min() > -0.015
     assert gain.groupby("subjects").max().loc[4] > 0.2
     many = power[power.index.get_level_values("subjects") == 25]
     assert (many["integrated"] >= 0.97 * many["satterthwaite"]).all()
+    # With effects that are not all found.
+    table = pd.read_csv(FOLDER / "power-25.csv").query("effect == 'between'")
+    many = table.pivot_table(index=keys, columns="method", values="power")
+    assert len(many) == len([x for x in few.settings() if x.subjects == 25])
+    assert (many["satterthwaite"] < 0.9).all()
+    assert (many["integrated"] >= many["satterthwaite"]).all()
+    assert (many["integrated"] >= many["limma on means"]).all()
 
 
-def test_what_limma_on_means_finds_more_no_prior_could_find():
-    """On paired draws: one design of the closest, where the true prior does no better; and there
-    limma finds less where fewer false discoveries are allowed."""
+def test_what_limma_on_means_finds_more_is_the_price_of_a_level_that_holds_by_feature():
+    """On paired draws: one design of the closest, where the true prior does no better, and what
+    is right only on average does. That rejects true nulls of variable features too often, and
+    finds less with effects of one size or where fewer false discoveries are allowed."""
     table = pd.read_csv(FOLDER / "power.csv")
-    keys = ["ratio", "kind", "subjects", "design"]
+    keys = ["effects", "ratio", "kind", "subjects", "design"]
     wide = table.pivot_table(index=[*keys, "seed"], columns="method")
     gain = wide["power"]["integrated"] - wide["power"]["limma on means"]
-    assert gain.groupby(level=[0, 1, 2, 3]).size().min() >= 10
-    mean, error = (getattr(gain.groupby(level=[0, 1, 2, 3]), x)() for x in ("mean", "sem"))
-    less = mean[mean < -2 * error]
-    where = (0.3, "half zero", 8, "balanced")
-    assert list(less.index) == [where]
-    true = wide["power"]["integrated, true prior"] - wide["power"]["integrated"]
-    assert true.xs(where, level=(0, 1, 2, 3)).mean() < 0.002
-    strict = wide["power at 0.01"]
-    strict = (strict["integrated"] - strict["limma on means"]).xs(where, level=(0, 1, 2, 3))
-    assert strict.mean() > 0
+    assert gain.groupby(level=keys).size().min() >= 10
+    mean, error = (getattr(gain.groupby(level=keys), x)() for x in ("mean", "sem"))
+    where = ("own", 0.3, "half zero", 8, "balanced")
+    assert list(mean[mean < -2 * error].index) == [where]
+    here = wide.xs(where, level=keys)
+    power = here["power"].mean()
+    assert power["integrated, true prior"] < power["integrated"] + 0.002
+    assert power["pooled"] >= power["limma on means"]
+    strict = here["power at 0.01"].mean()
+    assert strict["integrated"] > strict["limma on means"]
+    high = here["high, 0.01"].sum() / here["high"].sum() / 0.01
+    assert abs(high["integrated"] - 1.0) < 0.15
+    assert (high[["pooled", "limma on means"]] > 1.5).all()
+    one_size = wide.xs(("one size", *where[1:]), level=keys)
+    assert one_size["power"].mean().idxmax() in ("integrated", "pooled")
+    assert one_size["power"]["integrated"].mean() > one_size["power"]["limma on means"].mean()
+    assert (
+        one_size["power at 0.01"]["integrated"].mean() > one_size["power at 0.01"]["pooled"].mean()
+    )
+
+
+def test_few_features_are_tested_on_the_safe_side():
+    """No rate exceeds its level by 0.15 of it and what three normal errors allow, counted exactly
+    since few rejections are expected; from one feature on."""
+    table = pd.read_csv(FOLDER / "few-features.csv")
+    module = load("few_features")
+    assert len(table) == 2 * len(module.SETTINGS) * len(module.FITS)
+    for level in module.LEVELS:
+        as_many = stats.binom.sf(table[f"rejected {level:g}"] - 1, table["tests"], 1.15 * level)
+        assert (as_many > stats.norm.sf(3)).all(), table[as_many <= stats.norm.sf(3)]
 
 
 def test_integrated_tests_hold_their_level_on_data_that_the_model_did_not_draw():
@@ -269,10 +322,18 @@ def test_the_one_exchange_of_labels_is_compared_with_real_effects():
     assert list(table["data"].unique()) == list(module.studies())
 
 
-def test_dream_with_its_defaults_rejects_too_often_with_four_subjects():
+def test_dream_with_its_defaults_rejects_too_often_with_few_subjects():
     """As the pages say; the integrated tests of the same features do not."""
-    table = pd.read_csv(FOLDER / "few-subjects-dream.csv").query("subjects == 4")
-    rejected = table[table["effect"] == "between"].set_index("method")["rejected 0.01"]
-    features = table["features"].iloc[0]
-    assert stats.binomtest(int(rejected["dream"]), features, 0.01).pvalue < 1e-6
-    assert stats.binomtest(int(rejected["integrated"]), features, 0.01).pvalue > 0.1
+    table = pd.read_csv(FOLDER / "few-subjects-dream.csv").query("effect == 'between'")
+    keys = ["subjects", "design", "ratio", "kind"]
+    assert len(table.drop_duplicates(keys)) >= 11
+    assert (table.groupby(keys)["method"].nunique() == 4).all()
+    rejected = table.query("subjects <= 6").groupby("method")[["rejected 0.01", "features"]].sum()
+    features = int(rejected["features"].iloc[0])
+
+    def chance(method):  # of so many or more
+        k = int(rejected.loc[method, "rejected 0.01"])
+        return stats.binomtest(k, features, 0.01, alternative="greater").pvalue
+
+    assert chance("dream") < 1e-6
+    assert chance("integrated") > 0.1

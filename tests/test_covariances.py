@@ -661,3 +661,26 @@ def test_other_residual_variances_beside_a_known_covariance():
         assert_allclose(by_sex.blup()[j], effects, atol=1e-9)
         V = known.theta.iloc[j]["g"] * K + np.eye(len(data))
         assert known.llf.iloc[j] == pytest.approx(dense_estimates(y, X, V, "REML")[0], abs=1e-9)
+
+
+@pytest.mark.parametrize(("data_type", "label_type"), [(int, float), (float, int), (float, str)])
+def test_whole_numbers_are_matched_however_they_are_written(data_type, label_type):
+    """A column of whole numbers is one of floats where one was missing: 101.0 beside 101."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(7, 9))
+    labels = np.arange(101, 108).astype(label_type)
+    K = pd.DataFrame(root @ root.T / 9.0, labels, labels).iloc[::-1, ::-1]
+    data = pd.DataFrame({"g": np.repeat(np.arange(101, 107), 5).astype(data_type)})
+    Y = rng.normal(size=(2, 30)) + rng.normal(size=(2, 6)).repeat(5, axis=1)
+    plain = fm.Covariance(root @ root.T / 9.0, levels=[f"d{i}" for i in range(101, 108)])
+    named = data.assign(g=[f"d{level:.0f}" for level in data["g"]])
+    results = [
+        fm.MultiLMM.from_formula("~ 1", "(1 | g)", table, Y, covariances={"g": known}).fit(
+            parameter_space="psd"
+        )
+        for table, known in ((data, K), (named, plain))
+    ]
+    np.testing.assert_allclose(results[0].llf, results[1].llf, rtol=1e-12)
+    new = pd.DataFrame({"g": np.array([107]).astype(data_type)})
+    expected = results[1].predict(pd.DataFrame({"g": ["d107"]}))
+    np.testing.assert_allclose(results[0].predict(new), expected, rtol=1e-9)

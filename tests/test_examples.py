@@ -33,7 +33,7 @@ def test_quickstart_fits_every_gene_and_finds_the_interferon_response(quickstart
     for name in cell_types:
         _, table = quickstart.split(f"\n{name}: genes with the strongest response")
         rows = [line.split() for line in table.split("\n\n")[0].splitlines()[3:]]
-        assert len(rows) == 5
+        assert len(rows) == 6
         assert rows[0][0] == "ISG15"
         p = [float(row[4]) for row in rows]
         assert p == sorted(p)
@@ -44,7 +44,7 @@ def test_the_genes_that_lead_are_those_that_interferon_moves(quickstart):
     """CD14+ monocytes; Satterthwaite's table has ISG15 at number 250."""
     _, table = quickstart.split("\nCD14+ Monocytes: genes with the strongest response")
     names = [line.split()[0] for line in table.split("\n\n")[0].splitlines()[3:]]
-    leading = ["ISG15", "APOBEC3A_ENSG00000128383", "IFITM3", "ISG20", "RSAD2"]
+    leading = ["ISG15", "APOBEC3A_ENSG00000128383", "IFITM3", "ISG20", "RSAD2", "IFIT3"]
     assert names == leading
 
 
@@ -55,6 +55,8 @@ def test_script_and_tutorial_test_alike():
         assert 'result.t_test(effects, df="integrated")' in text
         assert 'parameter_space="psd"' in text
         assert "sort_by" not in text
+    assert 'top_table("CD14+ Monocytes", n=6)' in page
+    assert "top_table(name, n=6)" in script
 
 
 def test_quickstart_saves_the_fit_in_the_current_folder(quickstart, tmp_path):

@@ -18,6 +18,7 @@ from flashmm.exceptions import InputError
 from flashmm.inference.integrated.grid import RatioGrid, covering_grid, flat_in_logarithm
 from flashmm.inference.integrated.integration import Integration, Part
 from flashmm.inference.integrated.learning import learn
+from flashmm.inference.integrated.posterior import log_evidence
 from flashmm.inference.integrated.shared import share_design
 from flashmm.inference.integrated.student import f_tail, student_cdf, student_density
 from flashmm.inference.moderation import VariancePrior
@@ -372,6 +373,29 @@ def test_features_without_a_fit_are_nan_and_do_not_disturb_the_others():
     assert_allclose(p[1:-1], clean, rtol=1e-10)
     assert np.isnan(p[[0, -1]]).all()
     assert np.isnan(where.limits(np.array([0]), L, 0.05)).all()
+
+
+@pytest.mark.parametrize("unit", [1e-280, 1e-150, 1.0, 1e150, 1e280])
+def test_evidence_whatever_the_prior_degrees_of_freedom_and_units(unit):
+    Q = unit * np.array([[1.0, 3.0, 2.0]])
+    df, log_det = np.array([9.0]), np.array([0.0, 0.1, 0.2])
+    relative = np.log([1.0, 3.0, 2.0])
+
+    def evidence(d0, s0):
+        with np.errstate(all="raise", under="ignore"):
+            return log_evidence(Q, log_det, df, np.array([d0]), np.array([s0]))[0]
+
+    flat = -0.5 * log_det - 4.5 * relative
+    for d0, s0 in ((0.0, 0.0), (1e-320, 1.0), (1e-300, unit), (1e-12, 1e-12 * unit)):
+        assert_allclose(evidence(d0, s0), flat - flat.max(), rtol=1e-9)
+    given = -0.5 * log_det - 0.5 * (9.0 + 5.0) * np.log1p(np.array([1.0, 3.0, 2.0]) / (5.0 * 2.0))
+    assert_allclose(evidence(5.0, 2.0 * unit), given - given.max(), rtol=1e-12)
+    known = -0.5 * log_det - 0.5 * np.array([1.0, 3.0, 2.0]) / 2.0
+    for d0 in (1e17, np.inf):
+        assert_allclose(evidence(d0, 2.0 * unit), known - known.max(), rtol=1e-12)
+    for s0 in (1e-320, 1e300):  # a residual variance from another world
+        assert np.isfinite(evidence(np.inf, s0)).any()
+        assert not np.isnan(evidence(np.inf, s0)).any()
 
 
 @pytest.mark.parametrize("kind", ["three_effects", "slope_and_crossed"])

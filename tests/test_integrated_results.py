@@ -50,6 +50,11 @@ def result(table):
     return fitted(table, responses(table, 120))
 
 
+@pytest.fixture(scope="module")
+def with_trend(result):
+    return result.learn_ratio_prior(trend=True, robust=True)
+
+
 def at_one_ratio(result, ratio):
     """A prior with all its mass at one ratio and no moderation."""
     ds = result.ratio_prior.ds
@@ -207,11 +212,11 @@ def test_the_prior_is_kept_and_can_be_saved(result, tmp_path):
         ("base", np.inf, "probabilities"),
         ("ratio", 1e300, "grid of ratios"),
         ("ratio", np.nan, "grid of ratios"),
-        ("sigma2_df", -1.0, "sigma2_df"),
-        ("sigma2_df", np.nan, "sigma2_df"),
-        ("sigma2_location", -1.0, "sigma2_location"),
-        ("sigma2_location", np.inf, "sigma2_location"),
-        ("trend", "else", "learned from"),
+        ("sigma2_df", -1.0, "residual variance"),
+        ("sigma2_df", np.nan, "residual variance"),
+        ("sigma2_location", -1.0, "residual variance"),
+        ("sigma2_location", np.inf, "residual variance"),
+        ("trend", "else", "trend is"),
     ],
 )
 def test_damaged_priors_are_refused(result, tmp_path, name, value, message):
@@ -226,7 +231,7 @@ def test_damaged_priors_are_refused(result, tmp_path, name, value, message):
 def test_priors_of_covariances_that_are_none_are_refused(result):
     ds = result.ratio_prior.ds
     negative = fm.RatioPrior(ds.assign(ratio=ds["ratio"] * 0.0 - 1.0))
-    with pytest.raises(InputError, match="positive semi-definite"):
+    with pytest.raises(InputError, match=r"positive semi-definite|grid of ratios"):
         result.t_test("x", df="integrated", prior=negative)
 
 
@@ -269,6 +274,59 @@ def test_trend_and_robust_priors(table, robust, tmp_path):
     # features of another name take the trend at their own means
     strangers = fitted(table, Y.rename(index=lambda name: f"h{name}"))
     assert strangers.t_test("x", df="integrated", prior=prior).pvalue.notna().all().all()
+
+
+@pytest.mark.parametrize("unit", [1e3, 1e150, 1e-150])
+@pytest.mark.parametrize("robust", [False, True])
+def test_an_outlying_feature_does_not_stop_the_others(table, unit, robust):
+    Y = pd.DataFrame(np.random.default_rng(1).normal(size=(40, len(table))))
+    Y.index = [f"g{j}" for j in range(40)]
+    Y.iloc[3] *= unit
+    result = fitted(table, Y)
+    prior = result.learn_ratio_prior(robust=robust)
+    tests = result.t_test("group[T.B]", df="integrated", prior=prior)
+    assert np.isfinite(tests.pvalue.to_numpy()).all()
+    assert np.isfinite(result.posterior_variances(prior=prior)["share"]).all()
+    if robust and unit > 1:  # winsorised: the others' prior is as it is without the outlier
+        alone = fitted(table, Y.drop(index="g3"))
+        p = alone.t_test("group[T.B]", df="integrated", prior=alone.learn_ratio_prior(robust=True))
+        both = np.log([p.pvalue.to_numpy(), tests.pvalue.drop(index="g3").to_numpy()])
+        assert_allclose(both[0], both[1], atol=0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("weights", lambda ds: {"weight": 0.0 * ds["weight"]}),
+        ("weights", lambda ds: {"weight": 3.0 * ds["weight"]}),
+        ("grid", lambda ds: {"ratio": -ds["ratio"]}),
+        ("residual variance", lambda _: {"sigma2_df": -5.0}),
+        ("residual variance", lambda _: {"sigma2_df": np.nan}),
+        ("residual variance", lambda _: {"sigma2_location": -1.0}),
+        ("residual variance", lambda _: {"sigma2_location": np.nan}),
+        ("single features", lambda ds: {"feature_df": -ds["feature_df"]}),
+        ("single features", lambda ds: {"feature_location": -ds["feature_location"]}),
+        ("trend", lambda ds: {"trend_at": ds["trend_at"].copy(data=ds["trend_at"].values[::-1])}),
+        ("trend", lambda ds: {"trend_location": -ds["trend_location"]}),
+    ],
+)
+def test_a_prior_that_is_no_distribution_is_refused(result, with_trend, name, change, tmp_path):
+    ds = with_trend.ds
+    wrong = fm.RatioPrior(ds.assign(change(ds)))
+    with pytest.raises(InputError, match=name):
+        result.t_test("x", df="integrated", prior=wrong)
+    wrong.save(tmp_path / "wrong.nc")
+    with pytest.raises(InputError, match=f"wrong.nc.*{name}"):
+        fm.RatioPrior.load(tmp_path / "wrong.nc")
+
+
+def test_priors_of_correlated_effects_hold_negative_covariances(table, tmp_path):
+    result = fitted(table, responses(table, 20), "~ x", "(0 + group | cls)")
+    prior = result.ratio_prior
+    assert (prior.ratios.to_numpy()[:, 2] < 0).any()
+    prior.save(tmp_path / "prior.nc")
+    again = fm.RatioPrior.load(tmp_path / "prior.nc")
+    assert result.t_test("x", df="integrated", prior=again).pvalue.notna().all().all()
 
 
 def test_posterior_variances(result):
@@ -332,6 +390,64 @@ def test_doubtful_tests_say_so_once(result, caplog):
     assert "reject too little" in kr
 
 
+@pytest.mark.parametrize("missing", ["raise", "feature"])
+def test_only_levels_that_carry_a_contrast_count(missing):
+    """30 donors carry the group, 5 plates the machine, neither of them the rest."""
+    rng = np.random.default_rng(0)
+    donor, plate = np.repeat(np.arange(30), 10), np.tile(np.arange(5), 60)
+    table = pd.DataFrame(
+        {
+            "donor": donor.astype(str),
+            "plate": plate.astype(str),
+            "group": np.where(donor % 2, "B", "A"),
+            "machine": np.where(plate % 2, "B", "A"),
+            "x": rng.normal(size=300),
+        }
+    )
+    Y = rng.normal(size=(4, 300)) + rng.normal(size=(4, 30))[:, donor]
+    Y[0, 0] = np.nan if missing == "feature" else 0.0
+    random = ["(1 | donor)", "(1 | plate)"]
+    model = fm.MultiLMM.from_formula(
+        "~ group + machine + x", random, data=table, Y=Y, missing=missing
+    )
+    result = model.fit(parameter_space="psd")
+    notes = {name: result.t_test(name).ds.attrs["note"] for name in result.params.columns[1:]}
+    assert "'plate' has 5 levels" in notes["machine[T.B]"]
+    assert notes["group[T.B]"] == notes["x"] == ""
+    assert "'plate'" in " ".join(str(result.summary()).split())
+    # The intercept, which nobody tests, is no reason.
+    alone = fm.MultiLMM.from_formula("~ group + x", random, data=table, Y=Y, missing=missing)
+    assert "fewer than" not in " ".join(str(alone.fit(parameter_space="psd").summary()).split())
+
+
+def test_the_page_of_one_feature_says_so_too(table, result):
+    page = " ".join(str(result.sel("g7").summary()).split())
+    assert "'subject' has 6 levels" in page
+    assert "df='integrated'" in page
+    assert "of 120 features" not in page
+    assert "(120 are few: with prior= of a larger fit" in page
+    of_pattern = responses(table, 30)
+    of_pattern.iloc[0, 3] = np.nan
+    some = fitted(table, of_pattern, missing="feature").sel("g0").summary()
+    assert "df='integrated'" in " ".join(str(some).split())
+
+
+@pytest.mark.parametrize(
+    ("space", "df", "said"),
+    [
+        ("psd", "satterthwaite", "parameter_space='unconstrained' if the design is balanced"),
+        ("unconstrained", "satterthwaite", "hold their level in balanced designs only"),
+        ("psd", "kenward-roger", "bootstrap_test"),
+        ("unconstrained", "residual", "reject too often"),
+    ],
+)
+def test_one_feature_alone_is_not_told_to_learn_from_others(table, space, df, said):
+    model = fm.MultiLMM.from_formula("~ group + (1 | subject)", data=table, Y=responses(table, 1))
+    note = model.fit(parameter_space=space).t_test("group[T.B]", df=df).ds.attrs["note"]
+    assert said in note
+    assert "integrated" not in note
+
+
 def test_tests_with_many_subjects_are_not_doubted(caplog):
     table = data(24)
     result = fitted(table, responses(table, 20))
@@ -356,6 +472,26 @@ def test_one_or_two_features_are_tested_on_the_safe_side(table, m):
     assert (tests.df > 0).all().all()
     assert (result.ratio_prior.df == 0) == (m == 1)
     assert result.posterior_variances()["mean"].notnull().all()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_one_feature_whose_subjects_differ_a_lot_is_tested_as_its_means_are(weighted):
+    """Its own estimate may be far below its ratio, beyond which the grid must go on.
+
+    The grid once ended at twice the estimate: p-values down to a twelfth of those of the means.
+    """
+    subject, rng = np.repeat(np.arange(4), 12), np.random.default_rng(4)
+    Y = 1.5 * rng.normal(size=(10, 4))[:, subject] + rng.normal(size=(10, 48))
+    X = np.column_stack([np.ones(48), subject % 2])
+    more = {"weights": np.ones((1, 48))} if weighted else {}
+    p = np.empty(10)
+    for j in range(10):
+        model = fm.MultiLMM.from_arrays(Y[[j]], X, np.eye(4)[subject], **more)
+        tests = model.fit(parameter_space="psd").t_test(np.array([0.0, 1.0]), df="integrated")
+        p[j] = tests.pvalue.iloc[0, 0]
+    means = Y.reshape(10, 4, 12).mean(axis=2)
+    expected = stats.ttest_ind(means[:, 1::2], means[:, ::2], axis=1).pvalue
+    assert_allclose(p / expected, 1.0, atol=0.25)
 
 
 def test_features_without_any_fit_are_nan_not_an_error(table):

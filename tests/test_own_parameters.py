@@ -10,6 +10,8 @@ import references
 import scipy.optimize
 import test_every_method
 from numpy.testing import assert_allclose
+from stress.designs import draw
+from stress.responses import responses
 
 import flashmm as fm
 from flashmm.exceptions import InputError
@@ -546,3 +548,32 @@ def test_what_the_samples_do_not_tell_apart():
     known = fm.Covariance(np.eye(10), levels=[f"g{i}" for i in range(10)])
     with pytest.raises(InputError, match="structure ar1"):
         fm.MultiLMM.from_formula("~ x", "ar1(t | g)", *DATA["ar1"], covariances={"g": known})
+
+
+@pytest.mark.parametrize("random", ["ar1(t | g)", "exp(t | g)", "cs(0 + k | g, hom=FALSE)"])
+def test_no_level_with_two_effects(random):
+    """One occasion for each level leaves nothing for a correlation; one feature may have as few."""
+    rng = np.random.default_rng(3)
+    data = pd.DataFrame(
+        {"g": np.repeat([f"g{i}" for i in range(12)], 6), "t": [0, 0, 1, 1, 2, 2] * 12}
+    )
+    data["k"] = np.array(list("abc"))[data["t"]]
+    Y = rng.normal(size=(2, 72)) + rng.normal(size=(2, 12)).repeat(6, axis=1)
+    once = data["t"] == np.arange(12).repeat(6) % 3
+    with pytest.raises(fm.InputError, match="nothing about the correlation of 'g'"):
+        fm.MultiLMM.from_formula("~ 1", random, data[once], Y[:, once]).fit(parameter_space="psd")
+    Y[0, ~once] = np.nan
+    model = fm.MultiLMM.from_formula("~ 1", random, data, Y, missing="feature")
+    with pytest.warns(fm.ConvergenceWarning):
+        result = model.fit(parameter_space="psd")
+    assert result.status.iloc[0] == "not estimable"
+    assert result.theta.iloc[1].notna().all()
+
+
+def test_standard_deviations_next_to_zero_are_zero():
+    """The likelihood depends on their squares, so steps towards zero grew ever shorter: 1e-11."""
+    problem = draw(2912, 3_000_017)
+    Y = responses(problem, np.random.default_rng([2912, 3_000_017, 1]))["noise alone"]
+    result = fm.MultiLMM(problem.stats(Y[None])).fit("ML", parameter_space="psd")
+    assert (result.theta.iloc[0, :6] == 0.0).all()
+    assert result.status.tolist() == ["boundary"]

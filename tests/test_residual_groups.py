@@ -234,6 +234,25 @@ def test_coarser_and_crossed_groups():
     names = model.fit(residual_by="batch:half", parameter_space="psd").theta.columns
     assert "Residual[u:i]" in names
     assert len(names) == 7
+    listed = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=Y, sums_by=["batch", "half"])
+    assert listed.stats.groups.name == "batch:half"
+    own = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=Y, sums_by="batch")
+    batch = own.fit(residual_by="batch", parameter_space="psd")
+    for by in ("batch", ["batch"]):
+        coarser = model.fit(residual_by=by, parameter_space="psd")
+        pd.testing.assert_frame_equal(coarser.theta[batch.theta.columns], batch.theta, rtol=1e-6)
+        new = coarser.predict(data.iloc[:3], interval="prediction")
+        np.testing.assert_allclose(
+            new["se"], batch.predict(data.iloc[:3], interval="prediction")["se"], rtol=1e-6
+        )
+    turned = model.fit(residual_by=["half", "batch"], parameter_space="psd")
+    assert "Residual[i:u]" in turned.theta.columns
+    with pytest.raises(fm.InputError, match="Sums are kept by 'batch:half'"):
+        model.fit(residual_by="cask")
+    colons = data.assign(half="a:" + data["half"])
+    model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=colons, Y=Y, sums_by="batch:half")
+    with pytest.raises(fm.InputError, match="a mapping from its groups"):
+        model.fit(residual_by="batch")
 
 
 REFUSED = {

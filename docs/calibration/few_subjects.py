@@ -3,6 +3,8 @@
     python docs/calibration/few_subjects.py                  # the study of docs/few-subjects.md
     python docs/calibration/few_subjects.py --features 1000 --out short.csv
     python docs/calibration/few_subjects.py --subjects 4 --kinds spread --seed 1 2 3 --out seeds.csv
+    python docs/calibration/few_subjects.py --subjects 25 --effect 1.6 --features 10000 \\
+        --methods integrated satterthwaite "limma on means" --out power-25.csv
 
 What the table has already (design, features, seed, method) is not run again, and new rows are added at
 its end: a run that was stopped goes on where it was, and further designs, seeds or methods join it.
@@ -59,7 +61,16 @@ KINDS = {
         (0.001, "spread"),
         (0.3, "spread"),
     ),
-    2: ((0.02, "half zero"), (0.3, "spread"), (0.02, "independent")),
+    2: (
+        (0.02, "half zero"),
+        (0.3, "spread"),
+        (0.02, "independent"),
+        (0.02, "heavy tail"),
+        (0.02, "spread"),
+        (0.001, "spread"),
+        (0.3, "half zero"),
+        (0.001, "half zero"),
+    ),
 }
 # Features drawn by number of components.
 FEATURES = {1: 50_000, 2: 20_000}
@@ -127,10 +138,19 @@ def variances(
 
 
 def simulate(
-    setting: Setting, m: int, rng: np.random.Generator, affected: int = 0
+    setting: Setting,
+    m: int,
+    rng: np.random.Generator,
+    affected: int = 0,
+    *,
+    effect: float = EFFECT,
+    one_size: bool = False,
 ) -> fm.SummaryStats:
     """Statistics of m features; the first ``affected`` have effects, up or down, between
-    subjects and, where these respond differently, within."""
+    subjects and, where these respond differently, within.
+
+    Effects are in standard deviations of a mean of the feature's own, or of the median feature.
+    """
     design = build_design(
         "~ group + condition", RANDOM[setting.components], samples(setting)
     ).design
@@ -150,10 +170,15 @@ def simulate(
     inside += np.sqrt(sigma2) * rng.normal(size=(rank, m))
     each = n / setting.subjects
     size = np.zeros((p, m))
-    signs = EFFECT * rng.choice([-1.0, 1.0], size=affected)
-    size[1, :affected] = signs * np.sqrt(terms[0] + sigma2 / each)[:affected]
+    signs = effect * rng.choice([-1.0, 1.0], size=affected)
+
+    def unit(variance: FloatArray) -> FloatArray:
+        found = np.sqrt(variance)
+        return np.full(affected, np.median(found)) if one_size else found[:affected]
+
+    size[1, :affected] = signs * unit(terms[0] + sigma2 / each)
     if len(terms) > 1:
-        size[2, :affected] = signs * np.sqrt(terms[1] + 4.0 * sigma2 / each)[:affected]
+        size[2, :affected] = signs * unit(terms[1] + 4.0 * sigma2 / each)
     inside += root[:, :p] @ size
     W_y = root.T @ inside
     return fm.SummaryStats(
@@ -179,16 +204,40 @@ def limma_on_means(setting: Setting, statistics: fm.SummaryStats) -> dict[str, F
     group = (by["group"].first().reindex(order) == "B").to_numpy(float)
     k = order.size
     total = statistics.ZY[:k]
-    found = {
-        "between": _moderated_t(total / count[:, None], np.column_stack([np.ones(k), group]), 1)
+    on = by["condition"].apply(lambda x: (x > 0).sum()).reindex(order).to_numpy(float)
+    # half of (sum on - sum off)
+    slope = statistics.ZY[k:] if setting.components == 2 else slopes(data, statistics)
+    sum_on = 0.5 * total + slope
+    means = sum_on / on[:, None] - (total - sum_on) / (count - on)[:, None]
+    return {
+        "between": _moderated_t(total / count[:, None], np.column_stack([np.ones(k), group]), 1),
+        "within": _moderated_t(means, np.ones((k, 1)), 0),
     }
-    if setting.components == 2:
-        on = by["condition"].apply(lambda x: (x > 0).sum()).reindex(order).to_numpy(float)
-        slope = statistics.ZY[k:]  # half of (sum on - sum off)
-        sum_on = 0.5 * total + slope
-        means = sum_on / on[:, None] - (total - sum_on) / (count - on)[:, None]
-        found["within"] = _moderated_t(means, np.ones((k, 1)), 0)
-    return found
+
+
+def slopes(data: pd.DataFrame, statistics: fm.SummaryStats) -> FloatArray:
+    """Sums of y times the condition by subject (k, m), where the model of one component has none.
+
+    What [X, Z] span of y is told by the statistics; of the rest, whose length they tell, a part
+    is drawn: under the model nothing prefers a direction of it.
+    """
+    design = build_design("~ group + condition", RANDOM[1], data).design
+    W = np.hstack([design.X, design.Z.toarray()])
+    wanted = design.Z.toarray() * data["condition"].to_numpy()[:, None]
+    W_y = np.vstack([statistics.XY, statistics.ZY])
+    into = np.linalg.pinv(W.T @ W)
+    rank = np.linalg.matrix_rank(W)
+    shown = wanted.T @ W @ into
+    rest = wanted - W @ (into @ (W.T @ wanted))
+    _, length, right = np.linalg.svd(rest, full_matrices=False)
+    length = np.where(length > 1e-10 * length[0], length, 0.0)
+    free = int((length > 0).sum())
+    rng = np.random.default_rng(0)
+    rss = np.asarray(statistics.yy) - (W_y * (into @ W_y)).sum(axis=0)
+    z = rng.normal(size=(free, rss.size))
+    whole = (z * z).sum(axis=0) + rng.chisquare(statistics.n - rank - free, rss.size)
+    drawn = np.sqrt(rss / whole) * z
+    return np.asarray(shown @ W_y + right[:free].T @ (length[:free, None] * drawn))
 
 
 def _moderated_t(y: FloatArray, X: FloatArray, column: int) -> FloatArray:
@@ -209,6 +258,7 @@ TESTS = {
     "satterthwaite": {"df": "satterthwaite"},
     "kenward-roger": {"df": "kenward-roger"},
     "residual": {"df": "residual"},
+    "moderated": {"df": "satterthwaite", "moderated": True},
 }
 UNCONSTRAINED, LIMMA, DREAM = "satterthwaite, unconstrained", "limma on means", "dream"
 METHODS = (*TESTS, UNCONSTRAINED, LIMMA)
@@ -257,6 +307,7 @@ def study(
     seed: int,
     methods: Sequence[str] = METHODS,
     r_library: Sequence[str] = (),
+    size: float = EFFECT,
 ) -> list[dict[str, Any]]:
     """One row per method and effect: rejections of true nulls by level; power and FDP at 5 %."""
     kind = KINDS[setting.components].index((setting.ratio, setting.kind))
@@ -265,7 +316,7 @@ def study(
     )
     null = p_values(setting, simulate(setting, m, rng), methods, r_library)
     affected = int(SHARE * m)
-    mixed = p_values(setting, simulate(setting, m, rng, affected), methods, r_library)
+    mixed = p_values(setting, simulate(setting, m, rng, affected, effect=size), methods, r_library)
     rows = []
     for (method, effect), p in null.items():
         row = {
@@ -349,6 +400,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     choose.add_argument("--ratios", type=float, nargs="+", choices=ratios, default=ratios)
     choose.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--features", type=int, help=f"by components: {FEATURES}")
+    parser.add_argument(
+        "--effect", type=float, default=EFFECT, help="standard deviations; keep to one in a table"
+    )
     parser.add_argument("--seed", type=int, nargs="+", default=[20260101])
     parser.add_argument("--methods", nargs="+", choices=(*METHODS, DREAM), default=METHODS)
     parser.add_argument(
@@ -383,7 +437,8 @@ def main(command: Sequence[str] | None = None) -> None:
             if not methods:
                 continue
             start = time.process_time()
-            append(out, study(setting, m, seed, methods, arguments.r_library))
+            rows = study(setting, m, seed, methods, arguments.r_library, arguments.effect)
+            append(out, rows)
             print(setting, seed, f"{time.process_time() - start:.1f} s", flush=True)
 
 

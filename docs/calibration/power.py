@@ -5,7 +5,11 @@
 The designs of few_subjects.py where the two are closest. False discovery proportions of one draw differ
 between methods, so power is also taken where both have the same: as far down each method's list as at
 most 5 % (1 %) of it are false. "true prior" is the integrated test under the distribution that the
-ratios were drawn from: what no learning can better.
+ratios were drawn from: what no learning can better. "pooled" is what would do better on average over
+features: it compares a feature's t, by its posterior mean precision, with those that chance would give
+all features. Effects are in proportion to each feature's own standard deviation, or of one size.
+Rejections of true nulls are also counted in two halves: features whose ratio is zero, or less than
+the median, and the others.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import flashmm as fm
+from flashmm.inference.integrated.integration import Part, integrate
+from flashmm.inference.integrated.posterior import posterior
+from flashmm.inference.integrated.student import student_cdf
 
 sys.path.insert(0, str(Path(__file__).parent))
 import few_subjects as study
@@ -29,17 +36,20 @@ import few_subjects as study
 FloatArray = NDArray[np.float64]
 
 SETTINGS = tuple(
-    study.Setting(subjects, balanced, 1, ratio, kind)
-    for ratio, kind, subjects, balanced in (
-        (0.3, "half zero", 6, True),
-        (0.3, "half zero", 8, True),
-        (0.3, "half zero", 12, True),
-        (0.02, "independent", 4, True),
-        (0.02, "independent", 4, False),
-        (0.02, "independent", 8, False),
+    (study.Setting(subjects, balanced, 1, ratio, kind), one_size)
+    for ratio, kind, subjects, balanced, one_size in (
+        (0.3, "half zero", 6, True, False),
+        (0.3, "half zero", 8, True, False),
+        (0.3, "half zero", 12, True, False),
+        (0.02, "independent", 4, True, False),
+        (0.02, "independent", 4, False, False),
+        (0.02, "independent", 8, False, False),
+        (0.3, "half zero", 8, True, True),
+        (0.02, "half zero", 4, False, True),
     )
 )
 PROPORTIONS = (0.05, 0.01)
+HALVES = (0.01, 0.001)
 
 
 def true_prior(learned: fm.RatioPrior, setting: study.Setting) -> fm.RatioPrior:
@@ -68,10 +78,53 @@ def power_where(p: FloatArray, affected: int, proportion: float) -> float:
     return float(true[right[-1]] / affected) if right.size else 0.0
 
 
-def one(setting: study.Setting, m: int, seed: int) -> list[dict[str, Any]]:
+def pooled(fit: fm.MultiLMMResults, contrast: str, others: int = 1000) -> FloatArray:
+    """P-values (m,): how often |t| of all features would be as large, their other data given.
+
+    t is the estimate over 1 / root of its posterior mean precision; given the feature's error
+    contrasts its chance of being large is the integrated one, and that is averaged over features.
+    """
+    prior, m = fit.ratio_prior, fit.fitted.stats.m
+    everyone = np.arange(m)
+    part = Part(fit.fitted.projection, everyone)
+    sigma2 = prior.of_features(fit.fitted.names, None)
+    where = integrate((part,), m, 2**30, prior.grid, prior.weights, sigma2, prior.following)
+    design = where.shared[0]
+    data = design.features(everyone)
+    found = posterior(
+        design.quadratic_forms(data),
+        design.log_dets(data),
+        design.degrees(data),
+        sigma2.df,
+        sigma2.variance / part.scale,
+        where.priors(everyone),
+    )
+    functions = design.functions((np.array(fit.fitted.coefs) == contrast)[None].astype(float))
+    estimates = design.estimates(functions, data)[:, 0]
+    variance = design.covariance(functions, data)[0] * found.variance * part.scale[:, None]
+    centre = found.mean(estimates)
+    unit = 1.0 / np.sqrt(found.mean(1.0 / variance))
+    some = everyone[:: max(1, m // others)]
+    apart, root = (estimates - centre[:, None])[some], np.sqrt(variance[some])
+    at = np.geomspace(0.02, 100.0, 120)
+    tail = np.empty(at.size)
+    for k, t in enumerate(at):
+        end = t * unit[some][:, None]
+        both = [student_cdf(found.df[some], (sign * apart - end) / root) for sign in (1.0, -1.0)]
+        tail[k] = (found.weights[some] * (both[0] + both[1])).sum(axis=1).mean()
+    t = np.clip(np.abs(centre) / unit, at[0], at[-1])
+    return np.exp(np.interp(np.log(t), np.log(at), np.log(tail)))
+
+
+def one(setting: study.Setting, one_size: bool, m: int, seed: int) -> list[dict[str, Any]]:
     """One row per method."""
     affected = int(study.SHARE * m)
-    statistics = study.simulate(setting, m, np.random.default_rng([seed, 99]), affected)
+    drawn = np.random.default_rng([seed, 99])
+    statistics = study.simulate(setting, m, drawn, affected, one_size=one_size)
+    # The same draws again, for the ratios that they began with.
+    sigma2, terms = study.variances(setting, m, np.random.default_rng([seed, 99]))
+    ratio = (terms[0] / sigma2)[affected:]
+    low = ratio == 0 if setting.kind == "half zero" else ratio < np.median(ratio)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fm.ConvergenceWarning)
         fit = fm.MultiLMM(statistics).fit(parameter_space="psd")
@@ -85,16 +138,22 @@ def one(setting: study.Setting, m: int, seed: int) -> list[dict[str, Any]]:
     found = {
         "integrated": tested(learned),
         "integrated, true prior": tested(true_prior(learned, setting)),
+        "pooled": pooled(fit, contrast),
         study.LIMMA: study.limma_on_means(setting, statistics)["between"],
     }
     rows = []
     for method, p in found.items():
         called = fm.adjust_pvalues(p, "bh") < 0.05
-        row = {**study.design_of(setting), "method": method, "features": m, "seed": seed}
+        row = {**study.design_of(setting), "effects": "one size" if one_size else "own"}
+        row.update(method=method, features=m, seed=seed)
         row["power"] = float(called[:affected].mean())
         row["fdp"] = float(called[affected:].sum() / max(called.sum(), 1))
         for proportion in PROPORTIONS:
             row[f"power at {proportion:g}"] = power_where(p, affected, proportion)
+        null = p[affected:]
+        for half, here in (("low", low), ("high", ~low)):
+            row[half] = int(here.sum())
+            row.update({f"{half}, {x:g}": int((null[here] < x).sum()) for x in HALVES})
         rows.append(row)
     return rows
 
@@ -107,10 +166,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "power.csv")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for setting in SETTINGS:
+    for setting, one_size in SETTINGS:
         for seed in range(arguments.seeds):
-            rows += one(setting, arguments.features, seed)
-        print(setting, flush=True)
+            rows += one(setting, one_size, arguments.features, seed)
+        print(setting, one_size, flush=True)
     table = pd.DataFrame(rows).round(4)
     table.to_csv(arguments.out, index=False, lineterminator="\n")
 

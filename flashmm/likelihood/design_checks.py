@@ -162,6 +162,7 @@ def check_components(
     curved = structure.curved
     if curved is not None:
         information, names = _along_curves(information, curved), structure.own_names
+        _check_correlations(information, structure, curved)
     for i, parameter in enumerate(structure.parameters if curved is None else ()):
         own = [j for j, each in enumerate(structure.parameters) if each.term == parameter.term]
         most = np.diag(information)[own].max()
@@ -188,6 +189,22 @@ def check_components(
             "have the same effects and groups (an intercept beside all categories of a factor, "
             "say), or where a slope is constant. Remove one of them."
         )
+
+
+def _check_correlations(
+    information: FloatArray, structure: CovarianceStructure, curved: CurvedParameters
+) -> None:
+    """Raise where no level has two effects of a structure, which its correlation is about."""
+    for term, (curve, _, own) in zip((*structure.terms, None), curved.parts(), strict=True):
+        if curve is None or term is None:
+            continue
+        each = np.diag(information)[own]
+        if each[-1] <= _NOTHING * each[:-1].max():
+            raise InputError(
+                f"The data say nothing about the correlation of {term.name!r}: no level of "
+                f"{term.group!r} has samples of two of its effects, such as two times. Write "
+                f"(1 | {term.group}), or leave the term out where a level has one sample."
+            )
 
 
 def _along_curves(information: FloatArray, curved: CurvedParameters) -> FloatArray:

@@ -46,6 +46,8 @@ __all__ = ["ResidualGroups"]
 
 # Bytes of the arrays of features that are evaluated at once.
 _CACHE = 2**21
+# Rounding of a score, in standard errors, from which it says nothing of a maximum.
+_LOST = 1e-4
 _EPS = float(np.finfo(np.float64).eps)
 
 
@@ -208,7 +210,7 @@ class ResidualGroups:
         singular = np.abs(eigen).min(axis=1) <= 1e-300 + _EPS * np.abs(eigen).max(axis=1)
         inner = np.where(singular[:, None, None], np.eye(q), inner)
         lowest = np.where(singular, np.minimum(lowest, 0.0), lowest)
-        F = left @ np.linalg.solve(inner, np.swapaxes(left, 1, 2))
+        F = left @ _solved(inner, np.swapaxes(left, 1, 2))
         others = ~self._is_root(D)
         F[others] = D[others] - F[others]
         g = np.concatenate(
@@ -360,6 +362,25 @@ class ResidualGroups:
         C = self.covariance(theta, features)
         return np.asarray((np.matmul(L, C) * L).sum(axis=2))
 
+    def fixed_effects(self, theta: FloatArray, features: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Coefficients and their variances at theta, each (B, p): of what the two share, once."""
+        p, q = self.projection, self.projection.structure.q
+        if self.diagonal is None:
+            return self.beta(theta, features), np.diagonal(
+                self.covariance(theta, features), axis1=1, axis2=2
+            )
+        beta, variance = np.empty((features.size, p.p)), np.empty((features.size, p.p))
+        size = max(1, _CACHE // (8 * (self.H * (p.p + q) + self.diagonal.numbers)))
+        for start in range(0, features.size, size):
+            here = slice(start, start + size)
+            at = DiagonalAt.of(self.diagonal, theta[here])
+            scale = p.scale[features[here], None]
+            b = np.sqrt(scale) * (at.fixed(self.s[features[here]]) @ p.whitening.T)
+            beta[here] = p.beta_ols.T[features[here]] + b
+            half = np.matmul(p.whitening, at.K_inverse)
+            variance[here] = scale * (half * p.whitening).sum(axis=2)
+        return beta, variance
+
     def random_effects(
         self, theta: FloatArray, features: IntArray, se: StandardErrorKind | None
     ) -> RandomEffects:
@@ -426,6 +447,20 @@ class ResidualGroups:
             result[:, :, k + h, k + h] += at.c[:, None, h, None, None] ** 3 * gSg[:, :, h]
         return ContrastMoments(variance, gradient, result)
 
+    def lost_in_rounding(self, theta: FloatArray, expected: FloatArray) -> BoolArray:
+        """Whose scores of residual variances may be rounding alone, shape (B,).
+
+        What is left of a group's sum of squares carries an error of about n eps in internal units,
+        and the score by its variance that times c^2. It drowns where samples tell little of so
+        small a variance, as in a group of levels that are seen once in it. ``expected``: the
+        information at theta (B, k + H), shape (B, k + H, k + H).
+        """
+        k = len(self.projection.structure.parameters)
+        with np.errstate(all="ignore"):
+            unit = np.sqrt(np.diagonal(expected, axis1=1, axis2=2)[:, k:])
+            error = 1e-15 * self.projection.n / theta[:, k:] ** 2
+            return np.asarray((error > _LOST * unit).any(axis=1))
+
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""
         return self.distance_to_edge(theta) > 0
@@ -442,6 +477,14 @@ class ResidualGroups:
                 else:
                     result[rows] = DiagonalAt.of(self.diagonal, theta[rows]).lowest
         return result
+
+
+def _solved(matrices: FloatArray, right: FloatArray) -> FloatArray:
+    """Symmetric matrices' inverses times ``right``, both (B, q, q); not finite without one."""
+    try:
+        return np.asarray(np.linalg.solve(matrices, right))
+    except np.linalg.LinAlgError:  # numpy says this of all where it holds for one
+        return np.asarray(np.matmul(_inverse(matrices), right))
 
 
 def _inverse(matrices: FloatArray) -> FloatArray:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashmm.arrays.types import FloatArray
-from flashmm.likelihood.base import Evaluation, log_of_product, rounding_errors
+from flashmm.likelihood.base import Evaluation, rounding_errors
 from flashmm.likelihood.residual_groups_tables import Tables, inverse_of_definite
 
 __all__ = ["DiagonalAt", "DiagonalSums"]
@@ -222,14 +222,14 @@ class DiagonalAt:
         wr = self._across(vr)
         wKr = np.matmul(wr[:, None], self.K_inverse)[:, 0]
         score, E, A = np.empty((B, 1 + H)), np.empty((B, 1 + H, 1 + H)), np.empty((B, 1 + H, 1 + H))
-        A[:, 0, 0] = (d * r * vr).sum(axis=1) - (wKr * wr).sum(axis=1)
+        A[:, 0, 0] = np.einsum("bq,bq,bq->b", d, r, vr) - (wKr * wr).sum(axis=1)
         Mt = np.matmul(t, vr[:, :, None])[:, :, 0] - np.matmul(jK, wr[:, :, None])[:, :, 0]
         A[:, 0, 1:] = A[:, 1:, 0] = c**2 * Mt
         c2 = c[:, :, None] ** 2 * c[:, None, :] ** 2
         inner = np.matmul(ft, np.swapaxes(t, 1, 2))
         A[:, 1:, 1:] = -c2 * (inner + np.matmul(jK, np.swapaxes(j, 1, 2)))
         found = self._traces(reml=reml)
-        score[:, 0] = (r * r).sum(axis=1) - found.first
+        score[:, 0] = np.einsum("bq,bq->b", r, r) - found.first
         score[:, 1:] = c**2 * (ee + found.NS) - c * n
         E[:, 0, 0] = found.second
         E[:, 0, 1:] = E[:, 1:, 0] = c**2 * found.mixed
@@ -239,7 +239,7 @@ class DiagonalAt:
         A[:, each, each] += c**3 * ee
         log_det = -(n * np.log(c)).sum(axis=1)
         counts = None if sums.tables is None or sums.tables.k == q else sums.tables.counts
-        log_det -= log_of_product(v) if counts is None else np.log(self.v) @ counts
+        log_det -= np.log(self.v) @ (np.ones(q) if counts is None else counts)
         df = n.sum()
         if reml:
             df = df - p
@@ -253,10 +253,12 @@ class DiagonalAt:
         """Traces with P, or with V^-1 where not ``reml``."""
         sums, f, v, tables = self.sums, self.f, self.v, self.sums.tables
         H, B, tau = sums.n.size, f.shape[0], self.d * v
-        n, counts = (sums.d.T, 1.0) if tables is None else (tables.n, tables.counts)
-        n = n * np.reshape(counts, (-1, 1))
-        first = (tau * counts).sum(axis=1)
-        second = (tau * tau * counts).sum(axis=1)
+        n, counts = (sums.d.T, np.ones(v.shape[1]))
+        if tables is not None:
+            n, counts = tables.n, tables.counts
+        n = n * counts[:, None]
+        first = tau @ counts
+        second = (tau * tau) @ counts
         mixed = (v * v) @ n
         NS = f @ n
         squares = (n[:, :, None] * (sums.d.T if tables is None else tables.n)[:, None]).reshape(
@@ -306,7 +308,7 @@ class DiagonalAt:
         vu = 0.5 * np.matmul(slopes, np.matmul(across, K[:, :, None]))[:, :, 0]
         return _Traces(
             plain.first - trace[:, 0],
-            plain.second - 2.0 * (self.d * v * v2 * uu).sum(axis=1) + second[:, 0, 0],
+            plain.second - 2.0 * np.einsum("bk,bk,bk->b", self.d * v, v2, uu) + second[:, 0, 0],
             plain.NS + trace[:, 1:],
             plain.mixed - 2.0 * (vu - (v2 * fuu) @ n) + second[:, 0, 1:],
             plain.both + 2.0 * cross + second[:, 1:, 1:],

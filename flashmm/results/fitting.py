@@ -27,6 +27,7 @@ from flashmm.results.fitted import FitOptions
 from flashmm.results.fitting_curves import CurvedSearch, in_theta, own_space
 from flashmm.solvers.base import Solution, Solver, maximise
 from flashmm.solvers.batches import maximise_in_batches, over_batches
+from flashmm.solvers.gains import is_higher
 from flashmm.solvers.other_maxima import Landscape
 from flashmm.solvers.restart import second_starts
 from flashmm.solvers.space import ParameterSpace, make_space
@@ -42,6 +43,9 @@ __all__ = ["FitPlan", "fit_features"]
 _LIFTS = (0.0, 0.1, 0.5, 2.0)
 # Maxima of the grid that are tried where a search runs to the edge.
 _SUMMITS = 3
+# Residual groups of fewer samples may have several maxima; how much smaller a start's is.
+_SMALL_GROUP = 20
+_QUIET = 0.03
 # Up to so many features and random effects the general engine is the fastest.
 _FEW = 50
 _SMALL = 60
@@ -136,6 +140,8 @@ def fit_features(
         search = replace(search, again_from=again_from, landscape=landscape)
     usable = usable & ~likelihood.perfect_fit
     solution = search.run(space, start.theta, usable, plan.progress)
+    if plan.second_search and several > 1:
+        _restart_in_small_groups(search, space, solution, np.flatnonzero(usable & ~start.given))
     if plan.second_search:
         lost = without_maximum(likelihood, solution)
         if space.name == "psd":
@@ -296,6 +302,38 @@ def _restart_inside(
             usable[features[good]] = False
     if landscape is not None and landscape.few:
         _restart_at_summits(stepwise, space, solution, lost[usable[lost]], landscape)
+
+
+def _restart_in_small_groups(
+    search: _Search, space: ParameterSpace, solution: Solution, features: IntArray
+) -> None:
+    """Fit features again from starts that differ in the residual variances, where groups are small.
+
+    There a likelihood may have several maxima: the effects may explain a group's samples nearly,
+    whose variance is then small beside theirs. From equal residual variances, and from the end of
+    the search, the variances of the effects as large as one group's and that one small. The highest
+    end stays; in place.
+    """
+    structure = search.projection.structure
+    several = len(structure.residuals)
+    if min(structure.residual_sizes) >= _SMALL_GROUP or features.size == 0:
+        return
+    plain = replace(search, plan=replace(search.plan, fallback=None))
+    end = solution.theta[features]
+    starts = np.repeat(end[None], 1 + several, axis=0)
+    starts[0], starts[0, :, -several:] = 0.0, 1.0
+    for h in range(several):
+        own = end[:, h - several, None]
+        starts[1 + h, :, :-several] = np.where(structure.is_variance[:-several], own, 0.0)
+        starts[1 + h, :, h - several] *= _QUIET
+    for rows in starts[:, None]:
+        again = plain.ends(space, rows, features)[0]
+        solution.n_iter[features] += again.n_iter
+        before = solution.take(features)
+        unfinished = before.status > Status.BOUNDARY
+        higher = is_higher(before, again) | unfinished
+        found = np.flatnonzero(higher & (again.status <= Status.BOUNDARY))
+        _put(solution, features[found], again, found)
 
 
 def _restart_at_summits(

@@ -246,7 +246,7 @@ def _integration(fitted: FittedModel, prior: Any, *, effects: bool = False) -> I
     prior.check(fitted.stats.structure.param_names[:-1])
     _refuse_indefinite(prior, fitted.stats.structure)
     covariate = None
-    if prior.ds.attrs["trend"] == "mean":
+    if prior.ds.attrs.get("trend") == "mean":
         covariate = feature_means(fitted)
     return integrate(
         _parts(fitted, effects=effects),

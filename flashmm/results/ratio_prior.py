@@ -27,6 +27,8 @@ from flashmm.storage.format_version import FOLLOWING_FORMAT, FORMAT, marked
 __all__ = ["RatioPrior", "prior_of"]
 
 _KIND = "RatioPrior"
+# What s0^2 may follow: nothing, the features' means, a covariate that was given.
+_TRENDS = ("", "mean", "given")
 
 
 @answer_calls
@@ -221,7 +223,7 @@ class RatioPrior:
         """
         ds = load_dataset(path, kind=_KIND)
         with reading(path):
-            _check(ds)
+            _refuse_nonsense(ds)
         return cls(ds)
 
     # ---- in numbers ------------------------------------------------------------------------
@@ -259,6 +261,7 @@ class RatioPrior:
         flashmm.exceptions.InputError: `prior` is one of the ratios of 'Individual', but this model
         has 'Batch': a prior comes from a fit with the same random terms.
         """
+        _refuse_nonsense(self.ds, "The prior's")
         if tuple(self.params) != params:
             raise InputError(
                 f"`prior` is one of the ratios of {listing(self.params)}, but this model has "
@@ -291,42 +294,40 @@ class RatioPrior:
         return VariancePrior(location, df, self.df)
 
 
-def _check(ds: xr.Dataset) -> None:
-    """Raise unless a Dataset holds numbers that a prior can have."""
-    values = {name: ds[name].to_numpy() for name in ds.data_vars}
-    if ds.sizes["point"] == 0 or not all(_is_distribution(values[n]) for n in ("weight", "base")):
-        raise InputError("Its weights are no probabilities.")
-    ratio, line = values["ratio"], values["line"]
-    if not (np.abs(ratio) < _LARGEST).all() or (line < 0).any():
-        raise InputError("Its grid of ratios is none.")
-    for each in RatioGrid(ratio, line.astype(np.intp), values["base"]).lines():
+# Ratios of slopes are in units of their covariate, but not in such.
+_LARGEST = 1e100
+
+
+def _refuse_nonsense(ds: xr.Dataset, whose: str = "Its") -> None:
+    """Raise where a Dataset, read from a file or made by hand, is no distribution."""
+    weights, ratio = ds["weight"].to_numpy(), ds["ratio"].to_numpy()
+    if not ((weights >= 0).all() and abs(weights.sum() - 1.0) < 1e-6):  # nor where one is NaN
+        raise InputError(f"{whose} weights are no probabilities.")
+    base, line = ds["base"].to_numpy(), ds["line"].to_numpy()
+    if not ((base >= 0).all() and abs(base.sum() - 1.0) < 1e-6):
+        raise InputError(f"{whose} base weights are no probabilities.")
+    # The first two are variances, whatever the model: covariances follow those of their block.
+    if not np.isfinite(ratio).all() or (ratio[:, :2] < 0).any() or (line < 0).any():
+        raise InputError(f"{whose} grid of ratios is none.")
+    largest = np.abs(ratio).max(initial=0.0)
+    for each in RatioGrid(ratio, line.astype(np.intp), base).lines():
         on_it = each.base + each.steps[:, None] * each.direction
-        if not np.allclose(on_it, ratio[each.columns], rtol=1e-9, atol=1e-9 * np.abs(ratio).max()):
-            raise InputError("Its grid of ratios is not on lines.")
-    for name in ("sigma2_df", "feature_df"):
-        if not (values.get(name, np.zeros(1)) >= 0).all():
-            raise InputError(f"Its {name} is no number of degrees of freedom.")
-    for name in ("sigma2_location", "feature_location", "trend_location"):
-        found = values.get(name, np.ones(1))
-        unknown = np.isnan(found) & (name in ("sigma2_location", "feature_location"))
-        if not (unknown | (np.isfinite(found) & (found > 0))).all():
-            raise InputError(f"Its {name} is no variance.")
-    at = values.get("trend_at", np.zeros(0))
-    if not (np.isfinite(at).all() and (np.diff(at) > 0).all()):
-        raise InputError("Its trend is none.")
-    slope, middle = (values.get(f"residual_{name}", np.ones(1)) for name in ("slope", "at"))
-    if not (np.isfinite(slope).all() and np.isfinite(middle).all() and (middle > 0).all()):
-        raise InputError("Its slope on the residual variance is none.")
-    if ds.attrs["trend"] not in ("", "mean", "given"):
-        raise InputError("It does not say what it was learned from.")
-
-
-def _is_distribution(weights: FloatArray) -> bool:
-    return bool((weights >= 0).all() and abs(float(weights.sum()) - 1.0) < 1e-6)
-
-
-# A ratio beyond this leaves nothing of the residual variance.
-_LARGEST = 1e12
+        if largest > _LARGEST or np.abs(on_it - ratio[each.columns]).max() > 1e-9 * largest:
+            raise InputError(f"{whose} grid of ratios is not on lines.")
+    if "residual_at" in ds and not (np.isfinite(ds["residual_slope"]) & (ds["residual_at"] > 0)):
+        raise InputError(f"{whose} slope on the residual variance is none.")
+    df, location = float(ds["sigma2_df"]), float(ds["sigma2_location"])
+    unknown = df == 0 or (np.isnan(location) and ds.attrs.get("n_features") == 0)
+    if not (df >= 0 and (unknown or 0 < location < np.inf)):
+        raise InputError(f"{whose} prior of the residual variance is none.")
+    if "feature_df" in ds and ((ds["feature_df"] < 0) | (ds["feature_location"] < 0)).any():
+        raise InputError(f"{whose} priors of single features' residual variances are none.")
+    if "trend_at" in ds:
+        at, along = ds["trend_at"].to_numpy(), ds["trend_location"].to_numpy()
+        if not ((np.diff(at) > 0).all() and (along > 0).all()):
+            raise InputError(f"{whose} trend of the residual variance is none.")
+    if ds.attrs.get("trend", "") not in _TRENDS:
+        raise InputError(f"{whose} trend is {str(ds.attrs['trend'])[:80]!r}, not one of {_TRENDS}.")
 
 
 def prior_of(

@@ -65,12 +65,14 @@ def _read_groups(sums_by: Any, data: Any) -> tuple[Any, str]:
     Parameters
     ----------
     sums_by
-        A column of ``data``, several joined by ``:`` (``"batch:cask"``), or labels of the rows,
-        matched by label where they have labels.
+        A column of ``data``, several joined by ``:`` (``"batch:cask"``) or in a list, or labels of
+        the rows, matched by label where they have labels.
     data
         One row per sample.
     """
     data = pd.DataFrame(data)
+    if _are_columns(sums_by, data):
+        sums_by = ":".join(sums_by)
     if not isinstance(sums_by, str):
         name = getattr(sums_by, "name", None)
         return in_order(sums_by, data.index, "`sums_by`", strict=True), _named(name)
@@ -87,6 +89,13 @@ def _read_groups(sums_by: Any, data: Any) -> tuple[Any, str]:
     missing = np.any([part.isna() for part in parts], axis=0)
     joined = parts[0].astype(str).str.cat([part.astype(str) for part in parts[1:]], sep=":")
     return joined.astype(object).mask(missing).to_numpy(), sums_by
+
+
+def _are_columns(sums_by: Any, data: pd.DataFrame) -> bool:
+    """Whether it lists columns, such as ``["batch", "cask"]``, and no labels of the rows."""
+    listed = isinstance(sums_by, list | tuple) and 0 < len(sums_by) != len(data)
+    strings = listed and all(isinstance(name, str) for name in sums_by)
+    return bool(strings and any(name in data.columns for name in sums_by))
 
 
 def _named(name: object) -> str:

@@ -63,12 +63,15 @@ def grouped_by(stats: AnySums, by: Any, what: str, option: str) -> AnySums:
     stats
         Statistics with sums by group.
     by
-        None or the name of these groups; a grouping factor of the random effects, or a mapping
-        or Series from their names to those of coarser ones, that each of them lies within.
+        None or the name of these groups; of groups by several factors (``"batch:cask"``) one of
+        those, or some; a grouping factor of the random effects, or a mapping or Series from their
+        names to those of coarser ones, that each of them lies within.
     what, option
         What needs the groups, and the option that names them, for messages.
     """
     groups = known_groups(stats, what)
+    if isinstance(by, list | tuple) and by and all(isinstance(name, str) for name in by):
+        by = ":".join(by)
     if by is None or (isinstance(by, str) and by == groups.name):
         return stats
     if isinstance(by, str):
@@ -81,6 +84,9 @@ def grouped_by(stats: AnySums, by: Any, what: str, option: str) -> AnySums:
 
 def _of_factor(stats: Sums, groups: GroupSums, by: str, option: str) -> tuple[IntArray, list[str]]:
     """Coarser groups by the levels of a grouping factor, one in each group."""
+    parts = _of_parts(groups, by)
+    if parts is not None:
+        return parts
     terms = [t for t, term in enumerate(stats.structure.terms) if by in (term.group, term.name)]
     advice = (
         f"Sums are kept by {groups.name!r}: {option} may be that, a factor that it lies within, or "
@@ -96,6 +102,23 @@ def _of_factor(stats: Sums, groups: GroupSums, by: str, option: str) -> tuple[In
         )
     labels = [level for level in stats.structure.terms[terms[0]].levels if (level,) in of]
     return np.array([labels.index(levels[0]) for levels in of], dtype=np.intp), labels
+
+
+def _of_parts(groups: GroupSums, by: str) -> tuple[IntArray, list[str]] | None:
+    """Coarser groups by some of the factors that a name like ``"batch:cask"`` joins, in any order.
+
+    None where it does not join them, or where colons within labels leave open which is which.
+    """
+    factors, asked = groups.name.split(":"), by.split(":")
+    split = [label.split(":") for label in groups.labels]
+    if len(factors) < 2 or len(set(factors)) < len(factors) or not set(asked) <= set(factors):
+        return None
+    if any(len(label) != len(factors) for label in split):
+        return None
+    where = [factors.index(name) for name in asked]
+    found = [":".join(label[i] for i in where) for label in split]
+    labels = list(dict.fromkeys(found))
+    return np.array([labels.index(label) for label in found], dtype=np.intp), labels
 
 
 def _of_mapping(groups: GroupSums, by: Any, option: str) -> tuple[IntArray, list[str], str]:

@@ -7,6 +7,7 @@ What is fitted has Z L in the place of Z: L'(Z'X), L'(Z'Y) and L'(Z'Z) L, never 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -114,6 +115,17 @@ def _by_term(structure: CovarianceStructure, given: Mapping[str, Any]) -> dict[i
     return found
 
 
+def _written_alike(levels: tuple[str, ...], own: tuple[str, ...]) -> tuple[str, ...]:
+    """Levels of whole numbers written as those of the data are: ``101`` for ``101.0``.
+
+    An index of whole numbers is one of floats where it came with missing ones.
+    """
+    floats = all(re.fullmatch(r"-?\d+\.0", name) for name in levels)
+    if floats and all(re.fullmatch(r"-?\d+", name) for name in own):
+        return tuple(name[:-2] for name in levels)
+    return levels
+
+
 def _known(term: RandomTerm, covariance: Covariance) -> RandomTerm:
     """The term with the levels of a covariance, those with data first, and its root."""
     levels = covariance.levels
@@ -126,6 +138,7 @@ def _known(term: RandomTerm, covariance: Covariance) -> RandomTerm:
                 "the levels as index and columns, or name them: fm.Covariance(K, levels=[...])."
             )
         levels = counted
+    levels = _written_alike(levels, term.levels)
     place = {level: i for i, level in enumerate(levels)}
     absent = [level for level in term.levels if level not in place]
     if absent:

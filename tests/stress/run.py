@@ -22,7 +22,7 @@ from .checks import (
     check_refusal,
     check_search,
 )
-from .designs import GROUPED, draw, kind_of
+from .designs import GROUPED, LATEST, draw, kind_of
 from .residual_groups import draw_grouped, findings
 from .responses import responses
 
@@ -72,7 +72,7 @@ def run_design(
     seed: int, index: int, settings: Sequence[tuple[str, str]] = tuple(SETTINGS), every: int = 1
 ) -> Tally:
     """Fit every so many features of a design by each method in each space, check the fits."""
-    if index >= GROUPED:
+    if GROUPED <= index < LATEST:
         return _run_grouped(seed, index, settings)
     kind, tally = kind_of(index), Tally()
 

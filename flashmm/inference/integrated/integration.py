@@ -37,7 +37,11 @@ from flashmm.inference.integrated.scaling import (
     Following,
     moved_weights,
 )
-from flashmm.inference.integrated.shared import UNKNOWN, SharedDesign, share_design
+from flashmm.inference.integrated.shared import (
+    RatioEstimates,
+    SharedDesign,
+    share_design,
+)
 from flashmm.inference.integrated.variances import VarianceSummary, share_summary, variance_summary
 from flashmm.inference.moderation import VariancePrior
 from flashmm.inference.statistics import Alternative
@@ -95,22 +99,23 @@ class Part:
         known = self.known
         return np.where(known, variance, np.nan), np.where(known, float(left), np.nan)
 
-    def ratios(self, pooled: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Typical ratios and the largest that the features tell; see `OwnPart.ratios`; (k,)."""
+    def ratios(self, pooled: FloatArray) -> RatioEstimates:
+        """Typical ratios and the largest that the features estimate; shapes (k,)."""
         p = self.projection
         trace = np.trace(p.A, axis1=1, axis2=2)
         square = (p.A * p.A).sum(axis=(1, 2))
         typical = np.abs(trace) / square
+        degrees, unit = trace * trace / square, p.param_scale[:-1]
         known = np.isfinite(pooled)
         if not known.any():
-            return typical, UNKNOWN * typical, p.param_scale[:-1]
+            return RatioEstimates(typical, np.nan * typical, degrees, unit)
         largest = np.zeros(typical.size)
         u = p.u[known] / np.sqrt(pooled[known])[:, None]
         for start in range(0, len(u), _ROWS):
             rows = u[start : start + _ROWS]
             forms = [((rows @ A) * rows).sum(axis=1).max() for A in p.A]
-            largest = np.maximum(largest, 2.0 * np.array(forms) / square)
-        return typical, largest, p.param_scale[:-1]
+            largest = np.maximum(largest, np.array(forms) / square)
+        return RatioEstimates(typical, largest, degrees, unit)
 
     def on(self, grid: RatioGrid, memory: int) -> SharedDesign:
         """The design with a grid of ratios."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from flashmm.arrays.blas import one_blas_thread
 from flashmm.arrays.types import FloatArray, IntArray
@@ -25,30 +26,52 @@ from flashmm.inference.moderation import VariancePrior, variance_prior
 
 __all__ = ["grid_of", "learn"]
 
-# The largest ratios looked at are twice the largest estimate, within these multiples of the ratio
-# that doubles the variance of a typical random effect's estimate.
+# The largest ratios looked at are so many times the largest estimate, and between these multiples
+# of the ratio that doubles the variance of a typical random effect's estimate.
+_LEAST_REACH, _MOST_REACH = 2.0, 200.0
 _LEAST_HIGHEST, _MOST_HIGHEST = 30.0, 1e6
+# The largest where no feature tells one.
+_UNKNOWN = 1e4
+# Chance that one feature's estimate is so much smaller than its ratio that the grid ends below it.
+_MISSED = 0.005
 
 
 def grid_of(parts: Sequence[AnyPart], sigma2: VariancePrior | None) -> RatioGrid:
     """A grid that covers the ratios of all features.
 
-    The largest is twice the largest of the features' estimates u'A_iu / (tr(A_i^2) sigma2), which
-    are too large where there are several components.
+    It ends some way beyond the largest of the features' estimates u'A_iu / (tr(A_i^2) sigma2),
+    which are too large where there are several components; see `_reach`.
     """
     structure = parts[0].structure
     k = len(structure.parameters)
+    m = sum(int(part.known.sum()) for part in parts)
     units, highest = np.full(k, np.inf), np.zeros(k)
     for part in parts:
         pooled, df = part.within()
         if sigma2 is not None:
             share = share_of_prior(sigma2.df[part.members], df)
             pooled = share * sigma2.variance[part.members] + (1.0 - share) * pooled
-        typical, largest, unit = part.ratios(pooled / part.scale)
-        top = np.clip(largest, _LEAST_HIGHEST * typical, _MOST_HIGHEST * typical) * unit
-        units = np.minimum(units, np.atleast_2d(typical * unit).min(axis=0))
+        found = part.ratios(pooled / part.scale)
+        largest = _reach(found.degrees, m) * found.largest
+        largest = np.where(np.isnan(largest), _UNKNOWN * found.typical, largest)
+        ends = _LEAST_HIGHEST * found.typical, _MOST_HIGHEST * found.typical
+        top = np.clip(largest, *ends) * found.unit
+        units = np.minimum(units, np.atleast_2d(found.typical * found.unit).min(axis=0))
         highest = np.maximum(highest, np.atleast_2d(top).max(axis=0))
     return covering_grid(structure, units, highest)
+
+
+def _reach(degrees: FloatArray, m: int) -> FloatArray:
+    """How many times the largest estimate a grid reaches.
+
+    An estimate is about chi2_v / v times its ratio. With one feature on v = 2 degrees of freedom it
+    is half of it or less in four of ten cases: a grid that ended at twice the estimate would rule
+    out what is likely, and the tests would be liberal. The largest of many estimates is far up
+    already, and its reach falls to two at 200 features.
+    """
+    v = np.maximum(np.nan_to_num(degrees, nan=1.0), 1.0)
+    missed = _MISSED ** (max(m, 1) ** (-1.0 / 3.0))
+    return np.asarray(np.clip(v / special.chdtri(v, 1.0 - missed), _LEAST_REACH, _MOST_REACH))
 
 
 def learn(

@@ -16,7 +16,7 @@ import numpy as np
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.design import CovarianceStructure
 from flashmm.inference.integrated.grid import RatioGrid
-from flashmm.inference.integrated.shared import UNKNOWN
+from flashmm.inference.integrated.shared import RatioEstimates
 from flashmm.likelihood.elimination import small
 from flashmm.likelihood.own_rows import elimination as el
 from flashmm.likelihood.own_rows.own_rows import OwnRowsLikelihood, at_zero_ratios, within_samples
@@ -69,24 +69,15 @@ class OwnPart:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(there, rss * p.scale / df, np.nan), np.where(there, df, np.nan)
 
-    def ratios(self, pooled: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Typical ratios and the largest that the features tell, in internal units.
+    def ratios(self, pooled: FloatArray) -> RatioEstimates:
+        """Typical ratios and the features' estimates, in internal units; shapes (F, k).
 
-        Parameters
-        ----------
-        pooled
-            Residual variances in units of ``scale``, NaN where none are known, shape (F,).
-
-        Returns
-        -------
-        tuple
-                Ratios that double the variance of a typical effect's estimate, the largest, and the
-            units of both; each shape (F, k).
+        ``pooled``: residual variances in units of ``scale``, NaN where none are known, shape (F,).
         """
         trace, square, forms = at_zero_ratios(self.likelihood)
         typical, pooled = np.abs(trace) / square, pooled[:, None]
-        largest = np.where(np.isnan(pooled), UNKNOWN * typical, 2.0 * forms / pooled / square)
-        return typical, largest, self.param_scale
+        estimate = forms / pooled / square
+        return RatioEstimates(typical, estimate, trace * trace / square, self.param_scale)
 
     def on(self, grid: RatioGrid, memory: int) -> OwnDesigns:
         """The same with a grid of ratios."""

@@ -17,9 +17,6 @@ from flashmm.arrays.types import FloatArray
 
 __all__ = ["Posterior", "log_evidence", "posterior", "share_of_prior"]
 
-# Least s0^2, in units of a feature's own residual variance.
-_LEAST = 1e-290
-
 
 @dataclass(frozen=True)
 class Posterior:
@@ -63,15 +60,16 @@ def log_evidence(
         Prior degrees of freedom and location of sigma2 in the units of Q, shape (B,). Infinite d0
         fixes sigma2; d0 of zero leaves it flat.
     """
-    known, flat = np.isinf(d0)[:, None], (d0 == 0)[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # In the units of a feature of 1e140 the s0^2 of the others is zero.
-        s0 = np.where(s0 < _LEAST, _LEAST, s0)
-        scale = np.where(known | flat, 1.0, d0[:, None] * s0[:, None])
-        power = 0.5 * (df[:, None] + np.where(known, 0.0, d0[:, None]))
-        form = np.where(flat, np.log(Q), np.log1p(Q / scale)) * power
-        log = -0.5 * log_det - np.where(known, 0.5 * Q / s0[:, None], form)
-        log -= log.max(axis=1, keepdims=True)  # NaN where all is lost, of values of 1e150 say
+    d0, s0, known = d0[:, None], s0[:, None], np.isinf(d0)[:, None]
+    # Beside the smallest form: no unit, and no d0 however small or large, leaves the range.
+    least = Q.min(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+        own = np.where(known | (d0 == 0), 0.0, d0 * s0)
+        power = 0.5 * (df[:, None] + np.where(known, 0.0, d0))
+        form = np.log1p((Q - least) / (own + least)) * power
+        fixed = 0.5 * np.where(least < Q, (Q - least) / s0, 0.0)
+        log = -0.5 * log_det - np.where(known, fixed, form)
+    log -= log.max(axis=1, keepdims=True)
     return np.asarray(log)
 
 

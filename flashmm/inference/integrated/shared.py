@@ -25,17 +25,36 @@ from flashmm.likelihood.centring import Turn
 from flashmm.likelihood.projection import DENSE_LIMIT, Projection
 
 __all__ = [
-    "UNKNOWN",
     "LinearFunctions",
+    "RatioEstimates",
     "SharedDesign",
     "Turned",
     "refuse_turned",
     "share_design",
 ]
 
-# The largest ratio looked at where no feature tells one, in ratios that double the variance of a
-# typical random effect's estimate.
-UNKNOWN = 1e4
+
+@dataclass(frozen=True)
+class RatioEstimates:
+    """What features roughly say of k ratios, in internal units; shapes (k,) or (F, k).
+
+    Parameters
+    ----------
+    typical
+        Ratios that double the variance of a typical effect's estimate, tr(A) / tr(A^2).
+    largest
+        The features' estimates u'Au / (tr(A^2) sigma2), or the largest; NaN where sigma2 is
+        unknown.
+    degrees
+        On how many degrees of freedom such an estimate is, tr(A)^2 / tr(A^2).
+    unit
+        Units of the ratios.
+    """
+
+    typical: FloatArray
+    largest: FloatArray
+    degrees: FloatArray
+    unit: FloatArray
 
 
 @dataclass(frozen=True)
