@@ -304,7 +304,7 @@ def _refuse_nonsense(ds: xr.Dataset, whose: str = "Its") -> None:
     if not ((weights >= 0).all() and abs(weights.sum() - 1.0) < 1e-6):  # nor where one is NaN
         raise InputError(f"{whose} weights are no probabilities.")
     base, line = ds["base"].to_numpy(), ds["line"].to_numpy()
-    if not ((base >= 0).all() and abs(base.sum() - 1.0) < 1e-6):
+    if not ((base >= 0) & np.isfinite(base)).all():
         raise InputError(f"{whose} base weights are no probabilities.")
     # The first two are variances, whatever the model: covariances follow those of their block.
     if not np.isfinite(ratio).all() or (ratio[:, :2] < 0).any() or (line < 0).any():
