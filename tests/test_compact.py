@@ -18,8 +18,11 @@ from flashmm import MultiLMM
 from flashmm.designs import compact
 from flashmm.designs.compact import CompactMatrix, LayeredMatrix, LayerStack, compacted
 from flashmm.exceptions import InputError, MissingSamplesWarning
+from flashmm.formulas.bars import parse_formula
 from flashmm.formulas.build import build_design
 from flashmm.formulas.recipe_text import recipe_to_text
+from flashmm.formulas.rows_in_chunks import formula_rows
+from flashmm.formulas.sample_table import Columns
 
 N = 240
 
@@ -258,3 +261,34 @@ def test_the_memory_of_a_sample_is_far_below_its_dense_row():
     assert 8 * p > 400
     assert each[0] < 49  # five numbers, the code of a row, and a level
     assert each[1] < 150
+
+
+@pytest.mark.parametrize(
+    ("formula", "numbers"),
+    [
+        ("0 + kind", 0),
+        ("kind * flag", 0),
+        ("0 + log(size) + x + kind + kind:flag", 2),
+        ("poly(x, 2) + C(count, contr.sum)", 2),
+        ("x + log(size)", None),  # nothing to look up
+        ("0 + kind:x", None),  # slopes
+        ("x:size + kind", None),
+        ("{x > 0} + C(x)", None),  # as many levels as samples
+    ],
+)
+def test_rows_are_looked_up_by_their_levels(monkeypatch, formula, numbers):
+    monkeypatch.setattr(compact, "STEP", 64)
+    data = samples()
+    columns = Columns(data.reset_index(drop=True), {}, data.index)
+    parsed = parse_formula(f"~ {formula}", "fixed")[0]
+    made = formula_rows(columns, parsed, "the formula", "numpy")
+    if numbers is None:
+        assert made.coded is None
+        return
+    assert made.coded.numbers.shape == (N, numbers)
+    assert made.coded.table.shape[0] < N / 4
+    expected = np.asarray(columns.build(parsed, "the formula", "numpy")[0])
+    np.testing.assert_array_equal(made.coded.compact()[:], expected)
+    here = np.array([5, 3, 3, 90])
+    np.testing.assert_array_equal(made.rows(here), expected[here])
+    np.testing.assert_array_equal(made.coded.sparse(here).toarray(), expected[here])

@@ -21,7 +21,7 @@ from flashmm.arrays.blas import LARGE, one_blas_thread
 from flashmm.formulas.materializer import Materializer
 from flashmm.formulas.plain_numbers import plain_numbers
 from flashmm.solvers import batches
-from flashmm.stats import streaming
+from flashmm.stats import passes
 
 
 def threads() -> set[int]:
@@ -286,7 +286,7 @@ def test_no_bar_without_a_terminal_or_without_its_package(bars, data, monkeypatc
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     model.fit(parameter_space="psd", progress=True)
     assert not bars
-    assert streaming.worker_count(3) == 3
+    assert passes.worker_count(3) == 3
 
 
 @pytest.mark.parametrize("output", ["numpy", "sparse"])

@@ -136,7 +136,7 @@ def _missing(index: pd.Index) -> BoolArray:
     if isinstance(index, pd.MultiIndex):
         return np.asarray(index.to_frame().isna().any(axis=1), dtype=bool)
     missing = np.asarray(index.isna(), dtype=bool)
-    if index.dtype == object and any(isinstance(label, tuple) for label in index):
+    if index.dtype == object and any(issubclass(kind, tuple) for kind in set(map(type, index))):
         parts = [label if isinstance(label, tuple) else () for label in index]
         missing |= np.array([bool(pd.Series(part, dtype=object).isna().any()) for part in parts])
     return missing

@@ -20,6 +20,7 @@ from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 Samples: TypeAlias = slice | IntArray
 
 __all__ = [
+    "FEW",
     "CompactMatrix",
     "Layer",
     "LayerStack",
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 # Fewer factor-like columns than this cost less multiplied one by one than summed by code.
-_FEW = 4
+FEW = 4
 # Codes worth having: sums by code, codes x features, must stay small beside the data.
 _MOST_CODES = 2048
 # A column with a smaller share of elements is kept by its elements.
@@ -282,9 +283,9 @@ class _Parts:
     """
 
     def __init__(self, n: int, few: BoolArray, sparse: BoolArray, whole: FloatArray | None) -> None:
-        few = few if few.sum() > _FEW else np.zeros_like(few)
+        few = few if few.sum() > FEW else np.zeros_like(few)
         sparse = sparse & ~few
-        sparse = sparse if sparse.sum() > _FEW else np.zeros_like(sparse)
+        sparse = sparse if sparse.sum() > FEW else np.zeros_like(sparse)
         self.shape = n, few.size
         self.in_table, self.in_layers = np.flatnonzero(few), np.flatnonzero(sparse)
         self.in_dense = np.flatnonzero(~few & ~sparse)

@@ -19,7 +19,15 @@ from formulaic.parser.types import Factor
 from numpy.typing import NDArray
 
 from flashmm.arrays.types import BoolArray, FloatArray
-from flashmm.designs.compact import CompactMatrix, LayeredMatrix, LayerStack, compacted, many, steps
+from flashmm.designs.compact import (
+    FEW,
+    CompactMatrix,
+    LayeredMatrix,
+    LayerStack,
+    compacted,
+    many,
+    steps,
+)
 from flashmm.designs.design import INTERCEPT, CovarianceStructure, Design, RandomTerm
 from flashmm.exceptions import InputError, check_names, listing, nearest
 from flashmm.formulas.along import MOST_EFFECTS, along_a_column
@@ -188,7 +196,7 @@ def build_design(
         noted = offsets, held.spec, float(offset.mean())
     recipe = _recipe(kept, names.context, (plain, X.spec), built, structure, noted)
     design = Design(
-        X=_fixed_matrix(X.rows, len(kept)),
+        X=_fixed_matrix(X, len(kept)),
         Z=_random_matrix([block.rows for block in built], len(kept), structure.q),
         coef_names=coef_names,
         structure=structure,
@@ -211,9 +219,13 @@ class _Block:
     group: tuple[str, ...]
 
 
-def _fixed_matrix(rows: Rows, n: int) -> FloatArray | CompactMatrix:
+def _fixed_matrix(X: FormulaRows, n: int) -> FloatArray | CompactMatrix:
     """X, of many samples in compact form."""
-    return compacted(rows, n) if many(n) else np.asarray(rows(slice(None)))
+    if not many(n):
+        return np.asarray(X.rows(slice(None)))
+    if X.coded is not None and X.coded.in_table.size > FEW:
+        return X.coded.compact()
+    return compacted(X.rows, n)
 
 
 def _random_matrix(blocks: list[Rows], n: int, q: int) -> sp.csr_array | LayeredMatrix:

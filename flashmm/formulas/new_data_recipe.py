@@ -21,6 +21,7 @@ from flashmm.designs.compact import steps
 from flashmm.designs.curves import distances
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, check_names, listing, nearest
+from flashmm.formulas.coded_rows import distinct
 from flashmm.formulas.column_kinds import absent_values
 from flashmm.formulas.loaded import LoadedFormula
 from flashmm.formulas.sample_table import Columns, check_data, clean, number_label, refuse_infinite
@@ -462,7 +463,7 @@ def _counted(codes: list[IntArray], sizes: list[int]) -> tuple[IntArray, IntArra
     flat = np.zeros(codes[0].size, dtype=np.intp)
     combinations = np.zeros((1, 0), dtype=np.intp)
     for code, size in zip(codes, sizes, strict=True):
-        found, flat = np.unique(flat * size + code, return_inverse=True)
+        found, flat = distinct(flat * size + code)
         before, own = np.divmod(found, size)
         combinations = np.column_stack([combinations[before], own])
     return combinations, np.bincount(flat)

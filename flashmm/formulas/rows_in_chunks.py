@@ -22,6 +22,7 @@ from formulaic.materializers.types import EvaluatedFactor, FactorValues
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.compact import many, steps
 from flashmm.exceptions import InputError
+from flashmm.formulas.coded_rows import CodedRows, coded_rows, combined_levels, to_settle
 from flashmm.formulas.column_kinds import explained, refuse_as_numbers
 from flashmm.formulas.materializer import Materializer
 from flashmm.formulas.plain_numbers import plain_numbers
@@ -44,11 +45,14 @@ class FormulaRows:
         Gives the columns of some samples, finite float64: dense (n_b, c), or sparse CSR.
     dense
         All columns, shape (n, c), where they are at hand; None elsewhere.
+    coded
+        The columns of many samples by their levels, where they can be had so; None elsewhere.
     """
 
     spec: Any
     rows: Callable[[slice | IntArray], Any]
     dense: FloatArray | None = None
+    coded: CodedRows | None = None
 
 
 def formula_rows(
@@ -118,7 +122,10 @@ def _by_rows(
 
     # Rows that show all levels settle the columns.
     shown = [_first_of_levels(factor) for factor in factors.values()]
-    settled, _ = made(spec, np.unique(np.concatenate([np.zeros(1, dtype=np.intp), *shown])))
+    codes = combined_levels(factors, n)
+    first = np.zeros(1, dtype=np.intp)
+    some = np.unique(np.concatenate([first, *shown, to_settle(codes)]))
+    settled, values = made(spec, some)
 
     def rows(samples: slice | IntArray) -> Any:
         values = made(settled, samples)[1]
@@ -127,7 +134,10 @@ def _by_rows(
             columns.refuse_non_finite(parts, settled.column_names, source)
         return values if output == "numpy" else sp.csr_array(values)
 
-    return FormulaRows(settled, rows)
+    coded = None if codes is None else coded_rows(factors, settled, codes, some, values)
+    if coded is not None:
+        rows = coded.dense if output == "numpy" else coded.sparse
+    return FormulaRows(settled, rows, coded=coded)
 
 
 def _first_of_levels(factor: EvaluatedFactor) -> IntArray:

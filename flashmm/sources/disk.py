@@ -11,6 +11,7 @@ import numpy as np
 
 from flashmm.arrays.sparse import UnsoundMatrixError
 from flashmm.exceptions import InputError, listing
+from flashmm.sources.disk_arrays import disk_array
 from flashmm.sources.readers import CompressedReader, DenseReader, Piece, Reader
 
 __all__ = ["disk_reader", "is_on_disk"]
@@ -64,8 +65,8 @@ def _reader(values: Any, transposed: bool) -> Reader:
     _check_numeric(values["data"].dtype)
     by_rows = _ENCODINGS[encoding]
     return _CompressedOnDisk(
-        values["data"],
-        values["indices"],
+        disk_array(values["data"]),
+        disk_array(values["indices"]),
         np.asarray(values["indptr"][:]),
         (columns, rows) if transposed else (rows, columns),
         by_samples=by_rows == transposed,

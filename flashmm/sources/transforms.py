@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from flashmm.arrays.compiled import assembled
+from flashmm.arrays.types import FloatArray
 from flashmm.exceptions import InputError, nearest
 
-__all__ = ["Transform", "apply_transform", "check_transform", "keeps_zero", "transform_name"]
+__all__ = [
+    "Transform",
+    "apply_transform",
+    "check_transform",
+    "keeps_zero",
+    "transform_name",
+    "transformed_counts",
+]
 
 Transform = str | Callable[[Any], Any] | None
 
@@ -53,6 +62,13 @@ def apply_transform(values: Any, transform: Transform) -> Any:
             return with_data(values, _elementwise(values.data, transform))
         values = values.toarray()
     return _elementwise(values, transform)
+
+
+@cache
+def transformed_counts(transform: str | None) -> FloatArray:
+    """What a transform with a name makes of 0, 1, 2, ...; empty for None."""
+    table: FloatArray = _elementwise(np.arange(0 if transform is None else 2**16), transform)
+    return table
 
 
 def with_data(values: Any, data: Any) -> Any:

@@ -19,8 +19,9 @@ from flashmm.stats.block_sums import (
     design_columns,
     grouped_columns,
 )
+from flashmm.stats.passes import PassSums
 from flashmm.stats.shifts import sums_about
-from flashmm.stats.streaming import PassSums, sum_source
+from flashmm.stats.streaming import sum_source
 
 __all__ = ["sum_parts", "sum_parts_about"]
 

@@ -30,15 +30,10 @@ from flashmm.stats.dask import sum_parts, sum_parts_about
 from flashmm.stats.design_products import design_products
 from flashmm.stats.fields import AnySums, GroupSums
 from flashmm.stats.grouping import Grouping, check_room
+from flashmm.stats.passes import PassSums, worker_count
 from flashmm.stats.root import near_collinear, root_of_rows
 from flashmm.stats.shifts import shifted_sums, sums_about
-from flashmm.stats.streaming import (
-    PassSums,
-    passing,
-    suitable_block_bytes,
-    sum_source,
-    worker_count,
-)
+from flashmm.stats.streaming import passing, suitable_block_bytes, sum_source
 
 __all__ = ["first_sums", "second_sums", "statistics_of", "sum_design"]
 

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TypeVar
-
 import numpy as np
 
 from flashmm.arrays.compiled import in_place
@@ -26,73 +19,14 @@ from flashmm.stats.block_sums import (
     block_sums,
     group_sums,
 )
+from flashmm.stats.fused import is_fused, sum_fused
+from flashmm.stats.passes import PassSums, in_order
 
-__all__ = [
-    "PassSums",
-    "in_order",
-    "passing",
-    "suitable_block_bytes",
-    "sum_source",
-    "worker_count",
-]
+__all__ = ["passing", "suitable_block_bytes", "sum_source"]
 
 # Sums by code, codes x features, that are larger than this are reached too slowly in any order:
 # samples of the same code are brought together first.
 _CACHE = 2**23
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-def worker_count(workers: int | None) -> int:
-    """Threads to use: as many as asked for, else as this process may run on."""
-    if workers is not None:
-        return workers
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Iterator[Result]:
-    """Results of a function in the order of its items, computed by several threads.
-
-    The items are drawn by the caller's thread, and at most one more than there are workers is
-    held at a time; what is left is dropped when the caller stops or an error comes.
-    """
-    if workers == 1:
-        yield from map(function, items)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="flashmm")
-    try:
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@dataclass(frozen=True)
-class PassSums:
-    """Sums of one pass over a source.
-
-    Parameters
-    ----------
-    sums
-        X'Y', Z'Y' and the sums of squares of all features in use.
-    totals, detected
-        Sum of each feature and number of samples in which it is not zero, shape (m,); zero
-        unless the source counts.
-    """
-
-    sums: BlockSums
-    totals: FloatArray
-    detected: FloatArray
 
 
 def sum_source(
@@ -109,6 +43,14 @@ def sum_source(
 
     Where values are missing is put into ``absent`` (m, n), if it is given.
     """
+    if absent is None and is_fused(source, columns):
+        return sum_fused(
+            *(source, columns),
+            weights=weights,
+            workers=workers,
+            block_bytes=block_bytes,
+            progress=progress,
+        )
     largest = max(columns.layers, key=lambda layer: layer.count, default=None)
     if largest is not None and 8 * largest.count * source.m <= _CACHE:
         largest = None
