@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from stress.responses import responses
 import flashmm as fm
 from flashmm.likelihood.moments import contrast_moments
 from flashmm.likelihood.profile_grid import fine_grid, profile_grid
+from flashmm.likelihood.signed_grid import signed_grid
 
 EDGES = Path(__file__).parent / "reference" / "edges"
 GOOD = ["converged", "boundary", "indefinite"]
@@ -129,6 +131,68 @@ def test_a_maximum_at_a_negative_variance_beside_a_lower_one_at_a_positive():
     assert fitted.fit(parameter_space="psd").llf.item() < found.llf.item() - 0.6
 
 
+@pytest.mark.parametrize(
+    ("seed", "index", "feature", "method", "space", "maximum"),
+    [
+        (6104, 1, 4, "REML", "unconstrained", [0.1647, -2.0083, 1.8297]),
+        (6104, 55, 0, "REML", "unconstrained", [-0.418, 0.2433, -1.169, 2.047]),
+        (6104, 70, 10, "REML", "unconstrained", [0.6666, 0.2431, 0.6263, 3.1305, 0.4052]),
+        (2026, 54, 11, "ML", "psd", [2.4765, 0.0, 0.0397, 0.0599]),
+    ],
+)
+def test_a_maximum_of_ratios_of_any_sign_beside_an_unbounded_edge(
+    seed, index, feature, method, space, maximum
+):
+    """`no maximum` where variances were searched one at a time, or on a coarse grid."""
+    problem, Y = drawn(seed, index, True)
+    fitted = fm.MultiLMM.from_arrays(
+        Y[[feature]], problem.X, problem.Z, components=problem.structure
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fm.ConvergenceWarning)  # some are `indefinite`
+        found = fitted.fit(method, parameter_space=space)
+    assert found.converged.item()
+    scale = fitted.projection.scale[0] * fitted.projection.param_scale
+    np.testing.assert_allclose(found.theta.to_numpy()[0] / scale, maximum, atol=2e-4)
+
+
+def test_a_maximum_below_that_of_the_psd_space_is_none():
+    """By 0.021 (it was `converged`): from the psd maximum the way is to the edge."""
+    problem, Y = drawn(6104, 15, True)
+    fitted = fm.MultiLMM.from_arrays(Y[[9]], problem.X, problem.Z, components=problem.structure)
+    psd = fitted.fit("ML", parameter_space="psd")
+    assert psd.llf.item() == pytest.approx(-52.839122, abs=1e-5)
+    with pytest.warns(fm.ConvergenceWarning, match="1 no maximum"):
+        assert np.isnan(fitted.fit("ML").llf.item())
+
+
+def test_a_signed_grid_ends_at_the_edge_of_the_domain():
+    """Values on it are log-likelihoods; beyond the last point of a ray V is soon singular."""
+    problem, Y = drawn(6104, 1, True)
+    fitted = fm.MultiLMM.from_arrays(Y, problem.X, problem.Z, components=problem.structure)
+    host = fitted.projection.in_numpy
+    for method in ("REML", "ML"):
+        likelihood = estimator_of(fitted.stats, method)
+        for fineness in ("coarse", "fine")[: 1 + (method == "ML")]:
+            grid = signed_grid(host, method, fineness)
+            values, sigma2 = grid.profile(host.u[:2], host.rss[:2])
+            theta = grid.theta * sigma2[:, [1]]
+            every = np.ones(len(theta), dtype=int)
+            loglik = likelihood.evaluate(theta, every).loglik
+            assert np.isfinite(loglik).all()
+            np.testing.assert_allclose(values[:, 1], loglik, rtol=1e-8, atol=1e-6)
+            last = grid.outermost & (values[:, 1] < np.inf)
+            beyond = theta[last]
+            beyond[:, :-1] *= 1.0 + 2e-6
+            exists = np.isfinite(likelihood.evaluate(beyond, every[last]).loglik)
+            assert not exists[(grid.theta[last, :-1] <= 0).all(axis=1)].any()
+            summits = grid.summits(values)
+            around = values[grid.neighbours].max(axis=1)
+            np.testing.assert_array_equal(summits, values >= around)
+            climbed = grid.climb(np.arange(2), values)
+            assert summits[climbed, [0, 1]].all()
+
+
 def test_a_grid_knows_which_points_are_next_to_each_other():
     data = pd.read_csv(EDGES / "d114.csv")
     crossed = model("~ 1 + (1 | f1) + (x1 | f2)", data, np.cos(np.arange(len(data)))[None])
@@ -211,6 +275,9 @@ def test_tests_where_the_residual_variance_is_zero(engine, df):
     np.testing.assert_allclose(table.df.iloc[0], 29.0, rtol=1e-6)
     assert table.tvalue["t"].item() == pytest.approx(1.5509, abs=1e-4)
     np.testing.assert_allclose(table.pvalue.iloc[0], [0.82156, 0.13177], atol=1e-5)
+    page = result.sel("y")  # ratios to a residual variance of zero, without raw warnings
+    assert "Residual" in str(page.summary())
+    assert page.bse.iloc[-2:].isna().all()
 
 
 def test_moments_are_continuous_to_a_residual_variance_of_zero():
@@ -298,6 +365,31 @@ def test_shares_and_correlations_have_no_units(random, missing):
             np.testing.assert_allclose(
                 values, np.tile(values[:1], (6,) + (1,) * (values.ndim - 1)), rtol=1e-8
             )
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_feature_in_units_of_its_own_among_others(missing):
+    """Raw warnings of overflow in seven methods, and no posterior, for one feature at 1e150."""
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"g": np.repeat(list("abcdefghij"), 6), "x": rng.normal(size=60)})
+    Y = rng.normal(size=(8, 60)) + np.repeat(rng.normal(size=(8, 10)), 6, axis=1)
+    Y[:3] = Y[0] * np.array([[1.0], [1e150], [1e-150]])
+    if missing:
+        Y[3, 0] = np.nan
+    options = {"missing": "feature" if missing else "raise"}
+    result = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=Y, **options).fit()
+    assert result.converged.all()
+    for df in ("integrated", "satterthwaite", "residual"):
+        table = result.t_test(df=df).ds
+        assert np.isfinite(table["p"]).all()
+        np.testing.assert_allclose(table["estimate"][1] / 1e150, table["estimate"][0], rtol=1e-8)
+    assert np.isfinite(result.posterior_variances()["mean"]).all()
+    information = result.fim()["FIM_theta"].to_numpy()
+    assert np.isnan(information[1:3]).all()  # no room for the fourth power of the units
+    assert np.isfinite(np.delete(information, [1, 2], axis=0)).all()
+    moderated = result.t_test(moderated=True).ds
+    assert np.isfinite(moderated["p"][3:]).all()
+    result.moderate()
 
 
 # ---- profiles --------------------------------------------------------------------------------

@@ -317,9 +317,11 @@ def adjusted_variance(moments: ContrastMoments, covariance: FloatArray) -> Float
 
 def satterthwaite_df(f: FloatArray, g: FloatArray, covariance: FloatArray) -> FloatArray:
     """2 f^2 / (g'W g) for variances f (B, g), their gradients (B, g, k) and W (B, k, k)."""
+    positive = np.asarray(f > 0)
+    g = g / np.where(positive, f, 1.0)[..., None]  # f^2 may have no room
     spread = (np.matmul(g, covariance) * g).sum(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where((f > 0) & (spread >= 0), 2.0 * f**2 / spread, np.nan)
+        return np.where(positive & (spread >= 0), 2.0 / spread, np.nan)
 
 
 def _eigh(matrices: FloatArray) -> tuple[FloatArray, FloatArray]:

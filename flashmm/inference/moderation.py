@@ -159,14 +159,16 @@ def moderate_moments(
     gain = covariance[:, :, first:] / unit[:, None, :]
     gain = np.matmul(gain, np.linalg.inv(correlation)) / unit[:, None, :]
     gain = np.where(known[:, None, None], gain, 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    # Of a feature in tiny units among others s~ may leave no room for its square: W~ is NaN.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         spread = np.sqrt(2.0 / df) * np.abs(moderated)
         after = correlation * spread[:, :, None] * spread[:, None, :]
         saved = np.where(known[:, None, None], own - after, 0.0)
-    change = np.where(known[:, None], moderated - residual, 0.0)
-    step = np.matmul(gain, change[:, :, None])[:, :, 0]
-    variance = moments.variance + (step[:, None, :, None, None] * moments.gradient).sum(axis=2)
-    updated = covariance - np.matmul(np.matmul(gain, saved), np.swapaxes(gain, 1, 2))
+        change = np.where(known[:, None], moderated - residual, 0.0)
+        step = np.matmul(gain, change[:, :, None])[:, :, 0]
+        variance = moments.variance + (step[:, None, :, None, None] * moments.gradient).sum(axis=2)
+        updated = covariance - np.matmul(np.matmul(gain, saved), np.swapaxes(gain, 1, 2))
+    updated[~np.isfinite(updated).all(axis=(1, 2))] = np.nan
     return replace(moments, variance=variance), updated
 
 

@@ -23,7 +23,13 @@ from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.projection import Projection
 
-__all__ = ["ProfileGrid", "fine_grid", "negative_grid", "profile_grid"]
+__all__ = [
+    "ProfileGrid",
+    "eigenvectors_of",
+    "fine_grid",
+    "neighbouring_rays",
+    "profile_grid",
+]
 
 Shared = TypeVar("Shared", bound=NDArray[Any])
 
@@ -34,8 +40,6 @@ _SOME_RAYS = 300
 # Rank of Z'RZ up to which there is a finer grid.
 _FINE = 60
 _RADII = 20
-# Features up to which all neighbours of a point are looked at together.
-_FEW = 8
 # Shares of the largest variance that the others have on the rays, by the number of variances.
 _SHARES = {1: (1.0,), 2: (1.0, 1 / 8, 1 / 64, 0.0), 3: (1.0, 1 / 16, 0.0), 4: (1.0, 0.0)}
 _FINE_SHARES = {
@@ -109,9 +113,6 @@ class ProfileGrid:
 
     def summits(self, values: FloatArray) -> BoolArray:
         """Points that no neighbour is above, shape (g, B), of log-likelihoods (g, B)."""
-        if values.shape[1] <= _FEW:
-            around = values[self.neighbours].max(axis=1)
-            return np.asarray(np.isfinite(values) & (values >= around))
         rays, _, radii = self.weight.shape
         by_ray = values[:-1].reshape(rays, radii, -1)
         top = np.isfinite(values)
@@ -120,12 +121,44 @@ class ProfileGrid:
         on_rays[:, :-1] &= by_ray[:, :-1] >= by_ray[:, 1:]
         on_rays[:, 0] &= by_ray[:, 0] >= values[-1]
         top[-1] &= values[-1] >= by_ray[:, 0].max(axis=0)
-        for i, j in self.beside:
-            for one, other in ((i, j), (j, i)):
-                on_rays[one] &= by_ray[one] >= by_ray[other]
-                on_rays[one, 1:] &= by_ray[one, 1:] >= by_ray[other, :-1]
-                on_rays[one, :-1] &= by_ray[one, :-1] >= by_ray[other, 1:]
+        point, feature = np.nonzero(top[:-1])
+        for column in self._beside.T:
+            lower = values[column[point], feature] > values[point, feature]
+            top[point[lower], feature[lower]] = False
+            point, feature = point[~lower], feature[~lower]
         return top
+
+    def climb(self, place: IntArray, values: FloatArray) -> IntArray:
+        """The summits above points (B,), by log-likelihoods (g, B), one neighbour at a time."""
+        rays, _, radii = self.weight.shape
+        origin, starts = rays * radii, np.arange(rays) * radii
+        place, left = place.copy(), np.arange(place.size)
+        while left.size:
+            here = place[left]
+            inner = here < origin
+            around = np.column_stack([here, self._beside[np.where(inner, here, 0)]])
+            highest = np.argmax(values[around, left[:, None]], axis=1)
+            there = around[np.arange(left.size), highest]
+            if not inner.all():
+                lone = np.flatnonzero(~inner)
+                best = starts[np.argmax(values[starts][:, left[lone]], axis=0)]
+                higher = values[best, left[lone]] > values[-1, left[lone]]
+                there[lone] = np.where(higher, best, origin)
+            place[left] = there
+            left = left[there != here]
+        return place
+
+    @cached_property
+    def outermost(self) -> BoolArray:
+        """Points farthest out on their ray, shape (g,): beyond them it rises or falls further."""
+        rays, _, radii = self.weight.shape
+        return np.asarray(np.arange(rays * radii + 1) % radii == radii - 1)
+
+    @cached_property
+    def _beside(self) -> IntArray:
+        """Neighbours of all points but the last, themselves where there is none, (g - 1, c)."""
+        rays, _, radii = self.weight.shape
+        return _beside_points(tuple(map(tuple, self.beside.tolist())), rays, radii)
 
     @cached_property
     def neighbours(self) -> IntArray:
@@ -135,8 +168,8 @@ class ProfileGrid:
 
 
 @lru_cache(maxsize=8)
-def _neighbours(pairs: tuple[tuple[int, int], ...], rays: int, radii: int) -> IntArray:
-    """Of each point of a grid; the same for all designs with such terms."""
+def _beside_points(pairs: tuple[tuple[int, int], ...], rays: int, radii: int) -> IntArray:
+    """Points of a grid next to each, but the last; the same for all designs with such terms."""
     here = np.arange(rays * radii)
     ray, radius = np.divmod(here, radii)
     beside = np.array(pairs, dtype=np.intp).reshape(-1, 2)
@@ -149,7 +182,14 @@ def _neighbours(pairs: tuple[tuple[int, int], ...], rays: int, radii: int) -> In
         for at in [(radius + step)[:, None]]
     ]
     centre = np.where(radius == 0, here.size, here)
-    table = np.hstack([*found, centre[:, None]])
+    return _fixed(np.hstack([*found, centre[:, None]]))
+
+
+@lru_cache(maxsize=8)
+def _neighbours(pairs: tuple[tuple[int, int], ...], rays: int, radii: int) -> IntArray:
+    """Of each point of a grid, the last with those that begin rays."""
+    here = np.arange(rays * radii)
+    table = _beside_points(pairs, rays, radii)
     last = np.full((1, max(table.shape[1], rays)), here.size)
     last[0, :rays] = np.arange(rays) * radii
     table = np.hstack([table, np.tile(here[:, None], last.shape[1] - table.shape[1])])
@@ -222,34 +262,6 @@ def profile_grid(projection: Projection, method: Literal["REML", "ML"]) -> Profi
     return _grid(projection, method, *found)
 
 
-def negative_grid(projection: Projection, method: Literal["REML", "ML"]) -> ProfileGrid | None:
-    """Rays of each variance by itself below zero, to the edge of the domain; as `profile_grid`."""
-    structure = projection.structure
-    variances = np.flatnonzero(structure.is_variance[:-1])
-    if projection.r == 0 or structure.q > _SOME_RAYS or projection.ZZ.shape[0] > 3000:
-        return None
-    spectra, rotation = _eigen(projection.A[variances])
-    of_trace, df = spectra, projection.n - projection.p
-    if method == "ML":
-        of_trace, df = _eigen(projection.A_full[variances])[0], projection.n
-    # Shares of the way to the edge, most of them beside it.
-    shares = 1.0 - np.geomspace(0.95, 1e-6, _RADII)
-    radii = shares / of_trace.max(axis=1)[:, None]
-    theta = np.zeros((variances.size * _RADII + 1, structure.is_variance.size))
-    theta[:, -1] = 1.0
-    rows = np.arange(variances.size * _RADII)
-    theta[rows, np.repeat(variances, _RADII)] = -radii.reshape(-1)
-    log_det = np.log1p(-of_trace[:, :, None] * radii[:, None, :]).sum(axis=1).reshape(-1)
-    return ProfileGrid(
-        theta,
-        np.empty((0, 2), dtype=np.intp),
-        rotation,
-        1.0 / (1.0 - spectra[:, :, None] * radii[:, None, :]),
-        np.append(log_det, 0.0),
-        df,
-    )
-
-
 def _grid(
     projection: Projection, method: Literal["REML", "ML"], directions: FloatArray, beside: IntArray
 ) -> ProfileGrid:
@@ -281,13 +293,19 @@ def _grid(
 
 def _eigen(A: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Eigenvalues (d, r), none negative, and eigenvectors of matrices (d, r, r)."""
+    values, vectors = eigenvectors_of(A)
+    return np.maximum(values, 0.0), vectors
+
+
+def eigenvectors_of(A: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Eigenvalues (d, r) and eigenvectors of matrices (d, r, r); none are turned if diagonal."""
     diagonal = np.diagonal(A, axis1=1, axis2=2).copy()
     values, vectors = diagonal, np.broadcast_to(np.eye(A.shape[1]), A.shape).copy()
     # In the basis of Z'RZ all variances alike make a diagonal matrix.
     off = np.abs(A).sum(axis=(1, 2)) - np.abs(diagonal).sum(axis=1)
     for i in np.flatnonzero(off > 1e-7 * np.abs(diagonal).sum(axis=1)):
         values[i], vectors[i] = divide_and_conquer(A[i])
-    return np.maximum(values, 0.0), vectors
+    return values, vectors
 
 
 def _few_directions(structure: CovarianceStructure, *, pairs: bool) -> tuple[FloatArray, IntArray]:
@@ -300,7 +318,7 @@ def _few_directions(structure: CovarianceStructure, *, pairs: bool) -> tuple[Flo
     steps = np.array([[0 if i in s else 1 for i in range(count)] for s in sets], dtype=np.intp)
     rays = np.zeros((len(sets), len(structure.parameters)))
     rays[:, variances] = 1.0 - steps
-    return rays, _beside(steps)
+    return rays, neighbouring_rays(steps)
 
 
 def _directions(
@@ -344,7 +362,7 @@ def _lattice(
             rays[-1][:, i] = correlation * np.sqrt(plain[these][:, pair].prod(axis=1))
             steps.append(steps[0][these])
             steps[-1][:, len(variances) + number] = step
-    return _fixed(np.concatenate(rays)), _fixed(_beside(np.concatenate(steps)))
+    return _fixed(np.concatenate(rays)), _fixed(neighbouring_rays(np.concatenate(steps)))
 
 
 def _pair(parameters: tuple[tuple[int, int, int], ...], covariance: int) -> list[int]:
@@ -357,7 +375,7 @@ def _pair(parameters: tuple[tuple[int, int, int], ...], covariance: int) -> list
     ]
 
 
-def _beside(steps: IntArray) -> IntArray:
+def neighbouring_rays(steps: IntArray) -> IntArray:
     """Pairs of rays that are a step apart, shape (pairs, 2)."""
     distance = np.abs(steps[:, None, :] - steps[None, :, :])
     close = (distance.max(axis=2) <= 1) & (distance.sum(axis=2) <= 2)

@@ -26,7 +26,7 @@ from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError
 from flashmm.likelihood.centring import Turn, centring
 from flashmm.likelihood.design_checks import check_components, check_sample_size, whiten
-from flashmm.likelihood.units import InUnits
+from flashmm.likelihood.units import UNDERFLOW, InUnits
 from flashmm.stats.fields import GroupSums
 from flashmm.stats.known_levels import RootMap, in_roots
 from flashmm.stats.summary_stats import SummaryStats
@@ -45,8 +45,6 @@ __all__ = [
 _RANK_TOLERANCE = 1e-10
 # Sums of squares carry relative rounding errors of this order.
 ROUNDING = 1e-12
-# Variances below this are not normal numbers: digits are lost.
-UNDERFLOW = float(np.finfo(np.float64).tiny)
 # Variances in their units may be far above one.
 _LARGEST = 1e-3 * float(np.finfo(np.float64).max)
 _EPS = float(np.finfo(np.float64).eps)

@@ -11,7 +11,10 @@ from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.likelihood.centring import Turn
 from flashmm.stats.known_levels import RootMap
 
-__all__ = ["InUnits"]
+# Variances below this are not normal numbers: digits are lost.
+UNDERFLOW = float(np.finfo(np.float64).tiny)
+
+__all__ = ["UNDERFLOW", "InUnits"]
 
 
 class InUnits:
@@ -66,10 +69,15 @@ class InUnits:
         return score if self.turn is None else score @ self.turn.T
 
     def natural_information(self, information: FloatArray, features: IntArray) -> FloatArray:
-        """Internal information on theta (B, k + 1, k + 1) as that in the units of Y."""
+        """Internal information on theta (B, k + 1, k + 1) as that in the units of Y.
+
+        NaN where there is no room for it: it goes with the fourth power of the units.
+        """
         unit = self.units(features)
-        with np.errstate(over="ignore", invalid="ignore"):  # values of 1e150
-            information = information / (unit[:, :, None] * unit[:, None, :])
+        with np.errstate(over="ignore", under="ignore"):
+            natural = information / unit[:, :, None] / unit[:, None, :]
+        lost = np.isinf(natural) | ((np.abs(natural) < UNDERFLOW) & (information != 0))
+        information = np.where(lost, np.nan, natural)
         if self.turn is None:
             return information
         return np.asarray(self.turn.T.T @ information @ self.turn.T)
@@ -77,8 +85,8 @@ class InUnits:
     def natural_covariance(self, covariance: FloatArray, features: IntArray) -> FloatArray:
         """Internal covariances of theta (B, k + 1, k + 1) as those in the units of Y."""
         unit = self.units(features)
-        with np.errstate(over="ignore", invalid="ignore"):
-            covariance = covariance * (unit[:, :, None] * unit[:, None, :])
+        with np.errstate(over="ignore"):  # no room for the fourth power of the units of Y
+            covariance = covariance * unit[:, :, None] * unit[:, None, :]
         if self.turn is None:
             return covariance
         return np.asarray(self.turn.T_inverse @ covariance @ self.turn.T_inverse.T)

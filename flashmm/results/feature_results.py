@@ -121,7 +121,9 @@ class FeatureResults(OneFeatureTables, OneFeatureTests):
     @property
     def params(self) -> pd.Series[Any]:
         """Fixed effects, then variance parameters divided by `scale`."""
-        return pd.concat([self.fe_params, self.theta.iloc[:-1] / self._unit]).rename("params")
+        with np.errstate(divide="ignore", invalid="ignore"):  # a residual variance of zero
+            ratios = self.theta.iloc[:-1] / self._unit
+        return pd.concat([self.fe_params, ratios]).rename("params")
 
     @cached_property
     def _cov_ratios(self) -> FloatArray:
@@ -129,7 +131,7 @@ class FeatureResults(OneFeatureTables, OneFeatureTests):
         theta = self.theta.to_numpy()
         k = theta.size - 1
         covariance = self._fitted.on_request.theta_covariance(self._positions)[0]
-        if not np.isfinite(covariance).all():
+        if not np.isfinite(covariance).all() or self._unit == 0:
             return np.full((k, k), np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):  # a residual variance of zero
             gradient = np.hstack([np.eye(k), -theta[:k, None] / self._unit]) / self._unit

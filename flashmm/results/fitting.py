@@ -19,7 +19,8 @@ from flashmm.likelihood import (
 )
 from flashmm.likelihood.known_residual import KnownResidual, hold_residual, known_residual_of
 from flashmm.likelihood.own_parameters import OwnParameters
-from flashmm.likelihood.profile_grid import fine_grid, negative_grid, profile_grid
+from flashmm.likelihood.profile_grid import fine_grid, profile_grid
+from flashmm.likelihood.signed_grid import signed_grid
 from flashmm.progress import Progress
 from flashmm.results.assemble import assemble, without_maximum
 from flashmm.results.deferred import Deferred
@@ -27,8 +28,8 @@ from flashmm.results.fitted import FitOptions
 from flashmm.results.fitting_curves import CurvedSearch, in_theta, own_space
 from flashmm.solvers.base import Solution, Solver, maximise
 from flashmm.solvers.batches import maximise_in_batches, over_batches
-from flashmm.solvers.gains import is_higher
-from flashmm.solvers.other_maxima import Landscape
+from flashmm.solvers.gains import GAIN, is_higher
+from flashmm.solvers.other_maxima import NO_RESIDUAL, Landscape
 from flashmm.solvers.restart import second_starts
 from flashmm.solvers.space import ParameterSpace, make_space
 from flashmm.solvers.start import Starts, starting_rows, starting_values
@@ -41,11 +42,13 @@ __all__ = ["FitPlan", "fit_features"]
 # Shares of the residual variance that are added to variances of the psd estimate, one after the
 # other, where a search from there ends at the edge of the domain too.
 _LIFTS = (0.0, 0.1, 0.5, 2.0)
-# Maxima of the grid that are tried where a search runs to the edge.
-_SUMMITS = 3
+# Log-likelihoods that differ by more than this do so by more than rounding.
+_ROUNDING = 1e-4
 # Residual groups of fewer samples may have several maxima; how much smaller a start's is.
 _SMALL_GROUP = 20
 _QUIET = 0.03
+# Steps from a summit of a grid to the maximum beside it; most take ten.
+_SHORT = 20
 # Up to so many features and random effects the general engine is the fastest.
 _FEW = 50
 _SMALL = 60
@@ -143,7 +146,7 @@ def fit_features(
     if plan.second_search and several > 1:
         _restart_in_small_groups(search, space, solution, np.flatnonzero(usable & ~start.given))
     if plan.second_search:
-        lost = without_maximum(likelihood, solution)
+        lost = _lost(search, solution)
         if space.name == "psd":
             _restart_at_summits(search, space, solution, lost)
         else:
@@ -225,6 +228,11 @@ class _Search:
             progress=progress,
         )
 
+    def shortly(self) -> _Search:
+        """The same, for starts beside a maximum: one that is far after so many steps is lost."""
+        options = replace(self.plan.options, max_iter=min(self.plan.options.max_iter, _SHORT))
+        return replace(self, plan=replace(self.plan, options=options))
+
     def ends(self, space: ParameterSpace, starts: FloatArray, features: IntArray) -> list[Solution]:
         """Where the solver alone ends from each of some starts (s, B, k), all at once.
 
@@ -251,6 +259,16 @@ class _Search:
         over_batches(fit, self.likelihood, finite, memory=options.memory, n_jobs=self.threads)
         each = np.arange(rows.shape[0]).reshape(starts.shape[:2])
         return [total.take(these) for these in each]
+
+
+def _lost(search: _Search, solution: Solution) -> IntArray:
+    """Features that ran to the edge of the domain; in small designs all that are unfinished."""
+    landscape = search.landscape
+    if landscape is not None and landscape.few:
+        return np.flatnonzero(
+            (solution.status == Status.ITERATION_LIMIT) | (solution.status == Status.STALLED)
+        )
+    return without_maximum(search.likelihood, solution)
 
 
 def _restart_inside(
@@ -280,28 +298,34 @@ def _restart_inside(
         landscape = replace(landscape, chosen=np.ones_like(usable))
     stepwise = replace(search, plan=replace(search.plan, fallback=None), landscape=landscape)
     inner = stepwise.run(psd, zero, usable)
-    _restart_at_summits(
-        stepwise, psd, inner, np.intersect1d(lost, without_maximum(search.likelihood, inner))
-    )
+    _restart_at_summits(stepwise, psd, inner, np.intersect1d(lost, _lost(stepwise, inner)))
     solution.n_iter[lost] += inner.n_iter[lost]
     stepwise = replace(stepwise, again_from=None, landscape=None)
+    # A maximum below a psd estimate inside the domain is none: a search from there climbs past it.
+    inside = (inner.status <= Status.BOUNDARY) & (inner.theta[:, -1] > NO_RESIDUAL)
+    least = np.where(inside, inner.evaluation.loglik, -np.inf)
+    least -= GAIN + np.clip(np.nan_to_num(inner.evaluation.rounding), 0.0, _ROUNDING)
     variances = search.projection.structure.is_variance
-    for lifts in (_LIFTS[:1], _LIFTS[1:]):
+    signed = None if landscape is None else landscape.fine_signed
+    for number, lifts in enumerate((_LIFTS[:1], _LIFTS[1:])):
+        if number == 1 and landscape is not None and signed is not None:
+            starts = landscape.signed_summits(lost)
+            _try_all(stepwise.shortly(), space, solution, lost, starts, least[lost])
+            usable[lost[solution.status[lost] <= Status.INDEFINITE]] = False
         usable &= np.isfinite(inner.theta).all(axis=1)
         features = np.flatnonzero(usable)
         if features.size == 0:
-            break
+            continue
         lifted = np.array(lifts)[:, None, None] * inner.theta[features, -1:] * variances
         starts = inner.theta[features] + lifted
         several = len(search.projection.structure.residuals)
         starts[:, :, -several:] = inner.theta[features, -several:]
         for again in reversed(stepwise.ends(space, starts, features)):  # the first counts
             solution.n_iter[features] += again.n_iter
-            good = np.flatnonzero(again.status <= Status.INDEFINITE)
+            high = again.evaluation.loglik >= least[features]
+            good = np.flatnonzero((again.status <= Status.INDEFINITE) & high)
             _put(solution, features[good], again, good)
             usable[features[good]] = False
-    if landscape is not None and landscape.few:
-        _restart_at_summits(stepwise, space, solution, lost[usable[lost]], landscape)
 
 
 def _restart_in_small_groups(
@@ -337,11 +361,7 @@ def _restart_in_small_groups(
 
 
 def _restart_at_summits(
-    search: _Search,
-    space: ParameterSpace,
-    solution: Solution,
-    lost: IntArray,
-    landscape: Landscape | None = None,
+    search: _Search, space: ParameterSpace, solution: Solution, lost: IntArray
 ) -> None:
     """Fit features that ran to the edge of the domain again, from maxima of the grid; in place.
 
@@ -350,16 +370,29 @@ def _restart_at_summits(
     several = len(search.projection.structure.residuals) > 1
     if lost.size == 0 or several or known_residual_of(search.likelihood) is not None:
         return  # the grid is one of ratios, for any residual variance
-    landscape = (
-        landscape or search.landscape or _landscape(search.projection, search.plan.options, None)
-    )
-    if landscape is None:
-        return
+    landscape = search.landscape or _landscape(search.projection, search.plan.options, None)
+    if landscape is not None:
+        _try_all(search, space, solution, lost, landscape.summits(lost))
+
+
+def _try_all(
+    search: _Search,
+    space: ParameterSpace,
+    solution: Solution,
+    lost: IntArray,
+    starts: FloatArray,
+    least: FloatArray | float = -np.inf,
+) -> None:
+    """Put the highest of the maxima that starts (s, B, k) lead to in the place of features (B,).
+
+    Features that have a maximum keep it if none is higher; one below ``least`` (B,) is none.
+    """
     plain = replace(
         search, plan=replace(search.plan, fallback=None), again_from=None, landscape=None
     )
-    best = np.full(lost.size, -np.inf)
-    for again in plain.ends(space, landscape.summits(lost, _SUMMITS), lost):
+    good = solution.status[lost] <= Status.INDEFINITE
+    best = np.where(good, solution.evaluation.loglik[lost] + GAIN, least)
+    for again in plain.ends(space, starts, lost):
         solution.n_iter[lost] += again.n_iter
         height = again.evaluation.loglik
         found = np.flatnonzero((again.status <= Status.BOUNDARY) & (height > best))
@@ -407,5 +440,15 @@ def _landscape(
     variances = np.flatnonzero(projection.structure.is_variance[:-1])
     chosen = np.ones(host.m, dtype=bool) if start is None else ~start.given
     fine = fine_grid(host, options.method)
-    below = partial(negative_grid, host, options.method)
-    return Landscape(grid, host.u, host.rss, chosen, variances, fine, below)
+    signed = partial(signed_grid, host, options.method)
+    return Landscape(
+        grid,
+        host.u,
+        host.rss,
+        chosen,
+        variances,
+        fine,
+        make_space("psd", host.structure.blocks(), host.structure.is_variance.size),
+        partial(signed, "coarse"),
+        partial(signed, "fine"),
+    )

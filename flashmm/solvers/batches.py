@@ -127,14 +127,13 @@ def maximise_in_batches(
         part = maximise_in_stages(
             likelihood, space, stages, theta0[batch], batch, max_iter=max_iter
         )
-        if again_from is not None and not seen:
-            part = searched_again(
-                likelihood, space, stages, part, batch, again_from[batch], max_iter=max_iter
-            )
-        if landscape is not None:
+        second = None if again_from is None or seen else again_from[batch]
+        if landscape is not None:  # the second start is one of its starts
             part = search_other_maxima(
-                likelihood, space, stages, part, batch, landscape, max_iter=max_iter
+                likelihood, space, stages, part, batch, landscape, second, max_iter=max_iter
             )
+        elif second is not None:
+            part = searched_again(likelihood, space, stages, part, batch, second, max_iter=max_iter)
         total.put(batch, part)
 
     features = np.flatnonzero(usable)

@@ -18,10 +18,11 @@ from flashmm.likelihood.profile_grid import ProfileGrid
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
 from flashmm.solvers.gains import GAIN, is_higher
+from flashmm.solvers.restart import may_be_higher_above
 from flashmm.solvers.space import ParameterSpace
 from flashmm.solvers.verdict_texts import Status
 
-__all__ = ["Landscape", "search_other_maxima"]
+__all__ = ["NO_RESIDUAL", "Landscape", "search_other_maxima"]
 
 # A maximum of the grid may lie this far below the maximum of the likelihood beside it.
 _COARSENESS = 1.0
@@ -32,11 +33,15 @@ _FLAT = 0.5
 _MOST_LACKING = 6.0
 # Starts that a feature may have.
 _STARTS = 2
+# Of a grid, where a search runs to an edge; of the signed grid many are summits beside one alone.
+_SUMMITS, _SUMMITS_OF_FEW, _SIGNED_SUMMITS = 3, 6, 10
 # With so few error contrasts maxima are many and close to each other: every start is worth it,
 # and so is a finer look at flatter likelihoods.
 _FEW_SAMPLES = 60
 _FLAT_OF_FEW = 2.0
 _STARTS_OF_FEW = 4
+# A residual variance below this, of one without random effects, is none.
+NO_RESIDUAL = 1e-6
 # Random effects and variances up to which each variance by itself makes a start.
 _SMALL = 60
 _MOST_AT_A_TIME = 4
@@ -58,8 +63,11 @@ class Landscape:
         Positions in theta of the random effects' variances.
     make_fine
         Makes a finer grid for features that the grid leaves in doubt; None for large designs.
-    make_negative
-        Makes a grid of negative variances, for the unconstrained space.
+    psd
+        The psd space.
+    make_signed, make_fine_signed
+        Make grids of ratios of either sign, for the unconstrained space: one that every feature is
+        looked at on, and one for few.
     """
 
     grid: ProfileGrid
@@ -68,7 +76,9 @@ class Landscape:
     chosen: BoolArray
     variances: IntArray
     make_fine: Callable[[], ProfileGrid] | None = None
-    make_negative: Callable[[], ProfileGrid | None] = lambda: None
+    psd: ParameterSpace | None = None
+    make_signed: Callable[[], ProfileGrid | None] = lambda: None
+    make_fine_signed: Callable[[], ProfileGrid | None] = lambda: None
 
     @property
     def replaces_second_start(self) -> bool:
@@ -122,11 +132,12 @@ class Landscape:
         # another variance is zero there.
         top[own, every] &= (values[own, every] > loglik + GAIN) | _traded(theta, grid.theta[own])
         most = _STARTS_OF_FEW if self.few else _STARTS
-        order = np.argsort(np.where(top, -values, np.inf), axis=0)[:most]
-        rank, which = np.nonzero(np.take_along_axis(top, order, axis=0))
-        point = order[rank, which]
+        _, which, point = _highest(top, values, most)
         if self.few:
             best, high = _best_of_parts(grid, values, level)
+            # Next to the maximum that was found the search most likely ends there again.
+            near = np.column_stack([own, grid.neighbours[own]])
+            high &= (best[:, :, None] != near).all(axis=2)
             point = np.concatenate([point, best[high]])
             which = np.concatenate([which, np.nonzero(high)[1]])
             point, which = np.unique(np.column_stack([point, which]), axis=0).T
@@ -152,7 +163,7 @@ class Landscape:
         beside = high[own, every] + (high[near.T, every] & (own != near.T)).sum(axis=0)
         return np.asarray(doubt | (high.sum(axis=0) > beside) | _traded(theta, grid.theta[own]))
 
-    def summits(self, features: IntArray, most: int) -> FloatArray:
+    def summits(self, features: IntArray) -> FloatArray:
         """Where proper maxima may lie beside an edge at which the likelihood has no bound.
 
         Maxima of the grid, the highest first, no variances, then each of a few by itself: at no
@@ -163,46 +174,73 @@ class Landscape:
         ndarray
             Starts, shape (s, B, k), NaN beyond the last of a feature.
         """
-        values, sigma2 = self.grid.profile(self.u[features], self.rss[features])
-        top = self.grid.summits(values)
-        order = np.argsort(np.where(top, -values, np.inf), axis=0)[:most]
-        theta = self.grid.theta[order] * np.take_along_axis(sigma2, order, axis=0)[:, :, None]
-        starts = np.where(np.take_along_axis(top, order, axis=0)[:, :, None], theta, np.nan)
-        none = self.grid.theta[-1] * sigma2[-1][:, None]
-        starts = np.concatenate([starts, none[None]])
+        grid = self.fine if self.few else self.grid
+        values, sigma2 = grid.profile(self.u[features], self.rss[features])
+        most = _SUMMITS_OF_FEW if self.few else _SUMMITS
+        none = grid.theta[-1] * sigma2[-1][:, None]
+        starts = np.concatenate(
+            [_starting(grid, grid.summits(values), values, sigma2, most), none[None]]
+        )
         if self.few:
-            best = _best_of_parts(self.grid, values, np.full(features.size, -np.inf))[0]
-            parts = self.grid.theta[best] * np.take_along_axis(sigma2, best, axis=0)[:, :, None]
+            best = _best_of_parts(grid, values, np.full(features.size, -np.inf))[0]
+            parts = grid.theta[best] * np.take_along_axis(sigma2, best, axis=0)[:, :, None]
             starts = np.concatenate([starts, parts])
         if self.variances.size > _MOST_AT_A_TIME:
             return starts
-        alone = np.zeros((self.variances.size, features.size, theta.shape[2]))
+        alone = np.zeros((self.variances.size, features.size, grid.theta.shape[1]))
         alone[np.arange(self.variances.size), :, self.variances] = 1.0
         alone[:, :, -1] = 1.0
         return np.concatenate([starts, alone])
 
     @cached_property
-    def negative(self) -> ProfileGrid | None:
-        """The grid of negative variances."""
-        return self.make_negative()
+    def signed(self) -> ProfileGrid | None:
+        """The grid of ratios of either sign."""
+        return self.make_signed()
+
+    @cached_property
+    def fine_signed(self) -> ProfileGrid | None:
+        """The finer grid of ratios of either sign."""
+        return self.make_fine_signed()
 
     def below_zero(
         self, theta: FloatArray, loglik: FloatArray, features: IntArray
     ) -> tuple[IntArray, FloatArray]:
-        """Starts at a negative variance for features that have none, as `starts`."""
-        grid = self.negative
-        chosen = np.flatnonzero((theta[:, self.variances] >= 0).all(axis=1))
-        if grid is None or chosen.size == 0:
-            return np.empty(0, dtype=np.intp), np.empty((0, theta.shape[1]))
-        features = features[chosen]
+        """Starts where D is not positive semi-definite, as `starts`."""
+        none = np.empty(0, dtype=np.intp), np.empty((0, theta.shape[1]))
+        grid = self.signed
+        if grid is None or theta.shape[0] == 0:
+            return none
+        rows = np.arange(theta.shape[0])
+        top, values, sigma2 = self._inner_summits(grid, theta, loglik, features)
+        if self.few and self.fine_signed is not None:
+            rows = np.flatnonzero(top.any(axis=0))
+            if rows.size == 0:
+                return none
+            grid, theta, loglik = self.fine_signed, theta[rows], loglik[rows]
+            top, values, sigma2 = self._inner_summits(grid, theta, loglik, features[rows])
+        most = _STARTS_OF_FEW if self.few else _STARTS
+        _, which, point = _highest(top, values, most)
+        return rows[which], grid.theta[point] * sigma2[point, which][:, None]
+
+    def _inner_summits(
+        self, grid: ProfileGrid, theta: FloatArray, loglik: FloatArray, features: IntArray
+    ) -> tuple[BoolArray, FloatArray, FloatArray]:
+        """Maxima of a signed grid but those of ``theta``; values and sigma2, each (g, B)."""
         values, sigma2 = grid.profile(self.u[features], self.rss[features])
-        # Of several variances the others are zero here: summits are many, and of no maximum.
-        below = _COARSENESS if self.variances.size == 1 else 0.0
-        top = grid.summits(values) & (values > loglik[chosen] - below)
-        top[-1] = False  # no variances: where the fit began
-        top[grid.weight.shape[2] - 1 : -1 : grid.weight.shape[2]] = False  # upwards to the edge
-        point, which = np.nonzero(top)
-        return chosen[which], grid.theta[point] * sigma2[point, which][:, None]
+        top: BoolArray = np.asarray(grid.summits(values) & (values > loglik - _COARSENESS))
+        top &= (~grid.outermost & (grid.theta[:, :-1] < 0).any(axis=1))[:, None]
+        every = np.arange(theta.shape[0])
+        own = _climbed(grid, theta, values)
+        top[own, every] &= values[own, every] > loglik + GAIN
+        return top, values, sigma2
+
+    def signed_summits(self, features: IntArray) -> FloatArray:
+        """Where proper maxima may lie in the unconstrained space; (s, B, k), as `summits`."""
+        grid = self.fine_signed
+        assert grid is not None
+        values, sigma2 = grid.profile(self.u[features], self.rss[features])
+        top = grid.summits(values) & ~grid.outermost[:, None]
+        return _starting(grid, top, values, sigma2, _SIGNED_SUMMITS)
 
     def one_at_a_time(self, theta: FloatArray) -> tuple[IntArray, FloatArray]:
         """More starts where variances are negative, which the grid does not have, as `starts`.
@@ -217,6 +255,23 @@ class Landscape:
         start[np.arange(variances.size), variances] = 1.0
         start[:, -1] = 0.5
         return np.repeat(negative, variances.size), np.tile(start, (negative.size, 1))
+
+
+def _highest(top: BoolArray, values: FloatArray, most: int) -> tuple[IntArray, IntArray, IntArray]:
+    """Of the points ``top`` (g, B) the ``most`` highest of each feature: rank, feature, point."""
+    order = np.argsort(np.where(top, -values, np.inf), axis=0)[:most]
+    rank, which = np.nonzero(np.take_along_axis(top, order, axis=0))
+    return rank, which, order[rank, which]
+
+
+def _starting(
+    grid: ProfileGrid, top: BoolArray, values: FloatArray, sigma2: FloatArray, most: int
+) -> FloatArray:
+    """Theta at the ``most`` highest of points ``top`` (g, B), else NaN, shape (s, B, k)."""
+    rank, which, point = _highest(top, values, most)
+    starts = np.full((rank.max(initial=-1) + 1, values.shape[1], grid.theta.shape[1]), np.nan)
+    starts[rank, which] = grid.theta[point] * sigma2[point, which][:, None]
+    return starts
 
 
 def _best_of_parts(
@@ -259,20 +314,17 @@ def _traded(theta: FloatArray, point: FloatArray) -> BoolArray:
 
 def _climbed(grid: ProfileGrid, theta: FloatArray, values: FloatArray) -> IntArray:
     """The maximum of the grid above each theta: upwards from the nearest point, (B,)."""
-    every = np.arange(theta.shape[0])
-    floor = grid.theta[:, :-1][grid.theta[:, :-1] > 0].min()
-    at = np.log(np.maximum(grid.theta[:, :-1], 0.0) + floor)
-    ratio = np.maximum(theta[:, :-1], 0.0) / np.maximum(theta[:, -1:], 1e-6)
-    here = np.log(np.minimum(ratio, grid.theta[:, :-1].max()) + floor)
+    ratios, floor = grid.theta[:, :-1], np.abs(grid.theta[:, :-1][grid.theta[:, :-1] != 0]).min()
+    at = _signed_log(ratios / floor)
+    ratio = theta[:, :-1] / np.maximum(theta[:, -1:], 1e-6)
+    here = _signed_log(np.clip(ratio, ratios.min(), ratios.max()) / floor)
     distance = (at**2).sum(axis=1) - 2.0 * here @ at.T  # (B, g), but for what all have
-    place = np.argmin(distance, axis=1)
-    for _ in range(at.shape[0]):
-        around = np.column_stack([place, grid.neighbours[place]])
-        best = np.argmax(values[around, every[:, None]], axis=1)
-        if (best == 0).all():
-            break
-        place = around[every, best]
-    return np.asarray(place)
+    return grid.climb(np.argmin(distance, axis=1), values)
+
+
+def _signed_log(x: FloatArray) -> FloatArray:
+    """log(1 + |x|) with the sign of x."""
+    return np.asarray(np.copysign(np.log1p(np.abs(x)), x))
 
 
 def search_other_maxima(
@@ -282,6 +334,7 @@ def search_other_maxima(
     solution: Solution,
     features: IntArray,
     landscape: Landscape,
+    second: FloatArray | None = None,
     *,
     max_iter: int,
 ) -> Solution:
@@ -293,6 +346,8 @@ def search_other_maxima(
         As for `maximise_in_stages`, whose ``solution`` it is.
     landscape
         The grid.
+    second
+        Second starts as in `flashmm.solvers.restart.searched_again`, shape (B, k).
 
     Returns
     -------
@@ -303,32 +358,88 @@ def search_other_maxima(
     looked = np.flatnonzero((status <= Status.BOUNDARY) & landscape.chosen[features])
     if looked.size == 0:
         return solution
-    rows, start = landscape.starts(
-        solution.theta[looked], solution.evaluation.loglik[looked], features[looked]
-    )
+    theta, loglik = solution.theta[looked], solution.evaluation.loglik[looked]
+    found = [landscape.starts(theta, loglik, features[looked])]
     if space.name != "psd":
-        further = (
-            landscape.one_at_a_time(solution.theta[looked]),
-            landscape.below_zero(
-                solution.theta[looked], solution.evaluation.loglik[looked], features[looked]
-            ),
-        )
-        rows = np.concatenate([rows, *(each for each, _ in further)])
-        start = np.concatenate([start, *(each for _, each in further)])
+        found += [
+            landscape.one_at_a_time(theta),
+            landscape.below_zero(theta, loglik, features[looked]),
+        ]
+    if second is not None:
+        again = np.flatnonzero(may_be_higher_above(solution.take(looked), second[looked]))
+        found += [(again, second[looked[again]])]
+    rows = np.concatenate([each for each, _ in found])
+    start = np.concatenate([each for _, each in found])
     if rows.size == 0:
         return solution
-    rows = looked[rows]
+    rows, every = looked[rows], stages
     if space.name != "psd":  # a search that is not finished is on its way to the domain's edge
         stages = stages[:1]
-    again = maximise_in_stages(likelihood, space, stages, start, features[rows], max_iter=max_iter)
-    np.add.at(solution.n_iter, rows, again.n_iter)
-    higher = is_higher(solution.take(rows), again) & (again.status <= Status.BOUNDARY)
+    ends = maximise_in_stages(likelihood, space, stages, start, features[rows], max_iter=max_iter)
+    np.add.at(solution.n_iter, rows, ends.n_iter)
+    higher = is_higher(solution.take(rows), ends) & (ends.status <= Status.BOUNDARY)
     better = np.flatnonzero(higher)
     # The highest of a feature comes last, and is what stays.
-    better = better[np.argsort(again.evaluation.loglik[better], kind="stable")]
+    better = better[np.argsort(ends.evaluation.loglik[better], kind="stable")]
     where = rows[better]
     last = where.size - 1 - np.unique(where[::-1], return_index=True)[1]
     better, where = better[last], where[last]
-    solution.theta[where], solution.status[where] = again.theta[better], again.status[better]
-    solution.evaluation.put(where, again.evaluation.take(better))
+    solution.theta[where], solution.status[where] = ends.theta[better], ends.status[better]
+    solution.evaluation.put(where, ends.evaluation.take(better))
+    if space.name != "psd" and landscape.psd is not None:
+        inside = (start[:, landscape.variances] >= 0).all(axis=1) & (ends.status > Status.BOUNDARY)
+        _leave_lower(
+            likelihood,
+            (space, landscape.psd),
+            every,
+            solution,
+            features,
+            (rows[inside], start[inside], ends.theta[inside]),
+            max_iter=max_iter,
+        )
     return solution
+
+
+def _leave_lower(
+    likelihood: Likelihood,
+    spaces: tuple[ParameterSpace, ParameterSpace],
+    stages: tuple[Solver, ...],
+    solution: Solution,
+    features: IntArray,
+    climbing: tuple[IntArray, FloatArray, FloatArray],
+    *,
+    max_iter: int,
+) -> None:
+    """Put ways to the edge in the place of maxima below those of the psd space; in place.
+
+    Parameters
+    ----------
+    likelihood, stages, solution, features, max_iter
+        As in `search_other_maxima`.
+    spaces
+        The unconstrained space and the psd space.
+    climbing
+        Rows of the solution (c,), starts in the psd space that ran to the edge of the domain, and
+        where they came to, each (c, k).
+    """
+    rows, start, theta = climbing
+    exists = spaces[1].contains(start)
+    rows, start, theta = rows[exists], start[exists], theta[exists]
+    if rows.size == 0:
+        return
+    inner = maximise_in_stages(
+        likelihood, spaces[1], stages[:1], start, features[rows], max_iter=max_iter
+    )
+    # Without a residual variance V may be singular: at the edge itself there is no maximum.
+    good = (inner.status <= Status.BOUNDARY) & (inner.theta[:, -1] > NO_RESIDUAL)
+    lower = np.flatnonzero(is_higher(solution.take(rows), inner) & good)
+    lower = lower[np.unique(rows[lower], return_index=True)[1]]
+    if lower.size == 0:
+        return
+    edge = maximise_in_stages(
+        likelihood, spaces[0], stages, theta[lower], features[rows[lower]], max_iter=max_iter
+    )
+    rows = rows[lower]
+    solution.theta[rows], solution.status[rows] = edge.theta, edge.status
+    solution.evaluation.put(rows, edge.evaluation)
+    solution.n_iter[rows] += edge.n_iter

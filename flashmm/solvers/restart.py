@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flashmm.arrays.namespaces import IntArray, flatnonzero, namespace, put, take
+from flashmm.arrays.namespaces import BoolArray, IntArray, flatnonzero, namespace, put, take
 from flashmm.arrays.types import FloatArray
 from flashmm.likelihood.base import Likelihood
 from flashmm.solvers.base import Solution, Solver
@@ -21,7 +21,7 @@ from flashmm.solvers.space import ParameterSpace
 from flashmm.solvers.start import Starts
 from flashmm.solvers.verdict_texts import Status
 
-__all__ = ["searched_again", "second_starts"]
+__all__ = ["may_be_higher_above", "searched_again", "second_starts"]
 
 
 def second_starts(first: Starts, is_variance: NDArray[np.bool_]) -> FloatArray:
@@ -43,6 +43,16 @@ def second_starts(first: Starts, is_variance: NDArray[np.bool_]) -> FloatArray:
     start = np.where(is_variance, 1.0, 0.0)
     start[-1] = 0.1
     return np.where(first.given[:, None], np.nan, start)
+
+
+def may_be_higher_above(solution: Solution, start: FloatArray) -> BoolArray:
+    """Which features (B,) have variances of zero or below, and a second start (B, k)."""
+    xp = namespace(solution.theta)
+    boundary = solution.status == int(Status.BOUNDARY)
+    # Of the parameters variances alone start above zero; comparisons with NaN are false.
+    negative = xp.any((solution.theta < 0) & (start > 0), axis=1)
+    converged = (solution.status == int(Status.CONVERGED)) & negative
+    return (boundary & xp.isfinite(start[:, 0])) | converged
 
 
 def searched_again(
@@ -69,12 +79,8 @@ def searched_again(
     Solution
         Changed in place: steps of both searches count.
     """
-    xp = namespace(solution.theta)
     boundary = solution.status == int(Status.BOUNDARY)
-    # Of the parameters variances alone start above zero; comparisons with NaN are false.
-    negative = xp.any((solution.theta < 0) & (start > 0), axis=1)
-    converged = (solution.status == int(Status.CONVERGED)) & negative
-    rows = flatnonzero((boundary & xp.isfinite(start[:, 0])) | converged)
+    rows = flatnonzero(may_be_higher_above(solution, start))
     if rows.shape[0] == 0:
         return solution
     if space.name != "psd":  # a search that is not finished is on its way to the domain's edge
