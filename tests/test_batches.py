@@ -116,11 +116,11 @@ def test_an_error_in_one_batch_ends_the_others_that_have_not_begun(error):
 def test_the_answer_is_the_same_to_the_last_bit_whatever_the_number(kind, method):
     problem = pb.PROBLEMS[kind]
     rng = np.random.default_rng(0)
-    stats = problem.stats(problem.simulate(problem.theta(rng), 18, rng))
+    stats = problem.stats(problem.simulate(problem.theta(rng), 9, rng))
     likelihood = make_likelihood(pb.projection_of(stats), method)
-    memory = 6 * SHARES * 2**30 // likelihood.batch_size(2**30)  # three batches of 6
+    memory = 3 * SHARES * 2**30 // likelihood.batch_size(2**30)  # three batches of 3
     one, two, many = (
-        MultiLMM(stats).fit(method, memory=memory, n_jobs=n_jobs, max_iter=30).ds
+        MultiLMM(stats).fit(method, memory=memory, n_jobs=n_jobs, max_iter=8).ds
         for n_jobs in (1, 2, -1)
     )
     for name in VARIABLES:

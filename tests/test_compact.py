@@ -62,7 +62,7 @@ FIXED = [
     "~ I(x - x.mean()) + lag(size, 0) + age",
     "~ own(x) + two(x) + C(own(count))",
     "~ hashed(text, levels=4) + x",
-    "~ flag + Q('size') + `x`:flag + 3:x",
+    "~ flag + Q('size') + `x`:flag + I(3 * x)",
     "~ 0 + kind:x + kind:size",
 ]
 RANDOM = [

@@ -342,3 +342,29 @@ def test_what_needs_sums_by_group(kind):
                     assert np.isfinite(by_feature(table, good)[3]).all()
                     alone = result.sel(good).t_test(cov="CR2")
                     same(by_feature(alone, good), by_feature(table, good))
+
+
+def test_a_feature_of_huge_values_and_one_without_any():
+    """Values of 1e150, whose squares and their products overflow: RuntimeWarnings, one an error."""
+    rng = np.random.default_rng(4)
+    data = pd.DataFrame({"x": rng.normal(size=30), "g": np.repeat(list("abcdef"), 5)})
+    Y = pd.DataFrame(rng.normal(size=(12, 30)), index=[f"f{i}" for i in range(12)])
+    Y.loc["huge"], Y.loc["none"] = 1e150 * (Y.loc["f0"] - 3.0), np.nan
+
+    def fit(values):
+        model = fm.MultiLMM.from_formula("~ x", "(1 | g)", data, values, missing="feature")
+        return model.fit(parameter_space="psd")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", fm.exceptions.ConvergenceWarning)
+        result, others = fit(Y), fit(Y.iloc[:12])
+        assert np.isnan(result.bic["none"])
+        assert np.isnan(result.glance().loc["none", "bic"])
+        result.fim()
+        result.posterior_variances()
+        result.check_residuals(Y, data)
+        assert result.sel("huge").summary() is not None
+        p = result.t_test("x", df="integrated").pvalue
+    assert p.iloc[:12].notna().all(axis=None)
+    np.testing.assert_allclose(result.pvalues.iloc[:12], others.pvalues, rtol=1e-9)

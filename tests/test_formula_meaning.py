@@ -42,6 +42,42 @@ def fit(fixed: str, random: object = "(1 | g)", data: pd.DataFrame | None = None
     return fm.MultiLMM.from_formula(fixed, random, data, Y, **options).fit(parameter_space="psd")
 
 
+# --- Numbers outside calls -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("written", ["2:z", "z:2", "0:z", "2.5:cell", "z + 3:k", "2 * z", "z / 2"])
+def test_numbers_that_scale_a_term_are_refused(written):
+    """formulaic doubles the column under its old name: the coefficient of ``2:z`` was half."""
+    with pytest.raises(InputError, match="stands outside a call"):
+        build(f"~ {written}")
+    with pytest.raises(InputError, match="stands outside a call"):
+        build("~ 1", f"(0 + {written} | g)")
+
+
+def test_numbers_that_scale_no_term_stay():
+    with pytest.raises(InputError, match="scales a column"):
+        build(Formula("~ 2:z"))
+    for written, names in (("1:z", 2), ("(z + k)^2", 4), ("z**2 - 1", 1), ("1 + z - 1", 1)):
+        assert len(build(f"~ {written}").coef_names) == names
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("log(k, 2)", "takes one argument"),
+        ("I(np.log(k + 1, 10))", "takes one argument"),
+        ("log(k, base=2)", "takes one argument"),
+        ("max(k)", "one value for all samples"),
+        ("I(5)", "one value for all samples"),
+        ("k.mean()", "one value for all samples"),
+    ],
+)
+def test_calls_that_say_why_they_cannot_be_computed(written, message):
+    with pytest.raises(InputError, match=message):
+        build(f"~ {written}")
+    assert build("~ log(k, 2)", context={"log": lambda x, b: np.log(x) / np.log(b)}).X.shape[1] == 2
+
+
 # --- ^ and other operators inside calls ------------------------------------------------------
 
 

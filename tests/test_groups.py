@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from functools import cache
 
 import numpy as np
@@ -206,3 +207,34 @@ def test_missing_values_are_dropped_before_groups_are_kept():
     by = fm.MultiLMM.from_formula("~ x", "(1 | g)", data, table()[1], sums_by="trt:item").stats
     assert by.groups.labels[0] == "A:a"
     assert sum(part.n for part in by.groups.parts) == N
+
+
+class _Sex(Enum):
+    F, M = 1, 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[1], [2]], "type list"),
+        ([{"a": 1}, {"a": 2}], "type dict"),
+        ([_Sex.F, _Sex.M], None),
+        ([1 + 2j, 2j], None),
+    ],
+)
+def test_groups_that_have_no_order_or_cannot_be_told_apart(labels, message):
+    data, Y = table()
+    data = data.assign(by=pd.Series([labels[i % 2] for i in range(N)], dtype=object))
+    plain = fm.MultiLMM.from_formula("~ x", "(1 | g)", data, Y).fit()
+    if message is None:
+        made = fm.MultiLMM.from_formula("~ x", "(1 | g)", data, Y, sums_by="by").stats
+        assert sorted(made.groups.labels) == sorted(str(label) for label in labels)
+        plain.check_residuals(Y, data, by="by")
+        return
+    for sums_by in ("by", data["by"]):
+        with pytest.raises(fm.InputError, match=message):
+            fm.MultiLMM.from_formula("~ x", "(1 | g)", data, Y, sums_by=sums_by)
+    with pytest.raises(fm.InputError, match=message):
+        plain.check_residuals(Y, data, by="by")
+    with pytest.raises(fm.InputError, match="label for each sample"):
+        plain.check_residuals(Y, data, by=np.zeros((N, 2)))

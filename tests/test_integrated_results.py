@@ -204,6 +204,37 @@ def test_the_prior_is_kept_and_can_be_saved(result, tmp_path):
         fm.MultiLMMResults.load(tmp_path / "prior.nc")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("weight", 3.0, "probabilities"),
+        ("weight", np.nan, "probabilities"),
+        ("base", np.inf, "probabilities"),
+        ("ratio", 1e300, "grid of ratios"),
+        ("ratio", np.nan, "grid of ratios"),
+        ("sigma2_df", -1.0, "residual variance"),
+        ("sigma2_df", np.nan, "residual variance"),
+        ("sigma2_location", -1.0, "residual variance"),
+        ("sigma2_location", np.inf, "residual variance"),
+        ("trend", "else", "trend is"),
+    ],
+)
+def test_damaged_priors_are_refused(result, tmp_path, name, value, message):
+    """With a right checksum: ratios of 1e300 were a ValueError of scipy in t_test."""
+    ds = result.ratio_prior.ds
+    ds = ds.assign({name: ds[name] * 0.0 + value}) if name in ds else ds.assign_attrs({name: value})
+    fm.RatioPrior(ds).save(tmp_path / "prior.nc")
+    with pytest.raises(InputError, match=message):
+        fm.RatioPrior.load(tmp_path / "prior.nc")
+
+
+def test_priors_of_covariances_that_are_none_are_refused(result):
+    ds = result.ratio_prior.ds
+    negative = fm.RatioPrior(ds.assign(ratio=ds["ratio"] * 0.0 - 1.0))
+    with pytest.raises(InputError, match=r"positive semi-definite|grid of ratios"):
+        result.t_test("x", df="integrated", prior=negative)
+
+
 def test_results_loaded_from_a_file_test_alike(result, tmp_path):
     result.save(tmp_path / "fit.nc")
     again = fm.MultiLMMResults.load(tmp_path / "fit.nc")

@@ -212,3 +212,12 @@ def test_moderated_tests_hold_their_level_and_gain_power():
         assert abs(level - 0.05) < 4 * noise
     changed = moderated["treated"].iloc[: m // 2]
     assert (changed < 0.001).mean() > (plain.iloc[: m // 2] < 0.001).mean() + 4 * noise
+
+
+def test_means_that_one_feature_dwarfs():
+    """Its knots coincide: 0/0 in the spline, and LinAlgError for all features."""
+    level = np.concatenate([[-1e20], np.arange(1.0, 12.0)])
+    s2 = np.random.default_rng(2).chisquare(6, size=12) / 6
+    for robust in (False, True):
+        prior = variance_prior(s2, np.full(12, 6.0), covariate=level, robust=robust)
+        assert np.isfinite(prior.variance).all()

@@ -76,7 +76,6 @@ def test_an_offset_is_taken_off_y(kind, transform):
         ("offset(2 * known - x)", 2 * DATA.known - DATA.x),
         ("offset(scale(known))", (DATA.known - DATA.known.mean()) / DATA.known.std()),
         ("offset(np.log(known + 1))", np.log(DATA.known + 1)),
-        ("known + offset(known) - offset(known)", 0.0 * DATA.x),
     ],
 )
 def test_what_an_offset_may_hold(written, value):
@@ -139,6 +138,13 @@ def test_an_offset_that_dwarfs_what_is_left():
         ("~ x", "(offset(known) | g)", "belongs in `fixed`"),
         ("~ x", "~ 0 + offset(known)", "belongs in `fixed`"),
         ("~ offset(log(known - 10))", "(1 | g)", "not finite in rows"),
+        ("~ x - offset(known)", "(1 | g)", "taken away"),
+        ("~ x +-offset( known )", "(1 | g)", "taken away"),
+        ("~ x - (x + offset(known))", "(1 | g)", "taken away"),
+        ("~ offset(x) + offset(known) - offset(x)", "(1 | g)", "taken away"),
+        ("~ x + 0:offset(known)", "(1 | g)", "number 0 stands outside"),
+        ("~ x + 2:offset(known)", "(1 | g)", "number 2 stands outside"),
+        ("~ x + offset(1)", "(1 | g)", "one value for all samples"),
     ],
 )
 def test_offsets_without_a_meaning_are_refused(fixed, random, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 import small_fit as sf
@@ -78,3 +79,17 @@ def test_power(results):
     design = sf.model().stats
     power = fm.power(design, theta=[1, 1, 0, 1, 1], beta=[0, 0, 1], contrast="age", n_sim=2, rng=1)
     assert power.indexes["contrast"].dtype == pd.Index(["age"]).dtype
+
+
+def test_names_in_bytes_are_what_they_encode():
+    """As h5py gives strings of a file; they were called "b'gene'"."""
+    data = pd.DataFrame({"x": np.arange(12.0) % 5, "g": np.repeat(list("abc"), 4)})
+    Y = np.random.default_rng(0).normal(size=(3, 12))
+    names = np.array([b"gene", "g\u00e9ne".encode(), b"\xff"])
+    for given in (names, list(names)):
+        model = fm.MultiLMM.from_formula("~ x", "(1 | g)", data, Y, feature_names=given)
+        assert list(model.feature_names) == ["gene", "g\u00e9ne", "\\xff"]
+    result = fm.MultiLMM.from_formula("~ x", "(1 | g)", data, pd.DataFrame(Y, index=names)).fit()
+    assert list(result[[b"gene"]].feature_names) == list(result[["gene"]].feature_names) == ["gene"]
+    with pytest.raises(fm.InputError, match="Duplicate feature names: 'a'"):
+        fm.MultiLMM.from_arrays(Y[:2], np.ones((12, 1)), feature_names=["a", b"a"])

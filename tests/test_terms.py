@@ -104,6 +104,52 @@ def test_types_where_columns_depend():
     np.testing.assert_allclose(total, ((y - y.mean()) ** 2).sum(), rtol=1e-9)
 
 
+@pytest.mark.parametrize("type_", [1, 2])
+@pytest.mark.parametrize("coding", ["contr.sum", "contr.helmert", "contr.treatment('b3')"])
+def test_sequential_tests_do_not_depend_on_coding(reml, type_, coding):
+    """Satterthwaite's df of type I and II tests did: 82.2, 82.3 and 82.5 in another design."""
+    other = fit(f"~ A * C(B, {coding}) + x + (1 | g) + (1 | h)").anova(type=type_)
+    usual = reml.anova(type=type_)
+    np.testing.assert_allclose(other.df_denom, usual.df_denom, rtol=1e-6)
+    np.testing.assert_allclose(other.fvalue, usual.fvalue, rtol=1e-7)
+
+
+def test_type_2_where_terms_depend_on_terms():
+    """What other terms span counts, whichever columns were left out: x adds nothing to 2 x."""
+    data = DATA.assign(x2=2.0 * DATA["x"] + 1.0, AB=DATA["A"].astype(str) + DATA["B"].astype(str))
+    expected = {  # term -> numerator df
+        "~ x + x2 + A": {"x": 0, "x2": 0, "A": 1},
+        "~ x2 + x + A": {"x2": 0, "x": 0, "A": 1},
+        "~ A + AB": {"A": 0, "AB": 4},
+        "~ AB + A + B": {"AB": 2, "A": 0, "B": 0},
+    }
+    for fixed, df_num in expected.items():
+        with pytest.warns(fm.exceptions.RankWarning):
+            model = fm.MultiLMM.from_formula(fixed, "(1 | g)", data, Y, rank="drop")
+        result = model.fit(parameter_space="psd")
+        found = result.anova(type=2).ds.sel(feature="y")
+        assert dict(zip(found["contrast"].values, found["df_num"].values, strict=True)) == df_num
+        if "AB + A" in fixed:  # the interaction, as anyone would write it
+            plain = fm.MultiLMM.from_formula("~ A * B", "(1 | g)", data, Y)
+            F = (
+                plain.fit(parameter_space="psd")
+                .anova(type=2)
+                .ds["F"]
+                .sel(feature="y", contrast="A:B")
+            )
+            np.testing.assert_allclose(found["F"].sel(contrast="AB"), F, rtol=1e-6)
+        if fixed.startswith("~ x"):
+            alone = fm.MultiLMM.from_summary_stats(result.stats).fit(parameter_space="psd")
+            number = (
+                alone.anova(type=2).ds["df_num"].sel(feature="y", contrast=result.params.columns[1])
+            )
+            assert number == 0  # a term of its own, that the column left out spans
+            with pytest.raises(InputError, match="left out of X because they depend on 'x"):
+                result.drop1(test="LRT")
+        elif fixed == "~ A + AB":
+            assert np.isnan(result.drop1().ds["F"].sel(contrast="A")).all()
+
+
 # ---- drop1, ranova ---------------------------------------------------------------------------
 
 

@@ -450,6 +450,7 @@ for name, old, size in {cases!r}:
             what.save(target)
         except OSError as error:
             print("full", error.errno)
+            assert repr(target) in str(error), error
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         del what
     gc.collect()
@@ -478,6 +479,18 @@ def test_a_full_disk_costs_nothing_but_the_file(tmp_path):
         line for name, _, _ in cases for line in (name, "full 27", "full 27", "[]", "alive True")
     ]
     assert done.stdout.splitlines() == expected
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+@pytest.mark.parametrize("file", ["s.nc", "s.zarr.zip"])
+def test_text_that_no_file_keeps(name, file, tmp_path):
+    if "zarr" in file:
+        pytest.importorskip("zarr")
+    Y = pd.DataFrame(responses(), index=[name, "b", "c"])
+    stats = model("none", Y).stats
+    with pytest.raises(InputError, match="in 'feature' holds a character"):
+        stats.save(tmp_path / file)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("suffix", [".nc", ".zarr.zip"])

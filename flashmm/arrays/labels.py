@@ -126,7 +126,7 @@ def checked_labels(
             f"{', '.join(map(str, absent[:3]))} ({absent.size} in all). Name every {what}."
         )
     if index.dtype.kind not in "iu":  # two labels may differ as objects but not as text
-        index = pd.Index([str(name) for name in index], dtype=object)
+        index = pd.Index(_texts(index), dtype=object)
     if not index.is_unique:
         repeated = index[index.duplicated()].unique()
         raise InputError(f"Duplicate {what} names: {listing(repeated)}. Make them unique.")
@@ -251,6 +251,14 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))
 
 
+def _texts(labels: Iterable[object]) -> list[str]:
+    """Labels as text; bytes, as h5py gives strings of a file, are what they encode."""
+    return [
+        label.decode(errors="backslashreplace") if isinstance(label, bytes) else str(label)
+        for label in labels
+    ]
+
+
 def _text(label: object) -> str:
     """A label as text; whole numbers that a missing neighbour made floats as whole numbers."""
     if isinstance(label, tuple):  # of several levels; some indexes give numpy's numbers
@@ -292,8 +300,8 @@ def find_labels(labels: Any, wanted: Any) -> IntArray:
 
     A whole number that a missing neighbour made a float is found as a whole number too.
     """
-    known = pd.Index([str(label) for label in labels], dtype=object)
-    found = np.asarray(known.get_indexer(pd.Index([str(x) for x in wanted], dtype=object)))
+    known = pd.Index(_texts(labels), dtype=object)
+    found = np.asarray(known.get_indexer(pd.Index(_texts(wanted), dtype=object)))
     absent = np.flatnonzero(found < 0)
     if absent.size:
         again = [_text(label) for label in np.asarray(wanted, dtype=object)[absent]]

@@ -19,7 +19,12 @@ from formulaic.parser.algos.tokenize import tokenize
 from formulaic.parser.types import Token
 
 from flashmm.exceptions import InputError
-from flashmm.formulas.calls import refuse_powers, with_powers
+from flashmm.formulas.calls import (
+    refuse_arithmetic,
+    refuse_lost_offsets,
+    refuse_powers,
+    with_powers,
+)
 from flashmm.formulas.structures import (
     ALONG,
     FOREIGN_WRAPPERS,
@@ -267,6 +272,7 @@ def _parse_plain(text: str, source: str) -> SimpleFormula:
                 f"{source}: a column named {token.token!r} is read as what {token.token} means in "
                 f"a formula. Rename it, or write Q({token.token!r})."
             )
+    refuse_arithmetic(tokens, source)
     text = with_powers(text, tokens, source)
     try:
         parsed = _parsed(text)
@@ -278,6 +284,7 @@ def _parse_plain(text: str, source: str) -> SimpleFormula:
         raise InputError(f"{source} cannot be read: {_first_line(error)}") from error
     if not isinstance(parsed, SimpleFormula):
         raise InputError(f"{source} cannot be read: it has more than one part.")
+    refuse_lost_offsets(tokens, parsed, source)
     return parsed
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from formulaic import SimpleFormula
@@ -17,7 +18,15 @@ from formulaic.parser.types import Factor, Term, Token
 
 from flashmm.exceptions import InputError
 
-__all__ = ["refuse_bitwise", "refuse_powers", "with_powers", "without_offsets"]
+__all__ = [
+    "refuse_arithmetic",
+    "refuse_bases",
+    "refuse_bitwise",
+    "refuse_lost_offsets",
+    "refuse_powers",
+    "with_powers",
+    "without_offsets",
+]
 
 # Text in quotes and names in backticks hold no operators.
 _QUOTED = re.compile(r"""(`[^`]*`|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""")
@@ -139,8 +148,72 @@ def _as_python(call: str, source: str) -> str:
     return "".join(parts)
 
 
+def refuse_arithmetic(tokens: Sequence[Token], source: str) -> None:
+    """Raise for numbers that scale a term.
+
+    formulaic reads ``2:x`` as the column 2 x under the name of x: its coefficient would be half
+    of what it is called.
+    """
+    for position, token in enumerate(tokens):
+        before = tokens[position - 1] if position else None
+        after = tokens[position + 1] if position + 1 < len(tokens) else None
+        operator = str(before.token) if before is not None and _is(before, "OPERATOR") else ""
+        if _is(token, "VALUE") and _scales(str(token.token), operator, after):
+            raise InputError(
+                f"{source}: the number {token.token} stands outside a call, where operators join "
+                f"terms. Write I({token.token} * x) for arithmetic on a column."
+            )
+
+
+def refuse_lost_offsets(tokens: Sequence[Token], formula: SimpleFormula, source: str) -> None:
+    """Raise for an offset that the formula takes away again, which R adds all the same."""
+    texts = [re.sub(r"\s", "", str(token.token)) for token in tokens]
+    offsets = {text for text in texts if text.startswith("offset(")}
+    left = [f for term in formula for f in term.factors if f.expr.startswith("offset(")]
+    minus = any(text.endswith("-") and after in offsets for text, after in pairwise(texts))
+    if minus or len({factor.expr for factor in left}) < len(offsets):
+        raise InputError(
+            f"{source}: an offset has a coefficient of one and cannot be taken away with -. "
+            "Write offset(-(x)) to subtract it, or leave it out."
+        )
+
+
+def refuse_bases(tree: ast.AST, source: str) -> None:
+    """Raise for ``log(x, 2)``: R's second argument is the base, numpy's is where to write."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and (len(node.args) > 1 or node.keywords):
+            name = ast.unparse(node.func).removeprefix("np.")
+            if name in ("log", "log2", "log10", "exp"):
+                raise InputError(
+                    f"{source}: {name} takes one argument here ({ast.unparse(node)}). Write "
+                    "log2(x) or log10(x), or log(x) / np.log(3) for another base."
+                )
+
+
+def _is(token: Token, kind: str) -> bool:
+    return bool(token.kind is Token.Kind[kind])
+
+
+def _scales(number: str, operator: str, after: Token | None) -> bool:
+    try:
+        float(number)
+    except ValueError:  # quoted text, of which formulaic says what is wrong
+        return False
+    if operator in ("^", "**"):
+        return False
+    joined = operator == ":" or (after is not None and str(after.token) == ":")
+    return number not in ("0", "1") or (number == "0" and joined)
+
+
 def refuse_powers(formula: SimpleFormula, source: str) -> None:
     """Raise for ``^`` inside a call of a parsed formula: its parentheses are gone already."""
+    for term in formula:
+        numbers = [f.expr for f in term.factors if f.eval_method.value == "literal"]
+        if len(term.factors) > 1 and any(number not in ("0", "1") for number in numbers):
+            raise InputError(
+                f"{source}: the number in {str(term)!r} scales a column but not its name. Write "
+                "I(2 * x)."
+            )
     for factor in (factor for term in formula for factor in term.factors):
         if factor.eval_method.value == "python" and any(
             "^" in part for part in _QUOTED.split(factor.expr)[::2]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from flashmm.exceptions import FormulaWarning, InputError, listing, warn
@@ -95,14 +96,24 @@ def check_coding(spec: Any, data: pd.DataFrame, source: str) -> None:
             raise OneLevelError(
                 f"{source}: the factor {expression!r} has one level in these samples "
                 f"({str(levels[0])!r}), so it has no effect beside the intercept. Remove it from "
-                "the formula, or check which samples were left out; where other parts of the data "
-                f"have more levels, name them: C({column or 'batch'}, levels=['a', 'b']).",
+                "the formula, or check which samples were left out"
+                f"{_more_levels(column, levels, data)}.",
                 expression,
             )
         if column in data.columns and not chosen and getattr(data[column].dtype, "ordered", False):
             ordered.append(column)
     if ordered:
         _warn_of_order(ordered, source)
+
+
+def _more_levels(column: str | None, levels: Sequence[Any], data: Any) -> str:
+    """How to say that there are other levels elsewhere; nothing for a condition."""
+    if column not in data.columns:
+        return ""
+    known = "[False, True]" if isinstance(levels[0], (bool, np.bool_)) else "['a', 'b']"
+    return (
+        f"; where other parts of the data have more levels, name them: C({column}, levels={known})"
+    )
 
 
 @contextmanager

@@ -9,9 +9,9 @@ the levels of the factors outside the subset and taken about its mean along each
 a complete design these are the hypotheses of SAS type III tables. They do not depend on coding, nor
 on whether ``0 +`` is written where a factor stands in for the intercept.
 
-Hypotheses are found for treatment coding, first level as reference, with an intercept, and brought
-to the coding of X afterwards. So degrees of freedom that depend on how a hypothesis is written
-do not depend on the coding either.
+Hypotheses, those of types I and II too, are found for treatment coding, first level as reference,
+with an intercept, and brought to the coding of X afterwards. So degrees of freedom that depend on
+how a hypothesis is written do not depend on the coding either.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ __all__ = [
     "factors_of",
     "in_coordinates",
     "numeric_widths",
+    "treatment_coded",
     "type3_hypotheses",
 ]
 
@@ -70,12 +71,10 @@ def type3_hypotheses(spec: Any) -> dict[str, FloatArray]:
     }  # numeric and categorical factors; first the intercept's
     for term in spec.structure:
         name, start = str(term.term), len(columns)
-        for scoped in term.scoped_terms:
-            columns += columns_of(spec, scoped, widths)
+        own, known = _columns_of_term(spec, term, widths)
+        columns += own
         numeric, categorical = factors_of(spec, term)
-        if len(columns) - start != len(term.columns):  # a product of transforms of several columns
-            del columns[start:]
-            columns += [Column({}, frozenset({(str(c), 0)})) for c in term.columns]
+        if not known:
             subsets[name] = [()]
         else:
             new = [s for s in _subsets(categorical) if (numeric, s) not in owned]
@@ -90,6 +89,38 @@ def type3_hypotheses(spec: Any) -> dict[str, FloatArray]:
             parts = [_projected(reference, key, s) for key in keys for s in subsets[name]]
             result[name] = _independent(np.concatenate(parts)) @ change
     return result
+
+
+def treatment_coded(spec: Any) -> FloatArray | None:
+    """A matrix (p, p) that takes the coefficients of X to those of treatment coding.
+
+    Factors that X holds without a column per level get a column for each but the first. None where
+    X is not that, linearly combined within its terms: with custom contrasts of fewer columns.
+    """
+    widths = numeric_widths(spec)
+    own = [c for term in spec.structure for c in _columns_of_term(spec, term, widths)[0]]
+    usual = [c for term in spec.structure for c in _columns_of_term(spec, term, widths, True)[0]]
+    if len(own) != len(usual):
+        return None
+    _, weights = in_coordinates([*usual, *own])
+    left, right = weights[:, : len(own)], weights[:, len(own) :]
+    change, _, rank, _ = np.linalg.lstsq(left, right, rcond=None)
+    exact = np.abs(left @ change - right).max(initial=0.0) < 1e-9
+    return np.asarray(change) if exact and rank == len(own) else None
+
+
+def _columns_of_term(
+    spec: Any, term: Any, widths: dict[str, int], usual: bool = False
+) -> tuple[list[Column], bool]:
+    """Columns of a term of the spec, and whether they are known to be those of its factors.
+
+    ``usual``: in treatment coding, first level as reference, whatever that of X.
+    """
+    columns = [c for scoped in term.scoped_terms for c in columns_of(spec, scoped, widths, usual)]
+    if len(columns) == len(term.columns):
+        return columns, True
+    # A product of transforms of several columns.
+    return [Column({}, frozenset({(str(c), 0)})) for c in term.columns], False
 
 
 def factors_of(spec: Any, term: Any) -> tuple[frozenset[str], tuple[str, ...]]:
@@ -171,8 +202,11 @@ def numeric_widths(spec: Any) -> dict[str, int]:
     }
 
 
-def columns_of(spec: Any, scoped: Any, widths: dict[str, int]) -> list[Column]:
-    """Columns of one scoped term, the first factor's varying fastest as formulaic orders them."""
+def columns_of(spec: Any, scoped: Any, widths: dict[str, int], usual: bool = False) -> list[Column]:
+    """Columns of one scoped term, the first factor's varying fastest as formulaic orders them.
+
+    ``usual``: in treatment coding, first level as reference, whatever that of X.
+    """
     columns = [Column({}, frozenset())]
     for scoped_factor in scoped.factors:
         factor = str(factor_of(scoped_factor))
@@ -180,6 +214,8 @@ def columns_of(spec: Any, scoped: Any, widths: dict[str, int]) -> list[Column]:
             state = spec.factor_contrasts[factor_of(scoped_factor)]
             matrix = state.get_coding_matrix(reduced_rank=scoped_factor.reduced)
             codes = np.asarray(getattr(matrix, "to_numpy", lambda m=matrix: m.toarray())())
+            if usual:
+                codes = np.eye(len(codes))[:, int(scoped_factor.reduced) :]
             columns = [
                 Column({**column.codes, factor: codes[:, j]}, column.numeric)
                 for j in range(codes.shape[1])

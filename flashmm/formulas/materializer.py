@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,9 +78,12 @@ class Materializer(PandasMaterializer):  # type: ignore[misc]
         if whole:
             self.layered_context = LayeredMapping(LayeredMapping(whole, name="data"), before)
         try:
-            return self._with_what_was_learnt(expr, metadata, spec)
+            value, variables = self._with_what_was_learnt(expr, metadata, spec)
         finally:
             self.layered_context = before
+        if isinstance(getattr(value, "__wrapped__", value), (Number, str)):
+            raise ValueError("it gives one value for all samples, where each must have its own")
+        return value, variables
 
     def _with_what_was_learnt(
         self, expr: str, metadata: Any, spec: ModelSpec

@@ -337,10 +337,10 @@ class DesignRecipe:
         if record.kind in ("number", "integer", "boolean"):
             wanted = "b" if record.kind == "boolean" else "iuf"
             if values.dtype.kind not in wanted:
-                noun = "booleans" if record.kind == "boolean" else "numbers"
+                noun, to = ("booleans", "bool") if wanted == "b" else ("numbers", "float")
                 raise InputError(
                     f"Column {name!r} held {noun} when the model was built; in the new data its "
-                    f"type is {values.dtype}."
+                    f"type is {values.dtype}. Convert it with .astype({to}), if that is meant."
                 )
         if record.kind == "integer" and (values == np.round(values)).all():
             values = values.astype(np.int64)

@@ -26,7 +26,7 @@ from flashmm.arrays.foreign_frames import is_foreign
 from flashmm.arrays.labels import as_pandas
 from flashmm.arrays.types import BoolArray, IntArray
 from flashmm.exceptions import InputError, listing, nearest
-from flashmm.formulas.calls import refuse_bitwise
+from flashmm.formulas.calls import refuse_bases, refuse_bitwise
 from flashmm.formulas.column_kinds import absent_values, usual_type
 from flashmm.formulas.materializer import Materializer
 from flashmm.formulas.summaries import MARK, differs, only_by_rows, samples_to_try, with_constants
@@ -143,6 +143,8 @@ class Names:
             lambda node: self._is_condition(node, aliases),
             source,
         )
+        if "log" not in self.context:
+            refuse_bases(tree, source)
         called, bases, bound = set(), {}, set()
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
@@ -333,6 +335,8 @@ def evaluating(source: str) -> Iterator[None]:
         # C(x, levels=...) would silently become a row of zeros.
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("error", DataMismatchWarning)
+            # Of pandas 2, where intervals are levels.
+            warnings.filterwarnings("ignore", "Dtype inference", FutureWarning)
             yield
     except MemoryError:
         raise

@@ -170,7 +170,8 @@ class CommonCorrelation:
 
     def slopes(self, theta: FloatArray) -> list[tuple[int, FloatArray]]:
         """The ratio of the eigenvalues."""
-        return [(self.deviation, theta[:, self.mean] / theta[:, self.deviation])]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return [(self.deviation, theta[:, self.mean] / theta[:, self.deviation])]
 
     def value(self, z: FloatArray) -> FloatArray:
         """The correlation, from -1 / (s - 1) to 1."""

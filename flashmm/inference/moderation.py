@@ -283,7 +283,9 @@ def _natural_spline(x: FloatArray) -> FloatArray:
         return np.ones((x.size, 1))
     low, high = float(x.min()), float(x.max())
     scaled = (x - low) / (high - low)
-    knots = np.quantile(scaled, np.linspace(0.0, 1.0, size))
+    # Quantiles may coincide: of means that one feature dwarfs, say.
+    knots = np.unique(np.quantile(scaled, np.linspace(0.0, 1.0, size)))
+    size = knots.size
     columns = [np.ones_like(scaled), scaled]
 
     def cubic(k: int) -> FloatArray:

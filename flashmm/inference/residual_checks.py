@@ -32,7 +32,7 @@ class Shape:
 
 def shape_of_moments(n: FloatArray, sums: FloatArray) -> Shape:
     """From numbers of values (B,) and their sums of powers one to four, (4, B)."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         m1, r2, r3, r4 = sums / n
         m2 = r2 - m1**2
         m3 = r3 - 3.0 * m1 * r2 + 2.0 * m1**3
@@ -46,9 +46,9 @@ def shape_of_moments(n: FloatArray, sums: FloatArray) -> Shape:
 
 def shape_of(values: FloatArray) -> Shape:
     """Of the rows of values (B, L)."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         centred = values - values.mean(axis=1, keepdims=True)
-    sums = np.stack([(centred**power).sum(axis=1) for power in (1, 2, 3, 4)])
+        sums = np.stack([(centred**power).sum(axis=1) for power in (1, 2, 3, 4)])
     return shape_of_moments(np.full(values.shape[0], float(values.shape[1])), sums)
 
 

@@ -79,7 +79,8 @@ class Evaluation:
     @property
     def observed(self) -> FloatArray:
         """Observed information 2 A - E (Gilmour, Thompson & Cullis 1995), shape (B, k, k)."""
-        return 2.0 * self.average - self.expected
+        with np.errstate(invalid="ignore"):
+            return 2.0 * self.average - self.expected
 
     @classmethod
     def empty(cls, count: int, k: int, example: Array | None = None) -> Evaluation:

@@ -69,14 +69,16 @@ class KnownResidual:
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Evaluate ``theta`` (B, k) for the features at the positions ``features`` (B,)."""
         held = self.at(theta, features)
-        found: Evaluation = self.inner.evaluate(held, features)
+        with np.errstate(all="ignore"):  # values of 1e150 beside a variance of one
+            found: Evaluation = self.inner.evaluate(held, features)
         # What X explains to the last digit has no sum of squares, and the scale of one instead.
         constant = self.projection.zero_variance[features]
         if constant.any():
             rows = 2.0 * (held * found.score).sum(axis=1) + self.contrasts(features)
             found.loglik[constant] += 0.5 * rows[constant]
         found.score[:, -1] = np.where(np.isfinite(found.score[:, -1]), 0.0, np.nan)
-        size = 1.0 / held[:, -1] ** 2  # in the units of an information
+        with np.errstate(divide="ignore"):
+            size = 1.0 / held[:, -1] ** 2  # in the units of an information
         for information in (found.expected, found.average):
             known = np.isfinite(information[:, -1, -1])
             information[:, -1, :] = np.where(known, 0.0, np.nan)[:, None]

@@ -133,8 +133,9 @@ class FeatureResults(OneFeatureTables, OneFeatureTests):
         covariance = self._fitted.on_request.theta_covariance(self._positions)[0]
         if not np.isfinite(covariance).all() or self._unit == 0:
             return np.full((k, k), np.nan)
-        gradient = np.hstack([np.eye(k), -theta[:k, None] / self._unit]) / self._unit
-        return np.asarray(gradient @ covariance @ gradient.T)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a residual variance of zero
+            gradient = np.hstack([np.eye(k), -theta[:k, None] / self._unit]) / self._unit
+            return np.asarray(gradient @ covariance @ gradient.T)
 
     @property
     def bse(self) -> pd.Series[Any]:
@@ -512,7 +513,8 @@ class FeatureResults(OneFeatureTables, OneFeatureTests):
     @property
     def bic(self) -> float:
         """Schwarz's criterion, as lme4 counts parameters."""
-        return -2.0 * self.llf + float(np.log(self.nobs)) * self._fitted.n_estimated
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return -2.0 * self.llf + float(np.log(self.nobs)) * self._fitted.n_estimated
 
     @property
     def nobs(self) -> int:

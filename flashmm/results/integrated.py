@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, SlowWarning, warn
 from flashmm.inference.degrees_of_freedom import INTEGRATED
 from flashmm.inference.integrated.integration import (
@@ -256,6 +257,7 @@ def _integration(
                 "`prior` must be a RatioPrior, as result.ratio_prior is, or the results of a fit."
             )
     prior.check(fitted.stats.structure.param_names[:-1])
+    _refuse_indefinite(prior, fitted.stats.structure)
     covariate = None
     if prior.ds.attrs.get("trend") == "mean":
         covariate = feature_means(fitted)
@@ -269,6 +271,20 @@ def _integration(
         prior.following,
         progress,
     )
+
+
+def _refuse_indefinite(prior: RatioPrior, structure: CovarianceStructure) -> None:
+    """Raise for a prior, of a file say, with ratios that no covariance of random effects has."""
+    ratios = prior.grid.ratios
+    for block in structure.blocks():
+        if block.max() >= ratios.shape[1]:
+            continue  # the residual variance of a group
+        D = np.where(block < 0, 0.0, ratios[:, block])
+        if np.linalg.eigvalsh(D).min(initial=0.0) < -1e-6 * np.abs(D).max(initial=1.0):
+            raise InputError(
+                "`prior` has ratios at which the covariance of the random effects is not positive "
+                "semi-definite: it is damaged, or not one of a fit."
+            )
 
 
 def default_ratio_prior(fitted: FittedModel, progress: Progress = None) -> RatioPrior:

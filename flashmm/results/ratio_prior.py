@@ -294,14 +294,26 @@ class RatioPrior:
         return VariancePrior(location, df, self.df)
 
 
+# Ratios of slopes are in units of their covariate, but not in such.
+_LARGEST = 1e100
+
+
 def _refuse_nonsense(ds: xr.Dataset, whose: str = "Its") -> None:
     """Raise where a Dataset, read from a file or made by hand, is no distribution."""
     weights, ratio = ds["weight"].to_numpy(), ds["ratio"].to_numpy()
     if not ((weights >= 0).all() and abs(weights.sum() - 1.0) < 1e-6):  # nor where one is NaN
         raise InputError(f"{whose} weights are no probabilities.")
+    base, line = ds["base"].to_numpy(), ds["line"].to_numpy()
+    if not ((base >= 0) & np.isfinite(base)).all():
+        raise InputError(f"{whose} base weights are no probabilities.")
     # The first two are variances, whatever the model: covariances follow those of their block.
-    if not np.isfinite(ratio).all() or (ratio[:, :2] < 0).any() or (ds["line"] < 0).any():
+    if not np.isfinite(ratio).all() or (ratio[:, :2] < 0).any() or (line < 0).any():
         raise InputError(f"{whose} grid of ratios is none.")
+    largest = np.abs(ratio).max(initial=0.0)
+    for each in RatioGrid(ratio, line.astype(np.intp), base).lines():
+        on_it = each.base + each.steps[:, None] * each.direction
+        if largest > _LARGEST or np.abs(on_it - ratio[each.columns]).max() > 1e-9 * largest:
+            raise InputError(f"{whose} grid of ratios is not on lines.")
     if "residual_at" in ds and not (np.isfinite(ds["residual_slope"]) & (ds["residual_at"] > 0)):
         raise InputError(f"{whose} slope on the residual variance is none.")
     df, location = float(ds["sigma2_df"]), float(ds["sigma2_location"])

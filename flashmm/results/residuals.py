@@ -27,6 +27,7 @@ from flashmm.results.predictions import resid as raw_residuals
 from flashmm.results.samples_again import rows_of_features, values_of
 from flashmm.slips.answers import answered
 from flashmm.sources import Source, Transform, make_source
+from flashmm.stats.grouping import group_codes
 from flashmm.stats.own_rows import PatternedStats
 
 __all__ = ["KINDS", "check_residuals", "resid", "residual_panels"]
@@ -302,6 +303,10 @@ def _groups(
             )
         values, name = table[by], by
     else:
+        if np.ndim(by) != 1:
+            raise InputError(
+                f"`by` must hold one label for each sample; its shape is {np.shape(by)}."
+            )
         values, name = pd.Series(by) if not isinstance(by, pd.Series) else by, "by"
         if isinstance(by, pd.Series) and labels is not None and not by.index.equals(labels):
             if not labels.isin(by.index).all() or not by.index.is_unique:
@@ -309,8 +314,8 @@ def _groups(
             values = by.loc[labels]
         if len(values) != n:
             raise InputError(f"`by` has {len(values)} values, but there are {n} samples.")
-    codes, levels = pd.factorize(values)
-    return name, np.asarray(codes, dtype=np.intp), len(levels)
+    codes, levels = group_codes(values, "`by`")
+    return name, codes, len(levels)
 
 
 def _labelled(

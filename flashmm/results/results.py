@@ -176,7 +176,8 @@ class MultiLMMResults(
     @property
     def bic(self) -> pd.Series[Any]:
         """-2 llf + log(n) (p + number of variance parameters), as lme4 counts them."""
-        return (-2.0 * self.llf + np.log(self.nobs) * self.fitted.n_estimated).rename("bic")
+        with np.errstate(divide="ignore", invalid="ignore"):  # a feature without a value
+            return (-2.0 * self.llf + np.log(self.nobs) * self.fitted.n_estimated).rename("bic")
 
     @property
     def n_iter(self) -> pd.Series[Any]:

@@ -320,7 +320,7 @@ def _variance_rows(
             ends = (parameter.row, parameter.column)
             ends = (-1, -1) if parameter.row < -2 else ends  # all effects have one variance
             pair = [variance_of[parameter.term, j] for j in ends]
-            correlation = f"{theta[i] / np.sqrt(pair[0] * pair[1]):.3f}" if min(pair) > 0 else "-"
+            correlation = f"{theta[i] / np.prod(np.sqrt(pair)):.3f}" if min(pair) > 0 else "-"
         kind = "Var" if parameter is None or parameter.is_variance else "Cov"
         rows.append(
             [

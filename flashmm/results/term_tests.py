@@ -11,8 +11,14 @@ import pandas as pd
 import xarray as xr
 
 from flashmm.arrays.types import FloatArray, IntArray
-from flashmm.exceptions import ConvergenceWarning, InputError, check_option, warn
-from flashmm.formulas.sequential_terms import FixedTerm, fixed_terms, sequential_contrasts
+from flashmm.exceptions import ConvergenceWarning, InputError, check_option, listing, warn
+from flashmm.formulas.fixed_terms import treatment_coded
+from flashmm.formulas.sequential_terms import (
+    FixedTerm,
+    columns_of_its_own,
+    fixed_terms,
+    sequential_contrasts,
+)
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF, INTEGRATED, resolve_df
 from flashmm.inference.tails import chi2_sf
 from flashmm.inference.variance_tests import ZeroHypothesis, asymptotic_null, zero_hypotheses
@@ -25,6 +31,7 @@ from flashmm.results.joint_results import FTestResults
 from flashmm.results.refit import refit
 from flashmm.results.variance_tests import all_gains
 from flashmm.solvers.verdict_texts import Status
+from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["anova", "drop1", "ranova"]
 
@@ -72,12 +79,17 @@ def _terms_of_fit(fitted: FittedModel) -> list[FixedTerm]:
     """The terms by the formula if it is known and made these columns, else each coefficient."""
     stats, recipe = fitted.stats, fitted.recipe
     if recipe is not None and recipe.fixed.names == fitted.columns:
-        kept = np.arange(stats.p) if stats.aliased is None else stats.aliased.kept
-        return fixed_terms(recipe.fixed.spec, kept)
-    return [
+        return fixed_terms(recipe.fixed.spec, stats.p, stats.aliased)
+    terms = [
         FixedTerm("1" if name in ("Intercept", "(Intercept)") else name, np.array([i]))
         for i, name in enumerate(stats.coef_names)
     ]
+    if stats.aliased is not None:  # each column left out is a term too, of which nothing is tested
+        terms += [
+            FixedTerm("1", np.zeros(0, dtype=np.intp), left_out=weights[:, None])
+            for weights in stats.aliased.weights.T
+        ]
+    return terms
 
 
 def _hypotheses(fitted: FittedModel, kind: int) -> dict[str, Hypothesis]:
@@ -87,11 +99,29 @@ def _hypotheses(fitted: FittedModel, kind: int) -> dict[str, Hypothesis]:
     terms = _terms_of_fit(fitted)
     tested = [term for term in terms if not term.is_intercept]
     contained = any(other.contains(term) for term in tested for other in tested)
+    aliased = fitted.stats.aliased is not None and isinstance(fitted.stats, SummaryStats)
     XX = None
-    if kind == 1 or contained:
+    if kind == 1 or contained or aliased:
         XX = fitted.one_design(f"anova(type={kind}), whose hypotheses depend on X'X,").XX
-    found = sequential_contrasts(terms, XX, kind)
+    found = _in_treatment_coding(fitted, terms, XX, kind)
     return {name: Hypothesis(L, np.zeros(len(L)), len(L) > 0) for name, L in found.items()}
+
+
+def _in_treatment_coding(
+    fitted: FittedModel, terms: list[FixedTerm], XX: FloatArray | None, kind: int
+) -> dict[str, FloatArray]:
+    """Contrasts of types I and II, found in treatment coding whatever the coding of X."""
+    recipe = fitted.recipe
+    known = recipe is not None and recipe.fixed.names == fitted.columns
+    change = None
+    if recipe is not None and known and fitted.stats.aliased is None:
+        change = treatment_coded(recipe.fixed.spec)
+    if change is None or (change == np.eye(len(change))).all():
+        return sequential_contrasts(terms, XX, kind)
+    if XX is not None:
+        inverse = np.linalg.inv(change)
+        XX = inverse.T @ XX @ inverse
+    return {name: L @ change for name, L in sequential_contrasts(terms, XX, kind).items()}
 
 
 def drop1(
@@ -120,6 +150,13 @@ def drop1(
         return _with_sums(tests, fitted, positions, plain=method != INTEGRATED)
     if df != DEFAULT_DF:
         raise InputError('`df` belongs to test="F": a likelihood-ratio test has none.')
+    lost = [term.name for term in alone if not columns_of_its_own(term, terms)]
+    if lost:
+        raise InputError(
+            f"Columns of other terms were left out of X because they depend on {listing(lost)}: a "
+            'model without these terms would lack them too. Use test="F", or fit the smaller model '
+            "by its own formula and call compare_lr_test."
+        )
     return _likelihood_ratios(fitted, positions, alone, progress)
 
 

@@ -103,13 +103,15 @@ def glance(fitted: FittedModel, positions: IntArray) -> pd.DataFrame:
         sigma = np.sqrt(np.where(residual >= 0, residual, np.nan))
     if fitted.options.residual_by:  # there is no one
         sigma = np.full(sigma.shape, np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a feature without a value
+        log_nobs = np.log(nobs)
     return pd.DataFrame(
         {
             "nobs": nobs,
             "sigma": sigma,
             "loglik": llf,
             "aic": -2.0 * llf + 2.0 * k,
-            "bic": -2.0 * llf + np.log(nobs) * k,
+            "bic": -2.0 * llf + log_nobs * k,
             "df_resid": nobs - fitted.stats.p,
             "n_iter": fitted.ds["n_iter"].to_numpy()[positions],
             "converged": fitted.converged[positions],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "GROUP_BYTES",
     "Grouping",
     "check_room",
+    "group_codes",
     "grouping_of",
     "groups_in_use",
     "refuse_own_groups",
@@ -149,17 +151,36 @@ def grouping_of(
             f"`sums_by` is missing for sample {first} ({int(series.isna().sum())} in all). Drop "
             "these samples, or give them a group."
         )
-    codes, levels = pd.factorize(series, sort=_sortable(series))
+    codes, levels = group_codes(series, "`sums_by`")
     labels = tuple(str(level) for level in levels)
     repeated = [label for label, count in Counter(labels).items() if count > 1]
     if repeated:
         raise InputError(f"Different groups of `sums_by` read the same: {listing(repeated)}.")
-    return Grouping(name, labels, np.asarray(codes, dtype=np.intp))
+    return Grouping(name, labels, codes)
 
 
-def _sortable(series: pd.Series[Any]) -> bool:
-    kinds = {type(value) for value in series.unique()}
-    return len(kinds) == 1 or pd.api.types.is_numeric_dtype(series)
+def group_codes(values: pd.Series[Any], name: str) -> tuple[IntArray, pd.Index]:
+    """Group of each sample (n,), -1 where missing, and the groups: in order where they have one.
+
+    Raises
+    ------
+    InputError
+        If the values, lists say, cannot be told apart.
+    """
+    try:
+        kinds = {type(value) for value in values.unique()}
+    except TypeError:
+        odd = next(type(v).__name__ for v in values if getattr(type(v), "__hash__", None) is None)
+        raise InputError(
+            f"{name} holds values of type {odd}, which cannot name groups. Pass one text or number "
+            "for each sample."
+        ) from None
+    if len(kinds) == 1 or pd.api.types.is_numeric_dtype(values):
+        with suppress(TypeError):  # one type without an order: members of an Enum, say
+            codes, levels = pd.factorize(values, sort=True)
+            return np.asarray(codes, dtype=np.intp), pd.Index(levels)
+    codes, levels = pd.factorize(values)
+    return np.asarray(codes, dtype=np.intp), pd.Index(levels)
 
 
 def check_room(grouping: Grouping, entries: int, p: int, m: int, budget: int) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from flashmm.exceptions import InputError
+from flashmm.exceptions import InputError, listing
 from flashmm.storage.checksum import fingerprint
 from flashmm.storage.format_version import check_mark
 from flashmm.storage.places import as_path, resolved, working_directory
@@ -81,8 +81,9 @@ def save_dataset(ds: xr.Dataset, path: str | PathLike[str]) -> None:
             f"{path.name!r} does not say in which format to save. Give it one of the suffixes "
             f"{', '.join((*_NETCDF, '.zarr', '.zarr.zip'))}."
         )
+    _check_text(ds)
     ds = ds.assign_attrs({_CHECKSUM: fingerprint(ds)})
-    with working_directory(target) as directory:
+    with _naming(path), working_directory(target) as directory:
         temporary = directory / path.name
         if is_zarr(path):
             write_zarr(ds, temporary, directory)
@@ -94,6 +95,38 @@ def save_dataset(ds: xr.Dataset, path: str | PathLike[str]) -> None:
             _flush(temporary)
             os.chmod(temporary, _permissions(target))
         os.replace(temporary, target)
+
+
+def _check_text(ds: xr.Dataset) -> None:
+    """Raise for text that no file format takes: with a null character or half a character."""
+    for name, variable in ds.variables.items():
+        if variable.dtype.kind not in "OU":
+            continue
+        labels = variable.to_numpy().ravel().tolist()
+        odd = [str(label) for label in labels if not _is_storable(str(label))]
+        if odd:
+            raise InputError(
+                f"{listing(odd)} in {name!r} holds a character that no file can keep (a null, or "
+                "half of a pair). Rename it."
+            )
+
+
+def _is_storable(label: str) -> bool:
+    try:
+        return b"\0" not in label.encode()
+    except UnicodeEncodeError:
+        return False
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in what the system says of a write, as of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _hdf5(ds: xr.Dataset) -> memoryview:
@@ -236,7 +269,8 @@ def _read(path: Path) -> xr.Dataset:
     if path.is_dir() and path.suffix != ".zarr":
         raise InputError(f"There is no file {str(path)!r}: that is a directory.")
     if not (path.is_dir() if path.suffix == ".zarr" else path.is_file()):
-        raise InputError(f"There is no file {str(path)!r}.")
+        what = ": a .zarr is a directory, and that is a file" if path.is_file() else ""
+        raise InputError(f"There is no file {str(path)!r}{what}.")
     engine: Any = None
     if not is_zarr(path):
         with path.open("rb") as file:

@@ -162,4 +162,5 @@ def _likelihoods(start: Integration, every: int) -> Iterator[tuple[IntArray, Flo
                 start.sigma2.df[everywhere],
                 start.sigma2.variance[everywhere] / part.scale[here],
             )
-            yield everywhere, np.exp(log)
+            finite = np.isfinite(log).all(axis=1)
+            yield everywhere[finite], np.exp(log[finite])

@@ -98,7 +98,7 @@ def _quantile(location: FloatArray, posterior: Posterior, tail: float) -> FloatA
     upper, lower = (half / special.gammainccinv(half, q) for q in (tail, 1.0 - tail))
     ends = np.where(location > 0, location * upper[:, None], location * lower[:, None])
     ends = np.where(posterior.weights > 0, ends, np.nan)
-    low, high = np.nanmin(ends, axis=1), np.nanmax(ends, axis=1)
+    low, high = np.fmin.reduce(ends, axis=1), np.fmax.reduce(ends, axis=1)
     widest = np.maximum(np.abs(low), np.abs(high))
     low, high = low - 1e-12 * widest, high + 1e-12 * widest
     for _ in range(_BISECTIONS):

@@ -45,7 +45,8 @@ class TermMethods(OfFittedModel):
         all that do not contain it. The intercept is not tested; where there is nothing else the
         table is empty. In a model built from matrices each coefficient is a term of its own. Where
         columns of X were left out (``rank="drop"``) the hypotheses are SAS's type III estimable
-        functions; a term without any has no numerator degrees of freedom and NaN.
+        functions; a term without any has no numerator degrees of freedom and NaN. Under type II
+        the columns left out count as their terms' own: of ``x + x2`` with x2 = 2 x neither has any.
 
         Parameters
         ----------
