@@ -41,6 +41,8 @@ def test_fitting_changes_nothing_and_repeats_itself(method):
 
 def start_forms(results) -> dict[str, object]:
     theta = results.theta
+    outside = theta.to_numpy(copy=True)
+    outside[::2] = [-1.0, 1.0, 0.0, -2.0, 1.0]
     return {
         "vector": theta.mean().to_numpy(),
         "list": theta.mean().tolist(),
@@ -48,7 +50,7 @@ def start_forms(results) -> dict[str, object]:
         "DataFrame": theta,
         "DataFrame in another order": theta.iloc[::-1, [4, 3, 1, 2, 0]],
         "results": results,
-        "outside the space": [-1.0, 1.0, 0.0, -2.0, 1.0],
+        "rows outside the space": outside,
     }
 
 

@@ -312,7 +312,9 @@ def _refuse_nonsense(ds: xr.Dataset, whose: str = "Its") -> None:
     largest = np.abs(ratio).max(initial=0.0)
     for each in RatioGrid(ratio, line.astype(np.intp), base).lines():
         on_it = each.base + each.steps[:, None] * each.direction
-        if largest > _LARGEST or np.abs(on_it - ratio[each.columns]).max() > 1e-9 * largest:
+        if largest > _LARGEST or np.abs(on_it - ratio[each.columns]).max(initial=0.0) > (
+            1e-9 * largest
+        ):
             raise InputError(f"{whose} grid of ratios is not on lines.")
     if "residual_at" in ds and not (np.isfinite(ds["residual_slope"]) & (ds["residual_at"] > 0)):
         raise InputError(f"{whose} slope on the residual variance is none.")

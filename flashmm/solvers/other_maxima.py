@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-from flashmm.likelihood.base import Likelihood
+from flashmm.likelihood.base import Likelihood, rows_of
 from flashmm.likelihood.profile_grid import ProfileGrid
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
@@ -135,9 +135,6 @@ class Landscape:
         _, which, point = _highest(top, values, most)
         if self.few:
             best, high = _best_of_parts(grid, values, level)
-            # Next to the maximum that was found the search most likely ends there again.
-            near = np.column_stack([own, grid.neighbours[own]])
-            high &= (best[:, :, None] != near).all(axis=2)
             point = np.concatenate([point, best[high]])
             which = np.concatenate([which, np.nonzero(high)[1]])
             point, which = np.unique(np.column_stack([point, which]), axis=0).T
@@ -379,6 +376,9 @@ def search_other_maxima(
     ends = maximise_in_stages(likelihood, space, stages, start, features[rows], max_iter=max_iter)
     np.add.at(solution.n_iter, rows, ends.n_iter)
     higher = is_higher(solution.take(rows), ends) & (ends.status <= Status.BOUNDARY)
+    if space.name != "psd":
+        ahead = np.flatnonzero(higher)
+        higher[ahead] = ~_indefinite(likelihood, features[rows[ahead]], ends.theta[ahead])
     better = np.flatnonzero(higher)
     # The highest of a feature comes last, and is what stays.
     better = better[np.argsort(ends.evaluation.loglik[better], kind="stable")]
@@ -399,6 +399,21 @@ def search_other_maxima(
             max_iter=max_iter,
         )
     return solution
+
+
+def _indefinite(likelihood: Likelihood, features: IntArray, theta: FloatArray) -> BoolArray:
+    """Where V is not positive definite at theta (B, k).
+
+    The restricted likelihood exists beyond V's domain, as far as the error contrasts have a
+    covariance. A first search may end there, as FLASHMM's does; no other maximum is given up for
+    one without standard errors.
+    """
+    indefinite = np.zeros(features.size, dtype=bool)
+    suspects = np.flatnonzero((theta < 0).any(axis=1))
+    if suspects.size:
+        within = rows_of(likelihood, features[suspects]).is_definite(theta[suspects])
+        indefinite[suspects] = ~within
+    return indefinite
 
 
 def _leave_lower(

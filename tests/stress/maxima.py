@@ -135,6 +135,8 @@ def search(
     rounding = np.asarray(end.evaluation.rounding)
     # Where what is left of the residual is rounding, so is the likelihood.
     good &= (rounding < 0.1 * HIGHER) | (end.theta[:, -1] == 0.0)
+    definite = good.copy()
+    definite[good] = likelihood.is_definite(np.asarray(end.theta)[good])
     llf = projection.natural_loglik(np.asarray(end.evaluation.loglik), method, features)
     inner = found if space == "psd" else model.fit(method, parameter_space="psd")
     residual = inner.theta.to_numpy()[:, -1] > 1e-6 * projection.scale
@@ -148,7 +150,10 @@ def search(
         if well and floor[j] > ours + HIGHER:
             psd = inner.theta.to_numpy()[j] / unit
             yield Finding(*what, ours, float(floor[j]), theta, psd)
-        elif mine.size:
+            continue
+        if well:  # maxima with V indefinite are not preferred
+            mine = mine[definite[mine]]
+        if mine.size:
             best = mine[np.argmax(llf[mine])]
             if llf[best] > (ours + HIGHER if well else floor[j] - HIGHER):
                 higher = ours if well else np.nan
