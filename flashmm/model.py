@@ -93,7 +93,8 @@ class MultiLMM(ModelData, metaclass=AnsweringClass):
 
     __getitem__ = no_index("A model", "features are those of its fit, model.fit()['GENE']")
     __iter__ = None
-    __add__ = __radd__ = __sub__ = no_operator(
+    __array_ufunc__ = None  # arrays and their numbers ask here
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = no_operator(
         "Models",
         "sums are added, MultiLMM.from_summary_stats(a.stats + b.stats), and a smaller model is "
         "model.drop(fixed='x')",

@@ -651,3 +651,12 @@ def test_a_maximum_of_the_psd_space_is_found_though_the_likelihood_is_unbounded(
     found = crossed.fit("ML", parameter_space="psd")
     assert (found.status == "boundary").all()
     np.testing.assert_allclose(found.llf, [-24.285911, -17.373005, -20.313845], atol=1e-5)
+
+
+def test_a_maximum_below_that_of_the_psd_space_gives_way_to_one_with_v_indefinite():
+    """By 0.052, `converged`: from the psd maximum the way leads where V is no covariance."""
+    problem, Y = drawn(6104, 35, True)
+    fitted = fm.MultiLMM.from_arrays(Y[[7]], problem.X, problem.Z, components=problem.structure)
+    with pytest.warns(fm.ConvergenceWarning, match="1 indefinite"):
+        found = fitted.fit()
+    assert found.llf.item() > fitted.fit(parameter_space="psd").llf.item() + 0.5

@@ -221,6 +221,19 @@ CALLS = {
     "volcano of what": (lambda s: s.r.plot.volcano(), "say which"),
     "saved as pickle": (lambda s: s.r.save("x.pickle"), r"\.nc"),
     "no results file": (lambda _: fm.load("x.nc"), "no file"),
+    "number less a result": (lambda s: 1 - s.r, "compare_lr_test"),
+    "numpy number and a result": (lambda s: np.float64(1) + s.r, "compare_lr_test"),
+    "two models": (lambda s: s.m * 2, "model.drop"),
+    "adjusted by method": (lambda s: s.r.t_test("x", method="bh"), "tests.adjusted"),
+    "picture by a list": (lambda s: s.r.plot.predictions("A1", "x", s.d, by=["t"]), "one column"),
+    "ragged labels": (
+        lambda s: s.r.check_residuals(s.Y, s.d, by=[[1]] * 30 + [[1, 2]] * 30),
+        "one label for each",
+    ),
+    "prior of a number": (
+        lambda s: s.r.t_test("x", df="integrated", prior=fm.RatioPrior(3)),
+        "does not hold",
+    ),
     "p above one": (lambda _: fm.adjust_pvalues([2.0]), "outside"),
 }  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -102,6 +104,23 @@ def test_types_where_columns_depend():
     )
     y = values.loc["y"].to_numpy()
     np.testing.assert_allclose(total, ((y - y.mean()) ** 2).sum(), rtol=1e-9)
+
+
+def test_type_2_with_an_empty_cell_and_no_other_term():
+    """The column left out is zero (raw division), and there may be nothing to adjust for."""
+    data = DATA[(DATA["A"] != "a2") | (DATA["B"] != "b3")]
+    values = Y.loc[:, data.index.to_numpy()]
+    values.columns = data.index
+    for fixed, expected in {
+        "~ A * B": [1, 2, 1],
+        "~ 0 + A:B": [5],
+        "~ 0 + A + A:B": [2, 3],
+    }.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", fm.exceptions.RankWarning)
+            model = fm.MultiLMM.from_formula(fixed, "(1 | g)", data, values, rank="drop")
+        tests = model.fit(parameter_space="psd").anova(type=2)
+        assert tests.ds.sel(feature="y")["df_num"].values.tolist() == expected
 
 
 @pytest.mark.parametrize("type_", [1, 2])

@@ -19,7 +19,7 @@ def have_numba() -> bool:
     """Whether numba is there and compiles; it is imported if it is."""
     try:
         from numba.core import config  # noqa: PLC0415 (an extra)
-    except ImportError:  # absent, or not made for this numpy
+    except Exception:  # absent, not made for this numpy, or at odds with another package
         return False
     return not config.DISABLE_JIT
 
@@ -32,8 +32,16 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     import numba  # noqa: PLC0415 (an extra)
 
+    plain: Callable[..., Any] = numba.njit(nogil=True)(function)
     try:
-        made: Callable[..., Any] = numba.njit(nogil=True, cache=True)(function)
+        kept = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no folder that numba may write to
-        made = numba.njit(nogil=True)(function)
-    return made
+        return plain
+
+    def run(*arguments: Any) -> Any:
+        try:
+            return kept(*arguments)
+        except OSError:  # nothing was run: what was compiled finds no room
+            return plain(*arguments)
+
+    return run

@@ -115,7 +115,7 @@ def checked_labels(
     ):
         return np.array(names, dtype=object)
     if type(names) is np.ndarray and names.shape == (size,) and counts_up(names):
-        return names  # as features are called by default
+        return names.copy()  # as features are called by default
     index = pd.Index(names)
     if index.size != size:
         raise InputError(f"There are {index.size} {what} names for {size} {what}s.")

@@ -155,7 +155,10 @@ def refuse_arithmetic(tokens: Sequence[Token], source: str) -> None:
     of what it is called.
     """
     for position, token in enumerate(tokens):
-        before = tokens[position - 1] if position else None
+        first = position  # of (a + b)^(2) too
+        while first and str(tokens[first - 1].token) == "(":
+            first -= 1
+        before = tokens[first - 1] if first else None
         after = tokens[position + 1] if position + 1 < len(tokens) else None
         operator = str(before.token) if before is not None and _is(before, "OPERATOR") else ""
         if _is(token, "VALUE") and _scales(str(token.token), operator, after):
@@ -184,9 +187,10 @@ def refuse_bases(tree: ast.AST, source: str) -> None:
         if isinstance(node, ast.Call) and (len(node.args) > 1 or node.keywords):
             name = ast.unparse(node.func).removeprefix("np.")
             if name in ("log", "log2", "log10", "exp"):
+                bases = "Write log2(x) or log10(x), or I(log(x) / np.log(3)) for another base."
                 raise InputError(
-                    f"{source}: {name} takes one argument here ({ast.unparse(node)}). Write "
-                    "log2(x) or log10(x), or log(x) / np.log(3) for another base."
+                    f"{source}: {name} takes one argument here ({ast.unparse(node)}). "
+                    + bases * (name != "exp")
                 )
 
 
@@ -206,7 +210,10 @@ def _scales(number: str, operator: str, after: Token | None) -> bool:
 
 
 def refuse_powers(formula: SimpleFormula, source: str) -> None:
-    """Raise for ``^`` inside a call of a parsed formula: its parentheses are gone already."""
+    """Raise for what a parsed formula holds that means something else.
+
+    ``^`` inside a call, whose parentheses are gone already, and numbers that scale a term.
+    """
     for term in formula:
         numbers = [f.expr for f in term.factors if f.eval_method.value == "literal"]
         if len(term.factors) > 1 and any(number not in ("0", "1") for number in numbers):
@@ -355,7 +362,7 @@ def _inside_offset(factor: Any, source: str) -> Factor | None:
     if factor.eval_method.value != "python" or "offset" not in expression:
         return None
     # Names in backticks are not Python; others of the same length stand in for them.
-    blank = re.sub(r"`[^`]*`", lambda m: "_" * len(m[0].encode()), expression)
+    blank = re.sub(r"`[^`]*`", lambda m: "_" * len(m[0].encode(errors="surrogatepass")), expression)
     try:
         call = ast.parse(blank, mode="eval").body
     except SyntaxError:  # the names of the formula are checked next

@@ -52,7 +52,7 @@ def coded_column(expression: str) -> tuple[str, bool]:
     inside = re.fullmatch(r"C\((.*)\)", expression, flags=re.DOTALL)
     if inside is None:
         return ("" if re.search(r"[(\[{]", expression) else expression.strip("`")), False
-    blank = re.sub(r"`[^`]*`", lambda m: "_" * len(m[0].encode()), expression)
+    blank = re.sub(r"`[^`]*`", lambda m: "_" * len(m[0].encode(errors="surrogatepass")), expression)
     try:
         call = ast.parse(blank, mode="eval").body
     except SyntaxError:

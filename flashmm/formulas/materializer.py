@@ -81,7 +81,8 @@ class Materializer(PandasMaterializer):  # type: ignore[misc]
             value, variables = self._with_what_was_learnt(expr, metadata, spec)
         finally:
             self.layered_context = before
-        if isinstance(getattr(value, "__wrapped__", value), (Number, str)):
+        plain = getattr(value, "__wrapped__", value)
+        if isinstance(plain, (Number, str, np.generic)) or getattr(plain, "ndim", None) == 0:
             raise ValueError("it gives one value for all samples, where each must have its own")
         return value, variables
 

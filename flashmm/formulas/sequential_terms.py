@@ -155,11 +155,13 @@ def _beyond(term: FixedTerm, others: list[FixedTerm], p: int, XX: FloatArray | N
     length = np.ones(p) if XX is None else np.sqrt(np.diag(XX))
     root = np.eye(p) if XX is None else np.linalg.cholesky(XX / np.outer(length, length)).T
     root = root * length
-    base = _orthonormal(root @ np.concatenate([_span(other, p) for other in others], axis=1))
+    columns = [np.empty((p, 0)), *(_span(other, p) for other in others)]
+    base = _orthonormal(root @ np.concatenate(columns, axis=1))
     if XX is None:
         return np.asarray(np.linalg.svd(base)[0][:, base.shape[1] :].T)
     own = root @ _span(term, p)
-    own = own / np.linalg.norm(own, axis=0)
+    size = np.linalg.norm(own, axis=0)
+    own = own / np.where(size > 0, size, 1.0)  # of an empty cell there is no sample
     return _orthonormal(own - base @ (base.T @ own)).T @ root
 
 

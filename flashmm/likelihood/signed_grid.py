@@ -18,7 +18,7 @@ from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.likelihood.profile_grid import ProfileGrid, eigenvectors_of, neighbouring_rays
 from flashmm.likelihood.projection import Projection
 
-__all__ = ["Fineness", "signed_grid"]
+__all__ = ["FEW_SAMPLES", "Fineness", "signed_grid"]
 
 _RADII = 20
 # Random effects beyond which there is no grid, and a rank of Z'RZ where a basis is not made.
@@ -33,7 +33,7 @@ _SHARES = (
     (1.0,),
 )
 # Error contrasts up to which every feature is looked at on a lattice.
-_FEW_SAMPLES = 60
+FEW_SAMPLES = 60
 # Work of eigendecompositions, rays x rank cubed, and rays that a lattice may take.
 _WORK = {"coarse": 5e6, "fine": 4e7}
 _RAYS = {"coarse": 40, "fine": 600}
@@ -69,7 +69,7 @@ def signed_grid(
     if r == 0 or structure.q > _MOST_EFFECTS or projection.ZZ.shape[0] > _DENSE:
         return None
     k = len(structure.parameters)
-    chosen = _affordable(k, r, fineness) if fineness == "fine" or grid.df <= _FEW_SAMPLES else None
+    chosen = _affordable(k, r, fineness) if fineness == "fine" or grid.df <= FEW_SAMPLES else None
     if chosen is None:
         return _below_zero(grid, np.flatnonzero(structure.is_variance[:-1]))
     of_det = projection.A_full if method == "ML" else projection.A

@@ -32,7 +32,7 @@ from flashmm.solvers.gains import GAIN, is_higher
 from flashmm.solvers.other_maxima import NO_RESIDUAL, Landscape
 from flashmm.solvers.restart import second_starts
 from flashmm.solvers.space import ParameterSpace, make_space
-from flashmm.solvers.start import Starts, starting_rows, starting_values
+from flashmm.solvers.start import Starts, is_one_vector, starting_rows, starting_values
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
@@ -177,6 +177,11 @@ def _fit_curved(
         rows = projection.to_internal(starting_rows(theta0, stats.m, params, names))
         given = curved.own(rows)
         exists = own_space(structure).contains(given)
+        if is_one_vector(theta0) and stats.m and not exists.any():
+            raise InputError(
+                "`theta0` is no covariance of such a structure. Give theta of another fit of it, or "
+                "leave it out."
+            )
         given[~exists] = np.nan
     search = CurvedSearch(
         own,

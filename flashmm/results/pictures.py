@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -180,6 +180,8 @@ def predictions(
     table = check_data(data)
     columns = [str(name) for name in table.columns]
     for name, value in (("x", x), ("by", by)):
+        if value is not None and not isinstance(value, Hashable):
+            raise InputError(f"`{name}` must be the name of one column of `data`, not {value!r}.")
         if value is not None and value not in table.columns:
             raise InputError(
                 f"`{name}` names {value!r}, which is no column of `data`. {nearest(value, columns)}"

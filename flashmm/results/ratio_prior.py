@@ -261,7 +261,13 @@ class RatioPrior:
         flashmm.exceptions.InputError: `prior` is one of the ratios of 'Individual', but this model
         has 'Batch': a prior comes from a fit with the same random terms.
         """
-        _refuse_nonsense(self.ds, "The prior's")
+        try:
+            _refuse_nonsense(self.ds, "The prior's")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                "`prior` does not hold what a RatioPrior does. Take one of a fit, "
+                "result.ratio_prior, or load one."
+            ) from error
         if tuple(self.params) != params:
             raise InputError(
                 f"`prior` is one of the ratios of {listing(self.params)}, but this model has "
@@ -322,11 +328,15 @@ def _refuse_nonsense(ds: xr.Dataset, whose: str = "Its") -> None:
     unknown = df == 0 or (np.isnan(location) and ds.attrs.get("n_features") == 0)
     if not (df >= 0 and (unknown or 0 < location < np.inf)):
         raise InputError(f"{whose} prior of the residual variance is none.")
-    if "feature_df" in ds and ((ds["feature_df"] < 0) | (ds["feature_location"] < 0)).any():
+    if "feature_df" in ds and not (
+        ((ds["feature_df"] >= 0) | np.isnan(ds["feature_location"])).all()
+        and not (ds["feature_location"] < 0).any()
+    ):
         raise InputError(f"{whose} priors of single features' residual variances are none.")
     if "trend_at" in ds:
         at, along = ds["trend_at"].to_numpy(), ds["trend_location"].to_numpy()
-        if not ((np.diff(at) > 0).all() and (along > 0).all()):
+        sound = at.size and at.shape == along.shape and np.isfinite(along).all()
+        if not (sound and (np.diff(at) > 0).all() and (along > 0).all()):
             raise InputError(f"{whose} trend of the residual variance is none.")
     if ds.attrs.get("trend", "") not in _TRENDS:
         raise InputError(f"{whose} trend is {str(ds.attrs['trend'])[:80]!r}, not one of {_TRENDS}.")

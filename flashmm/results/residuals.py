@@ -303,10 +303,8 @@ def _groups(
             )
         values, name = table[by], by
     else:
-        if np.ndim(by) != 1:
-            raise InputError(
-                f"`by` must hold one label for each sample; its shape is {np.shape(by)}."
-            )
+        if dimensions(by) != 1:
+            raise InputError("`by` must hold one label for each sample, not lists or a table.")
         values, name = pd.Series(by) if not isinstance(by, pd.Series) else by, "by"
         if isinstance(by, pd.Series) and labels is not None and not by.index.equals(labels):
             if not labels.isin(by.index).all() or not by.index.is_unique:

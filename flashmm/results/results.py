@@ -257,7 +257,8 @@ class MultiLMMResults(
             )
         return self.sel(feature)
 
-    __add__ = __radd__ = __sub__ = no_operator(
+    __array_ufunc__ = None  # arrays and their numbers ask here
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = no_operator(
         "Results",
         "fit the sums, MultiLMM.from_summary_stats(a.stats + b.stats).fit(), or compare fits by "
         "compare_lr_test",

@@ -265,7 +265,7 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
     if verdict != Status.CONVERGED:
         notes.append(f"{verdict.label}: {MEANINGS[verdict]}.")
     notes += _known_covariances(fitted) + _left_out(fitted)
-    if reason := doubt(fitted, position=position):
+    if verdict.is_converged and (reason := doubt(fitted, position=position)):
         notes.append(reason)
     return SummaryPage(
         "Mixed Linear Model Regression Results",

@@ -80,7 +80,7 @@ def _advice(fitted: FittedModel, df: str) -> str:
         return "use df='kenward-roger', or read them as a ranking"
     m = (fitted if fitted.whole is None else fitted.whole).stats.m
     if m == 1:  # no other features to learn from
-        if df == "kenward-roger":
+        if df == "kenward-roger" or fitted.stats.structure.curved is not None:
             return "bootstrap_test is the alternative"
         other = "df='kenward-roger', which rejects too little, or bootstrap_test"
         if fitted.options.parameter_space == "unconstrained":

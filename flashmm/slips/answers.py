@@ -72,7 +72,12 @@ def _answer(
     names = [p.name for p in shown if p.kind in _NAMED and p.name not in _INNER]
     if "positions" in signature.parameters:  # of a method with the same arguments
         names.append("features")
-    unknown = [key for key in kwargs if key not in names]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in shown)
+    unknown = [
+        key
+        for key in kwargs
+        if key not in names and not (takes_any and not argument_cure(key, kwargs[key], name, names))
+    ]
     if unknown:
         return " ".join(
             f"{name} has no argument `{key}`. "

@@ -53,12 +53,14 @@ OF_FUNCTION: Mapping[str, Mapping[str, str]] = {
             "Limits are a method of what it returns: .conf_int(alpha=0.05).",
         ),
         **dict.fromkeys(("type", "transform", "regrid"), "Estimates are on the scale of Y."),
-        **dict.fromkeys(("ref", "base"), "It is called `reference`, of means and slopes."),
-        "specs": "Slopes at the levels of a factor are asked for by `by`.",
+        **dict.fromkeys(("ref", "base"), "`reference` is an argument of marginal_means."),
+        "specs": "Means are marginal_means('factor'); of slopes it is called `by`.",
         **dict.fromkeys(("var", "trend"), "Slopes are marginal_slopes(variable)."),
-        **dict.fromkeys(("method",), "It is called `contrast`: contrast='pairwise'."),
+        "method": "P-values are adjusted by tests.adjusted('bh'); differences of means are "
+        "marginal_means('factor', contrast='pairwise').",
         **dict.fromkeys(
-            ("cov_reduce", "cov_keep", "nesting"), "Numbers are held by `at`: at={'x': [0, 1]}."
+            ("cov_reduce", "cov_keep", "nesting"),
+            "Numbers are held by `at`, of marginal_means: at={'x': [0, 1]}.",
         ),
     },
     "marginal_slopes": {"var": "It is called `variable`.", "specs": "It is called `by`."},

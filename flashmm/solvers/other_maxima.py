@@ -15,6 +15,7 @@ import numpy as np
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood.base import Likelihood, rows_of
 from flashmm.likelihood.profile_grid import ProfileGrid
+from flashmm.likelihood.signed_grid import FEW_SAMPLES
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
 from flashmm.solvers.gains import GAIN, is_higher
@@ -35,9 +36,8 @@ _MOST_LACKING = 6.0
 _STARTS = 2
 # Of a grid, where a search runs to an edge; of the signed grid many are summits beside one alone.
 _SUMMITS, _SUMMITS_OF_FEW, _SIGNED_SUMMITS = 3, 6, 10
-# With so few error contrasts maxima are many and close to each other: every start is worth it,
-# and so is a finer look at flatter likelihoods.
-_FEW_SAMPLES = 60
+# With few error contrasts maxima are many and close to each other: every start is worth it, and so
+# is a finer look at flatter likelihoods.
 _FLAT_OF_FEW = 2.0
 _STARTS_OF_FEW = 4
 # A residual variance below this, of one without random effects, is none.
@@ -84,12 +84,12 @@ class Landscape:
     def replaces_second_start(self) -> bool:
         """Whether what starts from large variances find is seen on the grid."""
         plain = self.variances.size == self.grid.theta.shape[1] - 1
-        return self.make_fine is not None and plain and self.grid.df > _FEW_SAMPLES
+        return self.make_fine is not None and plain and self.grid.df > FEW_SAMPLES
 
     @property
     def few(self) -> bool:
         """Whether error contrasts are so few, and the design so small, that more is looked at."""
-        return self.make_fine is not None and self.grid.df <= _FEW_SAMPLES
+        return self.make_fine is not None and self.grid.df <= FEW_SAMPLES
 
     @cached_property
     def fine(self) -> ProfileGrid:
@@ -370,15 +370,17 @@ def search_other_maxima(
     start = np.concatenate([each for _, each in found])
     if rows.size == 0:
         return solution
-    rows, every = looked[rows], stages
+    rows, all_stages = looked[rows], stages
     if space.name != "psd":  # a search that is not finished is on its way to the domain's edge
         stages = stages[:1]
     ends = maximise_in_stages(likelihood, space, stages, start, features[rows], max_iter=max_iter)
     np.add.at(solution.n_iter, rows, ends.n_iter)
     higher = is_higher(solution.take(rows), ends) & (ends.status <= Status.BOUNDARY)
+    beyond = np.asarray(ends.status > Status.BOUNDARY)
     if space.name != "psd":
         ahead = np.flatnonzero(higher)
-        higher[ahead] = ~_indefinite(likelihood, features[rows[ahead]], ends.theta[ahead])
+        beyond[ahead] = _indefinite(likelihood, features[rows[ahead]], ends.theta[ahead])
+        higher &= ~beyond
     better = np.flatnonzero(higher)
     # The highest of a feature comes last, and is what stays.
     better = better[np.argsort(ends.evaluation.loglik[better], kind="stable")]
@@ -388,11 +390,11 @@ def search_other_maxima(
     solution.theta[where], solution.status[where] = ends.theta[better], ends.status[better]
     solution.evaluation.put(where, ends.evaluation.take(better))
     if space.name != "psd" and landscape.psd is not None:
-        inside = (start[:, landscape.variances] >= 0).all(axis=1) & (ends.status > Status.BOUNDARY)
+        inside = (start[:, landscape.variances] >= 0).all(axis=1) & beyond
         _leave_lower(
             likelihood,
             (space, landscape.psd),
-            every,
+            all_stages,
             solution,
             features,
             (rows[inside], start[inside], ends.theta[inside]),
@@ -408,12 +410,9 @@ def _indefinite(likelihood: Likelihood, features: IntArray, theta: FloatArray) -
     covariance. A first search may end there, as FLASHMM's does; no other maximum is given up for
     one without standard errors.
     """
-    indefinite = np.zeros(features.size, dtype=bool)
-    suspects = np.flatnonzero((theta < 0).any(axis=1))
-    if suspects.size:
-        within = rows_of(likelihood, features[suspects]).is_definite(theta[suspects])
-        indefinite[suspects] = ~within
-    return indefinite
+    if features.size == 0:
+        return np.zeros(0, dtype=bool)
+    return np.asarray(~rows_of(likelihood, features).is_definite(theta))
 
 
 def _leave_lower(
@@ -426,7 +425,7 @@ def _leave_lower(
     *,
     max_iter: int,
 ) -> None:
-    """Put ways to the edge in the place of maxima below those of the psd space; in place.
+    """Put ways beyond V's domain in the place of maxima below those of the psd space; in place.
 
     Parameters
     ----------
@@ -435,8 +434,8 @@ def _leave_lower(
     spaces
         The unconstrained space and the psd space.
     climbing
-        Rows of the solution (c,), starts in the psd space that ran to the edge of the domain, and
-        where they came to, each (c, k).
+        Rows of the solution (c,), starts in the psd space from which the way led to the edge of the
+        likelihood's domain or to V indefinite, and where they came to, each (c, k).
     """
     rows, start, theta = climbing
     exists = spaces[1].contains(start)
@@ -456,6 +455,8 @@ def _leave_lower(
         likelihood, spaces[0], stages, theta[lower], features[rows[lower]], max_iter=max_iter
     )
     rows = rows[lower]
+    solution.n_iter[rows] += edge.n_iter
+    beyond = (edge.status > Status.BOUNDARY) | is_higher(solution.take(rows), edge)
+    rows, edge = rows[beyond], edge.take(np.flatnonzero(beyond))
     solution.theta[rows], solution.status[rows] = edge.theta, edge.status
     solution.evaluation.put(rows, edge.evaluation)
-    solution.n_iter[rows] += edge.n_iter

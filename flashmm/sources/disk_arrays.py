@@ -135,6 +135,8 @@ class DiskArray:
         return dtype
 
     def __getitem__(self, key: slice) -> NDArray[Any]:
+        if not self.dataset:  # its descriptor may be another file's by now
+            raise ValueError("the file is closed")
         low, high, _ = key.indices(self.shape[0])
         values = self.buffers.take(high - low, self.dtype)
         if self.extents is not None:

@@ -1,9 +1,9 @@
 """One pass over sparse Y in which compiled loops read every stored element once.
 
 The same sums as those of `flashmm.stats.streaming`, for designs without groups: blocks are looked
-over, and added by threads that share the features, so that every sum is made in the order of the
-samples whatever the number of threads. What the loops cannot take as it is goes through
-`Source.finish`, which says what is wrong with it.
+over, and added by threads that share the features, or two fixed halves of the samples, so that the
+order of a sum does not depend on the number of threads. What the loops cannot take as it is goes
+through `Source.finish`, which says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -286,8 +286,8 @@ def _ready(
     raw: RawBlock,
 ) -> _Ready:
     """Look a block over; finish it first where it is not to be added as it is stored."""
-    table = transformed_counts(source.transform)
     if _as_stored(source, raw):
+        table = transformed_counts(source.transform)
         found = _inspected(raw.values, table)
         if found == 0 or (found == FRACTIONS and not table.size):
             samples = source.positions(raw.piece.samples)

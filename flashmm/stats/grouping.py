@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from flashmm.arrays.labels import as_pandas, in_order
+from flashmm.arrays.numeric import dimensions
 from flashmm.arrays.types import BoolArray, IntArray
 from flashmm.exceptions import InputError, listing, nearest
 
@@ -71,14 +72,15 @@ def _read_groups(sums_by: Any, data: Any) -> tuple[Any, str]:
         One row per sample.
     """
     data = pd.DataFrame(data)
+    columns: list[str] = []
     if _are_columns(sums_by, data):
-        sums_by = ":".join(sums_by)
+        columns, sums_by = list(sums_by), ":".join(sums_by)
     if not isinstance(sums_by, str):
         name = getattr(sums_by, "name", None)
         return in_order(sums_by, data.index, "`sums_by`", strict=True), _named(name)
-    if sums_by in data.columns:
+    if not columns and sums_by in data.columns:
         return data[sums_by].to_numpy(), sums_by
-    columns = sums_by.split(":")
+    columns = columns or sums_by.split(":")
     if len(columns) == 1 or not set(columns) <= set(data.columns):
         unknown = next(name for name in columns if name not in data.columns)
         raise InputError(
@@ -140,6 +142,8 @@ def grouping_of(
         )
     name = _named(getattr(values, "name", None)) if name is None else name
     values = as_pandas(in_order(values, samples, "`sums_by`", strict=True))
+    if dimensions(values) is None:
+        raise InputError("`sums_by` must hold one label for each sample, not lists.")
     if np.shape(values) != used.shape:
         raise InputError(
             f"`sums_by` has shape {np.shape(values)}, but there are {used.size} samples."
@@ -170,7 +174,8 @@ def group_codes(values: pd.Series[Any], name: str) -> tuple[IntArray, pd.Index]:
     try:
         kinds = {type(value) for value in values.unique()}
     except TypeError:
-        odd = next(type(v).__name__ for v in values if getattr(type(v), "__hash__", None) is None)
+        kind = (type(v).__name__ for v in values if getattr(type(v), "__hash__", None) is None)
+        odd = next(kind, type(values.iloc[0]).__name__)  # a tuple of lists, say
         raise InputError(
             f"{name} holds values of type {odd}, which cannot name groups. Pass one text or number "
             "for each sample."

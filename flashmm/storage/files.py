@@ -98,16 +98,18 @@ def save_dataset(ds: xr.Dataset, path: str | PathLike[str]) -> None:
 
 
 def _check_text(ds: xr.Dataset) -> None:
-    """Raise for text that no file format takes: with a null character or half a character."""
+    """Raise for text that netCDF does not take: with a null character or half a character."""
+    texts = [("attributes", value) for value in ds.attrs.values() if isinstance(value, str)]
     for name, variable in ds.variables.items():
-        if variable.dtype.kind not in "OU":
-            continue
-        labels = variable.to_numpy().ravel().tolist()
-        odd = [str(label) for label in labels if not _is_storable(str(label))]
+        attributes = [value for value in variable.attrs.values() if isinstance(value, str)]
+        labels = variable.to_numpy().ravel().tolist() if variable.dtype.kind in "OU" else []
+        texts += [(str(name), str(text)) for text in (*labels, *attributes)]
+    for name in dict.fromkeys(name for name, _ in texts):
+        odd = dict.fromkeys(text for own, text in texts if own == name and not _is_storable(text))
         if odd:
             raise InputError(
-                f"{listing(odd)} in {name!r} holds a character that no file can keep (a null, or "
-                "half of a pair). Rename it."
+                f"{listing([text[:80] for text in odd])} in {name!r} holds a character that not "
+                "every file format can keep (a null, or half of a pair). Rename it."
             )
 
 

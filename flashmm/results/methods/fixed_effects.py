@@ -71,7 +71,8 @@ class FixedEffectMethods(OfFittedModel):
         features
             Names, a mask or a slice; all by default.
         progress
-            Of profiles: a bar on a terminal, as in `fit`; None for one after a few seconds.
+            Of profiles and of ``df="integrated"``: a bar on a terminal, as in `fit`; None for one
+            after a few seconds.
 
         Returns
         -------
