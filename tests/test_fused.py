@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -244,7 +245,19 @@ def test_compiled_loops_give_what_those_of_python_give(monkeypatch):
                 getattr(stats, field), getattr(expected, field), rtol=1e-12, atol=1e-12
             )
     for loop in (inspected, add_samples, add_features):
-        assert jit.compiled(loop).signatures
+        made = jit.compiled(loop)
+        assert getattr(made, "__wrapped__", made).signatures
+
+
+def test_loops_are_compiled_again_where_there_is_no_room_to_keep_them(monkeypatch):
+    def njit(*, nogil, cache=False):
+        def full(*_):
+            raise OSError(27, "File too large")
+
+        return lambda function: full if cache else function
+
+    monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(njit=njit))
+    assert jit.compiled(lambda x: x + 1)(1) == 2
 
 
 # ---- reading -----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ enough to do; without it the sums are those of `flashmm.stats.block_sums`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, update_wrapper
 from typing import Any
 
 __all__ = ["compiled", "have_numba"]
@@ -44,4 +44,4 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         except OSError:  # nothing was run: what was compiled finds no room
             return plain(*arguments)
 
-    return run
+    return update_wrapper(run, kept, assigned=(), updated=())

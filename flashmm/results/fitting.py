@@ -179,8 +179,8 @@ def _fit_curved(
         exists = own_space(structure).contains(given)
         if is_one_vector(theta0) and stats.m and not exists.any():
             raise InputError(
-                "`theta0` is no covariance of such a structure. Give theta of another fit of it, or "
-                "leave it out."
+                "`theta0` is no covariance of such a structure. Give the theta of another fit of "
+                "it, or leave it out."
             )
         given[~exists] = np.nan
     search = CurvedSearch(
