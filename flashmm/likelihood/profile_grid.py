@@ -28,6 +28,7 @@ __all__ = [
     "eigenvectors_of",
     "fine_grid",
     "neighbouring_rays",
+    "on_rays",
     "profile_grid",
 ]
 
@@ -290,12 +291,27 @@ def _grid(
         of_trace = _eigen(np.tensordot(directions, projection.A_full, axes=1))[0]
     largest = spectra.max()
     typical = np.median(spectra[0][spectra[0] > 1e-3 * spectra[0].max()])
-    radii = np.geomspace(0.1 / largest, 1e4 / max(typical, 1.0), _RADII)
-    scaled = spectra[:, :, None] * radii
-    theta = np.ones((len(directions) * _RADII + 1, directions.shape[1] + 1))
-    theta[:-1, :-1] = (directions[:, None, :] * radii[:, None]).reshape(-1, directions.shape[1])
+    steps = np.geomspace(0.1 / largest, 1e4 / max(typical, 1.0), _RADII)
+    radii = np.broadcast_to(steps, (len(directions), _RADII))
+    return on_rays(beside, directions, spectra, of_trace, rotation, plain, radii, df)
+
+
+def on_rays(
+    beside: IntArray,
+    directions: FloatArray,
+    spectra: FloatArray,
+    of_trace: FloatArray,
+    rotation: FloatArray,
+    plain: list[bool],
+    radii: FloatArray,
+    df: int,
+) -> ProfileGrid:
+    """The grid at some radii (rays, radii) of each ray; the rest as in `ProfileGrid`."""
+    (rays, count), k = radii.shape, directions.shape[1]
+    theta = np.ones((rays * count + 1, k + 1))
+    theta[:-1, :-1] = (directions[:, None, :] * radii[:, :, None]).reshape(-1, k)
     theta[-1, :-1] = 0.0
-    log_det = np.log1p(of_trace[:, :, None] * radii).sum(axis=1).reshape(-1)
+    log_det = np.log1p(of_trace[:, :, None] * radii[:, None, :]).sum(axis=1).reshape(-1)
     return ProfileGrid(
         theta,
         beside,
@@ -304,7 +320,7 @@ def _grid(
         of_trace,
         rotation,
         plain,
-        1.0 / (1.0 + scaled),
+        1.0 / (1.0 + spectra[:, :, None] * radii[:, None, :]),
         np.append(log_det, 0.0),
         df,
     )

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from flashmm.arrays.types import FloatArray, IntArray
-from flashmm.likelihood.profile_grid import ProfileGrid, eigenvectors_of, neighbouring_rays
+from flashmm.likelihood.profile_grid import ProfileGrid, eigenvectors_of, neighbouring_rays, on_rays
 from flashmm.likelihood.projection import Projection
 
 __all__ = ["FEW_SAMPLES", "Fineness", "signed_grid"]
@@ -82,7 +82,8 @@ def signed_grid(
     traces = spectra
     if method == "ML":
         traces = eigenvectors_of(np.tensordot(directions, of_det, axes=1))[0]
-    return _on_rays(beside, directions, spectra, traces, rotation, plain, grid.df)
+    radii = _radii(traces.min(axis=1))
+    return on_rays(beside, directions, spectra, traces, rotation, plain, radii, grid.df)
 
 
 def _below_zero(grid: ProfileGrid, variances: IntArray) -> ProfileGrid | None:
@@ -93,44 +94,16 @@ def _below_zero(grid: ProfileGrid, variances: IntArray) -> ProfileGrid | None:
     size = grid.of_trace[rays].max(axis=1)[:, None]
     if not (size > 0).all():
         return None
-    return _on_rays(
+    of_trace = -grid.of_trace[rays] / size
+    return on_rays(
         np.empty((0, 2), dtype=np.intp),
         -grid.directions[rays] / size,
         -grid.spectra[rays] / size,
-        -grid.of_trace[rays] / size,
+        of_trace,
         grid.rotation[rays],
         [grid.plain[i] for i in rays],
+        _radii(of_trace.min(axis=1)),
         grid.df,
-    )
-
-
-def _on_rays(
-    beside: IntArray,
-    directions: FloatArray,
-    spectra: FloatArray,
-    of_trace: FloatArray,
-    rotation: FloatArray,
-    plain: list[bool],
-    df: int,
-) -> ProfileGrid:
-    """The grid on some rays, each to the edge of the domain or far out."""
-    radii = _radii(of_trace.min(axis=1))
-    k = directions.shape[1]
-    theta = np.ones((directions.shape[0] * _RADII + 1, k + 1))
-    theta[:-1, :-1] = (directions[:, None, :] * radii[:, :, None]).reshape(-1, k)
-    theta[-1, :-1] = 0.0
-    log_det = np.log1p(of_trace[:, :, None] * radii[:, None, :]).sum(axis=1).reshape(-1)
-    return ProfileGrid(
-        theta,
-        beside,
-        directions,
-        spectra,
-        of_trace,
-        rotation,
-        plain,
-        1.0 / (1.0 + spectra[:, :, None] * radii[:, None, :]),
-        np.append(log_det, 0.0),
-        df,
     )
 
 
