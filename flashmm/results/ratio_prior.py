@@ -263,6 +263,8 @@ class RatioPrior:
         """
         try:
             _refuse_nonsense(self.ds, "The prior's")
+        except InputError:
+            raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 "`prior` does not hold what a RatioPrior does. Take one of a fit, "
