@@ -90,6 +90,8 @@ class _Terms:
     def order(self, samples: slice | IntArray) -> IntArray:
         """The order of some samples in which a run's sums stay in the processor's cache."""
         runs = self.runs[samples]
+        if self.ends[2] < 2**16:
+            runs = runs.astype(np.uint16)  # sorted by its bytes
         order = np.argsort(runs, kind="stable") if self.sorts else np.arange(runs.size)
         return order.astype(np.int64, copy=False)
 
