@@ -339,9 +339,9 @@ def _restart_in_small_groups(
     """Fit features again from starts that differ in the residual variances, where groups are small.
 
     There a likelihood may have several maxima: the effects may explain a group's samples nearly,
-    whose variance is then small beside theirs. From equal residual variances, and from the end of
-    the search, the variances of the effects as large as one group's and that one small. The highest
-    end stays; in place.
+    whose variance is then small beside theirs. One start has equal residual variances. The others
+    begin at the end of the search, each with the variances of the effects as large as that of one
+    group, and that one small. The highest end stays; in place.
     """
     structure = search.projection.structure
     several = len(structure.residuals)

@@ -445,6 +445,7 @@ def _leave_lower(
     inner = maximise_in_stages(
         likelihood, spaces[1], stages[:1], start, features[rows], max_iter=max_iter
     )
+    np.add.at(solution.n_iter, rows, inner.n_iter)
     # Without a residual variance V may be singular: at the edge itself there is no maximum.
     good = (inner.status <= Status.BOUNDARY) & (inner.theta[:, -1] > NO_RESIDUAL)
     lower = np.flatnonzero(is_higher(solution.take(rows), inner) & good)
