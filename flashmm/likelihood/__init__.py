@@ -20,7 +20,7 @@ from flashmm.likelihood.own_rows.patterned import (
     project_patterns,
 )
 from flashmm.likelihood.projection import GroupedProjection, Projection, project, project_groups
-from flashmm.likelihood.residual_groups import ResidualGroups
+from flashmm.likelihood.residual_groups_near_zero import GroupsOfAnySize
 from flashmm.likelihood.spectral import SpectralLikelihood
 from flashmm.likelihood.structure import MAX_EFFECTS
 from flashmm.stats.own_rows import PatternedStats
@@ -89,7 +89,7 @@ def make_likelihood(
         assert projection.groups is not None
         if engine not in ("auto", "groups"):
             raise InputError(f"residual_by has an engine of its own; leave out {engine=}.")
-        return ResidualGroups.make(projection, projection.groups, method)
+        return GroupsOfAnySize.make(projection, projection.groups, method)
     if isinstance(projection, PatternedProjection):
         engine = "auto" if engine == "patterned" else engine
         dense = engine == "general"
