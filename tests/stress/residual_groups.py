@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -24,8 +25,8 @@ _KINDS = ("unbalanced", "levels seen once", "2 to 4 crossed", "nested", "groups 
 # A residual variance next to zero is known to few digits: what the dense likelihood may differ by.
 _DIGITS = 1e-8
 _GAIN = 1e-3
-# Scores of residual variances below this share of the largest drown in the rounding of the sums.
-_RESOLVED = 1e-5
+# A search that ends as close to the edge of the domain is on its way to an infinite likelihood.
+_EDGE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -69,24 +70,37 @@ class Grouped:
             )
             return model.fit(method, residual_by="batch", parameter_space=space)
 
+    @cached_property
+    def contrasts(self) -> np.ndarray:
+        """An orthonormal basis of what X leaves, shape (n, n - p)."""
+        return np.linalg.qr(self.X, mode="complete")[0][:, self.X.shape[1] :]
+
+    def edge(self, theta: np.ndarray, method: str) -> float:
+        """Smallest over largest eigenvalue of V (ML) or of the error contrasts' covariance."""
+        V, Q = np.tensordot(theta, self.G, 1), self.contrasts
+        values = np.linalg.eigvalsh(Q.T @ V @ Q if method == "REML" else V)
+        return float(values[0] / np.abs(values).max())
+
     def dense(self, theta: np.ndarray, y: np.ndarray, method: str):
-        """Log-likelihood, score and expected information; -inf and None outside the domain."""
-        V = np.tensordot(theta, self.G, 1)
-        n, p = self.X.shape
+        """Log-likelihood, score and expected information; -inf and None outside the domain.
+
+        Under REML of the error contrasts, which have one where V is singular too.
+        """
+        V, Q = np.tensordot(theta, self.G, 1), self.contrasts
+        M, df = Q.T @ V @ Q, Q.shape[1]
         try:
-            root = np.linalg.cholesky(V)
+            root = np.linalg.cholesky(M)
+            P = Q @ np.linalg.inv(M) @ Q.T
+            W, value = P, np.linalg.slogdet(self.X.T @ self.X)[1]
+            if method == "ML":
+                root, W, df, value = np.linalg.cholesky(V), np.linalg.inv(V), len(V), 0.0
         except np.linalg.LinAlgError:
             return -np.inf, None, None
-        W = np.linalg.inv(V)
-        K = self.X.T @ W @ self.X
-        P = W - W @ self.X @ np.linalg.solve(K, self.X.T @ W)
-        Q, df = (P, n - p) if method == "REML" else (W, n)
-        value = df * np.log(2.0 * np.pi) + 2.0 * np.log(np.diagonal(root)).sum() + y @ P @ y
-        value += np.linalg.slogdet(K)[1] if method == "REML" else 0.0
+        value += df * np.log(2.0 * np.pi) + 2.0 * np.log(np.diagonal(root)).sum() + y @ P @ y
         Py = P @ y
-        score = np.array([Py @ G @ Py - (Q * G).sum() for G in self.G])
-        QG = [Q @ G for G in self.G]
-        E = np.array([[(a * b.T).sum() for b in QG] for a in QG])
+        score = np.array([Py @ G @ Py - (W * G).sum() for G in self.G])
+        WG = [W @ G for G in self.G]
+        E = np.array([[(a * b.T).sum() for b in WG] for a in WG])
         return -0.5 * value, 0.5 * score, 0.5 * E
 
 
@@ -145,12 +159,13 @@ def findings(
         if status not in ("converged", "boundary", "indefinite"):
             continue
         value, score, E = one.dense(theta[j], one.Y[j], method)
-        residual = theta[j, -len(names) :]
-        # A group that is explained all but exactly: its residuals have few digits in the sums.
-        digits = _DIGITS + 1e-14 * one.Y.shape[1] * theta[j].max() / residual.min()
-        resolved = residual.min() > _RESOLVED * residual.max()
+        # What cancels in y'Py is divided by the least eigenvalue.
+        digits = _DIGITS + 1e-15 * one.Y.shape[1] / max(one.edge(theta[j], method), 1e-15)
         if not abs(value - llf[j]) < digits * (1.0 + abs(value)):
             yield j, status, "log-likelihood differs from the dense one", f"{llf[j] - value:.1e}"
+            continue
+        if score is None:
+            yield j, status, "no likelihood there", ""
             continue
         unit = np.sqrt(np.diagonal(E))
         left = score / unit
@@ -158,7 +173,7 @@ def findings(
             left = np.where((theta[j] <= 0.0) & (left <= 0.0), 0.0, left)
             if (theta[j] < 0.0).any():
                 yield j, status, "outside the psd space", f"{theta[j].min():.1e}"
-        if resolved and not np.abs(left).max() < 3.0 * _EPSILON + 1e3 * digits:
+        if not np.abs(left).max() < 3.0 * _EPSILON + 1e3 * digits:
             yield j, status, "score above epsilon", f"{np.abs(left).max():.1e}"
     if space != "psd":
         return
@@ -166,8 +181,7 @@ def findings(
     for j in rng.permutation(good)[:1]:
         best, where = _search(one, one.Y[j], theta[j], method, rng)
         if best > llf[j] + _GAIN:
-            residual = where[-len(names) :]
-            edge = residual.min() < _RESOLVED * residual.max()
+            edge = one.edge(where, method) < _EDGE
             what = "a maximum, but unbounded elsewhere" if edge else "a higher likelihood exists"
             yield int(j), str(result.status.iloc[j]), what, f"{best - llf[j]:.1e}"
 
@@ -177,7 +191,7 @@ def _search(
 ) -> tuple[float, np.ndarray]:
     """The highest likelihood of three searches with n x n matrices, and where it is."""
     unit = np.var(y)
-    low = np.where(np.arange(at.size) < at.size - one.model.data["batch"].nunique(), 0.0, 1e-9)
+    low = np.zeros(at.size)
 
     def negative(share: np.ndarray) -> tuple[float, np.ndarray]:
         value, score, _ = one.dense(unit * share, y, method)
