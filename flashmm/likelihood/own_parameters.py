@@ -54,6 +54,11 @@ class OwnParameters:
         """How many features may be evaluated at once within ``memory`` bytes."""
         return int(self.inner.batch_size(memory))
 
+    def lost_in_rounding(self, u: FloatArray, expected: FloatArray) -> BoolArray:
+        """Whose scores of residual variances may be rounding alone, shape (B,)."""
+        lost = getattr(self.inner, "lost_in_rounding", None)
+        return np.zeros(u.shape[0], dtype=bool) if lost is None else np.asarray(lost(u, expected))
+
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Evaluate own parameters (B, k) for the features at the positions ``features`` (B,)."""
         by_directions = getattr(self.inner, "evaluate_along", None)

@@ -455,10 +455,9 @@ class ResidualGroups:
         small a variance, as in a group of levels that are seen once in it. ``expected``: the
         information at theta (B, k + H), shape (B, k + H, k + H).
         """
-        k = len(self.projection.structure.parameters)
         with np.errstate(all="ignore"):
-            unit = np.sqrt(np.diagonal(expected, axis1=1, axis2=2)[:, k:])
-            error = 1e-15 * self.projection.n / theta[:, k:] ** 2
+            unit = np.sqrt(np.diagonal(expected, axis1=1, axis2=2)[:, -self.H :])
+            error = 1e-15 * self.projection.n / theta[:, -self.H :] ** 2
             return np.asarray((error > _LOST * unit).any(axis=1))
 
     def is_definite(self, theta: FloatArray) -> BoolArray:

@@ -231,7 +231,7 @@ class GroupsNearZero:
 
     def _weights(self, V: FloatArray, P: FloatArray) -> FloatArray:
         """B = X - PVX, with b = B'y and cov(b) = X'VB, shape (B, N, p)."""
-        return self.X - np.matmul(P, np.matmul(V, self.X))
+        return np.asarray(self.X - np.matmul(P, np.matmul(V, self.X)))
 
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Generalised least squares at theta, shape (B, p)."""
@@ -265,7 +265,7 @@ class GroupsNearZero:
         if se is None:
             return RandomEffects(blup, None)
         if se == "conditional":
-            P = np.linalg.pinv(V, hermitian=True)
+            P = np.asarray(np.linalg.pinv(V, hermitian=True))
         q = structure.q
         D = sum(theta[:, i, None, None] * apply_G(structure, i, np.eye(q)) for i in range(self.k))
         DZ = np.matmul(D, self.Z.T)
@@ -326,8 +326,7 @@ class GroupsOfAnySize(ResidualGroups):
 
     def _tiny(self, theta: FloatArray) -> BoolArray:
         """Which rows of theta (B, k + H) are handed on, (B,)."""
-        k = len(self.projection.structure.parameters)
-        return np.asarray((theta[:, k:] < self.small).any(axis=1))
+        return np.asarray((theta[:, -self.H :] < self.small).any(axis=1))
 
     def _parted(self, theta: FloatArray, part: _Part) -> tuple[FloatArray, ...]:
         """Arrays (B, ...) of which each of the two likelihoods makes rows, by ``part``."""

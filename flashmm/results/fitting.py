@@ -28,7 +28,7 @@ from flashmm.results.fitted import FitOptions
 from flashmm.results.fitting_curves import CurvedSearch, in_theta, own_space
 from flashmm.solvers.base import Solution, Solver, maximise
 from flashmm.solvers.batches import maximise_in_batches, over_batches
-from flashmm.solvers.gains import GAIN, is_higher
+from flashmm.solvers.gains import GAIN, improves, indefinite, spoilt
 from flashmm.solvers.other_maxima import NO_RESIDUAL, Landscape
 from flashmm.solvers.restart import second_starts
 from flashmm.solvers.space import ParameterSpace, make_space
@@ -328,7 +328,7 @@ def _restart_inside(
         for again in reversed(stepwise.ends(space, starts, features)):  # the first counts
             solution.n_iter[features] += again.n_iter
             high = again.evaluation.loglik >= least[features]
-            good = np.flatnonzero((again.status <= Status.INDEFINITE) & high)
+            good = np.flatnonzero(_sound(search.likelihood, again) & high)
             _put(solution, features[good], again, good)
             usable[features[good]] = False
 
@@ -359,9 +359,7 @@ def _restart_in_small_groups(
         again = plain.ends(space, rows, features)[0]
         solution.n_iter[features] += again.n_iter
         before = solution.take(features)
-        unfinished = before.status > Status.BOUNDARY
-        higher = is_higher(before, again) | unfinished
-        found = np.flatnonzero(higher & (again.status <= Status.BOUNDARY))
+        found = np.flatnonzero(_takes_over(search.likelihood, before, again, features))
         _put(solution, features[found], again, found)
 
 
@@ -400,9 +398,30 @@ def _try_all(
     for again in plain.ends(space, starts, lost):
         solution.n_iter[lost] += again.n_iter
         height = again.evaluation.loglik
-        found = np.flatnonzero((again.status <= Status.BOUNDARY) & (height > best))
+        found = np.flatnonzero(_sound(search.likelihood, again) & (height > best))
         best[found] = height[found]
         _put(solution, lost[found], again, found)
+
+
+def _sound(likelihood: AnyEstimator, end: Solution) -> BoolArray:
+    """Which ends (B,) are maxima beyond rounding."""
+    result = np.asarray(end.status <= Status.BOUNDARY)
+    rows = np.flatnonzero(result)
+    result[rows] = ~spoilt(likelihood, end.theta[rows], end.evaluation.take(rows))
+    return result
+
+
+def _takes_over(
+    likelihood: AnyEstimator, before: Solution, again: Solution, features: IntArray
+) -> BoolArray:
+    """Which ends (B,) count in the place of those before: higher, or the first that are maxima."""
+    first = _sound(likelihood, before)
+    better = _sound(likelihood, again) & (~first | improves(likelihood, before, again))
+    rows = np.flatnonzero(better & first)
+    worse = indefinite(likelihood, features[rows], again.theta[rows])
+    worse &= ~indefinite(likelihood, features[rows], before.theta[rows])
+    better[rows[worse]] = False
+    return np.asarray(better)
 
 
 def _of_few(search: _Search, count: int) -> _Search:

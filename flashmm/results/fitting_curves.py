@@ -26,6 +26,7 @@ from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.batches import over_batches
 from flashmm.solvers.boxed import Boxed
 from flashmm.solvers.fallback import maximise_in_stages
+from flashmm.solvers.gains import spoilt
 from flashmm.solvers.newton_raphson import NewtonRaphson
 from flashmm.solvers.space import PSD
 from flashmm.solvers.verdict_texts import Status
@@ -211,12 +212,12 @@ class CurvedSearch:
         for start in starts[1:]:
             rows = np.flatnonzero(np.isfinite(start).all(axis=1))
             if rows.size:
-                _improve(best, self._maximised(start[rows], features[rows]), rows)
+                _improve(self.likelihood, best, self._maximised(start[rows], features[rows]), rows)
         for _ in range(2):
             rows, again = self._off_zero(best, features)
             if rows.size == 0:
                 break
-            _improve(best, self._maximised(again, features[rows]), rows)
+            _improve(self.likelihood, best, self._maximised(again, features[rows]), rows)
         self._settle(best, features)
         return best
 
@@ -274,7 +275,7 @@ class CurvedSearch:
         return rows[rising], starts[rising]
 
 
-def _improve(best: Solution, other: Solution, rows: IntArray) -> None:
+def _improve(likelihood: OwnParameters, best: Solution, other: Solution, rows: IntArray) -> None:
     """Put another end in the place of some rows where it is higher; steps of all count."""
     finished = other.status <= Status.BOUNDARY
     before = best.status[rows] <= Status.BOUNDARY
@@ -284,6 +285,9 @@ def _improve(best: Solution, other: Solution, rows: IntArray) -> None:
     better |= np.isfinite(other.evaluation.loglik) & ~np.isfinite(best.evaluation.loglik[rows])
     best.n_iter[rows] += other.n_iter
     chosen = np.flatnonzero(better)
+    first, second = best.take(rows[chosen]), other.take(chosen)
+    worse = before[chosen] & spoilt(likelihood, second.theta, second.evaluation)
+    chosen = chosen[~worse | spoilt(likelihood, first.theta, first.evaluation)]
     best.theta[rows[chosen]] = other.theta[chosen]
     best.status[rows[chosen]] = other.status[chosen]
     best.evaluation.put(rows[chosen], other.evaluation.take(chosen))

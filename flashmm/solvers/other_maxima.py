@@ -13,12 +13,12 @@ from functools import cached_property
 import numpy as np
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-from flashmm.likelihood.base import Likelihood, rows_of
+from flashmm.likelihood.base import Likelihood
 from flashmm.likelihood.profile_grid import ProfileGrid
 from flashmm.likelihood.signed_grid import FEW_SAMPLES
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
-from flashmm.solvers.gains import GAIN, is_higher
+from flashmm.solvers.gains import GAIN, improves, indefinite, is_higher, spoilt
 from flashmm.solvers.restart import may_be_higher_above
 from flashmm.solvers.space import ParameterSpace
 from flashmm.solvers.verdict_texts import Status
@@ -375,11 +375,11 @@ def search_other_maxima(
         stages = stages[:1]
     ends = maximise_in_stages(likelihood, space, stages, start, features[rows], max_iter=max_iter)
     np.add.at(solution.n_iter, rows, ends.n_iter)
-    higher = is_higher(solution.take(rows), ends) & (ends.status <= Status.BOUNDARY)
+    higher = improves(likelihood, solution.take(rows), ends)
     beyond = np.asarray(ends.status > Status.BOUNDARY)
     if space.name != "psd":
         ahead = np.flatnonzero(higher)
-        beyond[ahead] = _indefinite(likelihood, features[rows[ahead]], ends.theta[ahead])
+        beyond[ahead] = indefinite(likelihood, features[rows[ahead]], ends.theta[ahead])
         higher &= ~beyond
     better = np.flatnonzero(higher)
     # The highest of a feature comes last, and is what stays.
@@ -401,18 +401,6 @@ def search_other_maxima(
             max_iter=max_iter,
         )
     return solution
-
-
-def _indefinite(likelihood: Likelihood, features: IntArray, theta: FloatArray) -> BoolArray:
-    """Where V is not positive definite at theta (B, k).
-
-    The restricted likelihood exists beyond V's domain, as far as the error contrasts have a
-    covariance. A first search may end there, as FLASHMM's does; no other maximum is given up for
-    one without standard errors.
-    """
-    if features.size == 0:
-        return np.zeros(0, dtype=bool)
-    return np.asarray(~rows_of(likelihood, features).is_definite(theta))
 
 
 def _leave_lower(
@@ -448,6 +436,7 @@ def _leave_lower(
     np.add.at(solution.n_iter, rows, inner.n_iter)
     # Without a residual variance V may be singular: at the edge itself there is no maximum.
     good = (inner.status <= Status.BOUNDARY) & (inner.theta[:, -1] > NO_RESIDUAL)
+    good &= ~spoilt(likelihood, inner.theta, inner.evaluation)
     lower = np.flatnonzero(is_higher(solution.take(rows), inner) & good)
     lower = lower[np.unique(rows[lower], return_index=True)[1]]
     if lower.size == 0:

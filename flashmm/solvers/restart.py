@@ -16,7 +16,7 @@ from flashmm.arrays.types import FloatArray
 from flashmm.likelihood.base import Likelihood
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
-from flashmm.solvers.gains import is_higher
+from flashmm.solvers.gains import improves, indefinite
 from flashmm.solvers.space import ParameterSpace
 from flashmm.solvers.start import Starts
 from flashmm.solvers.verdict_texts import Status
@@ -79,7 +79,6 @@ def searched_again(
     Solution
         Changed in place: steps of both searches count.
     """
-    boundary = solution.status == int(Status.BOUNDARY)
     rows = flatnonzero(may_be_higher_above(solution, start))
     if rows.shape[0] == 0:
         return solution
@@ -89,9 +88,10 @@ def searched_again(
         likelihood, space, stages, take(start, rows), take(features, rows), max_iter=max_iter
     )
     put(solution.n_iter, rows, take(solution.n_iter, rows) + again.n_iter)
-    higher = is_higher(solution.take(rows), again)
-    finished = again.status <= int(Status.BOUNDARY)
-    better = flatnonzero(higher & (finished | take(boundary, rows)))
+    better = flatnonzero(improves(likelihood, solution.take(rows), again))
+    if space.name != "psd":
+        gone = indefinite(likelihood, take(features, take(rows, better)), take(again.theta, better))
+        better = better[~gone]
     if better.shape[0]:
         where = take(rows, better)
         put(solution.theta, where, take(again.theta, better))
