@@ -133,6 +133,11 @@ class ResidualGroups:
         return cls(projection, method, n, S, s, yy)
 
     @property
+    def least(self) -> float:
+        """The least eigenvalue of V, in its units, for which the likelihood is had here."""
+        return SINGULAR
+
+    @property
     def m(self) -> int:
         """Number of features."""
         return int(self.projection.m)
@@ -282,7 +287,7 @@ class ResidualGroups:
             at = DiagonalAt.of(self.diagonal, theta)
             reml = self.method == "REML"
             found = at.evaluate(theta, self.s[features], self.yy[features], reml=reml)
-        return found, np.asarray((at.lowest > SINGULAR) & np.isfinite(found.loglik))
+        return found, np.asarray((at.lowest > self.least) & np.isfinite(found.loglik))
 
     def _evaluated(self, theta: FloatArray, features: IntArray, at: _At) -> Evaluation:
         structure, q = self.projection.structure, self.projection.structure.q

@@ -45,8 +45,8 @@ _RANK = 1e-11
 _SMALL = ((256, 1e-3), (600, 1e-4))
 # Bytes of the matrices of the features that are evaluated at once.
 _CACHE = 2**25
-# What rounding leaves of an eigenvalue of V that is zero, as a share of the largest.
-_ZERO = 1e-10
+# The least eigenvalue of V, in its units, below which it is called in too.
+_NEARLY_SINGULAR = 1e-5
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,6 @@ class GroupsNearZero:
         if self.method == "ML":
             definite, L = factored(_combined(theta, self.of_V))
             good, W, of_trace, df = good & definite, inverse_of(L), self.of_V, p.n
-        else:
-            good &= self._has_no_negative(theta)
         log_det = 2.0 * np.log(np.diagonal(L, axis1=1, axis2=2)).sum(axis=1)
         WA = np.matmul(W[:, None], of_trace)
         trace = np.trace(WA, axis1=2, axis2=3)
@@ -191,16 +189,6 @@ class GroupsNearZero:
             rounding_errors(p.n, smallest),
         )
         return found, np.asarray(good & np.isfinite(found.loglik))
-
-    def _has_no_negative(self, theta: FloatArray) -> BoolArray:
-        """Where V has no eigenvalue below zero, shape (B,): singular it may be."""
-        result = np.ones(theta.shape[0], dtype=bool)
-        signs = np.asarray((theta < 0).any(axis=1))
-        rows = np.flatnonzero(signs | ~self.projection.structure.is_variance.all())
-        if rows.size:
-            values = np.linalg.eigvalsh(_combined(theta[rows], self.of_V))
-            result[rows] = values[:, 0] >= -_ZERO * values[:, -1]
-        return result
 
     def distance_to_edge(self, theta: FloatArray) -> FloatArray:
         """How near the edge of the likelihood's domain theta lies, shape (B,)."""
@@ -324,14 +312,28 @@ class GroupsOfAnySize(ResidualGroups):
         rows = float(np.minimum(self.n, self.S.shape[1]).sum())
         return next((share for most, share in _SMALL if rows <= most), -np.inf)
 
-    def _tiny(self, theta: FloatArray) -> BoolArray:
+    @property
+    def least(self) -> float:
+        """The least eigenvalue of V, in its units, for which nothing is handed on."""
+        return SINGULAR if self.small < 0.0 else _NEARLY_SINGULAR
+
+    def _near(self, theta: FloatArray) -> BoolArray:
         """Which rows of theta (B, k + H) are handed on, (B,)."""
-        return np.asarray((theta[:, -self.H :] < self.small).any(axis=1))
+        near = np.asarray((theta[:, -self.H :] < self.small).any(axis=1))
+        rows = np.flatnonzero(~near & ((theta < 0.0).any(axis=1) | self._correlated))
+        if self.small > 0.0 and rows.size:
+            near[rows] = super().distance_to_edge(theta[rows]) <= self.least
+        return near
+
+    @cached_property
+    def _correlated(self) -> bool:
+        """Whether V may be indefinite without a negative variance."""
+        return not self.projection.structure.is_variance.all()
 
     def _parted(self, theta: FloatArray, part: _Part) -> tuple[FloatArray, ...]:
         """Arrays (B, ...) of which each of the two likelihoods makes rows, by ``part``."""
-        tiny = self._tiny(theta)
-        ours, near = np.flatnonzero(~tiny), np.flatnonzero(tiny)
+        handed = self._near(theta)
+        ours, near = np.flatnonzero(~handed), np.flatnonzero(handed)
         if near.size == 0:
             return part(super(), slice(None))
         found = part(self.near_zero, near)
@@ -345,12 +347,22 @@ class GroupsOfAnySize(ResidualGroups):
 
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and informations at theta (B, k + H) for chosen features."""
-
-        def part(of: Any, i: Rows) -> tuple[FloatArray, ...]:
-            found = of.evaluate(theta[i], features[i])
-            return tuple(getattr(found, name) for name in Evaluation.__match_args__)
-
-        return Evaluation(*self._parted(theta, part))
+        if self.small < 0.0:
+            return super().evaluate(theta, features)
+        near = np.asarray((theta[:, -self.H :] < self.small).any(axis=1))
+        ours = np.flatnonzero(~near)
+        result = Evaluation.empty(features.size, self.n_params)
+        if ours.size:
+            found = super().evaluate(theta[ours], features[ours])
+            if ours.size == near.size:
+                result = found
+            else:
+                result.put(ours, found)
+            near[ours] = ~np.isfinite(found.loglik)
+        rows = np.flatnonzero(near)
+        if rows.size:
+            result.put(rows, self.near_zero.evaluate(theta[rows], features[rows]))
+        return result
 
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Generalised least squares at theta, shape (B, p)."""
@@ -396,7 +408,7 @@ class GroupsOfAnySize(ResidualGroups):
 
     def lost_in_rounding(self, theta: FloatArray, expected: FloatArray) -> BoolArray:
         """Whose scores of residual variances may be rounding alone, shape (B,)."""
-        return super().lost_in_rounding(theta, expected) & ~self._tiny(theta)
+        return super().lost_in_rounding(theta, expected) & ~self._near(theta)
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""
