@@ -32,6 +32,7 @@ from flashmm.likelihood import (
 )
 from flashmm.progress import Progress
 from flashmm.results import FitOptions, MultiLMMResults, at_theta
+from flashmm.results.explained_groups import explained_groups
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.results.fitting_curves import check_curved
 from flashmm.results.on_workers import fit_on_workers
@@ -418,7 +419,8 @@ class MultiLMM(ModelData, metaclass=AnsweringClass):
             found = fit_on_workers(client, self.stats, plan, theta0, residual)
         results = MultiLMMResults(found, stats, options, projection, self.recipe)
         results.fitted.know(likelihood)
-        _warn_about(results.fitted.array("status"))
+        groups = explained_groups(results.fitted) if by else ""
+        _warn_about(results.fitted.array("status"), groups, psd=parameter_space == "psd")
         if log.isEnabledFor(logging.INFO) and (reason := doubt(results.fitted)):
             log.info(reason)
         return results
@@ -509,9 +511,15 @@ def _check_em(solver: str | Solver, parameter_space: str) -> None:
         )
 
 
-def _warn_about(status: np.ndarray[Any, Any]) -> None:
-    """One counted warning for all features whose verdict is not a good one."""
+def _warn_about(status: np.ndarray[Any, Any], groups: str = "", psd: bool = False) -> None:
+    """One counted warning for all features whose verdict is not a good one.
+
+    ``groups``: what is to be said of groups with residual variances of their own; ``psd``: whether
+    that is the space, where V can be singular by a residual variance of zero alone.
+    """
     if bool(((status == Status.CONVERGED) | (status == Status.BOUNDARY)).all()):
+        if groups:
+            warn(groups, ConvergenceWarning)
         return
     counts = {
         verdict: int((status == verdict).sum())
@@ -523,12 +531,15 @@ def _warn_about(status: np.ndarray[Any, Any]) -> None:
         detail = ", ".join(f"{count} {verdict.label}" for verdict, count in found.items())
         hint = (
             " Where V is indefinite the estimate is a stationary point (`converged`), but some "
-            "standard errors are NaN and tests mean nothing; parameter_space='psd' avoids it."
+            "standard errors are NaN and tests mean nothing; "
             if Status.INDEFINITE in found
             else ""
         )
+        if hint:
+            cure = "here a group's residual variance is zero: join it with another."
+            hint += cure if psd else "parameter_space='psd' avoids it."
         warn(
             f"{sum(found.values())} of {status.size} features ended without a regular fit: "
-            f"{detail}. See results.status.{hint}",
+            f"{detail}. See results.status.{hint} {groups}".rstrip(),
             ConvergenceWarning,
         )

@@ -37,12 +37,14 @@ from flashmm.likelihood.moments import apply_G
 from flashmm.likelihood.projection import Projection
 from flashmm.likelihood.residual_groups import ResidualGroups
 
-__all__ = ["GroupsNearZero", "GroupsOfAnySize"]
+__all__ = ["RANK", "GroupsNearZero", "GroupsOfAnySize"]
 
 # Eigenvalues of a group's sums, scaled to unit diagonal, that are rounding.
-_RANK = 1e-11
+RANK = 1e-11
 # Rows of all groups, and the residual variance, in internal units, below which this is called in.
 _SMALL = ((256, 1e-3), (600, 1e-4))
+# Variances of contrasts that are zero, as a share of what equal residual variances give.
+_NO_VARIANCE = 1e-10
 # Bytes of the matrices of the features that are evaluated at once.
 _CACHE = 2**25
 # The least eigenvalue of V, in its units, below which it is called in too.
@@ -81,17 +83,18 @@ class GroupsNearZero:
     rss: FloatArray
 
     @classmethod
-    def make(cls, sums: ResidualGroups) -> GroupsNearZero:
-        """From sums by group."""
+    def make(cls, sums: ResidualGroups, features: IntArray | None = None) -> GroupsNearZero:
+        """From sums by group, of all features or of some."""
         q, groups, rows, y = sums.projection.structure.q, [], [], []
-        rest, rss = np.array(sums.n), np.array(sums.yy)
+        of = slice(None) if features is None else features
+        rest, rss = np.array(sums.n), np.array(sums.yy[of])
         for h, n in enumerate(sums.n):
             length = np.sqrt(np.maximum(np.diagonal(sums.S[h]), 0.0))
             inverse = 1.0 / np.where(length > 0, length, np.inf)
             values, vectors = np.linalg.eigh(sums.S[h] * inverse[:, None] * inverse)
-            held = np.flatnonzero(values > _RANK * max(values[-1], 0.0))[-int(n) :]
+            held = np.flatnonzero(values > RANK * max(values[-1], 0.0))[-int(n) :]
             root = vectors[:, held] * np.sqrt(values[held])
-            along = sums.s[:, h] @ (inverse[:, None] * vectors[:, held] / np.sqrt(values[held]))
+            along = sums.s[of, h] @ (inverse[:, None] * vectors[:, held] / np.sqrt(values[held]))
             rows.append((root * length[:, None]).T)
             y.append(along)
             groups += [h] * held.size
@@ -236,10 +239,16 @@ class GroupsNearZero:
         C = p.whitening @ (self.X.T @ V @ self._weights(V, P)) @ p.whitening.T
         return np.asarray(0.5 * (C + np.swapaxes(C, 1, 2)) * p.scale[features, None, None])
 
+    def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
+        """Variances l'Cl of the rows of L (c, p), shape (B, c); below zero where there is none."""
+        C, p = self.covariance(theta, features), self.projection
+        equal = ((L @ p.whitening) ** 2).sum(axis=1) * p.scale[features, None]
+        return _defined((np.matmul(L, C) * L).sum(axis=2), equal)
+
     def fixed_effects(self, theta: FloatArray, features: IntArray) -> tuple[FloatArray, FloatArray]:
         """Coefficients and their variances at theta, each (B, p)."""
-        C = self.covariance(theta, features)
-        return self.beta(theta, features), np.diagonal(C, axis1=1, axis2=2)
+        one = np.eye(self.projection.p)
+        return self.beta(theta, features), self.contrast_variance(theta, features, one)
 
     def random_effects(
         self, theta: FloatArray, features: IntArray, se: StandardErrorKind | None
@@ -275,6 +284,9 @@ class GroupsNearZero:
         )
         LB = np.swapaxes(BL, 2, 3)  # (B, g, r, N)
         variance = np.matmul(np.matmul(LB, V[:, None]), BL)
+        each = np.arange(variance.shape[-1])
+        equal = ((L @ self.projection.whitening) ** 2).sum(axis=2)
+        variance[..., each, each] = _defined(variance[..., each, each], equal)
         turned = np.matmul(LB[:, :, None], self.of_V)  # (B, g, k + H, r, N)
         gradient = np.matmul(turned, BL[:, :, None])
         if not adjustment:
@@ -282,6 +294,15 @@ class GroupsNearZero:
         half = np.matmul(turned, P[:, None, None])
         both = np.matmul(half[:, :, :, None], np.swapaxes(turned, 3, 4)[:, :, None])
         return ContrastMoments(variance, gradient, both)
+
+
+def _defined(variance: FloatArray, equal: FloatArray) -> FloatArray:
+    """Variances, below zero where they are zero but for rounding.
+
+    A sample without variance fixes a contrast, whatever the others are: no error, and no test. In
+    comparison with the variances ``equal`` under equal residuals and no random effects.
+    """
+    return np.where(np.abs(variance) > _NO_VARIANCE * equal, variance, -equal)
 
 
 def _combined(theta: FloatArray, matrices: FloatArray) -> FloatArray:
@@ -371,6 +392,11 @@ class GroupsOfAnySize(ResidualGroups):
     def covariance(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Covariance matrices of the fixed effects, shape (B, p, p)."""
         return self._parted(theta, lambda of, i: (of.covariance(theta[i], features[i]),))[0]
+
+    def contrast_variance(self, theta: FloatArray, features: IntArray, L: FloatArray) -> FloatArray:
+        """Variances l'Cl of the rows of L (c, p), shape (B, c); below zero where there is none."""
+        part = self._parted(theta, lambda of, i: (of.contrast_variance(theta[i], features[i], L),))
+        return part[0]
 
     def fixed_effects(self, theta: FloatArray, features: IntArray) -> tuple[FloatArray, FloatArray]:
         """Coefficients and their variances at theta, each (B, p)."""

@@ -62,15 +62,19 @@ def assemble(
         spread, _ = covariance_along(stats.structure, solution.theta, solution.evaluation)
         se_theta = _roots_of_diagonal(spread)
     spoilt = np.asarray(~np.isfinite(se_theta).all(axis=1))
-    if isinstance(likelihood, ResidualGroups):
-        spoilt |= likelihood.lost_in_rounding(solution.theta, solution.evaluation.expected)
-    status = _verdicts(projection, likelihood, solution, spoilt)
     theta = solution.theta.copy()
+    if isinstance(likelihood, ResidualGroups):
+        lost = likelihood.lost_in_rounding(solution.theta, solution.evaluation.expected)
+        spoilt |= lost
+        theta[lost] = np.nan  # neither the likelihood nor what follows from it has digits there
+    status = _verdicts(projection, likelihood, solution, spoilt)
     theta[status == Status.NO_MAXIMUM] = np.nan
     beta, se_beta, indefinite = _fixed_effects(
         stats, projection, likelihood, theta, options, n_jobs
     )
-    status[indefinite & (status == Status.CONVERGED)] = Status.INDEFINITE
+    several = len(stats.structure.residuals) > 1  # then V may be singular at the boundary too
+    good = status <= (Status.BOUNDARY if several else Status.CONVERGED)
+    status[indefinite & np.asarray(good)] = Status.INDEFINITE
 
     known = np.asarray(np.isfinite(theta).all(axis=1))
     natural_loglik = projection.natural_loglik(solution.evaluation.loglik, options.method)
@@ -166,7 +170,7 @@ def _fixed_effects(
     beta[explained] = projection.beta_ols[:, explained].T
     fitted = np.flatnonzero(np.isfinite(theta).all(axis=1))
     negative = np.asarray(((theta < 0) & stats.structure.is_variance).any(axis=1))
-    identity = np.eye(p)
+    identity, several = np.eye(p), len(stats.structure.residuals)
     # With D positive semi-definite only rounding takes a variance of zero below it.
     not_positive = 0.0 if options.parameter_space == "psd" else np.nan
 
@@ -176,8 +180,11 @@ def _fixed_effects(
         else:
             beta[batch] = likelihood.beta(theta[batch], batch)
             variance = likelihood.contrast_variance(theta[batch], batch, identity)
-        se[batch] = np.sqrt(np.where(variance > 0, variance, not_positive))
+        zero = np.where(several > 1, np.nan, not_positive)
+        se[batch] = np.sqrt(np.where(variance > 0, variance, zero))
         definite = covariance_is_definite(stats.structure.blocks(), theta[batch])
+        if several > 1:  # a residual variance of zero may leave V singular
+            definite &= (theta[batch, -several:] > 0).all(axis=1)
         suspects = batch[negative[batch] | ~definite]
         if suspects.size:
             indefinite[suspects] = ~rows_of(likelihood, suspects).is_definite(theta[suspects])

@@ -24,6 +24,7 @@ from flashmm.likelihood.signed_grid import signed_grid
 from flashmm.progress import Progress
 from flashmm.results.assemble import assemble, without_maximum
 from flashmm.results.deferred import Deferred
+from flashmm.results.explained_groups import SMALL_GROUP
 from flashmm.results.fitted import FitOptions
 from flashmm.results.fitting_curves import CurvedSearch, in_theta, own_space
 from flashmm.solvers.base import Solution, Solver, maximise
@@ -44,8 +45,7 @@ __all__ = ["FitPlan", "fit_features"]
 _LIFTS = (0.0, 0.1, 0.5, 2.0)
 # Log-likelihoods that differ by more than this do so by more than rounding.
 _ROUNDING = 1e-4
-# Residual groups of fewer samples may have several maxima; how much smaller a start's is.
-_SMALL_GROUP = 20
+# How much smaller than the others the residual variance of a start is, where groups are small.
 _QUIET = 0.03
 # Steps from a summit of a grid to the maximum beside it; most take ten.
 _SHORT = 20
@@ -345,7 +345,7 @@ def _restart_in_small_groups(
     """
     structure = search.projection.structure
     several = len(structure.residuals)
-    if min(structure.residual_sizes) >= _SMALL_GROUP or features.size == 0:
+    if min(structure.residual_sizes) >= SMALL_GROUP or features.size == 0:
         return
     plain = replace(search, plan=replace(search.plan, fallback=None))
     end = solution.theta[features]

@@ -12,6 +12,7 @@ from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import listing
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.multiplicity import adjust_pvalues
+from flashmm.results.explained_groups import explained_groups
 from flashmm.results.fitted import FitOptions, FittedModel
 from flashmm.results.own_parameters import own_estimates
 from flashmm.results.pages import WIDTH, SummaryPage, Table
@@ -141,8 +142,7 @@ def model_page(fitted: FittedModel, pvalues: FloatArray) -> SummaryPage:
         "features (Benjamini-Hochberg) for each coefficient."
     )
     notes += _known_covariances(fitted) + _left_out(fitted)
-    if reason := doubt(fitted):
-        notes.append(reason)
+    notes += [reason for reason in (explained_groups(fitted), doubt(fitted)) if reason]
     return SummaryPage(
         "Linear mixed models, one design",
         [
@@ -264,6 +264,8 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
     notes.append(f"t tests on {DF_TEXT[DEFAULT_DF]} degrees of freedom. {scale}")
     if verdict != Status.CONVERGED:
         notes.append(f"{verdict.label}: {MEANINGS[verdict]}.")
+    if reason := explained_groups(fitted, position):
+        notes.append(reason)
     notes += _known_covariances(fitted) + _left_out(fitted)
     if verdict.is_converged and (reason := doubt(fitted, position=position)):
         notes.append(reason)

@@ -61,7 +61,7 @@ MEANINGS: dict[Status, str] = {
     Status.ZERO_VARIANCE: (
         "X explains the feature exactly (a constant, for instance), or squares of it underflow"
     ),
-    Status.PERFECT_FIT: "X and Z together explain the feature exactly",
+    Status.PERFECT_FIT: "X and Z together explain the feature, or a residual group of it, exactly",
     Status.NON_FINITE: (
         "the feature's sums, or variances in its units, are no finite numbers with all digits"
     ),
