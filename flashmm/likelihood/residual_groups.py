@@ -463,7 +463,7 @@ class ResidualGroups:
         with np.errstate(all="ignore"):
             unit = np.sqrt(np.diagonal(expected, axis1=1, axis2=2)[:, -self.H :])
             error = 1e-15 * self.projection.n / theta[:, -self.H :] ** 2
-            return np.asarray((error > _LOST * unit).any(axis=1))
+            return np.asarray(~(error <= _LOST * unit).all(axis=1))
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""

@@ -48,7 +48,9 @@ _NO_VARIANCE = 1e-10
 # Bytes of the matrices of the features that are evaluated at once.
 _CACHE = 2**25
 # The least eigenvalue of V, in its units, below which it is called in too.
-_NEARLY_SINGULAR = 1e-5
+_NEARLY_SINGULAR = 1e-4
+# And below which the likelihood is lost where it is not: rounding over its square is left.
+_LOST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -433,8 +435,12 @@ class GroupsOfAnySize(ResidualGroups):
         return ContrastMoments(found[0], found[1], found[2] if adjustment else None)
 
     def lost_in_rounding(self, theta: FloatArray, expected: FloatArray) -> BoolArray:
-        """Whose scores of residual variances may be rounding alone, shape (B,)."""
-        return super().lost_in_rounding(theta, expected) & ~self._near(theta)
+        """Whose scores of residual variances, or likelihoods, may be rounding alone, shape (B,)."""
+        lost = super().lost_in_rounding(theta, expected) & ~self._near(theta)
+        rows = np.flatnonzero(~lost & ((theta < 0.0).any(axis=1) | self._correlated))
+        if self.small < 0.0 and rows.size:
+            lost[rows] = super().distance_to_edge(theta[rows]) < _LOST
+        return lost
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""
