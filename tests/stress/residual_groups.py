@@ -81,6 +81,17 @@ class Grouped:
         values = np.linalg.eigvalsh(Q.T @ V @ Q if method == "REML" else V)
         return float(values[0] / np.abs(values).max())
 
+    def differs(self, beta: np.ndarray, se: np.ndarray, theta: np.ndarray, j: int) -> float:
+        """By how many standard errors feature j's coefficients are off, or these by which share."""
+        V = np.tensordot(theta, self.G, 1)
+        values = np.linalg.eigvalsh(V)
+        if values[0] < 1e-6 * values[-1]:
+            return 0.0
+        W = np.linalg.inv(V)
+        C = np.linalg.inv(self.X.T @ W @ self.X)
+        unit, truth = np.sqrt(np.diag(C)), C @ self.X.T @ W @ self.Y[j]
+        return float(np.nanmax([np.abs(beta - truth) / unit, np.abs(se / unit - 1.0)]))
+
     def dense(self, theta: np.ndarray, y: np.ndarray, method: str):
         """Log-likelihood, score and expected information; -inf and None outside the domain.
 
@@ -156,7 +167,7 @@ def findings(
     theta, llf = result.theta[order].to_numpy(), result.llf.to_numpy()
     for j, status in enumerate(result.status):
         yield j, status, "", ""
-        if status not in ("converged", "boundary", "indefinite"):
+        if not np.isfinite(llf[j]):  # nothing is shown
             continue
         value, score, E = one.dense(theta[j], one.Y[j], method)
         # What cancels in y'Py is divided by the least eigenvalue.
@@ -166,6 +177,11 @@ def findings(
             continue
         if score is None:
             yield j, status, "no likelihood there", ""
+            continue
+        wrong = one.differs(result.params.to_numpy()[j], result.bse.to_numpy()[j], theta[j], j)
+        if wrong > 1e-6 + 1e2 * digits:
+            yield j, status, "coefficients or their errors differ", f"{wrong:.1e}"
+        if status not in ("converged", "boundary", "indefinite"):
             continue
         unit = np.sqrt(np.diagonal(E))
         left = score / unit
