@@ -30,6 +30,7 @@ from flashmm.results.fitting_curves import CurvedSearch, in_theta, own_space
 from flashmm.solvers.base import Solution, Solver, maximise
 from flashmm.solvers.batches import maximise_in_batches, over_batches
 from flashmm.solvers.gains import GAIN, improves, indefinite, spoilt
+from flashmm.solvers.joining import UntilKnown
 from flashmm.solvers.other_maxima import NO_RESIDUAL, Landscape
 from flashmm.solvers.restart import second_starts
 from flashmm.solvers.space import ParameterSpace, make_space
@@ -45,8 +46,10 @@ __all__ = ["FitPlan", "fit_features"]
 _LIFTS = (0.0, 0.1, 0.5, 2.0)
 # Log-likelihoods that differ by more than this do so by more than rounding.
 _ROUNDING = 1e-4
-# How much smaller than the others the residual variance of a start is, where groups are small.
-_QUIET = 0.03
+# Residual variances of quiet groups in starts, where groups are small; the last as a share.
+# Groups of so many times more samples than effects are not explained by them.
+_EXPLAINED = 3
+_QUIET = (1e-2, 1e-3, 1e-3)
 # Steps from a summit of a grid to the maximum beside it; most take ten.
 _SHORT = 20
 # Up to so many features and random effects the general engine is the fastest.
@@ -339,27 +342,34 @@ def _restart_in_small_groups(
     """Fit features again from starts that differ in the residual variances, where groups are small.
 
     There a likelihood may have several maxima: the effects may explain a group's samples nearly,
-    whose variance is then small beside theirs. One start has equal residual variances. The others
-    begin at the end of the search, each with the variances of the effects as large as that of one
-    group, and that one small. The highest end stays; in place.
+    whose variance is then small beside theirs. Each group that is not far larger is quiet in three starts: without
+    random effects and beside large ones, all others with the residual variance of y on X, and at
+    the end of the search, with variances of the effects as large as its own. The highest end stays;
+    in place.
     """
-    structure = search.projection.structure
+    structure, likelihood = search.projection.structure, search.likelihood
     several = len(structure.residuals)
     if min(structure.residual_sizes) >= SMALL_GROUP or features.size == 0:
         return
-    plain = replace(search, plan=replace(search.plan, fallback=None))
-    end = solution.theta[features]
-    starts = np.repeat(end[None], 1 + several, axis=0)
-    starts[0], starts[0, :, -several:] = 0.0, 1.0
-    for h in range(several):
-        own = end[:, h - several, None]
-        starts[1 + h, :, :-several] = np.where(structure.is_variance[:-several], own, 0.0)
-        starts[1 + h, :, h - several] *= _QUIET
-    for rows in starts[:, None]:
-        again = plain.ends(space, rows, features)[0]
+    sound = np.zeros(solution.status.size, dtype=bool)
+    sound[features] = _sound(likelihood, solution.take(features))
+    end, variances = solution.theta[features], structure.is_variance[:-several]
+    known = np.where(sound[:, None], solution.theta, np.nan)
+    solver = UntilKnown(search.plan.solver, known, solution.evaluation.loglik.copy())
+    plain = replace(search, plan=replace(search.plan, solver=solver, fallback=None)).shortly()
+    most = max(SMALL_GROUP, _EXPLAINED * (search.projection.p + structure.q))
+    quiet = [h for h, size in enumerate(structure.residual_sizes) if size < most]
+    starts = np.zeros((3, len(quiet), *end.shape))
+    starts[:2, :, :, -several:], starts[1, :, :, :-several], starts[2] = 1.0, variances, end
+    for i, h in enumerate(quiet):
+        own = np.maximum(end[:, h - several, None], 0.0)
+        starts[:2, i, :, h - several] = np.array(_QUIET[:2])[:, None]
+        starts[2, i, :, :-several] = np.where(variances, own, 0.0)
+        starts[2, i, :, h - several] = _QUIET[2] * own[:, 0]
+    for again in plain.ends(space, starts.reshape(-1, *end.shape), features):
         solution.n_iter[features] += again.n_iter
         before = solution.take(features)
-        found = np.flatnonzero(_takes_over(search.likelihood, before, again, features))
+        found = np.flatnonzero(_takes_over(likelihood, before, again, features))
         _put(solution, features[found], again, found)
 
 
