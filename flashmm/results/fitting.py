@@ -47,9 +47,9 @@ _LIFTS = (0.0, 0.1, 0.5, 2.0)
 # Log-likelihoods that differ by more than this do so by more than rounding.
 _ROUNDING = 1e-4
 # Residual variances of quiet groups in starts, where groups are small; the last as a share.
+_QUIET = (1e-2, 1e-3, 1e-3)
 # Groups of so many times more samples than effects are not explained by them.
 _EXPLAINED = 3
-_QUIET = (1e-2, 1e-3, 1e-3)
 # Steps from a summit of a grid to the maximum beside it; most take ten.
 _SHORT = 20
 # Up to so many features and random effects the general engine is the fastest.
