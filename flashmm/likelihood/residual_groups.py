@@ -40,6 +40,8 @@ from flashmm.likelihood.base import (
 from flashmm.likelihood.moments import apply_G
 from flashmm.likelihood.projection import Projection
 from flashmm.likelihood.residual_groups_diagonal import DiagonalAt, DiagonalSums
+from flashmm.likelihood.residual_groups_evaluation import evaluated
+from flashmm.likelihood.residual_groups_traces import Ratios, typical_ratios
 from flashmm.stats.fields import GroupSums
 
 __all__ = ["ResidualGroups"]
@@ -168,7 +170,7 @@ class ResidualGroups:
         """How many features may be evaluated at once within ``memory`` bytes."""
         a = int(self.S.shape[1])
         if self.diagonal is not None:
-            return max(1, memory // (8 * (6 * self.H * a + self.diagonal.numbers)))
+            return max(1, memory // (8 * (6 * self.H * a + self.diagonal.numbers())))
         return max(1, min(memory, 2**28) // (8 * a * a * (3 * self.n_params + 12)))
 
     @cached_property
@@ -257,22 +259,54 @@ class ResidualGroups:
 
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and informations at theta (B, k + H) for chosen features."""
+        return self._in_parts(theta, features, None)
+
+    @cached_property
+    def ratios(self) -> Ratios | None:
+        """What makes an approximate expected information, where a search gains by it."""
+        if self.diagonal is None or self.method != "REML":
+            return None
+        return typical_ratios(self.diagonal)
+
+    @property
+    def approximates(self) -> bool:
+        """Whether `evaluate_on_the_way` is cheaper than `evaluate`."""
+        return self.ratios is not None
+
+    def evaluate_on_the_way(
+        self, theta: FloatArray, features: IntArray, last: BoolArray
+    ) -> Evaluation:
+        """The same with an approximate expected information, but for the rows ``last`` (B,)."""
+        if self.ratios is None or last.all():
+            return self.evaluate(theta, features)
+        if not last.any():
+            return self._in_parts(theta, features, self.ratios)
+        result = Evaluation.empty(features.size, self.n_params)
+        for rows, ratios in ((last, None), (~last, self.ratios)):
+            result.put(rows, self._in_parts(theta[rows], features[rows], ratios))
+        return result
+
+    def _in_parts(self, theta: FloatArray, features: IntArray, ratios: Ratios | None) -> Evaluation:
+        """The evaluation, a few features at a time; approximate with ``ratios``."""
         k = len(self.projection.structure.parameters)
         result = Evaluation.empty(features.size, self.n_params)
         inside = np.isfinite(theta).all(axis=1) & (theta[:, k:] > 0).all(axis=1)
         rows = np.flatnonzero(inside)
         size = rows.size
         if self.diagonal is not None:
-            # A few at a time: their arrays are gone through often, and fit a core's cache.
-            size = _CACHE // (8 * (self.H * self.S.shape[1] + self.diagonal.numbers))
+            # Their arrays are gone through often, and fit a core's cache.
+            numbers = self.diagonal.numbers(on_the_way=ratios is not None)
+            size = _CACHE // (8 * (self.H * self.S.shape[1] + numbers))
         for start in range(0, rows.size, max(size, 1)):
             here = rows[start : start + size]
             with np.errstate(all="ignore"):
-                found, good = self._inside(theta[here], features[here])
+                found, good = self._inside(theta[here], features[here], ratios)
             result.put(here[good], found.take(np.flatnonzero(good)))
         return result
 
-    def _inside(self, theta: FloatArray, features: IntArray) -> tuple[Evaluation, BoolArray]:
+    def _inside(
+        self, theta: FloatArray, features: IntArray, ratios: Ratios | None
+    ) -> tuple[Evaluation, BoolArray]:
         """The same of features with positive residual variances, and where V is definite, (B,)."""
         at: _At | DiagonalAt
         if self.diagonal is None:
@@ -280,8 +314,8 @@ class ResidualGroups:
             found = self._evaluated(theta, features, at)
         else:
             at = DiagonalAt.of(self.diagonal, theta)
-            reml = self.method == "REML"
-            found = at.evaluate(theta, self.s[features], self.yy[features], reml=reml)
+            reml, s, yy = self.method == "REML", self.s[features], self.yy[features]
+            found = evaluated(at, theta, s, yy, reml=reml, ratios=ratios)
         return found, np.asarray((at.lowest > SINGULAR) & np.isfinite(found.loglik))
 
     def _evaluated(self, theta: FloatArray, features: IntArray, at: _At) -> Evaluation:
@@ -370,7 +404,7 @@ class ResidualGroups:
                 self.covariance(theta, features), axis1=1, axis2=2
             )
         beta, variance = np.empty((features.size, p.p)), np.empty((features.size, p.p))
-        size = max(1, _CACHE // (8 * (self.H * (p.p + q) + self.diagonal.numbers)))
+        size = max(1, _CACHE // (8 * (self.H * (p.p + q) + self.diagonal.numbers())))
         for start in range(0, features.size, size):
             here = slice(start, start + size)
             at = DiagonalAt.of(self.diagonal, theta[here])

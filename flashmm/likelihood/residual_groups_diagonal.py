@@ -15,13 +15,11 @@ and sums over the levels of products of u_h, u and K^-1. They follow from
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from flashmm.arrays.types import FloatArray
-from flashmm.likelihood.base import Evaluation, rounding_errors
 from flashmm.likelihood.residual_groups_tables import Tables, inverse_of_definite
 
 __all__ = ["DiagonalAt", "DiagonalSums"]
@@ -61,12 +59,12 @@ class DiagonalSums:
         X_rows = X.swapaxes(0, 1).reshape(p, H * p)
         return cls(d, U, X, n, columns, rows, X_rows, Tables.make(d, U, most))
 
-    @property
-    def numbers(self) -> int:
+    def numbers(self, *, on_the_way: bool = False) -> int:
         """Numbers that the largest arrays of sums over levels take, for each feature."""
         if self.tables is None:
             return 4 * self.U.size
-        return int(self.tables.products.shape[1] + self.tables.weighted.shape[1])
+        most = 0 if on_the_way else self.tables.weighted.shape[1]
+        return int(self.tables.products.shape[1] + most)
 
     def _within(self, s: FloatArray, yy: FloatArray) -> FloatArray:
         """Sums of squares about the means of the levels in each group, shape (m, H)."""
@@ -118,17 +116,6 @@ class DiagonalSums:
 
 
 @dataclass(frozen=True)
-class _Traces:
-    """tr T and tr TT, (B,); tr N S_h, tr Z'P I_h P Z, (B, H); tr N S_h N S_g, (B, H, H)."""
-
-    first: FloatArray
-    second: FloatArray
-    NS: FloatArray
-    mixed: FloatArray
-    both: FloatArray
-
-
-@dataclass(frozen=True)
 class DiagonalAt:
     """What theta makes of them.
 
@@ -138,6 +125,8 @@ class DiagonalAt:
         1 / sigma2_h, shape (B, H).
     d, v, f
         Of the kinds of levels where there are tables, else of the levels, shape (B, k).
+    U
+        u of the levels, shape (B, q, p); None with tables.
     pairs
         Sums over the levels of f times the products of pairs, shape (B, P, t); None without tables.
     K_inverse
@@ -153,6 +142,7 @@ class DiagonalAt:
     d: FloatArray
     v: FloatArray
     f: FloatArray
+    U: FloatArray | None
     pairs: FloatArray | None
     K_inverse: FloatArray
     log_det: FloatArray
@@ -173,18 +163,18 @@ class DiagonalAt:
             U = (c @ sums.U.reshape(H, q * p)).reshape(B, q, p)
             K = (c @ sums.X.reshape(H, p * p)).reshape(B, p, p)
             K = K - np.matmul(np.swapaxes(U * f[:, :, None], 1, 2), U)
-            return cls(sums, c, d, v, f, None, *_inverse(K), lowest)
+            return cls(sums, c, d, v, f, U, None, *_inverse(K), lowest)
         pairs = tables.of_pairs(f)
         entries = c @ tables.packing.packed(sums.X)
         entries = entries - np.matmul(tables.products_of(c)[:, None], pairs)[:, 0]
         found = inverse_of_definite(tables.packing.unpacked(entries))
-        return cls(sums, c, d, v, f, pairs, *found, lowest)
+        return cls(sums, c, d, v, f, None, pairs, *found, lowest)
 
     def by_level(self, values: FloatArray) -> FloatArray:
         """Values like v at the levels, shape (B, q)."""
         return values if self.sums.tables is None else self.sums.tables.by_level(values)
 
-    def _across(self, rows: FloatArray) -> FloatArray:
+    def across(self, rows: FloatArray) -> FloatArray:
         """Sums over the levels of weights (B, q) times u, shape (B, p)."""
         return np.asarray(np.matmul(self.c[:, None], self.sums.across(rows))[:, 0])
 
@@ -192,155 +182,8 @@ class DiagonalAt:
         """Coefficients of X, (B, p), for A'I_h y (B, H, q + p)."""
         q = self.sums.U.shape[1]
         total = np.matmul(self.c[:, None], s)[:, 0]
-        right = total[:, q:] - self._across(self.by_level(self.f) * total[:, :q])
+        right = total[:, q:] - self.across(self.by_level(self.f) * total[:, :q])
         return np.asarray(np.matmul(self.K_inverse, right[:, :, None])[:, :, 0])
-
-    def evaluate(
-        self, theta: FloatArray, s: FloatArray, yy: FloatArray, *, reml: bool
-    ) -> Evaluation:
-        """Log-likelihood, score and informations; s (B, H, q + p), yy (B, H)."""
-        sums, c, n = self.sums, self.c, self.sums.n
-        (H, q, p), B = sums.U.shape, theta.shape[0]
-        v, f, d = self.by_level(self.v), self.by_level(self.f), self.by_level(self.d)
-        z, x = s[:, :, :q], s[:, :, q:]
-        b_x = self.fixed(s)
-        e = (b_x @ sums.U_columns).reshape(B, H, q)
-        np.subtract(z, e, out=e)  # Z'I_h (y - X b_x)
-        left = np.matmul(c[:, None], e)[:, 0]
-        b_z, r = f * left, v * left
-        t = sums.d * b_z[:, None]
-        np.subtract(e, t, out=t)
-        t_x = x - (b_x @ sums.X_rows).reshape(B, H, p)
-        square = yy - np.matmul(x + t_x, b_x[:, :, None])[:, :, 0]
-        explained = np.matmul(e, b_z[:, :, None])[:, :, 0]
-        ee = square - explained - np.matmul(t, b_z[:, :, None])[:, :, 0]
-        ft, vr = t * f[:, None], v * r
-        j = t_x - sums.across(b_z)  # then g't_h, (B, H, p)
-        spread = sums.across(ft.reshape(B * H, q)).reshape(B, H, H, p)
-        j -= np.matmul(c[:, None, None], spread)[:, :, 0]
-        jK = np.matmul(j, self.K_inverse)
-        wr = self._across(vr)
-        wKr = np.matmul(wr[:, None], self.K_inverse)[:, 0]
-        score, E, A = np.empty((B, 1 + H)), np.empty((B, 1 + H, 1 + H)), np.empty((B, 1 + H, 1 + H))
-        A[:, 0, 0] = np.einsum("bq,bq,bq->b", d, r, vr) - (wKr * wr).sum(axis=1)
-        Mt = np.matmul(t, vr[:, :, None])[:, :, 0] - np.matmul(jK, wr[:, :, None])[:, :, 0]
-        A[:, 0, 1:] = A[:, 1:, 0] = c**2 * Mt
-        c2 = c[:, :, None] ** 2 * c[:, None, :] ** 2
-        inner = np.matmul(ft, np.swapaxes(t, 1, 2))
-        A[:, 1:, 1:] = -c2 * (inner + np.matmul(jK, np.swapaxes(j, 1, 2)))
-        found = self._traces(reml=reml)
-        score[:, 0] = np.einsum("bq,bq->b", r, r) - found.first
-        score[:, 1:] = c**2 * (ee + found.NS) - c * n
-        E[:, 0, 0] = found.second
-        E[:, 0, 1:] = E[:, 1:, 0] = c**2 * found.mixed
-        E[:, 1:, 1:] = c2 * found.both
-        each = np.arange(1, 1 + H)
-        E[:, each, each] += c**2 * n - 2.0 * c**3 * found.NS
-        A[:, each, each] += c**3 * ee
-        log_det = -(n * np.log(c)).sum(axis=1)
-        counts = None if sums.tables is None or sums.tables.k == q else sums.tables.counts
-        log_det -= np.log(self.v) @ (np.ones(q) if counts is None else counts)
-        df = n.sum()
-        if reml:
-            df = df - p
-            log_det = log_det + self.log_det
-        yPy = (c * (square - explained)).sum(axis=1)
-        loglik = -0.5 * (df * math.log(2.0 * math.pi) + log_det + yPy)
-        rounding = rounding_errors(int(n.sum()), theta[:, 1:].min(axis=1))
-        return Evaluation(loglik, 0.5 * score, 0.5 * E, 0.5 * A, rounding)
-
-    def _traces(self, *, reml: bool) -> _Traces:
-        """Traces with P, or with V^-1 where not ``reml``."""
-        sums, f, v, tables = self.sums, self.f, self.v, self.sums.tables
-        H, B, tau = sums.n.size, f.shape[0], self.d * v
-        n, counts = (sums.d.T, np.ones(v.shape[1]))
-        if tables is not None:
-            n, counts = tables.n, tables.counts
-        n = n * counts[:, None]
-        first = tau @ counts
-        second = (tau * tau) @ counts
-        mixed = (v * v) @ n
-        NS = f @ n
-        squares = (n[:, :, None] * (sums.d.T if tables is None else tables.n)[:, None]).reshape(
-            n.shape[0], H * H
-        )
-        both = ((f * f) @ squares).reshape(B, H, H)
-        plain = _Traces(first, second, NS, mixed, both)
-        if not reml or sums.U.shape[2] == 0:
-            return plain
-        return self._by_level(plain) if tables is None else self._by_tables(plain, tables)
-
-    def _by_tables(self, plain: _Traces, tables: Tables) -> _Traces:
-        """The traces of V^-1 less what P takes from them, by the tables."""
-        sums, c, f, v, pairs = self.sums, self.c, self.f, self.v, self.pairs
-        assert pairs is not None
-        H, B, packing, n = sums.n.size, f.shape[0], tables.packing, tables.n
-        K = packing.packed(self.K_inverse) * packing.twice
-        square, slopes = tables.products_of(c), tables.slopes_of(c)
-        across = tables.of_pairs(v * v)
-        triples = tables.of_triples(f * f)
-        of_group = (tables.group == np.arange(H)[:, None]).astype(np.float64)  # (H, T)
-        products = square[:, None, tables.pair] * of_group
-        J = packing.packed(sums.X) - np.matmul(slopes, pairs) + np.matmul(products, triples)
-        W = np.matmul(square[:, None], across)
-        matrices = packing.unpacked(np.concatenate([W, J], axis=1))
-        KJ = np.matmul(self.K_inverse[:, None], matrices)  # (B, 1 + H, p, p)
-        trace = np.trace(KJ, axis1=2, axis2=3)
-        flat = KJ.reshape(B, 1 + H, -1)
-        turned = np.swapaxes(KJ, 2, 3).reshape(B, 1 + H, -1)
-        second = np.matmul(flat, np.swapaxes(turned, 1, 2))
-        # u'K^-1u summed over the levels of a kind, (B, k)
-        weights = (square[:, :, None] * K[:, None]).reshape(B, -1)
-        uu = weights @ tables.products.T
-        v2, fuu = v * v, f * uu
-        by_pair = np.matmul(pairs, K[:, :, None])[:, :, 0]  # sums of f u_g'K^-1u_h, twice if g < h
-        cross = np.zeros((B, H, H))
-        half = np.where(tables.first == tables.second, 1.0, 0.5) * by_pair
-        cross[:, tables.first, tables.second] = half
-        cross[:, tables.second, tables.first] = half
-        by_triple = np.matmul(triples, K[:, :, None])[:, :, 0]
-        # sums of f^2 n_h u'K^-1u_g, (B, H, H)
-        between = 0.5 * np.matmul(
-            by_triple[:, None] * of_group, np.swapaxes(slopes[:, :, tables.pair], 1, 2)
-        )
-        squares = (n[:, :, None] * n[:, None]).reshape(n.shape[0], -1)
-        cross += ((f * f * fuu) @ squares).reshape(B, H, H) - between - np.swapaxes(between, 1, 2)
-        vu = 0.5 * np.matmul(slopes, np.matmul(across, K[:, :, None]))[:, :, 0]
-        return _Traces(
-            plain.first - trace[:, 0],
-            plain.second - 2.0 * np.einsum("bk,bk,bk->b", self.d * v, v2, uu) + second[:, 0, 0],
-            plain.NS + trace[:, 1:],
-            plain.mixed - 2.0 * (vu - (v2 * fuu) @ n) + second[:, 0, 1:],
-            plain.both + 2.0 * cross + second[:, 1:, 1:],
-        )
-
-    def _by_level(self, plain: _Traces) -> _Traces:
-        """The same level by level."""
-        sums, c, f, v = self.sums, self.c, self.f, self.v
-        (H, q, p), B, tau = sums.U.shape, f.shape[0], self.d * v
-        R = _root(self.K_inverse)
-        UhR = np.matmul(sums.U.reshape(H * q, p), R).reshape(B, H, q, p)
-        UR = np.matmul(c[:, None], UhR.reshape(B, H, q * p)).reshape(B, q, p)
-        vwR = v[:, :, None] ** 2 * UR
-        ww = np.matmul(np.swapaxes(UR, 1, 2), vwR)
-        wtw = (tau[:, :, None] * vwR * UR).sum(axis=(1, 2))
-        Y = UhR - (f[:, None] * sums.d)[..., None] * UR[:, None]
-        fUR = np.swapaxes(f[:, :, None] * UR, 1, 2)
-        J = np.matmul(np.swapaxes(R, 1, 2)[:, None], np.matmul(sums.X, R[:, None]))
-        J -= np.matmul(fUR[:, None], Y)
-        J -= np.swapaxes(np.matmul(fUR[:, None], UhR), 2, 3)
-        fY = (f[:, None, :, None] * Y).reshape(B, H, q * p)
-        flat = J.reshape(B, H, p * p)
-        both = plain.both + 2.0 * np.matmul(fY, np.swapaxes(Y.reshape(B, H, q * p), 1, 2))
-        both += np.matmul(flat, np.swapaxes(flat, 1, 2))
-        mixed = np.matmul(Y.reshape(B, H, q * p), vwR.reshape(B, q * p, 1))[..., 0]
-        return _Traces(
-            plain.first - np.trace(ww, axis1=1, axis2=2),
-            plain.second - 2.0 * wtw + (ww**2).sum(axis=(1, 2)),
-            plain.NS + np.trace(J, axis1=2, axis2=3),
-            plain.mixed - 2.0 * mixed + (J * ww[:, None]).sum(axis=(2, 3)),
-            both,
-        )
 
 
 def _inverse(K: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -356,12 +199,3 @@ def _inverse(K: FloatArray) -> tuple[FloatArray, FloatArray]:
         inverse = np.matmul(vectors / values[:, None, :], np.swapaxes(vectors, 1, 2))
         log_det = np.log(values).sum(axis=1)
     return np.asarray(inverse), np.asarray(np.where(finite, log_det, np.nan))
-
-
-def _root(inverse: FloatArray) -> FloatArray:
-    """R with R R' the matrix, shape (B, p, p); anything where that is not definite."""
-    try:
-        return np.asarray(np.linalg.cholesky(inverse))
-    except np.linalg.LinAlgError:
-        values, vectors = np.linalg.eigh(np.where(np.isfinite(inverse), inverse, 0.0))
-        return np.asarray(vectors * np.sqrt(values)[:, None, :])
