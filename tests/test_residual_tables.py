@@ -8,11 +8,11 @@ import pytest
 from numpy.testing import assert_allclose
 
 import flashmm as fm
-from flashmm.likelihood import residual_groups
-from flashmm.likelihood.residual_groups_diagonal import DiagonalAt, DiagonalSums
-from flashmm.likelihood.residual_groups_evaluation import evaluated
-from flashmm.likelihood.residual_groups_tables import Packing, inverse_of_definite
-from flashmm.likelihood.residual_groups_traces import typical_ratios
+from flashmm.likelihood.residual_groups import groups
+from flashmm.likelihood.residual_groups.level_evaluation import evaluated
+from flashmm.likelihood.residual_groups.level_traces import typical_ratios
+from flashmm.likelihood.residual_groups.levels import DiagonalAt, DiagonalSums
+from flashmm.likelihood.residual_groups.tables import Packing, inverse_of_definite
 
 DESIGNS = {
     "crossed": lambda rng: rng.integers(1, 30, (3, 12)),
@@ -101,7 +101,7 @@ def test_what_a_search_ends_with_is_exact(monkeypatch):
         for ratios in (typical_ratios, lambda _: None):
             calls = []
             monkeypatch.setattr(
-                residual_groups,
+                groups,
                 "typical_ratios",
                 lambda sums, of=ratios, calls=calls: calls.append(of(sums)) or calls[-1],
             )

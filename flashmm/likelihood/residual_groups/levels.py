@@ -1,7 +1,7 @@
 """One variance component whose Z'Z is diagonal, beside residual variances by group.
 
-The formulas of `flashmm.likelihood.residual_groups` with every matrix over levels a vector: with
-c_h = 1 / sigma2_h, a level l has d = sum_h c_h n_h, v = 1 / (1 + theta d), f = theta v and
+The formulas of `flashmm.likelihood.residual_groups.groups` with every matrix over levels a vector:
+with c_h = 1 / sigma2_h, a level l has d = sum_h c_h n_h, v = 1 / (1 + theta d), f = theta v and
 u = sum_h c_h u_h, where n_h and u_h are its entries of Z'I_h Z and Z'I_h X. Nothing of size q x q
 is formed. The traces need
 
@@ -10,7 +10,7 @@ is formed. The traces need
     W   = X'V^-1 ZZ'V^-1X = sum_l v^2 u u'
 
 and sums over the levels of products of u_h, u and K^-1. They follow from
-`flashmm.likelihood.residual_groups_tables`; where these would be too large, level by level.
+`flashmm.likelihood.residual_groups.tables`; where these would be too large, level by level.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashmm.arrays.types import FloatArray
-from flashmm.likelihood.residual_groups_tables import Tables, inverse_of_definite
+from flashmm.likelihood.residual_groups.tables import Tables, inverse_of_definite
 
 __all__ = ["DiagonalAt", "DiagonalSums"]
 

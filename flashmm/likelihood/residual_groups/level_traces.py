@@ -1,7 +1,7 @@
 """Traces for residual variances by group, of one variance component whose Z'Z is diagonal.
 
 REML takes from each trace of V^-1 what lies along X. Those corrections come in two kinds: the
-score's, tr K^-1 W and tr K^-1 J_h (see `flashmm.likelihood.residual_groups_diagonal`), and those of
+score's, tr K^-1 W and tr K^-1 J_h (see `flashmm.likelihood.residual_groups.levels`), and those of
 the information, which cost several times as much and are small beside what they correct, about p of
 n. On its way to a maximum a search needs the first exactly, and of the second the size:
 `approximated` takes them as products of the first, times ratios that `typical_ratios` finds once
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashmm.arrays.types import FloatArray
-from flashmm.likelihood.residual_groups_diagonal import DiagonalAt, DiagonalSums
-from flashmm.likelihood.residual_groups_tables import Tables
+from flashmm.likelihood.residual_groups.levels import DiagonalAt, DiagonalSums
+from flashmm.likelihood.residual_groups.tables import Tables
 
 __all__ = ["Ratios", "Traces", "approximated", "exact", "typical_ratios"]
 

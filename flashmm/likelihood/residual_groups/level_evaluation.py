@@ -1,6 +1,7 @@
 """Log-likelihood, score and informations of residual variances by group, all levels as vectors.
 
-One variance component whose Z'Z is diagonal; formulas in `flashmm.likelihood.residual_groups`.
+One variance component whose Z'Z is diagonal; formulas in
+`flashmm.likelihood.residual_groups.groups`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import numpy as np
 
 from flashmm.arrays.types import FloatArray
 from flashmm.likelihood.base import Evaluation, rounding_errors
-from flashmm.likelihood.residual_groups_diagonal import DiagonalAt
-from flashmm.likelihood.residual_groups_traces import Ratios, approximated, exact
+from flashmm.likelihood.residual_groups.level_traces import Ratios, approximated, exact
+from flashmm.likelihood.residual_groups.levels import DiagonalAt
 
 __all__ = ["evaluated"]
 
