@@ -11,8 +11,8 @@ import pytest
 
 import flashmm as fm
 from flashmm.likelihood import make_likelihood, project_any
-from flashmm.likelihood import residual_groups_near_zero as near_zero
 from flashmm.likelihood.base import Evaluation
+from flashmm.likelihood.residual_groups import near_zero
 from flashmm.results import fitting, fitting_curves
 from flashmm.solvers import restart
 from flashmm.solvers.base import Solution

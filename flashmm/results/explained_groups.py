@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from flashmm.exceptions import listing
-from flashmm.likelihood.residual_groups import ResidualGroups
-from flashmm.likelihood.residual_groups_explained import explained_by_effects
+from flashmm.likelihood.residual_groups.explained import explained_by_effects
+from flashmm.likelihood.residual_groups.groups import ResidualGroups
 from flashmm.results.fitted import FittedModel
 from flashmm.solvers.verdict_texts import Status
 

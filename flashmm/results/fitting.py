@@ -342,10 +342,10 @@ def _restart_in_small_groups(
     """Fit features again from starts that differ in the residual variances, where groups are small.
 
     There a likelihood may have several maxima: the effects may explain a group's samples nearly,
-    whose variance is then small beside theirs. Each group that is not far larger is quiet in three starts: without
-    random effects and beside large ones, all others with the residual variance of y on X, and at
-    the end of the search, with variances of the effects as large as its own. The highest end stays;
-    in place.
+    whose variance is then small beside theirs. Each group that is not far larger is quiet in three
+    starts: without random effects and beside large ones, all others with the residual variance of y
+    on X, and at the end of the search, with variances of the effects as large as its own. The
+    highest end stays; in place.
     """
     structure, likelihood = search.projection.structure, search.likelihood
     several = len(structure.residuals)

@@ -16,8 +16,8 @@ import numpy as np
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.design import CovarianceStructure
-from flashmm.likelihood.residual_groups import ResidualGroups
-from flashmm.likelihood.residual_groups_near_zero import RANK, GroupsNearZero
+from flashmm.likelihood.residual_groups.groups import ResidualGroups
+from flashmm.likelihood.residual_groups.near_zero import RANK, GroupsNearZero
 
 __all__ = ["explained_by_effects"]
 

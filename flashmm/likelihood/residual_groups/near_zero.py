@@ -1,9 +1,10 @@
 """Residual variances by group of which one is next to zero: the likelihood that keeps its digits.
 
-`flashmm.likelihood.residual_groups` divides by residual variances, and what cancels is lost where
-one is tiny. Here nothing is divided by them. A root of each group's sums stands for its samples: a
-group of n_h samples has as many rows [Z, X, y] as [Z_h, X_h] has rank, the rest of its samples have
-no more than a sum of squares. With Q an orthonormal basis of what X leaves of the rows (X'X = I),
+`flashmm.likelihood.residual_groups.groups` divides by residual variances, and what cancels is lost
+where one is tiny. Here nothing is divided by them. A root of each group's sums stands for its
+samples: a group of n_h samples has as many rows [Z, X, y] as [Z_h, X_h] has rank, the rest of its
+samples have no more than a sum of squares. With Q an orthonormal basis of what X leaves of the rows
+(X'X = I),
 
     M = Q'VQ,   P = Q M^-1 Q',   log|V| + log|X'V^-1X| = log|M|,   beta = X'(y - VPy) = B'y
 
@@ -35,7 +36,8 @@ from flashmm.likelihood.base import (
 from flashmm.likelihood.general import factored, inverse_of
 from flashmm.likelihood.moments import apply_G
 from flashmm.likelihood.projection import Projection
-from flashmm.likelihood.residual_groups import ResidualGroups
+from flashmm.likelihood.residual_groups.groups import ResidualGroups
+from flashmm.likelihood.residual_groups.level_traces import Ratios
 
 __all__ = ["RANK", "GroupsNearZero", "GroupsOfAnySize"]
 
@@ -368,15 +370,15 @@ class GroupsOfAnySize(ResidualGroups):
             whole[near], whole[ours] = one, other
         return result
 
-    def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
-        """Log-likelihood, score and informations at theta (B, k + H) for chosen features."""
+    def _in_parts(self, theta: FloatArray, features: IntArray, ratios: Ratios | None) -> Evaluation:
+        """The evaluation, approximate with ``ratios`` where nothing is handed on."""
         if self.small < 0.0:
-            return super().evaluate(theta, features)
+            return super()._in_parts(theta, features, ratios)
         near = np.asarray((theta[:, -self.H :] < self.small).any(axis=1))
         ours = np.flatnonzero(~near)
         result = Evaluation.empty(features.size, self.n_params)
         if ours.size:
-            found = super().evaluate(theta[ours], features[ours])
+            found = super()._in_parts(theta[ours], features[ours], ratios)
             if ours.size == near.size:
                 result = found
             else:
