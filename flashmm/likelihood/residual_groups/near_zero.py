@@ -152,26 +152,35 @@ class GroupsNearZero:
         for start in range(0, rows.size, self.size):
             here = rows[start : start + self.size]
             with np.errstate(all="ignore"):
-                found, good = self._evaluated(theta[here], features[here])
+                inside, L = factored(_combined(theta[here], self.of_M))
+                here, L = here[inside], L[inside]
+                of_trace = L
+                if self.method == "ML":
+                    definite, of_trace = factored(_combined(theta[here], self.of_V))
+                    here, L, of_trace = here[definite], L[definite], of_trace[definite]
+                if here.size == 0:
+                    continue
+                found = self._evaluated(theta[here], features[here], L, of_trace)
+            good = np.isfinite(found.loglik)
             result.put(here[good], found.take(np.flatnonzero(good)))
         return result
 
-    def _evaluated(self, theta: FloatArray, features: IntArray) -> tuple[Evaluation, BoolArray]:
-        """The same, and of which features it exists, (B,)."""
+    def _evaluated(
+        self, theta: FloatArray, features: IntArray, L: FloatArray, of_trace: FloatArray
+    ) -> Evaluation:
+        """The same inside the domain, by Cholesky factors of M and of what the traces are of."""
         k, B, p = self.k, theta.shape[0], self.projection
-        good, L = factored(_combined(theta, self.of_M))
         W, u = inverse_of(L), self.y[features] @ self.Q
         w = np.matmul(W, u[:, :, None])[:, :, 0]
         turned = np.matmul(self.of_M, w[:, None, :, None])[..., 0]  # A_i w, (B, k + H, N - p)
         yPy = (w * u).sum(axis=1)
         first = np.matmul(turned, w[:, :, None])[:, :, 0]
         second = np.matmul(np.matmul(turned, W), np.swapaxes(turned, 1, 2))
-        of_trace, df = self.of_M, p.n - p.p
+        A, df = self.of_M, p.n - p.p
         if self.method == "ML":
-            definite, L = factored(_combined(theta, self.of_V))
-            good, W, of_trace, df = good & definite, inverse_of(L), self.of_V, p.n
+            W, A, df, L = inverse_of(of_trace), self.of_V, p.n, of_trace
         log_det = 2.0 * np.log(np.diagonal(L, axis1=1, axis2=2)).sum(axis=1)
-        WA = np.matmul(W[:, None], of_trace)
+        WA = np.matmul(W[:, None], A)
         trace = np.trace(WA, axis1=2, axis2=3)
         flat, across = (
             WA.reshape(B, k + self.H, -1),
@@ -188,14 +197,13 @@ class GroupsNearZero:
             second[:, i, i] += rss / sigma2**3
             expected[:, i, i] += self.rest[h] / sigma2**2
             smallest = np.minimum(smallest, sigma2)
-        found = Evaluation(
+        return Evaluation(
             -0.5 * (df * math.log(2.0 * math.pi) + log_det + yPy),
             0.5 * (first - trace),
             0.5 * expected,
             0.5 * second,
             rounding_errors(p.n, smallest),
         )
-        return found, np.asarray(good & np.isfinite(found.loglik))
 
     def distance_to_edge(self, theta: FloatArray) -> FloatArray:
         """How near the edge of the likelihood's domain theta lies, shape (B,)."""
