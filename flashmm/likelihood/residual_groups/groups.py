@@ -137,14 +137,7 @@ class ResidualGroups:
         if self.diagonal is not None:
             rss = self.diagonal.least_squares(self.s, self.yy)
             return np.asarray((rss.min(axis=1) <= p.rounding) & p.varies)
-        rss = np.full(self.m, np.inf)
-        for h in range(self.H):
-            values, vectors = np.linalg.eigh(self.S[h])
-            held = values > 1e-10 * values[-1]
-            if held.sum() >= self.n[h]:
-                continue
-            along = self.s[:, h] @ (vectors[:, held] / np.sqrt(values[held]))
-            rss = np.minimum(rss, self.yy[:, h] - (along**2).sum(axis=1))
+        rss = self.blocks.least_squares(self.s, self.yy).min(axis=1)
         return np.asarray((rss <= p.rounding) & p.varies)
 
     def batch_size(self, memory: int) -> int:
