@@ -213,9 +213,9 @@ def _along_curves(information: FloatArray, curved: CurvedParameters) -> FloatArr
     for curve, _, own in curved.parts():
         if curve is not None:
             u[:, own] = curve.starts()[0][2]
-    J = curved.jacobian(u)[0, : information.shape[0]]
-    if information.shape[0] < sum(curved.sizes) + curved.residuals:
-        J = J[:, :-1]  # the residual variance is known
+    # One residual variance here, whatever the number of groups; none where it is known.
+    k = information.shape[0]
+    J = curved.jacobian(u)[0, :k, : sum(curved.own_sizes) + k - sum(curved.sizes)]
     return np.asarray(J.T @ information @ J)
 
 
