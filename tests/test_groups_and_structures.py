@@ -69,6 +69,7 @@ class Dense:
         within = one.cov_re.to_numpy() if kind != "known" else np.eye(1) * one.theta["g"]
         self.D = np.kron(K.to_numpy() if kind == "known" else np.eye(8), within)
         self.R = DATA["site"].map(lambda s: one.theta[f"Residual[{s}]"]).to_numpy()
+        self.mean_diagonal = np.diag(self.D).mean()
         self.W = np.linalg.inv(self.Z @ self.D @ self.Z.T + np.diag(self.R))
         self.C = np.linalg.inv(self.X.T @ self.W @ self.X)
         self.y = Y.loc[feature].to_numpy()
@@ -91,3 +92,100 @@ def test_fits_of_three_groups(fits, kind):
         + truth.y @ truth.W @ (truth.y - truth.X @ truth.beta)
     )
     assert fits[kind].llf["y1"] == pytest.approx(loglik, abs=1e-8)
+
+
+@kinds
+def test_errors_of_predicted_effects(fits, kind):
+    """Red: conditional ones took the last group's residual variance, or a formula of one."""
+    result = fits[kind]
+    truth = Dense(kind, result, "y1")
+    P = truth.W - truth.W @ truth.X @ truth.C @ truth.X.T @ truth.W
+    prediction = truth.D - truth.D @ truth.Z.T @ P @ truth.Z @ truth.D
+    for errors, expected in (("conditional", truth.given), ("prediction", prediction)):
+        found = result.blup(se=errors, features=["y1"])
+        assert_allclose(found["blup"][0], truth.blup, rtol=1e-7, atol=1e-9)
+        assert_allclose(found["se"][0] ** 2, np.diag(expected), rtol=1e-7)
+    blocks = result.sel("y1").random_effects_cov
+    s = truth.D.shape[0] // 8
+    for i, level in enumerate(LEVELS):
+        here = slice(s * i, s * i + s)
+        assert_allclose(blocks[level], truth.given[here, here], rtol=1e-7, atol=1e-12)
+
+
+@kinds
+@pytest.mark.parametrize("level", ["population", "conditional"])
+def test_predictions(fits, kind, level):
+    """Those of known effects were refused; df by differences of the variance."""
+    result, rows = fits[kind], [0, 7, 30]
+    truth = Dense(kind, result, "y1")
+    x, z = truth.X[rows], truth.Z[rows] * (level == "conditional")
+    left = x - z @ truth.DZW @ truth.X
+    variance = np.diag(left @ truth.C @ left.T + z @ truth.given @ z.T)
+    mean = x @ truth.beta + z @ truth.blup
+    own = truth.R[rows]
+    if level == "population":
+        own = own + np.diag(truth.Z[rows] @ truth.D @ truth.Z[rows].T)
+        if kind == "known":  # of a new level: the mean diagonal of K
+            own = truth.R[rows] + truth.mean_diagonal
+    options = {"level": level, "features": ["y1"], "df": "normal"}
+    found = result.predict(DATA.iloc[rows], interval="confidence", **options)
+    assert_allclose(found["prediction"][0], mean, rtol=1e-9)
+    assert_allclose(found["se"][0] ** 2, variance, rtol=1e-8)
+    found = result.predict(DATA.iloc[rows], interval="prediction", **options)
+    assert_allclose(found["se"][0] ** 2, variance + own, rtol=1e-8)
+
+
+def test_satterthwaite_df_of_predictions(fits):
+    """2 f^2 / (g'H^-1 g), H the observed information; g by differences."""
+    result, row = fits["us"], 7
+    options = {"level": "conditional", "features": ["y0"]}
+    found = result.predict(DATA.iloc[[row]], interval="prediction", **options)
+    theta, site = result.theta.loc["y0"].to_numpy(), list(result.theta.columns)
+    g = np.array([LEVELS.index(level) for level in DATA["g"]])
+    x, same = DATA["x"].to_numpy(), np.equal.outer(g, g)
+    G = [same, same * np.outer(x, x), same * np.add.outer(x, x)]
+    G += [np.diag(DATA["site"] == name[9:-1]) for name in site[3:]]
+    X, y = np.column_stack([np.ones(len(x)), x]), Y.loc["y0"].to_numpy()
+
+    def pieces(at):
+        V = sum(t * part for t, part in zip(at, G, strict=True))
+        return V, np.linalg.inv(V)
+
+    def variance(at):
+        V, W = pieces(at)
+        noise = at[site.index(f"Residual[{DATA['site'][row]}]")]
+        C = np.linalg.inv(X.T @ W @ X)
+        c = V[row] - noise * (np.arange(len(x)) == row)  # covariance of z'b and y
+        left = X[row] - c @ W @ X
+        return left @ C @ left + c[row] - c @ W @ c + noise
+
+    def score(at):
+        _, W = pieces(at)
+        P = W - W @ X @ np.linalg.solve(X.T @ W @ X, X.T @ W)
+        Py = P @ y
+        return np.array([0.5 * (Py @ part @ Py - np.trace(P @ part)) for part in G])
+
+    steps = 1e-5 * np.eye(theta.size)
+    slope = np.array([(variance(theta + h) - variance(theta - h)) / 2e-5 for h in steps])
+    H = -np.array([(score(theta + h) - score(theta - h)) / 2e-5 for h in steps])
+    f = variance(theta)
+    assert_allclose(found["se"][0] ** 2, f, rtol=1e-9)
+    assert_allclose(found["df"][0], 2 * f**2 / (slope @ np.linalg.solve(H, slope)), rtol=1e-5)
+
+
+@kinds
+def test_parameters_of_one_feature(fits, kind):
+    """Red: ratios to the last group's variance, which no label said, and that one left out."""
+    one, result = fits[kind].sel("y0"), fits[kind]
+    theta = result.theta.loc["y0"]
+    assert_allclose(one.params[theta.index], theta)
+    assert_allclose(one.bse[theta.index], result.bse_theta.loc["y0"])
+    assert_allclose(one.tvalues, one.params / one.bse)
+    assert one.cov_params().shape == (one.params.size, one.params.size)
+    assert one.conf_int().index.equals(one.params.index)
+    assert one.bse_re.index.tolist() == [n for n in theta.index if "Residual" not in n]
+    own = {"cs": 2, "csh": 4, "ar1": 2, "us": 3, "known": 1}[kind]
+    assert one.df_modelwc == 2 + own
+    assert one.aic == pytest.approx(-2 * one.llf + 2 * (2 + own + 3))
+    with pytest.raises(fm.InputError, match="one for each group"):
+        one.to_statsmodels(Y.loc["y0"], DATA)

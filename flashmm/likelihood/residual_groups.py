@@ -188,6 +188,10 @@ class ResidualGroups:
         """Where searches begin, shape (m, k + H); None for zero variances and equal residuals."""
         return None if self.diagonal is None else self.diagonal.moments(self.s, self.yy)
 
+    def matrices(self, theta: FloatArray, method: str) -> _At:
+        """All matrices at theta (B, k + H), their traces those of a method."""
+        return self._at(theta, trace=method)
+
     def _at(self, theta: FloatArray, *, trace: str | None = None) -> _At:
         """The matrices at theta (B, k + H)."""
         structure, q = self.projection.structure, self.projection.structure.q

@@ -137,8 +137,6 @@ def predict(
     prediction = xr.DataArray(estimate, dims=dims, coords=coords, name="prediction")
     if not se and interval is None:
         return prediction
-    if fitted.options.residual_by and conditional:
-        fitted.one_residual("Standard errors at level='conditional'", "Use level='population'.")
     Z_known = sp.csr_array((len(rows.labels), fitted.stats.q))
     if conditional and rows.random is not None:
         Z_known = rows.random.Z
