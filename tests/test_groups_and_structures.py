@@ -189,3 +189,32 @@ def test_parameters_of_one_feature(fits, kind):
     assert one.aic == pytest.approx(-2 * one.llf + 2 * (2 + own + 3))
     with pytest.raises(fm.InputError, match="one for each group"):
         one.to_statsmodels(Y.loc["y0"], DATA)
+
+
+def test_likelihood_ratio_of_nested_groups(tmp_path):
+    """Red: coarser groups were refused; other groups of the same names were taken for the same."""
+    formula, halves = "~ x + (1 | g)", np.where(DATA["x"] > 0, "up", "down")
+    data = DATA.assign(half=halves)
+    model = fm.MultiLMM.from_formula(formula, data=data, Y=Y, sums_by="site")
+
+    def fit(by, model=model):
+        return model.fit(residual_by=by, parameter_space="psd")
+
+    finer, coarser = fit("site"), fit({"s 1": "a", "s2": "a", "s3": "b"})
+    found = finer.compare_lr_test(coarser)
+    assert found["df"].tolist() == [1, 1]
+    assert found.attrs["null"] == "chi2_1"
+    assert_allclose(found["statistic"], 2 * (finer.llf - coarser.llf))
+    finer.save(tmp_path / "finer.nc")
+    loaded = fm.load(tmp_path / "finer.nc")
+    assert_allclose(loaded.compare_lr_test(coarser)["p"], found["p"])
+    same_names = fit({"s 1": "a", "s2": "b", "s3": "b"})
+    for one, other in ((coarser, finer), (coarser, same_names), (same_names, coarser)):
+        with pytest.raises(fm.InputError, match=r"not nested.*no unions"):
+            one.compare_lr_test(other)
+    crossed = fm.MultiLMM.from_formula(formula, data=data, Y=Y, sums_by="site:half")
+    found = fit("site:half", crossed).compare_lr_test(finer)  # of another model object
+    assert found["df"].tolist() == [3, 3]
+    assert fit("half", crossed).compare_lr_test(fit(None))["df"].tolist() == [1, 1]
+    with pytest.raises(fm.InputError, match="not nested"):
+        finer.compare_lr_test(fit("half", crossed))

@@ -10,6 +10,7 @@ import numpy as np
 from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, listing
+from flashmm.inference.nested_groups import are_unions
 from flashmm.inference.variance_tests import ChiBarSquare
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -82,11 +83,11 @@ def nesting(large: SummaryStats, small: SummaryStats) -> Nesting:
     _refuse_curves(large.structure, small.structure)
     mine, theirs = _parameters(large.structure), _parameters(small.structure)
     unknown = [name for key, name in theirs.items() if key not in mine]
-    several = [name for name in small.structure.residuals if len(small.structure.residuals) > 1]
-    if several and large.structure.residuals != small.structure.residuals:
+    if len(small.structure.residuals) > 1 and not _same_or_finer(large, small):
         raise InputError(
             "The models are not nested: the other one has the residual variances "
-            f"{listing(several)}. The test is called on the fit of the larger model."
+            f"{listing(small.structure.residuals)}, whose groups are no unions of groups of this "
+            "one. The test is called on the fit of the larger model."
         )
     if unknown:
         raise InputError(
@@ -104,6 +105,15 @@ def nesting(large: SummaryStats, small: SummaryStats) -> Nesting:
         one,
         len(large.structure.residuals) - len(small.structure.residuals),
     )
+
+
+def _same_or_finer(large: SummaryStats, small: SummaryStats) -> bool:
+    """Whether each residual variance of a model is one, or several, of the larger one's."""
+    if len(large.structure.residuals) < len(small.structure.residuals):
+        return False
+    if large.groups is None or small.groups is None:
+        return bool(large.structure.residuals == small.structure.residuals)
+    return are_unions(small.groups, large.groups)
 
 
 def _refuse_curves(large: CovarianceStructure, small: CovarianceStructure) -> None:
