@@ -6,6 +6,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import flashmm as fm
+from flashmm.results import structured
 
 LEVELS = [f"g{i}" for i in range(8)]
 TEXT = {
@@ -218,3 +219,71 @@ def test_likelihood_ratio_of_nested_groups(tmp_path):
     assert fit("half", crossed).compare_lr_test(fit(None))["df"].tolist() == [1, 1]
     with pytest.raises(fm.InputError, match="not nested"):
         finer.compare_lr_test(fit("half", crossed))
+
+
+# ---- formulas, labels and limits of structures ---------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["tope(0 + f | g)", "AR1(t | g)", "toep(t | g)"])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_unknown_structures_are_refused_with_the_list(text, fixed):
+    """Red in `fixed`: "| acts on the bits of whole numbers"."""
+    formula = (f"~ x + {text}",) if fixed else ("~ x", text)
+    with pytest.raises(fm.InputError, match=r"Known are us\(x \| g\).*ar1\(t \| g\)"):
+        fm.MultiLMM.from_formula(*formula, data=DATA, Y=Y)
+
+
+@pytest.mark.parametrize("text", ["(ar1(t | g))", "log(cs(0 + t | g))"])
+def test_structures_inside_of_something_else(text):
+    with pytest.raises(fm.InputError, match="stand by themselves"):
+        fm.MultiLMM.from_formula(f"~ x + {text}", data=DATA, Y=Y)
+
+
+def test_a_slope_beside_a_correlation_of_the_same_times():
+    """Red: nlme's commonest model, random = ~ t | g with corAR1(form = ~ t | g), was refused."""
+    texts = "(t | g) + ar1(t | g)", "ar1(t | g) + (t | g)"
+    fits = [
+        fm.MultiLMM.from_formula(f"~ t + {text}", data=DATA, Y=Y).fit(parameter_space="psd")
+        for text in texts
+    ]
+    assert {"g[t]", "g[Intercept,t]", "g[ar1(t)]", "g[ar1(t)][lag 1]"} <= set(fits[0].theta)
+    assert "g[ar1(t)][rho]" in fits[0].random_parameters()["param"]
+    assert_allclose(fits[0].llf, fits[1].llf, rtol=1e-9)
+    alone = fm.MultiLMM.from_formula("~ t + ar1(t | g) + (1 | g)", data=DATA, Y=Y)
+    assert "g[t][lag 1]" in alone.fit(parameter_space="psd").theta
+
+
+@pytest.mark.parametrize("start", [1e6, 2.4e6])
+def test_places_far_from_zero(start):
+    """Red: differences of such numbers have rounding of their own, seen as further distances."""
+    near = fm.MultiLMM.from_formula("~ x + exp(t | g)", data=DATA, Y=Y).fit(parameter_space="psd")
+    data = DATA.assign(t=start + 0.001 * DATA["t"])
+    far = fm.MultiLMM.from_formula("~ x + exp(t | g)", data=data, Y=Y).fit(parameter_space="psd")
+    assert far.theta.shape == near.theta.shape
+    assert_allclose(far.llf, near.llf, rtol=1e-8)
+    ranges = [one.random_parameters()["estimate"][:, 1] for one in (far, near)]
+    assert_allclose(1000 * ranges[0], ranges[1], rtol=1e-4)
+
+
+def test_distances_that_print_alike():
+    data = DATA.assign(t=DATA["t"].map({0: 0.0, 1: 1.0, 2: 2.000001}))
+    theta = fm.MultiLMM.from_formula("~ x + exp(t | g)", data=data, Y=Y).fit(parameter_space="psd")
+    assert [name for name in theta.theta if "1.000001" in name]
+
+
+def test_limits_beyond_numbers():
+    """Red: RuntimeWarnings of overflow, and NaN for a quantile of infinite ranges."""
+    rng = np.random.default_rng(23)
+    n = 24
+    data = pd.DataFrame(
+        {"g": rng.choice(list("abcdefgh"), n), "t": rng.integers(0, 3, n), "x": rng.normal(size=n)}
+    )
+    model = fm.MultiLMM.from_formula("~ x + exp(t | g)", data=data, Y=rng.normal(size=(12, n)))
+    result = model.fit(parameter_space="psd")
+    ranges = result.random_parameters()["estimate"][:, 1]
+    assert np.isinf(ranges).sum() > 2
+    row = next(line for line in str(result.summary()).splitlines() if "range" in line)
+    assert row.split()[1:] == ["0", *row.split()[2:5], "inf"]
+    assert "NaN" not in row
+    wide = structured._log_limits(np.array([1e-8]), np.array([1.0]), 0.05)
+    assert wide.tolist() == [[0.0, np.inf]]
