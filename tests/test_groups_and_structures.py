@@ -287,3 +287,53 @@ def test_limits_beyond_numbers():
     assert "NaN" not in row
     wide = structured._log_limits(np.array([1e-8]), np.array([1.0]), 0.05)
     assert wide.tolist() == [[0.0, np.inf]]
+
+
+# ---- residuals and shares of the variance --------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["us", "ar1", "known"])
+@pytest.mark.parametrize("level", ["conditional", "population"])
+def test_residuals_over_their_standard_deviations(fits, kind, level):
+    """Standardised ones were refused; pearson's were not divided by anything, unlike nlme's."""
+    result, truth = fits[kind], Dense(kind, fits[kind], "y1")
+    raw = truth.y - truth.X @ truth.beta
+    if level == "conditional":
+        raw = raw - truth.Z @ truth.blup
+    options = {"level": level, "features": ["y1"]}
+    found = result.resid(Y, DATA, kind="pearson", **options)
+    assert_allclose(found[0], raw / np.sqrt(truth.R), rtol=1e-8)
+    fixed = truth.X @ truth.C @ truth.X.T
+    if level == "population":
+        V = np.linalg.inv(truth.W)
+        variance = np.diag(V) - np.diag(fixed)
+    else:
+        P = truth.W - truth.W @ fixed @ truth.W
+        variance = truth.R**2 * np.diag(P)
+    found = result.resid(Y, DATA, kind="standardized", **options)
+    assert_allclose(found[0], raw / np.sqrt(variance), rtol=1e-6)
+
+
+def test_checks_of_residuals(fits):
+    checked = fits["us"].check_residuals(Y, DATA, by="site")
+    pearson = fits["us"].resid(Y, DATA, kind="pearson").to_numpy()
+    skewness = ((pearson - pearson.mean(1, keepdims=True)) ** 3).mean(1) / pearson.std(1) ** 3
+    assert_allclose(checked["skewness"], skewness, rtol=1e-9)
+    with pytest.raises(fm.InputError, match="groups of 'site'"):
+        fits["us"].check_residuals(Y, DATA.drop(columns="site"))
+
+
+def test_shares_are_of_the_mean_over_the_samples(fits):
+    """They were refused: the residual part is the mean of the samples' residual variances."""
+    result, truth = fits["ar1"], Dense("ar1", fits["ar1"], "y1")
+    parts = np.array([np.diag(truth.Z @ truth.D @ truth.Z.T).mean(), truth.R.mean()])
+    found = result.icc(features=["y1"])
+    assert found["component"].values.tolist() == ["g", "Residual"]
+    assert_allclose(found["estimate"][0], parts / parts.sum(), rtol=1e-10)
+    assert (found["se"] > 0).all()
+    fixed = np.var(truth.X @ truth.beta)
+    shares = result.variance_fractions(features=["y1"])["estimate"][0]
+    assert_allclose(shares, np.r_[fixed, parts] / (fixed + parts.sum()), rtol=1e-9)
+    explained = result.r_squared(divisor="n", features=["y1"])
+    assert_allclose(explained["marginal"], fixed / (fixed + parts.sum()), rtol=1e-9)
+    assert_allclose(explained["residual"], truth.R.mean(), rtol=1e-10)

@@ -309,8 +309,8 @@ def _name(fitted: FittedModel, position: IntArray) -> str:
 
 def _may_be_zero(fitted: FittedModel, param: int) -> bool:
     """Whether zero is the boundary of a parameter: of variances but the residual."""
-    last = fitted.params.size - 1
-    return bool(fitted.stats.structure.is_variance[param]) and param != last
+    structure = fitted.stats.structure
+    return bool(structure.is_variance[param]) and param < len(structure.parameters)
 
 
 def _variance_label(name: str, is_variance: bool) -> str:

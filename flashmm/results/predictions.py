@@ -178,8 +178,8 @@ def residual_groups_of(fitted: FittedModel, newdata: Any) -> FloatArray:
     absent = [name for name in columns if name not in table]
     if absent:
         raise InputError(
-            f"Prediction intervals of new samples need their groups of {by!r}, whose residual "
-            f"variances differ: a table with {listing(absent)}. (Groups are called by the column, "
+            f"This needs the samples' groups of {by!r}, whose residual variances differ: a table "
+            f"with {listing(absent)}. (Groups are called by the column, "
             "or by the name of the Series, that `sums_by` was; 'group' where that had no name.)"
         )
     parts = [table[name].astype(str) for name in columns]
