@@ -6,7 +6,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import flashmm as fm
-from flashmm.results import structured
+from flashmm.results import bootstrap, structured
 
 LEVELS = [f"g{i}" for i in range(8)]
 TEXT = {
@@ -337,3 +337,65 @@ def test_shares_are_of_the_mean_over_the_samples(fits):
     explained = result.r_squared(divisor="n", features=["y1"])
     assert_allclose(explained["marginal"], fixed / (fixed + parts.sum()), rtol=1e-9)
     assert_allclose(explained["residual"], truth.R.mean(), rtol=1e-10)
+
+
+# ---- draws ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["us", "ar1", "known"])
+def test_draws_have_the_covariance_of_the_model(fits, kind):
+    """They were refused. Sums of y over each group and level: mean, variance and total."""
+    result, truth = fits[kind], Dense(kind, fits[kind], "y1")
+    drawn = result.draw(4000, rng=5, features=["y1"])
+    V = np.linalg.inv(truth.W)
+    mean = truth.X @ truth.beta
+    for part, label in zip(drawn.groups.parts, drawn.groups.labels, strict=True):
+        inside = (DATA["site"] == label).to_numpy()
+        names = list(part.structure.column_names)
+        columns = np.array([list(drawn.structure.column_names).index(n) for n in names])
+        most = int(part.ZZ.diagonal().argmax())
+        for W, values in (
+            (truth.X[:, 1] * inside, part.XY[1]),
+            (truth.Z[:, columns[most]] * inside, part.ZY[most]),
+        ):
+            error = np.sqrt(W @ V @ W / 4000)
+            assert abs(values.mean() - W @ mean) < 5 * error
+            assert values.var() == pytest.approx(W @ V @ W, rel=0.12)
+        squares = np.trace(V[np.ix_(inside, inside)]) + (mean[inside] ** 2).sum()
+        assert part.yy.mean() == pytest.approx(squares, rel=0.05)
+    for name in ("XY", "yy"):
+        total = sum(getattr(part, name) for part in drawn.groups.parts)
+        assert_allclose(getattr(drawn, name), total, rtol=1e-9)
+
+
+@pytest.mark.parametrize("space", ["psd", "unconstrained"])
+def test_bootstrap(space):
+    model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=DATA, Y=Y, sums_by="site")
+    result = model.fit(residual_by="site", parameter_space=space)
+    if space == "unconstrained":  # where no effects with such a variance exist
+        result.ds["theta"].loc["y1", "g"] = -0.005
+    found = result.bootstrap(40, rng=3, features=["y1"])
+    assert found.ds["statistic"].values.tolist()[-3:] == list(result.theta.columns[-3:])
+    assert found.ds["replicates"].notnull().mean() > 0.9
+    centre = found.ds["replicates"].median("replicate")[0]
+    spread = found.ds["replicates"].std("replicate")[0]
+    assert (abs(centre - found.ds["estimate"][0]) < spread).all()
+    tested = result.bootstrap_test("x", n=40, rng=3, features=["y0"])
+    assert abs(float(tested["p"][0]) - float(result.t_test("x").pvalue.iloc[0, 0])) < 0.3
+    drawn = result.draw(2, rng=1, features=["y0"])
+    again = fm.MultiLMM(drawn).fit(residual_by="site", parameter_space=space)
+    assert again.theta.shape == (2, 4)
+    if space == "psd":
+        assert float(result.bootstrap_test(component="g", n=10, rng=3)["p"][0]) < 0.3
+
+
+def test_restricted_fits_of_groups(fits):
+    """What a bootstrap test draws from: the fit in which a contrast has its value."""
+    model, result = fitted("us", method="ML")
+    theta, beta = bootstrap.restricted(result.fitted, np.arange(2), "x = 0.1")
+    assert_allclose(beta[:, 1], 0.1)
+    less = fm.MultiLMM.from_formula(
+        "~ 1 + (x | g)", data=DATA, Y=Y - 0.1 * DATA["x"].to_numpy(), sums_by="site"
+    ).fit("ML", residual_by="site", parameter_space="psd")
+    assert_allclose(beta[:, 0], less.params["Intercept"], rtol=1e-5)
+    assert_allclose(theta, less.theta, rtol=1e-3, atol=1e-5)

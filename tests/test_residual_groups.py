@@ -258,8 +258,6 @@ def test_coarser_and_crossed_groups():
 REFUSED = {
     "dream": lambda r: r.moderate(df="dream"),
     "integrated": lambda r: r.t_test(df="integrated"),
-    "bootstrap": lambda r: r.bootstrap(3),
-    "draw": lambda r: r.draw(2),
     "flips": lambda r: r.flip_test("x"),
     "influence": lambda r: r.influence(),
     "robust": lambda r: r.t_test(cov="CR2"),
