@@ -391,7 +391,7 @@ def test_bootstrap(space):
 
 def test_restricted_fits_of_groups(fits):
     """What a bootstrap test draws from: the fit in which a contrast has its value."""
-    model, result = fitted("us", method="ML")
+    result = fitted("us", method="ML")[1]
     theta, beta = bootstrap.restricted(result.fitted, np.arange(2), "x = 0.1")
     assert_allclose(beta[:, 1], 0.1)
     less = fm.MultiLMM.from_formula(

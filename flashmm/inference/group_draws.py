@@ -1,8 +1,8 @@
 """Draws of sums by group where groups of samples have residual variances of their own.
 
 With W_h = [X_h, Z_h] = Q_h K_h', Q_h orthonormal, all that a fit needs of u = Z b + e is, for each
-group h, t_h = Q_h'u = K_Zh'b + sigma_h g_h with g_h standard normal, and the sum of squares outside,
-sigma_h^2 times a chi-square on n_h - rank(W_h) degrees of freedom:
+group h, t_h = Q_h'u = K_Zh'b + sigma_h g_h with g_h standard normal, and the sum of squares
+outside, sigma_h^2 times a chi-square on n_h - rank(W_h) degrees of freedom:
 
     W_h'u = K_h t_h,     u_h'u_h = t_h't_h + sigma_h^2 chi^2.
 
@@ -22,7 +22,7 @@ from flashmm.arrays.namespaces import cholesky
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.inference.draws import FeatureStreams, block_roots, gram_root
 from flashmm.stats.algebra import column_positions
-from flashmm.stats.fields import GroupSums, Shift, Sums
+from flashmm.stats.fields import AnySums, GroupSums, Shift
 from flashmm.stats.groups import known_groups
 from flashmm.stats.known_levels import RootMap, root_map
 from flashmm.stats.summary_stats import SummaryStats
@@ -95,7 +95,8 @@ class GroupSampler:
         features, width = theta.shape[0], sum(ranks)
         H, sigma2 = len(ranks), theta[:, -len(ranks) :]
         chi = np.zeros((features, count, H))
-        outside = np.array([p.n for p in self._groups.parts]) - np.array(ranks)
+        outside = np.array([part.n for part in self._groups.parts]) - np.array(ranks)
+        some = np.flatnonzero(outside > 0)
         for row, stream in zip(chi, streams.squares, strict=True):
             row[:, outside > 0] = stream.chisquare(
                 outside[outside > 0], (count, (outside > 0).sum())
@@ -159,7 +160,7 @@ class GroupSampler:
         return replace(_of_shift(s, total), groups=replace(self._groups, parts=tuple(parts)))
 
 
-def _of_shift(sums: Sums, shift: Shift) -> SummaryStats:
+def _of_shift(sums: AnySums, shift: Shift) -> AnySums:
     """The sums of y = X a + u, those of u kept as a shift, free of cancellation."""
     a = shift.a
     Xa = sums.XX @ a

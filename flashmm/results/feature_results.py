@@ -126,7 +126,7 @@ class FeatureResults(OneFeatureTables, OneFeatureTests):
     @property
     def _shown(self) -> int:
         """How many of theta `params` has: all but the residual variance that is the unit."""
-        return self.theta.size - (not self._by_group)
+        return int(self.theta.size) - (not self._by_group)
 
     @property
     def params(self) -> pd.Series[Any]:
@@ -145,7 +145,7 @@ class FeatureResults(OneFeatureTables, OneFeatureTests):
         theta, k = self.theta.to_numpy(), self._shown
         covariance = self._fitted.on_request.theta_covariance(self._positions)[0]
         if self._by_group:
-            return covariance
+            return np.asarray(covariance)
         if not np.isfinite(covariance).all() or self._unit == 0:
             return np.full((k, k), np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):  # a residual variance of zero
