@@ -98,9 +98,7 @@ class GroupSampler:
         outside = np.array([part.n for part in self._groups.parts]) - np.array(ranks)
         some = np.flatnonzero(outside > 0)
         for row, stream in zip(chi, streams.squares, strict=True):
-            row[:, outside > 0] = stream.chisquare(
-                outside[outside > 0], (count, (outside > 0).sum())
-            )
+            row[:, some] = stream.chisquare(outside[some], (count, some.size))
         normals = np.empty((features, count, width + structure.q))
         for row, stream in zip(normals, streams.normals, strict=True):
             row[:] = stream.standard_normal((count, normals.shape[2]))
