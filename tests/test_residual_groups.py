@@ -259,6 +259,7 @@ REFUSED = {
     "dream": lambda r: r.moderate(df="dream"),
     "integrated": lambda r: r.t_test(df="integrated"),
     "flips": lambda r: r.flip_test("x"),
+    "trend": lambda r: r.plot.trend(),
     "influence": lambda r: r.influence(),
     "robust": lambda r: r.t_test(cov="CR2"),
     "profile": lambda r: r.conf_int(method="profile"),

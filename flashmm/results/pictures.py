@@ -143,6 +143,7 @@ def profile(
 
 def trend(fitted: FittedModel, positions: IntArray, robust: bool, ax: Any) -> Any:
     """Residual standard deviations by means; see `ResultPlots.trend`."""
+    fitted.one_residual("A picture of the trend", "moderate(trend=True) has each group's.")
     mean = feature_means(fitted)[positions]
     with np.errstate(invalid="ignore"):
         sd = np.sqrt(fitted.values("theta", positions)[:, -1])
