@@ -399,3 +399,29 @@ def test_restricted_fits_of_groups(fits):
     ).fit("ML", residual_by="site", parameter_space="psd")
     assert_allclose(beta[:, 0], less.params["Intercept"], rtol=1e-5)
     assert_allclose(theta, less.theta, rtol=1e-3, atol=1e-5)
+
+
+# ---- names of groups -----------------------------------------------------------------------------
+
+
+def test_groups_of_new_samples_are_found():
+    """Red: dates were other texts in new data, and 1.0 was no 1, in tables and mappings."""
+    number = DATA["site"].map({"s 1": 1, "s2": 2, "s3": 3})
+    day = pd.Timestamp("2024-03-01") + pd.to_timedelta(number, unit="D")
+    data = DATA.assign(number=number, real=number.astype(float), day=day)
+    expected, interval = None, {"interval": "prediction", "features": ["y0"]}
+    for name, others in {"number": ["real"], "real": ["number"], "day": []}.items():
+        model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=Y, sums_by=name)
+        result = model.fit(residual_by=name, parameter_space="psd")
+        for other in [name, *others]:
+            new = data.head(4).assign(**{name: data[other].head(4)})
+            found = result.predict(new, **interval)["se"].to_numpy()
+            expected = found if expected is None else expected
+            assert_allclose(found, expected, rtol=1e-9)
+        if name != "day":
+            for keys in ((1, 2, 3), (1.0, 2.0, 3.0)):
+                coarser = model.fit(residual_by=dict(zip(keys, "aab", strict=True)))
+                assert coarser.theta.columns.tolist() == ["g", "Residual[a]", "Residual[b]"]
+                assert np.isfinite(coarser.predict(data.head(4), **interval)["se"]).all()
+        with pytest.raises(fm.InputError, match="No residual variance is known"):
+            result.predict(data.head(2).assign(**{name: 7}), interval="prediction")

@@ -36,6 +36,7 @@ from flashmm.results.samples_again import OwnValues, own_values, values_of
 from flashmm.results.some_effects import Wanted, wanted_effects
 from flashmm.slips.answers import answered
 from flashmm.sources import Transform, make_source
+from flashmm.stats.grouping import labels_of
 from flashmm.stats.groups import finer_groups
 from flashmm.stats.own_rows import PatternedStats
 
@@ -182,8 +183,13 @@ def residual_groups_of(fitted: FittedModel, newdata: Any) -> FloatArray:
             f"with {listing(absent)}. (Groups are called by the column, "
             "or by the name of the Series, that `sums_by` was; 'group' where that had no name.)"
         )
-    parts = [table[name].astype(str) for name in columns]
-    found = parts[0].str.cat(parts[1:], sep=":") if len(parts) > 1 else parts[0]
+    if len(columns) > 1:
+        parts = [table[name].astype(str) for name in columns]
+        found = parts[0].str.cat(parts[1:], sep=":")
+    else:  # as the labels of groups are written: dates with their time
+        found = pd.Series([str(value) for value in table[columns[0]]], table.index, dtype=object)
+    same = labels_of(found.unique(), labels if within is None else [*within])
+    found = found.map(lambda text: same.get(text, text))
     if within is not None:
         strange = [value for value in dict.fromkeys(found) if value not in within]
         if strange:
