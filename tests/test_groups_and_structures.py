@@ -425,3 +425,38 @@ def test_groups_of_new_samples_are_found():
                 assert np.isfinite(coarser.predict(data.head(4), **interval)["se"]).all()
         with pytest.raises(fm.InputError, match="No residual variance is known"):
             result.predict(data.head(2).assign(**{name: 7}), interval="prediction")
+
+
+@pytest.mark.parametrize("missing", ["raise", "feature"])
+def test_correlations_without_a_sign_are_positive(missing):
+    """Red: rho of -1 where lags within levels are even, so that +1 is as likely."""
+    g = np.array([LEVELS.index(level) for level in DATA["g"]])
+    odd = DATA.assign(t=2 * (DATA["t"] > 0) + g % 2)
+    values = Y.copy()
+    if missing == "feature":
+        values.iloc[0, 3] = np.nan
+    model = fm.MultiLMM.from_formula("~ x + ar1(t | g)", data=odd, Y=values, missing=missing)
+    found = model.fit(parameter_space="psd").random_parameters()["estimate"]
+    alike = fm.MultiLMM.from_formula("~ x + exp(t | g)", data=odd, Y=values, missing=missing)
+    expected = alike.fit(parameter_space="psd").random_parameters()["estimate"]
+    with np.errstate(divide="ignore"):
+        assert_allclose(found[:, 1], np.exp(-1 / expected[:, 1]), rtol=1e-4, atol=1e-6)
+    negative = DATA.assign(t=DATA["t"])
+    turned = Y + np.where(DATA["t"] == 1, -3.0, 3.0) * np.random.default_rng(1).normal(size=8)[g]
+    model = fm.MultiLMM.from_formula("~ x + ar1(t | g)", data=negative, Y=turned)
+    assert (model.fit(parameter_space="psd").random_parameters()["estimate"][:, 1] < -0.5).all()
+
+
+def test_distances_that_a_feature_lacks():
+    """Red: a feature whose samples have no pair at some lag was not estimable."""
+    values, wide = Y.copy(), DATA.assign(t=DATA["t"].replace({2: 3}))
+    some = (DATA["t"] < 2).to_numpy()
+    values.iloc[0, ~some] = np.nan
+    model = fm.MultiLMM.from_formula("~ x + ar1(t | g)", data=wide, Y=values, missing="feature")
+    found = model.fit(parameter_space="psd")
+    assert found.status["y0"] in ("converged", "boundary")
+    alone = fm.MultiLMM.from_formula(
+        "~ x + ar1(t | g)", data=wide[some], Y=values.loc[["y0"], some]
+    ).fit(parameter_space="psd")
+    assert_allclose(found.llf["y0"], alone.llf["y0"], atol=1e-7)
+    assert_allclose(found.params.loc["y0"], alone.params.loc["y0"], rtol=1e-5)
