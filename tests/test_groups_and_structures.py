@@ -432,15 +432,14 @@ def test_correlations_without_a_sign_are_positive(missing):
     """Red: rho of -1 where lags within levels are even, so that +1 is as likely."""
     g = np.array([LEVELS.index(level) for level in DATA["g"]])
     odd = DATA.assign(t=2 * (DATA["t"] > 0) + g % 2)
-    values = Y.copy()
+    values = Y.iloc[:1].copy()
     if missing == "feature":
         values.iloc[0, 3] = np.nan
     model = fm.MultiLMM.from_formula("~ x + ar1(t | g)", data=odd, Y=values, missing=missing)
     found = model.fit(parameter_space="psd").random_parameters()["estimate"]
     alike = fm.MultiLMM.from_formula("~ x + exp(t | g)", data=odd, Y=values, missing=missing)
     expected = alike.fit(parameter_space="psd").random_parameters()["estimate"]
-    with np.errstate(divide="ignore"):
-        assert_allclose(found[:, 1], np.exp(-1 / expected[:, 1]), rtol=1e-4, atol=1e-6)
+    assert_allclose(found[:, 1], np.exp(-1 / expected[:, 1]), rtol=1e-4)
     negative = DATA.assign(t=DATA["t"])
     turned = Y + np.where(DATA["t"] == 1, -3.0, 3.0) * np.random.default_rng(1).normal(size=8)[g]
     model = fm.MultiLMM.from_formula("~ x + ar1(t | g)", data=negative, Y=turned)
