@@ -459,3 +459,40 @@ def test_distances_that_a_feature_lacks():
     ).fit(parameter_space="psd")
     assert_allclose(found.llf["y0"], alone.llf["y0"], atol=1e-7)
     assert_allclose(found.params.loc["y0"], alone.params.loc["y0"], rtol=1e-5)
+
+
+def test_simpler_structures_are_nested():
+    """Red: refused as not nested. nlme's anova of pdSymm, pdDiag, pdCompSymm and pdIdent."""
+    effects = "0 + C(t) | g"
+    texts = {
+        "us": f"us({effects})",
+        "diag": f"diag({effects})",
+        "cs": f"cs({effects})",
+        "one": f"diag({effects}, hom=TRUE)",
+    }
+    fits = {
+        name: fm.MultiLMM.from_formula(f"~ x + {text} + (1 | b)", data=DATA, Y=Y).fit(
+            parameter_space="psd"
+        )
+        for name, text in texts.items()
+    }
+    df = {"us diag": 3, "us cs": 4, "us one": 5, "diag one": 2, "cs one": 1}
+    for pair, expected in df.items():
+        large, small = (fits[name] for name in pair.split())
+        found = large.compare_lr_test(small)
+        assert found["df"].tolist() == [expected, expected]
+        assert found.attrs["null"] == f"chi2_{expected}"
+        assert_allclose(found["statistic"], 2 * (large.llf - small.llf), atol=1e-9)
+        with pytest.raises(fm.InputError, match="not nested"):
+            small.compare_lr_test(large)
+    with pytest.raises(fm.InputError, match="not nested"):
+        fits["diag"].compare_lr_test(fits["cs"])
+    elsewhere = fm.MultiLMM.from_formula(
+        f"~ x + {texts['one']} + (1 | b)", data=DATA, Y=Y + DATA["x"].to_numpy() ** 2
+    ).fit(parameter_space="psd")
+    with pytest.raises(fm.InputError, match="different data"):
+        fits["us"].compare_lr_test(elsewhere)
+    alone = fm.MultiLMM.from_formula(f"~ x + {texts['one']}", data=DATA, Y=Y)
+    assert fits["cs"].compare_lr_test(alone.fit(parameter_space="psd")).attrs["null"] == (
+        "0.5 chi2_1 + 0.5 chi2_2"
+    )

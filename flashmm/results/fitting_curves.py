@@ -303,12 +303,15 @@ def prefer_positive(likelihood: OwnParameters, solution: Solution) -> None:
             rows = np.flatnonzero(
                 (solution.theta[:, rho] < 0) & (solution.status <= Status.BOUNDARY)
             )
-        turned = solution.theta[rows]
-        turned[:, rho] *= -1.0
-        at = likelihood.evaluate(turned, rows)
-        same = np.flatnonzero(np.abs(at.loglik - solution.evaluation.loglik[rows]) <= _GAIN)
-        solution.theta[rows[same]] = turned[same]
-        solution.evaluation.put(rows[same], at.take(same))
+        size = likelihood.batch_size(2**28)
+        for start in range(0, rows.size, size):
+            here = rows[start : start + size]
+            turned = solution.theta[here]
+            turned[:, rho] *= -1.0
+            at = likelihood.evaluate(turned, here)
+            same = np.flatnonzero(np.abs(at.loglik - solution.evaluation.loglik[here]) <= _GAIN)
+            solution.theta[here[same]] = turned[same]
+            solution.evaluation.put(here[same], at.take(same))
 
 
 def in_theta(likelihood: OwnParameters, solution: Solution) -> Solution:
