@@ -35,7 +35,7 @@ from flashmm.inference.theta_covariance import covariance_on_face, face
 from flashmm.likelihood.base import Evaluation, rows_of
 from flashmm.likelihood.known_residual import KnownResidual, generalised_sum_of_squares
 from flashmm.likelihood.moments import ContrastMoments
-from flashmm.likelihood.residual_groups import ResidualGroups
+from flashmm.likelihood.residual_groups.groups import ResidualGroups
 from flashmm.results.fitted import FittedModel
 from flashmm.results.on_request import OnRequest, scaled_inverse, without_known
 from flashmm.solvers.space import PSD

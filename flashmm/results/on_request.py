@@ -19,7 +19,7 @@ from flashmm.likelihood import AnyEstimator, AnyProjection
 from flashmm.likelihood.base import RandomEffects, StandardErrorKind, rows_of
 from flashmm.likelihood.known_residual import known_residual_of
 from flashmm.likelihood.moments import effect_variances
-from flashmm.likelihood.residual_groups import ResidualGroups
+from flashmm.likelihood.residual_groups.groups import ResidualGroups
 
 __all__ = ["Information", "OnRequest", "scaled_inverse", "without_known"]
 
