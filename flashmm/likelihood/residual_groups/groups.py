@@ -193,6 +193,10 @@ class ResidualGroups:
                 yield rows[~beyond], BlockAt.of(self.blocks, theta[rows[~beyond]])
             yield rows[beyond], BlockAt.of(self.dense, theta[rows[beyond]])
 
+    def parts(self, theta: FloatArray) -> Iterator[tuple[IntArray, BlockAt]]:
+        """What theta (B, k + H) makes of the sums, a few rows at a time, and which they are."""
+        return self._parts(theta)
+
     def _rows_at_once(self, cache: int, numbers: int) -> int:
         """Features whose arrays, gone through often, stay within so many bytes."""
         return max(1, int(cache // (8 * (self.H * self.S.shape[1] + numbers))))
