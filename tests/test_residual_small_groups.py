@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import flashmm as fm
+from flashmm.inference.group_prediction_variance import effect_errors, prediction_errors
 from flashmm.likelihood import make_likelihood, project_any
 from flashmm.likelihood.base import Evaluation
 from flashmm.likelihood.residual_groups import near_zero
@@ -73,6 +74,22 @@ def test_a_residual_variance_of_zero_is_a_boundary(index, feature):
 def theta_of(one, result):
     names = [f"Residual[{label}]" for label in dict.fromkeys(one.model.data["batch"])]
     return result.theta[[*result.theta.columns[: len(one.G) - len(names)], *names]].to_numpy()
+
+
+@pytest.mark.parametrize("space", ["psd", "unconstrained"])
+def test_what_rests_on_a_residual_variance_of_zero_or_below(space):
+    """Numbers or NaN, and no warning of a division."""
+    one = draw_grouped(2912, 3000026)
+    result, data = one.fit("REML", space), one.model.data
+    rows = data[data["batch"] == "b0"].iloc[:3]
+    for level in ("population", "conditional"):
+        found = result.predict(rows, interval="prediction", level=level, features=[4])
+        assert np.isfinite(found["prediction"]).all()
+    assert np.isfinite(result.draw(2, features=[4], rng=1).yy).all()
+    errors = result.resid(one.Y, data, kind="pearson").sel(feature=4).to_numpy()
+    zero = data["batch"].map(dict(result.theta.iloc[4].rename(lambda n: n[9:-1]))) <= 0.0
+    assert (np.isnan(errors) == zero.to_numpy()).all()
+    assert zero.any()
 
 
 def test_a_residual_variance_below_zero_without_bounds():
@@ -145,6 +162,17 @@ def test_both_likelihoods_say_the_same(random, method):
         lambda of: of.is_definite(theta),
     ):
         np.testing.assert_allclose(call(ours), call(theirs), rtol=1e-8, atol=1e-10)
+    X, Z = L[:, 0], vectors[0, :2]
+    found = prediction_errors(both, theta, X, Z, np.zeros((2, theta.shape[1])))
+    X = X @ both.projection.whitening
+    for mine, same in zip(
+        (found.variance, found.gradient), theirs.prediction_errors(theta, X, Z), strict=True
+    ):
+        np.testing.assert_allclose(mine, same, rtol=1e-8, atol=1e-10)
+    for given in (False, True):
+        mine = effect_errors(both, theta[:1], Z, given=given)
+        same = (theirs.times_N(theta[:1], Z, given=given) * Z).sum(axis=2)
+        np.testing.assert_allclose(mine, same, rtol=1e-8)
     mixed = theta.copy()
     mixed[0, k] = 0.0
     np.testing.assert_allclose(both.beta(mixed, features)[1], ours.beta(theta, features)[1])

@@ -104,7 +104,8 @@ class GroupSampler:
             row[:] = stream.standard_normal((count, normals.shape[2]))
         each = np.repeat(sigma2, ranks, axis=1)  # the variance of each t, (F, width)
         roots, proper = block_roots(structure, theta)
-        t = np.sqrt(each)[:, None, :] * normals[..., :width]
+        proper = proper & (sigma2 >= 0.0).all(axis=1)
+        t = np.sqrt(np.maximum(each, 0.0))[:, None, :] * normals[..., :width]
         if proper.any():
             b = np.empty((int(proper.sum()), count, structure.q))
             z = normals[proper][..., width:]

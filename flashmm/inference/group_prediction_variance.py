@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from flashmm.arrays.types import FloatArray
+from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.inference.prediction_variance import PredictionMoments
 from flashmm.likelihood.moments import apply_G
 from flashmm.likelihood.residual_groups.groups import ResidualGroups
+from flashmm.likelihood.residual_groups.near_zero import GroupsNearZero, GroupsOfAnySize
 
 __all__ = ["effect_covariance", "effect_errors", "prediction_errors"]
 
@@ -44,7 +45,11 @@ def prediction_errors(
     k, shape = len(structure.parameters), (theta.shape[0], Z.shape[0])
     w = np.hstack([Z, X @ likelihood.projection.whitening])
     variance, gradient = np.empty(shape), np.empty((*shape, theta.shape[1]))
-    for here, at in likelihood.parts(theta):
+    of, near, others = _parted(likelihood, theta)
+    if of is not None:
+        variance[near], gradient[near] = of.prediction_errors(theta[near], w[:, q:], Z)
+    for some, at in likelihood.parts(theta[others]):
+        here = others[some]
         rows = at.sums.split(np.broadcast_to(w, (here.size, *w.shape)))
         Nw = at.sums.joined(at.times_N(rows))
         v = at.sums.joined(at.less_CN(rows))[..., :q]
@@ -73,6 +78,20 @@ def effect_errors(
     return np.where(variance < -1e-12, np.nan, np.maximum(variance, 0.0))
 
 
+def _parted(
+    likelihood: ResidualGroups, theta: FloatArray
+) -> tuple[GroupsNearZero | None, IntArray, IntArray]:
+    """The likelihood of roots of the sums and the rows of theta (B, k + H) it is for; the others.
+
+    None where there are none.
+    """
+    every = np.arange(theta.shape[0])
+    if not isinstance(likelihood, GroupsOfAnySize):
+        return None, every[:0], every
+    near = likelihood.handed_on(theta)
+    return (likelihood.near_zero if near.any() else None), every[near], every[~near]
+
+
 def _times_N(
     likelihood: ResidualGroups, theta: FloatArray, rows: FloatArray, *, given: bool
 ) -> FloatArray:
@@ -80,7 +99,11 @@ def _times_N(
     (c, q), B = rows.shape, theta.shape[0]
     result = np.empty((B, c, q))
     wide = np.hstack([rows, np.zeros((c, likelihood.projection.p))])
-    for here, at in likelihood.parts(theta):
+    of, near, others = _parted(likelihood, theta)
+    if of is not None:
+        result[near] = of.times_N(theta[near], rows, given=given)
+    for some, at in likelihood.parts(theta[others]):
+        here = others[some]
         vectors = at.sums.split(np.broadcast_to(wide, (here.size, *wide.shape)))
         N_r = at.border.N_ml if given else at.border.N
         result[here] = at.sums.joined(at.times_N(vectors, N_r))[..., :q]

@@ -78,7 +78,8 @@ def resid(
     precision = _precision(fitted, positions, weights, data, labels, found.sizes["sample"])
     if kind == "pearson":
         if fitted.options.residual_by:
-            precision = precision / residual_variances(fitted, positions, data)
+            variance = residual_variances(fitted, positions, data)
+            precision = precision / np.where(variance > 0.0, variance, np.nan)
         return found * np.sqrt(precision)
     if feature_covariates is not None:
         raise InputError(

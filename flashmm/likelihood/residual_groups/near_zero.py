@@ -275,11 +275,48 @@ class GroupsNearZero:
             return RandomEffects(blup, None)
         if se == "conditional":
             P = np.asarray(np.linalg.pinv(V, hermitian=True))
-        q = structure.q
-        D = sum(theta[:, i, None, None] * apply_G(structure, i, np.eye(q)) for i in range(self.k))
+        D = self._D(theta)
         DZ = np.matmul(D, self.Z.T)
         variance = np.diagonal(D - DZ @ P @ np.swapaxes(DZ, 1, 2), axis1=1, axis2=2)
         return RandomEffects(blup, standard_errors(variance) * unit)
+
+    def _D(self, theta: FloatArray) -> FloatArray:
+        """D, shape (B, q, q)."""
+        structure, q = self.projection.structure, self.projection.structure.q
+        D = np.zeros((theta.shape[0], q, q))
+        for i in range(self.k):
+            D += theta[:, i, None, None] * apply_G(structure, i, np.eye(q))
+        return D
+
+    def times_N(self, theta: FloatArray, rows: FloatArray, *, given: bool) -> FloatArray:
+        """(D - D Z'PZ D) w for the rows w (c, q), with V^-1 for P ``given`` beta; (B, c, q)."""
+        V, P = self._P(theta)
+        P = np.asarray(np.linalg.pinv(V, hermitian=True)) if given else P
+        wD = np.matmul(rows, self._D(theta))
+        T = self.Z.T @ P @ self.Z
+        return np.asarray(wD - np.matmul(np.matmul(wD, T), self._D(theta)))
+
+    def prediction_errors(
+        self, theta: FloatArray, X: FloatArray, Z: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Variances of x'(beta_hat - beta) + z'(b_hat - b), (B, c), and derivatives, (B, c, k + H).
+
+        Of whitened rows X (c, p) and rows Z (c, q). With l = B x + P Z D z, l'y predicts, and the
+        best predictor's own change by theta changes nothing.
+        """
+        structure, (V, P), zD = (
+            self.projection.structure,
+            self._P(theta),
+            np.matmul(Z, self._D(theta)),
+        )
+        weights = np.matmul(X, np.swapaxes(self._weights(V, P), 1, 2))
+        weights = weights + np.matmul(zD @ self.Z.T, P)  # (B, c, N)
+        left = Z - weights @ self.Z
+        variance = (np.matmul(weights, V) * weights).sum(axis=2)
+        variance += (zD * (Z - 2.0 * weights @ self.Z)).sum(axis=2)
+        of_D = [(apply_G(structure, i, left) * left).sum(axis=2) for i in range(self.k)]
+        of_groups = [(weights[..., self.group == h] ** 2).sum(axis=2) for h in range(self.H)]
+        return variance, np.stack([*of_D, *of_groups], axis=2)
 
     def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
         """T v with T = Z'PZ at theta for the rows of vectors (B, c, q), same shape."""
@@ -350,7 +387,7 @@ class GroupsOfAnySize(ResidualGroups):
         """The least eigenvalue of V, in its units, for which nothing is handed on."""
         return SINGULAR if self.small < 0.0 else _NEARLY_SINGULAR
 
-    def _near(self, theta: FloatArray) -> BoolArray:
+    def handed_on(self, theta: FloatArray) -> BoolArray:
         """Which rows of theta (B, k + H) are handed on, (B,)."""
         near = np.asarray((theta[:, -self.H :] < self.small).any(axis=1))
         rows = np.flatnonzero(~near & ((theta < 0.0).any(axis=1) | self._correlated))
@@ -365,7 +402,7 @@ class GroupsOfAnySize(ResidualGroups):
 
     def _parted(self, theta: FloatArray, part: _Part) -> tuple[FloatArray, ...]:
         """Arrays (B, ...) of which each of the two likelihoods makes rows, by ``part``."""
-        handed = self._near(theta)
+        handed = self.handed_on(theta)
         ours, near = np.flatnonzero(~handed), np.flatnonzero(handed)
         if near.size == 0:
             return part(super(), slice(None))
@@ -446,7 +483,7 @@ class GroupsOfAnySize(ResidualGroups):
 
     def lost_in_rounding(self, theta: FloatArray, expected: FloatArray) -> BoolArray:
         """Whose scores of residual variances, or likelihoods, may be rounding alone, shape (B,)."""
-        lost = super().lost_in_rounding(theta, expected) & ~self._near(theta)
+        lost = super().lost_in_rounding(theta, expected) & ~self.handed_on(theta)
         rows = np.flatnonzero(~lost & ((theta < 0.0).any(axis=1) | self._correlated))
         if self.small < 0.0 and rows.size:
             lost[rows] = super().distance_to_edge(theta[rows]) < _LOST
