@@ -23,7 +23,6 @@ __all__ = [
     "group_codes",
     "grouping_of",
     "groups_in_use",
-    "refuse_own_groups",
 ]
 
 # What the sums of all groups may take in memory.
@@ -210,14 +209,3 @@ def check_room(grouping: Grouping, entries: int, p: int, m: int, budget: int) ->
             "groups or fewer features at a time, or allow more: flashmm.stats.grouping.GROUP_BYTES."
         )
     return size
-
-
-def refuse_own_groups(grouping: Grouping | None) -> None:
-    """Raise where features with rows of their own are to have sums by group."""
-    if grouping is not None:
-        raise InputError(
-            "`sums_by` needs features that have the same samples and weights: with "
-            "missing='feature', weights of each observation or covariates of each feature, sums "
-            "are not kept by group. Drop the samples concerned (missing='drop'), or fill the "
-            "values in."
-        )
