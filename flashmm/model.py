@@ -178,18 +178,12 @@ class MultiLMM(ModelData, metaclass=AnsweringClass):
 
     def _by_residual(
         self, by: Any, residual: FloatArray | None, device: Any, client: Any
-    ) -> tuple[SummaryStats, str, str]:
+    ) -> tuple[SummaryStats | PatternedStats, str, str]:
         """The statistics with residual variances by group, the groups' name and `coarser_of`."""
         if residual is not None:
             raise InputError("Pass `residual_variance` or `residual_by`, one of the two.")
         if device is not None or client is not None:
             raise InputError("`residual_by` is fitted here: leave out `device` and `client`.")
-        if isinstance(self.stats, PatternedStats):
-            raise InputError(
-                "`residual_by` needs features that have the same samples, weights and covariates; "
-                "here features have their own (missing='feature', or weights or covariates of "
-                "each)."
-            )
         stats = with_residual_groups(self.stats, by)
         assert stats.groups is not None
         return stats, stats.groups.name, coarser_of(self.stats, by)

@@ -42,7 +42,7 @@ from flashmm.likelihood.projection import Projection
 from flashmm.likelihood.residual_groups_diagonal import DiagonalAt, DiagonalSums
 from flashmm.stats.fields import GroupSums
 
-__all__ = ["ResidualGroups"]
+__all__ = ["ResidualGroups", "lost_digits"]
 
 # Bytes of the arrays of features that are evaluated at once.
 _CACHE = 2**21
@@ -456,10 +456,7 @@ class ResidualGroups:
         information at theta (B, k + H), shape (B, k + H, k + H).
         """
         k = len(self.projection.structure.parameters)
-        with np.errstate(all="ignore"):
-            unit = np.sqrt(np.diagonal(expected, axis1=1, axis2=2)[:, k:])
-            error = 1e-15 * self.projection.n / theta[:, k:] ** 2
-            return np.asarray((error > _LOST * unit).any(axis=1))
+        return lost_digits(theta[:, k:], expected[:, k:, k:], self.projection.n)
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""
@@ -477,6 +474,23 @@ class ResidualGroups:
                 else:
                     result[rows] = DiagonalAt.of(self.diagonal, theta[rows]).lowest
         return result
+
+
+def lost_digits(
+    sigma2: FloatArray,
+    expected: FloatArray,
+    n: int | FloatArray,
+    there: BoolArray | None = None,
+) -> BoolArray:
+    """Which scores by residual variances (B, H) drown in the rounding of n samples, shape (B,).
+
+    ``expected``: information on them, shape (B, H, H); ``there``: which have samples, (B, H).
+    """
+    with np.errstate(all="ignore"):
+        unit = np.sqrt(np.diagonal(expected, axis1=1, axis2=2))
+        error = 1e-15 * np.reshape(n, (-1, 1)) / sigma2**2
+        lost = error > _LOST * unit
+        return np.asarray((lost if there is None else lost & there).any(axis=1))
 
 
 def _solved(matrices: FloatArray, right: FloatArray) -> FloatArray:

@@ -93,10 +93,10 @@ def _check_theta(ds: xr.Dataset, options: FitOptions) -> None:
 
 def _with_residual_groups(
     stats: SummaryStats | PatternedStats, options: FitOptions
-) -> SummaryStats:
+) -> SummaryStats | PatternedStats:
     """The statistics with a residual variance for each of their groups, as they were fitted."""
-    groups = None if isinstance(stats, PatternedStats) else stats.groups
-    if isinstance(stats, PatternedStats) or groups is None or groups.name != options.residual_by:
+    groups = stats.groups
+    if groups is None or groups.name != options.residual_by:
         raise InputError(
             "It has residual variances by the groups of "
             f"{options.residual_by[:80]!r}, and no sums by them."

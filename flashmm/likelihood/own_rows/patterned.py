@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -28,8 +28,10 @@ from flashmm.likelihood.base import (
 from flashmm.likelihood.centring import Turn, advice, centring
 from flashmm.likelihood.design_checks import check_sample_size
 from flashmm.likelihood.moments import ContrastMoments, contrast_moments
-from flashmm.likelihood.own_rows.layout import OwnLayout, find_layout
+from flashmm.likelihood.own_rows.group_pieces import StackedGroups
+from flashmm.likelihood.own_rows.layout import OwnLayout, dense_layout, find_layout
 from flashmm.likelihood.own_rows.own_rows import OwnRowsLikelihood, well_posed
+from flashmm.likelihood.own_rows.residual_groups import OwnResidualGroups
 from flashmm.likelihood.own_rows.stacked import StackedLikelihood
 from flashmm.likelihood.own_rows.stacked_designs import (
     DesignStack,
@@ -37,6 +39,7 @@ from flashmm.likelihood.own_rows.stacked_designs import (
     weight_units,
 )
 from flashmm.likelihood.own_rows.turned import in_coordinates
+from flashmm.likelihood.present_groups import PresentGroups
 from flashmm.likelihood.projection import (
     ROUNDING,
     UNDERFLOW,
@@ -44,8 +47,10 @@ from flashmm.likelihood.projection import (
     have_room,
     parameter_scale,
     project,
+    project_groups,
     scale_of_columns,
 )
+from flashmm.likelihood.residual_groups import ResidualGroups
 from flashmm.likelihood.units import InUnits
 from flashmm.stats.known_levels import RootMap, in_roots
 from flashmm.stats.own_rows import PatternedStats
@@ -56,6 +61,8 @@ __all__ = ["FeatureRows", "PatternedLikelihood", "PatternedProjection", "project
 _MANY = 8
 _EPS = float(np.finfo(np.float64).eps)
 
+AnyPart: TypeAlias = Estimator | OwnRowsLikelihood | OwnResidualGroups | StackedLikelihood
+
 
 @dataclass(frozen=True)
 class Group:
@@ -63,6 +70,8 @@ class Group:
 
     features: IntArray
     projection: Projection | StackedProjection
+    # Sums by group of features with rare patterns, where groups have residual variances.
+    by_group: StackedGroups | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,8 @@ class PatternedProjection(InUnits):
         Shape (m,).
     turn, roots
         As in `Projection`.
+    sizes
+        Samples of each group with a residual variance, shape (m, H); None for one variance.
     """
 
     p: int
@@ -113,11 +124,20 @@ class PatternedProjection(InUnits):
     not_estimable: BoolArray
     turn: Turn | None = None
     roots: RootMap | None = None
+    sizes: IntArray | None = None
 
     @property
     def m(self) -> int:
         """Number of features."""
         return int(self.scale.size)
+
+    @cached_property
+    def absent(self) -> BoolArray | None:
+        """Which of theta are residual variances of groups without samples, (m, k + H)."""
+        if self.sizes is None or (self.sizes > 0).all():
+            return None
+        of_D = np.zeros((self.m, len(self.structure.parameters)), dtype=bool)
+        return np.hstack([of_D, self.sizes == 0])
 
     @property
     def varies(self) -> BoolArray:
@@ -142,15 +162,23 @@ def project_patterns(stats: PatternedStats, *, known_residual: bool = False) -> 
         If not even all samples together could carry the model.
     """
     check_sample_size(stats.n, stats.p)
-    stats, roots = in_roots(stats)
+    several = len(stats.structure.residuals) > 1
+    stats, roots = in_roots(stats, by_group=several)
     structure, m, p = stats.structure, stats.m, stats.p
-    turn = centring(stats.sums.ZZ, structure)
+    turn = None if several else centring(stats.sums.ZZ, structure)
     if turn is not None:
         stats = in_coordinates(stats, turn)
     column_scale = scale_of_columns(stats.sums.ZZ.diagonal(), structure)
     root_weight = np.sqrt(weight_units(stats))
-    param_scale = np.tile(parameter_scale(structure, column_scale), (m, 1))
-    param_scale[:, :-1] /= root_weight[stats.pattern, None] ** 2
+    units, k = parameter_scale(structure, column_scale), len(structure.parameters)
+    units = np.concatenate([units, np.ones(len(structure.residuals) - 1)])
+    param_scale = np.tile(units, (m, 1))
+    param_scale[:, :k] /= root_weight[stats.pattern, None] ** 2
+    sizes, alone = None, np.zeros(m, dtype=bool)
+    if several:
+        sizes = np.stack([own.n[stats.pattern] for own in stats.group_designs], axis=1)
+        sizes = sizes.astype(np.intp)
+        alone = (sizes == 1).any(axis=1)  # no residual variance of its own
     total = PatternedProjection(
         p,
         structure,
@@ -167,24 +195,30 @@ def project_patterns(stats: PatternedStats, *, known_residual: bool = False) -> 
         np.full((p, m), np.nan),
         np.zeros(m, dtype=bool),
         np.zeros(m, dtype=bool),
-        np.zeros(m, dtype=bool),
+        alone,
         turn,
         roots,
+        sizes,
     )
     counts = np.bincount(stats.pattern, minlength=stats.n_patterns)
     groups = []
     for pattern in np.flatnonzero(counts >= _MANY):
         features = stats.members(int(pattern))
+        if alone[features].any():
+            continue
         try:
             own_scale = column_scale * root_weight[pattern]
-            projection = project(
-                stats.of_pattern(int(pattern)), own_scale, known_residual=known_residual
+            one = stats.of_pattern(int(pattern))
+            projection = (
+                project_groups(one, own_scale)
+                if several
+                else project(one, own_scale, known_residual=known_residual)
             )
         except InputError:
             total.not_estimable[features] = True
             continue
         groups.append(Group(features, projection))
-    rare = np.flatnonzero(counts[stats.pattern] < _MANY)
+    rare = np.flatnonzero((counts[stats.pattern] < _MANY) & ~alone)
     if rare.size:
         group = _stack(stats, rare, total, known_residual)
         if group.features.size:
@@ -264,10 +298,11 @@ def _stack(
         beta_ols=beta_ols,
     )
     posed = _well_posed(stacked, total.layout, known_residual)
-    if posed.all():
-        return Group(features, stacked)
-    total.not_estimable[features[~posed]] = True
-    return Group(features[posed], stacked.take(np.flatnonzero(posed)))
+    if not posed.all():
+        total.not_estimable[features[~posed]] = True
+        features, stacked = features[posed], stacked.take(np.flatnonzero(posed))
+    by_group = None if total.sizes is None else StackedGroups.of(stats, features)
+    return Group(features, stacked, by_group)
 
 
 def _well_posed(
@@ -300,9 +335,14 @@ class PatternedLikelihood(OfProjection):
 
     projection: PatternedProjection
     method: Literal["REML", "ML"]
-    estimators: tuple[Estimator | OwnRowsLikelihood | StackedLikelihood, ...]
+    estimators: tuple[AnyPart, ...]
     engine: str = "patterned"
     small_products: bool = True
+
+    @property
+    def n_params(self) -> int:
+        """Number of variance parameters, residual variances included."""
+        return len(self.projection.structure.param_names)
 
     @classmethod
     def of_projection(
@@ -318,10 +358,14 @@ class PatternedLikelihood(OfProjection):
         ``dense``: features with rare patterns are a stack, whatever their layout.
         """
         layout = None if dense else projection.layout
-        parts: list[Estimator | OwnRowsLikelihood | StackedLikelihood] = []
+        parts: list[AnyPart] = []
         for group in projection.groups:
             if isinstance(group.projection, Projection):
                 parts.append(make(group.projection))
+            elif group.by_group is not None:
+                one = group.projection
+                own = layout or dense_layout(one.designs.sums, projection.structure)
+                parts.append(OwnResidualGroups(one, group.by_group, method, own))
             elif layout is None:
                 parts.append(StackedLikelihood(group.projection, method))
             else:
@@ -369,13 +413,38 @@ class PatternedLikelihood(OfProjection):
         p = self.projection.p
         beta, variance = np.empty((features.size, p)), np.empty((features.size, p))
         for where, local, estimator in self.split(features):
-            if isinstance(estimator, OwnRowsLikelihood):
+            if isinstance(estimator, ResidualGroups | PresentGroups):
+                beta[where], variance[where] = estimator.fixed_effects(theta[where], local)
+                continue
+            if isinstance(estimator, OwnRowsLikelihood | OwnResidualGroups):
                 beta[where], C = estimator.fixed_effects(theta[where], local)
                 variance[where] = np.diagonal(C, axis1=1, axis2=2)
                 continue
             beta[where] = estimator.beta(theta[where], local)
             variance[where] = estimator.contrast_variance(theta[where], local, np.eye(p))
         return beta, variance
+
+    @cached_property
+    def first_start(self) -> FloatArray | None:
+        """Where searches begin, (m, k + H), NaN for the default; None for that of all features."""
+        found = [getattr(part, "first_start", None) for part in self.estimators]
+        if all(start is None for start in found):
+            return None
+        result = np.full((self.m, self.n_params), np.nan)
+        for group, start in zip(self.projection.groups, found, strict=True):
+            if start is not None:
+                result[group.features] = start
+        return result
+
+    def lost_in_rounding(self, theta: FloatArray, expected: FloatArray) -> BoolArray:
+        """Whose scores of residual variances may be rounding alone, of all features, shape (m,)."""
+        result = np.zeros(self.m, dtype=bool)
+        for where, local, estimator in self.split(np.arange(self.m)):
+            if isinstance(estimator, OwnResidualGroups):
+                result[where] = estimator.lost_in_rounding(theta[where], expected[where], local)
+            elif isinstance(estimator, ResidualGroups | PresentGroups):
+                result[where] = estimator.lost_in_rounding(theta[where], expected[where])
+        return result
 
     def beta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Fixed effects at theta, shape (B, p)."""
@@ -440,9 +509,10 @@ class FeatureRows:
         H = np.empty((self.features.size, p.structure.q, p.p))
         XX_inverse = np.empty((self.features.size, p.p, p.p))
         for where, local, estimator in owner.split(self.features):
-            if isinstance(estimator, (OwnRowsLikelihood, StackedLikelihood)):
+            if isinstance(estimator, (OwnRowsLikelihood, StackedLikelihood, OwnResidualGroups)):
                 W = estimator.projection.whitening[local]
-                H[where] = estimator.H(local)
+                own = isinstance(estimator, OwnResidualGroups)
+                H[where] = estimator.H_of(local) if own else estimator.H(local)
                 XX_inverse[where] = np.matmul(W, np.swapaxes(W, 1, 2))
             else:
                 H[where] = estimator.projection.H
@@ -468,7 +538,20 @@ class FeatureRows:
         self, theta: FloatArray, L: FloatArray, *, adjustment: bool
     ) -> ContrastMoments:
         """How the variances of hypotheses L (g, r, p) depend on theta (B, k)."""
-        return contrast_moments(self, theta, L, adjustment=adjustment)
+        if self.likelihood.projection.sizes is None:
+            return contrast_moments(self, theta, L, adjustment=adjustment)
+        (g, r, _), (B, k) = L.shape, theta.shape
+        total = ContrastMoments(
+            np.empty((B, g, r, r)),
+            np.empty((B, g, k, r, r)),
+            np.empty((B, g, k, k, r, r)) if adjustment else None,
+        )
+        for where, one in self._groups:
+            part = one.contrast_moments(theta[where], L, adjustment=adjustment)
+            total.variance[where], total.gradient[where] = part.variance, part.gradient
+            if total.adjustment is not None:
+                total.adjustment[where] = part.adjustment
+        return total
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""
