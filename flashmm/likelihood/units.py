@@ -91,16 +91,24 @@ class InUnits:
         with np.errstate(over="ignore", under="ignore"):
             natural = information / unit[:, :, None] / unit[:, None, :]
         lost = np.isinf(natural) | ((np.abs(natural) < UNDERFLOW) & (information != 0))
-        information = np.where(lost, np.nan, natural)
+        information = self._without_absent(np.where(lost, np.nan, natural), features)
         if self.turn is None:
             return information
         return np.asarray(self.turn.T.T @ information @ self.turn.T)
+
+    def _without_absent(self, matrices: FloatArray, features: IntArray) -> FloatArray:
+        """Matrices (B, k + 1, k + 1) with NaN for what is no parameter."""
+        absent = self.absent_of(features)
+        if absent is None:
+            return matrices
+        return np.where(absent[..., :, None] | absent[..., None, :], np.nan, matrices)
 
     def natural_covariance(self, covariance: FloatArray, features: IntArray) -> FloatArray:
         """Internal covariances of theta (B, k + 1, k + 1) as those in the units of Y."""
         unit = self.units(features)
         with np.errstate(over="ignore"):  # no room for the fourth power of the units of Y
             covariance = covariance * unit[:, :, None] * unit[:, None, :]
+        covariance = self._without_absent(covariance, features)
         if self.turn is None:
             return covariance
         return np.asarray(self.turn.T_inverse @ covariance @ self.turn.T_inverse.T)

@@ -508,13 +508,14 @@ class FeatureResults(OneFeatureTables, OneFeatureTests):
     @property
     def aic(self) -> float:
         """Akaike's criterion, as lme4 counts parameters."""
-        return -2.0 * self.llf + 2.0 * self._fitted.n_estimated
+        return -2.0 * self.llf + 2.0 * int(self._fitted.n_estimated_of(self._positions)[0])
 
     @property
     def bic(self) -> float:
         """Schwarz's criterion, as lme4 counts parameters."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return -2.0 * self.llf + float(np.log(self.nobs)) * self._fitted.n_estimated
+            count = int(self._fitted.n_estimated_of(self._positions)[0])
+            return -2.0 * self.llf + float(np.log(self.nobs)) * count
 
     @property
     def nobs(self) -> int:

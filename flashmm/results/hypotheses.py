@@ -220,8 +220,14 @@ class Hypotheses:
         )
         for here, chosen, moments, spread in self._moments(positions, X[:, None], df):
             batch = positions[here]
-            own = independent[chosen] * request.projection.param_scale
-            variance = moments.variance[..., 0, 0] + request.theta[batch] @ own.T
+            _, params = request.projection.prediction_units(batch)
+            own = independent[chosen] * params  # (c, k), or (B, c, k)
+            added = np.matmul(own, request.theta[batch][:, :, None])[:, :, 0]
+            variance = moments.variance[..., 0, 0] + added
+            absent = request.projection.absent_of(batch)
+            if absent is not None:  # nothing is known of the variance of these
+                unknown = np.atleast_2d(absent) @ (independent[chosen] != 0).T
+                variance = np.where(unknown, np.nan, variance)
             result.variance[here, chosen] = variance * request.projection.scale[batch, None]
             if df == "satterthwaite":
                 gradient = moments.gradient[..., 0, 0] + own

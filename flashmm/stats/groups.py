@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from flashmm.arrays.labels import as_pandas, by_name
-from flashmm.arrays.types import IntArray
+from flashmm.arrays.types import BoolArray, IntArray
 from flashmm.designs.design import RESIDUAL, CovarianceStructure
 from flashmm.exceptions import InputError, listing
 from flashmm.stats.algebra import column_positions, merged_groups
@@ -19,10 +19,12 @@ from flashmm.stats.group_names import known_groups
 from flashmm.stats.own_rows import PatternedStats
 
 __all__ = [
+    "absent_residuals",
     "coarser_of",
     "finer_groups",
     "grouped_by",
     "shared_columns",
+    "sizes_by_group",
     "with_residual_groups",
     "without_residual_groups",
 ]
@@ -207,6 +209,27 @@ def with_residual_groups(stats: Stats, by: Any) -> Stats:
         residual_sizes=tuple(part.n for part in groups.parts),
     )
     return _with_structure(stats, structure)
+
+
+def sizes_by_group(stats: Any) -> IntArray | None:
+    """Samples that features have in each group with a residual variance of its own, (m, H).
+
+    None where one residual variance is that of all, or features share their samples.
+    """
+    if len(stats.structure.residuals) == 1 or not isinstance(stats, PatternedStats):
+        return None
+    sizes = np.stack([own.n[stats.pattern] for own in stats.group_designs], axis=1)
+    return np.asarray(sizes.astype(np.intp))
+
+
+def absent_residuals(stats: Any) -> BoolArray | None:
+    """Which residual variances of groups features have no samples of, (m, H); None for none."""
+    if len(stats.structure.residuals) == 1:
+        return None
+    sizes = sizes_by_group(stats)
+    if sizes is None:
+        sizes = np.tile([part.n for part in known_groups(stats).parts], (stats.m, 1))
+    return None if (sizes > 0).all() else sizes == 0
 
 
 def shared_columns(stats: Sums) -> tuple[str, ...]:

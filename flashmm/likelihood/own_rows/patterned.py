@@ -52,6 +52,7 @@ from flashmm.likelihood.projection import (
 )
 from flashmm.likelihood.residual_groups import ResidualGroups
 from flashmm.likelihood.units import InUnits
+from flashmm.stats.groups import sizes_by_group
 from flashmm.stats.known_levels import RootMap, in_roots
 from flashmm.stats.own_rows import PatternedStats
 
@@ -174,10 +175,8 @@ def project_patterns(stats: PatternedStats, *, known_residual: bool = False) -> 
     units = np.concatenate([units, np.ones(len(structure.residuals) - 1)])
     param_scale = np.tile(units, (m, 1))
     param_scale[:, :k] /= root_weight[stats.pattern, None] ** 2
-    sizes, alone = None, np.zeros(m, dtype=bool)
-    if several:
-        sizes = np.stack([own.n[stats.pattern] for own in stats.group_designs], axis=1)
-        sizes = sizes.astype(np.intp)
+    sizes, alone = sizes_by_group(stats), np.zeros(m, dtype=bool)
+    if sizes is not None:
         alone = (sizes == 1).any(axis=1)  # no residual variance of its own
     total = PatternedProjection(
         p,
