@@ -18,6 +18,7 @@ from flashmm.constructors import ModelData
 from flashmm.exceptions import (
     ConvergenceWarning,
     InputError,
+    MissingSamplesWarning,
     check_option,
     listing,
     nearest,
@@ -35,6 +36,7 @@ from flashmm.results import FitOptions, MultiLMMResults, at_theta
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.results.fitting_curves import check_curved
 from flashmm.results.on_workers import fit_on_workers
+from flashmm.results.summary import without_samples
 from flashmm.results.trust import doubt
 from flashmm.slips.answers import answer_calls, no_index, no_such_attribute
 from flashmm.slips.attributes import MODELS
@@ -413,6 +415,8 @@ class MultiLMM(ModelData, metaclass=AnsweringClass):
         results = MultiLMMResults(found, stats, options, projection, self.recipe)
         results.fitted.know(likelihood)
         _warn_about(results.fitted.array("status"))
+        if by and (lacking := without_samples(results.fitted)):
+            warn(lacking, MissingSamplesWarning)
         if log.isEnabledFor(logging.INFO) and (reason := doubt(results.fitted)):
             log.info(reason)
         return results

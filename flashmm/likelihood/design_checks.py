@@ -214,8 +214,9 @@ def _along_curves(information: FloatArray, curved: CurvedParameters) -> FloatArr
         if curve is not None:
             u[:, own] = curve.starts()[0][2]
     J = curved.jacobian(u)[0, : information.shape[0]]
-    if information.shape[0] < sum(curved.sizes) + curved.residuals:
-        J = J[:, :-1]  # the residual variance is known
+    # The residual variance may be known, and several are one here.
+    lacking = sum(curved.sizes) + curved.residuals - information.shape[0]
+    J = J[:, : curved.k - lacking]
     return np.asarray(J.T @ information @ J)
 
 

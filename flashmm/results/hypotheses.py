@@ -263,6 +263,11 @@ class Hypotheses:
                 if self.residual is not None:
                     variance, freedom = np.moveaxis(self.residual[batch], -1, 0)
                     own = theta[:, -variance.shape[1] :]
+                    absent = request.projection.absent_of(batch)
+                    if absent is not None:  # what is no parameter stays as it is
+                        lost = np.broadcast_to(absent, theta.shape)[:, -variance.shape[1] :]
+                        variance = np.where(lost, own, variance)
+                        freedom = np.where(lost, np.inf, freedom)
                     moments, spread = moderate_moments(moments, covariance, own, variance, freedom)
                 yield here, chosen, moments, spread
 
@@ -306,6 +311,12 @@ class Hypotheses:
             variance[here] = theta[:, -several:]
             with np.errstate(divide="ignore", invalid="ignore"):
                 df[here] = 2.0 * theta[:, -several:] ** 2 / spread
+            absent = request.projection.absent_of(batch)
+            if absent is not None:  # groups without samples
+                lost = np.broadcast_to(absent, theta.shape)[:, -several:]
+                variance[here], df[here] = (
+                    np.where(lost, np.nan, values[here]) for values in (variance, df)
+                )
         return variance, df
 
     def hat_df(self) -> FloatArray:

@@ -140,6 +140,8 @@ def model_page(fitted: FittedModel, pvalues: FloatArray) -> SummaryPage:
         "signs of the coefficients that pass a false discovery rate of 5%, controlled over "
         "features (Benjamini-Hochberg) for each coefficient."
     )
+    if lacking := without_samples(fitted):
+        notes.append(lacking)
     notes += _known_covariances(fitted) + _left_out(fitted)
     if reason := doubt(fitted):
         notes.append(reason)
@@ -264,6 +266,9 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
     notes.append(f"t tests on {DF_TEXT[DEFAULT_DF]} degrees of freedom. {scale}")
     if verdict != Status.CONVERGED:
         notes.append(f"{verdict.label}: {MEANINGS[verdict]}.")
+    if fitted.absent is not None and fitted.absent[position].any():
+        lost = np.array(stats.structure.residuals)[fitted.absent[position]]
+        notes.append(f"It has no samples of the groups of {listing(lost)}: these are NaN.")
     notes += _known_covariances(fitted) + _left_out(fitted)
     if verdict.is_converged and (reason := doubt(fitted, position=position)):
         notes.append(reason)
@@ -279,6 +284,22 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
             ),
         ],
         notes,
+    )
+
+
+def without_samples(fitted: FittedModel) -> str:
+    """Residual variances of groups that features have no samples of, counted; or nothing."""
+    if fitted.absent is None:
+        return ""
+    counts = fitted.absent.sum(axis=0)
+    shown = [
+        f"{name} of {count}"
+        for name, count in zip(fitted.stats.structure.residuals, counts.tolist(), strict=True)
+        if count
+    ]
+    return (
+        "Residual variances of groups that a feature has no samples of are NaN: "
+        f"{listing(shown, 6)} of {fitted.stats.m} features."
     )
 
 
