@@ -14,11 +14,8 @@ from flashmm.likelihood.elimination.blocked import BlockedLikelihood
 from flashmm.likelihood.elimination.layout import find_partition, make_layout
 from flashmm.likelihood.general import GeneralLikelihood
 from flashmm.likelihood.hosted import HostedLikelihood
-from flashmm.likelihood.own_rows.patterned import (
-    PatternedLikelihood,
-    PatternedProjection,
-    project_patterns,
-)
+from flashmm.likelihood.own_rows.patterned import PatternedLikelihood
+from flashmm.likelihood.own_rows.patterned_projection import PatternedProjection, project_patterns
 from flashmm.likelihood.present_groups import residual_groups_of
 from flashmm.likelihood.projection import GroupedProjection, Projection, project, project_groups
 from flashmm.likelihood.spectral import SpectralLikelihood

@@ -21,7 +21,8 @@ def known_groups(stats: Any, what: str = "This") -> GroupSums:
             f"{what} needs sums by group, which these statistics do not have. Build the model "
             'with sums_by="Subject", a column of `data` or the group of each sample.'
         )
-    return stats.groups
+    groups: GroupSums = stats.groups
+    return groups
 
 
 def group_positions(stats: Sums, names: Any) -> IntArray:

@@ -62,9 +62,11 @@ def grouped_by(stats: Stats, by: Any, what: str, option: str) -> Stats:
     def merge(sums: Sums) -> GroupSums:
         return merged_groups(sums, codes, name, labels)
 
+    own: Any = stats
     if isinstance(stats, PatternedStats):
-        return stats.with_groups(codes, merge)
-    return replace(stats, groups=merge(stats))
+        coarser: Stats = own.with_groups(codes, merge)
+        return coarser
+    return replace(stats, groups=merge(own))
 
 
 def _of_factor(stats: Any, groups: GroupSums, by: str, option: str) -> tuple[IntArray, list[str]]:

@@ -146,7 +146,7 @@ def merged_designs(
     for code, part in enumerate(after.parts):
         placed = [
             designs[i].placed(coefs, column_positions(before.parts[i].structure, part.structure))
-            for i in np.flatnonzero(codes == code)
+            for i in np.flatnonzero(codes == code).tolist()
         ]
         result.append(reduce(lambda one, two: one.plus(two, 1.0), placed))
     return tuple(result)

@@ -264,8 +264,7 @@ class PatternedStats(StatisticsManners):
             )
         pairs, pattern = np.unique(np.stack([left, right], axis=1), axis=0, return_inverse=True)
         designs = mine.at(pairs[:, 0]).plus(theirs.at(pairs[:, 1]), sign)
-        by_group = (one._groups_over(sums) for one in (self, other))
-        parts_of = joined_designs(*by_group, pairs, sign)
+        parts_of = joined_designs(self._groups_over(sums), other._groups_over(sums), pairs, sign)
         total = PatternedStats(sums, designs, pattern.reshape(-1), own, parts_of)
         shifted = {
             name

@@ -20,7 +20,6 @@ from flashmm.sources import Block, Source
 from flashmm.sources.beside import Beside
 from flashmm.sources.readers import BLOCK_BYTES
 from flashmm.stats.block_sums import BlockSums, GroupColumns, design_columns
-from flashmm.stats.fields import Shift
 from flashmm.stats.from_source import columns_of, first_sums, second_sums, statistics_of
 from flashmm.stats.grouping import Grouping
 from flashmm.stats.own_designs import (
@@ -32,7 +31,7 @@ from flashmm.stats.own_designs import (
 )
 from flashmm.stats.own_groups import check_designs_room
 from flashmm.stats.own_rows import PatternedStats
-from flashmm.stats.shifts import CANCELLATION
+from flashmm.stats.own_shifts import shifted_by_pattern
 from flashmm.stats.streaming import passing, suitable_block_bytes
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -141,7 +140,7 @@ def sum_by_pattern(
     designs, *by_group = (part.designs for part in parts)
     stats = PatternedStats(sums, designs, pattern.reshape(-1), own, tuple(by_group))
     again = partial(second_sums, source, columns, weights, block_bytes, workers)
-    return _shifted(stats, again)
+    return shifted_by_pattern(stats, again)
 
 
 @dataclass(frozen=True)
@@ -178,54 +177,6 @@ def _distinct(rows: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], IntArray]:
     whole = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1])))[:, 0]
     _, first, which = np.unique(whole, return_index=True, return_inverse=True)
     return rows[first], which.reshape(-1)
-
-
-def _shifted(
-    stats: PatternedStats, again: Callable[[FloatArray, IntArray], BlockSums]
-) -> PatternedStats:
-    """Sum again, after subtracting X a, the features whose raw sums cancel; as `shifted_sums`."""
-    sums, found = stats.sums, []
-    step = max(1, BLOCK_BYTES // (8 * (stats.p + 1) ** 2))
-    for start in range(0, stats.m, step):
-        here = np.arange(start, min(start + step, stats.m))
-        with np.errstate(over="ignore", invalid="ignore"):
-            a = _solutions(stats.designs.XX[stats.pattern[here]], sums.XY[:, here])
-            rss = sums.yy[here] - (sums.XY[:, here] * a).sum(axis=0)
-        cancels = (rss < CANCELLATION * sums.yy[here]) & (sums.yy[here] > 0)
-        found.append((here[cancels], a[:, cancels]))
-    features = np.concatenate([part[0] for part in found]) if found else np.empty(0, dtype=np.intp)
-    if features.size == 0:
-        return stats
-    a = np.concatenate([part[1] for part in found], axis=1)
-    XX = stats.designs.XX[stats.pattern[features]]
-    a = a + _solutions(XX, again(a, features).XY)
-    about = again(a, features)
-    groups = sums.groups
-    if groups is not None:
-        made = (
-            replace(part, shift=Shift(features, a, own.XY, own.ZY, own.yy))
-            for part, own in zip(groups.parts, about.parts, strict=True)
-        )
-        groups = replace(groups, parts=tuple(made))
-    shift = Shift(features, a, about.XY, about.ZY, about.yy)
-    return replace(stats, sums=replace(sums, shift=shift, groups=groups))
-
-
-def _solutions(XX: FloatArray, XY: FloatArray) -> FloatArray:
-    """Solutions of X'X a = X'y for matrices (F, p, p) and columns (p, F), shape (p, F).
-
-    They leave out directions in which X is constant zero.
-    """
-    finite = np.isfinite(XY).all(axis=0)
-    right = np.where(finite, XY, 0.0).T
-    length = np.sqrt(np.diagonal(XX, axis1=1, axis2=2))
-    length = np.where(length > 0, length, 1.0)
-    values, vectors = np.linalg.eigh(XX / (length[:, :, None] * length[:, None, :]))
-    lowest = 1e-13 * values.shape[1] * np.maximum(values[:, -1:], 0.0)
-    inverse = np.divide(1.0, values, out=np.zeros_like(values), where=values > lowest)
-    along = np.matmul((right / length)[:, None, :], vectors)[:, 0] * inverse
-    solution = np.matmul(vectors, along[:, :, None])[:, :, 0] / length
-    return np.asarray(np.where(finite, solution.T, np.nan))
 
 
 # ---- weights and covariates of each feature ------------------------------------------------
@@ -321,7 +272,7 @@ def sum_own_rows(
         kept = passing(sums.totals, sums.detected, source.n, min_count, min_fraction)
         stats, source, tables = stats.at(kept), source.at(kept), tables.at(kept, source.m)
     again = partial(_again, replace(source, counting=False), design, tables, missing, by_group)
-    stats = _shifted(stats, again)
+    stats = shifted_by_pattern(stats, again)
     if stats.n_patterns == 1 and not tables.own.names:
         return stats.of_pattern(0)
     return stats
@@ -393,7 +344,7 @@ class _OwnSums:
         Z = Z if some is None else sp.csr_array(Z[rows][:, columns])
         pairs = pairs_of_columns(Z)
         designs = DesignSums.zeros(m if about is None else 0, p, columns.size, pairs)
-        parts = ()
+        parts: tuple[_OwnSums, ...] = ()
         if by_group is not None:
             parts = tuple(
                 cls.of(source, design, tables, missing, None, about, one)

@@ -205,9 +205,9 @@ class GroupsAt:
                 result[:, i] += np.matmul(flat_d, Xi.reshape(B, -1, 1))[:, :, 0]
         if q2:
             Phi = self.phi_of(Q)
-            for i, pairs in layout.border_params:
+            for i, ones in layout.border_params:
                 Omega = np.zeros((B, w, w))
-                for rows, columns in pairs:
+                for rows, columns in ones:
                     Omega += np.matmul(Phi[:, :, rows], np.swapaxes(Phi[:, :, columns], 1, 2))
                 result[:, i] = np.matmul(flat_J, Omega.reshape(B, -1, 1))[:, :, 0]
         return result

@@ -29,6 +29,7 @@ from flashmm.likelihood.base import (
 from flashmm.likelihood.own_rows import elimination as el
 from flashmm.likelihood.own_rows import forms as fo
 from flashmm.likelihood.own_rows.group_algebra import GroupsAt
+from flashmm.likelihood.own_rows.group_moments import group_moments
 from flashmm.likelihood.own_rows.group_pieces import GroupPieces, StackedGroups
 from flashmm.likelihood.own_rows.layout import OwnLayout, dense_layout
 from flashmm.likelihood.own_rows.own_rows import applied_T, left_over
@@ -74,7 +75,7 @@ class OwnResidualGroups:
         return int(self.projection.m)
 
     @property
-    def H(self) -> int:
+    def n_groups(self) -> int:
         """Number of residual variances."""
         return self.groups.H
 
@@ -86,7 +87,7 @@ class OwnResidualGroups:
     @property
     def n_params(self) -> int:
         """Number of variance parameters, residual variances included."""
-        return self.k + self.H
+        return self.k + self.n_groups
 
     @cached_property
     def n(self) -> FloatArray:
@@ -97,7 +98,7 @@ class OwnResidualGroups:
     def _bytes(self) -> int:
         """Of one feature's pieces."""
         layout, w = self.layout, self.layout.q2 + self.projection.p + 1
-        return 8 * self.H * (layout.L * layout.s * (w + layout.s) + w * w)
+        return 8 * self.n_groups * (layout.L * layout.s * (w + layout.s) + w * w)
 
     @property
     def _step(self) -> int:
@@ -143,19 +144,19 @@ class OwnResidualGroups:
 
     def _lowest(self, at: GroupsAt, theta: FloatArray) -> FloatArray:
         """Smallest eigenvalue of V in its units, where the elimination tells; else -1, (B,)."""
-        sigma2 = theta[:, -self.H :]
+        sigma2 = theta[:, -self.n_groups :]
         lowest = np.minimum(at.blocks.lowest, sigma2.min(axis=1) / sigma2.max(axis=1))
         q2 = self.layout.q2
         if q2:
             S = at.blocks.S[:, :q2, :q2]
-            finite = np.isfinite(S).all(axis=(1, 2)) & np.isfinite(theta).all(axis=1)
+            finite = np.asarray(np.isfinite(S).all(axis=(1, 2)) & np.isfinite(theta).all(axis=1))
             D2 = el.covariance_of_border(self.layout, at.blocks.theta)
             S, D2 = (np.where(finite[:, None, None], part, 0.0) for part in (S, D2))
             values, vectors = np.linalg.eigh(S)
             root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
             inner = np.matmul(np.swapaxes(root, 1, 2), np.matmul(D2, root))
             inner[:, np.arange(q2), np.arange(q2)] += 1.0
-            usable = np.isfinite(inner).all(axis=(1, 2))
+            usable = np.asarray(np.isfinite(inner).all(axis=(1, 2)))
             inner = np.where(usable[:, None, None], inner, -np.eye(q2))
             lowest = np.minimum(lowest, np.linalg.eigvalsh(inner)[:, 0])
             lowest = np.where(finite & usable, lowest, -1.0)
@@ -166,7 +167,7 @@ class OwnResidualGroups:
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and informations at theta (B, k + H) for chosen features."""
         result = Evaluation.empty(features.size, self.n_params)
-        inside = np.isfinite(theta).all(axis=1) & (theta[:, -self.H :] > 0).all(axis=1)
+        inside = np.isfinite(theta).all(axis=1) & (theta[:, -self.n_groups :] > 0).all(axis=1)
         rows, again = np.flatnonzero(inside), []
         for some in self._passes(rows.size):
             here = rows[some]
@@ -185,7 +186,7 @@ class OwnResidualGroups:
         return result
 
     def _evaluated(self, theta: FloatArray, at: GroupsAt) -> Evaluation:
-        layout, reml, k, H = self.layout, self.method == "REML", self.k, self.H
+        layout, reml, k, H = self.layout, self.method == "REML", self.k, self.n_groups
         B, c, n, p = theta.shape[0], at.c, at.pieces.n, self.projection.p
         border, blocks = at.border, at.blocks
         Q = border.Q if reml else border.Q_whole
@@ -313,7 +314,7 @@ class OwnResidualGroups:
         """The likelihoods of some features, one for each row of theta."""
         return GroupRows(self, features)
 
-    def H_of(self, features: IntArray) -> FloatArray:
+    def H(self, features: IntArray) -> FloatArray:
         """Z'X (X'X)^-1 of some features, shape (B, q, p)."""
         p = self.projection
         W = p.whitening[features]
@@ -326,7 +327,7 @@ class OwnResidualGroups:
         result = np.zeros(self.m, dtype=bool)
         for here in self._passes(self.m):
             pieces = self.pieces(np.arange(here.start, here.stop))
-            for h in range(self.H):
+            for h in range(self.n_groups):
                 d, U, n = pieces.d[:, h], pieces.U[:, h], pieces.n[:, h]
                 A, rank = pieces.FF[:, h].copy(), np.zeros(n.size)
                 if layout.L:
@@ -351,7 +352,7 @@ class OwnResidualGroups:
         layout = self.layout
         if self.k != 1 or layout.s != 1 or layout.q2:
             return None
-        result = np.empty((self.m, 1 + self.H))
+        result = np.empty((self.m, 1 + self.n_groups))
         for here in self._passes(self.m):
             pieces = self.pieces(np.arange(here.start, here.stop))
             d, z = pieces.d[:, :, 0, 0], pieces.U[:, :, -1, 0]
@@ -414,7 +415,8 @@ class GroupRows:
         second = np.empty((B, g, k, k, r, r)) if adjustment else None
         for where, one, at in owner._solved(theta, self.features):
             W = owner.projection.whitening[self.features[where]]
-            found = _moments_at(one, at, np.matmul(L[None], W[:, None]), adjustment=adjustment)
+            LW, q = np.matmul(L[None], W[:, None]), one.projection.structure.q
+            found = group_moments(at, LW, one.k, q, adjustment=adjustment)
             variance[where], gradient[where] = found.variance, found.gradient
             if second is not None:
                 second[where] = found.adjustment
@@ -428,7 +430,7 @@ class GroupRows:
         """How near the edge of the likelihood's domain theta lies, shape (B,)."""
         owner = self.likelihood
         result = np.full(theta.shape[0], -1.0)
-        inside = np.isfinite(theta).all(axis=1) & (theta[:, -owner.H :] > 0).all(axis=1)
+        inside = np.isfinite(theta).all(axis=1) & (theta[:, -owner.n_groups :] > 0).all(axis=1)
         rows = np.flatnonzero(inside)
         for some in owner._passes(rows.size):
             here = rows[some]
@@ -441,74 +443,3 @@ class GroupRows:
             dense = owner._dense.of(self.features[rest])
             result[rest] = dense.distance_to_edge(theta[rest])
         return result
-
-
-def _moments_at(
-    owner: OwnResidualGroups, at: GroupsAt, LW: FloatArray, *, adjustment: bool
-) -> ContrastMoments:
-    """The moments of whitened hypotheses LW (B, g, r, p)."""
-    layout, k, H = owner.layout, owner.k, owner.H
-    (B, g, r, p), q2 = LW.shape, layout.q2
-    w, c = at.psi.shape[1] - 1, at.c
-    flat = LW.reshape(B, g * r, p)
-    # V^-1 X C L' = V_1^-1 F x
-    x = np.matmul(at.border.Q[:, :, q2:], np.swapaxes(flat, 1, 2))  # (B, w, g r)
-    variance = np.matmul(np.matmul(LW, at.border.N[:, None]), np.swapaxes(LW, 2, 3))
-    whole = np.concatenate([x, np.zeros((B, 1, g * r))], axis=1)
-    Yx, Jx = at.along(whole)  # (B, H, g r, s, L), (B, H, g r, w + 1)
-    rows = np.swapaxes(x, 1, 2)  # (B, g r, w)
-    inside = el.combined(rows, np.ascontiguousarray(at.effects.R[:, :w]))  # Z_1'V^-1 X C L'
-    outer = np.matmul(rows, at.blocks.S[:, :w, :q2])
-
-    def each(values: FloatArray) -> FloatArray:
-        """(B, g r, ...) as (B, g, r, everything else)."""
-        return values.reshape(B, g, r, -1)
-
-    def by(left: FloatArray, right: FloatArray) -> FloatArray:
-        return np.asarray(np.matmul(left, np.swapaxes(right, -1, -2)))
-
-    turned = []  # for each parameter of D: G_i w in its part, and which part
-    gradient = np.empty((B, g, k + H, r, r))
-    for i, pairs in layout.fine_params:
-        Gw = el.joined(pairs, inside)
-        turned.append((i, True, Gw))
-        gradient[:, :, i] = by(each(Gw), each(inside))
-    for i, ones in layout.border_params:
-        Gw = np.zeros_like(outer)
-        for a, b in ones:
-            np.add.at(Gw.transpose(2, 0, 1), a, outer[:, :, b].transpose(2, 0, 1))
-        turned.append((i, False, Gw))
-        gradient[:, :, i] = by(each(Gw), each(outer))
-    c2 = (c**2)[:, None, :, None, None]
-    by_group = np.swapaxes(Jx[..., :w].reshape(B, H, g, r, w), 1, 2)  # (B, g, H, r, w)
-    xJx = by(rows.reshape(B, g, 1, r, w), by_group)
-    gradient[:, :, k:] = c2 * xJx
-    if not adjustment:
-        return ContrastMoments(variance, gradient, None)
-    second = np.empty((B, g, k + H, k + H, r, r))
-    q = owner.projection.structure.q
-    Q = at.border.Q
-    from_groups = at.into_Z(Yx, Jx)  # (B, H, g r, s, L), (B, H, g r, q2)
-    for i, fine, Gw in turned:
-        full = np.zeros((B, g * r, q))
-        if fine:
-            full[:, :, layout.fine.T] = Gw
-        else:
-            full[:, :, layout.border] = Gw
-        TG = applied_T(layout, at.blocks, at.effects, at.border, full)
-        for j, other, Gv in turned:
-            part = TG[:, :, layout.fine.T] if other else TG[:, :, layout.border]
-            second[:, :, i, j] = by(each(part), each(Gv))
-        own = from_groups[0 if fine else 1].reshape(B, H, g, r, -1).swapaxes(1, 2)
-        mixed = c2 * by(each(Gw)[:, :, None], own)
-        second[:, :, i, k:] = mixed
-        second[:, :, k:, i] = np.swapaxes(mixed, -1, -2)
-    s, L = layout.s, layout.L
-    NY = el.times(at.N1, Yx.reshape(B, H * g * r, s, L)).reshape(B, H, g, r, -1).swapaxes(1, 2)
-    Yf = Yx.reshape(B, H, g, r, -1).swapaxes(1, 2)
-    JQ = np.matmul(by_group, Q[:, None, None])
-    for h in range(H):
-        across = by(Yf[:, :, h, None], NY) + by(by_group[:, :, h, None], JQ)
-        second[:, :, k + h, k:] = -c2[:, :, h, None] * c2 * across
-        second[:, :, k + h, k + h] += c[:, None, h, None, None] ** 3 * xJx[:, :, h]
-    return ContrastMoments(variance, gradient, second)
