@@ -33,6 +33,8 @@ DF_TEXT = {
     "kenward-roger": "Kenward and Roger's",
     "integrated": "integrated",
 }
+# Residual variances that a note names.
+_SHOWN = 6
 MAX_ROWS = 60
 MAX_LABEL = 44
 
@@ -292,14 +294,12 @@ def without_samples(fitted: FittedModel) -> str:
     if fitted.absent is None:
         return ""
     counts = fitted.absent.sum(axis=0)
-    shown = [
-        f"{name} of {count}"
-        for name, count in zip(fitted.stats.structure.residuals, counts.tolist(), strict=True)
-        if count
-    ]
+    residuals = fitted.stats.structure.residuals
+    shown = [f"{n!r} for {c}" for n, c in zip(residuals, counts.tolist(), strict=True) if c]
+    more = f", and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     return (
         "Residual variances of groups that a feature has no samples of are NaN: "
-        f"{listing(shown, 6)} of {fitted.stats.m} features."
+        f"{', '.join(shown[:_SHOWN])} of {fitted.stats.m} features{more}."
     )
 
 
