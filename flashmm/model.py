@@ -341,7 +341,8 @@ class MultiLMM(ModelData, metaclass=AnsweringClass):
             have sums by (``sums_by="Sex"``, or ``"Sex:Age"``), some of the factors that it joins,
             or a mapping that makes coarser groups of them. The parameters are then
             ``"Residual[Male]"`` and so on, and `compare_lr_test` with a fit without it tests that
-            they are equal. Default: one.
+            they are equal. Where a feature has no samples of a group, that variance is NaN.
+            Default: one.
         progress
             Of a fit here: None (default) for a bar on a terminal once it has taken a few seconds
             (needs tqdm), True for one at once, False for none, or a function of the numbers of
@@ -360,6 +361,9 @@ class MultiLMM(ModelData, metaclass=AnsweringClass):
         -----
         ConvergenceWarning
             Once, with a count per verdict, if some features did not converge.
+        MissingSamplesWarning
+            Once, with a count per group, if features lack all samples of groups of
+            ``residual_by``.
 
         Examples
         --------

@@ -162,6 +162,15 @@ class OwnResidualGroups:
             lowest = np.where(finite & usable, lowest, -1.0)
         return np.where(np.isnan(lowest), -1.0, lowest)
 
+    def _in_doubt(self, at: GroupsAt) -> BoolArray:
+        """Where V may be definite though V_1 is not: the border's part may lift it, (B,)."""
+        negative, q2 = at.blocks.negative, self.layout.q2
+        if q2 == 0 or not negative.any():
+            return np.zeros(negative.size, dtype=bool)
+        D2 = el.covariance_of_border(self.layout, at.blocks.theta)
+        lifting = (np.linalg.eigvalsh(D2) > 0).sum(axis=1)
+        return np.asarray((negative > 0) & (negative <= lifting))
+
     # ---- likelihood ------------------------------------------------------------------------
 
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
@@ -179,9 +188,9 @@ class OwnResidualGroups:
                     found = self._evaluated(theta[here], at)
                     good &= np.isfinite(found.loglik)
                     result.put(here[good], found.take(np.flatnonzero(good)))
-            again.append(here[~good])
+            again.append(here[~good & self._in_doubt(at)])
         left = np.concatenate(again) if again else rows
-        if left.size and not self._is_dense:
+        if left.size:
             result.put(left, self._dense.evaluate(theta[left], features[left]))
         return result
 
@@ -432,14 +441,14 @@ class GroupRows:
         result = np.full(theta.shape[0], -1.0)
         inside = np.isfinite(theta).all(axis=1) & (theta[:, -owner.n_groups :] > 0).all(axis=1)
         rows = np.flatnonzero(inside)
+        doubt = np.zeros(theta.shape[0], dtype=bool)
         for some in owner._passes(rows.size):
             here = rows[some]
             with np.errstate(all="ignore"):
-                result[here] = owner._lowest(
-                    owner._at(theta[here], self.features[here]), theta[here]
-                )
-        rest = rows[result[rows] <= SINGULAR]
-        if rest.size and not owner._is_dense:
+                at = owner._at(theta[here], self.features[here])
+                result[here], doubt[here] = owner._lowest(at, theta[here]), owner._in_doubt(at)
+        rest = np.flatnonzero(doubt)
+        if rest.size:
             dense = owner._dense.of(self.features[rest])
             result[rest] = dense.distance_to_edge(theta[rest])
         return result
