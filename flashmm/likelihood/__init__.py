@@ -16,8 +16,8 @@ from flashmm.likelihood.general import GeneralLikelihood
 from flashmm.likelihood.hosted import HostedLikelihood
 from flashmm.likelihood.own_rows.patterned import PatternedLikelihood
 from flashmm.likelihood.own_rows.patterned_projection import PatternedProjection, project_patterns
-from flashmm.likelihood.present_groups import residual_groups_of
 from flashmm.likelihood.projection import GroupedProjection, Projection, project, project_groups
+from flashmm.likelihood.residual_groups.present_groups import residual_groups_of
 from flashmm.likelihood.spectral import SpectralLikelihood
 from flashmm.likelihood.structure import MAX_EFFECTS
 from flashmm.stats.own_rows import PatternedStats

@@ -30,11 +30,11 @@ from flashmm.likelihood.own_rows.own_rows import OwnRowsLikelihood
 from flashmm.likelihood.own_rows.patterned_projection import PatternedProjection
 from flashmm.likelihood.own_rows.residual_groups import OwnResidualGroups
 from flashmm.likelihood.own_rows.stacked import StackedLikelihood
-from flashmm.likelihood.present_groups import PresentGroups
 from flashmm.likelihood.projection import (
     Projection,
 )
-from flashmm.likelihood.residual_groups import ResidualGroups
+from flashmm.likelihood.residual_groups.groups import ResidualGroups
+from flashmm.likelihood.residual_groups.present_groups import PresentGroups
 
 __all__ = ["FeatureRows", "PatternedLikelihood"]
 

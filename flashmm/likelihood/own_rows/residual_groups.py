@@ -34,8 +34,8 @@ from flashmm.likelihood.own_rows.group_pieces import GroupPieces, StackedGroups
 from flashmm.likelihood.own_rows.layout import OwnLayout, dense_layout
 from flashmm.likelihood.own_rows.own_rows import applied_T, left_over
 from flashmm.likelihood.own_rows.stacked_designs import StackedProjection
-from flashmm.likelihood.residual_groups import lost_digits
-from flashmm.likelihood.residual_groups_diagonal import ENOUGH, LEAST
+from flashmm.likelihood.residual_groups.groups import lost_digits
+from flashmm.likelihood.residual_groups.levels import ENOUGH, LEAST
 
 __all__ = ["OwnResidualGroups"]
 

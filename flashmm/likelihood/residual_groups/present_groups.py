@@ -19,7 +19,7 @@ from flashmm.likelihood.base import (
     StandardErrorKind,
 )
 from flashmm.likelihood.projection import GroupedProjection
-from flashmm.likelihood.residual_groups import ResidualGroups
+from flashmm.likelihood.residual_groups.groups import ResidualGroups
 
 __all__ = ["PresentGroups", "residual_groups_of"]
 
