@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
@@ -332,7 +332,7 @@ class MultiLMM(ModelData, metaclass=AnsweringClass):
             rounding; a lost worker costs a retry. Worth it where a fit here takes minutes.
         residual_variance
             Known residual variance, in squared units of Y: one positive number for all features,
-            or one for each (an array, or a Series matched by label). It is then no parameter:
+            or one for each (an array; a Series or dict, by label). It is then no parameter:
             sample i has the variance ``residual_variance / weight_i``, and a random effect may have
             a level per sample. ``1.0`` with weights 1 / s^2 is random-effects meta-analysis of all
             features, see `MultiLMMResults.heterogeneity`. Default: estimated.
@@ -443,6 +443,12 @@ def known_residual_variance(given: Any, names: NDArray[Any]) -> FloatArray | Non
     if given is None:
         return None
     what = "`residual_variance`"
+    if isinstance(given, Mapping):
+        named = {str(key): value for key, value in given.items()}
+        absent = [str(name) for name in names if str(name) not in named]
+        if absent:
+            raise InputError(f"{what} says nothing of the features {listing(absent)}.")
+        given = [named[str(name)] for name in names]
     values = in_order(given, names, what, of="features", by_text=True)
     try:
         numbers = np.asarray(values, dtype=np.float64)

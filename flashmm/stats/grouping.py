@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +74,9 @@ def _read_groups(sums_by: Any, data: Any) -> tuple[Any, str]:
     columns: list[str] = []
     if _are_columns(sums_by, data):
         columns, sums_by = list(sums_by), ":".join(sums_by)
+    called = _numbered_column(sums_by, data)
+    if called is not None:
+        return data[called].to_numpy(), str(called)
     if not isinstance(sums_by, str):
         name = getattr(sums_by, "name", None)
         return in_order(sums_by, data.index, "`sums_by`", strict=True), _named(name)
@@ -90,6 +93,16 @@ def _read_groups(sums_by: Any, data: Any) -> tuple[Any, str]:
     missing = np.any([part.isna() for part in parts], axis=0)
     joined = parts[0].astype(str).str.cat([part.astype(str) for part in parts[1:]], sep=":")
     return joined.astype(object).mask(missing).to_numpy(), sums_by
+
+
+def _numbered_column(sums_by: Any, data: pd.DataFrame) -> Any:
+    """The column that is called by a number, say, where that or its text is meant; else None."""
+    if isinstance(sums_by, str):
+        alike = [c for c in data.columns if not isinstance(c, str) and str(c) == sums_by]
+        return alike[0] if len(alike) == 1 and sums_by not in data.columns else None
+    if sums_by is None or np.ndim(sums_by) or not isinstance(sums_by, Hashable):
+        return None
+    return sums_by if sums_by in data.columns else None
 
 
 def _are_columns(sums_by: Any, data: pd.DataFrame) -> bool:

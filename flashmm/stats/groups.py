@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sized
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -49,8 +50,11 @@ def grouped_by(stats: Stats, by: Any, what: str, option: str) -> Stats:
         What needs the groups, and the option that names them, for messages.
     """
     groups = known_groups(stats, what)
+    _refuse_labels_of_samples(stats, groups, by, option)
     if isinstance(by, list | tuple) and by and all(isinstance(name, str) for name in by):
         by = ":".join(by)
+    if isinstance(by, int | np.integer) and not isinstance(by, bool) and str(by) == groups.name:
+        return stats  # a column that is called by a number
     if by is None or (isinstance(by, str) and by == groups.name):
         return stats
     if isinstance(by, str):
@@ -67,6 +71,19 @@ def grouped_by(stats: Stats, by: Any, what: str, option: str) -> Stats:
         coarser: Stats = own.with_groups(codes, merge)
         return coarser
     return replace(stats, groups=merge(own))
+
+
+def _refuse_labels_of_samples(stats: Any, groups: GroupSums, by: Any, option: str) -> None:
+    """Raise where ``by`` holds a label of each sample, which statistics have none of."""
+    if isinstance(by, str) or not isinstance(by, Sized) or isinstance(by, Mapping):
+        return
+    by_sample = len(by) == stats.n and len(by) > max(groups.k, len(groups.name.split(":")))
+    if by_sample:
+        raise InputError(
+            f"`{option}` holds a value for each of {stats.n} samples, but samples are known when "
+            f"the model is built: pass them as sums_by=, and {option}= their name. Sums are kept "
+            f"by {groups.name!r}."
+        )
 
 
 def _of_factor(stats: Any, groups: GroupSums, by: str, option: str) -> tuple[IntArray, list[str]]:
