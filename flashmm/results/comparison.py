@@ -79,6 +79,8 @@ def compare_lr_test(
     if lacks.residuals and fitted.absent is not None:
         # Where a feature lacks the samples of groups, fewer variances are equal.
         lost = fitted.absent[positions].sum(axis=1)
+        if other.absent is not None:
+            lost = lost - other.absent[theirs].sum(axis=1)
         for count in np.unique(lost[lost > 0]).tolist():
             here, fewer = lost == count, replace(lacks, residuals=max(lacks.residuals - count, 0))
             df[here] = fewer.df

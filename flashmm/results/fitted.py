@@ -343,6 +343,17 @@ class FittedModel:
                 f"{self.options.residual_by!r}. {instead}".rstrip()
             )
 
+    def shared_samples(self, what: str, instead: str = "") -> None:
+        """Raise where features with samples of their own have residual variances by group."""
+        own = isinstance(self.stats, PatternedStats) or self.absent is not None
+        if self.options.residual_by and own:
+            raise InputError(
+                f"{what} takes one residual variance, or features that share their samples and "
+                "have some of every group; this fit has one variance for each group of "
+                f"{self.options.residual_by!r}, and features with samples, weights or covariates "
+                f"of their own. {instead}".rstrip()
+            )
+
     def linear(self, what: str, instead: str) -> None:
         """Raise where structures are not linear in their parameters, which ``what`` needs."""
         terms = self.stats.structure.terms

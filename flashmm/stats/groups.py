@@ -17,6 +17,7 @@ from flashmm.exceptions import InputError, listing
 from flashmm.stats.algebra import column_positions, merged_groups
 from flashmm.stats.fields import GroupSums, Sums
 from flashmm.stats.group_names import known_groups
+from flashmm.stats.grouping import labels_of
 from flashmm.stats.own_rows import PatternedStats
 
 __all__ = [
@@ -133,7 +134,7 @@ def _of_mapping(groups: GroupSums, by: Any, option: str) -> tuple[IntArray, list
             f"`{option}` must be the name of a factor, or a dict or Series from the groups of "
             f"{groups.name!r} to coarser ones, not {type(by).__name__}."
         )
-    known = {str(key): value for key, value in mapping.items()}
+    known = _by_label(mapping, groups)
     absent = [label for label in groups.labels if label not in known or pd.isna(known[label])]
     if absent:
         raise InputError(f"`{option}` says nothing of the groups {listing(absent)}.")
@@ -144,6 +145,12 @@ def _of_mapping(groups: GroupSums, by: Any, option: str) -> tuple[IntArray, list
     return codes, labels, name if isinstance(name, str) else "group"
 
 
+def _by_label(mapping: Mapping[Any, Any], groups: GroupSums) -> dict[str, Any]:
+    """A mapping from groups by their labels; numbers may be written 1 or 1.0."""
+    values = {str(key): value for key, value in mapping.items()}
+    return {label: values[text] for text, label in labels_of(values, groups.labels).items()}
+
+
 def coarser_of(stats: Any, by: Any) -> str:
     """As text which groups of the sums lie in which of those that a mapping makes, for new samples.
 
@@ -152,8 +159,8 @@ def coarser_of(stats: Any, by: Any) -> str:
     groups, mapping = known_groups(stats), None if isinstance(by, str) else by_name(as_pandas(by))
     if mapping is None:
         return ""
-    known = {str(key): str(value) for key, value in mapping.items()}
-    within = {label: known[label] for label in groups.labels}
+    known = _by_label(mapping, groups)
+    within = {label: str(known[label]) for label in groups.labels}
     return json.dumps({"by": groups.name, "groups": within}, ensure_ascii=False)
 
 

@@ -240,6 +240,11 @@ class FeatureRows:
                 XX_inverse[where] = estimator.projection.XX_inverse
         return _DesignRows(p.structure, H, XX_inverse)
 
+    @property
+    def parts(self) -> list[tuple[IntArray, Any]]:
+        """Which of the features go together, and their likelihoods."""
+        return self._groups
+
     @cached_property
     def _groups(self) -> list[tuple[IntArray, Any]]:
         """Which features are in each group, and their likelihoods there."""

@@ -26,6 +26,7 @@ from flashmm.likelihood.base import (
     rounding_errors,
     standard_errors,
 )
+from flashmm.likelihood.moments import times_D
 from flashmm.likelihood.own_rows import elimination as el
 from flashmm.likelihood.own_rows import forms as fo
 from flashmm.likelihood.own_rows.group_algebra import GroupsAt
@@ -413,6 +414,21 @@ class GroupRows:
                 owner.layout, at.blocks, at.effects, at.border, vectors[where]
             )
         return result
+
+    def effect_errors(self, theta: FloatArray, rows: FloatArray, *, given: bool) -> FloatArray:
+        """Variances of w'(b - b_hat) for the rows w (B, c, q), in internal units, shape (B, c).
+
+        ``given``: given y and beta.
+        """
+        structure = self.likelihood.projection.structure
+        variance = np.empty(rows.shape[:2])
+        for where, owner, at in self.likelihood._solved(theta, self.features):
+            w = rows[where]
+            Dw = times_D(structure, theta[where], w)
+            border = replace(at.border, Q=at.border.Q_whole) if given else at.border
+            TDw = applied_T(owner.layout, at.blocks, at.effects, border, Dw)
+            variance[where] = (Dw * (w - TDw)).sum(axis=2)
+        return np.where(variance < -1e-12, np.nan, np.maximum(variance, 0.0))
 
     def contrast_moments(
         self, theta: FloatArray, L: FloatArray, *, adjustment: bool
