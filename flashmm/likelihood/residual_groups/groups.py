@@ -249,7 +249,7 @@ class ResidualGroups:
         reml = self.method == "REML"
         if self.diagonal is None:
             for here, block in self._parts(theta):
-                s, yy = self.s[features[here]], self.yy[features[here]]
+                s, yy = self._sums_of(features[here])
                 yield here, evaluated_by_block(block, s, yy, reml=reml), block.lowest
             return
         numbers = self.diagonal.numbers(on_the_way=ratios is not None)
@@ -257,8 +257,15 @@ class ResidualGroups:
         for start in range(0, features.size, size):
             here = np.arange(start, min(start + size, features.size))
             at = DiagonalAt.of(self.diagonal, theta[here])
-            s, yy = self.s[features[here]], self.yy[features[here]]
+            s, yy = self._sums_of(features[here])
             yield here, evaluated(at, theta[here], s, yy, reml=reml, ratios=ratios), at.lowest
+
+    def _sums_of(self, features: IntArray) -> tuple[FloatArray, FloatArray]:
+        """s and yy of some features; of successive ones nothing is copied."""
+        if features.size and np.array_equal(features, features[0] + np.arange(features.size)):
+            these = slice(int(features[0]), int(features[-1]) + 1)
+            return self.s[these], self.yy[these]
+        return self.s[features], self.yy[features]
 
     # ---- what theta implies ------------------------------------------------------------------
 
@@ -305,7 +312,7 @@ class ResidualGroups:
         for start in range(0, features.size, size):
             here = np.arange(start, min(start + size, features.size))
             at = DiagonalAt.of(self.diagonal, theta[here])
-            yield here, at, at.fixed(self.s[features[here]])
+            yield here, at, at.fixed(self._sums_of(features[here])[0])
 
     def random_effects(
         self, theta: FloatArray, features: IntArray, se: StandardErrorKind | None
