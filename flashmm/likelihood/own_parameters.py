@@ -56,8 +56,9 @@ class OwnParameters:
 
     def lost_in_rounding(self, u: FloatArray, expected: FloatArray) -> BoolArray:
         """Whose scores of residual variances may be rounding alone, shape (B,)."""
-        lost = getattr(self.inner, "lost_in_rounding", None)
-        return np.zeros(u.shape[0], dtype=bool) if lost is None else np.asarray(lost(u, expected))
+        if not hasattr(type(self.inner), "near_zero"):
+            return np.zeros(u.shape[0], dtype=bool)
+        return np.asarray(self.inner.lost_in_rounding(u, expected))
 
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Evaluate own parameters (B, k) for the features at the positions ``features`` (B,)."""

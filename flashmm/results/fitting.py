@@ -350,7 +350,12 @@ def _restart_in_small_groups(
     """
     structure, likelihood = search.projection.structure, search.likelihood
     several = len(structure.residuals)
-    if min(structure.residual_sizes) >= SMALL_GROUP or features.size == 0:
+    sizes = getattr(search.projection, "sizes", None)
+    if sizes is None:
+        sizes = np.array([structure.residual_sizes])
+    small = ((sizes > 0) & (sizes < SMALL_GROUP)).any(axis=1)  # of a group without samples: no
+    features = features[np.broadcast_to(small, search.projection.m)[features]]
+    if features.size == 0:
         return
     sound = np.zeros(solution.status.size, dtype=bool)
     sound[features] = _sound(likelihood, solution.take(features))

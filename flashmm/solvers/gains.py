@@ -50,7 +50,9 @@ def spoilt(likelihood: Likelihood, theta: FloatArray, at: Evaluation) -> BoolArr
         values, _ = symmetric_eigen(expected / (length[:, :, None] * length[:, None, :]))
         found: BoolArray = ~(xp.min(values, axis=1) > 0.0)
     lost = getattr(likelihood, "lost_in_rounding", None)
-    return found if lost is None else found | lost(theta, expected)
+    if lost is None or hasattr(likelihood, "of"):  # of features with rows of their own, all at once
+        return found
+    return found | lost(theta, expected)
 
 
 def indefinite(likelihood: Likelihood, features: IntArray, theta: FloatArray) -> BoolArray:

@@ -183,8 +183,8 @@ class GroupsNearZero:
         WA = np.matmul(W[:, None], A)
         trace = np.trace(WA, axis1=2, axis2=3)
         flat, across = (
-            WA.reshape(B, k + self.H, -1),
-            np.swapaxes(WA, 2, 3).reshape(B, k + self.H, -1),
+            WA.reshape(B, k + self.H, A.shape[1] ** 2),
+            np.swapaxes(WA, 2, 3).reshape(B, k + self.H, A.shape[1] ** 2),
         )
         expected = np.matmul(flat, np.swapaxes(across, 1, 2))
         smallest = np.diagonal(L, axis1=1, axis2=2).min(axis=1, initial=np.inf) ** 2
@@ -357,7 +357,7 @@ def _defined(variance: FloatArray, equal: FloatArray) -> FloatArray:
 def _combined(theta: FloatArray, matrices: FloatArray) -> FloatArray:
     """sum_i theta_i A_i for theta (B, k) and matrices (k, N, N), shape (B, N, N)."""
     k, N, _ = matrices.shape
-    return np.asarray((theta @ matrices.reshape(k, N * N)).reshape(-1, N, N))
+    return np.asarray((theta @ matrices.reshape(k, N * N)).reshape(theta.shape[0], N, N))
 
 
 Rows = IntArray | slice
