@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from flashmm.arrays.labels import as_pandas, axis_labels, checked_labels
+from flashmm.arrays.labels import as_pandas, axis_labels, checked_labels, is_default, labelled_frame
 from flashmm.arrays.numeric import float_array
 from flashmm.arrays.sparse import check_sparse
 from flashmm.arrays.types import FloatArray, IntArray
@@ -106,7 +107,7 @@ class Covariance:
     def _take(self, values: Any, levels: Sequence[object] | None, kind: Kind) -> None:
         self.kind: Kind = kind
         values, labels = _labelled(values, kind)
-        matrix = _numbers(values, _NAMES[kind])
+        matrix = _numbers(values, _NAMES[kind], labels if levels is None else levels)
         if kind != "root" and matrix.shape[0] != matrix.shape[1]:
             raise InputError(
                 f"{_NAMES[kind]} must be square; its shape is {matrix.shape}. For a root L with "
@@ -179,16 +180,23 @@ def as_covariance(value: Any) -> Covariance:
 
 def _labelled(values: Any, kind: Kind) -> tuple[Any, list[str] | None]:
     """The values with their columns in the order of their rows, and the labels of these."""
+    if isinstance(values, str | PathLike):
+        raise InputError(
+            f"{_NAMES[kind]} must be a matrix, not the name {str(values)!r}: read a file of it with "
+            "fm.read_covariance(path) or fm.read_grm(prefix)."
+        )
     values = as_pandas(values)
-    if hasattr(values, "to_pandas") and not isinstance(values, pd.DataFrame):
-        values = values.to_pandas()
     if not isinstance(values, pd.DataFrame):
         return values, None
-    rows, columns = axis_labels(values, 0), axis_labels(values, 1)
+    if is_default(values.index):  # of a table without an index a column of text names the rows
+        values = labelled_frame(values)
+    rows, columns = (
+        None if axis is None else _texts(axis) for axis in (axis_labels(values, i) for i in (0, 1))
+    )
     if kind == "root":
-        return values, None if rows is None else [str(name) for name in rows]
+        return values, rows
     if rows is not None and columns is not None:
-        row_names, column_names = ([str(name) for name in axis] for axis in (rows, columns))
+        row_names, column_names = rows, columns
         for names in (row_names, column_names):
             checked_labels(names, len(names), "level")
         apart = sorted(set(row_names) ^ set(column_names))
@@ -199,11 +207,18 @@ def _labelled(values: Any, kind: Kind) -> tuple[Any, list[str] | None]:
             )
         order = pd.Index(column_names).get_indexer(pd.Index(row_names))
         return values.iloc[:, order], row_names
-    one = rows if columns is None else columns
-    return values, None if one is None else [str(name) for name in one]
+    return values, rows if columns is None else columns
 
 
-def _numbers(values: Any, name: str) -> FloatArray | sp.csr_array:
+def _texts(labels: pd.Index) -> list[str]:
+    """Labels as text, those of several parts as the levels of an interaction are: ``f1:ann``."""
+    if isinstance(labels, pd.MultiIndex):
+        return [":".join(map(str, parts)) for parts in labels]
+    return [str(label) for label in labels]
+
+
+def _numbers(values: Any, name: str, levels: Any) -> FloatArray | sp.csr_array:
+    """A matrix of finite numbers; ``levels``, where they are known, say where one is missing."""
     if sp.issparse(values):
         if values.dtype.kind not in "iufb":
             raise InputError(f"{name} must be numeric; its dtype is {values.dtype}.")
@@ -211,7 +226,8 @@ def _numbers(values: Any, name: str) -> FloatArray | sp.csr_array:
         matrix = sp.csr_array(values).astype(np.float64)
         matrix.sum_duplicates()
         matrix.eliminate_zeros()
-        finite = bool(np.isfinite(matrix.data).all())
+        coo = matrix.tocoo()
+        bad = np.column_stack([coo.row, coo.col])[~np.isfinite(coo.data)]
     else:
         if isinstance(values, pd.DataFrame):
             text = [c for c, kind in values.dtypes.items() if kind.kind not in "iufbO"]
@@ -224,9 +240,15 @@ def _numbers(values: Any, name: str) -> FloatArray | sp.csr_array:
         matrix = float_array(values, name)
         if matrix.ndim != 2:
             raise InputError(f"{name} must have two dimensions; it has {matrix.ndim}.")
-        finite = bool(np.isfinite(matrix).all())
-    if not finite:
-        raise InputError(f"{name} holds values that are missing or infinite.")
+        bad = np.argwhere(~np.isfinite(matrix))
+    if len(bad):
+        i, j = (int(x) for x in bad[0])
+        place = f"in row {i + 1} and column {j + 1}"
+        if levels is not None and matrix.shape == (len(levels),) * 2:
+            place = f"between {str(levels[i])!r} and {str(levels[j])!r}"
+        raise InputError(
+            f"{name} holds {len(bad)} values that are missing or infinite: the first {place}."
+        )
     if 0 in matrix.shape:
         raise InputError(f"{name} is empty; its shape is {matrix.shape}.")
     return matrix
