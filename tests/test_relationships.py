@@ -64,7 +64,7 @@ def test_what_is_no_matrix_is_refused():
     K = matrix()
     holes = K.mask(np.eye(6, k=1).astype(bool))
     for given, words in [
-        (xr.DataArray(np.ones((2, 6, 6)), dims=("k", "i", "j")), "'k', 'i', 'j' is no table"),
+        (xr.DataArray(np.ones((2, 6, 6)), dims=("k", "i", "j")), "'k', 'i', 'j' are no table"),
         (xr.Dataset({"K": (("i", "j"), K)}), "Take one of its variables"),
         ("kinship.csv", r"read_covariance\(path\)"),
         (holes, "5 values that are missing or infinite: the first between 'a' and 'b'"),

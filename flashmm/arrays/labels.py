@@ -48,7 +48,7 @@ def as_pandas(values: Any) -> Any:
         several = hasattr(values, "data_vars")  # a Dataset: a table if it has one dimension
         if len(values.dims) > (1 if several else 2):
             raise InputError(
-                f"A {type(values).__name__} with the dimensions {listing(values.dims)} is no table. "
+                f"{type(values).__name__}: the dimensions {listing(values.dims)} are no table. "
                 f"{'Take one of its variables.' if several else 'It has one or two dimensions.'}"
             )
         return values.to_pandas()

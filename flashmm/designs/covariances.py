@@ -182,7 +182,7 @@ def _labelled(values: Any, kind: Kind) -> tuple[Any, list[str] | None]:
     """The values with their columns in the order of their rows, and the labels of these."""
     if isinstance(values, str | PathLike):
         raise InputError(
-            f"{_NAMES[kind]} must be a matrix, not the name {str(values)!r}: read a file of it with "
+            f"{_NAMES[kind]} must be a matrix, not the name {str(values)!r}: read its file with "
             "fm.read_covariance(path) or fm.read_grm(prefix)."
         )
     values = as_pandas(values)

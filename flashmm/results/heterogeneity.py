@@ -35,6 +35,11 @@ def heterogeneity(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
     components = theta[:, variances]
     total = components.sum(axis=1) + typical
     share = 100.0 * components / total[:, None]
+    I2, H2 = share.sum(axis=1), total / typical
+    if not len(fitted.params) - 1:  # Higgins and Thompson's (2002) own, equations 5 and 10
+        H2 = Q / df[positions]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            I2 = np.where(np.isnan(Q), np.nan, 100.0 * np.fmax(0.0, 1.0 - 1.0 / H2))
     dims = ("feature", "component")
     return xr.Dataset(
         {
@@ -42,8 +47,8 @@ def heterogeneity(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
             "df": ("feature", np.where(known, df[positions], np.nan)),
             "p": ("feature", chi2_pvalues(Q, np.where(known, df[positions], np.nan))),
             "typical_variance": ("feature", typical),
-            "I2": ("feature", share.sum(axis=1)),
-            "H2": ("feature", total / typical),
+            "I2": ("feature", I2),
+            "H2": ("feature", H2),
             "tau2": (dims, components),
             "I2_component": (dims, share),
         },
