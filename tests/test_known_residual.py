@@ -374,3 +374,10 @@ def test_fixed_effect_meta_analysis():
         found = model.fit(residual_variance=1.0).heterogeneity()
         for j, row in enumerate(expected):
             assert_allclose([found[name][j].item() for name in ("Q", "I2", "H2")], row, rtol=1e-10)
+
+
+def test_pages_say_that_the_residual_variance_is_known():
+    result = analysis()
+    for page in (result.summary(), result.sel("bcg").summary()):
+        assert "The residual variance is known" in " ".join(str(page).split())
+        assert "Scale is the residual variance" not in " ".join(str(page).split())

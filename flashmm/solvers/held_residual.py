@@ -86,7 +86,10 @@ class HeldLandscape:
         return np.empty(0, dtype=np.intp), np.empty((0, theta.shape[1]))
 
     def below_zero(
-        self, theta: FloatArray, loglik: FloatArray, features: IntArray
+        self,
+        theta: FloatArray,
+        loglik: FloatArray,  # noqa: ARG002
+        features: IntArray,  # noqa: ARG002
     ) -> tuple[IntArray, FloatArray]:
         """None: for the unconstrained space."""
         return self.one_at_a_time(theta)
@@ -101,7 +104,7 @@ class HeldLandscape:
 
 
 def _summits(values: FloatArray, loglik: FloatArray) -> BoolArray:
-    """Inner local maxima of values (g, B) along the first axis, or the least if above ``loglik``."""
+    """Local maxima of values (g, B) along the first axis; the least only if above ``loglik``."""
     top = np.zeros(values.shape, dtype=bool)
     top[0] = (values[0] >= values[1]) & (values[0] > loglik + GAIN)
     top[1:-1] = (values[1:-1] > values[:-2]) & (values[1:-1] >= values[2:])
