@@ -381,3 +381,54 @@ def test_pages_say_that_the_residual_variance_is_known():
     for page in (result.summary(), result.sel("bcg").summary()):
         assert "The residual variance is known" in " ".join(str(page).split())
         assert "Scale is the residual variance" not in " ".join(str(page).split())
+
+
+def test_typical_variance_beside_a_known_covariance():
+    """(n - p) / tr P whatever terms there are; a covariance counts with its mean diagonal.
+
+    K has a level more than the data, features have weights of their own, and one lacks a study.
+    """
+    rng = np.random.default_rng(2)
+    n, names = 12, [f"sp{i}" for i in range(13)]
+    root = rng.normal(size=(13, 16))
+    K = pd.DataFrame(root @ root.T / 11.0, names, names)
+    data = pd.DataFrame({"sp": names[:n], "id": [f"i{i}" for i in range(n)]})
+    data["x"] = rng.normal(size=n)
+    Y = np.linalg.cholesky(K)[:n] @ rng.normal(size=(13, 3)) + rng.normal(size=(n, 3))
+    v = rng.uniform(0.1, 0.4, size=(3, n))
+    Y[4, 1] = np.nan
+    for random in ("(1 | sp)", "(1 | sp) + (1 | id)", "(1 | id) + (1 | sp)"):
+        for weights in (1.0 / v, 1.0 / v[0]):
+            model = fm.MultiLMM.from_formula(
+                f"~ x + {random}",
+                data=data,
+                Y=Y.T,
+                weights=weights,
+                covariances={"sp": K},
+                missing="feature",
+            )
+            result = model.fit(residual_variance=2.0, parameter_space="psd")
+            found = result.heterogeneity()
+            for j in range(3):
+                keep = np.isfinite(Y[:, j])
+                X = np.column_stack([np.ones(n), data["x"]])[keep]
+                W = np.diag(np.broadcast_to(weights, (3, n))[j][keep] / 2.0)
+                P = W - W @ X @ np.linalg.inv(X.T @ W @ X) @ X.T @ W
+                typical = (keep.sum() - 2) / np.trace(P)
+                assert_allclose(found["typical_variance"][j], typical, rtol=1e-10)
+                theta = result.theta.iloc[j].drop("Residual")
+                theta["sp"] *= np.diag(K)[:n][keep].mean()
+                assert_allclose(found["I2_component"][j], 100 * theta / (theta.sum() + typical))
+
+
+def test_no_share_is_told_of_what_is_no_random_intercept():
+    """Effects of slopes and structures have no typical share: NaN, not zero."""
+    rng = np.random.default_rng(3)
+    data = pd.DataFrame({"study": np.repeat(list("abcdefgh"), 3), "f": list("uvw") * 8})
+    Y = rng.normal(size=(2, 24))
+    model = fm.MultiLMM.from_formula(
+        "~ f + cs(0 + f | study)", data=data, Y=Y, weights=np.full(24, 4.0)
+    )
+    found = model.fit(residual_variance=1.0, parameter_space="psd").heterogeneity()
+    assert np.isfinite(found["Q"]).all()
+    assert np.isnan(found["I2"]).all()
