@@ -58,6 +58,16 @@ def test_labels_of_two_parts_are_levels_of_an_interaction():
     expected = fit(NAMES, K, "(1 | g:h)", "g:h")
     found = fit(NAMES, K.set_axis(both).set_axis(both, axis=1), "(1 | g:h)", "g:h")
     assert_allclose(found.llf, expected.llf, rtol=1e-12)
+    for levels in (both, list(both)):
+        assert fm.Covariance(K.to_numpy(), levels=levels).levels == tuple(K.index)
+
+
+def test_bytes_and_missing_labels():
+    names = [name.encode() for name in NAMES]
+    assert fm.Covariance(matrix(names)).levels == tuple(NAMES)
+    for names in ([*NAMES[:5], None], [*NAMES[:5], np.nan], [("f", "a"), ("f", None)]):
+        with pytest.raises(fm.InputError, match="Missing level names"):
+            fm.Covariance(matrix(NAMES[: len(names)]).set_axis(names).set_axis(names, axis=1))
 
 
 def test_what_is_no_matrix_is_refused():

@@ -113,19 +113,18 @@ class Covariance:
                 f"{_NAMES[kind]} must be square; its shape is {matrix.shape}. For a root L with "
                 "K = L L' use Covariance.from_root(L)."
             )
-        given = labels if levels is None else levels
-        if levels is not None and labels is not None:
-            named = [str(x) for x in checked_labels(levels, matrix.shape[0], "level")]
+        named = None if levels is None else _texts(levels, matrix.shape[0])
+        if named is not None and labels is not None:
             if sorted(named) != sorted(labels):
                 raise InputError(
                     f"`levels` names other levels than the labels of {_NAMES[kind]}: "
                     f"{listing(sorted(set(named) ^ set(labels)))}."
                 )
-            given = labels
+            named = labels
+        given = labels if named is None else named
         self.levels: tuple[str, ...] | None = None
         if given is not None:
-            names = checked_labels(given, matrix.shape[0], "level")
-            self.levels = tuple(str(name) for name in names)
+            self.levels = tuple(_texts(given, matrix.shape[0]))
         self.matrix = matrix if kind == "root" else _symmetric(matrix, self.levels, _NAMES[kind])
 
     def __repr__(self) -> str:
@@ -191,14 +190,13 @@ def _labelled(values: Any, kind: Kind) -> tuple[Any, list[str] | None]:
     if is_default(values.index):  # of a table without an index a column of text names the rows
         values = labelled_frame(values)
     rows, columns = (
-        None if axis is None else _texts(axis) for axis in (axis_labels(values, i) for i in (0, 1))
+        None if axis is None else _texts(axis, len(axis))
+        for axis in (axis_labels(values, i) for i in (0, 1))
     )
     if kind == "root":
         return values, rows
     if rows is not None and columns is not None:
         row_names, column_names = rows, columns
-        for names in (row_names, column_names):
-            checked_labels(names, len(names), "level")
         apart = sorted(set(row_names) ^ set(column_names))
         if apart:
             raise InputError(
@@ -210,11 +208,14 @@ def _labelled(values: Any, kind: Kind) -> tuple[Any, list[str] | None]:
     return values, rows if columns is None else columns
 
 
-def _texts(labels: pd.Index) -> list[str]:
+def _texts(labels: Any, size: int) -> list[str]:
     """Labels as text, those of several parts as the levels of an interaction are: ``f1:ann``."""
-    if isinstance(labels, pd.MultiIndex):
-        return [":".join(map(str, parts)) for parts in labels]
-    return [str(label) for label in labels]
+    if isinstance(labels, pd.Index | list | tuple | np.ndarray):
+        index = labels if isinstance(labels, pd.Index) else pd.Index(labels)
+        if isinstance(index, pd.MultiIndex):
+            checked_labels(index, size, "level")  # before parts that are missing turn into text
+            labels = [":".join(map(str, parts)) for parts in index]
+    return [str(name) for name in checked_labels(labels, size, "level")]
 
 
 def _numbers(values: Any, name: str, levels: Any) -> FloatArray | sp.csr_array:
