@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from functools import cache
 
 import numpy as np
@@ -323,9 +324,14 @@ def test_no_higher_maximum_where_sampling_variances_are_far_apart(method, own, s
     s2 = s2 if own else np.broadcast_to(s2[0], s2.shape)
     weights = 1 / s2 if own else 1 / s2[0]
     model = fm.MultiLMM.from_formula("~ x + (1 | study)", data=data, Y=Y, weights=weights)
-    result = model.fit(method, residual_variance=1.0, parameter_space="psd")
-    for j, y in enumerate(Y):
-        assert result.llf.iloc[j] > best_of_many(data, y, s2[j], method) - 1e-6
+    best = [best_of_many(data, y, s2[j], method) for j, y in enumerate(Y)]
+    for space in ("psd", "unconstrained"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", fm.ConvergenceWarning)  # V indefinite at some
+            result = model.fit(method, residual_variance=1.0, parameter_space=space)
+        inside = result.status.isin(["converged", "boundary"])
+        assert inside.sum() > 10
+        assert (result.llf > np.array(best) - 1e-6)[inside].all()
 
 
 def test_no_higher_maximum_of_several_variances():

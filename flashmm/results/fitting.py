@@ -142,7 +142,7 @@ def fit_features(
             None if residual is not None or several > 1 else _landscape(projection, options, start)
         )
         search = replace(search, again_from=again_from, landscape=landscape)
-        if isinstance(likelihood, KnownResidual) and space.name == "psd" and plan.device is None:
+        if isinstance(likelihood, KnownResidual) and plan.device is None:
             variances = np.flatnonzero(structure.is_variance[:-1])
             search = replace(search, held=HeldLandscape(likelihood, ~start.given, variances))
     usable = usable & ~likelihood.perfect_fit

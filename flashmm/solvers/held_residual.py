@@ -34,7 +34,8 @@ _MOST_AT_A_TIME = 4
 class HeldLandscape:
     """The likelihood along rays from no variance, for features whose residual variance is known.
 
-    For the psd space; methods as those of `flashmm.solvers.other_maxima.Landscape`.
+    Starts are in the psd space, for either; methods as those of
+    `flashmm.solvers.other_maxima.Landscape`.
 
     Parameters
     ----------
@@ -82,7 +83,7 @@ class HeldLandscape:
         return rows[few], start[few]
 
     def one_at_a_time(self, theta: FloatArray) -> tuple[IntArray, FloatArray]:
-        """None: for the unconstrained space."""
+        """None: starts have no negative variance."""
         return np.empty(0, dtype=np.intp), np.empty((0, theta.shape[1]))
 
     def below_zero(
@@ -91,7 +92,7 @@ class HeldLandscape:
         loglik: FloatArray,  # noqa: ARG002
         features: IntArray,  # noqa: ARG002
     ) -> tuple[IntArray, FloatArray]:
-        """None: for the unconstrained space."""
+        """None: starts have no negative variance."""
         return self.one_at_a_time(theta)
 
     def _rays(self, k: int) -> FloatArray:
