@@ -377,9 +377,11 @@ def test_fixed_effect_meta_analysis():
         ("~ x", [[10 / 3, 40.0, 5 / 3]]),
     ):
         model = fm.MultiLMM.from_formula(fixed, data=data, Y=y, weights=weights)
-        found = model.fit(residual_variance=1.0).heterogeneity()
-        for j, row in enumerate(expected):
-            assert_allclose([found[name][j].item() for name in ("Q", "I2", "H2")], row, rtol=1e-10)
+        for space in ("psd", "unconstrained"):
+            found = model.fit(residual_variance=1.0, parameter_space=space).heterogeneity()
+            for j, row in enumerate(expected):
+                values = [found[name][j].item() for name in ("Q", "I2", "H2")]
+                assert_allclose(values, row, rtol=1e-10)
 
 
 def test_pages_say_that_the_residual_variance_is_known():

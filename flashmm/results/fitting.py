@@ -142,8 +142,8 @@ def fit_features(
             None if residual is not None or several > 1 else _landscape(projection, options, start)
         )
         search = replace(search, again_from=again_from, landscape=landscape)
-        if isinstance(likelihood, KnownResidual) and plan.device is None:
-            variances = np.flatnonzero(structure.is_variance[:-1])
+        variances = np.flatnonzero(structure.is_variance[:-1])
+        if isinstance(likelihood, KnownResidual) and variances.size and plan.device is None:
             search = replace(search, held=HeldLandscape(likelihood, ~start.given, variances))
     usable = usable & ~likelihood.perfect_fit
     solution = search.run(space, start.theta, usable, plan.progress)
