@@ -119,16 +119,18 @@ def _leave_out_own(
 
     Unless a point of it is higher than what was found at ``variance`` (B,).
     """
-    for column in np.flatnonzero(top.any(axis=0)):
-        if variance[column] < size[0, column]:
-            continue  # found at nothing: no hill of the grid
-        at = int(np.argmin(np.abs(np.log(size[:, column] / variance[column]))))
-        height = values[:, column]
-        while not top[at, column]:
-            beside = [i for i in (at - 1, at + 1) if 0 <= i < height.size]
-            best = max(beside, key=lambda i: height[i])
-            if height[best] <= height[at]:
-                break
-            at = best
-        if top[at, column] and height[at] <= loglik[column] + GAIN:
-            top[at, column] = False
+    every = np.arange(variance.size)
+    # What was found below the grid, at nothing say, is on none of its hills.
+    own = variance >= size[0]
+    distance = np.abs(np.log(size / np.where(own, variance, 1.0)))
+    at = np.argmin(distance, axis=0)
+    edge = np.full((1, variance.size), -np.inf)
+    padded = np.concatenate([edge, values, edge])
+    for _ in range(values.shape[0]):
+        around = np.stack([padded[at, every], padded[at + 2, every]])
+        step = np.where(around.max(axis=0) > values[at, every], 2 * around.argmax(axis=0) - 1, 0)
+        if not step.any():
+            break
+        at = at + step
+    left_out = own & (values[at, every] <= loglik + GAIN)
+    top[at[left_out], every[left_out]] = False
