@@ -456,8 +456,9 @@ def _name_terms(
     )
     twice = [f"{effect} of {group}" for (group, effect), count in owned.items() if count > 1]
     if twice:
+        hint = ", or give each but one a known covariance by its own name" if known else ""
         raise InputError(
-            f"`random` holds the same effect more than once: {listing(twice)}. Remove one."
+            f"`random` holds the same effect more than once: {listing(twice)}. Remove one{hint}."
         )
     shared = Counter(term.group for term in built)
     named = []
