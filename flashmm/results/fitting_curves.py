@@ -125,7 +125,12 @@ class CurvedSearch:
             self.likelihood.evaluate(self._grid(one)[0][0], one)
         with counted(progress, features.size, unit="feature", desc="fit") as done:
             over_batches(
-                fit, self.likelihood, features, memory=self.memory, n_jobs=self.threads, done=done
+                fit,
+                self.likelihood,
+                features,
+                memory=self.memory // _FROM,
+                n_jobs=self.threads,
+                done=done,
             )
         return total
 
@@ -206,12 +211,14 @@ class CurvedSearch:
         )
 
     def _best(self, features: IntArray, starts: FloatArray) -> Solution:
-        """The highest of the ends from some starts (s, B, k)."""
-        best = self._maximised(starts[0], features)
-        for start in starts[1:]:
-            rows = np.flatnonzero(np.isfinite(start).all(axis=1))
-            if rows.size:
-                _improve(best, self._maximised(start[rows], features[rows]), rows)
+        """The highest of the ends from some starts (s, B, k), which climb as one batch."""
+        number, row = np.nonzero(np.isfinite(starts).all(axis=2))
+        ends = self._maximised(starts[number, row], features[row])
+        best = ends.take(np.flatnonzero(number == 0))
+        for i in range(1, starts.shape[0]):
+            mine = np.flatnonzero(number == i)
+            if mine.size:
+                _improve(best, ends.take(mine), row[mine])
         for _ in range(2):
             rows, again = self._off_zero(best, features)
             if rows.size == 0:
