@@ -25,7 +25,9 @@ from flashmm.progress import Progress, counted
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.batches import over_batches
 from flashmm.solvers.boxed import Boxed
+from flashmm.solvers.face_newton import FaceNewton
 from flashmm.solvers.fallback import maximise_in_stages
+from flashmm.solvers.fisher_scoring import FisherScoring
 from flashmm.solvers.newton_raphson import NewtonRaphson
 from flashmm.solvers.space import PSD
 from flashmm.solvers.verdict_texts import Status
@@ -40,6 +42,9 @@ _FROM = 3
 _DIRECTIONS = np.linspace(-0.99, 0.99, 34)
 _SMALL = 1e-3
 _GAIN = 1e-9
+# Steps of scoring after which Newton's take its place. Where the observed information is twice the
+# expected, scoring goes to and fro; next to a standard deviation of zero it has none.
+_SCORING = 12
 # Standard deviations of effects, in internal units, that are zero.
 _ZERO = 1e-7
 
@@ -203,11 +208,20 @@ class CurvedSearch:
         return np.asarray(height - 0.5 * (df * np.log(c) + total * (1.0 / c - 1.0)))
 
     def _maximised(self, starts: FloatArray, features: IntArray) -> Solution:
-        stages: tuple[Solver, ...] = (self.solver,)
-        if not isinstance(self.solver, NewtonRaphson):
-            stages = (self.solver, NewtonRaphson(epsilon=self.epsilon))
+        newton, first = FaceNewton(self.epsilon), None
+        stages: tuple[Solver, ...] = (self.solver, newton)
+        if isinstance(self.solver, NewtonRaphson):
+            stages = (newton,)
+        elif isinstance(self.solver, FisherScoring):
+            first = _SCORING
         return maximise_in_stages(
-            self.likelihood, self.space, stages, starts, features, max_iter=self.max_iter
+            self.likelihood,
+            self.space,
+            stages,
+            starts,
+            features,
+            max_iter=self.max_iter,
+            first=first,
         )
 
     def _best(self, features: IntArray, starts: FloatArray) -> Solution:

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from flashmm.arrays.namespaces import cholesky, inverse_of_triangular
-from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood.base import SINGULAR
 from flashmm.likelihood.elimination.eliminate import (
     Border,
@@ -30,10 +30,41 @@ from flashmm.likelihood.elimination.layout import Layout
 from flashmm.likelihood.elimination.shared import SharedMatrix
 from flashmm.likelihood.elimination.small import pairs
 
-__all__ = ["Alike", "Inverses", "Sums", "alike_blocks", "eliminate_alike", "projected", "sums"]
+__all__ = [
+    "Alike",
+    "Inverses",
+    "Shelf",
+    "Sums",
+    "alike_blocks",
+    "eliminate_alike",
+    "projected",
+    "sums",
+]
 
 # Two effects a level: levels of a kind, on average, from which stacks beat planes.
 _PAIRS = 2
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Kinds that have the same number of levels.
+
+    Parameters
+    ----------
+    kinds
+        Which of all kinds.
+    rows
+        Their directions.
+    levels
+        Levels of each of them.
+    C
+        O'W of their directions, dense or sparse, shape (rows, w).
+    """
+
+    kinds: slice
+    rows: slice
+    levels: int
+    C: FloatArray | sp.csr_array
 
 
 @dataclass(frozen=True)
@@ -44,28 +75,25 @@ class Alike:
     ----------
     counts
         Levels of each kind, shape (U,).
-    places
-        Where the directions of each kind begin and end in an order kind by kind, within a kind
-        effect by effect, shape (U + 1,).
+    shelves
+        The kinds by their number of levels, ascending.
     bases
         R'G_iR of each kind, shape (k, U, s, s).
     to_directions
-        Z'y to O'y in that order, then Z_z'y; shape (s L + q_z, q).
+        Z'y to O'y, kind by kind and within a kind effect by effect, then Z_z'y; shape
+        (s L + q_z, q).
     C
-        O'W in that order, a matrix (s n_u, w) for each kind, dense or sparse.
-    whole
-        The same as one matrix, (s L, w).
+        O'W in that order, (s L, w).
     outer
         The triangle of the sum of c_a c_b' over the levels of a kind, symmetric in a and b;
         shape (U s s, w (w + 1) / 2).
     """
 
     counts: IntArray
-    places: IntArray
+    shelves: tuple[Shelf, ...]
     bases: FloatArray
     to_directions: SharedMatrix
-    C: tuple[FloatArray | sp.csr_array, ...]
-    whole: SharedMatrix
+    C: SharedMatrix
     outer: SharedMatrix
 
     @property
@@ -78,10 +106,12 @@ class Alike:
         """Effects of a block."""
         return int(self.bases.shape[-1])
 
-    def by_kind(self, values: FloatArray) -> list[FloatArray]:
-        """Values in directions (B, s L) for the levels of each kind, (B, s, n_u)."""
-        shape = (values.shape[0], self.s)
-        return [values[:, a:b].reshape(*shape, (b - a) // self.s) for a, b in pairwise(self.places)]
+    def on_shelves(self, values: FloatArray) -> list[FloatArray]:
+        """Values in directions (B, s L) by the levels of each kind, (B, U_n, s, n) a shelf."""
+        return [
+            values[:, each.rows].reshape(values.shape[0], -1, self.s, each.levels)
+            for each in self.shelves
+        ]
 
 
 def alike_blocks(layout: Layout) -> Alike | None:
@@ -92,6 +122,8 @@ def alike_blocks(layout: Layout) -> Alike | None:
     keys = fine.bases.reshape(-1, fine.L).T
     _, first, kind = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     counts = np.bincount(kind)
+    by_count = np.argsort(counts, kind="stable")
+    counts, first, kind = counts[by_count], first[by_count], np.argsort(by_count)[kind]
     if fine.s < 2 or (fine.s == 2 and _PAIRS * counts.size > fine.L):
         return None
     U, s, L = counts.size, fine.s, fine.L
@@ -106,9 +138,16 @@ def alike_blocks(layout: Layout) -> Alike | None:
     bases = np.swapaxes(bases, 1, 2).reshape(-1, U, s, s)
     C = sp.csr_array(layout.C.matrix)[rows]
     whole = SharedMatrix.of(C)
-    places = bounds * s
-    dense = isinstance(whole.matrix, np.ndarray)
-    parts = [C[a:b] for a, b in pairwise(places)]
+    new = np.flatnonzero(np.diff(counts, prepend=0))
+    shelves = tuple(
+        Shelf(
+            slice(a, b),
+            slice(bounds[a] * s, bounds[b] * s),
+            int(counts[a]),
+            whole.matrix[bounds[a] * s : bounds[b] * s],
+        )
+        for a, b in pairwise([*new.tolist(), U])
+    )
     member = sp.csr_array((np.ones(L), (kind, np.arange(L))), shape=(U, L))
     outer = sp.csr_array(layout.outer.matrix)
     planes = [member @ outer[i * L : (i + 1) * L] for i in range(len(upper))]
@@ -120,10 +159,9 @@ def alike_blocks(layout: Layout) -> Alike | None:
     border = np.arange(s * L, to_directions.shape[0])
     return Alike(
         counts,
-        places,
+        shelves,
         np.ascontiguousarray(bases),
         SharedMatrix.of(to_directions[np.concatenate([rows, border])]),
-        tuple(part.toarray() if dense else part for part in parts),
         whole,
         SharedMatrix.of(sp.csr_array(turned)),
     )
@@ -140,7 +178,7 @@ class Inverses:
 def eliminate_alike(layout: Layout, alike: Alike, theta: FloatArray, n: int) -> Inverses:
     """Eliminate the blocks from V at theta (B, k), for n samples; as `eliminate` does."""
     L, ok, distance = _factors(layout, alike, theta)
-    beyond = ~(ok & (distance > SINGULAR) & (theta[:, -1] > 0))
+    beyond: BoolArray = ~(ok & (distance > SINGULAR) & (theta[:, -1] > 0))
     if beyond.any():
         theta = harmless(theta, beyond)
         L, _, distance = _factors(layout, alike, theta)
@@ -159,7 +197,7 @@ def eliminate_alike(layout: Layout, alike: Alike, theta: FloatArray, n: int) -> 
 
 def _factors(
     layout: Layout, alike: Alike, theta: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+) -> tuple[FloatArray, BoolArray, FloatArray]:
     """Cholesky factors (B U, s, s) of F, whether all of a feature exist, and its distance (B,)."""
     s, U = alike.s, alike.U
     flat = alike.bases.reshape(alike.bases.shape[0], -1)
@@ -184,7 +222,7 @@ class Projected:
     Parameters
     ----------
     r
-        F^-1 O_l'(y - W g) of the levels of each kind, (B, s, n_u).
+        F^-1 O_l'(y - W g) of all levels, (B, U_n, s, n) a shelf.
     r_z
         Z_z'Py, shape (B, q_z).
     value
@@ -203,22 +241,21 @@ def projected(
     q, F, sigma2 = layout.fine.size, at.F, at.blocks.theta[:, -1]
     directions = np.ascontiguousarray(alike.to_directions.times(zy.T).T)
     y, y_z = directions[:, :q], directions[:, q:]
-    spanned = np.asarray(alike.whole.transposed_times(y.T).T)
+    spanned = np.asarray(alike.C.transposed_times(y.T).T)
     rest = -spanned
     rest[:, : layout.q_z] += y_z
     a = rest * (layout.unspanned / sigma2[:, None])
     value = (total - (y * y).sum(axis=1)) / sigma2
-    for u, (mine, C) in enumerate(zip(alike.by_kind(y), alike.C, strict=True)):
-        Fy = np.matmul(F[:, u], mine).reshape(y.shape[0], -1)
-        value = value + (Fy * mine.reshape(Fy.shape)).sum(axis=1)
-        a += Fy @ C
+    for shelf, mine in zip(alike.shelves, alike.on_shelves(y), strict=True):
+        Fy = np.matmul(F[:, shelf.kinds], mine).reshape(y.shape[0], -1)
+        value = value + (Fy * y[:, shelf.rows]).sum(axis=1)
+        a += Fy @ shelf.C
     g = np.matmul(border.N, a[:, :, None])[:, :, 0]
     r_z = np.matmul(np.swapaxes(border.K, 1, 2), a[:, :, None])[:, :, 0]
     value = value - (g * a).sum(axis=1)
-    e = y - np.asarray(alike.whole.times(g.T).T)
-    return Projected(
-        [np.matmul(F[:, u], e_u) for u, e_u in enumerate(alike.by_kind(e))], r_z, value
-    )
+    e = alike.on_shelves(y - np.asarray(alike.C.times(g.T).T))
+    r = [np.matmul(F[:, shelf.kinds], mine) for shelf, mine in zip(alike.shelves, e, strict=True)]
+    return Projected(r, r_z, value)
 
 
 @dataclass(frozen=True)
@@ -270,18 +307,18 @@ def sums(
     X = np.matmul(np.matmul(F, np.asarray(alike.outer.times(inner).T).reshape(B, U, s, s)), F)
     M, a = np.empty_like(F), np.zeros((B, d, w))
     FD = np.matmul(F[:, None], D)
-    for u, (r, C) in enumerate(zip(py.r, alike.C, strict=True)):
-        np.matmul(r, np.swapaxes(r, 1, 2), out=M[:, u])
-        left = np.matmul(FD[:, :, u].reshape(B, d * s, s), r)
-        a += (left.reshape(B * d, -1) @ C).reshape(B, d, w)
+    for shelf, r in zip(alike.shelves, py.r, strict=True):
+        np.matmul(r, _turned(r), out=M[:, shelf.kinds])
+        left = np.matmul(FD[:, :, shelf.kinds], r[:, None])
+        a += (left.reshape(B * d, -1) @ shelf.C).reshape(B, d, w)
     FDF = np.matmul(FD, F[:, None])
     n = alike.counts[:, None, None].astype(np.float64)
     local = np.matmul(FD, X[:, None])
-    local = n * FDF - local - np.swapaxes(local, -1, -2)
+    local = n * FDF - local - _turned(local)
     Y = layout.triangle.unpack(_over_W(alike, FDF.reshape(B * d, entries))).reshape(B, d, w, w)
     flat = D.reshape(D.shape[0], d, entries)
     columns = np.swapaxes(flat, 1, 2)
-    MDF = np.matmul(M[:, None], np.swapaxes(FD, -1, -2))
+    MDF = np.matmul(M[:, None], _turned(FD))
     left = n * F - X
     first = Sums(
         _products(flat, M),
@@ -310,7 +347,7 @@ def _traces_of_products(N: FloatArray, Y: FloatArray) -> FloatArray:
     """tr(N Y_i N Y_j) for N (B, w, w) and Y (B, d, w, w), shape (B, d, d)."""
     B, d, w, _ = Y.shape
     NY = np.matmul(N[:, None], Y)
-    return np.matmul(NY.reshape(B, d, w * w), _turned(_turned(NY).reshape(B, d, w * w)))
+    return np.asarray(np.matmul(NY.reshape(B, d, w * w), _turned(_turned(NY).reshape(B, d, w * w))))
 
 
 def _with_border(

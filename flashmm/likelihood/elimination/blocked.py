@@ -67,6 +67,8 @@ __all__ = ["BlockedLikelihood"]
 
 # A batch beyond this size only waits for memory; a small one for Python.
 _CACHE_BYTES = 2**24
+# Of products of stacks, which wait for Python longer.
+_STACK_BYTES = 2**25
 _FEW = 16
 # Eliminations with an indefinite D lose digits where they are closer to singular than this.
 _CLOSE = 1e-3
@@ -123,12 +125,13 @@ class BlockedLikelihood(OneDesign):
         """
         layout, k, alike = self.layout, self.n_params, self.alike
         planes = (5 + k) * layout.fine.s * layout.fine.size
+        most = _CACHE_BYTES if alike is None else _STACK_BYTES
         if alike is not None:
-            largest = int(alike.counts.max()) * alike.s
+            largest = max(each.rows.stop - each.rows.start for each in alike.shelves)
             planes = 6 * layout.fine.size + k * largest + (6 + 6 * k) * alike.U * alike.s**2
         pattern = 2.5 * int(layout.base.shape[0]) + (3 + 1.2 * k) * layout.q_c * layout.w
         per_feature = int(8 * (planes + pattern + (9 + 1.2 * k) * layout.w**2))
-        return max(1, min(memory // per_feature, max(_FEW, _CACHE_BYTES // per_feature)))
+        return max(1, min(memory // per_feature, max(_FEW, most // per_feature)))
 
     # ---- likelihood ------------------------------------------------------------------------
 
