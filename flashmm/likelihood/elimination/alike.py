@@ -299,34 +299,33 @@ def sums(
     py
         What P makes of y.
     D
-        Symmetric matrices of each kind, shape (B or 1, d, U, s, s).
+        Symmetric matrices of each kind, shape (B or 1, U, d, s, s).
     """
     F, s, U = at.F, alike.s, alike.U
-    B, d, w, entries = F.shape[0], D.shape[1], layout.w, U * s * s
+    B, d, w = F.shape[0], D.shape[2], layout.w
     inner = (layout.triangle.pack(traced.N) * layout.multiplicity).T
     X = np.matmul(np.matmul(F, np.asarray(alike.outer.times(inner).T).reshape(B, U, s, s)), F)
+    # The directions one below the other make one product of each kind's.
+    rows = D.reshape(D.shape[0], U, d * s, s)
+    buffer = np.matmul(rows, F)  # the next products go there too: new memory takes time
+    FD = np.ascontiguousarray(_turned(buffer.reshape(B, U, d, s, s))).reshape(B, U, d * s, s)
     M, a = np.empty_like(F), np.zeros((B, d, w))
-    FD = np.matmul(F[:, None], D)
     for shelf, r in zip(alike.shelves, py.r, strict=True):
         np.matmul(r, _turned(r), out=M[:, shelf.kinds])
-        left = np.matmul(FD[:, :, shelf.kinds], r[:, None])
-        a += (left.reshape(B * d, -1) @ shelf.C).reshape(B, d, w)
-    FDF = np.matmul(FD, F[:, None])
-    n = alike.counts[:, None, None].astype(np.float64)
-    local = np.matmul(FD, X[:, None])
-    local = n * FDF - local - _turned(local)
-    Y = layout.triangle.unpack(_over_W(alike, FDF.reshape(B * d, entries))).reshape(B, d, w, w)
-    flat = D.reshape(D.shape[0], d, entries)
-    columns = np.swapaxes(flat, 1, 2)
-    MDF = np.matmul(M[:, None], _turned(FD))
-    left = n * F - X
+        left = _directions_first(np.matmul(FD[:, shelf.kinds], r), d)
+        a += (left @ shelf.C).reshape(B, d, w)
+    FDF = _directions_first(np.matmul(FD, F, out=buffer), d)
+    Y = layout.triangle.unpack(_over_W(alike, FDF)).reshape(B, d, w, w)
+    left = alike.counts[:, None, None] * F - X
+    # tr(F D_i (n F - 2 X) D_j), the part of levels by themselves; X is that of all of a kind.
     first = Sums(
-        _products(flat, M),
-        np.matmul(MDF.reshape(B, d, entries), columns)
+        _products(D, M),
+        _double_products(FD, np.matmul(rows, M, out=buffer), d)
         - np.matmul(np.matmul(a, border.N), _turned(a)),
-        _products(flat, left),
-        np.matmul(local.reshape(B, d, entries), columns) + _traces_of_products(traced.N, Y),
-        0.5 * _products(alike.bases.reshape(1, -1, entries), M - left),
+        _products(D, left),
+        _double_products(FD, np.matmul(rows, left - X, out=buffer), d)
+        + _traces_of_products(traced.N, Y),
+        0.5 * _products(np.swapaxes(alike.bases, 0, 1)[None], M - left),
     )
     if not layout.border_parameters:
         return first
@@ -337,10 +336,27 @@ def _turned(matrix: FloatArray) -> FloatArray:
     return np.swapaxes(matrix, -1, -2)
 
 
-def _products(directions: FloatArray, matrix: FloatArray) -> FloatArray:
-    """tr(D_i M), summed over the kinds, for D (B or 1, d, U s s) and M (B, U, s, s): (B, d)."""
-    flat = matrix.reshape(matrix.shape[0], -1, 1)
-    return np.asarray(np.matmul(directions, flat)[:, :, 0])
+def _directions_first(values: FloatArray, d: int) -> FloatArray:
+    """Rows (B, U, d s, c) of each direction, (B d, U s c)."""
+    B, U, rows, c = values.shape
+    parts = np.swapaxes(values.reshape(B, U, d, rows // d * c), 1, 2)
+    return np.ascontiguousarray(parts).reshape(B * d, U * (rows // d) * c)
+
+
+def _products(D: FloatArray, matrix: FloatArray) -> FloatArray:
+    """tr(D_i M), summed over the kinds, for D (B or 1, U, d, s, s) and M (B, U, s, s): (B, d)."""
+    B, U, s, _ = matrix.shape
+    directions = D.reshape(D.shape[0], U, -1, s * s)
+    found = np.matmul(directions, matrix.reshape(B, U, s * s, 1))[..., 0]
+    return np.asarray(found.sum(axis=1))
+
+
+def _double_products(FD: FloatArray, DG: FloatArray, d: int) -> FloatArray:
+    """tr(F D_i G D_j), summed over the kinds, from F D and D G (B, U, d s, s), shape (B, d, d)."""
+    B, U, rows, s = FD.shape
+    shape = (B, U, d, rows // d * s)
+    found = np.matmul(FD.reshape(shape), _turned(DG.reshape(shape))).sum(axis=1)
+    return np.asarray(0.5 * (found + _turned(found)))
 
 
 def _traces_of_products(N: FloatArray, Y: FloatArray) -> FloatArray:

@@ -128,7 +128,7 @@ class BlockedLikelihood(OneDesign):
         most = _CACHE_BYTES if alike is None else _STACK_BYTES
         if alike is not None:
             largest = max(each.rows.stop - each.rows.start for each in alike.shelves)
-            planes = 6 * layout.fine.size + k * largest + (6 + 6 * k) * alike.U * alike.s**2
+            planes = 6 * layout.fine.size + k * largest + (10 + 4 * k) * alike.U * alike.s**2
         pattern = 2.5 * int(layout.base.shape[0]) + (3 + 1.2 * k) * layout.q_c * layout.w
         per_feature = int(8 * (planes + pattern + (9 + 1.2 * k) * layout.w**2))
         return max(1, min(memory // per_feature, max(_FEW, most // per_feature)))
@@ -192,7 +192,7 @@ class BlockedLikelihood(OneDesign):
         known &= ~self._is_lossy(theta, at.blocks.distance, distance)
         py = projected(layout, alike, at, border, take(p.ZRy, features), float(p.n - p.p))
         if along is None or own is None:
-            D, own = alike.bases[None], at.blocks.theta
+            D, own = np.swapaxes(alike.bases, 0, 1)[None], at.blocks.theta
             positions = [*layout.fine.parameters, *(i.position for i in layout.border_parameters)]
         else:
             D, positions = along.of_kinds(alike), [*along.fine.tolist(), *along.border]

@@ -35,10 +35,12 @@ class OwnDirections:
     coarse: tuple[int, ...]
 
     def of_kinds(self, alike: Alike) -> FloatArray:
-        """Derivatives of D by own parameters for each kind of block, (B, d, U, s, s)."""
-        flat = alike.bases.reshape(alike.bases.shape[0], -1)
-        planes = np.matmul(np.swapaxes(self.weights, 1, 2), flat)
-        return np.asarray(planes.reshape(*planes.shape[:2], *alike.bases.shape[1:]))
+        """Derivatives of D by own parameters for each kind of block, (B, U, d, s, s)."""
+        k, U, s, _ = alike.bases.shape
+        weights = np.swapaxes(self.weights, 1, 2)
+        flat = np.swapaxes(alike.bases, 0, 1).reshape(U, k, s * s)
+        planes = np.matmul(weights[:, None], flat)
+        return np.asarray(planes.reshape(-1, U, weights.shape[1], s, s))
 
 
 def own_directions(layout: Layout, curved: CurvedParameters, u: Array) -> OwnDirections | None:
