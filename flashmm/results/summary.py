@@ -13,7 +13,7 @@ from flashmm.exceptions import listing
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.results.fitted import FitOptions, FittedModel
-from flashmm.results.own_parameters import own_estimates
+from flashmm.results.own_parameters import own_estimates, unit_notes
 from flashmm.results.pages import WIDTH, SummaryPage, Table
 from flashmm.results.structured import common_parameters, shown_parameters
 from flashmm.results.trust import doubt
@@ -140,7 +140,7 @@ def model_page(fitted: FittedModel, pvalues: FloatArray) -> SummaryPage:
         "signs of the coefficients that pass a false discovery rate of 5%, controlled over "
         "features (Benjamini-Hochberg) for each coefficient."
     )
-    notes += _known_covariances(fitted) + _left_out(fitted)
+    notes += _known_covariances(fitted) + unit_notes(stats.structure) + _left_out(fitted)
     if reason := doubt(fitted):
         notes.append(reason)
     return SummaryPage(
@@ -188,7 +188,7 @@ def design_page(
             Table(coefs, None, "Fixed effects"),
             Table(params, None, "Variance parameters"),
         ],
-        [*notes, *more, "model.fit() fits it."],
+        [*notes, *more, *unit_notes(stats.structure), "model.fit() fits it."],
     )
 
 
@@ -264,7 +264,7 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
     notes.append(f"t tests on {DF_TEXT[DEFAULT_DF]} degrees of freedom. {scale}")
     if verdict != Status.CONVERGED:
         notes.append(f"{verdict.label}: {MEANINGS[verdict]}.")
-    notes += _known_covariances(fitted) + _left_out(fitted)
+    notes += _known_covariances(fitted) + unit_notes(stats.structure) + _left_out(fitted)
     if verdict.is_converged and (reason := doubt(fitted, position=position)):
         notes.append(reason)
     return SummaryPage(
