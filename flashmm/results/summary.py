@@ -197,7 +197,12 @@ def _quantiles(values: FloatArray, at: list[float]) -> FloatArray:
     result = np.full((values.shape[1], len(at)), np.nan)
     known = np.isfinite(values).any(axis=0)
     if known.any():
-        result[known] = np.nanquantile(values[:, known], at, axis=0).T
+        with np.errstate(invalid="ignore"):  # between two infinite ranges
+            linear, below, above = (
+                np.nanquantile(values[:, known], at, axis=0, method=method).T
+                for method in ("linear", "lower", "higher")
+            )
+        result[known] = np.where(below == above, below, linear)
     return result
 
 
