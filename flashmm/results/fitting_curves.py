@@ -37,15 +37,15 @@ __all__ = ["CurvedSearch", "check_curved", "in_theta", "own_space"]
 # Variances of the starts over the residual variance.
 _RATIOS = (0.05, 0.3, 2.0, 20.0, 200.0)
 # Points of the grid from which the search goes, at most.
-_FROM = 3
+_FROM = 7
 # Correlations at which a variance of zero is looked at, and the variance from which it grows.
-_DIRECTIONS = np.linspace(-0.99, 0.99, 34)
+_DIRECTIONS = 35
 _SMALL = 1e-3
 _GAIN = 1e-9
 # Steps of scoring after which Newton's take its place. Where the observed information is twice the
 # expected, scoring goes to and fro; next to a standard deviation of zero it has none.
 _SCORING = 12
-# Standard deviations of effects, in internal units, that are zero.
+# Standard deviations of effects, in internal units, and correlations that are zero.
 _ZERO = 1e-7
 
 
@@ -239,18 +239,24 @@ class CurvedSearch:
                 break
             _improve(best, self._maximised(again, features[rows]), rows)
         self._settle(best, features)
+        # A last step may have come to the boundary.
+        inside = np.flatnonzero(best.status == Status.CONVERGED)
+        best.status[inside[self.space.on_boundary(best.theta[inside])]] = Status.BOUNDARY
         return best
 
     def _settle(self, best: Solution, features: IntArray) -> None:
-        """Make standard deviations next to zero zero, in place.
+        """Make standard deviations and correlations of decay next to zero zero, in place.
 
-        The likelihood depends on their squares: towards zero steps grow ever shorter.
+        The likelihood depends on the squares of the former, on broken powers of the latter:
+        towards zero steps grow ever shorter.
         """
         settled = best.theta.copy()
         for curve, _, own in self.likelihood.curved.parts():
+            part = settled[:, own]
             if isinstance(curve, Heterogeneous):
-                part = settled[:, own]
                 part[:, curve.is_cone] *= part[:, curve.is_cone] > _ZERO
+            elif curve is not None and curve.lowest == 0.0:
+                part[:, -1] *= part[:, -1] > _ZERO
         with np.errstate(invalid="ignore"):
             rows = np.flatnonzero(
                 (settled != best.theta).any(axis=1) & (best.status <= Status.BOUNDARY)
@@ -280,16 +286,10 @@ class CurvedSearch:
         for zero, (curve, linear, own) in zip(zeros, curved.parts(), strict=True):
             if curve is None or not zero[rows].any():
                 continue
-            lower, upper = (bound[-1] for bound in curve.bounds)
-            rhos = lower + (upper - lower) * 0.5 * (1.0 + _DIRECTIONS)
-            slopes = []
-            for rho in rhos:
-                direction = curve.theta(curve.at(np.ones(1), np.full(1, rho)))
-                slopes.append((score[:, linear] * direction).sum(axis=1))
-            slope = np.array(slopes)
-            top = slope.argmax(axis=0)
-            up = zero[rows] & (slope.max(axis=0) > 1e-6)
-            new = curve.at(np.full(rows.size, _SMALL), rhos[top])
+            directions = curve.directions(_DIRECTIONS)
+            slope = score[:, linear] @ curve.theta(directions).T
+            up = zero[rows] & (slope.max(axis=1) > 1e-6)
+            new = directions[slope.argmax(axis=1)] * _SMALL ** curved.degrees[own]
             starts[:, own] = np.where(up[:, None], new, starts[:, own])
             rising |= up
         return rows[rising], starts[rising]
