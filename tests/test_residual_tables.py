@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
-from flashmm.likelihood.residual_groups_diagonal import DiagonalAt, DiagonalSums
-from flashmm.likelihood.residual_groups_tables import Packing, inverse_of_definite
+import flashmm as fm
+from flashmm.likelihood.residual_groups import groups
+from flashmm.likelihood.residual_groups.level_evaluation import evaluated
+from flashmm.likelihood.residual_groups.level_traces import typical_ratios
+from flashmm.likelihood.residual_groups.levels import DiagonalAt, DiagonalSums
+from flashmm.likelihood.residual_groups.tables import Packing, inverse_of_definite
 
 DESIGNS = {
     "crossed": lambda rng: rng.integers(1, 30, (3, 12)),
     "nested": lambda rng: rng.integers(1, 30, 12) * (np.arange(12) % 3 == np.arange(3)[:, None]),
     "alike": lambda rng: rng.integers(1, 3, (2, 40)),
+    "many": lambda rng: rng.integers(5, 30, (3, 40)),
     "a level of none": lambda rng: rng.integers(0, 2, (2, 12)) * np.r_[[0], np.ones(11, int)],
 }
 
@@ -54,7 +60,7 @@ def test_tables_equal_level_by_level(name, p, reml):
     theta[4, 0] = -50.0
     with np.errstate(all="ignore"):
         first, second = (
-            DiagonalAt.of(kind, theta).evaluate(theta, s, yy, reml=reml)
+            evaluated(DiagonalAt.of(kind, theta), theta, s, yy, reml=reml)
             for kind in (tables, levels)
         )
     inside = np.arange(20) != 4
@@ -62,6 +68,49 @@ def test_tables_equal_level_by_level(name, p, reml):
         mine, other = getattr(first, field)[inside], getattr(second, field)[inside]
         assert_allclose(mine, other, rtol=1e-9, atol=1e-11 * np.abs(other).max())
     assert DiagonalAt.of(tables, theta).lowest[4] < 0
+
+
+@pytest.mark.parametrize("most", [2**25, -1])
+def test_evaluations_on_the_way(most):
+    """All but the expected information is exact, and that is to a few thousandths."""
+    kind, s, yy, _ = sums("many", 4, most)
+    ratios = typical_ratios(kind)
+    assert ratios is not None
+    assert typical_ratios(sums("crossed", 3, most)[0]) is None  # too few levels to gain by it
+    theta = np.random.default_rng(1).uniform(0.1, 2.0, (20, 4))
+    at = DiagonalAt.of(kind, theta)
+    exact = evaluated(at, theta, s, yy, reml=True)
+    rough = evaluated(at, theta, s, yy, reml=True, ratios=ratios)
+    for field in ("loglik", "score", "average"):
+        mine, other = getattr(rough, field), getattr(exact, field)
+        assert_allclose(mine, other, rtol=1e-9, atol=1e-11 * np.abs(other).max())
+    length = np.sqrt(np.diagonal(exact.expected, axis1=1, axis2=2))
+    error = (rough.expected - exact.expected) / (length[:, :, None] * length[:, None])
+    assert 0.0 < np.abs(error).max() < 5e-3
+
+
+def test_what_a_search_ends_with_is_exact(monkeypatch):
+    """Estimates and standard errors do not show that the way there was approximate."""
+    rng = np.random.default_rng(3)
+    g, h = np.repeat(np.arange(40), 30), rng.integers(0, 3, 1200)
+    data = pd.DataFrame({"x": rng.normal(size=1200), "g": g.astype(str), "h": h.astype(str)})
+    Y = np.array([0.7, 1.0, 1.4])[h] * rng.normal(size=(30, 1200))
+    Y[:25] += 0.4 * rng.normal(size=(25, 40))[:, g]
+    for space in ("psd", "unconstrained"):
+        found = []
+        for ratios in (typical_ratios, lambda _: None):
+            calls = []
+            monkeypatch.setattr(
+                groups,
+                "typical_ratios",
+                lambda sums, of=ratios, calls=calls: calls.append(of(sums)) or calls[-1],
+            )
+            model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=Y, sums_by="h")
+            found.append(model.fit(residual_by="h", parameter_space=space))
+            assert (calls[0] is None) == (ratios is not typical_ratios)
+        rough, exact = found
+        for name in ("theta", "bse_theta", "llf"):
+            assert_allclose(getattr(rough, name), getattr(exact, name), rtol=1e-7, atol=1e-9)
 
 
 def test_least_squares_and_start():

@@ -20,7 +20,7 @@ from flashmm.likelihood.own_rows.patterned import (
     project_patterns,
 )
 from flashmm.likelihood.projection import GroupedProjection, Projection, project, project_groups
-from flashmm.likelihood.residual_groups import ResidualGroups
+from flashmm.likelihood.residual_groups.groups import ResidualGroups
 from flashmm.likelihood.spectral import SpectralLikelihood
 from flashmm.likelihood.structure import MAX_EFFECTS
 from flashmm.stats.own_rows import PatternedStats

@@ -214,8 +214,8 @@ def _along_curves(information: FloatArray, curved: CurvedParameters) -> FloatArr
         if curve is not None:
             u[:, own] = curve.starts()[0][2]
     J = curved.jacobian(u)[0, : information.shape[0]]
-    if information.shape[0] < sum(curved.sizes) + curved.residuals:
-        J = J[:, :-1]  # the residual variance is known
+    # Residual variances that are known, or of further groups, have no row.
+    J = J[:, : curved.k - (sum(curved.sizes) + curved.residuals - information.shape[0])]
     return np.asarray(J.T @ information @ J)
 
 

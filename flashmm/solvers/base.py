@@ -139,11 +139,14 @@ def maximise(
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             state = solver.step(objective, state)
             codes = solver.terminate(objective, state)
-            moved, stalled = damped(objective, _polished(objective, state, codes))
+            ends = codes != int(Status.RUNNING)
+            moved, stalled = damped(objective, _polished(objective, state, codes), ends)
+        unknown = stalled | ~ends  # of those that end, which are not evaluated as such
         codes[(codes == int(Status.RUNNING)) & stalled] = int(Status.STALLED)
         if iteration == max_iter:
             codes[codes == int(Status.RUNNING)] = int(Status.ITERATION_LIMIT)
         done = codes != int(Status.RUNNING)
+        objective.completed(moved.theta, moved.evaluation, done & unknown)
         if final is None and bool(xp.all(done)):  # all at once, as of one feature
             steps = xp.full_like(running, iteration)
             return Solution(moved.theta, moved.evaluation, steps, xp.astype(codes, xp.int8))

@@ -69,7 +69,9 @@ class _Slopes:
         return ~(allowed & ((gain >= _SUFFICIENT_INCREASE * share * slope) | close))
 
 
-def damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
+def damped(
+    objective: Objective, state: State, last: BoolArray | None = None
+) -> tuple[State, BoolArray]:
     """Take the proposed steps, shortened until the likelihood exists and does not fall.
 
     The eigenvalues mu of the change of V relative to V (under REML of the error contrasts'
@@ -77,6 +79,7 @@ def damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
     ellipsoid): next to the edge that saves many halvings.
 
     A shortened step that promises less than the last digit of the log-likelihood is not tried.
+    ``last`` (B,): the features that end with this step, see `Objective.evaluate`.
 
     Returns the new state and which features found no such step and stayed where they were.
     """
@@ -85,7 +88,7 @@ def damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
     slope = xp.clip(xp.sum(before.score * step, axis=1), min=0.0)
     slopes = _Slopes(before, step, slope, before.rounding + _DIGITS * last_digit(before))
     theta = space.tidied(state.theta + step)
-    evaluation = objective.evaluate(theta)
+    evaluation = objective.evaluate(theta, last)
 
     one = xp.ones_like(slope)
     everyone = xp.arange(one.shape[0], device=array_api_compat.device(one))
@@ -101,7 +104,8 @@ def damped(objective: Objective, state: State) -> tuple[State, BoolArray]:
             break
         shorter = space.tidied(take(state.theta, pending) + share[:, None] * take(step, pending))
         put(theta, pending, shorter)
-        after = objective.take(pending).evaluate(shorter)
+        ends = None if last is None else take(last, pending)
+        after = objective.take(pending).evaluate(shorter, ends)
         evaluation.put(pending, after)
         left = slopes.refuse(after, space.contains(shorter), pending, share)
         pending, share, exists = pending[left], 0.5 * share[left], xp.isfinite(after.loglik)[left]

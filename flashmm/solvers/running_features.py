@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-from flashmm.arrays.namespaces import BoolArray, FloatArray, IntArray, take
+from flashmm.arrays.namespaces import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    flatnonzero,
+    namespace,
+    take,
+)
 from flashmm.likelihood.base import Evaluation, Likelihood
 from flashmm.solvers.space import ParameterSpace
 
@@ -29,9 +37,31 @@ class Objective:
     space: ParameterSpace
     features: IntArray
 
-    def evaluate(self, theta: FloatArray) -> Evaluation:
-        """Evaluate theta (B, k) for the running features."""
-        return self.likelihood.evaluate(theta, self.features)
+    @property
+    def approximates(self) -> bool:
+        """Whether evaluations on the way have an approximate expected information."""
+        return bool(getattr(self.likelihood, "approximates", False))
+
+    def evaluate(self, theta: FloatArray, last: BoolArray | None = None) -> Evaluation:
+        """Evaluate theta (B, k) for the running features.
+
+        A likelihood may have a cheaper evaluation for all but those that end there, ``last``
+        (B,): its log-likelihood and score are exact, its information need only make good steps.
+        """
+        if not self.approximates:
+            return self.likelihood.evaluate(theta, self.features)
+        last = namespace(theta).zeros_like(theta[:, 0]) > 0 if last is None else last
+        likelihood: Any = self.likelihood
+        result: Evaluation = likelihood.evaluate_on_the_way(theta, self.features, last)
+        return result
+
+    def completed(self, theta: FloatArray, evaluation: Evaluation, rows: BoolArray) -> Evaluation:
+        """The evaluation at theta (B, k), exact in ``rows`` (B,) as well."""
+        chosen = flatnonzero(rows)
+        if self.approximates and chosen.shape[0]:
+            exact = self.likelihood.evaluate(take(theta, chosen), take(self.features, chosen))
+            evaluation.put(chosen, exact)
+        return evaluation
 
     def take(self, index: IntArray | BoolArray) -> Objective:
         """The same for some of the running features."""

@@ -1,0 +1,1 @@
+"""Residual variances by group of samples."""
