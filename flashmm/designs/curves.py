@@ -174,7 +174,8 @@ class Heterogeneous:
         own = np.eye(s, dtype=bool)
         large = np.column_stack([np.where(own, 1.5, 0.3), np.full(s, 0.3)])
         small = np.column_stack([np.where(own, 0.2, 1.0), np.full(s, 0.6)])
-        return np.concatenate([equal, large, small]), len(rho)
+        smaller = np.column_stack([np.where(own, 0.1, 1.0), np.full(s, 0.95)])
+        return np.concatenate([equal, large, small, smaller]), len(rho)
 
     def directions(self, count: int) -> FloatArray:
         """Own parameters (d, s + 1) in whose directions effects without variance may get some.

@@ -37,7 +37,7 @@ __all__ = ["CurvedSearch", "check_curved", "in_theta", "own_space"]
 # Variances of the starts over the residual variance.
 _RATIOS = (0.05, 0.3, 2.0, 20.0, 200.0)
 # Points of the grid from which the search goes, at most.
-_FROM = 7
+_FROM = 9
 # Correlations at which a variance of zero is looked at, and the variance from which it grows.
 _DIRECTIONS = 35
 _SMALL = 1e-3
