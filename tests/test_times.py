@@ -38,12 +38,8 @@ def fit(formula, data):
     return model.fit(parameter_space="psd")
 
 
-def zoned(zone):
-    """Mornings on both sides of the night when clocks change, in a zone."""
-    return WEEKS.tz_localize(zone) + pd.Timedelta(8, "h") if zone == "UTC" else zoned_days(zone)
-
-
 def zoned_days(zone):
+    """Mornings on both sides of the night when clocks change, in a zone."""
     return (WEEKS + pd.Timedelta(8, "h")).tz_localize(zone)
 
 
@@ -53,31 +49,21 @@ HOURS = pd.to_timedelta([0, 6, 12, 24], unit="h")
 KINDS = {
     "dates": (WEEKS, DAYS, "steps of 7 days", DAYS, "days"),
     "date objects": ([t.date() for t in WEEKS], DAYS, "steps of 7 days", DAYS, "days"),
-    "seconds": (WEEKS.astype("datetime64[s]"), DAYS, "steps of 7 days", DAYS, "days"),
     "clocks that change": (zoned_days("Europe/Berlin"), DAYS, "steps of 7 days", DAYS, "days"),
-    "UTC": (zoned("UTC"), DAYS, "steps of 7 days", DAYS, "days"),
     "month ends": (MONTHS, [0, 1, 2, 4], "steps of 1 month", [0, 29, 60, 121], "days"),
-    "first of the month": (
-        *(MONTHS + pd.Timedelta(1, "D"), [0, 1, 2, 4], "steps of 1 month"),
-        *([0, 29, 60, 121], "days"),
-    ),
     "periods": (MONTHS.to_period("M"), [0, 1, 2, 4], "steps of 1 month", [0, 1, 2, 4], "months"),
     "quarters": (
         *(pd.PeriodIndex(["2024Q1", "2024Q3", "2025Q1", "2026Q1"], freq="Q"), [0, 1, 2, 4]),
         *("steps of 2 quarters", [0, 2, 4, 8], "quarters"),
     ),
     "durations": (HOURS, [0, 1, 2, 4], "steps of 6 hours", [0, 0.25, 0.5, 1.0], "days"),
-    "duration objects": (
-        *([t.to_pytimedelta() for t in HOURS], [0, 1, 2, 4], "steps of 6 hours"),
-        *([0, 0.25, 0.5, 1.0], "days"),
-    ),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fits_are_those_of_numbers(kind):
     times, steps, step, places, unit = KINDS[kind]
-    data = table(times, None if "objects" not in kind else object)
+    data = table(times, object if "objects" in kind else None)
     for formula, numbers, told in (
         ("~ ar1(when | g)", steps, step),
         ("~ exp(when | g)", places, unit),
@@ -89,7 +75,6 @@ def test_fits_are_those_of_numbers(kind):
         found, expected = result.random_parameters(), plain.random_parameters()
         assert_allclose(found["estimate"], expected["estimate"], rtol=1e-9)
         assert found["unit"].to_numpy().tolist() == ["", told, ""]
-        assert told in str(result.summary())
         assert told in str(result.sel(0).summary())
         assert "unit" not in expected.coords
 
