@@ -79,6 +79,15 @@ def test_fits_are_those_of_numbers(kind):
         assert "unit" not in expected.coords
 
 
+def test_pages_tell_units_and_infinite_ranges():
+    """Quantiles between two infinite ranges were a warning."""
+    result = fit("~ exp(when | g)", table(WEEKS))
+    assert np.isinf(result.random_parameters()["estimate"].to_numpy()[:, 1]).any()
+    page = str(result.summary())
+    assert "The range of g is in days." in page
+    assert "inf" in page
+
+
 def test_labels_of_effects():
     def effects(times):
         model = fm.MultiLMM.from_formula(
