@@ -121,6 +121,7 @@ def alike_blocks(layout: Layout) -> Alike | None:
         return None
     keys = fine.bases.reshape(-1, fine.L).T
     _, first, kind = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    kind = kind.ravel()
     counts = np.bincount(kind)
     by_count = np.argsort(counts, kind="stable")
     counts, first, kind = counts[by_count], first[by_count], np.argsort(by_count)[kind]
