@@ -103,6 +103,20 @@ def test_blocks_equal_one_matrix(random, method):
     assert_same(got, truth)
 
 
+def test_least_squares():
+    """Of each group on its Z and X; a group that these explain whatever the data is told."""
+    mine, _ = likelihood("(1 + x | g) + (1 | h)", "REML")
+    rss = mine.blocks.least_squares(mine.s, mine.yy)
+    for h in range(3):
+        values, vectors = np.linalg.eigh(mine.S[h])
+        held = values > 1e-10 * values[-1]
+        along = mine.s[:, h] @ (vectors[:, held] / np.sqrt(values[held]))
+        assert held.sum() < mine.n[h]
+        assert_allclose(rss[:, h], mine.yy[:, h] - (along**2).sum(axis=1), rtol=1e-9)
+    few = replace(mine.blocks, n=np.array([5.0, 100.0, 100.0]))
+    assert np.isinf(few.least_squares(mine.s, mine.yy)).tolist() == [[True, False, False]] * 2
+
+
 def test_what_blocks_cannot_tell(monkeypatch):
     """Blocks that are indefinite although V is definite."""
     monkeypatch.setattr(blocks, "_work", lambda L, s, b: -b if L else 1)  # noqa: ARG005

@@ -53,7 +53,8 @@ def test_a_saved_fit_is_the_same(by, suffix, tmp_path):
     assert_allclose(*ranges, rtol=1e-10)
     assert str(again.summary()) == str(result.summary())
     with pytest.raises(fm.InputError, match="one for each group of"):
-        again.icc()
+        again.influence()
+    assert_allclose(again.icc()["estimate"], result.icc()["estimate"], rtol=1e-10)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fm.ConvergenceWarning)
         plain = fm.MultiLMM.from_summary_stats(again.stats).fit(parameter_space="psd")

@@ -44,7 +44,9 @@ def distances(positions: tuple[float, ...]) -> tuple[FloatArray, NDArray[np.intp
     at = np.array(positions, dtype=np.float64)
     apart = np.abs(at[:, None] - at[None, :])
     values = np.sort(np.unique(apart))
-    step = _SAME * max(float(values[-1]), np.finfo(float).tiny)
+    # Positions far from zero (dates, 1e6 + 0.001) have rounding of their own in their differences.
+    rounded = 4.0 * float(np.spacing(np.abs(at).max(initial=0.0)))
+    step = max(_SAME * max(float(values[-1]), np.finfo(float).tiny), rounded)
     new = np.concatenate([[True], np.diff(values) > step])
     found = values[new]
     place = np.cumsum(new) - 1

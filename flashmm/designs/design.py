@@ -168,12 +168,15 @@ def _term_parameters(position: int, term: RandomTerm) -> list[CovarianceParamete
         ]
     if term.covariance in ("ar1", "exp"):
         what = "lag" if term.covariance == "ar1" else "distance"
-        apart, _ = distances(term.positions)
+        apart = distances(term.positions)[0][1:].tolist()
+        labels = [f"{value:.6g}" for value in apart]
+        if len(set(labels)) < len(labels):
+            labels = [f"{value:.15g}" for value in apart]
         return [
             CovarianceParameter(term.name, position, -1, -1),
             *(
-                CovarianceParameter(f"{term.name}[{what} {apart[d]:.6g}]", position, -3 - d, -3)
-                for d in range(1, apart.size)
+                CovarianceParameter(f"{term.name}[{what} {label}]", position, -3 - d, -3)
+                for d, label in enumerate(labels, 1)
             ),
         ]
     if effects == (INTERCEPT,):

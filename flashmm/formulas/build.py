@@ -496,6 +496,8 @@ def _name_terms(
         name = term.name
         if isinstance(source, BarTerm) and not source.name and shared[term.group] > 1:
             label = source.effects_text.removeprefix("0 + ")
+            if source.along and (term.group, label) in owned:  # beside a slope of the same times
+                label = f"{source.covariance}({label})"
             name = term.group if label == "1" else f"{term.group}[{label}]"
         named.append(replace(term, name=name))
     repeated = [name for name, count in Counter(t.name for t in named).items() if count > 1]

@@ -17,6 +17,8 @@ from formulaic import SimpleFormula
 from formulaic.parser.types import Factor, Term, Token
 
 from flashmm.exceptions import InputError
+from flashmm.formulas.allowed import FUNCTIONS
+from flashmm.formulas.structures import KNOWN, STRUCTURES
 
 __all__ = [
     "refuse_arithmetic",
@@ -231,6 +233,29 @@ def refuse_powers(formula: SimpleFormula, source: str) -> None:
             )
 
 
+def _called_with_a_bar(node: ast.AST) -> tuple[str, list[ast.expr]] | None:
+    """The name of a call whose arguments hold a bar, as in ``toep(0 + f | g)``, and these."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        return None
+    barred: list[ast.expr] = [
+        each for each in node.args if isinstance(each, ast.BinOp) and isinstance(each.op, ast.BitOr)
+    ]
+    return (node.func.id, barred) if barred else None
+
+
+def refuse_structure(name: str, source: str, written: str) -> None:
+    """Raise where a call around a bar can only be meant as a structure of random effects."""
+    if name in STRUCTURES:
+        raise InputError(
+            f"{source}: {written} is a random term inside of something else. Random terms stand by "
+            "themselves, joined by `+`."
+        )
+    if name not in FUNCTIONS:
+        raise InputError(
+            f"{source}: {name}(...) is no covariance of random effects. Known are {KNOWN}."
+        )
+
+
 def refuse_bitwise(tree: ast.AST, is_condition: Callable[[ast.AST], bool], source: str) -> None:
     """Raise for operators that act on the bits of numbers, or not element by element.
 
@@ -269,6 +294,9 @@ def refuse_bitwise(tree: ast.AST, is_condition: Callable[[ast.AST], bool], sourc
                 "which R would count and Python would not. Write (a > 0) * 1 for a condition as a "
                 "number, or join conditions with & or |."
             )
+        called = _called_with_a_bar(node)
+        if called is not None and not all(map(condition, called[1])):
+            refuse_structure(called[0], source, ast.unparse(node))
         if isinstance(node, ast.BinOp) and type(node.op) in _SYMBOLS and not condition(node):
             symbol = _SYMBOLS[type(node.op)]
             advice = (

@@ -175,7 +175,7 @@ class CommonCorrelation:
 
     def value(self, z: FloatArray) -> FloatArray:
         """The correlation, from -1 / (s - 1) to 1."""
-        ratio = np.exp(2.0 * z)
+        ratio = np.exp(2.0 * np.clip(z, -_MOST, _MOST))
         rho = np.where(z > 0, 1.0 - self.s / (ratio + self.s - 1.0), (ratio - 1.0))
         rho = np.where(z > 0, rho, rho / (ratio + self.s - 1.0))
         ends = np.where(z > 0, 1.0, -1.0 / (self.s - 1))

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from flashmm.arrays.namespaces import cholesky
 from flashmm.arrays.types import FloatArray
 from flashmm.designs.design import CovarianceStructure
-from flashmm.stats.fields import Shift
+from flashmm.stats.fields import Shift, Sums
 from flashmm.stats.known_levels import RootMap, root_map
 from flashmm.stats.summary_stats import SummaryStats
 
-__all__ = ["FeatureStreams", "Sampler"]
+__all__ = ["FeatureStreams", "Sampler", "block_roots", "gram_root"]
 
 _RANK_TOLERANCE = 1e-12
 
@@ -73,13 +73,7 @@ class Sampler:
     @cached_property
     def _root(self) -> FloatArray:
         """K with K K' = W'W, shape (p + q, rank)."""
-        s = self.stats
-        gram = np.block([[s.XX, s.ZX.T], [s.ZX, s.ZZ.toarray()]])
-        length = np.sqrt(np.diag(gram))
-        length = np.where(length > 0, length, 1.0)
-        values, vectors = scipy.linalg.eigh(gram / np.outer(length, length))
-        keep = values > _RANK_TOLERANCE * values[-1] * values.size
-        return np.asarray(length[:, None] * vectors[:, keep] * np.sqrt(values[keep]))
+        return gram_root(self.stats)
 
     @cached_property
     def _known(self) -> RootMap | None:
@@ -134,7 +128,7 @@ class Sampler:
         if outside > 0:
             for row, stream in zip(chi, streams.squares, strict=True):
                 row[:] = stream.chisquare(outside, count)
-        roots, proper = _block_roots(s, theta)
+        roots, proper = block_roots(s.structure, theta)
         width = rank + self._structure.q
         normals = np.empty((features, count, width))
         for row, stream in zip(normals, streams.normals, strict=True):
@@ -212,13 +206,25 @@ class Sampler:
         )
 
 
-def _block_roots(
-    stats: SummaryStats, theta: FloatArray
+def gram_root(sums: Sums) -> FloatArray:
+    """K with K K' = W'W for W = [X, Z], shape (p + q, rank)."""
+    gram = np.block([[sums.XX, sums.ZX.T], [sums.ZX, sums.ZZ.toarray()]])
+    length = np.sqrt(np.diag(gram))
+    length = np.where(length > 0, length, 1.0)
+    values, vectors = scipy.linalg.eigh(gram / np.outer(length, length))
+    keep = values > _RANK_TOLERANCE * values[-1] * values.size
+    return np.asarray(length[:, None] * vectors[:, keep] * np.sqrt(values[keep]))
+
+
+def block_roots(
+    structure: CovarianceStructure, theta: FloatArray
 ) -> tuple[list[FloatArray], NDArray[np.bool_]]:
     """Roots of the covariance blocks, each (F, s, s), and where all of them exist, (F,)."""
-    proper = np.asarray(theta[:, -1] >= 0)
-    roots = []
-    for block in stats.structure.blocks():
+    k, roots = len(structure.parameters), []
+    proper = np.asarray((theta[:, k:] >= 0).all(axis=1))
+    for block in structure.blocks():
+        if block[0, 0] >= k:
+            continue  # a residual variance
         values, vectors = np.linalg.eigh(theta[:, block])
         proper = proper & (values[:, 0] >= -1e-12 * np.abs(values[:, -1]))
         roots.append(vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :])

@@ -10,6 +10,7 @@ import numpy as np
 from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.exceptions import InputError, listing
+from flashmm.inference.nested_groups import are_unions
 from flashmm.inference.variance_tests import ChiBarSquare
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -38,6 +39,9 @@ class Nesting:
         Whether all parameters belong to one random effect.
     residuals
         How many residual variances more there are, equal in the smaller model.
+    equal
+        How many parameters fewer the structures of effects have that both models have, such as
+        equal variances, or correlations of zero.
     """
 
     coefficients: tuple[str, ...]
@@ -45,11 +49,12 @@ class Nesting:
     variances: int
     one_effect: bool
     residuals: int = 0
+    equal: int = 0
 
     @property
     def df(self) -> int:
-        """Number of parameters that the smaller model sets to zero."""
-        return len(self.coefficients) + len(self.parameters) + self.residuals
+        """Number of parameters that the larger model has more."""
+        return len(self.coefficients) + len(self.parameters) + self.residuals + self.equal
 
     def null(self, space: str) -> ChiBarSquare:
         """Large-sample null distribution of twice the gain in log-likelihood.
@@ -80,13 +85,15 @@ def nesting(large: SummaryStats, small: SummaryStats) -> Nesting:
             "called on the fit of the larger model."
         )
     _refuse_curves(large.structure, small.structure)
-    mine, theirs = _parameters(large.structure), _parameters(small.structure)
+    pairs = _simpler(large.structure, small.structure)
+    mine = _parameters(large.structure, without=[i for i, _ in pairs])
+    theirs = _parameters(small.structure, without=[j for _, j in pairs])
     unknown = [name for key, name in theirs.items() if key not in mine]
-    several = [name for name in small.structure.residuals if len(small.structure.residuals) > 1]
-    if several and large.structure.residuals != small.structure.residuals:
+    if len(small.structure.residuals) > 1 and not _same_or_finer(large, small):
         raise InputError(
             "The models are not nested: the other one has the residual variances "
-            f"{listing(several)}. The test is called on the fit of the larger model."
+            f"{listing(small.structure.residuals)}, whose groups are no unions of groups of this "
+            "one. The test is called on the fit of the larger model."
         )
     if unknown:
         raise InputError(
@@ -103,7 +110,49 @@ def nesting(large: SummaryStats, small: SummaryStats) -> Nesting:
         len(variances),
         one,
         len(large.structure.residuals) - len(small.structure.residuals),
+        sum(_count(large.structure, i) - _count(small.structure, j) for i, j in pairs),
     )
+
+
+# Structures that are others with some parameters equal or zero, inside of their spaces.
+_SIMPLER = {
+    "full": ("diagonal", "cs", "identity"),
+    "diagonal": ("identity",),
+    "cs": ("identity",),
+}
+
+
+def _simpler(large: CovarianceStructure, small: CovarianceStructure) -> list[tuple[int, int]]:
+    """Terms of the same effects of which the smaller model has a simpler structure, by position.
+
+    What is left out of a diagonal term, or of a full one that is diagonal in the smaller model,
+    are parameters by their names, which need no pair.
+    """
+    pairs = []
+    for j, theirs in enumerate(small.terms):
+        for i, mine in enumerate(large.terms):
+            same = all(getattr(mine, at) == getattr(theirs, at) for at in ("group", "effects"))
+            same &= set(mine.levels) == set(theirs.levels) and len(mine.effects) > 1
+            known = mine.root is not None or theirs.root is not None
+            named = (mine.covariance, theirs.covariance) == ("full", "diagonal")
+            simpler = theirs.covariance in _SIMPLER.get(mine.covariance, ())
+            if same and simpler and not known and not named:
+                pairs.append((i, j))
+    return pairs
+
+
+def _count(structure: CovarianceStructure, term: int) -> int:
+    """Parameters of a term."""
+    return sum(parameter.term == term for parameter in structure.parameters)
+
+
+def _same_or_finer(large: SummaryStats, small: SummaryStats) -> bool:
+    """Whether each residual variance of a model is one, or several, of the larger one's."""
+    if len(large.structure.residuals) < len(small.structure.residuals):
+        return False
+    if large.groups is None or small.groups is None:
+        return bool(large.structure.residuals == small.structure.residuals)
+    return are_unions(small.groups, large.groups)
 
 
 def _refuse_curves(large: CovarianceStructure, small: CovarianceStructure) -> None:
@@ -154,9 +203,14 @@ def check_same_data(large: SummaryStats, small: SummaryStats) -> None:
     if _differ(large.XX[np.ix_(here, here)], small.XX, np.outer(size, size)).any():
         raise InputError("The models are not nested: fixed effects of the same names differ.")
     columns = {key: i for i, key in enumerate(_columns(large.structure))}
-    there = np.array([columns[key] for key in _columns(small.structure)], dtype=np.intp)
+    keys = _columns(small.structure)
+    # Of simpler structures the columns may be directions of several effects; y'y has told already.
+    whole = {j for _, j in _simpler(large.structure, small.structure)}
+    terms = np.repeat(np.arange(len(small.structure.terms)), np.diff(small.structure.offsets))
+    mine = np.array([i for i, j in enumerate(terms) if j not in whole], dtype=np.intp)
+    there = np.array([columns[keys[i]] for i in mine], dtype=np.intp)
     size = np.sqrt(large.ZZ.diagonal())[there]
-    _compare("Z'y of", large.ZY[there], small.ZY, size[:, None] * length, large)
+    _compare("Z'y of", large.ZY[there], small.ZY[mine], size[:, None] * length, large)
 
 
 def _differ(left: FloatArray, right: FloatArray, scale: FloatArray) -> BoolArray:
@@ -176,10 +230,15 @@ def _compare(
         )
 
 
-def _parameters(structure: CovarianceStructure) -> dict[Key, str]:
-    """Names of the parameters of D by what they mean: group, levels, and two effects."""
+def _parameters(structure: CovarianceStructure, without: list[int]) -> dict[Key, str]:
+    """Names of the parameters of D by what they mean: group, levels, and two effects.
+
+    ``without``: those of some terms.
+    """
     keys = {}
     for parameter in structure.parameters:
+        if parameter.term in without:
+            continue
         term = structure.terms[parameter.term]
         if parameter.row < -2:
             pair: tuple[str, ...] = (parameter.name, "")

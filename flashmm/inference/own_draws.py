@@ -18,6 +18,7 @@ import numpy as np
 
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.inference.draws import FeatureStreams, Sampler
+from flashmm.inference.group_draws import GroupSampler
 from flashmm.likelihood.own_rows.elimination import covariance_of_blocks
 from flashmm.likelihood.own_rows.layout import OwnLayout, find_layout
 from flashmm.stats.fields import Shift
@@ -139,10 +140,12 @@ class OwnSampler:
         return PatternedStats(sums, designs, np.repeat(s.pattern, count), s.own)
 
 
-def sampler_of(stats: SummaryStats | PatternedStats) -> Sampler | OwnSampler:
+def sampler_of(stats: SummaryStats | PatternedStats) -> Sampler | OwnSampler | GroupSampler:
     """What draws statistics like these."""
     if isinstance(stats, PatternedStats):
         return OwnSampler(in_roots(stats)[0])
+    if len(stats.structure.residuals) > 1:
+        return GroupSampler(stats)
     return Sampler(stats)
 
 

@@ -2,6 +2,7 @@
 
 A random effect with covariance parameter theta_i adds theta_i tr(G_i Z'Z) / n to the average
 variance of a sample (Johnson 2014, Methods Ecol Evol 5:944): theta_i itself for an intercept.
+So do residual variances by group: together the mean of those of the samples.
 A fixed term k adds the variance over the samples of X_k beta_k. As fixed terms may be correlated,
 these are scaled to add up to the variance of X beta, as variancePartition does
 (Hoffman & Schadt 2016, BMC Bioinformatics 17:483).
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flashmm.arrays.types import FloatArray
-from flashmm.designs.design import CovarianceStructure
+from flashmm.designs.design import RESIDUAL, CovarianceStructure
 from flashmm.stats.own_designs import DesignSums
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -89,9 +90,9 @@ def component_weights(
             row[i] = trace / total * (1.0 if parameter.is_variance else 2.0)
         names.append(name)
         rows.append(row)
-    residual = np.zeros(k)
-    residual[-1] = stats.n / total
-    return (*names, structure.param_names[-1]), np.stack([*rows, residual])
+    residual, sizes = np.zeros(k), structure.residual_sizes or (stats.n,)
+    residual[k - len(sizes) :] = np.array(sizes) / total
+    return (*names, RESIDUAL), np.stack([*rows, residual])
 
 
 def own_component_weights(
@@ -136,6 +137,8 @@ def _groups(structure: CovarianceStructure) -> list[tuple[str, list[int]]]:
     groups: list[tuple[str, list[int]]] = []
     for block in structure.blocks():
         owned = sorted({int(i) for i in block.ravel()})
+        if owned[0] >= len(structure.parameters):
+            continue  # a residual variance
         first = structure.parameters[owned[0]]
         term = structure.terms[first.term]
         if term.covariance == "cs" and first.row < 0:  # the second of its two variances

@@ -18,7 +18,15 @@ from flashmm.stats.root import scaled_gram
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
-__all__ = ["CONFOUNDED", "Whitening", "check_components", "check_sample_size", "pairs_of", "whiten"]
+__all__ = [
+    "CONFOUNDED",
+    "Whitening",
+    "along_curves",
+    "check_components",
+    "check_sample_size",
+    "pairs_of",
+    "whiten",
+]
 
 CONFOUNDED = 1e-9
 # Information on a covariance, relative to that on a variance, that is rounding.
@@ -161,7 +169,7 @@ def check_components(
     names = structure.param_names
     curved = structure.curved
     if curved is not None:
-        information, names = _along_curves(information, curved), structure.own_names
+        information, names = along_curves(information, curved), structure.own_names
         _check_correlations(information, structure, curved)
     for i, parameter in enumerate(structure.parameters if curved is None else ()):
         own = [j for j, each in enumerate(structure.parameters) if each.term == parameter.term]
@@ -207,15 +215,15 @@ def _check_correlations(
             )
 
 
-def _along_curves(information: FloatArray, curved: CurvedParameters) -> FloatArray:
-    """Information on theta, (k, k), as that on own parameters at usual values of these."""
+def along_curves(information: FloatArray, curved: CurvedParameters) -> FloatArray:
+    """Information on theta, (..., k, k), as that on own parameters at usual values of these."""
     u = np.ones((1, curved.k))
     for curve, _, own in curved.parts():
         if curve is not None:
             u[:, own] = curve.starts()[0][2]
-    J = curved.jacobian(u)[0, : information.shape[0]]
-    # Residual variances that are known, or of further groups, have no row.
-    J = J[:, : curved.k - (sum(curved.sizes) + curved.residuals - information.shape[0])]
+    # One residual variance here, whatever the number of groups; none where it is known.
+    k = information.shape[-1]
+    J = curved.jacobian(u)[0, :k, : sum(curved.own_sizes) + k - sum(curved.sizes)]
     return np.asarray(J.T @ information @ J)
 
 

@@ -27,6 +27,7 @@ from flashmm.results.fixed_effects import t_test
 from flashmm.results.refit import Progress, refit, replicate_fits
 from flashmm.results.variance_tests import gain, maximiser
 from flashmm.solvers.verdict_texts import Status
+from flashmm.stats.fields import Sums
 from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.root import restrict_root
@@ -47,7 +48,7 @@ def draw(
     fitted: FittedModel, positions: IntArray, n: int = 1, *, rng: Any = None, every: bool = False
 ) -> SummaryStats | PatternedStats:
     """Statistics of new data from the fitted models; see `MultiLMMResults.draw`."""
-    fitted.one_residual("draw")
+    _check_samples(fitted, "draw")
     _check_count("n", n)
     usable = _drawable(fitted, positions)
     if every and not usable.all():
@@ -80,7 +81,7 @@ def bootstrap(
 
     ``results_of`` makes the results that a function as ``statistic`` takes.
     """
-    fitted.one_residual("bootstrap")
+    _check_samples(fitted, "bootstrap")
     _check_count("n", n)
     chosen = _statistic(statistic, fitted.stats, results_of)
     estimate = _values(chosen.evaluate(fitted), fitted.names)[positions]
@@ -119,7 +120,7 @@ def bootstrap_test(
     progress: Progress = None,
 ) -> xr.Dataset:
     """Test of a contrast or a component by refits; see `MultiLMMResults.bootstrap_test`."""
-    fitted.one_residual("bootstrap_test")
+    _check_samples(fitted, "bootstrap_test")
     _check_count("n", n)
     side = resolve_alternative(alternative)
     if (contrast is None) == (component is None):
@@ -148,6 +149,12 @@ def bootstrap_test(
         coords={"feature": fitted.features[positions]},
         attrs={"hypothesis": str(component if component is not None else contrast)},
     )
+
+
+def _check_samples(fitted: FittedModel, what: str) -> None:
+    """Raise where features with samples of their own have residual variances by group."""
+    if isinstance(fitted.stats, PatternedStats):
+        fitted.one_residual(what)
 
 
 def _drawable(fitted: FittedModel, positions: IntArray) -> BoolArray:
@@ -227,24 +234,14 @@ def restricted(
     inverse = np.linalg.pinv(parsed.matrix)
     fixed = inverse[:, 0] * parsed.values[0]
     stats = fitted.stats.at(positions)
-    # y - X fixed = (y - X a) + X move + X basis rest: the last part is left to the fit.
+    # y - X fixed = (y - X at) + X basis rest, at = a - move: the last part is left to the fit.
     one = stats.sums if isinstance(stats, PatternedStats) else stats
-    XY, ZY, yy, a = one.centred()
-    move = inverse @ (parsed.matrix @ a - parsed.values[:, None])
+    a = one.centred()[3]
+    at = a - inverse @ (parsed.matrix @ a - parsed.values[:, None])
     rest = basis.T @ (a - fixed[:, None])
-    moved_XY, moved_ZY = XY + _products(stats, "XX", move), ZY + _products(stats, "ZX", move)
-    sums = SummaryStats(
-        n=one.n,
-        XX=basis.T @ one.XX @ basis,
-        XX_root=restrict_root(one.XX_root, basis),
-        XY=basis.T @ moved_XY,
-        ZX=one.ZX @ basis,
-        ZY=moved_ZY,
-        ZZ=one.ZZ,
-        yy=yy + (move * (XY + moved_XY)).sum(axis=0),
-        structure=one.structure,
-        log_weights=one.log_weights,
-    )
+    sums = _less(stats, one, at, basis)
+    if one.groups is not None:
+        sums = replace(sums, groups=one.groups.each(lambda part: _less(part, part, at, basis)))
     restricted: SummaryStats | PatternedStats = sums
     if isinstance(stats, PatternedStats):
         own = OwnColumns(stats.own.names, ((),) * basis.shape[1])
@@ -257,7 +254,28 @@ def restricted(
     return theta, beta
 
 
-def _products(stats: SummaryStats | PatternedStats, name: str, a: FloatArray) -> FloatArray:
+def _less(
+    stats: Sums | PatternedStats, sums: Sums, at: FloatArray, basis: FloatArray
+) -> SummaryStats:
+    """The sums of y - X at, at (p, m), over the columns X basis, (p, r); those of ``stats``."""
+    XY, ZY, yy, a = sums.centred()
+    move = a - at
+    moved_XY, moved_ZY = XY + _products(stats, "XX", move), ZY + _products(stats, "ZX", move)
+    return SummaryStats(
+        n=sums.n,
+        XX=basis.T @ sums.XX @ basis,
+        XX_root=restrict_root(sums.XX_root, basis),
+        XY=basis.T @ moved_XY,
+        ZX=sums.ZX @ basis,
+        ZY=moved_ZY,
+        ZZ=sums.ZZ,
+        yy=yy + (move * (XY + moved_XY)).sum(axis=0),
+        structure=sums.structure,
+        log_weights=sums.log_weights,
+    )
+
+
+def _products(stats: Sums | PatternedStats, name: str, a: FloatArray) -> FloatArray:
     """X'X a or Z'X a of each feature, a (p, m)."""
     if not isinstance(stats, PatternedStats):
         return np.asarray(getattr(stats, name) @ a)

@@ -31,7 +31,6 @@ def r_squared(
     df: str = DEFAULT_DF,
 ) -> xr.Dataset:
     """Explained variance; see `MultiLMMResults.r_squared`."""
-    fitted.one_residual("r_squared")
     check_option("by", by, ("model", "term"))
     check_option("divisor", divisor, ("n-1", "n"))
     if by == "term":

@@ -114,23 +114,38 @@ class FeatureResults(OneFeatureTables, OneFeatureTests):
         return self._unit
 
     @property
+    def _by_group(self) -> bool:
+        """Whether no one residual variance is there to divide by."""
+        return len(self._fitted.stats.structure.residuals) > 1
+
+    @property
     def _unit(self) -> float:
-        """The last of the residual variances, that ratios are of."""
-        return float(self._one["theta"].to_numpy()[-1])
+        """What variance parameters are divided by: the residual variance, if there is one."""
+        return 1.0 if self._by_group else float(self._one["theta"].to_numpy()[-1])
+
+    @property
+    def _shown(self) -> int:
+        """How many of theta `params` has: all but the residual variance that is the unit."""
+        return int(self.theta.size) - (not self._by_group)
 
     @property
     def params(self) -> pd.Series[Any]:
-        """Fixed effects, then variance parameters divided by `scale`."""
+        """Fixed effects, then variance parameters divided by `scale`.
+
+        With residual variances by group there is no scale: then theta itself, in squared units
+        of Y.
+        """
         with np.errstate(divide="ignore", invalid="ignore"):  # a residual variance of zero
-            ratios = self.theta.iloc[:-1] / self._unit
+            ratios = self.theta.iloc[: self._shown] / self._unit
         return pd.concat([self.fe_params, ratios]).rename("params")
 
     @cached_property
     def _cov_ratios(self) -> FloatArray:
-        """Covariance of the variance parameters divided by `scale`, by the delta method."""
-        theta = self.theta.to_numpy()
-        k = theta.size - 1
+        """Covariance of the variance parameters in `params`, by the delta method."""
+        theta, k = self.theta.to_numpy(), self._shown
         covariance = self._fitted.on_request.theta_covariance(self._positions)[0]
+        if self._by_group:
+            return np.asarray(covariance)
         if not np.isfinite(covariance).all() or self._unit == 0:
             return np.full((k, k), np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):  # a residual variance of zero
@@ -141,7 +156,7 @@ class FeatureResults(OneFeatureTables, OneFeatureTests):
     def bse(self) -> pd.Series[Any]:
         """Standard errors of `params`; the delta method for the ratios."""
         errors = np.sqrt(np.diag(self._cov_ratios))
-        ratios = pd.Series(errors, index=self.theta.index[:-1])
+        ratios = pd.Series(errors, index=self.theta.index[: self._shown])
         return pd.concat([self.bse_fe, ratios]).rename("bse")
 
     @property
@@ -158,7 +173,7 @@ class FeatureResults(OneFeatureTables, OneFeatureTests):
         """Degrees of freedom of `tvalues`: Satterthwaite's, n - p for the ratios."""
         fixed, ratios = (
             self._tests.df.to_numpy()[0],
-            np.full(self.theta.size - 1, float(self.df_resid)),
+            np.full(self._shown, float(self.df_resid)),
         )
         return pd.Series(np.concatenate([fixed, ratios]), index=self.params.index, name="df")
 
@@ -211,7 +226,7 @@ class FeatureResults(OneFeatureTables, OneFeatureTests):
     @property
     def bse_re(self) -> pd.Series[Any]:
         """Standard errors of the variances and covariances in squared units of Y."""
-        return self.bse_theta.iloc[:-1].rename("bse_re")
+        return self.bse_theta.iloc[: len(self._fitted.stats.structure.parameters)].rename("bse_re")
 
     @property
     def normalized_cov_params(self) -> pd.DataFrame:
@@ -308,7 +323,13 @@ class FeatureResults(OneFeatureTables, OneFeatureTests):
         return np.asarray(structure.turn()[first][:, first].toarray())
 
     def _conditional_blocks(self, stats: Any, theta: FloatArray, columns: IntArray) -> FloatArray:
-        roots = self._fitted.projection.roots
+        roots, by_group = self._fitted.projection.roots, self._fitted.options.residual_by
+        if by_group:
+            whole = self._fitted.on_request.conditional_covariance(self._position)
+            if roots is None:
+                return whole[columns[:, :, None], columns[:, None, :]]
+            D = covariance_of_effects(stats.structure, theta)
+            return roots.blocks(whole, D, columns)
         if roots is None:
             return conditional_covariance(stats.ZZ, stats.structure, theta, columns)
         inner: Any = self._fitted.independent
@@ -458,8 +479,9 @@ class FeatureResults(OneFeatureTables, OneFeatureTests):
 
     @property
     def df_modelwc(self) -> int:
-        """Number of parameters, the residual variance not counted."""
-        return self.k_fe + self.k_re2
+        """Number of estimated parameters, residual variances not counted."""
+        residuals = len(self._fitted.stats.structure.residuals)
+        return self._fitted.n_estimated - residuals * (not self._fitted.options.known_residual)
 
     @property
     def reml(self) -> bool:

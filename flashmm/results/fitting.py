@@ -25,7 +25,7 @@ from flashmm.progress import Progress
 from flashmm.results.assemble import assemble, without_maximum
 from flashmm.results.deferred import Deferred
 from flashmm.results.fitted import FitOptions
-from flashmm.results.fitting_curves import CurvedSearch, in_theta, own_space
+from flashmm.results.fitting_curves import CurvedSearch, in_theta, own_space, prefer_positive
 from flashmm.solvers.base import Solution, Solver, maximise
 from flashmm.solvers.batches import maximise_in_batches, over_batches
 from flashmm.solvers.gains import GAIN, is_higher
@@ -195,6 +195,7 @@ def _fit_curved(
         options.epsilon,
     )
     solution = search.run(usable & ~likelihood.perfect_fit, given, plan.progress)
+    prefer_positive(own, solution)
     found = in_theta(own, solution)
     return assemble(stats, projection, likelihood, found, options, n_jobs=plan.threads)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
-from flashmm.designs.curves import Heterogeneous
+from flashmm.designs.curves import Decay, Heterogeneous
 from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, listing
 from flashmm.likelihood.base import Evaluation
@@ -32,7 +32,7 @@ from flashmm.solvers.newton_raphson import NewtonRaphson
 from flashmm.solvers.space import PSD
 from flashmm.solvers.verdict_texts import Status
 
-__all__ = ["CurvedSearch", "check_curved", "in_theta", "own_space"]
+__all__ = ["CurvedSearch", "check_curved", "in_theta", "own_space", "prefer_positive"]
 
 # Variances of the starts over the residual variance.
 _RATIOS = (0.05, 0.3, 2.0, 20.0, 200.0)
@@ -308,6 +308,31 @@ def _improve(best: Solution, other: Solution, rows: IntArray) -> None:
     best.theta[rows[chosen]] = other.theta[chosen]
     best.status[rows[chosen]] = other.status[chosen]
     best.evaluation.put(rows[chosen], other.evaluation.take(chosen))
+
+
+def prefer_positive(likelihood: OwnParameters, solution: Solution) -> None:
+    """Give correlations the sign plus where the likelihood knows none, in place.
+
+    Where all lags within levels are even multiples of the smallest between any two times, such as
+    times 0 and 2 of some levels and 1 and 3 of others, rho and -rho are the same model.
+    """
+    for curve, _, own in likelihood.curved.parts():
+        if not isinstance(curve, Decay) or curve.lowest == 0.0:
+            continue
+        rho = own.stop - 1
+        with np.errstate(invalid="ignore"):
+            rows = np.flatnonzero(
+                (solution.theta[:, rho] < 0) & (solution.status <= Status.BOUNDARY)
+            )
+        size = likelihood.batch_size(2**28)
+        for start in range(0, rows.size, size):
+            here = rows[start : start + size]
+            turned = solution.theta[here]
+            turned[:, rho] *= -1.0
+            at = likelihood.evaluate(turned, here)
+            same = np.flatnonzero(np.abs(at.loglik - solution.evaluation.loglik[here]) <= _GAIN)
+            solution.theta[here[same]] = turned[same]
+            solution.evaluation.put(here[same], at.take(same))
 
 
 def in_theta(likelihood: OwnParameters, solution: Solution) -> Solution:

@@ -28,12 +28,14 @@ from flashmm.inference.degrees_of_freedom import (
     satterthwaite_df,
     satterthwaite_f,
 )
+from flashmm.inference.group_prediction_variance import prediction_errors
 from flashmm.inference.moderation import moderate_moments
 from flashmm.inference.prediction_variance import prediction_moments
 from flashmm.inference.theta_covariance import covariance_on_face, face
 from flashmm.likelihood.base import Evaluation, rows_of
 from flashmm.likelihood.known_residual import KnownResidual, generalised_sum_of_squares
 from flashmm.likelihood.moments import ContrastMoments
+from flashmm.likelihood.residual_groups.groups import ResidualGroups
 from flashmm.results.fitted import FittedModel
 from flashmm.results.on_request import OnRequest, scaled_inverse, without_known
 from flashmm.solvers.space import PSD
@@ -178,7 +180,7 @@ class Hypotheses:
             np.full(shape, np.nan), np.tile(self._fixed_df(positions, df), shape[1])
         )
         if len(projection.structure.residuals) > 1:
-            return self._group_predictions(positions, X, independent, df)
+            return self._group_predictions(positions, X, Z, independent, df)
         size = 8 * (k + 4) * max(1, projection.structure.q)
         rows = max(1, min(c, request.memory // size))
         for start in range(0, c, rows):
@@ -211,21 +213,32 @@ class Hypotheses:
         return result
 
     def _group_predictions(
-        self, positions: IntArray, X: FloatArray, independent: FloatArray, df: str
+        self, positions: IntArray, X: FloatArray, Z: sp.csr_array, independent: FloatArray, df: str
     ) -> VarianceAndDf:
-        """The same of means, where groups of samples have residual variances of their own."""
+        """The same where groups of samples have residual variances of their own."""
         request, shape = self.request, (positions.size, X.shape[0])
+        projection, roots = request.projection, request.projection.roots
         result = VarianceAndDf(
             np.full(shape, np.nan), np.tile(self._fixed_df(positions, df), shape[1])
         )
-        for here, chosen, moments, spread in self._moments(positions, X[:, None], df):
-            batch = positions[here]
-            own = independent[chosen] * request.projection.param_scale
-            variance = moments.variance[..., 0, 0] + request.theta[batch] @ own.T
-            result.variance[here, chosen] = variance * request.projection.scale[batch, None]
-            if df == "satterthwaite":
-                gradient = moments.gradient[..., 0, 0] + own
-                result.df[here, chosen] = satterthwaite_df(variance, gradient, spread)
+        a = projection.structure.q + projection.p
+        rows = max(1, min(shape[1], request.memory // (64 * a)))
+        limit = max(1, request.memory // (64 * a * (rows + a)))
+        for start in range(0, shape[1], rows):
+            part = slice(start, min(start + rows, shape[1]))
+            dense, own = Z[part].toarray(), independent[part]
+            if roots is not None:
+                dense, own = _dense(roots.rows(Z[part])), own + roots.unseen(Z[part])
+            for here, batch in request.batches(positions, limit):
+                theta, likelihood = request.theta[batch], request.likelihood
+                assert isinstance(likelihood, ResidualGroups)
+                columns, params = projection.prediction_units(batch)
+                found = prediction_errors(likelihood, theta, X[part], dense / columns, own * params)
+                result.variance[here, part] = found.variance * projection.scale[batch, None]
+                if df == "satterthwaite":
+                    at = likelihood.evaluate(theta, batch)
+                    spread = self._covariance(theta, at, df)
+                    result.df[here, part] = satterthwaite_df(found.variance, found.gradient, spread)
         return result
 
     def _moments(

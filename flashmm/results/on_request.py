@@ -14,10 +14,12 @@ import scipy.sparse as sp
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.inference.curved_covariance import covariance_along
+from flashmm.inference.group_prediction_variance import effect_covariance, effect_errors
 from flashmm.likelihood import AnyEstimator, AnyProjection
 from flashmm.likelihood.base import RandomEffects, StandardErrorKind, rows_of
 from flashmm.likelihood.known_residual import known_residual_of
 from flashmm.likelihood.moments import effect_variances
+from flashmm.likelihood.residual_groups.groups import ResidualGroups
 
 __all__ = ["Information", "OnRequest", "scaled_inverse", "without_known"]
 
@@ -157,6 +159,18 @@ class OnRequest:
             errors = self._turned_errors(positions, kind, errors)
         return blup, errors
 
+    def conditional_covariance(self, position: int) -> FloatArray:
+        """var(b | y, beta) of one feature with residual variances by group, shape (q, q).
+
+        Of independent effects, where those of the levels have a known covariance.
+        """
+        likelihood, batch = self.likelihood, np.array([position], dtype=np.intp)
+        assert isinstance(likelihood, ResidualGroups)
+        columns, _ = self.projection.prediction_units(batch)
+        inside = effect_covariance(likelihood, self.theta[batch])[0]
+        scale = np.asarray(self.projection.scale[position])
+        return np.asarray(inside * scale / np.outer(columns, columns))
+
     def level_effects(
         self, positions: IntArray, kind: StandardErrorKind | None
     ) -> tuple[FloatArray, FloatArray]:
@@ -190,7 +204,11 @@ class OnRequest:
             C = self.likelihood.covariance(theta, batch) / p.scale[batch, None, None]
             given = _inverse(C) if kind == "conditional" else None
             columns, _ = p.prediction_units(batch)
-            variance = effect_variances(likelihood, theta, rows / columns, given)
+            if isinstance(likelihood, ResidualGroups):
+                whole = given is not None
+                variance = effect_errors(likelihood, theta, rows / columns, given=whole)
+            else:
+                variance = effect_variances(likelihood, theta, rows / columns, given)
             variance = variance * p.scale[batch, None]
             if unseen.any():
                 variance = variance + p.natural_theta(theta, batch) @ unseen.T

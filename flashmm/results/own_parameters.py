@@ -62,7 +62,7 @@ def own_estimates(fitted: FittedModel, positions: IntArray, alpha: float) -> Ite
         error = np.where(error > 0, error, np.nan)  # at a bound
         at = values[:, own]
         sds = at[:, :-1]
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             if isinstance(curve, Decay):
                 sds = np.sqrt(np.where(sds >= 0, sds, np.nan))
                 error[:, :-1] /= 2.0 * sds
@@ -87,7 +87,7 @@ def own_estimates(fitted: FittedModel, positions: IntArray, alpha: float) -> Ite
 
 def _range(term: RandomTerm, rho: FloatArray, se: FloatArray, half: float) -> OwnParameter:
     """The range of exponential decay from the correlation of the closest: -d / log(rho)."""
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         step = float(distances(term.positions)[0][1])
         reach = np.where(rho > 0, -step / np.log(rho), np.where(rho == 0, 0.0, np.nan))
         reach = np.where(rho >= 1.0, np.inf, reach)

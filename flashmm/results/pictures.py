@@ -143,6 +143,7 @@ def profile(
 
 def trend(fitted: FittedModel, positions: IntArray, robust: bool, ax: Any) -> Any:
     """Residual standard deviations by means; see `ResultPlots.trend`."""
+    fitted.one_residual("A picture of the trend", "moderate(trend=True) has each group's.")
     mean = feature_means(fitted)[positions]
     with np.errstate(invalid="ignore"):
         sd = np.sqrt(fitted.values("theta", positions)[:, -1])
@@ -309,8 +310,8 @@ def _name(fitted: FittedModel, position: IntArray) -> str:
 
 def _may_be_zero(fitted: FittedModel, param: int) -> bool:
     """Whether zero is the boundary of a parameter: of variances but the residual."""
-    last = fitted.params.size - 1
-    return bool(fitted.stats.structure.is_variance[param]) and param != last
+    structure = fitted.stats.structure
+    return bool(structure.is_variance[param]) and param < len(structure.parameters)
 
 
 def _variance_label(name: str, is_variance: bool) -> str:

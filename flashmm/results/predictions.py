@@ -36,6 +36,7 @@ from flashmm.results.samples_again import OwnValues, own_values, values_of
 from flashmm.results.some_effects import Wanted, wanted_effects
 from flashmm.slips.answers import answered
 from flashmm.sources import Transform, make_source
+from flashmm.stats.grouping import labels_of
 from flashmm.stats.groups import finer_groups
 from flashmm.stats.own_rows import PatternedStats
 
@@ -137,8 +138,6 @@ def predict(
     prediction = xr.DataArray(estimate, dims=dims, coords=coords, name="prediction")
     if not se and interval is None:
         return prediction
-    if fitted.options.residual_by and conditional:
-        fitted.one_residual("Standard errors at level='conditional'", "Use level='population'.")
     Z_known = sp.csr_array((len(rows.labels), fitted.stats.q))
     if conditional and rows.random is not None:
         Z_known = rows.random.Z
@@ -180,12 +179,17 @@ def residual_groups_of(fitted: FittedModel, newdata: Any) -> FloatArray:
     absent = [name for name in columns if name not in table]
     if absent:
         raise InputError(
-            f"Prediction intervals of new samples need their groups of {by!r}, whose residual "
-            f"variances differ: a table with {listing(absent)}. (Groups are called by the column, "
+            f"This needs the samples' groups of {by!r}, whose residual variances differ: a table "
+            f"with {listing(absent)}. (Groups are called by the column, "
             "or by the name of the Series, that `sums_by` was; 'group' where that had no name.)"
         )
-    parts = [table[name].astype(str) for name in columns]
-    found = parts[0].str.cat(parts[1:], sep=":") if len(parts) > 1 else parts[0]
+    if len(columns) > 1:
+        parts = [table[name].astype(str) for name in columns]
+        found = parts[0].str.cat(parts[1:], sep=":")
+    else:  # as the labels of groups are written: dates with their time
+        found = pd.Series([str(value) for value in table[columns[0]]], table.index, dtype=object)
+    same = labels_of(found.unique(), labels if within is None else [*within])
+    found = found.map(lambda text: same.get(text, text))
     if within is not None:
         strange = [value for value in dict.fromkeys(found) if value not in within]
         if strange:

@@ -10,6 +10,7 @@ import numpy as np
 
 from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.inference.draws import FeatureStreams, Sampler
+from flashmm.inference.group_draws import GroupSampler
 from flashmm.inference.own_draws import OwnSampler
 from flashmm.likelihood import AnyProjection, make_likelihood, project_any
 from flashmm.progress import Progress, counted
@@ -101,7 +102,7 @@ def refit(
 
 
 def replicate_fits(
-    sampler: Sampler | OwnSampler,
+    sampler: Sampler | OwnSampler | GroupSampler,
     theta: FloatArray,
     beta: FloatArray,
     n: int,

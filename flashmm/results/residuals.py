@@ -22,7 +22,12 @@ from flashmm.inference.residual_checks import ResidualSums, shape_of, shape_of_m
 from flashmm.plots import samples as pictures
 from flashmm.results.fitted import FittedModel
 from flashmm.results.hypotheses import hypotheses
-from flashmm.results.predictions import NewRows, complete_rows, new_rows
+from flashmm.results.predictions import (
+    NewRows,
+    complete_rows,
+    new_rows,
+    residual_groups_of,
+)
 from flashmm.results.predictions import resid as raw_residuals
 from flashmm.results.samples_again import rows_of_features, values_of
 from flashmm.slips.answers import answered
@@ -72,6 +77,8 @@ def resid(
     labels = row_labels(X, Z) if data is None else check_data(data).index
     precision = _precision(fitted, positions, weights, data, labels, found.sizes["sample"])
     if kind == "pearson":
+        if fitted.options.residual_by:
+            precision = precision / residual_variances(fitted, positions, data)
         return found * np.sqrt(precision)
     if feature_covariates is not None:
         raise InputError(
@@ -99,10 +106,13 @@ class _Rows:
     between
         What theta is multiplied by to give the variance of z'b, shape (c, k); None at the
         conditional level.
+    groups
+        Which residual variance each sample has, ones in (c, H); None where there is one.
     """
 
     rows: NewRows
     between: FloatArray | None
+    groups: FloatArray | None
 
     @classmethod
     def of(cls, fitted: FittedModel, data: Any, X: Any, Z: Any, context: Any, level: str) -> _Rows:
@@ -116,7 +126,14 @@ class _Rows:
             of_levels = new_rows(fitted, data, X, Z, context, known=True, need_random=True).random
             assert of_levels is not None
             between = roots.prior(of_levels.Z) + of_levels.new
-        return cls(rows, between)
+        groups = residual_groups_of(fitted, data) if fitted.options.residual_by else None
+        return cls(rows, between, groups)
+
+    def noise(self, theta: FloatArray, samples: IntArray) -> FloatArray:
+        """Residual variances of features at samples, by theta (f, k): shape (f, c), or (f, 1)."""
+        if self.groups is None:
+            return theta[:, -1:]
+        return np.asarray(theta[:, -self.groups.shape[1] :] @ self.groups[samples].T)
 
     def variance(
         self, fitted: FittedModel, positions: IntArray, samples: IntArray, precision: FloatArray
@@ -126,7 +143,6 @@ class _Rows:
         y - X beta_hat - Z b_hat = sigma2 W^-1 P y has the variance sigma2 / w less that of the
         prediction's error; y - X beta_hat that of y less that of the estimate.
         """
-        fitted.one_residual("kind='standardized'", "Use kind='conditional'.")
         X, random = self.rows.X[samples], self.rows.random
         assert random is not None
         Z = (
@@ -138,8 +154,8 @@ class _Rows:
         nothing = np.zeros((samples.size, theta.shape[1]))
         error = hypotheses(fitted).predictions(positions, X, sp.csr_array(Z), nothing, "residual")
         with np.errstate(divide="ignore", invalid="ignore"):
-            left = theta[:, -1:] / precision - error.variance
-            size = theta[:, -1:] / precision
+            size = self.noise(theta, samples) / precision
+            left = size - error.variance
             if self.between is not None:
                 between = theta @ self.between[samples].T
                 left, size = left + between, size + between
@@ -164,6 +180,12 @@ class _Means:
         assert random is not None
         values = self.beta[features] @ self.rows.X[samples].T + self.rows.offset[samples]
         return np.asarray(values + (random.Z[samples] @ self.blup[features].T).T)
+
+
+def residual_variances(fitted: FittedModel, positions: IntArray, data: Any) -> FloatArray:
+    """Residual variances of features at the samples of a table, by their groups, (f, n)."""
+    groups = residual_groups_of(fitted, data)
+    return np.asarray(fitted.values("theta", positions)[:, -groups.shape[1] :] @ groups.T)
 
 
 def _precision(
@@ -220,7 +242,6 @@ def check_residuals(
     context: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
     """Checks of the residuals of every feature; see `MultiLMMResults.check_residuals`."""
-    fitted.one_residual("check_residuals")
     if isinstance(fitted.stats, PatternedStats) and fitted.stats.own.names:
         fitted.one_design("check_residuals")
     labels = row_labels(X, Z) if data is None else check_data(data).index
@@ -238,7 +259,7 @@ def check_residuals(
     means = rows.means(fitted, unique, blup)
     sums = ResidualSums.empty(unique.size, n, levels)
     place = np.arange(n) if there is None else np.where(there, np.cumsum(there) - 1, -1)
-    sigma = np.sqrt(np.maximum(fitted.values("theta", unique)[:, -1], 0.0))
+    theta = fitted.values("theta", unique)
     source = replace(source, allow_missing=fitted.lacks_values)
     for features, samples, values in _blocks(source, rows_of_features(source, fitted, unique, "Y")):
         used = place[samples] >= 0
@@ -248,7 +269,7 @@ def check_residuals(
         raw = values[:, used] - mean
         with np.errstate(divide="ignore", invalid="ignore"):
             spread = rows.variance(fitted, unique[features], at, w)
-            scaled = raw * np.sqrt(w) / sigma[features, None]
+            scaled = raw * np.sqrt(w / np.maximum(rows.noise(theta[features], at), 0.0))
             standard = raw / np.sqrt(spread)
         sums.add(features, here, scaled, standard, mean, group[here])
     return _labelled(fitted, positions, sums, slot, blup, labels, name)

@@ -64,6 +64,8 @@ def check_with_statsmodels(
     stats, one = fitted.stats, fitted.ds.isel(feature=position)
     if stats.log_weights != 0.0:
         raise InputError("The samples are weighted, which statsmodels' MixedLM cannot do.")
+    fitted.one_residual("to_statsmodels", "MixedLM estimates one.")
+    fitted.estimated_residual("to_statsmodels", "MixedLM estimates it.")
     structure = stats.structure
     if structure.curved is not None:
         raise InputError(

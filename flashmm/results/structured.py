@@ -233,6 +233,6 @@ def _root(variance: FloatArray, error: FloatArray) -> tuple[FloatArray, FloatArr
 
 def _log_limits(sd: FloatArray, se: FloatArray, alpha: float) -> FloatArray:
     """Limits symmetric on the log scale, one more axis of two; NaN for zero."""
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # far beyond numbers: inf
         half = norm_isf(alpha / 2.0) * se / sd
-    return np.stack([sd * np.exp(-half), sd * np.exp(half)], axis=-1)
+        return np.stack([sd * np.exp(-half), sd * np.exp(half)], axis=-1)

@@ -33,6 +33,8 @@ DF_TEXT = {
     "kenward-roger": "Kenward and Roger's",
     "integrated": "integrated",
 }
+# Stands for infinity where quantiles are interpolated.
+_ENDLESS = 1e300
 MAX_ROWS = 60
 MAX_LABEL = 44
 
@@ -193,17 +195,15 @@ def design_page(
 
 
 def _quantiles(values: FloatArray, at: list[float]) -> FloatArray:
-    """Quantiles of each column without its NaN, shape (columns, len(at)); NaN where empty."""
+    """Quantiles of each column without its NaN, shape (columns, len(at)); NaN where empty.
+
+    A range may be infinite, between which nothing can be interpolated.
+    """
     result = np.full((values.shape[1], len(at)), np.nan)
-    known = np.isfinite(values).any(axis=0)
+    known = ~np.isnan(values).all(axis=0)
     if known.any():
-        with np.errstate(invalid="ignore"):  # between two infinite ranges
-            linear, below, above = (
-                np.nanquantile(values[:, known], at, axis=0, method=method).T
-                for method in ("linear", "lower", "higher")
-            )
-        result[known] = np.where(below == above, below, linear)
-    return result
+        result[known] = np.nanquantile(np.minimum(values[:, known], _ENDLESS), at, axis=0).T
+    return np.where(result > 0.01 * _ENDLESS, np.inf, result)
 
 
 def _component_rows(fitted: FittedModel, good: BoolArray) -> list[list[str]]:

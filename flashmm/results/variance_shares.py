@@ -31,7 +31,6 @@ __all__ = ["chunks", "covariances_of_columns", "icc", "variance_fractions", "wei
 
 def icc(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
     """Intra-class correlations; see `MultiLMMResults.icc`."""
-    fitted.one_residual("icc")
     names, weights = weights_of_components(fitted, positions)
     transposed = np.swapaxes(weights, -1, -2)
     scale = fitted.projection.scale[positions]  # shares have no units, squares of theta no room
@@ -51,7 +50,6 @@ def variance_fractions(
     column_means: ArrayLike | None = None,
 ) -> xr.Dataset:
     """Shares of the total variance; see `MultiLMMResults.variance_fractions`."""
-    fitted.one_residual("variance_fractions")
     check_option("by", by, ("term", "coef"))
     S = covariances_of_columns(fitted, positions, column_means)
     terms: dict[str, list[int]] = {}

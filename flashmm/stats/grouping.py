@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ __all__ = [
     "group_codes",
     "grouping_of",
     "groups_in_use",
+    "labels_of",
     "refuse_own_groups",
 ]
 
@@ -186,6 +187,28 @@ def group_codes(values: pd.Series[Any], name: str) -> tuple[IntArray, pd.Index]:
             return np.asarray(codes, dtype=np.intp), pd.Index(levels)
     codes, levels = pd.factorize(values)
     return np.asarray(codes, dtype=np.intp), pd.Index(levels)
+
+
+def labels_of(texts: Iterable[str], labels: Sequence[str]) -> dict[str, str]:
+    """The label that each of some texts is: the same or, of numbers, an equal one (1 for 1.0).
+
+    Texts that are none are left out.
+    """
+    by_number = {number: label for label in labels if (number := _number(label)) is not None}
+    found = {}
+    for text in texts:
+        number = _number(text)
+        if text in labels:
+            found[text] = text
+        elif number in by_number:
+            found[text] = by_number[number]
+    return found
+
+
+def _number(text: str) -> float | None:
+    with suppress(ValueError):
+        return float(text)
+    return None
 
 
 def check_room(grouping: Grouping, entries: int, p: int, m: int, budget: int) -> int:

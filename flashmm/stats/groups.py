@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from flashmm.designs.design import RESIDUAL, CovarianceStructure
 from flashmm.exceptions import InputError, listing, nearest
 from flashmm.stats.algebra import column_positions, merged_groups
 from flashmm.stats.fields import AnySums, GroupSums, Sums
+from flashmm.stats.grouping import labels_of
 
 __all__ = [
     "coarser_of",
@@ -129,7 +130,7 @@ def _of_mapping(groups: GroupSums, by: Any, option: str) -> tuple[IntArray, list
             f"`{option}` must be the name of a factor, or a dict or Series from the groups of "
             f"{groups.name!r} to coarser ones, not {type(by).__name__}."
         )
-    known = {str(key): value for key, value in mapping.items()}
+    known = _by_label(mapping, groups)
     absent = [label for label in groups.labels if label not in known or pd.isna(known[label])]
     if absent:
         raise InputError(f"`{option}` says nothing of the groups {listing(absent)}.")
@@ -140,6 +141,12 @@ def _of_mapping(groups: GroupSums, by: Any, option: str) -> tuple[IntArray, list
     return codes, labels, name if isinstance(name, str) else "group"
 
 
+def _by_label(mapping: Mapping[Any, Any], groups: GroupSums) -> dict[str, Any]:
+    """A mapping from groups by their labels; numbers may be written 1 or 1.0."""
+    values = {str(key): value for key, value in mapping.items()}
+    return {label: values[text] for text, label in labels_of(values, groups.labels).items()}
+
+
 def coarser_of(stats: Sums, by: Any) -> str:
     """As text which groups of the sums lie in which of those that a mapping makes, for new samples.
 
@@ -148,8 +155,8 @@ def coarser_of(stats: Sums, by: Any) -> str:
     groups, mapping = known_groups(stats), None if isinstance(by, str) else by_name(as_pandas(by))
     if mapping is None:
         return ""
-    known = {str(key): str(value) for key, value in mapping.items()}
-    within = {label: known[label] for label in groups.labels}
+    known = _by_label(mapping, groups)
+    within = {label: str(known[label]) for label in groups.labels}
     return json.dumps({"by": groups.name, "groups": within}, ensure_ascii=False)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.base import Forms
-from flashmm.likelihood.design_checks import CONFOUNDED, pairs_of
+from flashmm.likelihood.design_checks import CONFOUNDED, along_curves, pairs_of
 from flashmm.likelihood.own_rows.elimination import Pieces
 from flashmm.stats.own_designs import DesignSums
 from flashmm.stats.own_rows import PatternedStats
@@ -307,6 +307,8 @@ def told_apart(
     information[:, k, k] = df
     if known_residual:
         information = information[:, :k, :k]
+    if structure.curved is not None:  # some distances may be between no two samples
+        information = along_curves(information, structure.curved)
     if information.shape[1] == 0:
         return good
     # Of features without samples to spare this is zero, or by rounding less.

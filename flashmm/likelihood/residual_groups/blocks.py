@@ -193,6 +193,27 @@ class BlockSums:
         result[..., self.border] = vectors.r
         return result[..., : self.a]
 
+    def least_squares(self, s: FloatArray, yy: FloatArray) -> FloatArray:
+        """Residual sums of squares of each group on Z and X, for A'I_h y s (m, H, a), yy (m, H).
+
+        Infinite for groups that these could explain whatever the data.
+        """
+        rss, y = yy.copy(), self.split(s)
+        for h, n in enumerate(self.n):
+            across = self.S_fr[:, h].transpose(1, 0, 2)  # (L, s, w)
+            blocks = self.S_ff[:, :, h].transpose(2, 0, 1)
+            root, rank = _root_of_inverse(blocks, np.einsum("lii->l", blocks))
+            along = np.matmul(y.f[:, :, h].transpose(2, 1, 0), root)  # (L, m, s)
+            loaded = np.matmul(root.swapaxes(1, 2), across)
+            rest = self.S_rr[h] - np.matmul(loaded.swapaxes(1, 2), loaded).sum(axis=0)
+            left = y.r[:, h] - np.matmul(along, loaded).sum(axis=0)
+            last, more = _root_of_inverse(rest[None], np.trace(self.S_rr[h])[None])
+            if rank + more >= n:
+                rss[:, h] = np.inf
+                continue
+            rss[:, h] -= (along**2).sum(axis=(0, 2)) + ((left @ last[0]) ** 2).sum(axis=1)
+        return rss
+
     def times_S(self, v: Vectors) -> Vectors:
         """S_h v for all groups: (s, B, c, H, L) and (B, c, H, w)."""
         s, H, L, w = self.s, self.H, self.L, self.w
@@ -206,6 +227,19 @@ class BlockSums:
         across = self.S_fr.transpose(0, 2, 1, 3).reshape(s, L, H * w)
         r += np.matmul(v.f.reshape(s, B * c, L), across).sum(axis=0).reshape(B, c, H, w)
         return Vectors(f, r)
+
+
+def _root_of_inverse(matrices: FloatArray, size: FloatArray) -> tuple[FloatArray, int]:
+    """R with R R' the pseudoinverses of psd matrices (L, s, s), and the sum of their ranks.
+
+    Eigenvalues up to 1e-10 of ``size`` (L,) are rounding.
+    """
+    if matrices.size == 0:
+        return np.zeros_like(matrices), 0
+    values, vectors = np.linalg.eigh(matrices)
+    held = values > 1e-10 * size[:, None]
+    root = vectors * np.where(held, 1.0 / np.sqrt(np.where(held, values, 1.0)), 0.0)[:, None]
+    return np.asarray(root), int(held.sum())
 
 
 @dataclass(frozen=True)

@@ -137,14 +137,7 @@ class ResidualGroups:
         if self.diagonal is not None:
             rss = self.diagonal.least_squares(self.s, self.yy)
             return np.asarray((rss.min(axis=1) <= p.rounding) & p.varies)
-        rss = np.full(self.m, np.inf)
-        for h in range(self.H):
-            values, vectors = np.linalg.eigh(self.S[h])
-            held = values > 1e-10 * values[-1]
-            if held.sum() >= self.n[h]:
-                continue
-            along = self.s[:, h] @ (vectors[:, held] / np.sqrt(values[held]))
-            rss = np.minimum(rss, self.yy[:, h] - (along**2).sum(axis=1))
+        rss = self.blocks.least_squares(self.s, self.yy).min(axis=1)
         return np.asarray((rss <= p.rounding) & p.varies)
 
     def batch_size(self, memory: int) -> int:
@@ -199,6 +192,10 @@ class ResidualGroups:
             if not beyond.all():
                 yield rows[~beyond], BlockAt.of(self.blocks, theta[rows[~beyond]])
             yield rows[beyond], BlockAt.of(self.dense, theta[rows[beyond]])
+
+    def parts(self, theta: FloatArray) -> Iterator[tuple[IntArray, BlockAt]]:
+        """What theta (B, k + H) makes of the sums, a few rows at a time, and which they are."""
+        return self._parts(theta)
 
     def _rows_at_once(self, cache: int, numbers: int) -> int:
         """Features whose arrays, gone through often, stay within so many bytes."""

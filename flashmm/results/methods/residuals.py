@@ -54,7 +54,8 @@ class ResidualMethods(OfFittedModel):
         kind
             ``"conditional"``: y - X beta - Z b, the default, and ``"marginal"``: y - X beta,
             whatever ``level`` says; ``"pearson"``: those of ``level`` times the root of the weight,
-            as lme4; ``"standardized"``: those of ``level`` over their own standard deviation, of
+            as lme4, with residual variances by group also over the root of the group's, as nlme;
+            ``"standardized"``: those of ``level`` over their own standard deviation, of
             variance one each.
         weights
             Those of the fit again, for the last two kinds: shape (n,), the name of a column of
