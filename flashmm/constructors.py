@@ -179,7 +179,8 @@ class ModelData:
             tests, `flip_test`, ``fit(residual_by=)`` and ``stats.without``: a column of ``data``,
             several (``"site:assay"`` or a list), or a label of each sample, shape (n,). k groups
             take 8 k (p^2 + p m + m) bytes, and as much as Z'X and Z'Y again, which is logged and
-            bounded. Features must have the same samples and weights.
+            bounded. Features with samples, weights or covariates of their own have them for
+            ``fit(residual_by=)`` alone.
         covariances
             Known covariances between the levels of random terms, ``{"donor": K}`` by grouping
             factor or name of the term: D is then theta K in the place of theta I, Kronecker's

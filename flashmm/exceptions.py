@@ -38,7 +38,10 @@ class CovarianceWarning(UserWarning):
 
 
 class MissingSamplesWarning(UserWarning):
-    """Samples with missing values were dropped, as ``missing="drop"`` asked."""
+    """Samples with missing values were dropped, as ``missing="drop"`` asked, or groups lack all.
+
+    The latter: features have no samples of a group, whose residual variance is theirs alone.
+    """
 
 
 class FormulaWarning(UserWarning):

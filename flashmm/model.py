@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +18,7 @@ from flashmm.constructors import ModelData
 from flashmm.exceptions import (
     ConvergenceWarning,
     InputError,
+    MissingSamplesWarning,
     check_option,
     listing,
     nearest,
@@ -35,6 +36,7 @@ from flashmm.results import FitOptions, MultiLMMResults, at_theta
 from flashmm.results.fitting import FitPlan, fit_features
 from flashmm.results.fitting_curves import check_curved
 from flashmm.results.on_workers import fit_on_workers
+from flashmm.results.summary import without_samples
 from flashmm.results.trust import doubt
 from flashmm.slips.answers import answer_calls, no_index, no_such_attribute
 from flashmm.slips.attributes import MODELS
@@ -178,18 +180,12 @@ class MultiLMM(ModelData, metaclass=AnsweringClass):
 
     def _by_residual(
         self, by: Any, residual: FloatArray | None, device: Any, client: Any
-    ) -> tuple[SummaryStats, str, str]:
+    ) -> tuple[SummaryStats | PatternedStats, str, str]:
         """The statistics with residual variances by group, the groups' name and `coarser_of`."""
         if residual is not None:
             raise InputError("Pass `residual_variance` or `residual_by`, one of the two.")
         if device is not None or client is not None:
             raise InputError("`residual_by` is fitted here: leave out `device` and `client`.")
-        if isinstance(self.stats, PatternedStats):
-            raise InputError(
-                "`residual_by` needs features that have the same samples, weights and covariates; "
-                "here features have their own (missing='feature', or weights or covariates of "
-                "each)."
-            )
         stats = with_residual_groups(self.stats, by)
         assert stats.groups is not None
         return stats, stats.groups.name, coarser_of(self.stats, by)
@@ -336,7 +332,7 @@ class MultiLMM(ModelData, metaclass=AnsweringClass):
             rounding; a lost worker costs a retry. Worth it where a fit here takes minutes.
         residual_variance
             Known residual variance, in squared units of Y: one positive number for all features,
-            or one for each (an array, or a Series matched by label). It is then no parameter:
+            or one for each (an array; a Series or dict, by label). It is then no parameter:
             sample i has the variance ``residual_variance / weight_i``, and a random effect may have
             a level per sample. ``1.0`` with weights 1 / s^2 is random-effects meta-analysis of all
             features, see `MultiLMMResults.heterogeneity`. Default: estimated.
@@ -345,7 +341,8 @@ class MultiLMM(ModelData, metaclass=AnsweringClass):
             have sums by (``sums_by="Sex"``, or ``"Sex:Age"``), some of the factors that it joins,
             or a mapping that makes coarser groups of them. The parameters are then
             ``"Residual[Male]"`` and so on, and `compare_lr_test` with a fit without it tests that
-            they are equal. Default: one.
+            they are equal. Where a feature has no samples of a group, that variance is NaN.
+            Default: one.
         progress
             Of a fit here: None (default) for a bar on a terminal once it has taken a few seconds
             (needs tqdm), True for one at once, False for none, or a function of the numbers of
@@ -364,6 +361,9 @@ class MultiLMM(ModelData, metaclass=AnsweringClass):
         -----
         ConvergenceWarning
             Once, with a count per verdict, if some features did not converge.
+        MissingSamplesWarning
+            Once, with a count per group, if features lack all samples of groups of
+            ``residual_by``.
 
         Examples
         --------
@@ -419,6 +419,8 @@ class MultiLMM(ModelData, metaclass=AnsweringClass):
         results = MultiLMMResults(found, stats, options, projection, self.recipe)
         results.fitted.know(likelihood)
         _warn_about(results.fitted.array("status"))
+        if by and (lacking := without_samples(results.fitted)):
+            warn(lacking, MissingSamplesWarning)
         if log.isEnabledFor(logging.INFO) and (reason := doubt(results.fitted)):
             log.info(reason)
         return results
@@ -441,6 +443,12 @@ def known_residual_variance(given: Any, names: NDArray[Any]) -> FloatArray | Non
     if given is None:
         return None
     what = "`residual_variance`"
+    if isinstance(given, Mapping):
+        named = {str(key): value for key, value in given.items()}
+        absent = [str(name) for name in names if str(name) not in named]
+        if absent:
+            raise InputError(f"{what} says nothing of the features {listing(absent)}.")
+        given = [named[str(name)] for name in names]
     values = in_order(given, names, what, of="features", by_text=True)
     try:
         numbers = np.asarray(values, dtype=np.float64)

@@ -292,7 +292,7 @@ def test_bad_groups():
         plain.fit(residual_by="batch")
     Y[0, 0] = np.nan
     own = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=Y, missing="feature")
-    with pytest.raises(fm.InputError, match="same samples"):
+    with pytest.raises(fm.InputError, match="sums_by='batch'"):
         own.fit(residual_by="batch")
     lone = data["batch"].astype(str).where(data.index > 0, "lone")
     single = fm.MultiLMM.from_formula(
@@ -304,6 +304,29 @@ def test_bad_groups():
         equal = model.fit(parameter_space="psd")
     with pytest.raises(fm.InputError, match="not nested"):
         equal.compare_lr_test(result)
+
+
+def test_what_groups_and_variances_are_called_by():
+    """Columns called by numbers; a label of each sample, which belongs to the model; a dict."""
+    data, rng = samples(), np.random.default_rng(3)
+    numbered = data.rename(columns={"batch": 7})
+    Y = pd.DataFrame(rng.normal(size=(2, 30)), ["y", "z"])
+    expected = fm.MultiLMM.from_formula("~ x + (1 | g)", data=data, Y=Y, sums_by="batch")
+    expected = expected.fit(residual_by="batch", parameter_space="psd")
+    for by in (7, "7"):
+        model = fm.MultiLMM.from_formula("~ x + (1 | g)", data=numbered, Y=Y, sums_by=by)
+        result = model.fit(residual_by=by, parameter_space="psd")
+        assert_allclose(result.llf, expected.llf, rtol=1e-12)
+    assert np.isfinite(result.predict(numbered.iloc[:2], interval="prediction")["se"]).all()
+    for labels in (data["batch"], data["batch"].to_numpy(), list(data["batch"])):
+        with pytest.raises(fm.InputError, match="pass them as sums_by="):
+            model.fit(residual_by=labels)
+    known = [{"z": 2.0, "y": 1.0}, pd.Series([2.0, 1.0], ["z", "y"]), [1.0, 2.0]]
+    fits = [model.fit(residual_variance=values, parameter_space="psd").llf for values in known]
+    assert_allclose(fits[0], fits[1])
+    assert_allclose(fits[0], fits[2])
+    with pytest.raises(fm.InputError, match="says nothing of the features 'y'"):
+        model.fit(residual_variance={"z": 2.0})
 
 
 def test_beside_other_capabilities():

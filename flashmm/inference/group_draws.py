@@ -23,7 +23,7 @@ from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.inference.draws import FeatureStreams, block_roots, gram_root
 from flashmm.stats.algebra import column_positions
 from flashmm.stats.fields import AnySums, GroupSums, Shift
-from flashmm.stats.groups import known_groups
+from flashmm.stats.group_names import known_groups
 from flashmm.stats.known_levels import RootMap, root_map
 from flashmm.stats.summary_stats import SummaryStats
 

@@ -10,14 +10,17 @@ w = [z; x]
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from flashmm.arrays.types import FloatArray
 from flashmm.inference.prediction_variance import PredictionMoments
 from flashmm.likelihood.moments import apply_G
 from flashmm.likelihood.residual_groups.groups import ResidualGroups
+from flashmm.likelihood.residual_groups.present_groups import PresentGroups
 
-__all__ = ["effect_covariance", "effect_errors", "prediction_errors"]
+__all__ = ["effect_covariance", "effect_errors", "own_effect_errors", "prediction_errors"]
 
 
 def prediction_errors(
@@ -71,6 +74,28 @@ def effect_errors(
     """
     variance = (_times_N(likelihood, theta, rows, given=given) * rows).sum(axis=2)
     return np.where(variance < -1e-12, np.nan, np.maximum(variance, 0.0))
+
+
+def own_effect_errors(
+    likelihood: Any, theta: FloatArray, rows: FloatArray, *, given: bool
+) -> FloatArray:
+    """`effect_errors` of any likelihood with residual variances by group, rows (c, q) or (B, c, q).
+
+    The rows of features that share their samples are the same.
+    """
+    if isinstance(likelihood, ResidualGroups):
+        return effect_errors(likelihood, theta, rows, given=given)
+    if isinstance(likelihood, PresentGroups):
+        inner, kept = likelihood.inner, likelihood.kept
+        return effect_errors(inner, theta[:, kept], rows, given=given)
+    result = np.empty(rows.shape[:2])
+    for where, one in likelihood.parts:
+        if isinstance(one, ResidualGroups | PresentGroups):
+            shared = rows[where[0]]
+            result[where] = own_effect_errors(one, theta[where], shared, given=given)
+        else:
+            result[where] = one.effect_errors(theta[where], rows[where], given=given)
+    return result
 
 
 def _times_N(

@@ -14,13 +14,10 @@ from flashmm.likelihood.elimination.blocked import BlockedLikelihood
 from flashmm.likelihood.elimination.layout import find_partition, make_layout
 from flashmm.likelihood.general import GeneralLikelihood
 from flashmm.likelihood.hosted import HostedLikelihood
-from flashmm.likelihood.own_rows.patterned import (
-    PatternedLikelihood,
-    PatternedProjection,
-    project_patterns,
-)
+from flashmm.likelihood.own_rows.patterned import PatternedLikelihood
+from flashmm.likelihood.own_rows.patterned_projection import PatternedProjection, project_patterns
 from flashmm.likelihood.projection import GroupedProjection, Projection, project, project_groups
-from flashmm.likelihood.residual_groups.groups import ResidualGroups
+from flashmm.likelihood.residual_groups.present_groups import residual_groups_of
 from flashmm.likelihood.spectral import SpectralLikelihood
 from flashmm.likelihood.structure import MAX_EFFECTS
 from flashmm.stats.own_rows import PatternedStats
@@ -86,11 +83,12 @@ def make_likelihood(
         If the engine asked for cannot do this design.
     """
     if isinstance(projection, GroupedProjection):
-        assert projection.groups is not None
         if engine not in ("auto", "groups"):
             raise InputError(f"residual_by has an engine of its own; leave out {engine=}.")
-        return ResidualGroups.make(projection, projection.groups, method)
+        return residual_groups_of(projection, method)
     if isinstance(projection, PatternedProjection):
+        if projection.sizes is not None and engine not in ("auto", "patterned"):
+            raise InputError(f"residual_by has an engine of its own; leave out {engine=}.")
         engine = "auto" if engine == "patterned" else engine
         dense = engine == "general"
 

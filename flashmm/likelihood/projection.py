@@ -279,13 +279,25 @@ class GroupedProjection(Projection):
 
     groups: GroupSums | None = None
 
+    @property
+    def absent(self) -> BoolArray | None:
+        """Which of theta are residual variances of groups without samples; None for none."""
+        assert self.groups is not None
+        lost = np.array([part.n == 0 for part in self.groups.parts])
+        if not lost.any():
+            return None
+        return np.concatenate([np.zeros(len(self.structure.parameters), dtype=bool), lost])
 
-def project_groups(stats: SummaryStats) -> GroupedProjection:
-    """Project statistics whose structure has a residual variance for each of their groups."""
+
+def project_groups(stats: SummaryStats, scale: FloatArray | None = None) -> GroupedProjection:
+    """Project statistics whose structure has a residual variance for each of their groups.
+
+    ``scale``: units of the effects, shape (q,); those of the design by default.
+    """
     stats, roots = in_roots(stats, by_group=True)
     structure = stats.structure
     # Given units: the effects stay as they are, and so do those of the groups.
-    scale = scale_of_columns(stats.ZZ.diagonal(), structure)
+    scale = scale_of_columns(stats.ZZ.diagonal(), structure) if scale is None else scale
     whole = project(stats, scale)
     units = np.concatenate([whole.param_scale, np.ones(len(structure.residuals) - 1)])
     fields = {name: getattr(whole, name) for name in whole.__match_args__}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flashmm.arrays.namespaces import namespace
-from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood.centring import Turn
 from flashmm.stats.known_levels import RootMap
 
@@ -32,6 +32,20 @@ class InUnits:
     log_weights: Any
     turn: Turn | None = None
     roots: RootMap | None = None
+
+    @property
+    def absent(self) -> BoolArray | None:
+        """Residual variances of groups without samples, which are no parameters; None for none.
+
+        Shape (k + H,) or, where features have samples of their own, (m, k + H). They are NaN in
+        the units of Y and one in internal units.
+        """
+        return None
+
+    def absent_of(self, features: IntArray) -> BoolArray | None:
+        """The same of some features, shape (k + H,) or (B, k + H)."""
+        absent = self.absent
+        return absent if absent is None or absent.ndim == 1 else absent[features]
 
     @property
     def unit(self) -> FloatArray:
@@ -77,16 +91,24 @@ class InUnits:
         with np.errstate(over="ignore", under="ignore"):
             natural = information / unit[:, :, None] / unit[:, None, :]
         lost = np.isinf(natural) | ((np.abs(natural) < UNDERFLOW) & (information != 0))
-        information = np.where(lost, np.nan, natural)
+        information = self._without_absent(np.where(lost, np.nan, natural), features)
         if self.turn is None:
             return information
         return np.asarray(self.turn.T.T @ information @ self.turn.T)
+
+    def _without_absent(self, matrices: FloatArray, features: IntArray) -> FloatArray:
+        """Matrices (B, k + 1, k + 1) with NaN for what is no parameter."""
+        absent = self.absent_of(features)
+        if absent is None:
+            return matrices
+        return np.where(absent[..., :, None] | absent[..., None, :], np.nan, matrices)
 
     def natural_covariance(self, covariance: FloatArray, features: IntArray) -> FloatArray:
         """Internal covariances of theta (B, k + 1, k + 1) as those in the units of Y."""
         unit = self.units(features)
         with np.errstate(over="ignore"):  # no room for the fourth power of the units of Y
             covariance = covariance * unit[:, :, None] * unit[:, None, :]
+        covariance = self._without_absent(covariance, features)
         if self.turn is None:
             return covariance
         return np.asarray(self.turn.T_inverse @ covariance @ self.turn.T_inverse.T)
@@ -94,14 +116,22 @@ class InUnits:
     def natural_theta(self, theta: FloatArray, features: IntArray) -> FloatArray:
         """Internal theta (B, k + 1) of some features in the units of Y."""
         theta = theta * self.units(features)
+        absent = self.absent_of(features)
+        if absent is not None:
+            return np.where(absent, np.nan, theta)
         return theta if self.turn is None else theta @ self.turn.T_inverse.T
 
     def to_internal(self, theta: FloatArray) -> FloatArray:
         """Scale theta (m, k + 1) in the units of Y to the internal units."""
         theta = theta if self.turn is None else theta @ self.turn.T.T
-        return theta / self.units()
+        theta = theta / self.units()
+        absent = self.absent
+        return theta if absent is None else np.where(absent & np.isnan(theta), 1.0, theta)
 
     def to_natural(self, theta: FloatArray) -> FloatArray:
         """Scale internal theta (m, k + 1) back to the units of Y."""
         theta = theta * self.units()
+        absent = self.absent
+        if absent is not None:
+            return np.where(absent, np.nan, theta)
         return theta if self.turn is None else theta @ self.turn.T_inverse.T

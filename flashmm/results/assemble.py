@@ -20,6 +20,7 @@ from flashmm.likelihood.elimination.indefinite import covariance_is_definite
 from flashmm.likelihood.known_residual import known_residual_of
 from flashmm.likelihood.own_rows.patterned import PatternedLikelihood
 from flashmm.likelihood.residual_groups.groups import ResidualGroups
+from flashmm.likelihood.residual_groups.present_groups import PresentGroups
 from flashmm.results.deferred import Deferred
 from flashmm.results.fitted import FitOptions, attributes
 from flashmm.results.on_request import scaled_inverse
@@ -62,8 +63,9 @@ def assemble(
         spread, _ = covariance_along(stats.structure, solution.theta, solution.evaluation)
         se_theta = _roots_of_diagonal(spread)
     spoilt = np.asarray(~np.isfinite(se_theta).all(axis=1))
-    if isinstance(likelihood, ResidualGroups):
-        spoilt |= likelihood.lost_in_rounding(solution.theta, solution.evaluation.expected)
+    if len(stats.structure.residuals) > 1:
+        grouped: Any = likelihood
+        spoilt |= grouped.lost_in_rounding(solution.theta, solution.evaluation.expected)
     status = _verdicts(projection, likelihood, solution, spoilt)
     theta = solution.theta.copy()
     theta[status == Status.NO_MAXIMUM] = np.nan
@@ -86,6 +88,10 @@ def assemble(
         se_theta = _turned_errors(projection, spread, known)
     natural = projection.to_natural(theta)
     natural[status == Status.ZERO_VARIANCE] = 0.0
+    if projection.absent is not None:
+        natural[projection.absent] = np.nan
+    if projection.absent is not None:
+        se_theta[projection.absent], score[projection.absent] = np.nan, np.nan
     if known_residual is not None:
         se_theta[:, -1], score[:, -1] = np.nan, np.nan  # nothing that was estimated
 
@@ -171,7 +177,7 @@ def _fixed_effects(
     not_positive = 0.0 if options.parameter_space == "psd" else np.nan
 
     def estimate(batch: IntArray) -> None:
-        if isinstance(likelihood, PatternedLikelihood | ResidualGroups):
+        if isinstance(likelihood, PatternedLikelihood | ResidualGroups | PresentGroups):
             beta[batch], variance = likelihood.fixed_effects(theta[batch], batch)
         else:
             beta[batch] = likelihood.beta(theta[batch], batch)

@@ -153,8 +153,7 @@ def bootstrap_test(
 
 def _check_samples(fitted: FittedModel, what: str) -> None:
     """Raise where features with samples of their own have residual variances by group."""
-    if isinstance(fitted.stats, PatternedStats):
-        fitted.one_residual(what)
+    fitted.shared_samples(what, "Fit without `residual_by`.")
 
 
 def _drawable(fitted: FittedModel, positions: IntArray) -> BoolArray:

@@ -26,7 +26,8 @@ from flashmm.inference.cluster_robust import (
 from flashmm.results.fitted import FittedModel
 from flashmm.stats.families import by_family
 from flashmm.stats.fields import GroupSums, Sums
-from flashmm.stats.groups import grouped_by, known_groups, shared_columns
+from flashmm.stats.group_names import known_groups
+from flashmm.stats.groups import grouped_by, shared_columns
 
 __all__ = ["MODEL", "Clusters", "RobustCovarianceOf", "Sandwich", "clusters_of", "sandwich_of"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,10 +73,22 @@ def compare_lr_test(
     good = fitted.converged[positions] & other.converged[theirs]
     full, reduced = fitted.values("loglik", positions), other.values("loglik", theirs)
     statistic = np.where(good, likelihood_ratio(full, reduced), np.nan)
-    null = lacks.null(fitted.options.parameter_space)
+    space = fitted.options.parameter_space
+    null, df = lacks.null(space), np.full(positions.size, lacks.df)
     p = null.sf(statistic)
+    if lacks.residuals and fitted.absent is not None:
+        # Where a feature lacks the samples of groups, fewer variances are equal.
+        lost = fitted.absent[positions].sum(axis=1)
+        if other.absent is not None:
+            lost = lost - other.absent[theirs].sum(axis=1)
+        for count in np.unique(lost[lost > 0]).tolist():
+            here, fewer = lost == count, replace(lacks, residuals=max(lacks.residuals - count, 0))
+            df[here] = fewer.df
+            if fewer.df == 0:  # a single group: nothing to compare
+                statistic[here] = np.nan
+            p[here] = fewer.null(space).sf(statistic[here]) if fewer.df else np.nan
     table = pd.DataFrame(
-        {"statistic": statistic, "df": lacks.df, "p": p, "p_adjusted": adjust_pvalues(p, adjust)},
+        {"statistic": statistic, "df": df, "p": p, "p_adjusted": adjust_pvalues(p, adjust)},
         index=pd.Index(names, name="feature"),
     )
     table.attrs["null"] = str(null)

@@ -33,6 +33,7 @@ def r_squared(
     """Explained variance; see `MultiLMMResults.r_squared`."""
     check_option("by", by, ("model", "term"))
     check_option("divisor", divisor, ("n-1", "n"))
+    fitted.shared_samples("r_squared", "See `theta`.")
     if by == "term":
         return _by_term(fitted, positions, type, df)
     S = covariances_of_columns(fitted, positions, column_means)

@@ -325,6 +325,7 @@ class FeatureResults(OneFeatureTables, OneFeatureTests):
     def _conditional_blocks(self, stats: Any, theta: FloatArray, columns: IntArray) -> FloatArray:
         roots, by_group = self._fitted.projection.roots, self._fitted.options.residual_by
         if by_group:
+            self._fitted.shared_samples("random_effects_cov", "blup(se='conditional') has errors.")
             whole = self._fitted.on_request.conditional_covariance(self._position)
             if roots is None:
                 return whole[columns[:, :, None], columns[:, None, :]]
@@ -530,13 +531,14 @@ class FeatureResults(OneFeatureTables, OneFeatureTests):
     @property
     def aic(self) -> float:
         """Akaike's criterion, as lme4 counts parameters."""
-        return -2.0 * self.llf + 2.0 * self._fitted.n_estimated
+        return -2.0 * self.llf + 2.0 * int(self._fitted.n_estimated_of(self._positions)[0])
 
     @property
     def bic(self) -> float:
         """Schwarz's criterion, as lme4 counts parameters."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return -2.0 * self.llf + float(np.log(self.nobs)) * self._fitted.n_estimated
+            count = int(self._fitted.n_estimated_of(self._positions)[0])
+            return -2.0 * self.llf + float(np.log(self.nobs)) * count
 
     @property
     def nobs(self) -> int:

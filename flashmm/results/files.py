@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from flashmm.arrays.types import IntArray
 from flashmm.exceptions import InputError
 from flashmm.formulas.new_data_recipe import DesignRecipe
 from flashmm.formulas.recipe_text import recipe_from_text, recipe_to_text
 from flashmm.likelihood import ENGINES
 from flashmm.results.fitted import FitOptions, FittedModel, attributes
 from flashmm.solvers.verdict_texts import Status
-from flashmm.stats.groups import finer_groups, with_residual_groups
+from flashmm.stats.groups import finer_groups, sizes_by_group, with_residual_groups
 from flashmm.stats.own_rows import PatternedStats, any_from_dataset
 from flashmm.stats.summary_stats import SummaryStats
 from flashmm.storage.files import load_dataset, reading, save_dataset
@@ -70,7 +71,7 @@ def _fitted_model(merged: xr.Dataset) -> FittedModel:
         raise InputError(f"'status' holds a verdict that is none: {int(ds['status'].max())}.")
     if (ds["n_iter"] < 0).any():
         raise InputError("'n_iter' holds a negative number of iterations.")
-    _check_theta(ds, options)
+    _check_theta(ds, options, sizes_by_group(stats))
     ds["n_iter"], ds["status"] = ds["n_iter"].astype(np.int64), ds["status"].astype(np.int8)
     ds.attrs = attributes(stats, options)
     recipe = None
@@ -82,9 +83,18 @@ def _fitted_model(merged: xr.Dataset) -> FittedModel:
     return FittedModel(ds, stats, options, recipe=recipe)
 
 
-def _check_theta(ds: xr.Dataset, options: FitOptions) -> None:
-    """Raise for a theta that no fit ends at."""
-    theta = ds["theta"].to_numpy()[ds["status"].to_numpy() <= Status.INDEFINITE]
+def _check_theta(ds: xr.Dataset, options: FitOptions, sizes: IntArray | None) -> None:
+    """Raise for a theta that no fit ends at; ``sizes`` of groups with residual variances, (m, H).
+
+    That of a group without samples is NaN.
+    """
+    theta = ds["theta"].to_numpy().copy()
+    if sizes is not None:
+        own = theta[:, -sizes.shape[1] :]
+        if np.isfinite(own[sizes == 0]).any():
+            raise InputError("'theta' holds a residual variance of a group without samples.")
+        own[sizes == 0] = 1.0
+    theta = theta[ds["status"].to_numpy() <= Status.INDEFINITE]
     if not np.isfinite(theta).all() or not (theta != 0).any(axis=1).all():
         raise InputError("'theta' is missing, infinite or zero where there is a fit.")
     if options.parameter_space == "psd" and (theta[:, -1] < 0).any():
@@ -93,10 +103,10 @@ def _check_theta(ds: xr.Dataset, options: FitOptions) -> None:
 
 def _with_residual_groups(
     stats: SummaryStats | PatternedStats, options: FitOptions
-) -> SummaryStats:
+) -> SummaryStats | PatternedStats:
     """The statistics with a residual variance for each of their groups, as they were fitted."""
-    groups = None if isinstance(stats, PatternedStats) else stats.groups
-    if isinstance(stats, PatternedStats) or groups is None or groups.name != options.residual_by:
+    groups = stats.groups
+    if groups is None or groups.name != options.residual_by:
         raise InputError(
             "It has residual variances by the groups of "
             f"{options.residual_by[:80]!r}, and no sums by them."

@@ -51,6 +51,7 @@ from flashmm.likelihood.known_residual import hold_residual
 from flashmm.results.deferred import Deferred, array_of, dataset_of
 from flashmm.results.on_request import OnRequest
 from flashmm.solvers.verdict_texts import Status
+from flashmm.stats.groups import absent_residuals
 from flashmm.stats.known_levels import in_roots
 from flashmm.stats.own_rows import PatternedStats
 from flashmm.stats.summary_stats import SummaryStats
@@ -189,11 +190,21 @@ class FittedModel:
 
     @property
     def n_estimated(self) -> int:
-        """Parameters of one feature: p and the variance parameters."""
+        """Parameters of a feature with samples of all groups: p and the variance parameters."""
         own = int(self.array("theta").shape[1])
         if self.stats.structure.curved is not None:
             own += self.stats.structure.n_own - len(self.stats.structure.param_names)
         return self.stats.p + own - self.options.known_residual
+
+    @cached_property
+    def absent(self) -> BoolArray | None:
+        """Which residual variances are of groups a feature has no samples of, (m, H), if any."""
+        return absent_residuals(self.stats)
+
+    def n_estimated_of(self, positions: IntArray) -> IntArray:
+        """`n_estimated` of each feature, which may lack the samples of a group, shape (B,)."""
+        count = np.full(positions.size, self.n_estimated, dtype=np.intp)
+        return count if self.absent is None else count - self.absent[positions].sum(axis=1)
 
     def values(self, name: str, positions: IntArray) -> FloatArray:
         """Estimates of the features at some positions: a variable of the Dataset."""
@@ -332,6 +343,17 @@ class FittedModel:
                 f"{self.options.residual_by!r}. {instead}".rstrip()
             )
 
+    def shared_samples(self, what: str, instead: str = "") -> None:
+        """Raise where features with samples of their own have residual variances by group."""
+        own = isinstance(self.stats, PatternedStats) or self.absent is not None
+        if self.options.residual_by and own:
+            raise InputError(
+                f"{what} takes one residual variance, or features that share their samples and "
+                "have some of every group; this fit has one variance for each group of "
+                f"{self.options.residual_by!r}, and features with samples, weights or covariates "
+                f"of their own. {instead}".rstrip()
+            )
+
     def linear(self, what: str, instead: str) -> None:
         """Raise where structures are not linear in their parameters, which ``what`` needs."""
         terms = self.stats.structure.terms
@@ -346,9 +368,10 @@ class FittedModel:
         """The statistics, which may have sums by group, that ``what`` needs."""
         if isinstance(self.stats, PatternedStats) or self.whole is not None:
             raise InputError(
-                f"{what} needs sums by group, which features with samples, weights or covariates "
-                "of their own (missing='feature', or weights or covariates of each) do not have. "
-                "Build the model with missing='drop', or with filled in values, and sums_by."
+                f"{what} needs sums by group of samples that all features share; here features "
+                "have samples, weights or covariates of their own (missing='feature', or weights "
+                "or covariates of each). Build the model with missing='drop', or with filled in "
+                "values, and sums_by."
             )
         return self.stats
 

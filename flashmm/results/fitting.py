@@ -346,7 +346,12 @@ def _restart_in_small_groups(
     """
     structure = search.projection.structure
     several = len(structure.residuals)
-    if min(structure.residual_sizes) >= _SMALL_GROUP or features.size == 0:
+    sizes = getattr(search.projection, "sizes", None)
+    if sizes is None:
+        sizes = np.array([structure.residual_sizes])
+    small = ((sizes > 0) & (sizes < _SMALL_GROUP)).any(axis=1)  # of a group without samples: no
+    features = features[np.broadcast_to(small, search.projection.m)[features]]
+    if features.size == 0:
         return
     plain = replace(search, plan=replace(search.plan, fallback=None))
     end = solution.theta[features]

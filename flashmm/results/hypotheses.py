@@ -218,6 +218,8 @@ class Hypotheses:
         """The same where groups of samples have residual variances of their own."""
         request, shape = self.request, (positions.size, X.shape[0])
         projection, roots = request.projection, request.projection.roots
+        if not isinstance(request.likelihood, ResidualGroups):
+            return self._predicted_means(positions, X, Z, independent, df)
         result = VarianceAndDf(
             np.full(shape, np.nan), np.tile(self._fixed_df(positions, df), shape[1])
         )
@@ -239,6 +241,36 @@ class Hypotheses:
                     at = likelihood.evaluate(theta, batch)
                     spread = self._covariance(theta, at, df)
                     result.df[here, part] = satterthwaite_df(found.variance, found.gradient, spread)
+        return result
+
+    def _predicted_means(
+        self, positions: IntArray, X: FloatArray, Z: sp.csr_array, independent: FloatArray, df: str
+    ) -> VarianceAndDf:
+        """The same of means, where features have samples of their own."""
+        request, shape = self.request, (positions.size, X.shape[0])
+        if Z.nnz:
+            raise InputError(
+                "Standard errors at level='conditional' take one residual variance, or features "
+                "that share their samples; here these have their own, and residual variances by "
+                "group. Use level='population'."
+            )
+        result = VarianceAndDf(
+            np.full(shape, np.nan), np.tile(self._fixed_df(positions, df), shape[1])
+        )
+        for here, chosen, moments, spread in self._moments(positions, X[:, None], df):
+            batch = positions[here]
+            _, params = request.projection.prediction_units(batch)
+            own = independent[chosen] * params  # (c, k), or (B, c, k)
+            added = np.matmul(own, request.theta[batch][:, :, None])[:, :, 0]
+            variance = moments.variance[..., 0, 0] + added
+            absent = request.projection.absent_of(batch)
+            if absent is not None:  # nothing is known of the variance of these
+                unknown = np.atleast_2d(absent) @ (independent[chosen] != 0).T
+                variance = np.where(unknown, np.nan, variance)
+            result.variance[here, chosen] = variance * request.projection.scale[batch, None]
+            if df == "satterthwaite":
+                gradient = moments.gradient[..., 0, 0] + own
+                result.df[here, chosen] = satterthwaite_df(variance, gradient, spread)
         return result
 
     def _moments(
@@ -270,6 +302,11 @@ class Hypotheses:
                 if self.residual is not None:
                     variance, freedom = np.moveaxis(self.residual[batch], -1, 0)
                     own = theta[:, -variance.shape[1] :]
+                    absent = request.projection.absent_of(batch)
+                    if absent is not None:  # what is no parameter stays as it is
+                        lost = np.broadcast_to(absent, theta.shape)[:, -variance.shape[1] :]
+                        variance = np.where(lost, own, variance)
+                        freedom = np.where(lost, np.inf, freedom)
                     moments, spread = moderate_moments(moments, covariance, own, variance, freedom)
                 yield here, chosen, moments, spread
 
@@ -313,6 +350,12 @@ class Hypotheses:
             variance[here] = theta[:, -several:]
             with np.errstate(divide="ignore", invalid="ignore"):
                 df[here] = 2.0 * theta[:, -several:] ** 2 / spread
+            absent = request.projection.absent_of(batch)
+            if absent is not None:  # groups without samples
+                lost = np.broadcast_to(absent, theta.shape)[:, -several:]
+                variance[here], df[here] = (
+                    np.where(lost, np.nan, values[here]) for values in (variance, df)
+                )
         return variance, df
 
     def hat_df(self) -> FloatArray:

@@ -26,7 +26,8 @@ from flashmm.slips.answers import answer_calls, no_index, no_such_attribute
 from flashmm.slips.attributes import INFLUENCE
 from flashmm.solvers.verdict_texts import Status
 from flashmm.stats.algebra import without_groups
-from flashmm.stats.groups import grouped_by, known_groups
+from flashmm.stats.group_names import known_groups
+from flashmm.stats.groups import grouped_by
 from flashmm.stats.summary_stats import SummaryStats
 
 __all__ = ["Influence", "influence"]

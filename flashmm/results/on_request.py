@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.inference.curved_covariance import covariance_along
-from flashmm.inference.group_prediction_variance import effect_covariance, effect_errors
+from flashmm.inference.group_prediction_variance import effect_covariance, own_effect_errors
 from flashmm.likelihood import AnyEstimator, AnyProjection
 from flashmm.likelihood.base import RandomEffects, StandardErrorKind, rows_of
 from flashmm.likelihood.known_residual import known_residual_of
@@ -204,9 +204,9 @@ class OnRequest:
             C = self.likelihood.covariance(theta, batch) / p.scale[batch, None, None]
             given = _inverse(C) if kind == "conditional" else None
             columns, _ = p.prediction_units(batch)
-            if isinstance(likelihood, ResidualGroups):
+            if len(p.structure.residuals) > 1:
                 whole = given is not None
-                variance = effect_errors(likelihood, theta, rows / columns, given=whole)
+                variance = own_effect_errors(likelihood, theta, rows / columns, given=whole)
             else:
                 variance = effect_variances(likelihood, theta, rows / columns, given)
             variance = variance * p.scale[batch, None]

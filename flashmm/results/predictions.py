@@ -175,6 +175,8 @@ def residual_groups_of(fitted: FittedModel, newdata: Any) -> FloatArray:
     within: dict[str, str] | None = None
     if fitted.options.residual_groups and by not in table:
         by, within = finer_groups(fitted.options.residual_groups)
+    if by not in table:
+        table = table.set_axis([str(name) for name in table.columns], axis=1)
     columns = [by] if by in table else by.split(":")
     absent = [name for name in columns if name not in table]
     if absent:

@@ -74,6 +74,7 @@ def resid(
     )
     if kind not in ("pearson", "standardized"):
         return found
+    fitted.shared_samples(f"{kind=}", "Use kind='conditional'.")
     labels = row_labels(X, Z) if data is None else check_data(data).index
     precision = _precision(fitted, positions, weights, data, labels, found.sizes["sample"])
     if kind == "pearson":

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from flashmm.arrays.blas import hold_methods
+from flashmm.arrays.types import IntArray
 from flashmm.exceptions import InputError
 from flashmm.formulas.new_data_recipe import DesignRecipe
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
@@ -169,15 +170,20 @@ class MultiLMMResults(
         return self.fitted.series("llf", self.ds["loglik"].to_numpy())
 
     @property
+    def _counts(self) -> IntArray:
+        """Parameters of each feature, shape (m,)."""
+        return self.fitted.n_estimated_of(self.fitted.positions())
+
+    @property
     def aic(self) -> pd.Series[Any]:
         """-2 llf + 2 (p + number of variance parameters), as lme4 counts them."""
-        return (-2.0 * self.llf + 2.0 * self.fitted.n_estimated).rename("aic")
+        return (-2.0 * self.llf + 2.0 * self._counts).rename("aic")
 
     @property
     def bic(self) -> pd.Series[Any]:
         """-2 llf + log(n) (p + number of variance parameters), as lme4 counts them."""
         with np.errstate(divide="ignore", invalid="ignore"):  # a feature without a value
-            return (-2.0 * self.llf + np.log(self.nobs) * self.fitted.n_estimated).rename("bic")
+            return (-2.0 * self.llf + np.log(self.nobs) * self._counts).rename("bic")
 
     @property
     def n_iter(self) -> pd.Series[Any]:

@@ -35,6 +35,8 @@ DF_TEXT = {
 }
 # Stands for infinity where quantiles are interpolated.
 _ENDLESS = 1e300
+# Residual variances that a note names.
+_SHOWN = 6
 MAX_ROWS = 60
 MAX_LABEL = 44
 
@@ -142,6 +144,8 @@ def model_page(fitted: FittedModel, pvalues: FloatArray) -> SummaryPage:
         "signs of the coefficients that pass a false discovery rate of 5%, controlled over "
         "features (Benjamini-Hochberg) for each coefficient."
     )
+    if lacking := without_samples(fitted):
+        notes.append(lacking)
     notes += _known_covariances(fitted) + unit_notes(stats.structure) + _left_out(fitted)
     if reason := doubt(fitted):
         notes.append(reason)
@@ -269,6 +273,9 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
     notes.append(f"t tests on {DF_TEXT[DEFAULT_DF]} degrees of freedom. {scale}")
     if verdict != Status.CONVERGED:
         notes.append(f"{verdict.label}: {MEANINGS[verdict]}.")
+    if fitted.absent is not None and fitted.absent[position].any():
+        lost = np.array(stats.structure.residuals)[fitted.absent[position]]
+        notes.append(f"It has no samples of the groups of {listing(lost)}: these are NaN.")
     notes += _known_covariances(fitted) + unit_notes(stats.structure) + _left_out(fitted)
     if verdict.is_converged and (reason := doubt(fitted, position=position)):
         notes.append(reason)
@@ -284,6 +291,20 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
             ),
         ],
         notes,
+    )
+
+
+def without_samples(fitted: FittedModel) -> str:
+    """Residual variances of groups that features have no samples of, counted; or nothing."""
+    if fitted.absent is None:
+        return ""
+    counts = fitted.absent.sum(axis=0)
+    residuals = fitted.stats.structure.residuals
+    shown = [f"{n!r} for {c}" for n, c in zip(residuals, counts.tolist(), strict=True) if c]
+    more = f", and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return (
+        "Residual variances of groups that a feature has no samples of are NaN: "
+        f"{', '.join(shown[:_SHOWN])} of {fitted.stats.m} features{more}."
     )
 
 

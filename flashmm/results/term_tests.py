@@ -186,7 +186,8 @@ def _likelihood_ratios(
             ConvergenceWarning,
         )
     dims = ("feature", "term")
-    parameters = fitted.n_estimated - count
+    own = fitted.n_estimated_of(positions)
+    parameters = own[:, None] - count
     return xr.Dataset(
         {
             "statistic": (dims, statistic),
@@ -194,7 +195,7 @@ def _likelihood_ratios(
             "p": (dims, chi2_sf(statistic, count)),
             "loglik": (dims, loglik),
             "aic": (dims, -2.0 * loglik + 2.0 * parameters),
-            "aic_full": (("feature",), -2.0 * full + 2.0 * fitted.n_estimated),
+            "aic_full": (("feature",), -2.0 * full + 2.0 * own),
         },
         coords={
             "feature": fitted.features[positions],
@@ -254,6 +255,7 @@ def ranova(
         )
     dims = ("feature", "component")
     df_removed = np.array(removed, dtype=np.intp)
+    own = fitted.n_estimated_of(positions)[:, None]
     return xr.Dataset(
         {
             "statistic": (dims, statistic),
@@ -261,7 +263,7 @@ def ranova(
             "p": (dims, p),
             "p_mixture": (dims, mixed),
             "loglik": (dims, loglik),
-            "aic": (dims, -2.0 * loglik + 2.0 * (fitted.n_estimated - df_removed)),
+            "aic": (dims, -2.0 * loglik + 2.0 * (own - df_removed)),
         },
         coords={
             "feature": fitted.features[positions],

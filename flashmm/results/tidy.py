@@ -98,7 +98,7 @@ def glance(fitted: FittedModel, positions: IntArray) -> pd.DataFrame:
     llf = fitted.values("loglik", positions)
     residual = fitted.values("theta", positions)[:, -1]
     nobs = np.broadcast_to(np.asarray(fitted.nobs), fitted.names.size)[positions]
-    k = fitted.n_estimated
+    k = fitted.n_estimated_of(positions)
     with np.errstate(invalid="ignore"):
         sigma = np.sqrt(np.where(residual >= 0, residual, np.nan))
     if fitted.options.residual_by:  # there is no one

@@ -31,6 +31,7 @@ __all__ = ["chunks", "covariances_of_columns", "icc", "variance_fractions", "wei
 
 def icc(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
     """Intra-class correlations; see `MultiLMMResults.icc`."""
+    fitted.shared_samples("icc", "See `theta`.")
     names, weights = weights_of_components(fitted, positions)
     transposed = np.swapaxes(weights, -1, -2)
     scale = fitted.projection.scale[positions]  # shares have no units, squares of theta no room
@@ -50,6 +51,7 @@ def variance_fractions(
     column_means: ArrayLike | None = None,
 ) -> xr.Dataset:
     """Shares of the total variance; see `MultiLMMResults.variance_fractions`."""
+    fitted.shared_samples("variance_fractions", "See `theta`.")
     check_option("by", by, ("term", "coef"))
     S = covariances_of_columns(fitted, positions, column_means)
     terms: dict[str, list[int]] = {}

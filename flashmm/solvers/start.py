@@ -14,7 +14,7 @@ from flashmm.arrays.labels import as_pandas, find_labels, is_default
 from flashmm.arrays.types import BoolArray, FloatArray
 from flashmm.exceptions import InputError, listing
 from flashmm.likelihood.base import Likelihood
-from flashmm.likelihood.own_rows.patterned import PatternedProjection
+from flashmm.likelihood.own_rows.patterned_projection import PatternedProjection
 from flashmm.likelihood.projection import Projection
 from flashmm.solvers.space import ParameterSpace
 

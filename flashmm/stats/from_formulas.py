@@ -18,7 +18,7 @@ from flashmm.formulas.own_covariates import covariates_of_columns, refuse_in_fac
 from flashmm.sources import Source
 from flashmm.sources.beside import Beside
 from flashmm.sources.scans import missing_samples, normalised
-from flashmm.stats.grouping import groups_in_use, refuse_own_groups
+from flashmm.stats.grouping import groups_in_use
 from flashmm.stats.known_levels import known_structure, over_structure
 from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows import PatternedStats
@@ -148,13 +148,13 @@ def sum_formulas(
         "progress": handling.progress,
     }
     if names or isinstance(beside.weights, Beside):
-        refuse_own_groups(grouping)
         own = OwnColumns.none(len(design.coef_names))
         if names:
             of = covariates_of_columns(fixed, random, data, design, names, context)
             own = OwnColumns(names, of)
         tables = OwnTables(beside.weights, beside.covariates, own)
-        stats: Any = sum_own_rows(source, design, tables, missing=missing == "feature", **options)
+        options |= {"missing": missing == "feature", "grouping": grouping}
+        stats: Any = sum_own_rows(source, design, tables, **options)
     else:
         sum_up: Any = sum_by_pattern if missing == "feature" else SummaryStats.from_design
         options |= {"workers": handling.n_jobs, "grouping": grouping, "weights": beside.weights}

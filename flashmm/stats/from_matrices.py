@@ -15,7 +15,7 @@ from flashmm.exceptions import InputError, check_option, listing, nearest
 from flashmm.sources import Transform
 from flashmm.sources.beside import beside
 from flashmm.stats.from_formulas import RANKS, is_own
-from flashmm.stats.grouping import grouping_of, refuse_own_groups
+from flashmm.stats.grouping import grouping_of
 from flashmm.stats.known_levels import known_structure, over_structure
 from flashmm.stats.own_designs import OwnColumns
 from flashmm.stats.own_rows import PatternedStats
@@ -56,8 +56,6 @@ def sum_matrices(
     grouping = None
     if sums_by is not None:
         grouping = grouping_of(sums_by, None, np.ones(design.n, dtype=bool), samples)
-    if own or feature_covariates:
-        refuse_own_groups(grouping)
     precision = None if own else weights_of(weights, design, samples)
     if own or feature_covariates:
         if own:
@@ -70,7 +68,9 @@ def sum_matrices(
             OwnColumns.none(len(design.coef_names)),
         )
         design, tables = _with_own_columns(design, tables, tuple(feature_covariates))
-        own_sums = sum_own_rows(source, design, tables, missing=missing == "feature")
+        own_sums = sum_own_rows(
+            source, design, tables, missing=missing == "feature", grouping=grouping
+        )
         return _ranked(over_structure(own_sums, structure), rank)
     sum_up: Any = sum_by_pattern if missing == "feature" else SummaryStats.from_design
     stats = sum_up(source, design, weights=precision, grouping=grouping)

@@ -35,7 +35,14 @@ from flashmm.stats.root import near_collinear, root_of_rows
 from flashmm.stats.shifts import shifted_sums, sums_about
 from flashmm.stats.streaming import passing, suitable_block_bytes, sum_source
 
-__all__ = ["first_sums", "second_sums", "statistics_of", "sum_design"]
+__all__ = [
+    "columns_of",
+    "first_sums",
+    "levels_among",
+    "second_sums",
+    "statistics_of",
+    "sum_design",
+]
 
 log = logging.getLogger("flashmm")
 
@@ -64,7 +71,7 @@ def sum_design(
     if source.reader.one_pass:
         stats, totals, detected = _fold(cls, source, design, weights, progress, grouping)
         return stats.at(passing(totals, detected, stats.n, min_count, min_fraction))
-    columns = _columns_of(design_columns(design.X, design.Z), grouping, source.m, design.structure)
+    columns = columns_of(design_columns(design.X, design.Z), grouping, source.m, design.structure)
     total = first_sums(
         source, columns, weights, block_bytes=block_bytes, workers=workers, progress=progress
     )
@@ -76,7 +83,7 @@ def sum_design(
     return shifted_sums(stats, again)
 
 
-def _columns_of(
+def columns_of(
     columns: DesignColumns, grouping: Grouping | None, m: int, structure: CovarianceStructure
 ) -> DesignColumns:
     """The design, by group too where sums are kept by group."""
@@ -165,7 +172,7 @@ def statistics_of(
                 cls,
                 part,
                 of_group,
-                replace(design, structure=_levels_among(design.structure, mine)),
+                replace(design, structure=levels_among(design.structure, mine)),
                 source,
                 None if weights is None else weights[here],
             )
@@ -193,7 +200,7 @@ def statistics_of(
     )
 
 
-def _levels_among(structure: CovarianceStructure, columns: IntArray) -> CovarianceStructure:
+def levels_among(structure: CovarianceStructure, columns: IntArray) -> CovarianceStructure:
     """The structure with the levels that some columns of Z are of."""
     gone = np.ones(structure.q, dtype=bool)
     gone[columns] = False
@@ -221,7 +228,7 @@ def _fold(
     for block in progress_bar(source.blocks(), None, show=progress):
         columns = design_columns(design.X[block.samples], design.Z[block.samples])
         here_by = None if grouping is None else grouping.of(block.samples)
-        columns = _columns_of(columns, here_by, source.m, design.structure)
+        columns = columns_of(columns, here_by, source.m, design.structure)
         here = replace(block, samples=slice(0, columns.X.shape[0]))
         part_weights = None if weights is None else weights[block.samples]
         sums = block_sums(here, columns, part_weights)

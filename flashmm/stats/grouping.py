@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,6 @@ __all__ = [
     "grouping_of",
     "groups_in_use",
     "labels_of",
-    "refuse_own_groups",
 ]
 
 # What the sums of all groups may take in memory.
@@ -76,6 +75,9 @@ def _read_groups(sums_by: Any, data: Any) -> tuple[Any, str]:
     columns: list[str] = []
     if _are_columns(sums_by, data):
         columns, sums_by = list(sums_by), ":".join(sums_by)
+    called = _numbered_column(sums_by, data)
+    if called is not None:
+        return data[called].to_numpy(), str(called)
     if not isinstance(sums_by, str):
         name = getattr(sums_by, "name", None)
         return in_order(sums_by, data.index, "`sums_by`", strict=True), _named(name)
@@ -92,6 +94,16 @@ def _read_groups(sums_by: Any, data: Any) -> tuple[Any, str]:
     missing = np.any([part.isna() for part in parts], axis=0)
     joined = parts[0].astype(str).str.cat([part.astype(str) for part in parts[1:]], sep=":")
     return joined.astype(object).mask(missing).to_numpy(), sums_by
+
+
+def _numbered_column(sums_by: Any, data: pd.DataFrame) -> Any:
+    """The column that is called by a number, say, where that or its text is meant; else None."""
+    if isinstance(sums_by, str):
+        alike = [c for c in data.columns if not isinstance(c, str) and str(c) == sums_by]
+        return alike[0] if len(alike) == 1 and sums_by not in data.columns else None
+    if sums_by is None or np.ndim(sums_by) or not isinstance(sums_by, Hashable):
+        return None
+    return sums_by if sums_by in data.columns else None
 
 
 def _are_columns(sums_by: Any, data: pd.DataFrame) -> bool:
@@ -233,14 +245,3 @@ def check_room(grouping: Grouping, entries: int, p: int, m: int, budget: int) ->
             "groups or fewer features at a time, or allow more: flashmm.stats.grouping.GROUP_BYTES."
         )
     return size
-
-
-def refuse_own_groups(grouping: Grouping | None) -> None:
-    """Raise where features with rows of their own are to have sums by group."""
-    if grouping is not None:
-        raise InputError(
-            "`sums_by` needs features that have the same samples and weights: with "
-            "missing='feature', weights of each observation or covariates of each feature, sums "
-            "are not kept by group. Drop the samples concerned (missing='drop'), or fill the "
-            "values in."
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -11,20 +11,22 @@ import numpy as np
 import pandas as pd
 
 from flashmm.arrays.labels import as_pandas, by_name
-from flashmm.arrays.types import IntArray
+from flashmm.arrays.types import BoolArray, IntArray
 from flashmm.designs.design import RESIDUAL, CovarianceStructure
-from flashmm.exceptions import InputError, listing, nearest
+from flashmm.exceptions import InputError, listing
 from flashmm.stats.algebra import column_positions, merged_groups
-from flashmm.stats.fields import AnySums, GroupSums, Sums
+from flashmm.stats.fields import GroupSums, Sums
+from flashmm.stats.group_names import known_groups
 from flashmm.stats.grouping import labels_of
+from flashmm.stats.own_rows import PatternedStats
 
 __all__ = [
+    "absent_residuals",
     "coarser_of",
     "finer_groups",
-    "group_positions",
     "grouped_by",
-    "known_groups",
     "shared_columns",
+    "sizes_by_group",
     "with_residual_groups",
     "without_residual_groups",
 ]
@@ -34,29 +36,7 @@ __all__ = [
 Stats = TypeVar("Stats", bound=Any)
 
 
-def known_groups(stats: Sums, what: str = "This") -> GroupSums:
-    """The sums by group; an error where there are none."""
-    if stats.groups is None:
-        raise InputError(
-            f"{what} needs sums by group, which these statistics do not have. Build the model "
-            'with sums_by="Subject", a column of `data` or the group of each sample.'
-        )
-    return stats.groups
-
-
-def group_positions(stats: Sums, names: Any) -> IntArray:
-    """Positions of groups by name."""
-    groups = known_groups(stats, "`without`")
-    listed = not isinstance(names, str) and isinstance(names, Iterable)
-    asked = [str(name) for name in (names if listed else [names])]
-    unknown = [name for name in asked if name not in groups.labels]
-    if unknown or not asked:
-        near = nearest(unknown[0], list(groups.labels)) if unknown else ""
-        raise InputError(f"Unknown group of {groups.name!r}: {listing(unknown)}. {near}")
-    return np.array(sorted({groups.labels.index(name) for name in asked}), dtype=np.intp)
-
-
-def grouped_by(stats: AnySums, by: Any, what: str, option: str) -> AnySums:
+def grouped_by(stats: Stats, by: Any, what: str, option: str) -> Stats:
     """The statistics with the sums by the groups that a user asks for.
 
     Parameters
@@ -71,8 +51,11 @@ def grouped_by(stats: AnySums, by: Any, what: str, option: str) -> AnySums:
         What needs the groups, and the option that names them, for messages.
     """
     groups = known_groups(stats, what)
+    _refuse_labels_of_samples(stats, groups, by, option)
     if isinstance(by, list | tuple) and by and all(isinstance(name, str) for name in by):
         by = ":".join(by)
+    if isinstance(by, int | np.integer) and not isinstance(by, bool) and str(by) == groups.name:
+        return stats  # a column that is called by a number
     if by is None or (isinstance(by, str) and by == groups.name):
         return stats
     if isinstance(by, str):
@@ -80,10 +63,31 @@ def grouped_by(stats: AnySums, by: Any, what: str, option: str) -> AnySums:
         name = by
     else:
         codes, labels, name = _of_mapping(groups, by, option)
-    return replace(stats, groups=merged_groups(stats, codes, name, labels))
+
+    def merge(sums: Sums) -> GroupSums:
+        return merged_groups(sums, codes, name, labels)
+
+    own: Any = stats
+    if isinstance(stats, PatternedStats):
+        coarser: Stats = own.with_groups(codes, merge)
+        return coarser
+    return replace(stats, groups=merge(own))
 
 
-def _of_factor(stats: Sums, groups: GroupSums, by: str, option: str) -> tuple[IntArray, list[str]]:
+def _refuse_labels_of_samples(stats: Any, groups: GroupSums, by: Any, option: str) -> None:
+    """Raise where ``by`` holds a label of each sample, which statistics have none of."""
+    if isinstance(by, str) or not isinstance(by, Sized) or isinstance(by, Mapping):
+        return
+    by_sample = len(by) == stats.n and len(by) > max(groups.k, len(groups.name.split(":")))
+    if by_sample:
+        raise InputError(
+            f"`{option}` holds a value for each of {stats.n} samples, but samples are known when "
+            f"the model is built: pass them as sums_by=, and {option}= their name. Sums are kept "
+            f"by {groups.name!r}."
+        )
+
+
+def _of_factor(stats: Any, groups: GroupSums, by: str, option: str) -> tuple[IntArray, list[str]]:
     """Coarser groups by the levels of a grouping factor, one in each group."""
     parts = _of_parts(groups, by)
     if parts is not None:
@@ -147,7 +151,7 @@ def _by_label(mapping: Mapping[Any, Any], groups: GroupSums) -> dict[str, Any]:
     return {label: values[text] for text, label in labels_of(values, groups.labels).items()}
 
 
-def coarser_of(stats: Sums, by: Any) -> str:
+def coarser_of(stats: Any, by: Any) -> str:
     """As text which groups of the sums lie in which of those that a mapping makes, for new samples.
 
     Empty where ``by`` is a name, which is then that of a column.
@@ -183,12 +187,19 @@ def without_residual_groups(stats: Stats) -> Stats:
     """The statistics with one residual variance; their sums by group stay."""
     if len(stats.structure.residuals) == 1:
         return stats
-    assert isinstance(stats, Sums)
-    structure = replace(stats.structure, residuals=(RESIDUAL,), residual_sizes=())
+    return _with_structure(
+        stats, replace(stats.structure, residuals=(RESIDUAL,), residual_sizes=())
+    )
+
+
+def _with_structure(stats: Stats, structure: CovarianceStructure) -> Stats:
+    """The statistics with a structure that differs in its residual variances alone."""
+    if isinstance(stats, PatternedStats):
+        return replace(stats, sums=replace(stats.sums, structure=structure))
     return replace(stats, structure=structure)
 
 
-def with_residual_groups(stats: AnySums, by: Any) -> AnySums:
+def with_residual_groups(stats: Stats, by: Any) -> Stats:
     """The statistics with a residual variance for each group that a user asks for.
 
     Raises
@@ -218,12 +229,33 @@ def with_residual_groups(stats: AnySums, by: Any) -> AnySums:
             f"Groups of {groups.name!r} with one sample, {listing(small)}, have no residual "
             "variance of their own. Join them with others: residual_by={'group': 'coarser', ...}."
         )
-    structure = replace(
+    structure: CovarianceStructure = replace(
         stats.structure,
         residuals=tuple(f"{RESIDUAL}[{label}]" for label in groups.labels),
         residual_sizes=tuple(part.n for part in groups.parts),
     )
-    return replace(stats, structure=structure)
+    return _with_structure(stats, structure)
+
+
+def sizes_by_group(stats: Any) -> IntArray | None:
+    """Samples that features have in each group with a residual variance of its own, (m, H).
+
+    None where one residual variance is that of all, or features share their samples.
+    """
+    if len(stats.structure.residuals) == 1 or not isinstance(stats, PatternedStats):
+        return None
+    sizes = np.stack([own.n[stats.pattern] for own in stats.group_designs], axis=1)
+    return np.asarray(sizes.astype(np.intp))
+
+
+def absent_residuals(stats: Any) -> BoolArray | None:
+    """Which residual variances of groups features have no samples of, (m, H); None for none."""
+    if len(stats.structure.residuals) == 1:
+        return None
+    sizes = sizes_by_group(stats)
+    if sizes is None:
+        sizes = np.tile([part.n for part in known_groups(stats).parts], (stats.m, 1))
+    return None if (sizes > 0).all() else sizes == 0
 
 
 def shared_columns(stats: Sums) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from flashmm.designs.covariances import Covariance, as_covariance
 from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.designs.known_root import KnownRoot, narrowed
 from flashmm.exceptions import CovarianceWarning, InputError, check_names, listing, nearest, warn
-from flashmm.stats.algebra import with_structure
+from flashmm.stats.algebra import column_positions, with_structure
 from flashmm.stats.fields import AnySums
 from flashmm.stats.own_designs import DesignSums
 from flashmm.stats.own_rows import PatternedStats, over_columns
@@ -400,17 +400,29 @@ def in_roots(stats: Any, *, by_group: bool = False) -> tuple[Any, RootMap | None
     if found is None:
         return stats, None
     if isinstance(stats, PatternedStats):
-        turned = _turned(sums, found)
-        return replace(stats, sums=turned, designs=_turned_designs(stats.designs, found)), found
-    turned = _turned(sums, found)
+        designs = _turned_designs(stats.designs, found)
+        parts = _turned_groups(stats, found) if by_group else ()
+        turned = _turned(sums, found, by_group=by_group)
+        return replace(stats, sums=turned, designs=designs, group_designs=parts), found
+    return _turned(sums, found, by_group=by_group), found
+
+
+def _turned_groups(stats: PatternedStats, found: RootMap) -> tuple[DesignSums, ...]:
+    """The designs by group of features with rows of their own, over all columns of Z L."""
+    if stats.groups is None:
+        return ()
+    coefs, structure = np.arange(stats.p), stats.structure
+    placed = (
+        own.placed(coefs, column_positions(part.structure, structure))
+        for part, own in zip(stats.groups.parts, stats.group_designs, strict=True)
+    )
+    return tuple(_turned_designs(designs, found) for designs in placed)
+
+
+def _turned(sums: AnySums, found: RootMap, *, by_group: bool = False) -> AnySums:
+    shift, groups = sums.shift, None
     if by_group:
         groups = sums.of_groups(lambda part: _turned(with_structure(part, sums.structure), found))
-        turned = replace(turned, groups=groups)
-    return turned, found
-
-
-def _turned(sums: AnySums, found: RootMap) -> AnySums:
-    shift = sums.shift
     if shift is not None:
         shift = replace(shift, ZY=found.transposed(shift.ZY))
     return replace(
@@ -420,7 +432,7 @@ def _turned(sums: AnySums, found: RootMap) -> AnySums:
         ZZ=found.squared(sums.ZZ),
         structure=found.inner,
         shift=shift,
-        groups=None,
+        groups=groups,
     )
 
 

@@ -7,7 +7,7 @@ design differ by feature too; features with the same samples, weights and covari
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,17 +22,30 @@ from flashmm.designs.design import CovarianceStructure
 from flashmm.exceptions import InputError, listing
 from flashmm.slips.answers import answer_calls
 from flashmm.stats.algebra import added, column_positions, refuse_others, subtracted
-from flashmm.stats.fields import Shift
+from flashmm.stats.fields import GroupSums
 from flashmm.stats.manners import StatisticsManners
 from flashmm.stats.own_designs import DesignSums, OwnColumns
-from flashmm.stats.stored_own_rows import own_rows_from_dataset, own_rows_to_variables
+from flashmm.stats.own_groups import (
+    designs_over,
+    groups_of_pattern,
+    joined_designs,
+    joined_shifts,
+    merged_designs,
+    without_shifts,
+)
+from flashmm.stats.stored_own_rows import (
+    group_designs_from_dataset,
+    group_designs_to_variables,
+    own_rows_from_dataset,
+    own_rows_to_variables,
+)
 from flashmm.stats.summary_stats import SummaryStats
 from flashmm.storage.format_version import KNOWN_FORMAT, OWN_ROWS_FORMAT, marked
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["PatternedStats", "any_from_dataset", "joined_shift", "over_columns", "same_rows"]
+__all__ = ["PatternedStats", "any_from_dataset", "over_columns", "same_rows"]
 
 
 @answer_calls
@@ -51,6 +64,9 @@ class PatternedStats(StatisticsManners):
         Design of each feature, shape (m,).
     own
         The covariates that are features' own, and the coefficients that they belong to.
+    group_designs
+        What the designs sum to over the samples of each group of ``sums.groups``; empty where
+        there are no sums by group.
 
     Examples
     --------
@@ -70,13 +86,15 @@ class PatternedStats(StatisticsManners):
     designs: DesignSums
     pattern: IntArray
     own: OwnColumns
+    group_designs: tuple[DesignSums, ...] = ()
 
     def __repr__(self) -> str:
         s, counts = self.sums, self.nobs
         there = f"{counts.min()} to {counts.max()} of {s.n}" if self.m else f"{s.n}"
+        by = "" if s.groups is None else f", {s.groups.k} groups of {s.groups.name!r}"
         return (
             f"<PatternedStats: n={there} samples in {self.n_patterns} patterns, m={s.m} features, "
-            f"p={s.p} fixed effects, q={s.q} random effects>"
+            f"p={s.p} fixed effects, q={s.q} random effects{by}>"
         )
 
     # ---- what statistics of complete data have too ------------------------------------------
@@ -141,6 +159,11 @@ class PatternedStats(StatisticsManners):
         return replace(self, sums=self.sums.noting(aliased))
 
     @property
+    def groups(self) -> GroupSums | None:
+        """The sums over Y by group of samples (``sums_by``); None where there are none."""
+        return self.sums.groups
+
+    @property
     def numbered(self) -> bool:
         """Whether the features are called by the numbers of their rows in a Y without names."""
         return bool(self.sums.numbered)
@@ -168,6 +191,7 @@ class PatternedStats(StatisticsManners):
         {'feature': 3}
         """
         rows = own_rows_to_variables(self.designs, self.pattern, self.own)
+        rows |= group_designs_to_variables(self.group_designs)
         ds = self.sums.to_dataset().assign(rows)
         # Readers that do not know of patterns would take the sums for those of all samples.
         version = KNOWN_FORMAT if self.structure.has_roots else OWN_ROWS_FORMAT
@@ -190,7 +214,8 @@ class PatternedStats(StatisticsManners):
         [0, 1, 1]
         """
         sums = SummaryStats.from_dataset(ds)
-        return cls(sums, *own_rows_from_dataset(ds, sums.p, sums.q))
+        rows = own_rows_from_dataset(ds, sums.p, sums.q)
+        return cls(sums, *rows, group_designs_from_dataset(ds, sums.groups, rows[0]))
 
     # ---- more and fewer samples --------------------------------------------------------------
 
@@ -230,7 +255,7 @@ class PatternedStats(StatisticsManners):
         self, other: PatternedStats, combine: Callable[..., SummaryStats], sign: float
     ) -> PatternedStats:
         refuse_others(self, other)
-        sums = combine(replace(self.sums, shift=None), replace(other.sums, shift=None))
+        sums = combine(without_shifts(self.sums), without_shifts(other.sums))
         (mine, left, own), (theirs, right, others) = (one._over(sums) for one in (self, other))
         if own != others:
             raise InputError(
@@ -239,7 +264,8 @@ class PatternedStats(StatisticsManners):
             )
         pairs, pattern = np.unique(np.stack([left, right], axis=1), axis=0, return_inverse=True)
         designs = mine.at(pairs[:, 0]).plus(theirs.at(pairs[:, 1]), sign)
-        total = PatternedStats(sums, designs, pattern.reshape(-1), own)
+        parts_of = joined_designs(self._groups_over(sums), other._groups_over(sums), pairs, sign)
+        total = PatternedStats(sums, designs, pattern.reshape(-1), own, parts_of)
         shifted = {
             name
             for one in (self, other)
@@ -258,8 +284,9 @@ class PatternedStats(StatisticsManners):
         for k in np.unique(total.pattern[total._places(here)]).tolist():
             names = list(sums.feature_names[total.members(k)])
             one, two = (part.at(part._places(names)).of_pattern(0) for part in (self, other))
-            parts[k] = combine(one, two).shift
-        return replace(total, sums=replace(sums, shift=joined_shift(total, parts)))
+            parts[k] = combine(one, two)
+        members = {k: total.members(k) for k in parts}
+        return replace(total, sums=joined_shifts(sums, members, parts))
 
     def _places(self, names: Iterable[Any]) -> IntArray:
         order = {name: position for position, name in enumerate(self.feature_names)}
@@ -272,6 +299,14 @@ class PatternedStats(StatisticsManners):
         source = column_positions(one.structure, sums.structure)
         own = OwnColumns(one.own.names, tuple(one.own.of[i] for i in coefs))
         return one.designs.placed(coefs, source), one.pattern, own
+
+    def _groups_over(self, sums: SummaryStats) -> tuple[DesignSums, ...]:
+        """Designs by group in the order of the labels of ``sums``, its groups included."""
+        if sums.groups is None or self.groups is None:
+            return ()
+        one = self.at(self._places(sums.feature_names))
+        coefs = np.array([one.coef_names.index(name) for name in sums.coef_names], dtype=np.intp)
+        return designs_over(self.groups, one.group_designs, coefs, sums.groups)
 
     # ---- patterns ---------------------------------------------------------------------------
 
@@ -323,9 +358,10 @@ class PatternedStats(StatisticsManners):
         >>> model.stats.of_pattern(0)
         <SummaryStats: n=93 samples, m=1 features, p=2 fixed effects, q=25 random effects>
         """
-        designs = self.designs
+        designs, sums = self.designs, self.sums.at(self.members(pattern))
         return replace(
-            self.sums.at(self.members(pattern)),
+            sums,
+            groups=groups_of_pattern(sums.groups, self.group_designs, pattern),
             n=int(designs.n[pattern]),
             XX=designs.XX[pattern],
             XX_root=None,
@@ -356,6 +392,7 @@ class PatternedStats(StatisticsManners):
             sums=self.sums.at(positions),
             designs=self.designs.at(kept),
             pattern=pattern.reshape(-1),
+            group_designs=tuple(part.at(kept) for part in self.group_designs),
         )
 
     def take(self, features: Any) -> PatternedStats:
@@ -419,43 +456,62 @@ class PatternedStats(StatisticsManners):
         return chosen._selected(lambda stats: stats.drop(fixed=fixed, random=random))
 
     def _selected(self, select: Callable[[SummaryStats], SummaryStats]) -> PatternedStats:
-        sums = select(replace(self.sums, shift=None))
+        sums = select(without_shifts(self.sums))
         coefs = np.array([self.coef_names.index(name) for name in sums.coef_names], dtype=np.intp)
         columns = column_positions(self.structure, sums.structure)
-        if self.sums.shift is not None:
-            parts = {k: select(self.of_pattern(k)).shift for k in self._shifted_patterns()}
-            sums = replace(sums, shift=joined_shift(self, parts))
+        by_group = self._groups_over(sums)
         return replace(
             self,
-            sums=sums,
+            sums=self._with_shifts(sums, select),
             designs=self.designs.selected(coefs, columns),
             own=OwnColumns(self.own.names, tuple(self.own.of[i] for i in coefs)),
+            group_designs=by_group,
         )
 
-    def _shifted_patterns(self) -> list[int]:
-        shift = self.sums.shift
-        return [] if shift is None else np.unique(self.pattern[shift.features]).tolist()
+    def _with_shifts(
+        self, sums: SummaryStats, change: Callable[[SummaryStats], SummaryStats]
+    ) -> SummaryStats:
+        """Changed sums with the shifts that the same change leaves, pattern by pattern."""
+        if self.sums.shift is None:
+            return sums
+        patterns = np.unique(self.pattern[self.sums.shift.features]).tolist()
+        parts = {k: change(self.of_pattern(k)) for k in patterns}
+        return joined_shifts(sums, {k: self.members(k) for k in patterns}, parts)
 
+    def with_groups(
+        self, codes: IntArray, merge: Callable[[SummaryStats], GroupSums]
+    ) -> PatternedStats:
+        """With coarser groups: ``codes`` says which each belongs to, ``merge`` makes their sums.
 
-def joined_shift(stats: PatternedStats, parts: Mapping[int, Shift | None]) -> Shift | None:
-    """The shifted sums of all features from those of each pattern's."""
-    known = {k: part for k, part in parts.items() if part is not None}
-    if not known:
-        return None
-    features = np.concatenate([stats.members(k)[part.features] for k, part in known.items()])
-    order = np.argsort(features)
-    names = ("a", "XY", "ZY", "yy")
-    joined = (
-        np.concatenate([getattr(part, name) for part in known.values()], axis=-1)[..., order]
-        for name in names
-    )
-    return Shift(features[order], *joined)
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, flashmm as fm
+        >>> from flashmm.stats.algebra import merged_groups
+        >>> Y, data = np.arange(12.0).reshape(2, 6) ** 2, pd.DataFrame({"s": list("aabbcc")})
+        >>> Y[0, 1] = np.nan
+        >>> stats = fm.MultiLMM.from_formula(
+        ...     "~ 1", data=data, Y=Y, missing="feature", sums_by="s").stats
+        >>> codes = np.array([0, 0, 1])
+        >>> coarse = stats.with_groups(codes, lambda s: merged_groups(s, codes, "t", ["ab", "c"]))
+        >>> coarse.groups.labels, coarse.of_pattern(0).groups.parts[0].n
+        (('ab', 'c'), 3)
+        """
+
+        def change(sums: SummaryStats) -> SummaryStats:
+            return replace(sums, groups=merge(sums))
+
+        before = without_shifts(self.sums)
+        sums = change(before)
+        assert before.groups is not None
+        assert sums.groups is not None
+        designs = merged_designs(before.groups, self.group_designs, codes, sums.groups)
+        return replace(self, sums=self._with_shifts(sums, change), group_designs=designs)
 
 
 def over_columns(stats: PatternedStats, sums: SummaryStats) -> PatternedStats:
     """The statistics over the columns of Z that ``sums``, their sums, have now."""
     designs, _, _ = stats._over(sums)
-    return replace(stats, sums=sums, designs=designs)
+    return replace(stats, sums=sums, designs=designs, group_designs=stats._groups_over(sums))
 
 
 def same_rows(one: PatternedStats, other: PatternedStats) -> bool:

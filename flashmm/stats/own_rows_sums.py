@@ -19,11 +19,9 @@ from flashmm.progress import progress_bar
 from flashmm.sources import Block, Source
 from flashmm.sources.beside import Beside
 from flashmm.sources.readers import BLOCK_BYTES
-from flashmm.stats.block_sums import BlockSums, design_columns
-from flashmm.stats.design_products import design_products
-from flashmm.stats.fields import Shift
-from flashmm.stats.from_source import first_sums, second_sums, statistics_of
-from flashmm.stats.grouping import Grouping, refuse_own_groups
+from flashmm.stats.block_sums import BlockSums, GroupColumns, design_columns
+from flashmm.stats.from_source import columns_of, first_sums, second_sums, statistics_of
+from flashmm.stats.grouping import Grouping
 from flashmm.stats.own_designs import (
     DesignSums,
     OwnColumns,
@@ -31,8 +29,9 @@ from flashmm.stats.own_designs import (
     add_design_sums,
     pairs_of_columns,
 )
+from flashmm.stats.own_groups import check_designs_room
 from flashmm.stats.own_rows import PatternedStats
-from flashmm.stats.shifts import CANCELLATION
+from flashmm.stats.own_shifts import shifted_by_pattern
 from flashmm.stats.streaming import passing, suitable_block_bytes
 from flashmm.stats.summary_stats import SummaryStats
 
@@ -96,7 +95,7 @@ def sum_by_pattern(
     selecting = min_count is not None or min_fraction is not None
     source = replace(source, counting=selecting, allow_missing=True, offset=design.offset)
     block_bytes = suitable_block_bytes(source, design)
-    columns = design_columns(design.X, design.Z)
+    columns = columns_of(design_columns(design.X, design.Z), grouping, source.m, design.structure)
     absent = np.zeros((source.m, source.n), dtype=bool)
     total = first_sums(
         source,
@@ -107,7 +106,7 @@ def sum_by_pattern(
         progress=progress,
         absent=absent,
     )
-    sums = statistics_of(SummaryStats, total.sums, columns, design, source, weights)
+    sums = statistics_of(SummaryStats, total.sums, columns, design, source, weights, grouping)
     if selecting:
         kept = passing(total.totals, total.detected, source.n, min_count, min_fraction)
         sums, source, absent = sums.at(kept), source.at(kept), absent[kept]
@@ -118,21 +117,58 @@ def sum_by_pattern(
             weights=weights,
             grouping=grouping,
         )
-    refuse_own_groups(grouping)
     n = source.n
     packed, pattern = _distinct(np.packbits(~absent, axis=1))
     X, Z = np.asarray(design.X[:n]), sp.csr_array(design.Z[:n])
     own, pairs = OwnColumns.none(X.shape[1]), pairs_of_columns(Z)
-    products = RowProducts.of(X, Z, own, pairs, slice(0, n), n)
-    designs = DesignSums.zeros(packed.shape[0], X.shape[1], Z.shape[1], pairs)
+    parts = [_Part.of(X, Z, own, pairs, np.arange(n), np.arange(Z.shape[1]), packed.shape[0])]
+    if grouping is not None and columns.by_group is not None:
+        rows_of, columns_of_Z = columns.by_group.rows, columns.by_group.columns
+        check_designs_room(grouping, columns_of_Z, pairs[0].size, X.shape[1], packed.shape[0])
+        parts += [
+            _Part.of(X, Z, own, None, rows, mine, packed.shape[0])
+            for rows, mine in zip(rows_of, columns_of_Z, strict=True)
+        ]
     step = max(1, BLOCK_BYTES // (8 * n))
-    for start in range(0, designs.count, step):
-        here = np.arange(start, min(start + step, designs.count))
+    for start in range(0, packed.shape[0], step):
+        here = np.arange(start, min(start + step, packed.shape[0]))
         there = np.unpackbits(packed[here], axis=1, count=n).view(bool)
-        add_design_sums(designs, here, products, there if weights is None else there * weights)
-    stats = PatternedStats(sums, designs, pattern.reshape(-1), own)
+        for part in parts:
+            seen = there if part.rows.size == n else there[:, part.rows]
+            given = seen if weights is None else seen * weights[part.rows]
+            add_design_sums(part.designs, here, part.products, given)
+    designs, *by_group = (part.designs for part in parts)
+    stats = PatternedStats(sums, designs, pattern.reshape(-1), own, tuple(by_group))
     again = partial(second_sums, source, columns, weights, block_bytes, workers)
-    return replace(stats, sums=replace(sums, shift=_shift(stats, again)))
+    return shifted_by_pattern(stats, again)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some samples: which, the products of their rows, and the sums of all designs over them."""
+
+    rows: IntArray
+    products: RowProducts
+    designs: DesignSums
+
+    @classmethod
+    def of(
+        cls,
+        X: FloatArray,
+        Z: sp.csr_array,
+        own: OwnColumns,
+        pairs: tuple[IntArray, IntArray] | None,
+        rows: IntArray,
+        columns: IntArray,
+        count: int,
+    ) -> _Part:
+        """No sums yet, for ``count`` designs; ``columns`` of Z."""
+        n = X.shape[0]
+        if rows.size < n or columns.size < Z.shape[1]:
+            X, Z = X[rows], sp.csr_array(Z[rows][:, columns])
+        pairs = pairs_of_columns(Z) if pairs is None else pairs
+        products = RowProducts.of(X, Z, own, pairs, rows, n)
+        return cls(rows, products, DesignSums.zeros(count, X.shape[1], Z.shape[1], pairs))
 
 
 def _distinct(rows: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], IntArray]:
@@ -141,46 +177,6 @@ def _distinct(rows: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], IntArray]:
     whole = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.shape[1])))[:, 0]
     _, first, which = np.unique(whole, return_index=True, return_inverse=True)
     return rows[first], which.reshape(-1)
-
-
-def _shift(
-    stats: PatternedStats, again: Callable[[FloatArray, IntArray], BlockSums]
-) -> Shift | None:
-    """Sum again, after subtracting X a, the features whose raw sums cancel; as `shifted_sums`."""
-    sums, found = stats.sums, []
-    step = max(1, BLOCK_BYTES // (8 * (stats.p + 1) ** 2))
-    for start in range(0, stats.m, step):
-        here = np.arange(start, min(start + step, stats.m))
-        with np.errstate(over="ignore", invalid="ignore"):
-            a = _solutions(stats.designs.XX[stats.pattern[here]], sums.XY[:, here])
-            rss = sums.yy[here] - (sums.XY[:, here] * a).sum(axis=0)
-        cancels = (rss < CANCELLATION * sums.yy[here]) & (sums.yy[here] > 0)
-        found.append((here[cancels], a[:, cancels]))
-    features = np.concatenate([part[0] for part in found]) if found else np.empty(0, dtype=np.intp)
-    if features.size == 0:
-        return None
-    a = np.concatenate([part[1] for part in found], axis=1)
-    XX = stats.designs.XX[stats.pattern[features]]
-    a = a + _solutions(XX, again(a, features).XY)
-    about = again(a, features)
-    return Shift(features, a, about.XY, about.ZY, about.yy)
-
-
-def _solutions(XX: FloatArray, XY: FloatArray) -> FloatArray:
-    """Solutions of X'X a = X'y for matrices (F, p, p) and columns (p, F), shape (p, F).
-
-    They leave out directions in which X is constant zero.
-    """
-    finite = np.isfinite(XY).all(axis=0)
-    right = np.where(finite, XY, 0.0).T
-    length = np.sqrt(np.diagonal(XX, axis1=1, axis2=2))
-    length = np.where(length > 0, length, 1.0)
-    values, vectors = np.linalg.eigh(XX / (length[:, :, None] * length[:, None, :]))
-    lowest = 1e-13 * values.shape[1] * np.maximum(values[:, -1:], 0.0)
-    inverse = np.divide(1.0, values, out=np.zeros_like(values), where=values > lowest)
-    along = np.matmul((right / length)[:, None, :], vectors)[:, 0] * inverse
-    solution = np.matmul(vectors, along[:, :, None])[:, :, 0] / length
-    return np.asarray(np.where(finite, solution.T, np.nan))
 
 
 # ---- weights and covariates of each feature ------------------------------------------------
@@ -224,12 +220,13 @@ def sum_own_rows(
     min_count: float | None = None,
     min_fraction: float | None = None,
     progress: bool | None = None,
+    grouping: Grouping | None = None,
 ) -> SummaryStats | PatternedStats:
     """Statistics of features with weights or covariates of their own, block by block.
 
     Parameters
     ----------
-    source, design, min_count, min_fraction, progress
+    source, design, min_count, min_fraction, progress, grouping
         As in `SummaryStats.from_design`.
     tables
         The weights and covariates.
@@ -254,45 +251,43 @@ def sum_own_rows(
         )
     selecting = min_count is not None or min_fraction is not None
     source = replace(source, counting=selecting, allow_missing=True, offset=design.offset)
-    sums = _OwnSums.of(source, design, tables, missing)
+    columns = columns_of(design_columns(design.X, design.Z), grouping, source.m, design.structure)
+    by_group = columns.by_group
+    if grouping is not None and by_group is not None:
+        pairs = pairs_of_columns(sp.csr_array(design.Z[: source.n]))[0].size
+        check_designs_room(grouping, by_group.columns, pairs, design.X.shape[1], source.m)
+    sums = _OwnSums.of(source, design, tables, missing, by_group)
     blocks = source.blocks(BLOCK_BYTES, dense=True)
     for block in progress_bar(blocks, lambda: source.count_blocks(BLOCK_BYTES), show=progress):
         sums.add(block)
     shared = tables.weights if isinstance(tables.weights, np.ndarray) else None
-    XX, ZX, ZZ = design_products(design_columns(design.X, design.Z), shared)
-    total = SummaryStats(
-        n=source.n,
-        XX=XX,
-        XY=sums.Y.XY,
-        ZX=ZX,
-        ZY=sums.Y.ZY,
-        ZZ=ZZ,
-        yy=sums.Y.yy,
-        feature_names=source.feature_names,
-        numbered=source.numbered,
-        coef_names=design.coef_names,
-        structure=design.structure,
-        log_weights=0.0 if shared is None else float(np.log(shared).sum()),
+    total = statistics_of(SummaryStats, sums.Y, columns, design, source, shared, grouping)
+    total = replace(
+        total,
+        XX_root=None,
+        groups=total.of_groups(lambda part: replace(part, XX_root=None)),
     )
-    stats = _grouped(total, sums.designs, tables.own)
+    stats = _grouped(total, sums.designs, tables.own, [part.designs for part in sums.parts])
     if selecting:
         kept = passing(sums.totals, sums.detected, source.n, min_count, min_fraction)
         stats, source, tables = stats.at(kept), source.at(kept), tables.at(kept, source.m)
-    again = partial(_again, replace(source, counting=False), design, tables, missing)
-    shift = _shift(stats, again)
-    stats = replace(stats, sums=replace(stats.sums, shift=shift))
+    again = partial(_again, replace(source, counting=False), design, tables, missing, by_group)
+    stats = shifted_by_pattern(stats, again)
     if stats.n_patterns == 1 and not tables.own.names:
         return stats.of_pattern(0)
     return stats
 
 
-def _grouped(sums: SummaryStats, designs: DesignSums, own: OwnColumns) -> PatternedStats:
+def _grouped(
+    sums: SummaryStats, designs: DesignSums, own: OwnColumns, by_group: Sequence[DesignSums]
+) -> PatternedStats:
     """Statistics in which features with the same design share it."""
     key = np.column_stack([designs.n, designs.log_weights, designs.signature])
     _, first, pattern = np.unique(key, axis=0, return_index=True, return_inverse=True)
     if first.size == designs.count:  # in the order of the features
-        return PatternedStats(sums, designs, np.arange(designs.count), own)
-    return PatternedStats(sums, designs.at(first), pattern.reshape(-1), own)
+        return PatternedStats(sums, designs, np.arange(designs.count), own, tuple(by_group))
+    parts = tuple(part.at(first) for part in by_group)
+    return PatternedStats(sums, designs.at(first), pattern.reshape(-1), own, parts)
 
 
 def _again(
@@ -300,15 +295,15 @@ def _again(
     design: Design,
     tables: OwnTables,
     missing: bool,
+    by_group: GroupColumns | None,
     a: FloatArray,
     features: IntArray,
 ) -> BlockSums:
     """One more pass, for the sums of y - X a of some features."""
-    sums = _OwnSums.of(source, design, tables, missing, about=(features, a))
+    sums = _OwnSums.of(source, design, tables, missing, by_group, about=(features, a))
     for block in source.blocks(BLOCK_BYTES, features=features, dense=True):
         sums.add(block)
-    Y = sums.Y
-    return BlockSums(Y.XY[:, features], Y.ZY[:, features], Y.yy[features])
+    return sums.Y.at(features)
 
 
 @dataclass(frozen=True)
@@ -324,6 +319,11 @@ class _OwnSums:
     totals: FloatArray
     detected: FloatArray
     about: tuple[IntArray, FloatArray] | None
+    by_group: GroupColumns | None
+    parts: tuple[_OwnSums, ...]
+    # Of the columns of Z those that are summed over, and the samples.
+    rows: IntArray
+    columns: IntArray
     _all: list[RowProducts]
 
     @classmethod
@@ -333,23 +333,44 @@ class _OwnSums:
         design: Design,
         tables: OwnTables,
         missing: bool,
+        by_group: GroupColumns | None = None,
         about: tuple[IntArray, FloatArray] | None = None,
+        some: tuple[IntArray, IntArray] | None = None,
     ) -> _OwnSums:
+        """Nothing summed yet; ``some``: samples, and columns of Z, in the place of all."""
         m, (n, p), q = source.m, design.X.shape, design.Z.shape[1]
-        pairs = pairs_of_columns(sp.csr_array(design.Z[:n]))
-        designs = DesignSums.zeros(m if about is None else 0, p, q, pairs)
-        Y = BlockSums(np.zeros((p, m)), np.zeros((q, m)), np.zeros(m))
-        return cls(source, design, tables, missing, designs, Y, np.zeros(m), np.zeros(m), about, [])
+        rows, columns = (np.arange(n), np.arange(q)) if some is None else some
+        Z = sp.csr_array(design.Z[:n])
+        Z = Z if some is None else sp.csr_array(Z[rows][:, columns])
+        pairs = pairs_of_columns(Z)
+        designs = DesignSums.zeros(m if about is None else 0, p, columns.size, pairs)
+        parts: tuple[_OwnSums, ...] = ()
+        if by_group is not None:
+            parts = tuple(
+                cls.of(source, design, tables, missing, None, about, one)
+                for one in zip(by_group.rows, by_group.columns, strict=True)
+            )
+        Y = BlockSums(
+            np.zeros((p, m)),
+            np.zeros((columns.size, m)),
+            np.zeros(m),
+            tuple(part.Y for part in parts),
+        )
+        found = np.zeros(m), np.zeros(m), about, by_group, parts, rows, columns
+        return cls(source, design, tables, missing, designs, Y, *found, [])
 
-    def _products(self, samples: slice | IntArray) -> RowProducts:
+    def _products(self, samples: IntArray) -> RowProducts:
         """Products of the rows of a block; of all samples they are made once."""
-        n = self.design.n
-        if isinstance(samples, slice) and samples == slice(0, n) and self._all:
+        n, whole = self.design.n, samples.size == self.rows.size
+        if whole and self._all:
             return self._all[0]
-        X, Z = np.asarray(self.design.X[samples]), sp.csr_array(self.design.Z[samples])
+        here: Any = slice(0, n) if samples.size == n else samples
+        X, Z = np.asarray(self.design.X[here]), sp.csr_array(self.design.Z[here])
+        if self.columns.size < Z.shape[1]:
+            Z = sp.csr_array(Z[:, self.columns])
         own, pairs = self.tables.own, (self.designs.rows, self.designs.columns)
-        products = RowProducts.of(X, Z, own, pairs, samples, n)
-        if isinstance(samples, slice) and samples == slice(0, n):
+        products = RowProducts.of(X, Z, own, pairs, here, n)
+        if whole:
             self._all.append(products)
         return products
 
@@ -361,7 +382,28 @@ class _OwnSums:
         given: Any = block.values
         values: FloatArray = given.toarray() if sp.issparse(given) else given
         weights, covariates = self._beside(block, slots, samples, values.shape)
-        products = self._products(block.samples)
+        self._add(slots, samples, values, weights, covariates)
+        if self.by_group is not None:
+            codes = self.by_group.codes[samples]
+            for group, part in enumerate(self.parts):
+                at = np.flatnonzero(codes == group)
+                if at.size:
+                    own = [beside[:, at] for beside in covariates]
+                    part._add(slots, samples[at], values[:, at], weights[:, at], own)
+        if block.totals is not None and block.detected is not None:
+            self.totals[slots] += block.totals
+            self.detected[slots] += block.detected
+
+    def _add(
+        self,
+        slots: IntArray,
+        samples: IntArray,
+        values: FloatArray,
+        weights: FloatArray,
+        covariates: Sequence[FloatArray],
+    ) -> None:
+        """Add some samples of some features, shape (f, n_b)."""
+        products = self._products(samples)
         if self.about is None:
             add_design_sums(self.designs, slots, products, weights, covariates)
         # What is copied, weighted and transposed, stays in the processor's cache.
@@ -370,9 +412,6 @@ class _OwnSums:
             here = slice(start, start + step)
             some = [part[here] for part in covariates]
             self._add_products(slots[here], products, values[here], weights[here], some)
-        if block.totals is not None and block.detected is not None:
-            self.totals[slots] += block.totals
-            self.detected[slots] += block.detected
 
     def _add_products(
         self,

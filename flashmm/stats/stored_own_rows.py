@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,8 @@ import scipy.sparse as sp
 import xarray as xr
 
 from flashmm.arrays.types import IntArray
+from flashmm.exceptions import InputError
+from flashmm.stats.fields import GroupSums
 from flashmm.stats.own_designs import (
     DesignSums,
     OwnColumns,
@@ -18,7 +22,12 @@ from flashmm.stats.own_designs import (
 )
 from flashmm.storage.files import text
 
-__all__ = ["own_rows_from_dataset", "own_rows_to_variables"]
+__all__ = [
+    "group_designs_from_dataset",
+    "group_designs_to_variables",
+    "own_rows_from_dataset",
+    "own_rows_to_variables",
+]
 
 _DESIGN_FIELDS = {
     "n": ("design",),
@@ -31,6 +40,7 @@ _DESIGN_FIELDS = {
     "ZX": ("design", "level", "coef"),
     "ZZ": ("design", "pair"),
 }
+_GROUP_FIELDS = tuple(name for name in _DESIGN_FIELDS if name not in ("ZX", "ZZ"))
 
 
 def own_rows_to_variables(
@@ -68,6 +78,60 @@ def own_rows_from_dataset(
         columns=ds["own_column"].to_numpy().astype(np.intp),
     )
     return designs, pattern, own
+
+
+def group_designs_to_variables(designs: Sequence[DesignSums]) -> dict[str, Any]:
+    """Designs by group as variables of a Dataset; none where there are no groups.
+
+    Rows of Z'X of all groups stand one below the other, as in `flashmm.stats.stored_groups`.
+    """
+    if not designs:
+        return {}
+    start = np.cumsum([0, *(own.q for own in designs)])[:-1]
+    variables: dict[str, Any] = {
+        f"own_group_{name}": (
+            ("sums_group", *_DESIGN_FIELDS[name]),
+            np.stack([getattr(own, name) for own in designs]),
+        )
+        for name in _GROUP_FIELDS
+    }
+    for name, axis in (("row", "rows"), ("column", "columns")):
+        moved = [getattr(own, axis) + first for own, first in zip(designs, start, strict=True)]
+        variables[f"own_group_{name}"] = (("sums_pair",), np.concatenate(moved).astype(np.int32))
+    for name, dims in (("ZX", ("design", "sums_level", "coef")), ("ZZ", ("design", "sums_pair"))):
+        joined = np.concatenate([getattr(own, name) for own in designs], axis=1)
+        variables[f"own_group_{name}"] = (dims, joined)
+    return variables
+
+
+def group_designs_from_dataset(
+    ds: xr.Dataset, groups: GroupSums | None, designs: DesignSums
+) -> tuple[DesignSums, ...]:
+    """The inverse, for groups of sums and the designs of all samples."""
+    if groups is None:
+        return ()
+    value = {name: ds[f"own_group_{name}"].to_numpy() for name in (*_GROUP_FIELDS, "ZX", "ZZ")}
+    if not np.array_equal(value["n"].sum(axis=0), designs.n):
+        raise InputError("The samples of its designs by group are not those of the designs.")
+    row, column = (ds[f"own_group_{name}"].to_numpy().astype(np.intp) for name in ("row", "column"))
+    edges = np.cumsum([0, *(part.q for part in groups.parts)])
+    result = []
+    for i, (first, last) in enumerate(pairwise(edges)):
+        here = np.flatnonzero((row >= first) & (row < last))
+        rows, columns = row[here] - first, column[here] - first
+        keys = rows * (last - first) + columns
+        if (columns < rows).any() or (columns >= last - first).any() or (np.diff(keys) <= 0).any():
+            raise InputError(f"The design of the group {groups.labels[i]!r:.80} is in disorder.")
+        result.append(
+            DesignSums(
+                **{name: value[name][i] for name in _GROUP_FIELDS},
+                ZX=np.ascontiguousarray(value["ZX"][:, first:last]),
+                ZZ=np.ascontiguousarray(value["ZZ"][:, here]),
+                rows=rows,
+                columns=columns,
+            )
+        )
+    return tuple(result)
 
 
 def _designs_of_rows(ds: xr.Dataset, q: int) -> DesignSums:

@@ -23,8 +23,8 @@ from flashmm.sources import Source, Transform
 from flashmm.stats.algebra import added, subtracted, without_groups
 from flashmm.stats.fields import Sums
 from flashmm.stats.from_source import sum_design
+from flashmm.stats.group_names import group_positions
 from flashmm.stats.grouping import Grouping, grouping_of
-from flashmm.stats.groups import group_positions
 from flashmm.stats.manners import StatisticsManners
 from flashmm.stats.selection import kept, without
 from flashmm.stats.stored import sums_from_dataset, sums_to_dataset

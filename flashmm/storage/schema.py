@@ -113,6 +113,16 @@ _OWN = _variables(
     **{"own_XX": "design coef coef_", "own_ZX": "design level coef", "own_ZZ": "design pair"},
     **dict.fromkeys(("own_row", "own_column"), "pair"),
 )
+_OWN_GROUPS = _variables(
+    dict.fromkeys(("own_group_row", "own_group_column"), "i"),
+    **dict.fromkeys(("own_group_n", "own_group_log_weights"), "sums_group design"),
+    **{"own_group_total": "sums_group design"},
+    **{"own_group_signature": "sums_group design signature_"},
+    **dict.fromkeys(("own_group_X_sums", "own_group_WX_sums"), "sums_group design coef"),
+    **{"own_group_XX": "sums_group design coef coef_", "own_group_ZX": "design sums_level coef"},
+    **{"own_group_ZZ": "design sums_pair"},
+    **dict.fromkeys(("own_group_row", "own_group_column"), "sums_pair"),
+)
 _OWN_COVARIATES = _variables(
     {"own_covariate": "O", "own_of": "i"}, own_covariate="covariate", own_of="coef covariate"
 )
@@ -190,6 +200,8 @@ def _required(ds: xr.Dataset, kind: str) -> dict[str, Variable]:
             parts.append(_PATTERNS)
         if "observed" not in ds and (kind == "PatternedStats" or "pattern" in ds):
             parts.append(_OWN)
+            if "sums_by" in ds:
+                parts.append(_OWN_GROUPS)
         if kind == "MultiLMMResults":
             parts.append(RESULTS)
             optional.append(OPTIONAL)
@@ -253,14 +265,15 @@ def _check_along(ds: xr.Dataset, effects: np.ndarray[Any, Any]) -> None:
 
 def _check_finite(ds: xr.Dataset) -> None:
     """Raise for sums of the design, shared by features, that are missing or beyond all measure."""
-    for name in (*_DESIGN, *(name for name, variable in _OWN.items() if variable.kind == "f")):
+    own = (_OWN | _OWN_GROUPS).items()
+    for name in (*_DESIGN, *(name for name, variable in own if variable.kind == "f")):
         if name not in ds:
             continue
         values = ds[name].to_numpy()
         # Not so large that a sum of two overflows.
         if not (np.abs(values) < _LARGEST).all():
             raise InputError(f"{name!r} holds missing or infinite values, or some above 1e300.")
-    for name in ("own_n", "own_total", "sums_n"):
+    for name in ("own_n", "own_total", "sums_n", "own_group_n", "own_group_total"):
         if name in ds and (ds[name].to_numpy() < 0).any():
             raise InputError(f"{name!r} is negative somewhere.")
 
@@ -285,6 +298,7 @@ def _check_positions(ds: xr.Dataset) -> None:
         *(("sums_shift_feature", "feature"), ("Z_row", "sample")),
         *(("Z_column", "level"),),
         *(("own_row", "level"), ("own_column", "level")),
+        *(("own_group_row", "sums_level"), ("own_group_column", "sums_level")),
         *(("root_term", "random_term"),),
         *(("pattern", "design"), ("pattern", "observed_pattern")),
     ):

@@ -33,6 +33,7 @@ __all__ = [
     "covariance_of_border",
     "eliminate",
     "inner",
+    "inverses",
     "joined",
     "left_by_border",
     "positive_border",
@@ -221,7 +222,7 @@ def combined(weights: FloatArray, R: FloatArray) -> FloatArray:
 def eliminate(layout: OwnLayout, pieces: Pieces, theta: FloatArray) -> tuple[Eliminated, Effects]:
     """Eliminate the blocks at theta (B, k)."""
     sigma2, D1 = theta[:, -1], covariance_of_blocks(layout, theta)
-    E, log_det, lowest, highest, negative = _inverses(pieces.d, D1, sigma2)
+    E, log_det, lowest, highest, negative = inverses(pieces.d, D1, sigma2)
     R = times(E, pieces.U)
     lost = D1 * inner(pieces.U, R) if layout.s == 1 else inner(pieces.U, times(D1[..., None], R))
     S = pieces.FF - lost
@@ -232,7 +233,7 @@ def eliminate(layout: OwnLayout, pieces: Pieces, theta: FloatArray) -> tuple[Eli
     return left, Effects(t, R)
 
 
-def _inverses(
+def inverses(
     d: FloatArray, D1: FloatArray, sigma2: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
     """Inverses of A_l = sigma2 I + d_l D_1, and what their spectra say.

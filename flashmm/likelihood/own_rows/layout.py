@@ -21,7 +21,7 @@ from flashmm.stats.own_designs import DesignSums
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
-__all__ = ["OwnLayout", "find_layout"]
+__all__ = ["OwnLayout", "dense_layout", "find_layout"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,13 @@ def find_layout(designs: DesignSums, structure: CovarianceStructure) -> OwnLayou
     found = [_layout(designs, structure, fine) for fine in _candidates(graph, structure)]
     layouts = [layout for layout in found if layout is not None]
     return min(layouts, key=lambda layout: layout.work(designs.p), default=None)
+
+
+def dense_layout(designs: DesignSums, structure: CovarianceStructure) -> OwnLayout:
+    """The layout without blocks: every column of Z is in the border."""
+    layout = _layout(designs, structure, np.zeros((0, 1), dtype=np.intp))
+    assert layout is not None
+    return layout
 
 
 def _candidates(graph: sp.csr_array, structure: CovarianceStructure) -> list[IntArray]:

@@ -34,7 +34,9 @@ from flashmm.likelihood.own_rows.stacked_designs import StackedProjection, told_
 __all__ = [
     "OwnRowsLikelihood",
     "OwnRowsRows",
+    "applied_T",
     "at_zero_ratios",
+    "left_over",
     "well_posed",
     "within_samples",
 ]
@@ -313,7 +315,7 @@ class OwnRowsLikelihood(OfProjection):
             blup[where] = p.structure.multiply(at, r) * unit
             if errors is not None:
                 Q = border.Q if se == "prediction" else border.Q_whole
-                errors[where] = standard_errors(self._left_over(blocks, effects, Q)) * unit
+                errors[where] = standard_errors(left_over(layout, q, blocks, effects, Q)) * unit
             left[where] = False
         if left.any():
             rest = np.flatnonzero(left)
@@ -322,21 +324,6 @@ class OwnRowsLikelihood(OfProjection):
             if errors is not None and part.se is not None:
                 errors[rest] = part.se
         return RandomEffects(blup, errors)
-
-    def _left_over(self, blocks: el.Eliminated, effects: el.Effects, Q: FloatArray) -> FloatArray:
-        """Diagonal of D - D T D for the T of Q, shape (B, q)."""
-        layout, w = self.layout, blocks.S.shape[1] - 1
-        result = np.empty((Q.shape[0], self.projection.structure.q))
-        R = np.ascontiguousarray(effects.R[:, :w])
-        DT = effects.t - np.einsum("bwal,bwcl->bacl", el.combined(Q, R), R)
-        lost = np.einsum("bkal,bka->bal", el.times(blocks.D1[..., None], DT), blocks.D1)
-        result[:, layout.fine.T] = np.einsum("bss->bs", blocks.D1)[:, :, None] - lost
-        if layout.q2:
-            D2 = el.covariance_of_border(layout, blocks.theta)
-            _, T22 = fo.coupling(blocks.S, Q, layout.q2)
-            lost = np.matmul(np.matmul(D2, T22), D2)
-            result[:, layout.border] = np.einsum("bss->bs", D2 - lost)
-        return result
 
     def of(self, features: IntArray) -> OwnRowsRows:
         """The likelihoods of some features, one for each row of theta."""
@@ -354,6 +341,49 @@ class OwnRowsLikelihood(OfProjection):
         p = self.projection
         rss, rank = within_samples(self)
         return np.asarray((rss <= p.rounding) & (p.designs.n > rank))
+
+
+def left_over(
+    layout: OwnLayout, q: int, blocks: el.Eliminated, effects: el.Effects, Q: FloatArray
+) -> FloatArray:
+    """Diagonal of D - D T D for the T of Q, shape (B, q)."""
+    w = blocks.S.shape[1] - 1
+    result = np.empty((Q.shape[0], q))
+    R = np.ascontiguousarray(effects.R[:, :w])
+    DT = effects.t - np.einsum("bwal,bwcl->bacl", el.combined(Q, R), R)
+    lost = np.einsum("bkal,bka->bal", el.times(blocks.D1[..., None], DT), blocks.D1)
+    result[:, layout.fine.T] = np.einsum("bss->bs", blocks.D1)[:, :, None] - lost
+    if layout.q2:
+        D2 = el.covariance_of_border(layout, blocks.theta)
+        _, T22 = fo.coupling(blocks.S, Q, layout.q2)
+        lost = np.matmul(np.matmul(D2, T22), D2)
+        result[:, layout.border] = np.einsum("bss->bs", D2 - lost)
+    return result
+
+
+def applied_T(
+    layout: OwnLayout,
+    blocks: el.Eliminated,
+    effects: el.Effects,
+    border: el.Border,
+    v: FloatArray,
+) -> FloatArray:
+    """T v with T = Z'PZ for the rows of v (B, c, q), same shape."""
+    w, q2 = blocks.S.shape[1] - 1, layout.q2
+    R = np.ascontiguousarray(effects.R[:, :w])
+    inside = v[:, :, layout.fine.T]  # (B, c, s, L)
+    load = el.inner(R, inside)
+    turned = -np.matmul(border.Q, load)
+    part = np.empty(v.shape)
+    if q2:
+        Phi, T22 = fo.coupling(blocks.S, border.Q, q2)
+        outer = np.swapaxes(v[:, :, layout.border], 1, 2)
+        turned += np.matmul(Phi, outer)
+        found = np.matmul(np.swapaxes(Phi, 1, 2), load) + np.matmul(T22, outer)
+        part[:, :, layout.border] = np.swapaxes(found, 1, 2)
+    first = el.times(effects.t, inside) + el.combined(np.swapaxes(turned, 1, 2), R)
+    part[:, :, layout.fine.T] = first
+    return part
 
 
 def within_samples(likelihood: OwnRowsLikelihood) -> tuple[FloatArray, FloatArray]:
@@ -478,24 +508,9 @@ class OwnRowsRows:
     def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
         """T v with T = Z'PZ at theta for the rows of vectors (B, c, q), same shape."""
         owner = self.likelihood
-        layout, q2 = owner.layout, owner.layout.q2
         result, left = np.empty_like(vectors), np.ones(self.features.size, dtype=bool)
         for where, blocks, effects, border in self._solved(theta):
-            w, v = blocks.S.shape[1] - 1, vectors[where]
-            R = np.ascontiguousarray(effects.R[:, :w])
-            inside = v[:, :, layout.fine.T]  # (B, c, s, L)
-            load = el.inner(R, inside)
-            turned = -np.matmul(border.Q, load)
-            part = np.empty(v.shape)
-            if q2:
-                Phi, T22 = fo.coupling(blocks.S, border.Q, q2)
-                outer = np.swapaxes(v[:, :, layout.border], 1, 2)
-                turned += np.matmul(Phi, outer)
-                found = np.matmul(np.swapaxes(Phi, 1, 2), load) + np.matmul(T22, outer)
-                part[:, :, layout.border] = np.swapaxes(found, 1, 2)
-            first = el.times(effects.t, inside) + el.combined(np.swapaxes(turned, 1, 2), R)
-            part[:, :, layout.fine.T] = first
-            result[where] = part
+            result[where] = applied_T(owner.layout, blocks, effects, border, vectors[where])
             left[where] = False
         if left.any():
             rest = np.flatnonzero(left)

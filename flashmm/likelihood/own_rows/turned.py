@@ -23,7 +23,7 @@ def in_coordinates(stats: PatternedStats, turn: Turn) -> PatternedStats:
         shift = replace(shift, ZY=A.T @ shift.ZY)
     ZZ = sp.csr_array(A.T @ sums.ZZ @ A)
     sums = replace(sums, ZX=A.T @ sums.ZX, ZY=A.T @ sums.ZY, ZZ=ZZ, shift=shift, groups=None)
-    return replace(stats, sums=sums, designs=_designs(stats.designs, A))
+    return replace(stats, sums=sums, designs=_designs(stats.designs, A), group_designs=())
 
 
 def _designs(designs: DesignSums, A: sp.csr_array) -> DesignSums:

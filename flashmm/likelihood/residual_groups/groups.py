@@ -45,7 +45,7 @@ from flashmm.likelihood.residual_groups.level_traces import Ratios, typical_rati
 from flashmm.likelihood.residual_groups.levels import DiagonalAt, DiagonalSums
 from flashmm.stats.fields import GroupSums
 
-__all__ = ["ResidualGroups"]
+__all__ = ["ResidualGroups", "lost_digits"]
 
 # Bytes of the arrays of features that are evaluated at once.
 _CACHE = 2**21
@@ -249,7 +249,7 @@ class ResidualGroups:
         reml = self.method == "REML"
         if self.diagonal is None:
             for here, block in self._parts(theta):
-                s, yy = self.s[features[here]], self.yy[features[here]]
+                s, yy = self._sums_of(features[here])
                 yield here, evaluated_by_block(block, s, yy, reml=reml), block.lowest
             return
         numbers = self.diagonal.numbers(on_the_way=ratios is not None)
@@ -257,8 +257,15 @@ class ResidualGroups:
         for start in range(0, features.size, size):
             here = np.arange(start, min(start + size, features.size))
             at = DiagonalAt.of(self.diagonal, theta[here])
-            s, yy = self.s[features[here]], self.yy[features[here]]
+            s, yy = self._sums_of(features[here])
             yield here, evaluated(at, theta[here], s, yy, reml=reml, ratios=ratios), at.lowest
+
+    def _sums_of(self, features: IntArray) -> tuple[FloatArray, FloatArray]:
+        """The sums s and yy of some features; of successive ones nothing is copied."""
+        if features.size and np.array_equal(features, features[0] + np.arange(features.size)):
+            these = slice(int(features[0]), int(features[-1]) + 1)
+            return self.s[these], self.yy[these]
+        return self.s[features], self.yy[features]
 
     # ---- what theta implies ------------------------------------------------------------------
 
@@ -305,7 +312,7 @@ class ResidualGroups:
         for start in range(0, features.size, size):
             here = np.arange(start, min(start + size, features.size))
             at = DiagonalAt.of(self.diagonal, theta[here])
-            yield here, at, at.fixed(self.s[features[here]])
+            yield here, at, at.fixed(self._sums_of(features[here])[0])
 
     def random_effects(
         self, theta: FloatArray, features: IntArray, se: StandardErrorKind | None
@@ -359,10 +366,7 @@ class ResidualGroups:
         information at theta (B, k + H), shape (B, k + H, k + H).
         """
         k = len(self.projection.structure.parameters)
-        with np.errstate(all="ignore"):
-            unit = np.sqrt(np.diagonal(expected, axis1=1, axis2=2)[:, k:])
-            error = 1e-15 * self.projection.n / theta[:, k:] ** 2
-            return np.asarray((error > _LOST * unit).any(axis=1))
+        return lost_digits(theta[:, k:], expected[:, k:, k:], self.projection.n)
 
     def is_definite(self, theta: FloatArray) -> BoolArray:
         """Whether V is positive definite, shape (B,)."""
@@ -380,3 +384,20 @@ class ResidualGroups:
                 for here, at in self._parts(theta[rows]):
                     result[rows[here]] = at.lowest
         return result
+
+
+def lost_digits(
+    sigma2: FloatArray,
+    expected: FloatArray,
+    n: int | FloatArray,
+    there: BoolArray | None = None,
+) -> BoolArray:
+    """Which scores by residual variances (B, H) drown in the rounding of n samples, shape (B,).
+
+    ``expected``: information on them, shape (B, H, H); ``there``: which have samples, (B, H).
+    """
+    with np.errstate(all="ignore"):
+        unit = np.sqrt(np.diagonal(expected, axis1=1, axis2=2))
+        error = 1e-15 * np.reshape(n, (-1, 1)) / sigma2**2
+        lost = error > _LOST * unit
+        return np.asarray((lost if there is None else lost & there).any(axis=1))

@@ -22,14 +22,14 @@ import numpy as np
 from flashmm.arrays.types import FloatArray
 from flashmm.likelihood.residual_groups.tables import Tables, inverse_of_definite
 
-__all__ = ["DiagonalAt", "DiagonalSums"]
+__all__ = ["ENOUGH", "LEAST", "DiagonalAt", "DiagonalSums"]
 
 # Bytes of tables, beyond which the sums over levels are made level by level.
 _TABLES = 2**25
 # Share of a group's samples that degrees of freedom within levels must be for a start.
-_ENOUGH = 0.3
+ENOUGH = 0.3
 # Residual variances of starts, in internal units, are at least this.
-_LEAST = 1e-2
+LEAST = 1e-2
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ class DiagonalSums:
         5). A search from there takes about one step fewer than from zero.
         """
         df = self.n - np.count_nonzero(self.d, axis=1)
-        scarce = df < _ENOUGH * self.n
+        scarce = df < ENOUGH * self.n
         squares = np.where(scarce, yy, self._within(s, yy))
-        sigma2 = np.maximum(squares / np.where(scarce, self.n, df), _LEAST)
+        sigma2 = np.maximum(squares / np.where(scarce, self.n, df), LEAST)
         total = self.d.sum(axis=0)
         weights = 1.0 / np.where(total > 0, total, np.inf)
         z = s[:, :, : total.size].sum(axis=1)
