@@ -13,7 +13,7 @@ from flashmm.exceptions import listing
 from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.results.fitted import FitOptions, FittedModel
-from flashmm.results.own_parameters import own_estimates
+from flashmm.results.own_parameters import own_estimates, unit_notes
 from flashmm.results.pages import WIDTH, SummaryPage, Table
 from flashmm.results.structured import common_parameters, shown_parameters
 from flashmm.results.trust import doubt
@@ -146,7 +146,7 @@ def model_page(fitted: FittedModel, pvalues: FloatArray) -> SummaryPage:
     )
     if lacking := without_samples(fitted):
         notes.append(lacking)
-    notes += _known_variances(fitted) + _left_out(fitted)
+    notes += _known_variances(fitted) + unit_notes(stats.structure) + _left_out(fitted)
     if reason := doubt(fitted):
         notes.append(reason)
     return SummaryPage(
@@ -194,7 +194,7 @@ def design_page(
             Table(coefs, None, "Fixed effects"),
             Table(params, None, "Variance parameters"),
         ],
-        [*notes, *more, "model.fit() fits it."],
+        [*notes, *more, *unit_notes(stats.structure), "model.fit() fits it."],
     )
 
 
@@ -277,7 +277,7 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
     if fitted.absent is not None and fitted.absent[position].any():
         lost = np.array(stats.structure.residuals)[fitted.absent[position]]
         notes.append(f"It has no samples of the groups of {listing(lost)}: these are NaN.")
-    notes += _known_variances(fitted) + _left_out(fitted)
+    notes += _known_variances(fitted) + unit_notes(stats.structure) + _left_out(fitted)
     if verdict.is_converged and (reason := doubt(fitted, position=position)):
         notes.append(reason)
     return SummaryPage(

@@ -468,7 +468,8 @@ class RandomEffectMethods(OfFittedModel):
         Dataset
             Dims feature, param (the residual last; the coordinate ``kind`` is "sd", "correlation"
             or "range"): ``estimate``, ``se`` (delta method), ``lower``, ``upper``, standard
-            deviations in units of Y. NaN where a variance is negative.
+            deviations in units of Y. NaN where a variance is negative. With times that are dates
+            or durations the coordinate ``unit`` tells that of a range, or of a correlation's step.
 
         Raises
         ------
