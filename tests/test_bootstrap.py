@@ -313,3 +313,19 @@ def test_wrong_interval_options_are_refused():
         boot.conf_int(method="percentiles")
     with pytest.raises(InputError, match="between 0 and 1"):
         boot.conf_int(2)
+
+
+def test_limits_beside_a_feature_without_estimates():
+    """One constant feature: NaN for it, and no warning of numpy's about what it lacks."""
+    rng = np.random.default_rng(0)
+    Y = rng.normal(size=(2, 24))
+    Y[1] = 2.0
+    model = fm.MultiLMM.from_arrays(Y, np.ones((24, 1)), np.kron(np.eye(6), np.ones((4, 1))))
+    with pytest.warns(fm.ConvergenceWarning):
+        result = model.fit(parameter_space="psd")
+    drawn = result.bootstrap(5, rng=1)
+    for method in ("percentile", "basic", "normal"):
+        limits = drawn.conf_int(method=method)
+        assert np.isfinite(limits[0]).all()
+        assert np.isnan(limits[1]).all()
+    assert np.isnan(drawn.se[1]).all()

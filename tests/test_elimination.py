@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 
 from flashmm import MultiLMM, SummaryStats
 from flashmm.formulas.build import build_design
-from flashmm.likelihood import project
+from flashmm.likelihood import make_likelihood, project
 from flashmm.likelihood.choose_engine import choose, works
 from flashmm.likelihood.elimination.eliminate import eliminate
 from flashmm.likelihood.elimination.layout import find_partition
@@ -315,3 +315,48 @@ def test_fits_beyond_the_reach_of_the_general_likelihood_end_alike(kind, monkeyp
     assert found.status.tolist() == expected.status.tolist()
     ended = expected.converged.to_numpy()
     assert_allclose(found.llf[ended], expected.llf[ended], atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["REML", "ML"])
+@pytest.mark.parametrize(
+    "random", ["ar1(t | g)", "ar1(t | g) + (1 | h)", "us(0 + f | g) + (1 | h)"]
+)
+def test_blocks_that_are_alike_are_those_one_by_one(random, method):
+    """Levels with the same samples, some of them, and none with another's: stacks equal planes."""
+    rng = np.random.default_rng(11)
+    g = np.repeat(np.arange(30), 6)
+    data = pd.DataFrame({"g": g, "t": np.tile([0, 1, 2], 60), "x": rng.normal(size=180)})
+    # Levels 0 to 19 as they are; 20 to 25 lack a sample, two by two of the same time; the others
+    # are alike to none.
+    lost = [120, 126, 133, 139, 146, 152, 156, 157, 163, 164, 168, 171, 175, 178]
+    data = data.drop(index=lost).reset_index(drop=True)
+    Y = rng.normal(size=(4, len(data))) + rng.normal(size=(4, 30))[:, data["g"]]
+    data["f"], data["h"] = data["t"].map("f{}".format), rng.integers(0, 5, size=len(data))
+    data[["g", "h"]] = data[["g", "h"]].astype(str)
+    model = MultiLMM.from_formula("~ x", random, data, Y)
+    stacks, planes = (make_likelihood(model.projection, method, "blocked") for _ in range(2))
+    assert stacks.alike.counts.max() >= 20
+    assert len(stacks.alike.shelves) >= 3
+    planes.__dict__["alike"] = None
+    features, curved = np.arange(4), model.stats.structure.curved
+    if curved is None:
+        theta = np.array([[0.5, 0.2, 0.7, 0.1, -0.1, 0.4, 0.3, 0.9]]) * rng.uniform(0.5, 2, (4, 1))
+    else:
+        u = rng.uniform(0.2, 0.8, size=(4, curved.k))
+        theta = curved.theta(u)
+        (mine, known), (theirs, _) = (
+            each.evaluate_along(curved, u, features) for each in (stacks, planes)
+        )
+        assert known.all()
+        assert_same(mine, theirs)
+    assert_same(stacks.evaluate(theta, features), planes.evaluate(theta, features))
+    mine, theirs = (each.at_one(theta[:1], features) for each in (stacks, planes))
+    assert_allclose(mine[0], theirs[0], rtol=1e-12)
+    assert_allclose(mine[1], theirs[1], rtol=1e-12)
+
+
+def assert_same(mine, theirs):
+    for part in ("loglik", "score", "expected", "average"):
+        expected = getattr(theirs, part)
+        size = np.abs(expected).max()
+        assert_allclose(getattr(mine, part), expected, rtol=1e-10, atol=1e-12 * size)

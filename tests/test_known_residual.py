@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from functools import cache
 
 import numpy as np
@@ -286,3 +287,156 @@ def test_refused_where_it_means_nothing():
     assert np.isfinite(result.compare_lr_test(smaller)["p"]).all()
     with pytest.raises(fm.InputError, match="other known residual"):
         result.compare_lr_test(model.fit(residual_variance=2.0, parameter_space="psd"))
+
+
+def spread(decades, seed):
+    """Effects of studies whose sampling variances differ by powers of ten, of 30 features."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(4, 11))
+    data = pd.DataFrame({"study": [f"s{i}" for i in range(n)], "x": rng.normal(size=n)})
+    s2 = 10.0 ** rng.uniform(-decades, 0.0, size=(30, n))
+    tau = 10.0 ** rng.uniform(-4.0, 1.0, size=(30, 1))
+    Y = np.sqrt(tau) * rng.normal(size=s2.shape) + np.sqrt(s2) * rng.normal(size=s2.shape)
+    return data, Y, s2
+
+
+def best_of_many(data, y, s2, method):
+    """The highest log-likelihood over many values of tau2, dense."""
+    X = np.column_stack([np.ones(len(data)), data["x"]])
+    root = 1.0 / np.sqrt(s2 + np.r_[0.0, np.geomspace(1e-8, 1e3, 80)][:, None])
+    Q, R = np.linalg.qr(X * root[:, :, None])
+    z = y * root
+    left = z - (Q @ (np.swapaxes(Q, 1, 2) @ z[:, :, None]))[:, :, 0]
+    n = y.size - (2 if method == "REML" else 0)
+    value = np.log(root).sum(axis=1) - 0.5 * (n * np.log(2.0 * np.pi) + (left**2).sum(axis=1))
+    if method == "REML":
+        value -= np.log(abs(np.diagonal(R, axis1=1, axis2=2))).sum(axis=1)
+    return value.max()
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "seed", "decades"),
+    [("REML", False, 6, 4), ("ML", False, 18, 9), ("REML", True, 2, 6), ("ML", True, 11, 4)],
+)
+def test_no_higher_maximum_where_sampling_variances_are_far_apart(method, own, seed, decades):
+    """Precise studies that agree make a maximum at zero; the others may make a higher one."""
+    data, Y, s2 = spread(decades, seed)
+    s2 = s2 if own else np.broadcast_to(s2[0], s2.shape)
+    weights = 1 / s2 if own else 1 / s2[0]
+    model = fm.MultiLMM.from_formula("~ x + (1 | study)", data=data, Y=Y, weights=weights)
+    best = [best_of_many(data, y, s2[j], method) for j, y in enumerate(Y)]
+    for space in ("psd", "unconstrained"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", fm.ConvergenceWarning)  # V indefinite at some
+            result = model.fit(method, residual_variance=1.0, parameter_space=space)
+        inside = result.status.isin(["converged", "boundary"])
+        assert inside.sum() > 10
+        assert (result.llf > np.array(best) - 1e-6)[inside].all()
+
+
+def test_no_higher_maximum_of_several_variances():
+    """A known covariance between labs, and labs themselves: a maximum without one of the two."""
+    rng = np.random.default_rng(6)
+    lab = np.repeat(np.arange(5), 3)
+    root = rng.normal(size=(5, 2))
+    K = pd.DataFrame(root @ root.T, [f"l{i}" for i in range(5)], [f"l{i}" for i in range(5)])
+    K /= np.diag(K).mean()
+    data = pd.DataFrame({"lab": K.index[lab], "x": rng.normal(size=15)})
+    s2 = 10.0 ** rng.uniform(-4.0, 0.0, size=15)
+    tau2 = 10.0 ** rng.uniform(-3.0, 1.0, size=(40, 2))
+    X = np.column_stack([np.ones(15), data["x"]])
+    known, same = K.to_numpy()[np.ix_(lab, lab)], (lab[:, None] == lab).astype(float)
+    Y = np.stack(
+        [
+            np.linalg.cholesky(a * known + b * same + np.diag(s2)) @ rng.normal(size=15)
+            for a, b in tau2
+        ]
+    )
+    random = {"kin": "(1 | lab)", "lab": "(1 | lab)"}
+    result = fm.MultiLMM.from_formula(
+        "~ x", random, data, Y, weights=1 / s2, covariances={"kin": K}
+    ).fit(residual_variance=1.0, parameter_space="psd")
+    sizes = np.r_[0.0, np.geomspace(1e-5, 1e2, 15)]
+    for a in sizes:
+        for b in sizes:
+            root = np.linalg.cholesky(a * known + b * same + np.diag(s2))
+            Q, R = np.linalg.qr(np.linalg.solve(root, X))
+            z = np.linalg.solve(root, Y.T)
+            left = ((z - Q @ (Q.T @ z)) ** 2).sum(axis=0)
+            at = -0.5 * (13 * np.log(2 * np.pi) + left) - np.log(np.diag(root)).sum()
+            assert (result.llf > at - np.log(abs(np.diag(R))).sum() - 1e-6).all()
+
+
+def test_fixed_effect_meta_analysis():
+    """metafor's rma(yi, vi, method="FE"), and with mods = ~ x; the last has Q below df."""
+    y = [[0.3, 0.9, 0.5, 0.2], [0.3, 0.31, 0.5, 0.2]]
+    data = pd.DataFrame({"study": list("abcd"), "x": [1.0, 2.0, 3.0, 5.0]})
+    weights = 1.0 / np.array([0.1, 0.05, 0.1, 0.2])
+    for fixed, expected in (
+        ("~ 1", [[3.6, 100 * 0.6 / 3.6, 1.2], [0.387777777777778, 0.0, 0.129259259259259]]),
+        ("~ x", [[10 / 3, 40.0, 5 / 3]]),
+    ):
+        model = fm.MultiLMM.from_formula(fixed, data=data, Y=y, weights=weights)
+        for space in ("psd", "unconstrained"):
+            found = model.fit(residual_variance=1.0, parameter_space=space).heterogeneity()
+            for j, row in enumerate(expected):
+                values = [found[name][j].item() for name in ("Q", "I2", "H2")]
+                assert_allclose(values, row, rtol=1e-10)
+
+
+def test_pages_say_that_the_residual_variance_is_known():
+    result = analysis()
+    for page in (result.summary(), result.sel("bcg").summary()):
+        assert "The residual variance is known" in " ".join(str(page).split())
+        assert "Scale is the residual variance" not in " ".join(str(page).split())
+
+
+def test_typical_variance_beside_a_known_covariance():
+    """(n - p) / tr P whatever terms there are; a covariance counts with its mean diagonal.
+
+    K has a level more than the data, features have weights of their own, and one lacks a study.
+    """
+    rng = np.random.default_rng(2)
+    n, names = 12, [f"sp{i}" for i in range(13)]
+    root = rng.normal(size=(13, 16))
+    K = pd.DataFrame(root @ root.T / 11.0, names, names)
+    data = pd.DataFrame({"sp": names[:n], "id": [f"i{i}" for i in range(n)]})
+    data["x"] = rng.normal(size=n)
+    Y = np.linalg.cholesky(K)[:n] @ rng.normal(size=(13, 3)) + rng.normal(size=(n, 3))
+    v = rng.uniform(0.1, 0.4, size=(3, n))
+    Y[4, 1] = np.nan
+    for random in ("(1 | sp)", "(1 | sp) + (1 | id)", "(1 | id) + (1 | sp)"):
+        for weights in (1.0 / v, 1.0 / v[0]):
+            model = fm.MultiLMM.from_formula(
+                f"~ x + {random}",
+                data=data,
+                Y=Y.T,
+                weights=weights,
+                covariances={"sp": K},
+                missing="feature",
+            )
+            result = model.fit(residual_variance=2.0, parameter_space="psd")
+            found = result.heterogeneity()
+            for j in range(3):
+                keep = np.isfinite(Y[:, j])
+                X = np.column_stack([np.ones(n), data["x"]])[keep]
+                W = np.diag(np.broadcast_to(weights, (3, n))[j][keep] / 2.0)
+                P = W - W @ X @ np.linalg.inv(X.T @ W @ X) @ X.T @ W
+                typical = (keep.sum() - 2) / np.trace(P)
+                assert_allclose(found["typical_variance"][j], typical, rtol=1e-10)
+                theta = result.theta.iloc[j].drop("Residual")
+                theta["sp"] *= np.diag(K)[:n][keep].mean()
+                assert_allclose(found["I2_component"][j], 100 * theta / (theta.sum() + typical))
+
+
+def test_no_share_is_told_of_what_is_no_random_intercept():
+    """Effects of slopes and structures have no typical share: NaN, not zero."""
+    rng = np.random.default_rng(3)
+    data = pd.DataFrame({"study": np.repeat(list("abcdefgh"), 3), "f": list("uvw") * 8})
+    Y = rng.normal(size=(2, 24))
+    model = fm.MultiLMM.from_formula(
+        "~ f + cs(0 + f | study)", data=data, Y=Y, weights=np.full(24, 4.0)
+    )
+    found = model.fit(residual_variance=1.0, parameter_space="psd").heterogeneity()
+    assert np.isfinite(found["Q"]).all()
+    assert np.isnan(found["I2"]).all()

@@ -57,7 +57,8 @@ def test_likelihoods_are_the_same_in_every_library(kind, engine, method, example
     there = make_likelihood(projection.on(example), method, engine)
     theta_there, features_there = like(theta, example), like(features, example)
     assert (there.m, there.n_params, there.engine) == (here.m, here.n_params, here.engine)
-    assert there.batch_size(2**20) == here.batch_size(2**20)
+    if getattr(here, "alike", None) is None:  # numpy alone has stacks of blocks that are alike
+        assert there.batch_size(2**20) == here.batch_size(2**20)
     assert_array_equal(to_numpy(there.perfect_fit), here.perfect_fit)
 
     expected = here.evaluate(theta, features)

@@ -94,6 +94,10 @@ def test_a_slice_of_the_suite():
         (11, 2, ("ML", "psd")),  # a residual variance of zero but for rounding
         (11, 73, ("ML", "psd")),  # another maximum, 7 higher
         (11, 130, ("REML", "psd")),  # and a warning
+        (5, 3_001_013, ("REML", "psd")),  # of two maxima of cs(hom=FALSE) the lower
+        (5, 3_001_107, ("ML", "psd")),  # two effects have variance, all three together have none
+        (5, 3_001_052, ("REML", "psd")),  # a correlation of zero by its last step
+        (9, 3_002_068, ("ML", "psd")),  # one effect is zero, the others are one
     ],
 )
 def test_designs_that_failed_once(seed, index, setting):

@@ -45,6 +45,12 @@ def as_pandas(values: Any) -> Any:
             table = False
         return frame_as_pandas(values) if table else series_as_pandas(values)
     if hasattr(values, "dims") and hasattr(values, "to_pandas"):
+        several = hasattr(values, "data_vars")  # a Dataset: a table if it has one dimension
+        if len(values.dims) > (1 if several else 2):
+            raise InputError(
+                f"{type(values).__name__}: the dimensions {listing(values.dims)} are no table. "
+                f"{'Take one of its variables.' if several else 'It has one or two dimensions.'}"
+            )
         return values.to_pandas()
     return values
 

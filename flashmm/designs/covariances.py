@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from flashmm.arrays.labels import as_pandas, axis_labels, checked_labels
+from flashmm.arrays.labels import as_pandas, axis_labels, checked_labels, is_default, labelled_frame
 from flashmm.arrays.numeric import float_array
 from flashmm.arrays.sparse import check_sparse
 from flashmm.arrays.types import FloatArray, IntArray
@@ -106,25 +107,24 @@ class Covariance:
     def _take(self, values: Any, levels: Sequence[object] | None, kind: Kind) -> None:
         self.kind: Kind = kind
         values, labels = _labelled(values, kind)
-        matrix = _numbers(values, _NAMES[kind])
+        matrix = _numbers(values, _NAMES[kind], labels if levels is None else levels)
         if kind != "root" and matrix.shape[0] != matrix.shape[1]:
             raise InputError(
                 f"{_NAMES[kind]} must be square; its shape is {matrix.shape}. For a root L with "
                 "K = L L' use Covariance.from_root(L)."
             )
-        given = labels if levels is None else levels
-        if levels is not None and labels is not None:
-            named = [str(x) for x in checked_labels(levels, matrix.shape[0], "level")]
+        named = None if levels is None else _texts(levels, matrix.shape[0])
+        if named is not None and labels is not None:
             if sorted(named) != sorted(labels):
                 raise InputError(
                     f"`levels` names other levels than the labels of {_NAMES[kind]}: "
                     f"{listing(sorted(set(named) ^ set(labels)))}."
                 )
-            given = labels
+            named = labels
+        given = labels if named is None else named
         self.levels: tuple[str, ...] | None = None
         if given is not None:
-            names = checked_labels(given, matrix.shape[0], "level")
-            self.levels = tuple(str(name) for name in names)
+            self.levels = tuple(_texts(given, matrix.shape[0]))
         self.matrix = matrix if kind == "root" else _symmetric(matrix, self.levels, _NAMES[kind])
 
     def __repr__(self) -> str:
@@ -179,18 +179,24 @@ def as_covariance(value: Any) -> Covariance:
 
 def _labelled(values: Any, kind: Kind) -> tuple[Any, list[str] | None]:
     """The values with their columns in the order of their rows, and the labels of these."""
+    if isinstance(values, str | PathLike):
+        raise InputError(
+            f"{_NAMES[kind]} must be a matrix, not the name {str(values)!r}: read its file with "
+            "fm.read_covariance(path) or fm.read_grm(prefix)."
+        )
     values = as_pandas(values)
-    if hasattr(values, "to_pandas") and not isinstance(values, pd.DataFrame):
-        values = values.to_pandas()
     if not isinstance(values, pd.DataFrame):
         return values, None
-    rows, columns = axis_labels(values, 0), axis_labels(values, 1)
+    if is_default(values.index):  # of a table without an index a column of text names the rows
+        values = labelled_frame(values)
+    rows, columns = (
+        None if axis is None else _texts(axis, len(axis))
+        for axis in (axis_labels(values, i) for i in (0, 1))
+    )
     if kind == "root":
-        return values, None if rows is None else [str(name) for name in rows]
+        return values, rows
     if rows is not None and columns is not None:
-        row_names, column_names = ([str(name) for name in axis] for axis in (rows, columns))
-        for names in (row_names, column_names):
-            checked_labels(names, len(names), "level")
+        row_names, column_names = rows, columns
         apart = sorted(set(row_names) ^ set(column_names))
         if apart:
             raise InputError(
@@ -199,11 +205,21 @@ def _labelled(values: Any, kind: Kind) -> tuple[Any, list[str] | None]:
             )
         order = pd.Index(column_names).get_indexer(pd.Index(row_names))
         return values.iloc[:, order], row_names
-    one = rows if columns is None else columns
-    return values, None if one is None else [str(name) for name in one]
+    return values, rows if columns is None else columns
 
 
-def _numbers(values: Any, name: str) -> FloatArray | sp.csr_array:
+def _texts(labels: Any, size: int) -> list[str]:
+    """Labels as text, those of several parts as the levels of an interaction are: ``f1:ann``."""
+    if isinstance(labels, pd.Index | list | tuple | np.ndarray):
+        index = labels if isinstance(labels, pd.Index) else pd.Index(labels)
+        if isinstance(index, pd.MultiIndex):
+            checked_labels(index, size, "level")  # before parts that are missing turn into text
+            labels = [":".join(map(str, parts)) for parts in index]
+    return [str(name) for name in checked_labels(labels, size, "level")]
+
+
+def _numbers(values: Any, name: str, levels: Any) -> FloatArray | sp.csr_array:
+    """A matrix of finite numbers; ``levels``, where they are known, say where one is missing."""
     if sp.issparse(values):
         if values.dtype.kind not in "iufb":
             raise InputError(f"{name} must be numeric; its dtype is {values.dtype}.")
@@ -211,7 +227,8 @@ def _numbers(values: Any, name: str) -> FloatArray | sp.csr_array:
         matrix = sp.csr_array(values).astype(np.float64)
         matrix.sum_duplicates()
         matrix.eliminate_zeros()
-        finite = bool(np.isfinite(matrix.data).all())
+        coo = matrix.tocoo()
+        bad = np.column_stack([coo.row, coo.col])[~np.isfinite(coo.data)]
     else:
         if isinstance(values, pd.DataFrame):
             text = [c for c, kind in values.dtypes.items() if kind.kind not in "iufbO"]
@@ -224,9 +241,15 @@ def _numbers(values: Any, name: str) -> FloatArray | sp.csr_array:
         matrix = float_array(values, name)
         if matrix.ndim != 2:
             raise InputError(f"{name} must have two dimensions; it has {matrix.ndim}.")
-        finite = bool(np.isfinite(matrix).all())
-    if not finite:
-        raise InputError(f"{name} holds values that are missing or infinite.")
+        bad = np.argwhere(~np.isfinite(matrix))
+    if len(bad):
+        i, j = (int(x) for x in bad[0])
+        place = f"in row {i + 1} and column {j + 1}"
+        if levels is not None and matrix.shape == (len(levels),) * 2:
+            place = f"between {str(levels[i])!r} and {str(levels[j])!r}"
+        raise InputError(
+            f"{name} holds {len(bad)} values that are missing or infinite: the first {place}."
+        )
     if 0 in matrix.shape:
         raise InputError(f"{name} is empty; its shape is {matrix.shape}.")
     return matrix

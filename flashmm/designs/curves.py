@@ -88,9 +88,9 @@ class Decay:
             rho = [0.03, 0.2, 0.4, 0.6, 0.8, 0.95]
         return np.column_stack([np.ones(len(rho)), rho]), len(rho)
 
-    def at(self, variance: FloatArray, rho: FloatArray) -> FloatArray:
-        """Own parameters (B, 2) of a variance (B,) and a correlation (B,)."""
-        return np.stack([variance, rho], axis=1)
+    def directions(self, count: int) -> FloatArray:
+        """Own parameters (d, 2) in whose directions a variance of zero may grow."""
+        return np.column_stack([np.ones(count), np.linspace(self.lowest, 1.0, count)])
 
     def theta(self, u: FloatArray) -> FloatArray:
         """Covariances by distance, (B, k)."""
@@ -166,22 +166,30 @@ class Heterogeneous:
         """Own parameters (g, s + 1) that a search starts from, and how many are in order.
 
         Those have about equal variances (not quite: there the parameters of many designs cannot be
-        told apart) and are neighbours by their correlation. In the others one effect is large.
+        told apart) and are neighbours by their correlation. In the others one effect is large, or
+        one is small.
         """
         s = self.s
         spread = 1.0 + 0.1 * np.linspace(-1.0, 1.0, s)
         rho = [-0.6 / (s - 1), 0.05, 0.3, 0.6, 0.9]
         equal = np.column_stack([np.tile(spread, (len(rho), 1)), rho])
-        large = [
-            np.r_[np.where(np.arange(s) == i, 1.5, 0.3), value]
-            for i in range(s)
-            for value in (0.3,)
-        ]
-        return np.concatenate([equal, large]), len(rho)
+        own = np.eye(s, dtype=bool)
+        large = np.column_stack([np.where(own, 1.5, 0.3), np.full(s, 0.3)])
+        small = np.column_stack([np.where(own, 0.2, 1.0), np.full(s, 0.6)])
+        smaller = np.column_stack([np.where(own, 0.1, 1.0), np.full(s, 0.95)])
+        return np.concatenate([equal, large, small, smaller]), len(rho)
 
-    def at(self, variance: FloatArray, rho: FloatArray) -> FloatArray:
-        """Own parameters (B, s + 1) of a common variance (B,) and a correlation (B,)."""
-        return np.column_stack([np.tile(np.sqrt(variance)[:, None], (1, self.s)), rho])
+    def directions(self, count: int) -> FloatArray:
+        """Own parameters (d, s + 1) in whose directions effects without variance may get some.
+
+        Equal ones of all effects, of all but one and of two, by ``count`` correlations.
+        """
+        s = self.s
+        own, (a, b) = np.eye(s), self.pairs
+        sds = np.concatenate([np.ones((1, s)), 1.0 - own, own[a] + own[b]])
+        lower, upper = (bound[-1] for bound in self.bounds)
+        rho = np.linspace(lower, upper, count)
+        return np.column_stack([np.repeat(sds, count, axis=0), np.tile(rho, len(sds))])
 
     def theta(self, u: FloatArray) -> FloatArray:
         """Variances and covariances, (B, s (s + 1) / 2)."""

@@ -55,6 +55,9 @@ class RandomTerm:
         Root of the known covariance between the levels; None where they are independent.
     positions
         Where the effects of ``"ar1"`` (times) and ``"exp"`` lie, ascending; empty for others.
+    unit
+        What distances of positions are counted in, where those are of dates or durations:
+        ``"days"``, ``"steps of 7 days"``.
     """
 
     name: str
@@ -64,6 +67,7 @@ class RandomTerm:
     covariance: Literal["full", "diagonal", "identity", "cs", "ar1", "exp", "csh"] = "full"
     root: KnownRoot | None = None
     positions: tuple[float, ...] = ()
+    unit: str = ""
 
     @property
     def turn(self) -> FloatArray | None:

@@ -13,14 +13,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import scipy.sparse.linalg
 
-from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.arrays.labels import as_pandas
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.covariances import Covariance
 from flashmm.exceptions import InputError, listing
 
 __all__ = ["inbreeding", "pedigree_covariance", "relationship_matrix"]
 
-_UNKNOWN = {"", "0", "NA", "nan", "None", "<NA>", "."}
+# What stands for an unknown parent, as R, pandas, PLINK, ASReml and others write it; any case.
+_UNKNOWN = {"", "0", "na", "nan", "none", "null", "<na>", "n/a", "nat"}
+_UNKNOWN |= {".", "*", "?", "-", "-1", "-9", "unk", "unknown"}
+# Entries of solutions that inbreeding takes at a time.
+_AT_A_TIME = 2**23
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,9 @@ def relationship_matrix(
     Parameters
     ----------
     pedigree
-        One row per individual, in any order. Unknown parents are missing, ``0`` or empty; parents
-        without a row of their own are founders.
+        One row per individual, in any order: a DataFrame of pandas or polars, a dict of columns.
+        Unknown parents are missing, empty, ``0``, ``-9``, ``*``, ``.``, ``?`` or ``unknown``;
+        parents without a row of their own are founders.
     id, sire, dam
         Its columns.
 
@@ -107,24 +114,17 @@ def pedigree_covariance(
     read = _read(pedigree, id, sire, dam)
     F = inbreeding(read.sire, read.dam)
     weight = 1.0 / _own_variance(read.sire, read.dam, F)
-    q = len(read.names)
-    # A^-1 = (I - P)' diag(weight) (I - P): P has a half for each known parent.
-    rows, columns = [], []
-    for parent in (read.sire, read.dam):
-        known = np.flatnonzero(parent >= 0)
-        rows.append(known)
-        columns.append(parent[known])
-    entries = (np.concatenate(rows), np.concatenate(columns))
-    P = sp.csr_array((np.full(entries[0].size, 0.5), entries), shape=(q, q))
-    B = sp.eye_array(q, format="csr") - P
+    # A^-1 = (I - P)' diag(weight) (I - P).
+    B = _without_parents(read.sire, read.dam)
     return Covariance.from_inverse(sp.csr_array(B.T @ sp.diags_array(weight) @ B), read.names)
 
 
 def inbreeding(sire: IntArray, dam: IntArray) -> FloatArray:
     """Coefficients of inbreeding, shape (q,), of individuals after their parents.
 
-    Row by row of the flow of genes: the diagonal of A is the sum over ancestors of the squared
-    share of genes times the ancestor's own variance (Meuwissen & Luo 1992, Genet Sel Evol 24:305).
+    Half the relationship of the parents. Generation by generation a column of A = T D T' is made
+    for each parent, by two sparse solutions: T^-1 = I - P, P a half for each known parent (Colleau
+    2002, Genet Sel Evol 34:409).
 
     Parameters
     ----------
@@ -132,32 +132,44 @@ def inbreeding(sire: IntArray, dam: IntArray) -> FloatArray:
         Positions of the parents, -1 where unknown, shape (q,).
     """
     q = sire.size
-    F, own = np.zeros(q), np.ones(q)
-    known: dict[tuple[int, int], float] = {}
-    for i in range(q):
-        a, b = int(sire[i]), int(dam[i])
-        parents = [F[x] if x >= 0 else -1.0 for x in (a, b)]
-        own[i] = 0.5 - 0.25 * sum(parents)
-        if a < 0 or b < 0:
-            continue
-        pair = (min(a, b), max(a, b))
-        if pair not in known:
-            known[pair] = _diagonal(i, sire, dam, own) - 1.0
-        F[i] = known[pair]
+    F = np.zeros(q)
+    both = (sire >= 0) & (dam >= 0)
+    if not both.any():
+        return F
+    generation = _generations([sire, dam])[0]
+    flow = sp.csc_array(_without_parents(sire, dam))
+    solve = scipy.sparse.linalg.splu(
+        flow, permc_spec="NATURAL", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+    ).solve
+    for now in np.unique(generation[both]):
+        here = np.flatnonzero(both & (generation == now))
+        own = _own_variance(sire, dam, F)  # of later ones not yet known, and not needed
+        pairs = np.sort(np.column_stack([sire[here], dam[here]]), axis=1)
+        pairs, pair_of = np.unique(pairs, axis=0, return_inverse=True)
+        few = int(np.unique(pairs[:, 1]).size < np.unique(pairs[:, 0]).size)
+        one, other = pairs[:, few], pairs[:, 1 - few]
+        parents, column = np.unique(one, return_inverse=True)
+        related = np.empty(one.size)
+        step = max(1, _AT_A_TIME // q)
+        for start in range(0, parents.size, step):
+            some = parents[start : start + step]
+            unit = np.zeros((q, some.size))
+            unit[some, np.arange(some.size)] = 1.0
+            columns = solve(own[:, None] * solve(unit, trans="T"))
+            of = np.flatnonzero((column >= start) & (column < start + some.size))
+            related[of] = columns[other[of], column[of] - start]
+        F[here] = 0.5 * related[pair_of.ravel()]
     return F
 
 
-def _diagonal(i: int, sire: IntArray, dam: IntArray, own: FloatArray) -> float:
-    """A[i, i] from the shares of genes of the ancestors of one individual."""
-    share, total = {i: 1.0}, 0.0
-    while share:
-        j = max(share)  # the youngest: all of its offspring have been seen
-        part = share.pop(j)
-        total += part * part * float(own[j])
-        for parent in (int(sire[j]), int(dam[j])):
-            if parent >= 0:
-                share[parent] = share.get(parent, 0.0) + 0.5 * part
-    return total
+def _without_parents(sire: IntArray, dam: IntArray) -> sp.csr_array:
+    """I - P, shape (q, q): P has a half for each known parent."""
+    q = sire.size
+    child = [np.flatnonzero(of >= 0) for of in (sire, dam)]
+    parent = [of[known] for of, known in zip((sire, dam), child, strict=True)]
+    entries = (np.concatenate(child), np.concatenate(parent))
+    P = sp.csr_array((np.full(entries[0].size, 0.5), entries), shape=(q, q))
+    return sp.csr_array(sp.eye_array(q, format="csr") - P)
 
 
 def _own_variance(sire: IntArray, dam: IntArray, F: FloatArray) -> FloatArray:
@@ -182,24 +194,33 @@ def _tabular(read: _Pedigree) -> FloatArray:
 
 def _read(pedigree: pd.DataFrame, id: str, sire: str, dam: str) -> _Pedigree:
     """Names and parents, sorted so that parents come first."""
-    table = pd.DataFrame(pedigree)
+    table = pd.DataFrame(as_pandas(pedigree))
     absent = [name for name in (id, sire, dam) if name not in table.columns]
     if absent:
         raise InputError(
             f"The pedigree has no column {listing(absent)}; its columns are "
             f"{listing(table.columns)}. Say which they are: id=..., sire=..., dam=...."
         )
+    if not table.columns.is_unique:
+        repeated = table.columns[table.columns.duplicated()].unique()
+        raise InputError(f"The pedigree has several columns called {listing(repeated)}.")
     own, father, mother = ([_name(x) for x in table[name]] for name in (id, sire, dam))
     unnamed = [row for row, name in enumerate(own) if name is None]
     if unnamed:
-        raise InputError(f"The pedigree has no name for the individual in row {unnamed[0]}.")
+        raise InputError(
+            f"The pedigree has no name for the individual in row {unnamed[0]}: "
+            f"{str(table[id].iloc[unnamed[0]])!r} stands for unknown."
+        )
+    if not own:
+        raise InputError("The pedigree has no rows.")
     twice = pd.Index(own)[pd.Index(own).duplicated()].unique()
     if len(twice):
         raise InputError(f"Individuals with several rows in the pedigree: {listing(twice)}.")
+    listed = set(own)
     founders = [
         name
         for name in dict.fromkeys([*father, *mother])
-        if name is not None and name not in set(own)
+        if name is not None and name not in listed
     ]
     names = [*founders, *(str(name) for name in own)]
     place = {name: i for i, name in enumerate(names)}
@@ -216,30 +237,39 @@ def _read(pedigree: pd.DataFrame, id: str, sire: str, dam: str) -> _Pedigree:
 
 
 def _name(value: Any) -> str | None:
-    if value is None or (isinstance(value, float) and np.isnan(value)) or value is pd.NA:
+    if value is None or value is pd.NA:
         return None
-    if isinstance(value, float) and value == int(value):
+    if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)  # a column with missing parents turns numbers into floats
     text = str(value).strip()
-    return None if text in _UNKNOWN else text
+    return None if text.lower() in _UNKNOWN else text
 
 
 def _sorted(names: list[str], parents: list[IntArray]) -> IntArray:
     """Positions, parents first, and otherwise as they come: generation by generation."""
-    q = len(names)
-    step = 0
-    generation, settled = np.zeros(q, dtype=np.intp), np.zeros(q, dtype=bool)
-    while not settled.all():
-        ready = ~settled
-        for of in parents:
-            ready &= (of < 0) | settled[of]
-        if not ready.any():
-            stuck = [names[i] for i in np.flatnonzero(~settled)]
-            raise InputError(
-                f"The pedigree goes in a circle: {listing(stuck)} would be ancestors of "
-                "themselves, or descend from such."
-            )
-        generation[ready] = step
-        settled |= ready
-        step += 1
+    generation, settled = _generations(parents)
+    if not settled.all():
+        stuck = [names[i] for i in np.flatnonzero(~settled)]
+        raise InputError(
+            f"The pedigree goes in a circle: {listing(stuck)} would be ancestors of "
+            "themselves, or descend from such."
+        )
     return np.argsort(generation, kind="stable")
+
+
+def _generations(parents: list[IntArray]) -> tuple[IntArray, BoolArray]:
+    """How many generations are above each individual, and whether that is settled, (q,) each."""
+    q = parents[0].size
+    generation, settled = np.zeros(q, dtype=np.intp), np.zeros(q, dtype=bool)
+    left, step = np.arange(q), 0
+    while left.size:
+        ready = np.ones(left.size, dtype=bool)
+        for of in parents:
+            parent = of[left]
+            ready &= (parent < 0) | settled[parent]
+        if not ready.any():
+            break
+        now = left[ready]
+        generation[now], settled[now] = step, True
+        left, step = left[~ready], step + 1
+    return generation, settled

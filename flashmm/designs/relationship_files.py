@@ -28,7 +28,8 @@ def read_grm(
     prefix
         Of ``prefix.grm.id`` (family and individual) and ``prefix.grm.bin`` (its lower triangle,
         row by row, in float32) or, where that is absent, ``prefix.grm.gz`` or ``prefix.grm`` (text:
-        row, column, number of markers, value). With or without ``.grm`` or ``.grm.bin``.
+        row, column, number of markers, value). With or without ``.grm`` or ``.grm.bin``. A first
+        line ``#FID IID`` of the names is skipped; after ``#IID`` there are no families.
     labels
         What names a level: the individual, or ``"family:individual"``, as a random term
         ``(1 | family:individual)`` has it.
@@ -54,8 +55,10 @@ def read_grm(
     """
     check_option("labels", labels, ("individual", "family:individual"))
     base = str(prefix)
-    for ending in (".bin", ".gz", ".id", ".grm"):
-        base = base.removesuffix(ending)
+    for ending in (".grm.N.bin", ".grm.bin", ".grm.gz", ".grm.id", ".grm"):
+        if base.endswith(ending):
+            base = base.removesuffix(ending)
+            break
     names = _names(Path(f"{base}.grm.id"), labels)
     q = len(names)
     size = q * (q + 1) // 2
@@ -107,22 +110,72 @@ def read_covariance(path: str | PathLike[str], *, sep: str | None = None) -> pd.
     """
     try:
         found = _separator(Path(path)) if sep is None else sep
-        table = pd.read_csv(path, index_col=0, sep=found)
+        table = _table(path, found, ".")
+        if found == ";" and _text_columns(table):  # a decimal comma, as R's write.csv2 has
+            table = _table(path, found, ",")
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"There is no file {str(path)!r}.") from None
-    except (OSError, ValueError, pd.errors.ParserError) as error:
+    except (OSError, EOFError, ValueError, pd.errors.ParserError) as error:
         raise InputError(f"{str(path)!r} is no table: {error}") from error
     rows, columns = ([str(x) for x in axis] for axis in (table.index, table.columns))
+    twice = pd.Index(rows)[pd.Index(rows).duplicated()].unique()
+    if len(twice):
+        raise InputError(f"{str(path)!r} has several rows called {listing(twice)}.")
     if sorted(rows) != sorted(columns):
         apart = sorted(set(rows) ^ set(columns))
         raise InputError(
             f"{str(path)!r} is no square table with the same names in its first row and column: "
             f"{listing(apart) or 'names repeat'} on one side only."
         )
-    text = [c for c, kind in table.dtypes.items() if kind.kind not in "iuf"]
-    if text:
-        raise InputError(f"The column {str(text[0])!r} of {str(path)!r} holds text.")
+    if text := _text_columns(table):
+        raise InputError(f"The column {text[0]!r} of {str(path)!r} holds text.")
+    missing = np.argwhere(table.isna().to_numpy())
+    if len(missing):
+        row, column = missing[0]
+        raise InputError(
+            f"{str(path)!r} lacks {len(missing)} of its {table.size} values: the first in the row "
+            f"{rows[row]!r} and the column {columns[column]!r}. A triangle alone is no matrix yet."
+        )
     return table.set_axis(rows, axis=0).set_axis(columns, axis=1).rename_axis(None)
+
+
+def _table(path: str | PathLike[str], sep: str, decimal: str) -> pd.DataFrame:
+    """A table whose first column names its rows: as text, ``001`` and ``NA`` too."""
+    head = pd.read_csv(path, sep=sep, index_col=False, nrows=0)
+    wide = pd.read_csv(path, sep=sep, header=None, skiprows=1, nrows=1).shape[1]
+    names = [str(name) for name in head.columns]
+    corner = names.pop(0) if wide == len(names) else ""  # R's write.table leaves it out
+    if _is_number(corner):
+        raise InputError(
+            f"The first row and column of {str(path)!r} must name the levels, but begin with the "
+            f"number {corner}. Read a matrix without names with numpy and name its levels: "
+            "fm.Covariance(K, levels=[...])."
+        )
+    body = pd.read_csv(
+        path,
+        sep=sep,
+        decimal=decimal,
+        header=None,
+        skiprows=1,
+        names=range(len(names) + 1),
+        index_col=False,
+        converters={0: str.strip},
+    )
+    return body.set_index(0).set_axis(names, axis=1)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _text_columns(table: pd.DataFrame) -> list[str]:
+    return [str(c) for c, kind in table.dtypes.items() if kind.kind not in "iuf"]
 
 
 def _separator(path: Path) -> str:
@@ -136,8 +189,20 @@ def _separator(path: Path) -> str:
 def _names(path: Path, labels: str) -> list[str]:
     if not path.exists():
         raise InputError(f"There is no file {str(path)!r}, which names the individuals.")
-    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{str(path)!r} cannot be read as text: {error}") from error
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    header = [word.lstrip("#").upper() for word in lines[0]] if lines else []
+    alone = header[:1] == ["IID"] and lines[0][0].startswith("#")  # as PLINK 2 writes them
+    if header[:2] == ["FID", "IID"] or alone:
+        lines = lines[1:]
     lines = [line for line in lines if not line[0].startswith("#")]
+    if alone and labels != "individual":
+        raise InputError(f"{str(path)!r} has no families: leave out `labels`.")
+    if alone:
+        lines = [["", line[0]] for line in lines]
     wrong = [i for i, line in enumerate(lines) if len(line) < 2]
     if wrong or not lines:
         raise InputError(
@@ -147,8 +212,8 @@ def _names(path: Path, labels: str) -> list[str]:
     names = [line[1] if labels == "individual" else f"{line[0]}:{line[1]}" for line in lines]
     twice = sorted(pd.Index(names)[pd.Index(names).duplicated()].unique())
     if twice:
-        advice = "" if ":" in labels else " Individuals of several families: pass "
-        advice += "" if ":" in labels else "labels='family:individual'."
+        advice = " Individuals of several families: pass labels='family:individual'."
+        advice = "" if ":" in labels or alone else advice
         raise InputError(f"{str(path)!r} has the names {listing(twice)} more than once.{advice}")
     return names
 
@@ -160,14 +225,29 @@ def _text_triangle(base: str, q: int) -> FloatArray:
         raise InputError(f"There is neither {base + '.grm.bin'!r} nor {base + '.grm.gz'!r}.")
     try:
         table = pd.read_csv(path, sep=r"\s+", header=None, usecols=[0, 1, 3], dtype=np.float64)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} cannot be read: {error}") from error
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError(
+            f"{str(path)!r} cannot be read: each line must hold row, column, number of markers and "
+            f"value, all numbers ({error})."
+        ) from error
     i, j = (table[c].to_numpy().astype(np.intp) - 1 for c in (0, 1))
     low, high = np.minimum(i, j), np.maximum(i, j)
     place: IntArray = high * (high + 1) // 2 + low
     size = q * (q + 1) // 2
-    if place.size != size or low.min(initial=0) < 0 or high.max(initial=0) >= q:
-        raise InputError(f"{str(path)!r} has {place.size} lines; {q} individuals need {size}.")
+    outside = np.flatnonzero((low < 0) | (high >= q))
+    if outside.size:
+        raise InputError(
+            f"Line {outside[0] + 1} of {str(path)!r} names row {i[outside[0]] + 1} and column "
+            f"{j[outside[0]] + 1}; the {q} individuals of its .grm.id are counted from 1."
+        )
+    count = np.bincount(place, minlength=size)
+    if (count != 1).any():
+        first = int(np.flatnonzero(count != 1)[0])
+        row = int((np.sqrt(8.0 * first + 1.0) - 1.0) // 2.0)
+        raise InputError(
+            f"{str(path)!r} has {place.size} lines, {count[first]} of them for row {row + 1} and "
+            f"column {first - row * (row + 1) // 2 + 1}; {q} individuals need {size}, one each."
+        )
     values = np.full(size, np.nan)
     values[place] = table[3].to_numpy()
     return values

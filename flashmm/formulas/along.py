@@ -12,6 +12,7 @@ from flashmm.arrays.types import FloatArray
 from flashmm.designs.curves import distances
 from flashmm.designs.design import RandomTerm
 from flashmm.exceptions import InputError, listing
+from flashmm.formulas.times import as_times, is_time
 
 __all__ = ["MOST_DISTANCES", "MOST_EFFECTS", "along_a_column"]
 
@@ -30,8 +31,8 @@ def along_a_column(
     term
         The term; its effects are the different values, ascending.
     values, given
-        The column, cleaned and as it was given: numbers, or an ordered categorical, whose
-        categories, those without samples too, are equally far apart.
+        The column, cleaned and as it was given: numbers, dates and the like, or an ordered
+        categorical, whose categories, those without samples too, are equally far apart.
     column, source
         Names for messages.
 
@@ -42,7 +43,7 @@ def along_a_column(
         or too many.
     """
     what = "times" if term.covariance == "ar1" else "positions"
-    at, labels = _places(term.covariance, values, given, column, source)
+    at, labels, unit = _places(term.covariance, values, given, column, source)
     if at.size != len(term.effects):
         raise InputError(f"{source}: {column!r} has values that print alike. Round them.")
     if at.size < 2:
@@ -71,13 +72,17 @@ def along_a_column(
             f"up to {MOST_DISTANCES - 1} are possible. {instead}"
         )
     effects = tuple(f"{column}[{label}]" for label in labels)
-    return replace(term, effects=effects, positions=tuple(at.tolist()))
+    return replace(term, effects=effects, positions=tuple(at.tolist()), unit=unit)
 
 
 def _places(
     structure: str, values: pd.Series[Any], given: pd.Series[Any], column: str, source: str
-) -> tuple[FloatArray, list[str]]:
-    """The different values as numbers, ascending, and as text."""
+) -> tuple[FloatArray, list[str], str]:
+    """The different values as numbers, ascending, and as text, and the unit of their distances."""
+    if is_time(values, structure):
+        times = as_times(values, column)
+        at, unit = times.distances_of(structure, column, source)
+        return at, [str(label) for label in times.text.categories], unit
     if isinstance(values.dtype, pd.CategoricalDtype):
         labels = [str(level) for level in values.cat.categories]
         codes = pd.Index(given.cat.categories).get_indexer(values.cat.categories)
@@ -92,11 +97,14 @@ def _places(
                 f"Make it an ordered categorical, data[{column!r}].cat.as_ordered(), or a column "
                 "of whole numbers."
             )
-        return codes.astype(np.float64), labels
+        return codes.astype(np.float64), labels, ""
     if values.dtype.kind not in "iuf":
-        kind = "whole numbers or an ordered categorical" if structure == "ar1" else "numbers"
+        kind = "numbers, dates or durations"
+        if structure == "ar1":
+            kind = "whole numbers, dates, durations or an ordered categorical"
         why = (
-            "text has no order in time or space."
+            "text has no order in time or space. Dates as text become dates by "
+            f"pd.to_datetime(data[{column!r}])."
             if values.dtype.kind == "O"
             else "count steps, such as days since the first."
         )
@@ -110,4 +118,4 @@ def _places(
             f"of two their difference. Write exp({column} | ...) for any times (the same for whole "
             "ones and a correlation that is not negative), or number equal steps."
         )
-    return at, labels
+    return at, labels, ""

@@ -36,7 +36,15 @@ from flashmm.formulas.structures import (
 )
 from flashmm.slips.cures import FUNCTIONS, known
 
-__all__ = ["BarTerm", "PlainTerm", "parse_formula", "parse_random", "quote_name", "terms_text"]
+__all__ = [
+    "BarTerm",
+    "PlainTerm",
+    "effects_along",
+    "parse_formula",
+    "parse_random",
+    "quote_name",
+    "terms_text",
+]
 
 _TIGHT = frozenset({":", "**", "^"})
 
@@ -421,7 +429,7 @@ def _expand_bar(tokens: list[Token], wrapper: str, source: str) -> list[BarTerm]
     along = ""
     if structure in ALONG:
         along = _column_along(effects, structure, f"{wrapper}{written}", source)
-        effects = _parse_plain(f"0 + C({along})", source)
+        effects = effects_along(along)
     if operator == "|":
         parts = [(effects, False)]
     else:
@@ -432,6 +440,11 @@ def _expand_bar(tokens: list[Token], wrapper: str, source: str) -> list[BarTerm]
         for group in groups
         for part, split in parts
     ]
+
+
+def effects_along(column: str) -> SimpleFormula:
+    """The formula of an effect for each value of a column."""
+    return _parse_plain(f"0 + C({column})", column)
 
 
 def _column_along(effects: SimpleFormula, structure: str, written: str, source: str) -> str:

@@ -34,6 +34,7 @@ from flashmm.formulas.along import MOST_EFFECTS, along_a_column
 from flashmm.formulas.bars import (
     BarTerm,
     PlainTerm,
+    effects_along,
     parse_formula,
     parse_random,
     terms_text,
@@ -41,6 +42,7 @@ from flashmm.formulas.bars import (
 from flashmm.formulas.calls import without_offsets
 from flashmm.formulas.coding import check_coding, coded_column, reduced_factors
 from flashmm.formulas.new_data_recipe import (
+    ColumnRecord,
     DesignRecipe,
     FormulaRecipe,
     TermRecipe,
@@ -57,6 +59,7 @@ from flashmm.formulas.sample_table import (
     refuse_infinite,
 )
 from flashmm.formulas.structures import Structure
+from flashmm.formulas.times import as_times, is_time
 
 __all__ = ["DesignBuild", "build_design"]
 
@@ -173,6 +176,7 @@ def build_design(
         index=range(len(labels)),
     )
     refuse_infinite(kept, labels)
+    terms, times = _with_times(terms, kept, table)
 
     columns = Columns(kept, names.context, labels)
     X = formula_rows(columns, plain, in_fixed, "numpy")
@@ -197,7 +201,7 @@ def build_design(
         held = _offset(columns, offsets, in_fixed)
         offset = held.rows(slice(None)).sum(axis=1)
         noted = offsets, held.spec, float(offset.mean())
-    recipe = _recipe(kept, names.context, (plain, X.spec), built, structure, noted)
+    recipe = _recipe(kept, names.context, (plain, X.spec), built, structure, noted, times)
     design = Design(
         X=_fixed_matrix(X, len(kept)),
         Z=_random_matrix([block.rows for block in built], len(kept), structure.q),
@@ -209,6 +213,31 @@ def build_design(
         offset=offset,
     )
     return DesignBuild(design, dropped)
+
+
+def _with_times(
+    terms: list[BarTerm | PlainTerm], data: pd.DataFrame, given: pd.DataFrame
+) -> tuple[list[BarTerm | PlainTerm], dict[str, ColumnRecord]]:
+    """Terms along dates and the like by columns of their text, which are put beside the others.
+
+    Formulas may need the dates themselves. Returns what to note of the columns of text.
+    """
+    result: list[BarTerm | PlainTerm] = []
+    noted: dict[str, ColumnRecord] = {}
+    for term in terms:
+        if isinstance(term, BarTerm) and term.along and is_time(data[term.along], term.covariance):
+            name = f"{term.along}_text"
+            while name in given.columns:
+                name += "_"
+            if name not in noted:
+                times = as_times(data[term.along], term.along)
+                data[name] = times.text
+                levels = tuple(str(label) for label in times.text.categories)
+                noted[name] = ColumnRecord(times.kind, levels, of=term.along, zone=times.zone)
+            result.append(replace(term, effects=effects_along(name)))
+        else:
+            result.append(term)
+    return result, noted
 
 
 @dataclass(frozen=True)
@@ -257,6 +286,7 @@ def _recipe(
     blocks: list[_Block],
     structure: CovarianceStructure,
     offset: tuple[SimpleFormula, Any, float] | None,
+    times: Mapping[str, ColumnRecord],
 ) -> DesignRecipe:
     """Note how the columns were made, for new data."""
 
@@ -282,7 +312,8 @@ def _recipe(
     in_formula = {name for part in parts for name in part.columns}
     recipe = DesignRecipe(
         columns={
-            name: record_column(data[name], in_formula=name in in_formula) for name in data.columns
+            name: times.get(name) or record_column(data[name], in_formula=name in in_formula)
+            for name in data.columns
         },
         fixed=X,
         terms=terms,
@@ -456,8 +487,9 @@ def _name_terms(
     )
     twice = [f"{effect} of {group}" for (group, effect), count in owned.items() if count > 1]
     if twice:
+        hint = ", or give each but one a known covariance by its own name" if known else ""
         raise InputError(
-            f"`random` holds the same effect more than once: {listing(twice)}. Remove one."
+            f"`random` holds the same effect more than once: {listing(twice)}. Remove one{hint}."
         )
     shared = Counter(term.group for term in built)
     named = []

@@ -12,7 +12,7 @@ from formulaic import SimpleFormula
 from flashmm.arrays.types import BoolArray
 from flashmm.exceptions import InputError
 
-__all__ = ["absent_values", "explained", "refuse_as_numbers", "usual_type"]
+__all__ = ["absent_values", "explained", "kind_of", "refuse_as_numbers", "usual_type"]
 
 # What a column that is no number can become, by kind.
 _ADVICE = {
@@ -99,7 +99,7 @@ def _from_arrow(values: pd.Series[Any], column: str) -> pd.Series[Any]:
     return values
 
 
-def _kind(values: pd.Series[Any]) -> str | None:
+def kind_of(values: pd.Series[Any]) -> str | None:
     """The kind of a column that counts as no number but is not made of levels either."""
     dtype = values.dtype
     if dtype.kind in "Mm":
@@ -132,7 +132,7 @@ def explained(error: InputError, data: pd.DataFrame, source: str) -> InputError:
 
 
 def _refuse(values: pd.Series[Any], name: str, source: str) -> None:
-    kind = _kind(values)
+    kind = kind_of(values)
     if kind is not None:
         raise InputError(
             f"{source} uses the column {name!r} as numbers, but it holds {kind}. Convert it to "

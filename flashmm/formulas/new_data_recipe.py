@@ -16,7 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from flashmm.arrays.types import FloatArray, IntArray
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.compact import steps
 from flashmm.designs.curves import distances
 from flashmm.designs.design import CovarianceStructure, RandomTerm
@@ -25,6 +25,7 @@ from flashmm.formulas.coded_rows import distinct
 from flashmm.formulas.column_kinds import absent_values
 from flashmm.formulas.loaded import LoadedFormula
 from flashmm.formulas.sample_table import Columns, check_data, clean, number_label, refuse_infinite
+from flashmm.formulas.times import text_of_times
 
 __all__ = [
     "ColumnRecord",
@@ -35,7 +36,7 @@ __all__ = [
     "record_column",
 ]
 
-Kind = Literal["number", "integer", "boolean", "text", "category"]
+Kind = Literal["number", "integer", "boolean", "text", "category", "date", "duration", "period"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class ColumnRecord:
     Parameters
     ----------
     kind
-        ``"number"``, ``"integer"``, ``"boolean"``, ``"text"`` or ``"category"``.
+        ``"number"``, ``"integer"``, ``"boolean"``, ``"text"`` or ``"category"``; ``"date"``,
+        ``"duration"`` or ``"period"`` of times, whose levels are text.
     levels
         The distinct values, in the order of the model; empty for numbers.
     ordered
@@ -54,6 +56,10 @@ class ColumnRecord:
         Whether all numbers are whole, which decides how they are written as levels.
     mean
         Mean over the samples; NaN for what is no number.
+    of
+        The column of data that times are of.
+    zone
+        The time zone whose clock dates are of; empty without one.
     """
 
     kind: Kind
@@ -61,6 +67,8 @@ class ColumnRecord:
     ordered: bool = False
     whole: bool = False
     mean: float = float("nan")
+    of: str = ""
+    zone: str = ""
 
 
 @dataclass(frozen=True)
@@ -238,7 +246,11 @@ class DesignRecipe:
                 continue
             recipe = recipes[term.name]
             source = f"Random term {term.name!r}"
-            rows = sp.csr_array(self._evaluate(recipe.effects, table, source, context))
+            away: BoolArray = np.zeros(c, dtype=bool)
+            if term.positions:
+                rows, away = self._rows_along(recipe.effects, table, source)
+            else:
+                rows = sp.csr_array(self._evaluate(recipe.effects, table, source, context))
             codes = np.full(c, -1, dtype=np.intp)
             if recipe.group:
                 # A model from which an effect was dropped has fewer than the formula makes.
@@ -253,6 +265,7 @@ class DesignRecipe:
                     absent = pd.unique(labels[codes < 0])
                     if absent.size:
                         unknown[term.name] = tuple(str(label) for label in absent)
+                    _refuse_away(table, away & (codes >= 0), term, source)
                 entries = rows.tocoo()
                 here = codes[entries.row] >= 0
                 columns = codes[entries.row[here]] * s + entries.col[here]
@@ -327,6 +340,8 @@ class DesignRecipe:
     def _column(self, name: str, table: pd.DataFrame, source: str) -> pd.Series[Any]:
         """A column of the type it had when the model was built, known levels only."""
         record = self.columns[name]
+        if record.of:
+            return self._times(record, table, source)
         values = clean(self._present(name, table, source), name)
         if (
             record.kind == "boolean"
@@ -346,19 +361,35 @@ class DesignRecipe:
             values = values.astype(np.int64)
         elif record.kind == "number":
             values = values.astype(np.float64)
-        if record.levels:
-            unseen = [value for value in pd.unique(values) if value not in set(record.levels)]
-            if unseen:
-                raise InputError(
-                    f"Column {name!r} of the new data has levels that the model does not know: "
-                    f"{listing(unseen)}. It was built on {listing(record.levels, 10)}."
-                )
+        _refuse_unseen(values, record, name)
         if record.kind == "category":
             kind = pd.CategoricalDtype(list(record.levels), ordered=record.ordered)
             values = values.astype(object).astype(kind)
         elif record.kind == "text":
             values = values.astype(object)
         return values
+
+    def _times(self, record: ColumnRecord, table: pd.DataFrame, source: str) -> pd.Series[Any]:
+        """The text of a column of times, as that of the data that the model was built on."""
+        kind: Any = record.kind
+        values = clean(self._present(record.of, table, source), record.of)
+        return text_of_times(values, record.of, kind, record.zone)
+
+    def _rows_along(
+        self, effects: FormulaRecipe, table: pd.DataFrame, source: str
+    ) -> tuple[sp.csr_array, BoolArray]:
+        """Which effect of a term along times each row has, (c, s), and which rows have none, (c,).
+
+        These stand at the first: a level that is not known has the same variance at any time.
+        """
+        name = effects.columns[0]
+        values = self._column(name, table, source)
+        (_, state), *_ = effects.spec.encoder_state.values()
+        categories = list(state["categories"])
+        codes = pd.Index(categories).get_indexer(pd.Index(values))
+        shape = (codes.size, len(categories))
+        entries = (np.ones(codes.size), (np.arange(codes.size), np.maximum(codes, 0)))
+        return sp.csr_array(entries, shape=shape), codes < 0
 
     def _labels(
         self, group: tuple[str, ...], table: pd.DataFrame, source: str
@@ -381,6 +412,28 @@ class DesignRecipe:
         for part in parts[1:]:
             labels = labels + ":" + part
         return labels
+
+
+def _refuse_away(table: pd.DataFrame, away: BoolArray, term: RandomTerm, source: str) -> None:
+    """Raise for rows of known levels at times of which the model has no effects."""
+    if away.any():
+        raise InputError(
+            f"{source}: the new data have times in rows {listing(table.index[away][:3])} "
+            f"({int(away.sum())} in all) that the model was not built on; it has the effects "
+            f'{listing(term.effects, 10)}. Times of any kind are predicted with level="population".'
+        )
+
+
+def _refuse_unseen(values: pd.Series[Any], record: ColumnRecord, name: str) -> None:
+    """Raise for levels that the model does not know."""
+    if not record.levels:
+        return
+    unseen = [value for value in pd.unique(values) if value not in set(record.levels)]
+    if unseen:
+        raise InputError(
+            f"Column {name!r} of the new data has levels that the model does not know: "
+            f"{listing(unseen)}. It was built on {listing(record.levels, 10)}."
+        )
 
 
 def _weight(effects: FloatArray, parameter: Any, term: RandomTerm) -> FloatArray:

@@ -26,11 +26,13 @@ from flashmm.formulas.closed_grammar import check_context_name
 from flashmm.formulas.loaded import LoadedFormula, read_formula
 from flashmm.formulas.new_data_recipe import ColumnRecord, DesignRecipe, FormulaRecipe, TermRecipe
 from flashmm.formulas.summaries import MARK
+from flashmm.formulas.times import check_zone
 
 __all__ = ["recipe_from_text", "recipe_to_text"]
 
 _MARK = "__flashmm__"
-_KINDS = ("number", "integer", "boolean", "text", "category")
+_TIMES = ("date", "duration", "period")
+_KINDS = ("number", "integer", "boolean", "text", "category", *_TIMES)
 # Knots of a spline: its matrices are of this size squared.
 _MOST_KNOTS = 2000
 # Columns that a formula may make for each that it names: before they are counted exactly.
@@ -48,7 +50,10 @@ def recipe_to_text(recipe: DesignRecipe) -> str:
     return json.dumps(
         {
             "columns": {
-                name: [r.kind, [_plain(v) for v in r.levels], r.ordered, r.whole, _plain(r.mean)]
+                name: [
+                    *(r.kind, [_plain(v) for v in r.levels], r.ordered, r.whole, _plain(r.mean)),
+                    *((r.of, r.zone) if r.of else ()),
+                ]
                 for name, r in recipe.columns.items()
             },
             "fixed": _formula(recipe.fixed),
@@ -189,14 +194,24 @@ def _recipe(values: dict[str, Any]) -> DesignRecipe:
     )
 
 
-def _column(kind: Any, levels: Any, ordered: Any, whole: Any, mean: Any) -> ColumnRecord:
+def _column(
+    kind: Any, levels: Any, ordered: Any, whole: Any, mean: Any, of: Any = "", zone: Any = ""
+) -> ColumnRecord:
     if kind not in _KINDS:
         raise InputError(f"The saved recipe holds a column of an unknown kind, {kind!r}.")
     known = tuple(_level(_restored(level)) for level in _list(levels))
     number = _restored(mean)
     if type(number) not in (int, float):
         raise InputError("The saved recipe holds a mean that is no number.")
-    return ColumnRecord(kind, known, _boolean(ordered), _boolean(whole), float(number))
+    if bool(_text(of)) != (kind in _TIMES):
+        raise InputError("The saved recipe holds times of no column, or a column of none.")
+    if of and not (known and all(type(level) is str for level in known)):
+        raise InputError("The saved recipe holds times that are no text.")
+    return ColumnRecord(
+        *(kind, known, _boolean(ordered), _boolean(whole), float(number)),
+        of=of,
+        zone=check_zone(_text(zone)),
+    )
 
 
 def _restored_formula(
@@ -291,7 +306,7 @@ def _tried(
 
 def _example(record: ColumnRecord, name: str, source: str) -> Any:
     """One value of a column."""
-    if record.kind == "category":
+    if record.kind in ("category", *_TIMES):
         kind = pd.CategoricalDtype(list(record.levels), ordered=record.ordered)
         return pd.Series(record.levels[:1], dtype=kind)
     if record.kind == "text":

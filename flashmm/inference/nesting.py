@@ -160,7 +160,7 @@ def _refuse_curves(large: CovarianceStructure, small: CovarianceStructure) -> No
 
     def curved(structure: CovarianceStructure) -> dict[str, object]:
         return {
-            term.name: (term.covariance, term.group, term.effects, term.positions)
+            term.name: (term.covariance, term.group, term.effects, term.positions, term.unit)
             for term in structure.terms
             if term.curve is not None
         }

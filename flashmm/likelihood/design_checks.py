@@ -34,7 +34,7 @@ _NOTHING = 1e-15
 # Smallest over largest eigenvalue of the scaled X'X below which at most six digits are left.
 _FEW_DIGITS = 1e-10
 # Random effects up to which Z'RZ is made for the checks: indexing it is faster than sparse parts.
-_DENSE = 200
+_DENSE = 300
 
 
 def check_sample_size(n: int, p: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -126,12 +127,12 @@ class BootstrapResults:
             centre = self.estimate - self.bias
             bounds = [centre - half, centre + half]
         else:
-            lower, upper = (
-                self.replicates.quantile(q, "replicate", method="weibull", skipna=True).drop_vars(
-                    "quantile"
+            with warnings.catch_warnings():  # features without an estimate have no replicates
+                warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
+                both = self.replicates.quantile(
+                    [alpha / 2.0, 1.0 - alpha / 2.0], "replicate", method="weibull", skipna=True
                 )
-                for q in (alpha / 2.0, 1.0 - alpha / 2.0)
-            )
+            lower, upper = (both.isel(quantile=i, drop=True) for i in (0, 1))
             bounds = [lower, upper]
             if method == "basic":
                 bounds = [2.0 * self.estimate - upper, 2.0 * self.estimate - lower]

@@ -30,6 +30,7 @@ from flashmm.results.fitting_curves import CurvedSearch, in_theta, own_space, pr
 from flashmm.solvers.base import Solution, Solver, maximise
 from flashmm.solvers.batches import maximise_in_batches, over_batches
 from flashmm.solvers.gains import GAIN, improves, indefinite, spoilt
+from flashmm.solvers.held_residual import HeldLandscape
 from flashmm.solvers.joining import UntilKnown
 from flashmm.solvers.other_maxima import NO_RESIDUAL, Landscape
 from flashmm.solvers.restart import second_starts
@@ -144,6 +145,9 @@ def fit_features(
             None if residual is not None or several > 1 else _landscape(projection, options, start)
         )
         search = replace(search, again_from=again_from, landscape=landscape)
+        variances = np.flatnonzero(structure.is_variance[:-1])
+        if isinstance(likelihood, KnownResidual) and variances.size and plan.device is None:
+            search = replace(search, held=HeldLandscape(likelihood, ~start.given, variances))
     usable = usable & ~likelihood.perfect_fit
     solution = search.run(space, start.theta, usable, plan.progress)
     if plan.second_search and several > 1:
@@ -213,6 +217,7 @@ class _Search:
     threads: int | None
     again_from: FloatArray | None = None
     landscape: Landscape | None = None
+    held: HeldLandscape | None = None
 
     def run(
         self,
@@ -233,7 +238,7 @@ class _Search:
             n_jobs=self.threads,
             fallback=self.plan.fallback,
             again_from=self.again_from,
-            landscape=self.landscape,
+            landscape=self.landscape or self.held,
             progress=progress,
         )
 

@@ -25,7 +25,9 @@ from flashmm.progress import Progress, counted
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.batches import over_batches
 from flashmm.solvers.boxed import Boxed
+from flashmm.solvers.face_newton import FaceNewton
 from flashmm.solvers.fallback import maximise_in_stages
+from flashmm.solvers.fisher_scoring import FisherScoring
 from flashmm.solvers.gains import spoilt
 from flashmm.solvers.newton_raphson import NewtonRaphson
 from flashmm.solvers.space import PSD
@@ -36,12 +38,15 @@ __all__ = ["CurvedSearch", "check_curved", "in_theta", "own_space", "prefer_posi
 # Variances of the starts over the residual variance.
 _RATIOS = (0.05, 0.3, 2.0, 20.0, 200.0)
 # Points of the grid from which the search goes, at most.
-_FROM = 3
+_FROM = 9
 # Correlations at which a variance of zero is looked at, and the variance from which it grows.
-_DIRECTIONS = np.linspace(-0.99, 0.99, 34)
+_DIRECTIONS = 35
 _SMALL = 1e-3
 _GAIN = 1e-9
-# Standard deviations of effects, in internal units, that are zero.
+# Steps of scoring after which Newton's take its place. Where the observed information is twice the
+# expected, scoring goes to and fro; next to a standard deviation of zero it has none.
+_SCORING = 12
+# Standard deviations of effects, in internal units, and correlations that are zero.
 _ZERO = 1e-7
 
 
@@ -126,7 +131,12 @@ class CurvedSearch:
             self.likelihood.evaluate(self._grid(one)[0][0], one)
         with counted(progress, features.size, unit="feature", desc="fit") as done:
             over_batches(
-                fit, self.likelihood, features, memory=self.memory, n_jobs=self.threads, done=done
+                fit,
+                self.likelihood,
+                features,
+                memory=self.memory // _FROM,
+                n_jobs=self.threads,
+                done=done,
             )
         return total
 
@@ -199,38 +209,55 @@ class CurvedSearch:
         return np.asarray(height - 0.5 * (df * np.log(c) + total * (1.0 / c - 1.0)))
 
     def _maximised(self, starts: FloatArray, features: IntArray) -> Solution:
-        stages: tuple[Solver, ...] = (self.solver,)
-        if not isinstance(self.solver, NewtonRaphson):
-            stages = (self.solver, NewtonRaphson(epsilon=self.epsilon))
+        newton, first = FaceNewton(self.epsilon), None
+        stages: tuple[Solver, ...] = (self.solver, newton)
+        if isinstance(self.solver, NewtonRaphson):
+            stages = (newton,)
+        elif isinstance(self.solver, FisherScoring):
+            first = _SCORING
         return maximise_in_stages(
-            self.likelihood, self.space, stages, starts, features, max_iter=self.max_iter
+            self.likelihood,
+            self.space,
+            stages,
+            starts,
+            features,
+            max_iter=self.max_iter,
+            first=first,
         )
 
     def _best(self, features: IntArray, starts: FloatArray) -> Solution:
-        """The highest of the ends from some starts (s, B, k)."""
-        best = self._maximised(starts[0], features)
-        for start in starts[1:]:
-            rows = np.flatnonzero(np.isfinite(start).all(axis=1))
-            if rows.size:
-                _improve(self.likelihood, best, self._maximised(start[rows], features[rows]), rows)
+        """The highest of the ends from some starts (s, B, k), which climb as one batch."""
+        number, row = np.nonzero(np.isfinite(starts).all(axis=2))
+        ends = self._maximised(starts[number, row], features[row])
+        best = ends.take(np.flatnonzero(number == 0))
+        for i in range(1, starts.shape[0]):
+            mine = np.flatnonzero(number == i)
+            if mine.size:
+                _improve(self.likelihood, best, ends.take(mine), row[mine])
         for _ in range(2):
             rows, again = self._off_zero(best, features)
             if rows.size == 0:
                 break
             _improve(self.likelihood, best, self._maximised(again, features[rows]), rows)
         self._settle(best, features)
+        # A last step may have come to the boundary.
+        inside = np.flatnonzero(best.status == Status.CONVERGED)
+        best.status[inside[self.space.on_boundary(best.theta[inside])]] = Status.BOUNDARY
         return best
 
     def _settle(self, best: Solution, features: IntArray) -> None:
-        """Make standard deviations next to zero zero, in place.
+        """Make standard deviations and correlations of decay next to zero zero, in place.
 
-        The likelihood depends on their squares: towards zero steps grow ever shorter.
+        The likelihood depends on the squares of the former, on broken powers of the latter:
+        towards zero steps grow ever shorter.
         """
         settled = best.theta.copy()
         for curve, _, own in self.likelihood.curved.parts():
+            part = settled[:, own]
             if isinstance(curve, Heterogeneous):
-                part = settled[:, own]
                 part[:, curve.is_cone] *= part[:, curve.is_cone] > _ZERO
+            elif curve is not None and curve.lowest == 0.0:
+                part[:, -1] *= part[:, -1] > _ZERO
         with np.errstate(invalid="ignore"):
             rows = np.flatnonzero(
                 (settled != best.theta).any(axis=1) & (best.status <= Status.BOUNDARY)
@@ -260,16 +287,10 @@ class CurvedSearch:
         for zero, (curve, linear, own) in zip(zeros, curved.parts(), strict=True):
             if curve is None or not zero[rows].any():
                 continue
-            lower, upper = (bound[-1] for bound in curve.bounds)
-            rhos = lower + (upper - lower) * 0.5 * (1.0 + _DIRECTIONS)
-            slopes = []
-            for rho in rhos:
-                direction = curve.theta(curve.at(np.ones(1), np.full(1, rho)))
-                slopes.append((score[:, linear] * direction).sum(axis=1))
-            slope = np.array(slopes)
-            top = slope.argmax(axis=0)
-            up = zero[rows] & (slope.max(axis=0) > 1e-6)
-            new = curve.at(np.full(rows.size, _SMALL), rhos[top])
+            directions = curve.directions(_DIRECTIONS)
+            slope = score[:, linear] @ curve.theta(directions).T
+            up = zero[rows] & (slope.max(axis=1) > 1e-6)
+            new = directions[slope.argmax(axis=1)] * _SMALL ** curved.degrees[own]
             starts[:, own] = np.where(up[:, None], new, starts[:, own])
             rising |= up
         return rows[rising], starts[rising]

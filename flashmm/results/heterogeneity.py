@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -10,8 +12,8 @@ from flashmm.arrays.types import FloatArray, IntArray
 from flashmm.designs.design import INTERCEPT
 from flashmm.exceptions import InputError
 from flashmm.inference.statistics import chi2_pvalues
-from flashmm.likelihood import make_likelihood
 from flashmm.results.fitted import FittedModel
+from flashmm.stats.own_rows import PatternedStats
 
 __all__ = ["heterogeneity"]
 
@@ -30,11 +32,20 @@ def heterogeneity(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
     projection = fitted.projection
     scale = np.where(projection.zero_variance, 0.0, projection.scale)[positions]
     Q = np.where(known, df[positions] * scale / theta[:, -1], np.nan)
-    variances = _intercepts(fitted)
-    typical = _typical_variance(fitted, positions, df[positions])
+    variances, sums = _intercepts(fitted), _Levels.of(fitted)
+    mean_diagonal, trace = _mean_diagonals(fitted, variances, sums), _trace(fitted, variances, sums)
+    typical = df[positions] * theta[:, -1] / trace[sums.design[positions]]
     components = theta[:, variances]
-    total = components.sum(axis=1) + typical
-    share = 100.0 * components / total[:, None]
+    shares = components * mean_diagonal[sums.design[positions]]
+    total = shares.sum(axis=1) + typical
+    share = 100.0 * shares / total[:, None]
+    I2, H2 = share.sum(axis=1), total / typical
+    if not variances.size:
+        I2 = np.full(positions.size, np.nan)
+    if len(fitted.params) == 1:  # Higgins and Thompson's (2002) own, equations 5 and 10
+        H2 = Q / df[positions]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            I2 = np.where(np.isnan(Q), np.nan, 100.0 * np.fmax(0.0, 1.0 - 1.0 / H2))
     dims = ("feature", "component")
     return xr.Dataset(
         {
@@ -42,8 +53,8 @@ def heterogeneity(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
             "df": ("feature", np.where(known, df[positions], np.nan)),
             "p": ("feature", chi2_pvalues(Q, np.where(known, df[positions], np.nan))),
             "typical_variance": ("feature", typical),
-            "I2": ("feature", share.sum(axis=1)),
-            "H2": ("feature", total / typical),
+            "I2": ("feature", I2),
+            "H2": ("feature", H2),
             "tau2": (dims, components),
             "I2_component": (dims, share),
         },
@@ -66,27 +77,73 @@ def _intercepts(fitted: FittedModel) -> IntArray:
     return np.array(found, dtype=np.intp)
 
 
-def _typical_variance(fitted: FittedModel, positions: IntArray, df: FloatArray) -> FloatArray:
-    """Higgins and Thompson's (2002) typical sampling variance, (n - p) / tr P at tau2 = 0, (B,).
+@dataclass(frozen=True)
+class _Levels:
+    """Sums of the designs D that features have.
 
-    tr P is tr(P Z Z') of a component that has a level of its own for every sample; with P = R /
-    sigma2 there it is 2 sigma2 times what the expected information has of it and the residual.
-    NaN where no component is such.
+    Parameters
+    ----------
+    design
+        Position of the design of each feature, shape (m,).
+    n
+        Samples, shape (D,).
+    weight
+        Weight of the samples of each column of Z, shape (D, q).
+    ZX
+        Shape (D, q, p).
     """
-    structure, n = fitted.stats.structure, fitted.stats.n
-    result = np.full(positions.size, np.nan)
-    alone = [
-        i for i in _intercepts(fitted) if len(structure.columns(structure.parameters[i])[0]) == n
-    ]
-    if not alone:
-        return result
-    projection = fitted.projection
-    likelihood = make_likelihood(projection, "REML")
-    for here, batch in fitted.on_request.batches(positions):
-        theta = np.zeros((batch.size, len(structure.param_names)))
-        theta[:, -1] = fitted.on_request.theta[batch, -1]
-        at = likelihood.evaluate(theta, batch)
-        trace = 2.0 * theta[:, -1] * at.expected[:, alone[0], -1]
-        unit = projection.units(batch)[:, alone[0]]
-        result[here] = df[here] * unit / trace
+
+    design: IntArray
+    n: FloatArray
+    weight: FloatArray
+    ZX: FloatArray
+
+    @classmethod
+    def of(cls, fitted: FittedModel) -> _Levels:
+        """Those of a fit."""
+        stats = fitted.stats
+        if not isinstance(stats, PatternedStats):
+            one = np.array([float(stats.n)])
+            none = np.zeros(stats.m, dtype=np.intp)
+            return cls(none, one, stats.ZZ.diagonal()[None], stats.ZX[None])
+        designs = stats.designs
+        weight = np.zeros((designs.count, designs.q))
+        diagonal = designs.rows == designs.columns
+        weight[:, designs.rows[diagonal]] = designs.ZZ[:, diagonal]
+        return cls(stats.pattern, designs.n, weight, designs.ZX)
+
+
+def _mean_diagonals(fitted: FittedModel, variances: IntArray, sums: _Levels) -> FloatArray:
+    """Mean diagonals of known covariances over the levels with samples, else one, (D, c)."""
+    structure = fitted.stats.structure
+    result = np.ones((sums.n.size, variances.size))
+    for c, i in enumerate(variances):
+        root = structure.terms[structure.parameters[i].term].root
+        if root is not None:
+            seen = sums.weight[:, structure.columns(structure.parameters[i])[0]] > 0
+            with np.errstate(invalid="ignore"):
+                result[:, c] = (seen * root.diagonal).sum(axis=1) / seen.sum(axis=1)
+    return result
+
+
+def _trace(fitted: FittedModel, variances: IntArray, sums: _Levels) -> FloatArray:
+    """Tr P at tau2 = 0 and a residual variance of one, shape (D,).
+
+    Higgins and Thompson's (2002) typical sampling variance is n - p over it. Z'PZ of a component
+    that has a level of its own for every sample is P, its samples in another order; NaN without.
+    """
+    structure = fitted.stats.structure
+    result = np.full(sums.n.size, np.nan)
+    for i in variances:
+        columns = structure.columns(structure.parameters[i])[0]
+        weight = sums.weight[:, columns]
+        alone = np.isnan(result) & ((weight > 0).sum(axis=1) == sums.n)
+        if not alone.any():
+            continue
+        weight = weight[alone]
+        # Levels are samples: these are the rows of X, times the roots of their weights.
+        rows = sums.ZX[alone][:, columns] / np.sqrt(np.where(weight > 0, weight, 1.0))[:, :, None]
+        length = np.sqrt((rows**2).sum(axis=1, keepdims=True))
+        Q = np.linalg.qr(rows / np.where(length > 0, length, 1.0))[0]
+        result[alone] = (weight * np.maximum(1.0 - (Q**2).sum(axis=2), 0.0)).sum(axis=1)
     return result

@@ -16,7 +16,7 @@ from flashmm.designs.design import CovarianceStructure, RandomTerm
 from flashmm.inference.tails import norm_isf
 from flashmm.results.fitted import FittedModel
 
-__all__ = ["OwnParameter", "own_estimates", "shown_own"]
+__all__ = ["OwnParameter", "own_estimates", "shown_own", "unit_notes"]
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,16 @@ class OwnParameter:
         The name of its term.
     values
         Estimate, standard error and limits, shape (B, 4).
+    unit
+        That of a range, ``"days"``, or the steps that a correlation falls in; empty where times
+        are numbers.
     """
 
     name: str
     kind: str
     term: str
     values: FloatArray
+    unit: str = ""
 
 
 def own_estimates(fitted: FittedModel, positions: IntArray, alpha: float) -> Iterator[OwnParameter]:
@@ -78,7 +82,7 @@ def own_estimates(fitted: FittedModel, positions: IntArray, alpha: float) -> Ite
             ends = [np.exp(2.0 * (z + side * half * z_se)) for side in (-1.0, 1.0)]
             limits = [np.where(np.isinf(e), 1.0, (lowest + e) / (1.0 + e)) for e in ends]
         found = np.stack([rho, se, *limits], axis=1)
-        yield OwnParameter(names[-1], "correlation", term.name, found)
+        yield OwnParameter(names[-1], "correlation", term.name, found, term.unit)
 
 
 def _range(term: RandomTerm, rho: FloatArray, se: FloatArray, half: float) -> OwnParameter:
@@ -91,7 +95,18 @@ def _range(term: RandomTerm, rho: FloatArray, se: FloatArray, half: float) -> Ow
         part = half * error / reach
         limits = [reach * np.exp(-part), reach * np.exp(part)]
     values = np.stack([reach, error, *limits], axis=1)
-    return OwnParameter(f"{term.name}[range]", "range", term.name, values)
+    return OwnParameter(f"{term.name}[range]", "range", term.name, values, term.unit)
+
+
+def unit_notes(structure: CovarianceStructure) -> list[str]:
+    """Sentences on the units of random terms along dates and the like."""
+    return [
+        f"The range of {term.name} is in {term.unit}."
+        if term.covariance == "exp"
+        else f"The correlation of {term.name} falls in {term.unit}."
+        for term in structure.terms
+        if term.unit
+    ]
 
 
 def shown_own(

@@ -378,7 +378,9 @@ def complete_rows(fitted: FittedModel, data: Any, level: str) -> BoolArray | Non
     if data is None or recipe is None or fitted.options.n_dropped == 0:
         return None
     table = check_data(data)
-    names = recipe.columns if level == "conditional" else recipe.fixed.columns
+    names = recipe.fixed.columns
+    if level == "conditional":
+        names = tuple(record.of or name for name, record in recipe.columns.items())
     absent = table[[name for name in names if name in table]].isna().any(axis=1).to_numpy()
     return ~absent if absent.any() else None
 

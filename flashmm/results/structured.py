@@ -91,7 +91,7 @@ def random_parameters(
     for common in common_parameters(structure):
         columns += _common(fitted, positions, alpha, method, common)
     columns += [
-        _Column(own.name, own.kind, own.term, own.values)
+        _Column(own.name, own.kind, own.term, own.values, own.unit)
         for own in own_estimates(fitted, positions, alpha)
     ]
     residual = [column for column in columns if not column.term]
@@ -100,6 +100,8 @@ def random_parameters(
     columns += residual
     dims = ("feature", "param")
     table = np.stack([column.values for column in columns], axis=1)
+    units = np.array([column.unit for column in columns], dtype=object)
+    told = {"unit": ("param", units)} if units.any() else {}
     return xr.Dataset(
         {
             name: (dims, table[:, :, i])
@@ -109,6 +111,7 @@ def random_parameters(
             "feature": fitted.features[positions],
             "param": pd.Index([column.name for column in columns], dtype=object),
             "kind": ("param", np.array([column.kind for column in columns], dtype=object)),
+            **told,
         },
         attrs={"method": method, "alpha": float(alpha)},
     )
@@ -122,6 +125,7 @@ class _Column:
     kind: str
     term: str
     values: FloatArray
+    unit: str = ""
 
 
 def _deviations(

@@ -14,7 +14,7 @@ from flashmm.inference.degrees_of_freedom import DEFAULT_DF
 from flashmm.inference.multiplicity import adjust_pvalues
 from flashmm.results.explained_groups import explained_groups
 from flashmm.results.fitted import FitOptions, FittedModel
-from flashmm.results.own_parameters import own_estimates
+from flashmm.results.own_parameters import own_estimates, unit_notes
 from flashmm.results.pages import WIDTH, SummaryPage, Table
 from flashmm.results.structured import common_parameters, shown_parameters
 from flashmm.results.trust import doubt
@@ -147,7 +147,7 @@ def model_page(fitted: FittedModel, pvalues: FloatArray) -> SummaryPage:
     )
     if lacking := without_samples(fitted):
         notes.append(lacking)
-    notes += _known_covariances(fitted) + _left_out(fitted)
+    notes += _known_variances(fitted) + unit_notes(stats.structure) + _left_out(fitted)
     notes += [reason for reason in (explained_groups(fitted), doubt(fitted)) if reason]
     return SummaryPage(
         "Linear mixed models, one design",
@@ -194,7 +194,7 @@ def design_page(
             Table(coefs, None, "Fixed effects"),
             Table(params, None, "Variance parameters"),
         ],
-        [*notes, *more, "model.fit() fits it."],
+        [*notes, *more, *unit_notes(stats.structure), "model.fit() fits it."],
     )
 
 
@@ -270,7 +270,8 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
         if options.residual_by
         else "Scale is the residual variance."
     )
-    notes.append(f"t tests on {DF_TEXT[DEFAULT_DF]} degrees of freedom. {scale}")
+    scale = "" if options.known_residual else f" {scale}"
+    notes.append(f"t tests on {DF_TEXT[DEFAULT_DF]} degrees of freedom.{scale}")
     if verdict != Status.CONVERGED:
         notes.append(f"{verdict.label}: {MEANINGS[verdict]}.")
     if reason := explained_groups(fitted, position):
@@ -278,7 +279,7 @@ def feature_page(fitted: FittedModel, position: int, fixed: pd.DataFrame) -> Sum
     if fitted.absent is not None and fitted.absent[position].any():
         lost = np.array(stats.structure.residuals)[fitted.absent[position]]
         notes.append(f"It has no samples of the groups of {listing(lost)}: these are NaN.")
-    notes += _known_covariances(fitted) + _left_out(fitted)
+    notes += _known_variances(fitted) + unit_notes(stats.structure) + _left_out(fitted)
     if verdict.is_converged and (reason := doubt(fitted, position=position)):
         notes.append(reason)
     return SummaryPage(
@@ -310,14 +311,19 @@ def without_samples(fitted: FittedModel) -> str:
     )
 
 
-def _known_covariances(fitted: FittedModel) -> list[str]:
-    """A note on random terms with a known covariance between their levels."""
+def _known_variances(fitted: FittedModel) -> list[str]:
+    """Notes on a known residual variance and known covariances between the levels of terms."""
+    notes = []
+    if fitted.options.known_residual:
+        notes.append("The residual variance is known, not estimated: over a sample's weight.")
     shown = [
         f"{term.name} ({len(term.levels)} levels, mean diagonal {term.root.mean_diagonal:.4g})"
         for term in fitted.stats.structure.terms
         if term.root is not None
     ]
-    return [f"Known covariance between the levels of {', '.join(shown)}."] if shown else []
+    if shown:
+        notes.append(f"Known covariance between the levels of {', '.join(shown)}.")
+    return notes
 
 
 def _left_out(fitted: FittedModel) -> list[str]:

@@ -14,6 +14,7 @@ from flashmm.likelihood.base import Likelihood
 from flashmm.progress import Progress, counted
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
+from flashmm.solvers.held_residual import HeldLandscape
 from flashmm.solvers.other_maxima import Landscape, search_other_maxima
 from flashmm.solvers.restart import searched_again
 from flashmm.solvers.space import ParameterSpace
@@ -105,7 +106,7 @@ def maximise_in_batches(
     n_jobs: int | None = 1,
     fallback: Solver | None = None,
     again_from: FloatArray | None = None,
-    landscape: Landscape | None = None,
+    landscape: Landscape | HeldLandscape | None = None,
     progress: Progress = False,
 ) -> Solution:
     """Maximise every usable feature, as many at once as ``memory`` bytes allow.

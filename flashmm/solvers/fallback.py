@@ -34,6 +34,7 @@ def maximise_in_stages(
     features: IntArray,
     *,
     max_iter: int,
+    first: int | None = None,
 ) -> Solution:
     """Maximise by the first solver; each further one goes on where features are unfinished.
 
@@ -46,6 +47,8 @@ def maximise_in_stages(
     max_iter
         Limit on the number of steps of each feature in the first stage; later ones may take four
         times as many, EM, sure and slow, ten times.
+    first
+        A lower limit for the first stage.
 
     Returns
     -------
@@ -53,7 +56,8 @@ def maximise_in_stages(
         Steps of all stages count. A later stage's end counts where it is no lower than that of
         the stage before.
     """
-    solution = maximise(likelihood, space, stages[0], theta0, features, max_iter=max_iter)
+    limit = max_iter if first is None else min(first, max_iter)
+    solution = maximise(likelihood, space, stages[0], theta0, features, max_iter=limit)
     for solver in stages[1:]:
         status = solution.status
         rows = flatnonzero(

@@ -19,6 +19,7 @@ from flashmm.likelihood.signed_grid import FEW_SAMPLES
 from flashmm.solvers.base import Solution, Solver
 from flashmm.solvers.fallback import maximise_in_stages
 from flashmm.solvers.gains import GAIN, improves, indefinite, is_higher, spoilt
+from flashmm.solvers.held_residual import HeldLandscape
 from flashmm.solvers.restart import may_be_higher_above
 from flashmm.solvers.space import ParameterSpace
 from flashmm.solvers.verdict_texts import Status
@@ -331,7 +332,7 @@ def search_other_maxima(
     stages: tuple[Solver, ...],
     solution: Solution,
     features: IntArray,
-    landscape: Landscape,
+    landscape: Landscape | HeldLandscape,
     second: FloatArray | None = None,
     *,
     max_iter: int,

@@ -321,7 +321,7 @@ def _united(left: CovarianceStructure, right: CovarianceStructure) -> Covariance
     shapes = [
         {
             term.name: (
-                *(term.group, term.effects, term.covariance, term.positions),
+                *(term.group, term.effects, term.covariance, term.positions, term.unit),
                 term.root is not None,
             )
             for term in structure.terms

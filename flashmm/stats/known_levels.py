@@ -126,12 +126,20 @@ def _written_alike(levels: tuple[str, ...], own: tuple[str, ...]) -> tuple[str, 
     return levels
 
 
+def _counted(levels: tuple[str, ...], size: int) -> tuple[str, ...] | None:
+    """Names of rows that have none, where levels count them: all from 1, or some from 0."""
+    first = "0" in levels
+    counted = tuple(str(i + (not first)) for i in range(size))
+    agree = set(levels) <= set(counted) if first else levels == counted
+    return counted if agree else None
+
+
 def _known(term: RandomTerm, covariance: Covariance) -> RandomTerm:
     """The term with the levels of a covariance, those with data first, and its root."""
     levels = covariance.levels
     if levels is None:
-        counted = tuple(str(i + 1) for i in range(len(term.levels)))
-        if covariance.size != len(term.levels) or term.levels != counted:
+        counted = _counted(term.levels, covariance.size)
+        if counted is None:
             raise InputError(
                 f"The covariance of {term.name!r} has {covariance.size} rows without names for "
                 f"{len(term.levels)} levels ({listing(term.levels, 3)}). Make it a DataFrame with "

@@ -50,6 +50,8 @@ def sums_to_dataset(stats: Sums) -> xr.Dataset:
     positions = np.concatenate([np.zeros(0), *(term.positions for term in structure.terms)])
     if positions.size:
         data["term_positions"] = (("along",), positions)
+    if any(term.unit for term in structure.terms):
+        data["term_unit"] = (("random_term",), text([term.unit for term in structure.terms]))
     if stats.shift is not None:
         shift = stats.shift
         data |= {
@@ -103,6 +105,7 @@ def sums_from_dataset(cls: type[AnySums], ds: xr.Dataset) -> AnySums:
                 tuple(effects),
                 covariance,
                 positions=at,
+                unit=str(ds["term_unit"].to_numpy()[i]) if "term_unit" in ds else "",
             )
         )
         start = stop

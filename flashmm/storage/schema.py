@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,7 @@ _KNOWN = _variables(
     **dict.fromkeys(("root_term", "root_row", "root_column", "root_value"), "root_entry"),
 )
 _POSITIONS = _variables({}, term_positions="along")
+_UNITS = _variables({"term_unit": "O"}, term_unit="random_term")
 _PATTERNS = _variables({"pattern": "i"}, pattern="feature")
 _RECIPE = _variables({"recipe": "O"}, recipe="recipes")
 _RATIO_PRIOR = _variables(
@@ -193,7 +195,7 @@ def _required(ds: xr.Dataset, kind: str) -> dict[str, Variable]:
     else:
         parts = [_STATISTICS]
         optional = [_SHIFTS, _ROOT, _KNOWN, _RECIPE, _PATTERNS, _GROUPS, _GROUP_SHIFTS]
-        optional += [_OWN_COVARIATES, _POSITIONS]
+        optional += [_OWN_COVARIATES, _POSITIONS, _UNITS]
         if kind == "PatternedStats":
             parts.append(_PATTERNS)
         if "observed" not in ds and (kind == "PatternedStats" or "pattern" in ds):
@@ -241,6 +243,10 @@ def _check_sizes(ds: xr.Dataset) -> None:
         raise InputError("It has a compound symmetric random term with a single effect.")
     if ((structures == "csh") & ((effects < 3) | (effects > _MOST_EFFECTS))).any():
         raise InputError("It has a compound symmetric random term with too few or many effects.")
+    units = ds["term_unit"].to_numpy().tolist() if "term_unit" in ds else []
+    strange = [unit for unit in units if not re.fullmatch(r"[\w .:+-]{0,60}", unit)]
+    if strange:
+        raise InputError(f"It has times in {strange[0]!r:.80}.")
     _check_along(ds, effects[np.isin(structures, ("ar1", "exp"))])
 
 

@@ -248,6 +248,12 @@ def check_curved(fit: Fit, j: int) -> Iterator[Finding]:
     near = np.where(np.isfinite(upper), 1e-8, 1e-12)  # of correlations, and of variances
     low, high = u <= lower + near, u >= upper - near
     wrong = np.where(low, score > most, np.where(high, score < -most, np.abs(score) > most))
+    for i in np.flatnonzero(wrong & low & (u == 0.0) & np.isfinite(upper)):
+        # Of broken powers of a correlation the slope at zero is no measure: what it gains is.
+        further = u.copy()
+        further[i] = 1e-6
+        gain = own.evaluate(further[None], np.array([0])).loglik[0] - at.loglik[0]
+        wrong[i] = gain > 1e-9 + fit.rounding(j)
     if wrong.any() or (u < lower - 1e-9).any() or (u > upper + 1e-9).any():
         yield "score above epsilon", f"{np.abs(score[wrong]).max(initial=0.0):.1e}"
     difference = abs(float(fit.plain.loglik[j]) - float(fit.result.llf.iloc[j]))

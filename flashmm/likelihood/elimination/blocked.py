@@ -28,7 +28,18 @@ from flashmm.likelihood.base import (
     small_residual,
     standard_errors,
 )
-from flashmm.likelihood.elimination.directions import in_directions
+from flashmm.likelihood.elimination.alike import (
+    Alike,
+    alike_blocks,
+    eliminate_alike,
+    projected,
+    sums,
+)
+from flashmm.likelihood.elimination.directions import (
+    OwnDirections,
+    in_directions,
+    own_directions,
+)
 from flashmm.likelihood.elimination.eliminate import Border, Eliminated, eliminate, eliminate_border
 from flashmm.likelihood.elimination.exact import perfect_fits
 from flashmm.likelihood.elimination.indefinite import (
@@ -56,6 +67,8 @@ __all__ = ["BlockedLikelihood"]
 
 # A batch beyond this size only waits for memory; a small one for Python.
 _CACHE_BYTES = 2**24
+# Of products of stacks, which wait for Python longer.
+_STACK_BYTES = 2**25
 _FEW = 16
 # Eliminations with an indefinite D lose digits where they are closer to singular than this.
 _CLOSE = 1e-3
@@ -95,6 +108,11 @@ class BlockedLikelihood(OneDesign):
         return eliminate_border(self.layout, blocks, with_x=with_x, whole=whole)
 
     @cached_property
+    def alike(self) -> Alike | None:
+        """The finest blocks by their kind, where stacks of matrices beat planes."""
+        return None if self.indefinite else alike_blocks(self.layout)
+
+    @cached_property
     def perfect_fit(self) -> BoolArray:
         """Features that X and Z together explain exactly, shape (m,)."""
         return perfect_fits(self.layout, self.projection)
@@ -105,11 +123,15 @@ class BlockedLikelihood(OneDesign):
         Passes over small matrices are bound by memory traffic, so batches stay near the size
         of a cache whatever the budget.
         """
-        layout, k = self.layout, self.n_params
+        layout, k, alike = self.layout, self.n_params, self.alike
         planes = (5 + k) * layout.fine.s * layout.fine.size
+        most = _CACHE_BYTES if alike is None else _STACK_BYTES
+        if alike is not None:
+            largest = max(each.rows.stop - each.rows.start for each in alike.shelves)
+            planes = 6 * layout.fine.size + k * largest + (10 + 4 * k) * alike.U * alike.s**2
         pattern = 2.5 * int(layout.base.shape[0]) + (3 + 1.2 * k) * layout.q_c * layout.w
         per_feature = int(8 * (planes + pattern + (9 + 1.2 * k) * layout.w**2))
-        return max(1, min(memory // per_feature, max(_FEW, _CACHE_BYTES // per_feature)))
+        return max(1, min(memory // per_feature, max(_FEW, most // per_feature)))
 
     # ---- likelihood ------------------------------------------------------------------------
 
@@ -117,20 +139,11 @@ class BlockedLikelihood(OneDesign):
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Log-likelihood, score and information at theta (B, k) for chosen features."""
-        p, xp = self.projection, namespace(theta)
-        blocks = self._blocks(theta)
-        border, trace_border, log_det, distance = self._borders(blocks)
-        known = (blocks.distance > SINGULAR) & ~self._is_lossy(theta, blocks.distance, distance)
-        solved = self._solve(blocks, border, features)
-        evaluation = assembled(
-            self._quadratic(blocks, border, solved),
-            self._traces(blocks, trace_border, log_det, self.df),
-            blocks.theta[:, -1],
-            n=p.n,
-            df=self.df,
-            rss=None,
-            df_trace=0,
-        )
+        xp = namespace(theta)
+        if self.alike is not None:
+            evaluation, known, distance = self._by_kind(self.alike, theta, features)[:3]
+        else:
+            evaluation, known, distance = self._by_planes(theta, features)
         inside = known & (distance > SINGULAR)
         if bool(xp.all(inside)):
             return evaluation
@@ -140,6 +153,63 @@ class BlockedLikelihood(OneDesign):
                 ~known, evaluate_in_parts(self.beyond, theta[~known], take(features, ~known))
             )
         return result
+
+    def _by_planes(
+        self, theta: FloatArray, features: IntArray
+    ) -> tuple[Evaluation, BoolArray, FloatArray]:
+        """An evaluation, where no digits are lost and the border's distance to the edge, (B,)."""
+        blocks = self._blocks(theta)
+        border, trace_border, log_det, distance = self._borders(blocks)
+        known = (blocks.distance > SINGULAR) & ~self._is_lossy(theta, blocks.distance, distance)
+        solved = self._solve(blocks, border, features)
+        evaluation = assembled(
+            self._quadratic(blocks, border, solved),
+            self._traces(blocks, trace_border, log_det, self.df),
+            blocks.theta[:, -1],
+            n=self.projection.n,
+            df=self.df,
+            rss=None,
+            df_trace=0,
+        )
+        return evaluation, known, distance
+
+    def _by_kind(
+        self,
+        alike: Alike,
+        theta: FloatArray,
+        features: IntArray,
+        along: OwnDirections | None = None,
+        own: FloatArray | None = None,
+    ) -> tuple[Evaluation, BoolArray, FloatArray, FloatArray]:
+        """The same by kinds of blocks, and the score by theta (B, k) of the finest blocks.
+
+        With ``along``, derivatives are by own parameters in place of theta; sum_i own_i V_i = V.
+        """
+        p, layout = self.projection, self.layout
+        at = eliminate_alike(layout, alike, theta, p.n)
+        border, traced, log_det, distance = self._borders(at.blocks)
+        known = at.blocks.distance > SINGULAR
+        known &= ~self._is_lossy(theta, at.blocks.distance, distance)
+        py = projected(layout, alike, at, border, take(p.ZRy, features), float(p.n - p.p))
+        if along is None or own is None:
+            D, own = np.swapaxes(alike.bases, 0, 1)[None], at.blocks.theta
+            positions = [*layout.fine.parameters, *(i.position for i in layout.border_parameters)]
+        else:
+            D, positions = along.of_kinds(alike), [*along.fine.tolist(), *along.border]
+        found, order = sums(layout, alike, at, border, traced, py, D), np.argsort(positions)
+        forms = _with_residual(
+            own, py.value, py.value, found.forms[:, order], found.forms2[:, order][:, :, order]
+        )
+        total = 0.0 * log_det + float(self.df)
+        spread = _with_residual(
+            own, log_det, total, found.traces[:, order], found.traces2[:, order][:, :, order]
+        )
+        evaluation = assembled(
+            forms, spread, at.blocks.theta[:, -1], n=p.n, df=self.df, rss=None, df_trace=0
+        )
+        score = np.zeros((theta.shape[0], theta.shape[1]))
+        score[:, list(layout.fine.parameters)] = found.score
+        return evaluation, known, distance, score
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def evaluate_along(
@@ -151,32 +221,46 @@ class BlockedLikelihood(OneDesign):
         structure's effects are in no finest block.
         """
         layout, theta = self.layout, curved.theta(u)
-        directed = in_directions(layout, curved, u)
-        if self.indefinite or directed is None:
+        along = own_directions(layout, curved, u)
+        if self.indefinite or along is None:
             return None
+        # sum_i d_i u_i V_i = V with d the power of u_i that variances grow with.
+        own = curved.degrees * u
+        if self.alike is not None:
+            evaluation, known, distance, score = self._by_kind(
+                self.alike, theta, features, along, own
+            )
+            known = known & (distance > SINGULAR)
+        else:
+            evaluation, known, score = self._planes_along(theta, features, along, own)
+        bend = curved.bend(u, score)
+        evaluation = replace(evaluation, average=evaluation.average - 0.5 * bend)
+        return evaluation, known
+
+    def _planes_along(
+        self, theta: FloatArray, features: IntArray, along: OwnDirections, own: FloatArray
+    ) -> tuple[Evaluation, BoolArray, FloatArray]:
+        """As `_by_kind`, by planes."""
+        layout = self.layout
+        directed = in_directions(layout, along)
         blocks = self._blocks(theta)
         border, trace_border, log_det, distance = self._borders(blocks)
         known = (blocks.distance > SINGULAR) & (distance > SINGULAR)
         known &= ~self._is_lossy(theta, blocks.distance, distance)
         solved = self._solve(blocks, border, features)
-        # sum_i d_i u_i V_i = V with d the power of u_i that variances grow with.
-        blocks = replace(blocks, theta=curved.degrees * u)
-        left = derivative_times(directed, solved.r, curved.k - 1)
+        blocks = replace(blocks, theta=own)
+        left = derivative_times(directed, solved.r, own.shape[1] - 1)
         right = apply(layout, blocks, border, left)
         first = inner_products(left, solved.r)[:, :, 0]
-        forms = _with_residual(
-            blocks.theta, solved.value, solved.value, first, inner_products(left, right)
-        )
+        forms = _with_residual(own, solved.value, solved.value, first, inner_products(left, right))
         found = traces(directed, blocks, trace_border)
         total = 0.0 * log_det + float(self.df)
-        spread = _with_residual(blocks.theta, log_det, total, found.first, found.second)
+        spread = _with_residual(own, log_det, total, found.first, found.second)
         evaluation = assembled(
-            forms, spread, u[:, -1], n=self.projection.n, df=self.df, rss=None, df_trace=0
+            forms, spread, own[:, -1], n=self.projection.n, df=self.df, rss=None, df_trace=0
         )
         score = linear_score(layout, blocks, trace_border, solved.r, theta.shape[1])
-        bend = curved.bend(u, score)
-        evaluation = replace(evaluation, average=evaluation.average - 0.5 * bend)
-        return evaluation, known
+        return evaluation, known, score
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")
     def at_one(self, theta: FloatArray, features: IntArray) -> tuple[float, FloatArray] | None:
@@ -185,14 +269,19 @@ class BlockedLikelihood(OneDesign):
         With these the log-likelihood is -1/2 (df log 2 pi + log determinant + y'Py), df = n - p or
         n. None where eliminations lose digits.
         """
-        blocks = self._blocks(theta)
+        alike, p = self.alike, self.projection
+        at = None if alike is None else eliminate_alike(self.layout, alike, theta, p.n)
+        blocks = self._blocks(theta) if at is None else at.blocks
         border, _, log_det, distance = self._borders(blocks)
         lowest = min(float(blocks.distance[0]), float(distance[0]))
         if self.indefinite or not lowest > SINGULAR:
             return None
         if bool(self._is_lossy(theta, blocks.distance, distance)[0]):
             return None
-        return float(log_det[0]), np.asarray(self._solve(blocks, border, features).value)
+        if alike is None or at is None:
+            return float(log_det[0]), np.asarray(self._solve(blocks, border, features).value)
+        py = projected(self.layout, alike, at, border, take(p.ZRy, features), float(p.n - p.p))
+        return float(log_det[0]), py.value
 
     def _borders(self, blocks: Eliminated) -> tuple[Border, Border, FloatArray, FloatArray]:
         """The border with X, that of traces, log determinants and distances from the edge (B,)."""

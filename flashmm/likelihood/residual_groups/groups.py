@@ -266,7 +266,7 @@ class ResidualGroups:
             yield here, evaluated(at, theta[here], s, yy, reml=reml, ratios=ratios), at.lowest
 
     def _sums_of(self, features: IntArray) -> tuple[FloatArray, FloatArray]:
-        """S and yy of some features; of successive ones nothing is copied."""
+        """The sums s and yy of some features; of successive ones nothing is copied."""
         if features.size and np.array_equal(features, features[0] + np.arange(features.size)):
             these = slice(int(features[0]), int(features[-1]) + 1)
             return self.s[these], self.yy[these]

@@ -149,7 +149,9 @@ class RandomEffectMethods(OfFittedModel):
         Dataset
             By feature: ``Q``, ``df``, ``p``; ``typical_variance`` in squared units of Y, ``I2`` in
             percent, ``H2``: NaN unless a random intercept has a level for every sample, from
-            which tr P is known. By feature and component: ``tau2``, ``I2_component``.
+            which tr P is known. Without random effects H2 is Q / df, and I2 the share of Q above
+            df. By feature and component, random intercepts: ``tau2``, ``I2_component``; that of
+            a known covariance counts with its mean diagonal over the levels with samples.
 
         Raises
         ------
@@ -466,7 +468,8 @@ class RandomEffectMethods(OfFittedModel):
         Dataset
             Dims feature, param (the residual last; the coordinate ``kind`` is "sd", "correlation"
             or "range"): ``estimate``, ``se`` (delta method), ``lower``, ``upper``, standard
-            deviations in units of Y. NaN where a variance is negative.
+            deviations in units of Y. NaN where a variance is negative. With times that are dates
+            or durations the coordinate ``unit`` tells that of a range, or of a correlation's step.
 
         Raises
         ------
