@@ -11,7 +11,8 @@ from numpy.testing import assert_allclose
 
 import flashmm as fm
 from flashmm.likelihood import make_likelihood, project_any
-from flashmm.likelihood.residual_groups import blocks
+from flashmm.likelihood.residual_groups import block_sums
+from flashmm.likelihood.residual_groups.blocks import BlockAt
 from flashmm.stats.groups import with_residual_groups
 
 # Of each model: columns of a block, blocks, and columns of Z in the border.
@@ -39,7 +40,7 @@ def likelihood(random, method):
     model = fm.MultiLMM.from_formula(f"~ x + {random}", data=data, Y=Y, sums_by="batch")
     found = make_likelihood(project_any(with_residual_groups(model.stats, "batch")), method)
     twin = replace(found)
-    twin.__dict__["blocks"] = blocks.BlockSums.make(
+    twin.__dict__["blocks"] = block_sums.BlockSums.make(
         found.S, found.n, found.projection.structure, dense=True
     )
     twin.__dict__["diagonal"] = found.__dict__["diagonal"] = None
@@ -119,12 +120,12 @@ def test_least_squares():
 
 def test_what_blocks_cannot_tell(monkeypatch):
     """Blocks that are indefinite although V is definite."""
-    monkeypatch.setattr(blocks, "_work", lambda L, s, b: -b if L else 1)  # noqa: ARG005
+    monkeypatch.setattr(block_sums, "_work", lambda L, s, b: -b if L else 1)  # noqa: ARG005
     mine, dense = likelihood("(1 | g) + (1 | g:h)", "REML")
     assert (mine.blocks.L, mine.blocks.b) == (9, 34)
     theta = np.tile([-0.9, 9.0, 0.7, 1.3, 2.1], (3, 1))
     theta[1, :2] = 0.5, 0.5
-    at = blocks.BlockAt.of(mine.blocks, theta)
+    at = BlockAt.of(mine.blocks, theta)
     assert (at.least < 0).tolist() == [True, False, True]
     got, truth = everything(mine, theta), everything(dense, theta)
     assert np.isfinite(truth["loglik"]).all()

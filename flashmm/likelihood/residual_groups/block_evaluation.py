@@ -22,7 +22,8 @@ import numpy as np
 
 from flashmm.arrays.types import FloatArray
 from flashmm.likelihood.base import Evaluation, rounding_errors
-from flashmm.likelihood.residual_groups.blocks import BlockAt, Vectors
+from flashmm.likelihood.residual_groups.block_sums import Vectors
+from flashmm.likelihood.residual_groups.blocks import BlockAt
 
 __all__ = ["evaluated_by_block"]
 

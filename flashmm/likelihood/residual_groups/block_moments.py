@@ -8,7 +8,8 @@ from flashmm.arrays.types import FloatArray
 from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.base import ContrastMoments
 from flashmm.likelihood.moments import apply_G
-from flashmm.likelihood.residual_groups.blocks import BlockAt, Vectors
+from flashmm.likelihood.residual_groups.block_sums import Vectors
+from flashmm.likelihood.residual_groups.blocks import BlockAt
 
 __all__ = ["moments_by_block"]
 

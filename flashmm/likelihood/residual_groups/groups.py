@@ -39,7 +39,8 @@ from flashmm.likelihood.base import (
 from flashmm.likelihood.projection import Projection
 from flashmm.likelihood.residual_groups.block_evaluation import evaluated_by_block
 from flashmm.likelihood.residual_groups.block_moments import moments_by_block
-from flashmm.likelihood.residual_groups.blocks import BlockAt, BlockSums
+from flashmm.likelihood.residual_groups.block_sums import BlockSums
+from flashmm.likelihood.residual_groups.blocks import BlockAt
 from flashmm.likelihood.residual_groups.level_evaluation import evaluated
 from flashmm.likelihood.residual_groups.level_traces import Ratios, typical_ratios
 from flashmm.likelihood.residual_groups.levels import DiagonalAt, DiagonalSums
