@@ -15,7 +15,6 @@ from typing import Any
 
 from formulaic import Formula, SimpleFormula
 from formulaic.errors import FormulaicError
-from formulaic.parser.algos.tokenize import tokenize
 from formulaic.parser.types import Token
 
 from flashmm.exceptions import InputError
@@ -34,7 +33,15 @@ from flashmm.formulas.structures import (
     WRAPPED,
     Structure,
 )
-from flashmm.slips.cures import FUNCTIONS, known
+from flashmm.formulas.tokens import (
+    first_line,
+    is_operator,
+    quote_name,
+    render,
+    tokens_of,
+    trim,
+    without_tilde,
+)
 
 __all__ = [
     "BarTerm",
@@ -42,11 +49,8 @@ __all__ = [
     "effects_along",
     "parse_formula",
     "parse_random",
-    "quote_name",
     "terms_text",
 ]
-
-_TIGHT = frozenset({":", "**", "^"})
 
 
 @dataclass(frozen=True)
@@ -123,11 +127,6 @@ class PlainTerm:
         return f"~ {self.source}"
 
 
-def quote_name(name: str) -> str:
-    """Put a column name in backticks where a formula needs them."""
-    return name if re.fullmatch(r"[^\W\d][\w.]*", name) else f"`{name}`"
-
-
 def terms_text(formula: SimpleFormula) -> str:
     """Write a parsed formula as text, the intercept always spelt out."""
     terms = [term for term in formula if term.degree > 0]
@@ -147,71 +146,6 @@ def _factor_text(factor: Any) -> str:
             call = True
         return factor.expr if call else f"{{{factor.expr}}}"
     return str(factor.expr)
-
-
-def _tokens(text: str, source: str) -> list[Token]:
-    foreign = re.search(r"(?<![\w.])(as\.\w+)\s*\(", text)
-    if foreign and (cure := known(FUNCTIONS, foreign[1])):
-        raise InputError(f"{source} calls {foreign[1]!r}, which is not known here. {cure}")
-    try:
-        return list(tokenize(text))
-    except FormulaicError as error:
-        raise InputError(f"{source} cannot be read: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _is_operator(token: Token) -> bool:
-    return token.kind is Token.Kind.OPERATOR
-
-
-def _token_text(token: Token) -> str:
-    opening = token.source[token.source_start] if token.source is not None else ""
-    if token.kind is Token.Kind.NAME:
-        return quote_name(token.token)
-    if token.kind is Token.Kind.PYTHON and opening == "{":
-        return f"{{{token.token}}}"
-    if _is_operator(token) and opening == "%":
-        return f"%{token.token}%"
-    return str(token.token)
-
-
-def _render(tokens: list[Token]) -> str:
-    """Tokens as text, spaced like ``0 + log(x) + a:b``."""
-    text = ""
-    for position, token in enumerate(tokens):
-        piece = _token_text(token)
-        if _is_operator(token) and piece not in _TIGHT:
-            piece = f"{piece} " if position == 0 else f" {piece} "
-        elif token.kind is not Token.Kind.OPERATOR and text and text[-1] not in " :^*([)":
-            # Two operands side by side: keep them apart, formulaic says what is wrong.
-            piece = piece if piece in ")]" else f" {piece}"
-        text += piece
-    return re.sub(r"  +", " ", text).strip()
-
-
-def _without_tilde(tokens: list[Token], text: str, argument: str) -> list[Token]:
-    """Remove the leading ``~``; refuse a left-hand side."""
-    if tokens and _is_operator(tokens[0]) and tokens[0].token.startswith("~"):
-        tokens = _trim(tokens, 0, tokens[0].token[1:])
-    if any(_is_operator(token) and "~" in token.token for token in tokens):
-        raise InputError(
-            f"`{argument}` = {text!r} is two-sided. Formulas are one-sided because Y is given "
-            "separately: leave out what stands before `~`."
-        )
-    return tokens
-
-
-def _trim(tokens: list[Token], position: int, operator: str) -> list[Token]:
-    """Replace the operator at a position by a shorter one, or remove it."""
-    old = tokens[position]
-    start = old.source_start + len(old.token) - len(operator)
-    new = Token(
-        operator, kind="operator", source=old.source, source_start=start, source_end=old.source_end
-    )
-    return [*tokens[:position], *([new] if operator else []), *tokens[position + 1 :]]
 
 
 def parse_formula(
@@ -260,10 +194,10 @@ def parse_formula(
 def _parsed_text(formula: str, argument: str) -> tuple[SimpleFormula, str, tuple[BarTerm, ...]]:
     """The same of a text, once for all models that share it."""
     source = f"`{argument}` = {formula!r}"
-    tokens = _without_tilde(_tokens(formula, source), formula, argument)
+    tokens = without_tilde(tokens_of(formula, source), formula, argument)
     kept, groups = _split_bars(tokens, source, strict=argument != "fixed")
     bars = tuple(bar for group, kind in groups for bar in _expand_bar(group, kind, source))
-    return _parse_plain(_render(kept) or "1", source), _render(kept), bars
+    return _parse_plain(render(kept) or "1", source), render(kept), bars
 
 
 @lru_cache(maxsize=256)
@@ -273,7 +207,7 @@ def _parsed(text: str) -> Formula:
 
 
 def _parse_plain(text: str, source: str) -> SimpleFormula:
-    tokens = _tokens(text, source)
+    tokens = tokens_of(text, source)
     for token in tokens:
         if token.kind is Token.Kind.NAME and token.token in ("1", "."):
             raise InputError(
@@ -289,7 +223,7 @@ def _parse_plain(text: str, source: str) -> SimpleFormula:
     except FormulaicError as error:
         if re.search(r"(^|[\s+(])\.($|[\s+)])", text):
             raise InputError(f"{source}: `.` is not supported; name the columns.") from error
-        raise InputError(f"{source} cannot be read: {_first_line(error)}") from error
+        raise InputError(f"{source} cannot be read: {first_line(error)}") from error
     if not isinstance(parsed, SimpleFormula):
         raise InputError(f"{source} cannot be read: it has more than one part.")
     refuse_lost_offsets(tokens, parsed, source)
@@ -319,21 +253,21 @@ def _split_bars(
                 # `diag (x | g)`: with a space the tokenizer sees no call.
                 wrapper = _known_wrapper(kept[-1].token, source) or ""
                 kept = kept[:-1] if wrapper else kept
-            if after_bar or (kept and not (_is_operator(kept[-1]) and kept[-1].token[-1] == "+")):
-                raise InputError(f"{source}: write `+` before ({_render(inside)}).")
-            kept = _trim(kept, len(kept) - 1, kept[-1].token[:-1]) if kept else kept
+            if after_bar or (kept and not (is_operator(kept[-1]) and kept[-1].token[-1] == "+")):
+                raise InputError(f"{source}: write `+` before ({render(inside)}).")
+            kept = trim(kept, len(kept) - 1, kept[-1].token[:-1]) if kept else kept
             groups.append((inside, wrapper))
             after_bar = True
         else:
             _refuse_bars(tokens[position:end], source)
-            if after_bar and not (_is_operator(token) and token.token[0] in "+-"):
-                raise InputError(f"{source}: write `+` after ({_render(groups[-1][0])}).")
+            if after_bar and not (is_operator(token) and token.token[0] in "+-"):
+                raise InputError(f"{source}: write `+` after ({render(groups[-1][0])}).")
             kept += tokens[position:end]
             if after_bar and len(kept) == 1 and token.token[0] == "+":
-                kept = _trim(kept, 0, token.token[1:])
+                kept = trim(kept, 0, token.token[1:])
             after_bar = False
         position = end
-    if groups and _is_operator(tokens[-1]):
+    if groups and is_operator(tokens[-1]):
         raise InputError(f"{source} ends with {tokens[-1].token!r}.")
     return kept, groups
 
@@ -365,21 +299,21 @@ def _wrapped_bar(token: Token, source: str, strict: bool) -> tuple[list[Token] |
         return None, ""
     known = _known_wrapper(match[1], source)
     if known is None:
-        if strict and _bars_at_top(_tokens(match[2], source)):
+        if strict and _bars_at_top(tokens_of(match[2], source)):
             raise InputError(
                 f"{source}: {match[1]}(...) is no covariance of random effects. Known are {KNOWN}."
             )
         return None, ""
-    return _tokens(match[2], source), known
+    return tokens_of(match[2], source), known
 
 
 def _structure(tokens: list[Token], wrapper: str, source: str) -> tuple[list[Token], Structure]:
     """The tokens of a bar without ``, hom=TRUE``, and the structure that it has."""
-    commas = [i for i, token in enumerate(tokens) if _is_operator(token) and token.token == ","]
+    commas = [i for i, token in enumerate(tokens) if is_operator(token) and token.token == ","]
     kinds = STRUCTURES[wrapper or "us"]
     if not commas:
         return tokens, next(iter(kinds.values()))
-    written = _render(tokens[commas[0] + 1 :])
+    written = render(tokens[commas[0] + 1 :])
     match = re.fullmatch(r"\s*hom\s*=\s*(TRUE|True|T|FALSE|False|F)\s*", written)
     if match is None or len(commas) > 1:
         raise InputError(
@@ -398,13 +332,13 @@ def _bars_at_top(tokens: list[Token]) -> bool:
     for token in tokens:
         if token.kind is Token.Kind.CONTEXT:
             depth += 1 if token.token in "([" else -1
-        elif depth == 0 and _is_operator(token) and "|" in token.token:
+        elif depth == 0 and is_operator(token) and "|" in token.token:
             return True
     return False
 
 
 def _refuse_bars(tokens: list[Token], source: str) -> None:
-    if any(_is_operator(token) and "|" in token.token for token in tokens):
+    if any(is_operator(token) and "|" in token.token for token in tokens):
         raise InputError(
             f"{source}: a bar stands outside parentheses or too deep inside them. Write each "
             "random term as (effects | group), joined with `+`."
@@ -413,13 +347,13 @@ def _refuse_bars(tokens: list[Token], source: str) -> None:
 
 def _expand_bar(tokens: list[Token], wrapper: str, source: str) -> list[BarTerm]:
     tokens, structure = _structure(tokens, wrapper, source)
-    bars = [i for i, token in enumerate(tokens) if _is_operator(token) and "|" in token.token]
-    written = f"({_render(tokens)})"
+    bars = [i for i, token in enumerate(tokens) if is_operator(token) and "|" in token.token]
+    written = f"({render(tokens)})"
     # `||-x` and the like reach us as one operator token.
     operator = tokens[bars[0]].token
     if len(bars) != 1 or operator not in {"|", "||"} or (wrapper and operator == "||"):
         raise InputError(f"{source}: {written} must hold one bar: (effects | group).")
-    text = _render(tokens[: bars[0]])
+    text = render(tokens[: bars[0]])
     if not text:
         raise InputError(f"{source}: {written} has no effects. Write (1 | group).")
     effects = _parse_plain(text, source)
@@ -472,7 +406,7 @@ def _parse_group(tokens: list[Token], written: str, source: str) -> list[tuple[s
     if (
         len(tokens) % 2 == 0
         or any(token.kind is not Token.Kind.NAME for token in names)
-        or any(token.token not in {":", "/"} or not _is_operator(token) for token in operators)
+        or any(token.token not in {":", "/"} or not is_operator(token) for token in operators)
     ):
         raise InputError(
             f"{source}: the group in {written} must be column names joined with `:` or `/`. "
