@@ -505,7 +505,7 @@ PATTERNED: dict[str, Case] = {
 }
 PATTERNED_APART = {
     *("coef_names", "load", "log_weights", "m", "n", "n_patterns", "p", "q", "save"),
-    *("structure", "numbered", "aliased", "noting"),
+    *("structure", "numbered", "aliased", "noting", "groups", "group_designs"),
 }
 
 TESTS: dict[str, Case] = {

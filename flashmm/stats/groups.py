@@ -18,7 +18,7 @@ from flashmm.stats.algebra import column_positions, merged_groups
 from flashmm.stats.fields import GroupSums, Sums
 from flashmm.stats.group_names import known_groups
 from flashmm.stats.grouping import labels_of
-from flashmm.stats.own_rows import PatternedStats
+from flashmm.stats.own_rows import PatternedStats, with_coarser_groups
 
 __all__ = [
     "absent_residuals",
@@ -69,7 +69,8 @@ def grouped_by(stats: Stats, by: Any, what: str, option: str) -> Stats:
 
     own: Any = stats
     if isinstance(stats, PatternedStats):
-        coarser: Stats = own.with_groups(codes, merge)
+        own = with_coarser_groups(stats, codes, merge)
+        coarser: Stats = own
         return coarser
     return replace(stats, groups=merge(own))
 

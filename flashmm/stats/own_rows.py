@@ -45,7 +45,7 @@ from flashmm.storage.format_version import KNOWN_FORMAT, OWN_ROWS_FORMAT, marked
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["PatternedStats", "any_from_dataset", "over_columns", "same_rows"]
+__all__ = ["PatternedStats", "any_from_dataset", "over_columns", "same_rows", "with_coarser_groups"]
 
 
 @answer_calls
@@ -478,34 +478,21 @@ class PatternedStats(StatisticsManners):
         parts = {k: change(self.of_pattern(k)) for k in patterns}
         return joined_shifts(sums, {k: self.members(k) for k in patterns}, parts)
 
-    def with_groups(
-        self, codes: IntArray, merge: Callable[[SummaryStats], GroupSums]
-    ) -> PatternedStats:
-        """With coarser groups: ``codes`` says which each belongs to, ``merge`` makes their sums.
 
-        Examples
-        --------
-        >>> import numpy as np, pandas as pd, flashmm as fm
-        >>> from flashmm.stats.algebra import merged_groups
-        >>> Y, data = np.arange(12.0).reshape(2, 6) ** 2, pd.DataFrame({"s": list("aabbcc")})
-        >>> Y[0, 1] = np.nan
-        >>> stats = fm.MultiLMM.from_formula(
-        ...     "~ 1", data=data, Y=Y, missing="feature", sums_by="s").stats
-        >>> codes = np.array([0, 0, 1])
-        >>> coarse = stats.with_groups(codes, lambda s: merged_groups(s, codes, "t", ["ab", "c"]))
-        >>> coarse.groups.labels, coarse.of_pattern(0).groups.parts[0].n
-        (('ab', 'c'), 3)
-        """
+def with_coarser_groups(
+    stats: PatternedStats, codes: IntArray, merge: Callable[[SummaryStats], GroupSums]
+) -> PatternedStats:
+    """With coarser groups: ``codes`` says which each belongs to, ``merge`` makes their sums."""
 
-        def change(sums: SummaryStats) -> SummaryStats:
-            return replace(sums, groups=merge(sums))
+    def change(sums: SummaryStats) -> SummaryStats:
+        return replace(sums, groups=merge(sums))
 
-        before = without_shifts(self.sums)
-        sums = change(before)
-        assert before.groups is not None
-        assert sums.groups is not None
-        designs = merged_designs(before.groups, self.group_designs, codes, sums.groups)
-        return replace(self, sums=self._with_shifts(sums, change), group_designs=designs)
+    before = without_shifts(stats.sums)
+    sums = change(before)
+    assert before.groups is not None
+    assert sums.groups is not None
+    designs = merged_designs(before.groups, stats.group_designs, codes, sums.groups)
+    return replace(stats, sums=stats._with_shifts(sums, change), group_designs=designs)
 
 
 def over_columns(stats: PatternedStats, sums: SummaryStats) -> PatternedStats:

@@ -361,10 +361,10 @@ class _OwnSums:
 
     def _products(self, samples: IntArray) -> RowProducts:
         """Products of the rows of a block; of all samples they are made once."""
-        n, whole = self.design.n, samples.size == self.rows.size
+        n, whole = self.design.n, np.array_equal(samples, self.rows)
         if whole and self._all:
             return self._all[0]
-        here: Any = slice(0, n) if samples.size == n else samples
+        here: Any = slice(0, n) if whole and samples.size == n else samples
         X, Z = np.asarray(self.design.X[here]), sp.csr_array(self.design.Z[here])
         if self.columns.size < Z.shape[1]:
             Z = sp.csr_array(Z[:, self.columns])
