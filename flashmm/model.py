@@ -434,6 +434,12 @@ def reduced_formula(formula: str, names: Sequence[str], left: Sequence[str]) -> 
     return f"{formula}, without {listing(gone)}" if formula and gone else formula
 
 
+def _as_text(key: Any) -> str:
+    """A feature's name as text, of a whole number without its point."""
+    whole = isinstance(key, float | np.floating) and float(key).is_integer()
+    return str(int(key)) if whole else str(key)
+
+
 def known_residual_variance(given: Any, names: NDArray[Any]) -> FloatArray | None:
     """Known residual variances of the features, shape (m,); None where they are estimated.
 
@@ -446,7 +452,9 @@ def known_residual_variance(given: Any, names: NDArray[Any]) -> FloatArray | Non
         return None
     what = "`residual_variance`"
     if isinstance(given, Mapping):
-        named = {str(key): value for key, value in given.items()}
+        named = {_as_text(key): value for key, value in given.items()}
+        if len(named) < len(given):
+            raise InputError(f"{what} holds a feature more than once, as text and as a number.")
         absent = [str(name) for name in names if str(name) not in named]
         if absent:
             raise InputError(f"{what} says nothing of the features {listing(absent)}.")

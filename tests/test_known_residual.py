@@ -440,3 +440,20 @@ def test_no_share_is_told_of_what_is_no_random_intercept():
     found = model.fit(residual_variance=1.0, parameter_space="psd").heterogeneity()
     assert np.isfinite(found["Q"]).all()
     assert np.isnan(found["I2"]).all()
+
+
+@pytest.mark.parametrize("structure", ["ar1(t | g)", "exp(t | g)", "cs(0 + f | g, hom=FALSE)"])
+@pytest.mark.parametrize("method", ["REML", "ML"])
+def test_structures_that_are_not_linear_hold_it_too(structure, method):
+    """The engine of blocks has derivatives along own parameters, which estimated the residual."""
+    rng = np.random.default_rng(6)
+    data = pd.DataFrame({"g": np.repeat(np.arange(14), 3).astype(str), "t": np.tile(range(3), 14)})
+    data["f"] = data["t"].map(dict(enumerate("abc")))
+    v = rng.uniform(0.05, 2.0, len(data))
+    Y = np.sqrt(v) * rng.normal(size=(6, len(data))) + rng.normal(size=(6, 14)).repeat(3, axis=1)
+    model = fm.MultiLMM.from_formula(f"~ 1 + {structure}", data=data, Y=Y, weights=1 / v)
+    options = {"parameter_space": "psd", "residual_variance": 1.0}
+    result = model.fit(method, **options)
+    general = model.fit(method, engine="general", **options)
+    assert_allclose(result.theta["Residual"], 1.0, rtol=1e-14)
+    assert_allclose(result.llf, general.llf, atol=1e-6)

@@ -495,7 +495,7 @@ def test_models_that_differ_in_a_structure_are_not_tested(fits):
     ("random", "changes", "match"),
     [
         ("ar1(t | g)", {"t": lambda d: d["t"] + 0.5}, "the times of ar1 are whole numbers"),
-        ("ar1(t | g)", {"t": lambda d: d["t"].astype(str)}, "text has no order"),
+        ("ar1(t | g)", {"t": lambda d: d["t"].astype(str)}, "these have no order"),
         ("exp(t | g)", {"t": lambda d: d["t"].astype(str)}, "must hold numbers"),
         ("ar1(t | g)", {"t": lambda d: d["t"].astype(complex)}, "complex numbers"),
         (

@@ -237,7 +237,7 @@ def test_us_is_an_alias_and_hom_of_two_effects_is_unstructured():
         ("cs(x | g, TRUE)", "one option is hom=TRUE"),
         ("cs(x | g,)", "one option is hom=TRUE"),
         ("cs(x || g)", "must hold one bar"),
-        ("ar1(f | g)", "text has no order in time or space"),
+        ("ar1(f | g)", "these have no order in time or space"),
         ("cs(0 + f | g) + cs(0 + f | g)", "same effect more than once"),
     ],
 )

@@ -23,7 +23,7 @@ def dimensions(values: Any) -> int | None:
     known = getattr(values, "ndim", None)
     try:
         return int(np.ndim(values) if known is None else known)
-    except ValueError:
+    except (ValueError, TypeError):  # TypeError: a Dataset of xarray
         return None
 
 

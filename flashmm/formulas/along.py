@@ -103,7 +103,7 @@ def _places(
         if structure == "ar1":
             kind = "whole numbers, dates, durations or an ordered categorical"
         why = (
-            "text has no order in time or space. Dates as text become dates by "
+            "these have no order in time or space. Dates as text become dates by "
             f"pd.to_datetime(data[{column!r}])."
             if values.dtype.kind == "O"
             else "count steps, such as days since the first."

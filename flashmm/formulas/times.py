@@ -37,6 +37,8 @@ _PERIODS = {
     **{"M": "month", "ME": "month", "Q": "quarter", "QE": "quarter", "W": "week", "D": "day"},
     **{"A": "year", "Y": "year", "YE": "year", "B": "business day", "H": "hour", "h": "hour"},
     **{"T": "minute", "min": "minute", "S": "second", "s": "second"},
+    **{"ms": "millisecond", "L": "millisecond", "us": "microsecond", "U": "microsecond"},
+    **{"ns": "nanosecond", "N": "nanosecond"},
 }
 
 
@@ -147,7 +149,8 @@ def text_of_times(
                 values = pd.Series(pd.to_datetime(text, format="ISO8601").array)
             except ValueError as error:
                 raise InputError(
-                    f"Column {column!r} of the new data holds text that is no date: {error}."
+                    f"Column {column!r} of the new data holds text that is no date: "
+                    f"{str(error).splitlines()[0]}."
                 ) from None
     if not is_time(values, "exp") or (own := as_times(values, column, zone)).kind != kind:
         raise InputError(
@@ -158,6 +161,11 @@ def text_of_times(
         raise InputError(
             f"Column {column!r} held times without a zone when the model was built; in the new "
             f"data they are of {own.zone}. Take it off: data[{column!r}].dt.tz_localize(None)."
+        )
+    if zone == "UTC" and not own.zone and kind == "date":
+        raise InputError(
+            f"Column {column!r} held times of UTC when the model was built; in the new data they "
+            f"have no zone. Say which: data[{column!r}].dt.tz_localize('UTC'), or another zone."
         )
     return pd.Series(np.asarray(own.text, dtype=object))
 
@@ -195,10 +203,12 @@ def _index(values: pd.Series[Any], kind: TimesKind, zone: str | None) -> tuple[A
         return pd.PeriodIndex(values.array), ""
     if kind == "duration":
         return pd.TimedeltaIndex(pd.to_timedelta(values)).as_unit("ns"), ""
-    several = (
-        pd.api.types.is_object_dtype(values.dtype)
-        and len({str(getattr(value, "tzinfo", None)) for value in values}) > 1
-    )
+    several = False
+    if pd.api.types.is_object_dtype(values.dtype):
+        zones = {str(getattr(value, "tzinfo", None)) for value in values}
+        several = len(zones) > 1
+        if several and "None" in zones:
+            raise ValueError("some have a time zone and others none")
     made = pd.DatetimeIndex(pd.to_datetime(values, utc=several)).as_unit("ns")
     if made.tz is None:
         return made, ""
@@ -264,4 +274,4 @@ def _duration_text(ticks: int) -> str:
 
 def _period_name(frequency: str) -> str:
     name = re.sub(r"^\d+", "", frequency).partition("-")[0]
-    return _PERIODS.get(name, f"period of {name}")
+    return _PERIODS.get(name, "period")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from flashmm.arrays.types import FloatArray
-from flashmm.stats.fields import GroupSums
+from flashmm.stats.fields import AnySums, GroupSums
 
 __all__ = ["are_unions"]
 
@@ -25,7 +25,8 @@ def are_unions(coarse: GroupSums, fine: GroupSums) -> bool:
     if fine.k < coarse.k:
         return False
     names = [name for name in coarse.parts[0].coef_names if name in fine.parts[0].coef_names]
-    F, C = (_all_sums(groups, names) for groups in (fine, coarse))
+    levels = sorted(_levels(fine) & _levels(coarse))
+    F, C = (_all_sums(groups, names, levels) for groups in (fine, coarse))
     size = np.abs(F).max(axis=0)
     there = np.isfinite(F).all(axis=0) & np.isfinite(C).all(axis=0) & (size > 0)
     F, C = F[:, there] / size[there], C[:, there] / size[there]
@@ -38,12 +39,39 @@ def are_unions(coarse: GroupSums, fine: GroupSums) -> bool:
     return bool((np.abs(whole.T @ F - C) <= _ROUNDING * (whole.T @ np.abs(F) + 1.0)).all())
 
 
-def _all_sums(groups: GroupSums, names: list[str]) -> FloatArray:
-    """Sums of each group (k, s) over the coefficients of some names."""
+def _keys(part: AnySums) -> list[tuple[str, str, str]]:
+    """Columns of Z that are of ordinary effects, by group, level and effect; else empty names."""
+    keys: list[tuple[str, str, str]] = []
+    for term in part.structure.terms:
+        own = term.covariance == "cs" or term.root is not None
+        group = "" if own else term.group
+        keys += [
+            (group, str(level), str(effect)) for level in term.levels for effect in term.effects
+        ]
+    return keys
+
+
+def _levels(groups: GroupSums) -> set[tuple[str, str, str]]:
+    """Those of all groups."""
+    return {key for part in groups.parts for key in _keys(part) if key[0]}
+
+
+def _all_sums(
+    groups: GroupSums, names: list[str], levels: list[tuple[str, str, str]]
+) -> FloatArray:
+    """Sums of each group (k, s) over the coefficients of some names and some columns of Z."""
     rows = []
     for part in groups.parts:
         known = [str(name) for name in part.coef_names]
         here = np.array([known.index(name) for name in names], dtype=np.intp)
         XX = part.XX[np.ix_(here, here)]
-        rows.append(np.concatenate([[part.n], XX.ravel(), part.XY[here].ravel(), part.yy]))
+        at = {key: i for i, key in enumerate(_keys(part))}
+        there = np.array([at.get(key, -1) for key in levels], dtype=np.intp)
+        of_levels = [
+            np.where((there < 0)[:, None], 0.0, np.asarray(sums)[there]).ravel()
+            for sums in (part.ZZ.diagonal()[:, None], part.ZX[:, here], part.ZY)
+        ]
+        rows.append(
+            np.concatenate([[part.n], XX.ravel(), part.XY[here].ravel(), part.yy, *of_levels])
+        )
     return np.array(rows, dtype=np.float64)

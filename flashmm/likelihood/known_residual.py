@@ -43,6 +43,9 @@ class KnownResidual:
 
     inner: Any
     residual: FloatArray
+    # The engine's own would estimate the residual variance.
+    evaluate_along = None
+    at_one = None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "inner":  # asked for while a copy is made

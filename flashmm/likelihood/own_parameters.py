@@ -58,7 +58,7 @@ class OwnParameters:
         """Whose scores of residual variances may be rounding alone, shape (B,)."""
         if not hasattr(type(self.inner), "near_zero"):
             return np.zeros(u.shape[0], dtype=bool)
-        return np.asarray(self.inner.lost_in_rounding(u, expected))
+        return np.asarray(self.inner.lost_in_rounding(self.curved.theta(u), expected))
 
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Evaluate own parameters (B, k) for the features at the positions ``features`` (B,)."""

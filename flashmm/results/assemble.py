@@ -94,7 +94,6 @@ def assemble(
     natural[status == Status.ZERO_VARIANCE] = 0.0
     if projection.absent is not None:
         natural[projection.absent] = np.nan
-    if projection.absent is not None:
         se_theta[projection.absent], score[projection.absent] = np.nan, np.nan
     if known_residual is not None:
         se_theta[:, -1], score[:, -1] = np.nan, np.nan  # nothing that was estimated

@@ -345,13 +345,14 @@ class FittedModel:
 
     def shared_samples(self, what: str, instead: str = "") -> None:
         """Raise where features with samples of their own have residual variances by group."""
-        own = isinstance(self.stats, PatternedStats) or self.absent is not None
-        if self.options.residual_by and own:
+        own = isinstance(self.stats, PatternedStats)
+        if self.options.residual_by and (own or self.absent is not None):
+            why = "features with samples, weights or covariates of their own"
             raise InputError(
                 f"{what} takes one residual variance, or features that share their samples and "
                 "have some of every group; this fit has one variance for each group of "
-                f"{self.options.residual_by!r}, and features with samples, weights or covariates "
-                f"of their own. {instead}".rstrip()
+                f"{self.options.residual_by!r}, and {why if own else 'no samples of some'}. "
+                f"{instead}".rstrip()
             )
 
     def linear(self, what: str, instead: str) -> None:

@@ -175,6 +175,10 @@ def residual_groups_of(fitted: FittedModel, newdata: Any) -> FloatArray:
     within: dict[str, str] | None = None
     if fitted.options.residual_groups and by not in table:
         by, within = finer_groups(fitted.options.residual_groups)
+    if sum(str(name) == by for name in table.columns) > 1:
+        raise InputError(
+            f"Two columns of the new data are called {by!r}, one by a number; rename one of them."
+        )
     if by not in table:
         table = table.set_axis([str(name) for name in table.columns], axis=1)
     columns = [by] if by in table else by.split(":")
@@ -190,7 +194,8 @@ def residual_groups_of(fitted: FittedModel, newdata: Any) -> FloatArray:
         found = parts[0].str.cat(parts[1:], sep=":")
     else:  # as the labels of groups are written: dates with their time
         found = pd.Series([str(value) for value in table[columns[0]]], table.index, dtype=object)
-    same = labels_of(found.unique(), labels if within is None else [*within])
+    numbers = len(columns) == 1 and pd.api.types.is_numeric_dtype(table[columns[0]])
+    same = labels_of(found.unique(), labels if within is None else [*within], numbers=numbers)
     found = found.map(lambda text: same.get(text, text))
     if within is not None:
         strange = [value for value in dict.fromkeys(found) if value not in within]

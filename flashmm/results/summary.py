@@ -301,7 +301,10 @@ def without_samples(fitted: FittedModel) -> str:
     """Residual variances of groups that features have no samples of, counted; or nothing."""
     if fitted.absent is None:
         return ""
-    counts = fitted.absent.sum(axis=0)
+    # A feature without any sample lacks no group in particular.
+    counts = (fitted.absent & ~fitted.absent.all(axis=1, keepdims=True)).sum(axis=0)
+    if not counts.any():
+        return ""
     residuals = fitted.stats.structure.residuals
     shown = [f"{n!r} for {c}" for n, c in zip(residuals, counts.tolist(), strict=True) if c]
     more = f", and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""

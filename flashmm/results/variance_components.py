@@ -157,7 +157,11 @@ def _profiled(
         if callable(progress):
             progress(j + 1, params.size)
     estimated = params < len(fitted.params) - fitted.options.known_residual
-    lost = int(np.isnan(limits[known][:, estimated]).any(axis=(1, 2)).sum())
+    absent = np.zeros((known.size, len(fitted.params)), dtype=bool)
+    if fitted.absent is not None:  # no parameters of these features
+        absent[:, -fitted.absent.shape[1] :] = fitted.absent[at]
+    there = estimated & ~absent[:, params]
+    lost = int((np.isnan(limits[known]).any(axis=2) & there).any(axis=1).sum())
     if lost:
         why = (
             "`max_seconds` have passed."

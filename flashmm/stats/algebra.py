@@ -335,6 +335,13 @@ def _united(left: CovarianceStructure, right: CovarianceStructure) -> Covariance
                 "none. Build both with the same `covariances`, or add them before they get it: "
                 "MultiLMM.from_summary_stats(total, covariances=...)."
             )
+        if left.param_names == right.param_names:
+            odd = [name for name, shape in shapes[0].items() if shapes[1].get(name) != shape]
+            raise InputError(
+                f"The random terms {listing(odd)} of the two SummaryStats have the same parameters "
+                "and other effects, times or units. Build both with the same levels of the column, "
+                "such as an ordered categorical, and the same unit."
+            )
         raise InputError(
             "The two SummaryStats have different variance components: "
             f"{listing(left.param_names)} and {listing(right.param_names)}."

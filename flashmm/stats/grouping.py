@@ -201,20 +201,32 @@ def group_codes(values: pd.Series[Any], name: str) -> tuple[IntArray, pd.Index]:
     return np.asarray(codes, dtype=np.intp), pd.Index(levels)
 
 
-def labels_of(texts: Iterable[str], labels: Sequence[str]) -> dict[str, str]:
-    """The label that each of some texts is: the same or, of numbers, an equal one (1 for 1.0).
+def labels_of(
+    texts: Iterable[str], labels: Sequence[str], *, numbers: bool = False
+) -> dict[str, str]:
+    """The label that each of some texts is: the same, or that of the same day without its time.
 
-    Texts that are none are left out.
+    Of ``numbers`` an equal one (1 for 1.0) does too. Texts that are none are left out.
     """
-    by_number = {number: label for label in labels if (number := _number(label)) is not None}
+    by_key: dict[str | float, list[str]] = {}
+    for label in labels:
+        for key in _keys(label, numbers=numbers):
+            by_key.setdefault(key, []).append(label)
     found = {}
     for text in texts:
-        number = _number(text)
+        same = next((by_key[k] for k in _keys(text, numbers=numbers) if k in by_key), [])
         if text in labels:
             found[text] = text
-        elif number in by_number:
-            found[text] = by_number[number]
+        elif len(same) == 1:
+            found[text] = same[0]
     return found
+
+
+def _keys(text: str, *, numbers: bool) -> list[str | float]:
+    """What texts that mean the same share: a date without its time at midnight, a number."""
+    number = _number(text) if numbers else None
+    day: str | float = text.removesuffix(" 00:00:00")
+    return [day] if number is None else [day, number]
 
 
 def _number(text: str) -> float | None:

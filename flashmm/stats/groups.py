@@ -149,7 +149,10 @@ def _of_mapping(groups: GroupSums, by: Any, option: str) -> tuple[IntArray, list
 def _by_label(mapping: Mapping[Any, Any], groups: GroupSums) -> dict[str, Any]:
     """A mapping from groups by their labels; numbers may be written 1 or 1.0."""
     values = {str(key): value for key, value in mapping.items()}
-    return {label: values[text] for text, label in labels_of(values, groups.labels).items()}
+    return {
+        label: values[text]
+        for text, label in labels_of(values, groups.labels, numbers=True).items()
+    }
 
 
 def coarser_of(stats: Any, by: Any) -> str:

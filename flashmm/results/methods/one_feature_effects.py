@@ -104,6 +104,7 @@ class OneFeatureEffects:
     @property
     def random_effects_cov(self) -> dict[str, pd.DataFrame]:
         """Conditional covariance matrices of `random_effects`, given y and beta."""
+        self._fitted.shared_samples("random_effects_cov", "blup(se='conditional') has errors.")
         stats = self._fitted.one_design("random_effects_cov")
         theta = self._one["theta"].to_numpy()
         proper = np.isfinite(theta).all() and theta[-1] > 0
@@ -129,7 +130,6 @@ class OneFeatureEffects:
     def _conditional_blocks(self, stats: Any, theta: FloatArray, columns: IntArray) -> FloatArray:
         roots, by_group = self._fitted.projection.roots, self._fitted.options.residual_by
         if by_group:
-            self._fitted.shared_samples("random_effects_cov", "blup(se='conditional') has errors.")
             whole = self._fitted.on_request.conditional_covariance(self._position)
             if roots is None:
                 return whole[columns[:, :, None], columns[:, None, :]]
