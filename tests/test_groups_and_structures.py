@@ -496,3 +496,40 @@ def test_simpler_structures_are_nested():
     assert fits["cs"].compare_lr_test(alone.fit(parameter_space="psd")).attrs["null"] == (
         "0.5 chi2_1 + 0.5 chi2_2"
     )
+
+
+def test_coarser_groups_are_told_with_one_feature():
+    """Sums over the levels of random effects tell groups apart where the features are few."""
+    rng = np.random.default_rng(8)
+    data = pd.DataFrame(
+        {name: rng.choice(list(letters), 240) for name, letters in (("s", "xyz"), ("k", "abcd"))}
+    )
+    data["g"] = rng.choice(list("pqrstuv"), 240)
+    Y = rng.normal(size=(1, 240))
+    model = fm.MultiLMM.from_formula("~ 1 + (1 | g)", data=data, Y=Y, sums_by="s:k")
+    fine, coarse = (model.fit("ML", residual_by=by) for by in ("s:k", "s"))
+    test = fine.compare_lr_test(coarse)
+    assert test["df"].tolist() == [9]
+    other = data.assign(s=rng.permutation(data["s"]))
+    apart = fm.MultiLMM.from_formula("~ 1 + (1 | g)", data=other, Y=Y, sums_by="s")
+    with pytest.raises(fm.InputError, match="unions"):
+        fine.compare_lr_test(apart.fit("ML", residual_by="s"))
+
+
+def test_texts_of_groups_are_no_numbers():
+    """'01' is none of the groups '1' and '10', though they are numbers; a day needs no time."""
+    rng = np.random.default_rng(9)
+    data = pd.DataFrame({"s": rng.choice(["1", "10"], 60), "g": rng.choice(list("pqrst"), 60)})
+    data["day"] = pd.to_datetime(data["s"].map({"1": "2020-01-01", "10": "2020-02-01"}))
+    for by, good, wrong in (
+        ("s", ["1"], ["01"]),
+        ("day", [pd.Timestamp("2020-01-01").date()], ["2020-03-01"]),
+    ):
+        model = fm.MultiLMM.from_formula(
+            "~ 1 + (1 | g)", data=data, Y=rng.normal(size=(2, 60)), sums_by=by
+        )
+        result = model.fit(residual_by=by)
+        new = pd.DataFrame({"g": ["p"], by: good})
+        assert result.predict(new, interval="prediction") is not None
+        with pytest.raises(fm.InputError, match="No residual variance is known"):
+            result.predict(pd.DataFrame({"g": ["p"], by: wrong}), interval="prediction")

@@ -108,6 +108,7 @@ def test_a_residual_variance_below_zero_without_bounds():
 def test_where_rounding_leaves_no_digits_nothing_is_shown(index, method, monkeypatch):
     """In large designs, whose groups' roots have too many rows: what is shown is right, or NaN."""
     monkeypatch.setattr(near_zero, "_SMALL", ())
+    monkeypatch.setattr(near_zero, "_FEW_ROWS", 0)
     one = draw_grouped(2912, index)
     result = one.fit(method, "unconstrained")
     theta, stalled = theta_of(one, result), (result.status == "stalled").to_numpy()

@@ -245,7 +245,7 @@ def _numbers(values: Any, name: str, levels: Any) -> FloatArray | sp.csr_array:
     if len(bad):
         i, j = (int(x) for x in bad[0])
         place = f"in row {i + 1} and column {j + 1}"
-        if levels is not None and matrix.shape == (len(levels),) * 2:
+        if isinstance(levels, Sequence) and matrix.shape == (len(levels),) * 2:
             place = f"between {str(levels[i])!r} and {str(levels[j])!r}"
         raise InputError(
             f"{name} holds {len(bad)} values that are missing or infinite: the first {place}."

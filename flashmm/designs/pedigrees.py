@@ -194,7 +194,10 @@ def _tabular(read: _Pedigree) -> FloatArray:
 
 def _read(pedigree: pd.DataFrame, id: str, sire: str, dam: str) -> _Pedigree:
     """Names and parents, sorted so that parents come first."""
-    table = pd.DataFrame(as_pandas(pedigree))
+    try:
+        table = pd.DataFrame(as_pandas(pedigree))
+    except ValueError as error:
+        raise InputError(f"The pedigree is no table: {error}") from error
     absent = [name for name in (id, sire, dam) if name not in table.columns]
     if absent:
         raise InputError(

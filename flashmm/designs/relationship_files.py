@@ -146,6 +146,11 @@ def _table(path: str | PathLike[str], sep: str, decimal: str) -> pd.DataFrame:
     head = pd.read_csv(path, sep=sep, index_col=False, nrows=0)
     wide = pd.read_csv(path, sep=sep, header=None, skiprows=1, nrows=1).shape[1]
     names = [str(name) for name in head.columns]
+    if wide not in (len(names), len(names) + 1):
+        raise InputError(
+            f"{str(path)!r} is no square table: its first row has {wide} entries, its header "
+            f"{len(names)}."
+        )
     corner = names.pop(0) if wide == len(names) else ""  # R's write.table leaves it out
     if _is_number(corner):
         raise InputError(

@@ -56,9 +56,10 @@ class OwnParameters:
 
     def lost_in_rounding(self, u: FloatArray, expected: FloatArray) -> BoolArray:
         """Whose scores of residual variances may be rounding alone, shape (B,)."""
-        if not hasattr(type(self.inner), "near_zero"):
+        judge = getattr(self.inner, "lost_in_rounding", None)
+        if judge is None or hasattr(self.inner, "of"):  # rows of their own are not judged
             return np.zeros(u.shape[0], dtype=bool)
-        return np.asarray(self.inner.lost_in_rounding(self.curved.theta(u), expected))
+        return np.asarray(judge(self.curved.theta(u), expected))
 
     def evaluate(self, theta: FloatArray, features: IntArray) -> Evaluation:
         """Evaluate own parameters (B, k) for the features at the positions ``features`` (B,)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from flashmm.exceptions import listing
-from flashmm.likelihood.residual_groups.explained import explained_by_effects
+from flashmm.likelihood.residual_groups.explained import explained_by_effects, explained_is_cheap
 from flashmm.likelihood.residual_groups.groups import ResidualGroups
 from flashmm.results.fitted import FittedModel
 from flashmm.solvers.verdict_texts import Status
@@ -23,11 +23,12 @@ def explained_groups(fitted: FittedModel, position: int | None = None) -> str:
     of few samples only features without a fit are looked at.
     """
     likelihood, structure = fitted.likelihood, fitted.stats.structure
-    if not isinstance(likelihood, ResidualGroups):
+    if not isinstance(likelihood, ResidualGroups) or not explained_is_cheap(likelihood):
         return ""
     features = np.arange(likelihood.m) if position is None else np.array([position])
     if min(structure.residual_sizes) >= SMALL_GROUP:
-        features = features[fitted.array("status")[features] > Status.BOUNDARY]
+        unbounded = (Status.NO_MAXIMUM, Status.STALLED, Status.PERFECT_FIT)
+        features = features[np.isin(fitted.array("status")[features], unbounded)]
         if features.size == 0:
             return ""
     always, found = explained_by_effects(likelihood, features)

@@ -359,7 +359,8 @@ def _restart_in_small_groups(
     if sizes is None:
         sizes = np.array([structure.residual_sizes])
     small = ((sizes > 0) & (sizes < SMALL_GROUP)).any(axis=1)  # of a group without samples: no
-    features = features[np.broadcast_to(small, search.projection.m)[features]]
+    lost = (solution.status == Status.ITERATION_LIMIT) & (space.name == "psd")
+    features = features[(np.broadcast_to(small, search.projection.m) | lost)[features]]
     if features.size == 0:
         return
     sound = np.zeros(solution.status.size, dtype=bool)

@@ -160,7 +160,7 @@ def check_designs_room(
     ``pairs``: entries of Z'WZ that all samples together have.
     """
     entries = sum(own.size for own in columns)
-    size = 8 * count * (grouping.k * (p * p + 2 * p + pairs / max(grouping.k, 1)) + entries * p)
+    size = 8 * count * (grouping.k * (p * p + 2 * p) + pairs + entries * p)
     budget = limits.GROUP_BYTES
     if size > budget:
         raise InputError(

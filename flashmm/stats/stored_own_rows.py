@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import xarray as xr
 
 from flashmm.arrays.types import IntArray
-from flashmm.exceptions import InputError
+from flashmm.exceptions import InputError, listing
 from flashmm.stats.fields import GroupSums
 from flashmm.stats.own_designs import (
     DesignSums,
@@ -110,11 +110,17 @@ def group_designs_from_dataset(
     """The inverse, for groups of sums and the designs of all samples."""
     if groups is None:
         return ()
+    fields = (*_GROUP_FIELDS, "ZX", "ZZ", "row", "column")
+    absent = [f"own_group_{name}" for name in fields if f"own_group_{name}" not in ds]
+    if absent:
+        raise InputError(f"The designs by group lack {listing(absent)}.")
     value = {name: ds[f"own_group_{name}"].to_numpy() for name in (*_GROUP_FIELDS, "ZX", "ZZ")}
     if not np.array_equal(value["n"].sum(axis=0), designs.n):
         raise InputError("The samples of its designs by group are not those of the designs.")
     row, column = (ds[f"own_group_{name}"].to_numpy().astype(np.intp) for name in ("row", "column"))
     edges = np.cumsum([0, *(part.q for part in groups.parts)])
+    if row.size and (row.min() < 0 or row.max() >= edges[-1]):
+        raise InputError("The designs by group have rows beyond the columns of Z.")
     result = []
     for i, (first, last) in enumerate(pairwise(edges)):
         here = np.flatnonzero((row >= first) & (row < last))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flashmm.arrays.types import BoolArray, FloatArray
+from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.likelihood.elimination import small
 from flashmm.likelihood.residual_groups.block_sums import BlockSums, Vectors
 from flashmm.likelihood.residual_groups.border import Border, damped_inverse
@@ -49,8 +49,10 @@ class BlockAt:
         D of the border, shape (B, b, b).
     log_det
         log |V| - log |R|, of blocks and border, shape (B,).
-    least, lowest
-        The least eigenvalue of V_F, and of V, in their units, shape (B,).
+    least, negative
+        The least eigenvalue of V_F, in its units, and how many are not positive, shape (B,).
+    lowest
+        The least eigenvalue of V, in its units, shape (B,).
     """
 
     sums: BlockSums
@@ -66,6 +68,7 @@ class BlockAt:
     D_b: FloatArray
     log_det: FloatArray
     least: FloatArray
+    negative: IntArray
     lowest: FloatArray
 
     @classmethod
@@ -79,7 +82,7 @@ class BlockAt:
         C_fr = np.matmul(c, sums.S_fr.reshape(s, H, L * w)).reshape(s, B, L, w)
         C_rr = (c @ sums.S_rr.reshape(H, w * w)).reshape(B, w, w)
         own = np.column_stack([theta[:, :k], np.zeros(B)])
-        F, log_det, least = _inverses(sums, own, C_ff)
+        F, log_det, least, negative = _inverses(sums, own, C_ff)
         loaded, U = np.zeros_like(C_fr), C_fr.copy()
         for i, j in np.ndindex(s, s):
             loaded[i] += F[i, j][:, :, None] * C_fr[j]
@@ -95,7 +98,8 @@ class BlockAt:
         lowest = np.minimum(np.minimum(least, border.lowest), share)
         log_det = log_det + border.log_det
         return cls(
-            sums, theta, c, C_ff, F, C_fr, C_rr, loaded, U, border, D_b, log_det, least, lowest
+            *(sums, theta, c, C_ff, F, C_fr, C_rr, loaded, U, border, D_b),
+            *(log_det, least, negative, lowest),
         )
 
     @property
@@ -184,16 +188,18 @@ class BlockAt:
 
 def _inverses(
     sums: BlockSums, own: FloatArray, C: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """F (s, s, B, L), the sum of log |I + C D| (B,) and the least eigenvalue of these (B,).
+) -> tuple[FloatArray, FloatArray, FloatArray, IntArray]:
+    """F (s, s, B, L), the sum of log |I + C D|, their least eigenvalue, how many are below 0 (B,).
 
     ``own``: the parameters of D and a zero, (B, k + 1).
     """
     s, L, B = sums.s, sums.L, own.shape[0]
     if L == 0:
-        return np.empty((0, 0, B, 0)), np.zeros(B), np.full(B, np.inf)
+        none = np.zeros(B, dtype=np.intp)
+        return np.empty((0, 0, B, 0)), np.zeros(B), np.full(B, np.inf), none
     root, fine = _roots(sums, own)
     F, log_det, least = np.empty((s, s, B, L)), np.empty(B), np.empty(B)
+    negative = np.zeros(B, dtype=np.intp)
     good, bad = np.flatnonzero(fine), np.flatnonzero(~fine)
     if good.size:
         every = slice(None) if good.size == B else good
@@ -220,8 +226,8 @@ def _inverses(
         F[:, :, bad] = stack.reshape(bad.size, L, s, s).transpose(2, 3, 0, 1)
         values = values.reshape(bad.size, L * s)
         log_det[bad] = np.log(np.abs(values)).sum(axis=1)
-        least[bad] = values.min(axis=1)
-    return F, log_det, least
+        least[bad], negative[bad] = values.min(axis=1), (values <= 0).sum(axis=1)
+    return F, log_det, least, negative
 
 
 def _roots(sums: BlockSums, own: FloatArray) -> tuple[FloatArray, BoolArray]:

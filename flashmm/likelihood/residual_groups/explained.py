@@ -17,12 +17,17 @@ import numpy as np
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
 from flashmm.designs.design import CovarianceStructure
 from flashmm.likelihood.residual_groups.groups import ResidualGroups
-from flashmm.likelihood.residual_groups.near_zero import RANK, GroupsNearZero
+from flashmm.likelihood.residual_groups.near_zero import MOST_ROWS, RANK, GroupsNearZero
 
-__all__ = ["explained_by_effects"]
+__all__ = ["explained_by_effects", "explained_is_cheap"]
 
 # Terms of which any may be without variance.
 _MOST_TERMS = 4
+
+
+def explained_is_cheap(sums: ResidualGroups) -> bool:
+    """Whether the groups' roots have few enough rows to look at them."""
+    return float(np.minimum(sums.n, sums.S.shape[1]).sum()) <= MOST_ROWS
 
 
 def explained_by_effects(sums: ResidualGroups, features: IntArray) -> tuple[BoolArray, BoolArray]:

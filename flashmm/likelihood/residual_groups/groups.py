@@ -182,7 +182,7 @@ class ResidualGroups:
             return self.blocks
         return BlockSums.make(self.S, self.n, self.projection.structure, dense=True)
 
-    def _parts(self, theta: FloatArray) -> Iterator[tuple[IntArray, BlockAt]]:
+    def parts(self, theta: FloatArray) -> Iterator[tuple[IntArray, BlockAt]]:
         """What theta (B, k + H) makes of the sums, a few rows at a time, and which they are."""
         size = self._rows_at_once(_BLOCK_CACHE, self.blocks.numbers)
         for start in range(0, theta.shape[0], size):
@@ -197,11 +197,15 @@ class ResidualGroups:
                 continue
             if not beyond.all():
                 yield rows[~beyond], BlockAt.of(self.blocks, theta[rows[~beyond]])
-            yield rows[beyond], BlockAt.of(self.dense, theta[rows[beyond]])
-
-    def parts(self, theta: FloatArray) -> Iterator[tuple[IntArray, BlockAt]]:
-        """What theta (B, k + H) makes of the sums, a few rows at a time, and which they are."""
-        return self._parts(theta)
+            # No border makes more directions positive than it has positive variances of its own.
+            hopeless = beyond & (at.negative > (np.linalg.eigvalsh(at.D_b) > 0).sum(axis=1))
+            if hopeless.any():
+                yield rows[hopeless], BlockAt.of(self.blocks, theta[rows[hopeless]])
+            rest = rows[beyond & ~hopeless]
+            step = self._rows_at_once(_BLOCK_CACHE, self.dense.numbers)
+            for first in range(0, rest.size, step):
+                some = rest[first : first + step]
+                yield some, BlockAt.of(self.dense, theta[some])
 
     def _rows_at_once(self, cache: int, numbers: int) -> int:
         """Features whose arrays, gone through often, stay within so many bytes."""
@@ -254,7 +258,7 @@ class ResidualGroups:
         """Of a few rows at a time: which, the evaluation, and the least eigenvalue of V."""
         reml = self.method == "REML"
         if self.diagonal is None:
-            for here, block in self._parts(theta):
+            for here, block in self.parts(theta):
                 s, yy = self._sums_of(features[here])
                 yield here, evaluated_by_block(block, s, yy, reml=reml), block.lowest
             return
@@ -309,7 +313,7 @@ class ResidualGroups:
     ) -> Iterator[tuple[IntArray, BlockAt | DiagonalAt, FloatArray]]:
         """Of a few rows at a time: which, what theta makes, and coefficients of whitened X."""
         if self.diagonal is None:
-            for here, block in self._parts(theta):
+            for here, block in self.parts(theta):
                 total = np.matmul(block.c[:, None], self.s[features[here]])
                 fixed = block.times_N(block.sums.split(total)).r[:, 0, block.sums.b :]
                 yield here, block, fixed
@@ -328,7 +332,7 @@ class ResidualGroups:
         unit = np.sqrt(p.scale[features])[:, None] / p.column_scale
         blup = np.empty((features.size, q))
         variance = None if se is None else np.empty((features.size, q))
-        for here, at in self._parts(theta):
+        for here, at in self.parts(theta):
             total = np.matmul(at.c[:, None], self.s[features[here]])
             r = at.less_CN(at.sums.split(total))
             blup[here] = at.sums.joined(at.times_D(r))[:, 0, :q]
@@ -341,7 +345,7 @@ class ResidualGroups:
     def apply_T(self, theta: FloatArray, vectors: FloatArray) -> FloatArray:
         """T v with T = Z'PZ at theta for the rows of vectors (B, c, q), same shape."""
         result = np.empty_like(vectors)
-        for here, at in self._parts(theta):
+        for here, at in self.parts(theta):
             result[here] = at.apply_T(vectors[here])
         return result
 
@@ -356,7 +360,7 @@ class ResidualGroups:
             np.empty((theta.shape[0], groups, k, k, r, r)) if adjustment else None,
         )
         structure, rows = self.projection.structure, L @ self.projection.whitening
-        for here, at in self._parts(theta):
+        for here, at in self.parts(theta):
             found = moments_by_block(at, structure, rows, adjustment=adjustment)
             result.variance[here], result.gradient[here] = found.variance, found.gradient
             if result.adjustment is not None:
@@ -387,7 +391,7 @@ class ResidualGroups:
             if self.diagonal is not None:
                 result[rows] = DiagonalAt.of(self.diagonal, theta[rows]).lowest
             else:
-                for here, at in self._parts(theta[rows]):
+                for here, at in self.parts(theta[rows]):
                     result[rows[here]] = at.lowest
         return result
 

@@ -39,12 +39,17 @@ from flashmm.likelihood.projection import Projection
 from flashmm.likelihood.residual_groups.groups import ResidualGroups
 from flashmm.likelihood.residual_groups.level_traces import Ratios
 
-__all__ = ["RANK", "GroupsNearZero", "GroupsOfAnySize"]
+__all__ = ["MOST_ROWS", "RANK", "GroupsNearZero", "GroupsOfAnySize"]
 
 # Eigenvalues of a group's sums, scaled to unit diagonal, that are rounding.
 RANK = 1e-11
 # Rows of all groups, and the residual variance, in internal units, below which this is called in.
 _SMALL = ((256, 1e-3), (600, 1e-4))
+MOST_ROWS = _SMALL[-1][0]
+# Rows up to which features whose V is nearly singular, or indefinite, are handed on: each
+# evaluation takes products of matrices of that size, and searches of the unconstrained space that
+# have no maximum take hundreds.
+_FEW_ROWS = 128
 # Variances of contrasts that are zero, as a share of what equal residual variances give.
 _NO_VARIANCE = 1e-10
 # Bytes of the matrices of the features that are evaluated at once.
@@ -382,16 +387,21 @@ class GroupsOfAnySize(ResidualGroups):
         rows = float(np.minimum(self.n, self.S.shape[1]).sum())
         return next((share for most, share in _SMALL if rows <= most), -np.inf)
 
+    @cached_property
+    def _goes_beyond(self) -> bool:
+        """Whether features with a nearly singular or an indefinite V are handed on."""
+        return float(np.minimum(self.n, self.S.shape[1]).sum()) <= _FEW_ROWS
+
     @property
     def least(self) -> float:
         """The least eigenvalue of V, in its units, for which nothing is handed on."""
-        return SINGULAR if self.small < 0.0 else _NEARLY_SINGULAR
+        return _NEARLY_SINGULAR if self._goes_beyond else SINGULAR
 
     def handed_on(self, theta: FloatArray) -> BoolArray:
         """Which rows of theta (B, k + H) are handed on, (B,)."""
         near = np.asarray((theta[:, -self.H :] < self.small).any(axis=1))
         rows = np.flatnonzero(~near & ((theta < 0.0).any(axis=1) | self._correlated))
-        if self.small > 0.0 and rows.size:
+        if self._goes_beyond and rows.size:
             near[rows] = super().distance_to_edge(theta[rows]) <= self.least
         return near
 
@@ -428,7 +438,7 @@ class GroupsOfAnySize(ResidualGroups):
                 result = found
             else:
                 result.put(ours, found)
-            near[ours] = ~np.isfinite(found.loglik)
+            near[ours] = ~np.isfinite(found.loglik) & self._goes_beyond
         rows = np.flatnonzero(near)
         if rows.size:
             result.put(rows, self.near_zero.evaluate(theta[rows], features[rows]))
@@ -485,7 +495,7 @@ class GroupsOfAnySize(ResidualGroups):
         """Whose scores of residual variances, or likelihoods, may be rounding alone, shape (B,)."""
         lost = super().lost_in_rounding(theta, expected) & ~self.handed_on(theta)
         rows = np.flatnonzero(~lost & ((theta < 0.0).any(axis=1) | self._correlated))
-        if self.small < 0.0 and rows.size:
+        if not self._goes_beyond and rows.size:
             lost[rows] = super().distance_to_edge(theta[rows]) < _LOST
         return lost
 
