@@ -55,8 +55,9 @@ def relationship_matrix(
     ----------
     pedigree
         One row per individual, in any order: a DataFrame of pandas or polars, a dict of columns.
-        Unknown parents are missing, empty, ``0``, ``-9``, ``*``, ``.``, ``?`` or ``unknown``;
-        parents without a row of their own are founders.
+        Unknown parents are missing, empty, or ``0``, ``-1``, ``-9``, ``-``, ``*``, ``.``, ``?``,
+        ``NA``, ``n/a``, ``none``, ``null``, ``unk`` or ``unknown``, so that no individual may be
+        called so; parents without a row of their own are founders.
     id, sire, dam
         Its columns.
 

@@ -47,7 +47,7 @@ def heterogeneity(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
         with np.errstate(divide="ignore", invalid="ignore"):
             I2 = np.where(np.isnan(Q), np.nan, 100.0 * np.fmax(0.0, 1.0 - 1.0 / H2))
     dims = ("feature", "component")
-    return xr.Dataset(
+    found = xr.Dataset(
         {
             "Q": ("feature", Q),
             "df": ("feature", np.where(known, df[positions], np.nan)),
@@ -63,6 +63,7 @@ def heterogeneity(fitted: FittedModel, positions: IntArray) -> xr.Dataset:
             "component": pd.Index(fitted.params[variances]),
         },
     )
+    return found if variances.size else found.drop_dims("component")
 
 
 def _intercepts(fitted: FittedModel) -> IntArray:

@@ -1,7 +1,7 @@
 """Residual variances by group where Z falls into small blocks beside a border.
 
-The formulas of `flashmm.likelihood.residual_groups.groups` without a matrix of the size of Z.
-Columns of the terms of one grouping factor (and of what is nested in it) fall into L blocks of s
+The formulas of `flashmm.likelihood.residual_groups.groups` without a matrix of the size of Z for
+each feature. Columns of the terms of one grouping factor (and of what is nested in it) fall into L blocks of s
 columns; the other columns of Z, and X, are a border of width w. With V_F = R + Z_F D_F Z_F', a
 block l has
 

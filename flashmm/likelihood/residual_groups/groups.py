@@ -28,6 +28,7 @@ from functools import cached_property
 import numpy as np
 
 from flashmm.arrays.types import BoolArray, FloatArray, IntArray
+from flashmm.exceptions import InputError
 from flashmm.likelihood.base import (
     SINGULAR,
     ContrastMoments,
@@ -51,6 +52,8 @@ __all__ = ["ResidualGroups", "lost_digits"]
 # Bytes of the arrays of features that are evaluated at once.
 _CACHE = 2**21
 _BLOCK_CACHE = 2**23
+# The most bytes that the groups' dense sums may take.
+_MOST_BYTES = 2**33
 # Rounding of a score, in standard errors, from which it says nothing of a maximum.
 _LOST = 1e-4
 
@@ -89,6 +92,12 @@ class ResidualGroups:
         p, q = projection.p, projection.structure.q
         names = {name: i for i, name in enumerate(projection.structure.column_names)}
         H, m, a = groups.k, projection.m, p + q
+        if 8 * H * a * a > _MOST_BYTES:
+            raise InputError(
+                f"The sums of {H} groups over {q} random effects take "
+                f"{8 * H * a * a / 2**30:.1f} GiB, more than the {_MOST_BYTES / 2**30:.0f} GiB "
+                "that residual_by takes. Leave out the factor with the most levels."
+            )
         S, s, yy = np.zeros((H, a, a)), np.empty((m, H, a)), np.empty((m, H))
         W, unit = projection.whitening, np.sqrt(projection.scale)
         for h, part in enumerate(groups.parts):
