@@ -1,9 +1,9 @@
 """Residual variances by group where Z falls into small blocks beside a border.
 
 The formulas of `flashmm.likelihood.residual_groups.groups` without a matrix of the size of Z for
-each feature. Columns of the terms of one grouping factor (and of what is nested in it) fall into L blocks of s
-columns; the other columns of Z, and X, are a border of width w. With V_F = R + Z_F D_F Z_F', a
-block l has
+each feature. Columns of the terms of one grouping factor (and of what is nested in it) fall into L
+blocks of s columns; the other columns of Z, and X, are a border of width w. With
+V_F = R + Z_F D_F Z_F', a block l has
 
     F_l = D_l (I + C_ll D_l)^-1,   H_l = F_l C_lr,   U_l = C_lr - C_ll H_l = Z_l'V_F^-1 A_r,
     W_l = C_ll - C_ll F_l C_ll = Z_l'V_F^-1 Z_l,     K_r = C_rr - sum_l C_rl H_l = A_r'V_F^-1 A_r
