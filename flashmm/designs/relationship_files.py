@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -158,17 +158,13 @@ def _table(path: str | PathLike[str], sep: str, decimal: str) -> pd.DataFrame:
             f"number {corner}. Read a matrix without names with numpy and name its levels: "
             "fm.Covariance(K, levels=[...])."
         )
-    body = pd.read_csv(
-        path,
-        sep=sep,
-        decimal=decimal,
-        header=None,
-        skiprows=1,
-        names=range(len(names) + 1),
-        index_col=False,
-        converters={0: str.strip},
-    )
-    return body.set_index(0).set_axis(names, axis=1)
+    options: dict[str, Any] = {
+        **{"sep": sep, "header": None, "skiprows": 1, "index_col": False},
+        "names": range(len(names) + 1),
+    }
+    rows = pd.read_csv(path, usecols=[0], dtype=str, na_filter=False, **options)[0]
+    body = pd.read_csv(path, decimal=decimal, **options).drop(columns=0)
+    return body.set_axis(rows.str.strip().to_numpy(), axis=0).set_axis(names, axis=1)
 
 
 def _is_number(text: str) -> bool:

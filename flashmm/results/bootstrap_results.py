@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +23,15 @@ METHODS = ("percentile", "basic", "normal")
 
 
 @answer_calls
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without numpy's warnings of features that have no estimate, and so no replicates."""
+    with warnings.catch_warnings():
+        for said in ("All-NaN slice", "Mean of empty slice", "Degrees of freedom"):
+            warnings.filterwarnings("ignore", said, RuntimeWarning)
+        yield
+
+
 @dataclass(frozen=True)
 class BootstrapResults:
     """Replicates of statistics under the fitted models.
@@ -73,12 +84,14 @@ class BootstrapResults:
     @property
     def se(self) -> xr.DataArray:
         """Standard deviations of the replicates, dims feature, statistic."""
-        return self.replicates.std("replicate", ddof=1, skipna=True).rename("se")
+        with _quiet():
+            return self.replicates.std("replicate", ddof=1, skipna=True).rename("se")
 
     @property
     def bias(self) -> xr.DataArray:
         """Mean of the replicates minus the estimate, dims feature, statistic."""
-        return (self.replicates.mean("replicate", skipna=True) - self.estimate).rename("bias")
+        with _quiet():
+            return (self.replicates.mean("replicate", skipna=True) - self.estimate).rename("bias")
 
     @property
     def n_failed(self) -> xr.DataArray:
@@ -127,8 +140,7 @@ class BootstrapResults:
             centre = self.estimate - self.bias
             bounds = [centre - half, centre + half]
         else:
-            with warnings.catch_warnings():  # features without an estimate have no replicates
-                warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
+            with _quiet():
                 both = self.replicates.quantile(
                     [alpha / 2.0, 1.0 - alpha / 2.0], "replicate", method="weibull", skipna=True
                 )
