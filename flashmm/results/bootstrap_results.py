@@ -22,7 +22,6 @@ __all__ = ["BootstrapResults"]
 METHODS = ("percentile", "basic", "normal")
 
 
-@answer_calls
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without numpy's warnings of features that have no estimate, and so no replicates."""
@@ -32,6 +31,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+@answer_calls
 @dataclass(frozen=True)
 class BootstrapResults:
     """Replicates of statistics under the fitted models.
