@@ -457,3 +457,15 @@ def test_structures_that_are_not_linear_hold_it_too(structure, method):
     general = model.fit(method, engine="general", **options)
     assert_allclose(result.theta["Residual"], 1.0, rtol=1e-14)
     assert_allclose(result.llf, general.llf, atol=1e-6)
+
+
+def test_a_feature_named_twice_is_refused():
+    """1 and "1" are one feature; 1.0 is it too."""
+    rng = np.random.default_rng(3)
+    data = pd.DataFrame({"g": np.repeat(list("abcdef"), 4)})
+    Y = pd.DataFrame(rng.normal(size=(2, 24)), index=[1, 2])
+    model = fm.MultiLMM.from_formula("~ 1 + (1 | g)", data=data, Y=Y)
+    with pytest.raises(fm.InputError, match="more than once"):
+        model.fit(residual_variance={1: 1.0, "1": 9.0, 2: 1.0})
+    same = model.fit(residual_variance={1.0: 2.0, 2.0: 3.0})
+    assert_allclose(same.theta["Residual"], [2.0, 3.0])

@@ -191,3 +191,17 @@ def test_tables_keep_names_as_they_are_written(tmp_path):
         path.write_text(text, "utf-8")
         with pytest.raises(fm.InputError, match=words):
             fm.read_covariance(path)
+
+
+def test_tables_that_are_none_say_so(tmp_path):
+    """Levels of a wrong type beside missing values, columns and rows of unequal length."""
+    K = np.array([[1.0, np.nan], [np.nan, 1.0]])
+    for levels in (5, iter("ab")):
+        with pytest.raises(fm.InputError):
+            fm.Covariance(K, levels=levels)
+    with pytest.raises(fm.InputError, match="no table"):
+        fm.relationship_matrix({"id": ["a", "b"], "sire": ["0"], "dam": ["0", "0"]})
+    path = tmp_path / "K.csv"
+    path.write_text(",a,b\na,1\nb,0.5,1\n")
+    with pytest.raises(fm.InputError, match=r"first row has 2 entries, its header 3|no table"):
+        fm.read_covariance(path)

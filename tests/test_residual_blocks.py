@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 
 import flashmm as fm
 from flashmm.likelihood import make_likelihood, project_any
-from flashmm.likelihood.residual_groups import block_sums
+from flashmm.likelihood.residual_groups import block_sums, groups
 from flashmm.likelihood.residual_groups.blocks import BlockAt
 from flashmm.stats.groups import with_residual_groups
 
@@ -130,3 +130,21 @@ def test_what_blocks_cannot_tell(monkeypatch):
     got, truth = everything(mine, theta), everything(dense, theta)
     assert np.isfinite(truth["loglik"]).all()
     assert_same(got, truth)
+
+
+def test_a_border_that_cannot_help_is_not_tried(monkeypatch):
+    """More directions below zero than the border has positive variances: outside, and cheap."""
+    mine, _ = likelihood("(1 | g) + (1 | h)", "REML")
+    assert (mine.blocks.L, mine.blocks.b) == (9, 4)
+    theta = np.array([[-9.0, 0.5, 0.7, 1.3, 2.1]])
+    at = BlockAt.of(mine.blocks, theta)
+    assert at.negative[0] > 4
+    monkeypatch.setattr(type(mine), "dense", property(lambda _: pytest.fail("tried")))
+    assert mine.evaluate(theta, np.array([0])).loglik[0] == -np.inf
+
+
+def test_sums_that_are_too_large_are_refused(monkeypatch):
+    """Dense sums of all groups have a limit, told in GiB."""
+    monkeypatch.setattr(groups, "_MOST_BYTES", 1000)
+    with pytest.raises(fm.InputError, match="3 groups over 9 random effects take"):
+        likelihood("(1 | g)", "REML")

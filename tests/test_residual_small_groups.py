@@ -332,3 +332,18 @@ def test_a_maximum_is_not_given_up_for_a_worse_verdict(kind, where, monkeypatch)
     assert kept.status[0] == Status.BOUNDARY
     assert kept.evaluation.loglik[0] == -10.0
     assert tried(better).evaluation.loglik[0] == -5.0
+
+
+def test_a_search_that_creeps_to_a_zero_variance_ends():
+    """Levels of one sample each in a group of 32: steps towards zero took all that were allowed."""
+    rng = np.random.default_rng(0)
+    s = np.repeat([0, 1, 2], 32)
+    level = np.where(s == 0, np.arange(96), rng.integers(0, 12, 96) + 1000)
+    data = pd.DataFrame({"s": np.array(list("uvw"))[s], "level": level.astype(str)})
+    data["x"] = rng.normal(size=96)
+    Y = np.array([0.3, 1.0, 1.4])[s] * rng.normal(size=(12, 96))
+    Y += rng.normal(size=(12, 2000))[:, level]
+    model = fm.MultiLMM.from_formula("~ x + (1 | level)", data=data, Y=Y, sums_by="s")
+    result = model.fit(residual_by="s", parameter_space="psd")
+    assert result.n_iter.max() > 500  # one crept
+    assert set(result.status) == {"converged", "boundary"}

@@ -211,6 +211,8 @@ class ResidualGroups:
             if hopeless.any():
                 yield rows[hopeless], BlockAt.of(self.blocks, theta[rows[hopeless]])
             rest = rows[beyond & ~hopeless]
+            if rest.size == 0:
+                continue
             step = self._rows_at_once(_BLOCK_CACHE, self.dense.numbers)
             for first in range(0, rest.size, step):
                 some = rest[first : first + step]
